@@ -1,0 +1,1 @@
+"""The subcommands: one module each, which parses options, makes one library call, and prints."""

@@ -1,0 +1,1 @@
+"""One rule a file; registered in dittool/audit/registry.py."""

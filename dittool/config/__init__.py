@@ -1,0 +1,1 @@
+"""Configuration: strict typed sections, TOML files with overrides, presets."""

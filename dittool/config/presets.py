@@ -1,0 +1,34 @@
+"""The presets that are shipped: where they are and what they are called."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from dittool.errors import UsageError
+
+
+def preset_folder() -> Path:
+    """The folder of shipped presets, in a checkout and in an installed wheel alike."""
+    import dittool.presets
+
+    return Path(dittool.presets.__file__).parent
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets, in alphabetical order."""
+    return sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def preset_path(name: str) -> Path:
+    """The file behind a preset's name, or behind a path ending in `.toml`. Raises `UsageError` with the nearest name."""
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"preset {name}: no such file", "check the path, or see the shipped presets with: dit presets")
+        return path
+    if name in preset_names():
+        return preset_folder() / f"{name}.toml"
+    close = difflib.get_close_matches(name, preset_names(), n=1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    raise UsageError(f"preset '{name}' does not exist; shipped are {', '.join(preset_names())}", f"{guess}see them with: dit presets")

@@ -1,0 +1,187 @@
+"""What can be configured: one section, one class. Every key acts on something; unknown keys are errors.
+
+Values are checked here one by one and, where one depends on another, section by section. Reading files,
+overrides and the wording of errors is `load.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Counted = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Size = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The transformer. Widths of the text and image features come from the data's identity card, not from here."""
+
+    arch: Literal["dit"] = "dit"
+    depth: Positive
+    width: Positive  # divisible by heads and, for the sin-cos positions, by 4
+    heads: Positive
+    patch_size: Positive = 2  # latent cells along one side of a token
+    mlp_ratio: PositiveFloat = 4.0
+    qk_norm: bool = False  # RMS-norm of queries and keys
+    patches: bool = True  # the reference's patch tokens join the cross-attention context
+    patch_positions: bool = True  # sin-cos positions added to those tokens
+    gradient_checkpointing: bool = False  # recompute each block in backward
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Model:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
+        if self.width % 4:
+            raise ValueError(f"width {self.width} is not divisible by 4, which the 2-D sin-cos positions need")
+        if not self.patches and not self.patch_positions:
+            raise ValueError("patch_positions = false has no effect when patches = false; remove it")
+        return self
+
+
+class Encoders(Section):
+    """Names are `builtin:…`, a hub id, or a local folder."""
+
+    image: str
+    text: str
+    vae: str
+    dtype: Literal["fp32", "bf16"] = "fp32"  # arithmetic of image and text encoders; the VAE always runs in fp32
+    max_text_tokens: Positive = 512
+
+
+class Data(Section):
+    area: Size | None = None  # "512x512": the seven buckets scaled to this area …
+    buckets: list[Size] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
+    patch_storage: Literal["fp16", "fp32"] = "fp16"
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
+    latent_scaling: Literal["card", "measured"] = "card"  # the VAE's own scale and shift, or statistics of this data
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Data:
+        if (self.area is None) == (self.buckets is None):
+            raise ValueError("exactly one of area and buckets must be given")
+        return self
+
+
+class Flow(Section):
+    timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    shift: PositiveFloat = 1.0  # t' = shift·t / (1 + (shift − 1)·t): above 1 spends more steps near noise
+
+
+class Dropout(Section):
+    """Shares of training samples by which conditions they KEEP."""
+
+    none: Share
+    text_only: Share
+    reference_only: Share
+    both: Share
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Dropout:
+        total = self.none + self.text_only + self.reference_only + self.both
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the four shares sum to {total:g}, not 1")
+        return self
+
+
+class Train(Section):
+    """A step is one optimizer update, everywhere."""
+
+    steps: Positive
+    batch_size: Positive  # samples in one micro-batch, over all processes together
+    accumulate: Positive = 1  # micro-batches in one step
+    lr: PositiveFloat = 3e-4  # peak
+    min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_steps: Counted = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    clip: PositiveFloat = 1.0  # largest norm of the whole gradient
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
+    seed: Counted = 0
+    workers: Counted = 0  # processes that read batches; 0 reads in the training process
+    log_every: Positive = 10
+    eval_every: Counted = 0  # evaluation loss on the hold-out; 0: only at the end
+    sample_every: Counted = 0  # pictures on the way; 0: only at the end
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Train:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        return self
+
+
+class Ema(Section):
+    target: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    warmup: Literal["power", "linear"] = "power"  # power: (1+n)/(10+n); linear: 0 to target over warmup_steps
+    warmup_steps: Positive | None = None
+
+    @model_validator(mode="after")
+    def _warmup(self) -> Ema:
+        if self.warmup == "linear" and self.warmup_steps is None:
+            raise ValueError('warmup = "linear" needs warmup_steps')
+        if self.warmup == "power" and self.warmup_steps is not None:
+            raise ValueError('warmup_steps has no effect with warmup = "power"; remove it or set warmup = "linear"')
+        return self
+
+
+class Checkpoint(Section):
+    every: Positive = 1000  # steps
+    keep: Annotated[int, Field(ge=2)] = 3  # the newest so many stay
+    keep_every: Counted = 0  # and every so many steps one for good; 0: none
+
+
+class Sample(Section):
+    solver: Literal["euler"] = "euler"
+    steps: Positive = 50
+    cfg_text: Annotated[float, Field(ge=0)] = 3.0
+    cfg_dino: Annotated[float, Field(ge=0)] = 2.0
+    guidance: Literal["additive", "nested"] = "additive"
+
+
+class Thresholds(Section):
+    """What a GO needs. A criterion without a threshold is shown and does not decide."""
+
+    lpips: PositiveFloat | None = 0.2  # reconstruction, at most; judged only where LPIPS can run
+    gap_closed: Share | None = None  # reconstruction between ceiling (0) and codec floor (1), at least
+    swap_closer: Share | None = None  # share of pairs nearer to the swapped-in reference, at least
+    edit_shown: Share | None = None  # share of edited captions whose edit a checker sees, at least
+    sensitivity: PositiveFloat | None = None  # change under an edit over change under another seed, at least
+
+
+class Validate(Section):
+    limit: Positive = 100  # images
+    edits: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []  # words to exchange in captions
+    lpips_backbone: str | None = None  # AlexNet weights for LPIPS; else DIT_LPIPS_BACKBONE, else torchvision's cache
+    thresholds: Thresholds = Thresholds()
+
+
+class Config(Section):
+    description: str
+    model: Model
+    encoders: Encoders
+    data: Data
+    flow: Flow = Flow()
+    dropout: Dropout
+    train: Train
+    ema: Ema = Ema()
+    checkpoint: Checkpoint = Checkpoint()
+    sample: Sample = Sample()
+    validate_: Annotated[Validate, Field(alias="validate")] = Validate()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"1216x832"` → (1216, 832), width first. Raises ValueError on anything else."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if not match:
+        raise ValueError(f"'{text}' is not WIDTHxHEIGHT, for example 1216x832")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,1 @@
+"""Frozen networks that turn images and captions into features. The only place that imports transformers and diffusers."""

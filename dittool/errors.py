@@ -1,0 +1,79 @@
+"""The errors a user may meet. Each says what went wrong and where, then what to do next.
+
+`DitError` is the only kind that the command line turns into two lines and an exit code; anything else that
+escapes is a bug of ours and exits with 70. The codes are a contract: scripts branch on them.
+"""
+
+from __future__ import annotations
+
+import errno
+
+DONE, ANSWER_IS_NO, BUG = 0, 1, 70
+
+
+class DitError(Exception):
+    """A failure with an explanation: `message` is what, where and why; `hint` is what to do next."""
+
+    exit_code = BUG
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(DitError):
+    """A wrong option, preset or configuration value."""
+
+    exit_code = 2
+
+
+class BadDataError(DitError):
+    """Images, features, shards or checkpoints whose content cannot be used."""
+
+    exit_code = 3
+
+
+class UnsafeFileError(DitError):
+    """A file that could run code or exhaust the machine when it is loaded; it was not loaded."""
+
+    exit_code = 4
+
+
+class StorageError(DitError):
+    """Disk full, no permission, or a folder that another process holds."""
+
+    exit_code = 5
+
+
+class NonFiniteError(DitError):
+    """Training met NaN or infinity and stopped before the update."""
+
+    exit_code = 6
+
+
+class WeightsMissingError(DitError):
+    """Pretrained weights that are neither on this disk nor allowed to be fetched."""
+
+    exit_code = 7
+
+
+class Interrupted(DitError):
+    """A signal ended the work after its state was saved; the exit code is 128 + the signal's number."""
+
+    def __init__(self, message: str, hint: str, signal_number: int) -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + signal_number
+
+
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def from_os_error(error: OSError) -> DitError | None:
+    """The `StorageError` that says the same as an operating-system error, or None when it is not about storage."""
+    if error.errno not in _STORAGE_ERRNOS:
+        return None
+    where = error.filename or "the output folder"
+    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return StorageError(f"{where}: {error.strerror}", "free some space or choose another folder, then run the same command again")
+    return StorageError(f"{where}: {error.strerror}", "check the owner and the permissions, or choose another folder with --out")

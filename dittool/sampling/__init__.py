@@ -1,0 +1,1 @@
+"""From noise to an image: solvers, guidance, and the pipeline that joins them."""

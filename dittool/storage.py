@@ -1,0 +1,161 @@
+"""Files that are never half-written, folders that never have two writers.
+
+A file appears under its name only when it is whole: temporary name in the same folder, write, flush, fsync, rename,
+fsync of the folder. Whatever interrupts this leaves the old file, and at worst a `.tmp-…` file that the next writer sweeps.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dittool.errors import BadDataError, StorageError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Writes bytes, or lets `content(file)` write, so that `path` holds either its old content or all of the new one.
+
+    Raises OSError (disk full, permission) with the temporary file removed and the old file untouched.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            content(file) if callable(content) else file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` of readable JSON, keys in the order given."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value. Raises `BadDataError` when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadDataError(f"{path}: no such file", "check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{path}: not valid JSON: {error}", "restore the file or make it again") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a JSONL file; a torn last line (the writer was killed in it) is left out. Raises `BadDataError` for any other."""
+    lines = path.read_bytes().split(b"\n")
+    values = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):  # no newline behind it: torn
+                break
+            raise BadDataError(f"{path}:{number}: not valid JSON: {error}", "remove the line or make the file again") from error
+    return values
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Removes what an interrupted writer left in the folder. Call it under the folder's lock."""
+    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
+        if leftover.is_file() and not leftover.is_symlink():
+            leftover.unlink()
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_slowly(file)
+
+
+def output_folder(path: Path) -> Path:
+    """Makes the folder, and checks at once that it can be written to. Raises `StorageError`."""
+    if path.is_symlink() and not path.exists():
+        raise StorageError(f"{path}: a link to nothing stands where the output folder should be", "remove it or choose another folder with --out")
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"{path}: a file stands where the output folder should be", "move it or choose another folder with --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=TEMPORARY_PREFIX, dir=path):
+            pass
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write there: {error.strerror}", "check the permissions or choose another folder with --out") from error
+    return path
+
+
+def require_free(folder: Path, needed: int, what: str) -> None:
+    """Raises `StorageError` when the disk under `folder` has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: {what} needs {bytes_text(needed)} and the disk has {bytes_text(free)} free",
+            "free some space or choose another folder",
+        )
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Holds the folder for one writer; the kernel lets go when the process ends, however it ends. Raises `StorageError` naming the owner."""
+    path = folder / ".lock"
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise StorageError(f"{folder}: already in use by {owner}", "wait until it ends, or choose another folder with --out") from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def bytes_text(count: float) -> str:
+    """A count of bytes for people: `8.4 MB` (decimal units)."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _digest_slowly(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Three tests of a trained model and the verdict."""

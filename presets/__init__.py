@@ -1,0 +1,1 @@
+"""The shipped presets: one flat TOML file each. `dit presets` lists them."""
