@@ -6,13 +6,20 @@ Library functions take a `Talk` and say what they are doing to it; by default no
 from __future__ import annotations
 
 import json as jsonlib
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 _LINE_EVERY_SECONDS = 10.0  # progress in a log file: one line each so often
+_WIDEST_TABLE = 100  # columns
+
+# Captions and file names come from strangers: what moves the cursor, colours or reorders text is shown, not obeyed.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
+_ESCAPED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROLS if chr(code) not in "\n\t"}
 
 
 class Task:
@@ -44,62 +51,67 @@ class Console(Talk):
     """The terminal: results on stdout, talk on stderr, JSON instead of tables when asked."""
 
     def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
-        from rich.console import Console as RichConsole
-
         self.json_wanted, self.quiet, self.verbose = json, quiet, verbose
-        self._out = RichConsole(soft_wrap=True, highlight=False)
-        self._err = RichConsole(stderr=True, soft_wrap=True, highlight=False)
+        self._out, self._err = _rich_console(stderr=False), _rich_console(stderr=True)
 
     def result(self, text: str) -> None:
         """A line of the answer (stdout). Not printed in JSON mode, where the object says it all."""
         if not self.json_wanted:
-            self._out.print(text, markup=False)
+            self._out.print(escaped(text))
 
     def json(self, value: dict[str, Any]) -> None:
-        """The one JSON object of a `--json` run (stdout). Without `--json` nothing is printed."""
-        if self.json_wanted:
-            sys.stdout.write(jsonlib.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+        """The one JSON object of a `--json` run (stdout). Without `--json` nothing is printed.
+
+        Paths become text, arrays of one element numbers, and NaN and infinity, which JSON does not have, null.
+        """
+        if not self.json_wanted:
+            return
+        try:
+            sys.stdout.write(jsonlib.dumps(_json_value(value), ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            abandon(sys.stdout)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-        """Rows of the answer (stdout). Cells are text; a cell that starts with ✔ or ✘ is coloured."""
+        """Rows of the answer (stdout), at most 100 columns wide. Cells are text; one that starts with ✔ or ✘ is coloured."""
         if self.json_wanted:
             return
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=Text(escaped(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(Text(column), overflow="fold")
         styles = {"✔": "green", "✘": "bold red", "!": "yellow"}
         for row in rows:
-            table.add_row(*(Text(str(cell), style=styles.get(str(cell)[:1], "")) for cell in row))
-        self._out.print(table)
+            table.add_row(*(Text(escaped(str(cell)), style=styles.get(str(cell)[:1], "")) for cell in row))
+        self._out.print(table, width=_WIDEST_TABLE, soft_wrap=False)  # or as wide as a narrower terminal
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self._err.print(text, markup=False, style="dim")
+            self._err.print(escaped(text), style="dim")
 
     def detail(self, text: str) -> None:
         """Talk for `--verbose` only."""
         if self.verbose and not self.quiet:
-            self._err.print(text, markup=False, style="dim")
+            self._err.print(escaped(text), style="dim")
 
     def warn(self, text: str) -> None:
-        self._err.print(f"warning: {text}", markup=False, style="yellow")
+        self._err.print(f"warning: {escaped(text)}", style="yellow")
 
     def error(self, message: str, hint: str = "") -> None:
         """What went wrong, then on its own line what to do next (stderr)."""
-        self._err.print(f"error: {message}", markup=False, style="bold red")
+        self._err.print(f"error: {escaped(message)}", style="bold red")
         if hint:
-            self._err.print(f"  next: {hint}", markup=False)
+            self._err.print(f"  next: {escaped(hint)}")
 
     @contextmanager
     def progress(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
         """A bar with rate and time left on a terminal, a line every ten seconds elsewhere, nothing when quiet."""
         if self.quiet:
             yield Task()
-        elif self._err.is_terminal:
+        elif self._err.is_interactive and sys.stderr.isatty():
             with _rich_bar(self._err, label, total, unit) as task:
                 yield task
         else:
@@ -108,9 +120,21 @@ class Console(Talk):
             task.close()
 
 
+def escaped(text: str) -> str:
+    """The text with control characters, except newlines and tabs, and with marks that reorder text written as `\\x1b`."""
+    return text.translate(_ESCAPED)
+
+
+def abandon(stream: TextIO) -> None:
+    """For a stream whose reader has gone (`dit … | head`): what is still written goes nowhere, the work and its exit code stay."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 def figures_text(figures: dict[str, float]) -> str:
-    """`{"loss": 0.52}` as `loss 0.52`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    """`{"loss": 0.52, "images": 1200}` as `loss 0.52  images 1,200`: counts whole, measurements to four digits."""
+    return "  ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in figures.items())
 
 
 def duration_text(seconds: float) -> str:
@@ -118,6 +142,35 @@ def duration_text(seconds: float) -> str:
     seconds = int(seconds)
     hours, rest = divmod(seconds, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def _rich_console(stderr: bool) -> Any:
+    from rich.console import Console as RichConsole
+
+    class Stream(RichConsole):
+        def on_broken_pipe(self) -> None:  # Rich would end the process with 1, whatever it was doing
+            abandon(self.file)
+
+    console = Stream(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDEST_TABLE  # Rich assumes 80 columns for files and pipes
+    return console
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _json_value(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_value(one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "item"):  # a number of numpy or torch
+        return _json_value(value.item())
+    raise TypeError(f"{type(value).__name__} has no place in JSON")
 
 
 class _LineTask(Task):
@@ -139,29 +192,32 @@ class _LineTask(Task):
     def _print(self) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self._done / elapsed
-        left = "" if self._done >= self._total or not rate else f"  {duration_text((self._total - self._done) / rate)} left"
-        text = f"{self._label} {self._done}/{self._total} {self._unit}  {rate:.3g}/s  {duration_text(elapsed)}{left}  {figures_text(self._figures)}"
-        self._stream.print(text.rstrip(), markup=False)
+        left = f"{duration_text((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
+        count = f"{self._label} {self._done}/{self._total} {self._unit}".rstrip()
+        parts = (count, f"{rate:.3g}/s", duration_text(elapsed), left, figures_text(self._figures))
+        self._stream.print(escaped("  ".join(part for part in parts if part)))
 
 
 @contextmanager
 def _rich_bar(stream: Any, label: str, total: int, unit: str) -> Iterator[Task]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
+    label_column, rate_column, figures_column = (
+        TextColumn(template, markup=False)
+        for template in ("{task.description:<12}", "{task.fields[unit]}  {task.fields[rate]}", "{task.fields[figures]}")
     )
+    count, elapsed, left = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = (label_column, BarColumn(), count, rate_column, elapsed, TextColumn("left"), left, figures_column)
     with Progress(*columns, console=stream) as bars:
         bar = bars.add_task(label, total=total, unit=unit, rate="", figures="")
-        start, done = time.monotonic(), 0
+        start, done, known = time.monotonic(), 0, {}
 
         class BarTask(Task):
             def advance(self, count: int = 1, **figures: float) -> None:
                 nonlocal done
                 done += count
+                known.update(figures)
                 rate = done / max(time.monotonic() - start, 1e-9)
-                shown = {"figures": figures_text(figures)} if figures else {}
-                bars.update(bar, completed=done, rate=f"{rate:.3g}/s", **shown)
+                bars.update(bar, completed=done, rate=f"{rate:.3g}/s", figures=figures_text(known))
 
         yield BarTask()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ class Record:
 
     id: str  # safe key: file and member names
     name: str  # what the source calls it
-    image: str  # path of the image, relative to the source folder
+    image: str  # path of the image: relative to the source's root, or absolute as a manifest gave it
     status: str  # "used" or "refused"
     reason: str = ""  # why it was refused: a short code, for counting
     detail: str = ""  # the same in words, with numbers
@@ -68,40 +70,81 @@ def record_to_json(record: Record) -> dict[str, Any]:
     return {key: value for key, value in asdict(record).items() if value not in ("", None, 0, ())}
 
 
+def record_to_bytes(record: Record) -> bytes:
+    """One line of JSON in UTF-8, without line end. File names that are no text keep their bytes as escapes, so that any name goes through."""
+    return json.dumps(record_to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
 def record_from_json(value: Any, source: str) -> Record:
-    """The record behind a JSON object. Raises `BadDataError` naming `source`."""
-    if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in ("id", "name", "image", "status")):
-        raise BadDataError(f"{source}: not a record: id, name, image and status are missing or not text", "make it again with: dit embed")
-    known = {key: value[key] for key in value if key in Record.__dataclass_fields__}
-    known["flags"] = tuple(known.get("flags", ()))
-    known["crop"] = tuple(known["crop"]) if known.get("crop") else None
-    return Record(**known)
+    """The record behind a JSON object; keys that we do not know are left out. Raises `BadDataError` naming `source`."""
+    hint = "make it again with: dit embed"
+    if not isinstance(value, dict):
+        raise BadDataError(f"{source}: not a record but {type(value).__name__}", hint)
+    known = {key: item for key, item in value.items() if key in Record.__dataclass_fields__}
+    if missing := [key for key in ("id", "name", "image", "status") if key not in known]:
+        raise BadDataError(f"{source}: not a record: {', '.join(missing)} missing", hint)
+    if wrong := [key for key, item in known.items() if not _FITS.get(key, _is_text)(item)]:
+        raise BadDataError(f"{source}: not a record: {', '.join(f'{key} = {ascii(known[key])[:60]}' for key in wrong)}", hint)
+    return Record(**{key: tuple(item) if isinstance(item, list) else item for key, item in known.items()})
 
 
 def write_records(path: Path, records: list[Record]) -> None:
     """`records.jsonl`, one line each, atomically."""
-    lines = (json.dumps(record_to_json(record), ensure_ascii=False) for record in records)
-    write_atomic(path, "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace"))
+    write_atomic(path, b"".join(record_to_bytes(record) + b"\n" for record in records))
 
 
 def read_records(path: Path) -> list[Record]:
-    """Raises `BadDataError` when the file is missing or a line is not a record."""
+    """Raises `BadDataError` when the file is missing, a line is not a record, or two have the same id."""
     if not path.is_file():
         raise BadDataError(f"{path}: no such file, so this is not a derived folder", "make one with: dit embed IMAGES --out FOLDER")
-    return [record_from_json(value, f"{path}: record {index}") for index, value in enumerate(read_json_lines(path), start=1)]
+    records = [record_from_json(value, f"{path}: record {index}") for index, value in enumerate(read_json_lines(path), start=1)]
+    if repeated := [record_id for record_id, count in Counter(record.id for record in records).items() if count > 1]:
+        raise BadDataError(f"{path}: {len(repeated)} ids stand there twice, the first is '{repeated[0]}'", "make it again with: dit embed")
+    return records
 
 
 _KEEP = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _LONGEST_KEY = 100
+_LONGEST_STEM = 40
 
 
 def safe_key(name: str) -> str:
-    """The name itself when it can serve as a file name and a WebDataset key on every system, else a hash of it.
+    """The name itself when it can serve as a file name and a WebDataset key on every system, else what is readable of it and a hash.
 
-    A key has no dot (WebDataset cuts keys at the first one), no upper/lower ambiguity problem beyond the name's own, no slash
-    and no control character. The real name stays in the record.
+    A key has no dot (WebDataset cuts keys at the first one), no slash, no space and no control character. Names that are the same text
+    (Unicode NFC) give the same key. The real name stays in the record.
     """
-    if name and len(name) <= _LONGEST_KEY and all(letter in _KEEP for letter in name) and not name.startswith("-"):
+    if is_safe_key(name):
         return name
     normal = unicodedata.normalize("NFC", name)
-    return "h" + hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    digest = hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    readable = "".join(letter if letter in _KEEP else "-" for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    return "-".join(part for part in (*readable[:_LONGEST_STEM].split("-"), digest) if part)
+
+
+def is_safe_key(text: str) -> bool:
+    """Whether the text can serve as an id as it stands."""
+    return 0 < len(text) <= _LONGEST_KEY and text[0] != "-" and _KEEP.issuperset(text)
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str)
+
+
+def _is_size(item: Any) -> bool:
+    return isinstance(item, int) and not isinstance(item, bool) and item >= 0
+
+
+def _is_box(item: Any) -> bool:
+    return item is None or (isinstance(item, list) and len(item) == 4 and all(isinstance(edge, (int, float)) for edge in item))
+
+
+# What a value must be, where it is not just text. An id becomes a file's name, so one with a path in it is refused here.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda item: _is_text(item) and is_safe_key(item),
+    "status": lambda item: item in (USED, REFUSED),
+    "width": _is_size,
+    "height": _is_size,
+    "crop": _is_box,
+    "flags": lambda item: isinstance(item, list) and all(map(_is_text, item)),
+}

@@ -1,0 +1,51 @@
+"""`dit train --preset P` trains on data/shards and leaves checkpoints, log and pictures under runs/P."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+
+
+def main(
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="P", help="A preset's name, or a path ending in .toml.", show_default="with --resume: the run's own"),
+    ] = None,
+    data: Annotated[Path, typer.Option("--data", help="Folder of shards.")] = Path("data/shards"),
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run")] = None,
+    overrides: OverridesOption = (),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")] = False,
+    init: Annotated[Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Train a model. SIGINT and SIGTERM finish the step and save; --resume goes on from there, exactly."""
+    from dittool.ckpt.files import newest_run
+    from dittool.config.load import load_config
+    from dittool.errors import UsageError
+    from dittool.sampling.preview import draw_preview
+    from dittool.train.loop import train
+
+    console = console_for(json, quiet, verbose)
+    if resume and init:
+        raise UsageError("--resume and --init exclude each other", "--init starts a new run from old weights; --resume goes on with a run")
+    if preset is None and not resume:
+        raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
+    if out is None:
+        out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
+    config = load_config(preset or str(out / "resolved.toml"), overrides)
+    named = [override.partition("=")[0].strip() for override in overrides]
+    done = train(config, data, out, resume=resume, named_changes=named, init=init, draw=draw_preview(data), talk=console)
+    console.json({
+        "run": str(done.folder), "checkpoint": str(done.checkpoint), "step": done.step, "loss": done.loss, "eval_loss": done.eval_loss,
+        "seconds": done.seconds, "samples_per_second": done.samples_per_second,
+    })  # fmt: skip
+    evaluated = "" if done.eval_loss is None else f", hold-out loss {done.eval_loss:.4f} (EMA weights)"
+    console.result(f"step {done.step}: loss {done.loss:.4f}{evaluated}, {done.samples_per_second:.3g} samples/s")
+    console.result(str(done.checkpoint))
+    console.note(f"log, plot and pictures in {done.folder}; next: dit validate {done.folder}")

@@ -1,0 +1,193 @@
+"""The `dit` program: its list of commands, third-party commands, and the one place where errors end.
+
+Nothing is imported before it is asked for: `dit --help` knows each command's name and line from the table below, or from a
+plugin's metadata, and only the command that is called is loaded. A command is a function with Typer annotations whose docstring
+is its help; it returns nothing, or ends with `raise typer.Exit(code)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from dittool import __version__
+from dittool.console import Console, abandon
+from dittool.errors import BUG, DONE, DitError, Interrupted, StorageError, UsageError, from_os_error
+
+# In the order of the work. The module is dittool.commands.NAME; the line is the first of its docstring.
+BUILT_IN = {
+    "demo": "Go from drawn pictures to a judged model on this CPU.",
+    "embed": "Make the features of every image: DINO, VAE latent, T5.",
+    "shard": "Pack the features into shards, one set per aspect bucket.",
+    "audit": "Check a checkpoint, preset, run, data folder or model.",
+    "train": "Train a model.",
+    "validate": "Judge a checkpoint: three tests, a verdict, a report.",
+    "sample": "Make images from a caption and a reference image.",
+    "inspect-ckpt": "Show what is in a checkpoint without running any of it.",
+    "warmstart": "Map a checkpoint's weights onto a new architecture.",
+    "presets": "List the presets, or print one.",
+}
+PLUGIN_GROUP = "dit.commands"
+BROKEN_PIPE = 128 + 13  # as a shell reports a program whose reader had gone
+_HELP = "Train diffusion transformers with two conditions, and prove at every step that what was built is what was asked for."
+
+
+def main() -> None:
+    """The console script: runs the command line of this process and exits with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 must not end the work that prints it
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code. Every error ends here, as one line and a next step on stderr."""
+    try:
+        code = _invoke(build_root(installed_plugins()), arguments)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else DONE
+    except typer.Exit as stop:
+        return stop.exit_code
+    except BrokenPipeError:
+        abandon(sys.stdout)
+        return BROKEN_PIPE
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("DIT_DEBUG", "0") not in ("", "0"):
+            import traceback
+
+            traceback.print_exception(error)
+        told = explain(error)
+        Console().error(told.message, told.hint)
+        return told.exit_code
+
+
+def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
+    """The `dit` command with a stub for each built-in and each plugin. Says on stderr which plugins are refused."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    app.callback(invoke_without_command=True, help=_HELP)(_root)
+    root = typer.main.get_command(app)
+    for name, line in BUILT_IN.items():
+        root.add_command(_Stub(name, line, lambda name=name: _command(name, _built_in(name))))
+    for plugin in plugins:
+        if plugin.name in root.commands:
+            Console().warn(f"{_described(plugin)} is not used: a command of that name exists already")
+        else:
+            root.add_command(_Stub(plugin.name, f"({_described(plugin)})", lambda plugin=plugin: _plugin_command(plugin), plugin))
+    return root
+
+
+def installed_plugins() -> list[EntryPoint]:
+    """What installed packages offer in the entry-point group `dit.commands`, without importing any of it."""
+    try:
+        return sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name)
+    except Exception as error:  # one package's unreadable metadata spoils the list for all
+        Console().warn(f"no plugin is used: an installed package's entry points cannot be read: {type(error).__name__}: {_one_line(error)}")
+        return []
+
+
+class _Stub(TyperCommand):
+    """A command that is imported when it is called; until then its name and one line are known."""
+
+    def __init__(self, name: str, line: str, load: Callable[[], TyperCommand], plugin: EntryPoint | None = None) -> None:
+        super().__init__(name, help=line)
+        self._load, self.plugin = load, plugin
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        return self._load().make_context(*arguments, **settings)  # the real command's context: it parses, and it is run
+
+
+def _root(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"dit {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _invoke(root: TyperGroup, arguments: Sequence[str]) -> Any:
+    with root.make_context("dit", list(arguments)) as context:
+        try:
+            return root.invoke(context)
+        except (typer.Exit, BrokenPipeError):
+            raise
+        except Exception as error:
+            stub = root.commands.get(context.invoked_subcommand)
+            if stub is None or stub.plugin is None or explain(error).exit_code != BUG:
+                raise
+            raise DitError(f"{_described(stub.plugin)} failed: {_named(error)}", "run again with DIT_DEBUG=1 and report it to its authors") from error
+
+
+def _built_in(name: str) -> Callable[..., Any]:
+    return importlib.import_module(f"dittool.commands.{name.replace('-', '_')}").main
+
+
+def _command(name: str, function: Callable[..., Any]) -> TyperCommand:
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(function)
+    return typer.main.get_command(app)
+
+
+def _plugin_command(plugin: EntryPoint) -> TyperCommand:
+    """The command that an entry point names: a function like the built-ins', or a Typer app."""
+    try:
+        found = plugin.load()
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
+        if not callable(found):
+            raise TypeError(f"{plugin.value} is a {type(found).__name__}, not a function and not a Typer app")
+        return _command(plugin.name, found)
+    except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
+        hint = "update or uninstall that package; the other commands are not affected"
+        raise UsageError(f"{_described(plugin)} cannot be loaded: {_named(error)}", hint) from error
+
+
+def _described(plugin: EntryPoint) -> str:
+    package = f"{plugin.dist.name} {plugin.dist.version}" if plugin.dist else plugin.value
+    return f"plugin '{plugin.name}' of {package}"
+
+
+def explain(error: BaseException) -> DitError:
+    """What the user is told about an error that reached the top: message, next step, exit code."""
+    if isinstance(error, DitError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _usage_error(error)
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return Interrupted("interrupted", "", signal.SIGINT)
+    if isinstance(error, OSError) and (told := from_os_error(error)):
+        return told
+    return _memory_error(error) or DitError(f"internal error: {_named(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it")
+
+
+def _usage_error(error: typer.TyperException) -> UsageError:
+    context = getattr(error, "ctx", None)
+    see = f"see {context.command_path if context else 'dit'} --help"
+    if near := getattr(error, "possibilities", None):
+        return UsageError(error.message, f"did you mean {' or '.join(near)}? {see}")
+    return UsageError(_one_line(error.format_message()), see)
+
+
+def _memory_error(error: BaseException) -> StorageError | None:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        message = ". ".join(_one_line(error).split(". ")[:3])  # what was asked for and what the device has; then comes advice to programmers
+    elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        message = f"out of memory: {_one_line(error) or 'this process could not get more'}"
+    else:
+        return None
+    return StorageError(message, "make the batch or the model smaller, or set model.gradient_checkpointing = true")
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

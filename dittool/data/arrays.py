@@ -1,0 +1,64 @@
+"""`.npy` files from strangers: the header is read by hand and must describe exactly the bytes that follow.
+
+Nothing is unpickled, and nothing is allocated that the file does not contain.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+
+from dittool.errors import BadDataError
+
+_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 4096
+_DTYPES = frozenset({"<f2", "<f4", "<f8", "|i1", "|u1", "|b1", "<i4", "<i8", "<u2"})
+_HEADER = re.compile(r"\{'descr': '([^']{2,4})', 'fortran_order': (False|True), 'shape': (\([\d, ]*\)), \}\s*")
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as the bytes of an `.npy` file, version 1.0, C order."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def parse_npy(data: bytes, source: str) -> np.ndarray:
+    """The array in the bytes of an `.npy` file. Raises `BadDataError` naming `source` for anything else.
+
+    Bytes before or after, object or structured dtypes, and shapes that do not fit the file's size are refused.
+    """
+    if data[: len(_MAGIC)] != _MAGIC or len(data) < 12:
+        raise _refusal(source, f"does not start as a .npy file does ({data[:6]!r})" if data else "is empty")
+    major = data[6]
+    if major not in (1, 2, 3):
+        raise _refusal(source, f"has .npy version {major}, known are 1 to 3")
+    start = 10 if major == 1 else 12
+    length = int.from_bytes(data[8:start], "little")
+    if length > _LONGEST_HEADER or start + length > len(data):
+        raise _refusal(source, f"claims a header of {length:,} bytes in a file of {len(data):,}")
+    match = _HEADER.fullmatch(data[start : start + length].decode("latin-1"))
+    if not match or match[1] not in _DTYPES:
+        raise _refusal(source, f"has a header that is not a plain array of numbers: {data[start : start + min(length, 80)]!r}")
+    dtype, fortran, shape = np.dtype(match[1]), match[2] == "True", ast.literal_eval(match[3])
+    expected, present = math.prod(shape) * dtype.itemsize, len(data) - start - length
+    if expected != present:
+        raise _refusal(source, f"says shape {shape} of {dtype}, {expected:,} bytes, but holds {present:,}")
+    return np.frombuffer(data, dtype, offset=start + length).reshape(shape, order="F" if fortran else "C")
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """`parse_npy` of a file. Raises `BadDataError`."""
+    try:
+        return parse_npy(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise BadDataError(f"{path}: no such file", "make it again with: dit embed") from error
+
+
+def _refusal(source: str, why: str) -> BadDataError:
+    return BadDataError(f"{source}: {why}", "the file is damaged or not a feature: make it again with dit embed, then dit shard")

@@ -1,0 +1,74 @@
+"""Captions: from the bytes of a text file or the value in a JSON line to one clean line of text, or a reason why not.
+
+A caption that was damaged on its way (wrong encoding, control characters) is refused, not repaired: guessing would train on the guess.
+An empty caption is refused too: the sample would be an unconditional one, and how many of those there are is for `[dropout]` to say.
+"""
+
+from __future__ import annotations
+
+import stat
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from dittool.errors import BadDataError
+
+LARGEST_CAPTION = 1 << 16  # bytes of UTF-8; 512 text tokens, all that an encoder reads, are about 2,500
+_SPACES = "\t\n\r"  # the control characters that a text may hold
+# These reorder what is shown: the text that a person reads is not the one that is trained on. Plain marks (U+200E, U+200F) are part of
+# ordinary Arabic and Hebrew and stay.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+class CaptionRefused(BadDataError):
+    """A caption that cannot be used: `reason` is a short code for counting, `detail` says the same in words."""
+
+    def __init__(self, reason: str, detail: str, where: str = "") -> None:
+        super().__init__(f"{where}: {detail}" if where else f"caption: {detail}", "correct the caption, or take the image out of the source")
+        self.reason, self.detail = reason, detail
+
+
+def read_caption(raw: bytes) -> str:
+    """The caption in the bytes of a `.txt` file: strict UTF-8, byte order mark dropped, lines joined. Raises `CaptionRefused`."""
+    if len(raw) > LARGEST_CAPTION:
+        raise CaptionRefused("caption-too-long", f"{len(raw):,} bytes, a caption has at most {LARGEST_CAPTION:,}")
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise CaptionRefused("caption-not-utf8", "UTF-16 text; save it as UTF-8")
+    try:
+        return check_caption(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CaptionRefused("caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8") from error
+
+
+def read_caption_file(path: Path) -> str:
+    """`read_caption` of a file, which is not read when it is too large or not a regular file. Raises `CaptionRefused`."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CaptionRefused("caption-unreadable", "not a regular file", str(path))
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_CAPTION + 1)
+    except OSError as error:
+        raise CaptionRefused("caption-unreadable", f"the caption's file cannot be read: {error.strerror}", str(path)) from error
+    if len(raw) > LARGEST_CAPTION:
+        raise CaptionRefused("caption-too-long", f"{max(status.st_size, len(raw)):,} bytes, a caption has at most {LARGEST_CAPTION:,}", str(path))
+    return read_caption(raw)
+
+
+def check_caption(value: Any) -> str:
+    """The caption in a value from JSON: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
+
+    Refused: anything but text, control characters other than tab and line ends, lone surrogates, bidirectional overrides, empty text.
+    """
+    if not isinstance(value, str):
+        raise CaptionRefused("caption-not-text", f"a caption is text, not {type(value).__name__}")
+    if 4 * len(value) > LARGEST_CAPTION and len(value.encode("utf-8", "surrogatepass")) > LARGEST_CAPTION:
+        raise CaptionRefused("caption-too-long", f"{len(value):,} characters, a caption has at most {LARGEST_CAPTION:,} bytes")
+    for position, letter in enumerate(value):
+        category = unicodedata.category(letter)
+        if category == "Cs" or letter in _REORDERING or (category == "Cc" and letter not in _SPACES):
+            raise CaptionRefused("caption-control", f"U+{ord(letter):04X} at character {position} has no place in a caption")
+    caption = " ".join(unicodedata.normalize("NFC", value).split())
+    if not caption:
+        raise CaptionRefused("empty-caption", "the caption is empty")
+    return caption

@@ -1,0 +1,80 @@
+"""Images ↔ latents. What is stored is the posterior's mode, unscaled; scale and shift travel in the identity card.
+
+B batch · H W pixels · C latent channels · h w = H/stride, W/stride
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dittool.encoders.pretrained import device_of_choice, load_pretrained, weights_hash
+from dittool.encoders.torchvision_remedy import ensure_torchvision
+
+
+class LatentCodec(Protocol):
+    """What embed, sample and validate need of an autoencoder."""
+
+    card: dict[str, Any]
+    channels: int
+    stride: int
+
+    def encode(self, pixels: np.ndarray) -> Tensor:
+        """(B, H, W, 3) uint8 → (B, C, h, w) float32, unscaled."""
+        ...
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """(B, C, h, w) unscaled → (B, H, W, 3) uint8."""
+        ...
+
+
+class KLCodec:
+    """diffusers' AutoencoderKL, in fp32 (half precision overflows in the Flux and SDXL decoders)."""
+
+    def __init__(self, model: Any, name: str, revision: str) -> None:
+        self._device = device_of_choice()
+        self._model = model.to(self._device, torch.float32).eval().requires_grad_(False)
+        config = model.config
+        self.channels = int(config.latent_channels)
+        self.stride = 2 ** (len(config.block_out_channels) - 1)
+        self.card = {
+            "id": name, "revision": revision, "weights": weights_hash(model), "dtype": "fp32", "channels": self.channels, "stride": self.stride,
+            "scale": float(config.scaling_factor), "shift": float(config.shift_factor or 0.0),
+        }  # fmt: skip
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> Tensor:
+        return self._model.encode(to_signed(pixels).to(self._device)).latent_dist.mode().cpu()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        return to_pixels(self._model.decode(latents.to(self._device)).sample)
+
+
+def load_codec(name: str) -> LatentCodec:
+    """A built-in codec, a hub id (its `vae` subfolder when it has one), or a local folder. Raises `WeightsMissingError`."""
+    if name.startswith("builtin:"):
+        from dittool.encoders.builtin import BlockDCT
+
+        return BlockDCT(name)
+    ensure_torchvision()
+    from diffusers import AutoencoderKL
+
+    local = Path(name).expanduser()
+    subfolder = "vae" if not local.exists() or (local / "vae").is_dir() else None
+    model = load_pretrained("vae", name, lambda: AutoencoderKL.from_pretrained(name, subfolder=subfolder, low_cpu_mem_usage=False))
+    return KLCodec(model, name, str(model.config.get("_commit_hash") or "local"))
+
+
+def to_signed(pixels: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [−1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [−1, 1] → (B, H, W, 3) uint8, rounded and clamped."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,124 @@
+"""The two conditions on their way into the model: what is kept, what a dropped condition becomes, the context.
+
+context = [ text_proj(T5 tokens) | dino_proj(CLS) | dino_patch_proj(patches) + positions ]
+
+A dropped caption leaves one valid token, so its length cannot leak. Dropped patches become N equal tokens without position;
+N equal tokens weigh in attention exactly as one token whose logit is raised by log N, and a batch in which no
+sample has patches is computed that way.
+
+B batch · L text tokens (padded) · N patches · M = L + 1 + N context tokens · D width
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dittool.models.positions import cached_positions
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Features of one batch, all of one bucket. None: no sample of the batch has this condition."""
+
+    text: Tensor | None  # (B, L, text width)
+    text_mask: Tensor | None  # (B, L) bool, True on tokens; None: no padding
+    cls: Tensor | None  # (B, image width)
+    patches: Tensor | None  # (B, N, image width), row-major
+    patch_grid: tuple[int, int]  # (rows, columns) of the reference's patches, also when there are none
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
+        """The same conditions with every tensor changed: moved, repeated, cut."""
+        changed = (None if tensor is None else change(tensor) for tensor in (self.text, self.text_mask, self.cls, self.patches))
+        return Conditions(*changed, self.patch_grid)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which conditions each sample keeps; the others are replaced by their nulls."""
+
+    text: Tensor  # (B,) bool
+    reference: Tensor  # (B,) bool
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the blocks attend to. It does not depend on the timestep."""
+
+    tokens: Tensor  # (B, M, D)
+    bias: Tensor | None  # (B, 1, 1, M) added to attention logits: 0, −inf on padding, log N on a collapsed null
+    cls: Tensor  # (B, D), joins the timestep in the modulation
+
+
+class Conditioning(nn.Module):
+    """Projects both conditions to the model's width and holds their learned nulls."""
+
+    def __init__(self, width: int, text_width: int, image_width: int, patches: bool, patch_positions: bool) -> None:
+        super().__init__()
+        self.width, self.patches, self.patch_positions = width, patches, patch_positions
+        self.text_proj = nn.Linear(text_width, width)
+        self.dino_proj = nn.Linear(image_width, width)
+        self.null_text = nn.Parameter(torch.empty(text_width))
+        self.null_dino = nn.Parameter(torch.empty(image_width))
+        if patches:
+            self.dino_patch_proj = nn.Linear(image_width, width)
+            self.null_dino_patch_token = nn.Parameter(torch.empty(image_width))
+
+    def forward(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> Context:
+        """The context of a batch. `kept` None keeps whatever is there; `token_grid` is the latent's (rows, columns) in tokens."""
+        text, text_bias = self._text(conditions, kept, batch)  # (B, L, D), (B, L) or None
+        cls = self._cls(conditions, kept, batch)  # (B, D)
+        tokens, biases = [text, cls[:, None]], [text_bias, None]
+        if self.patches:
+            patches, patch_bias = self._patches(conditions, kept, batch, token_grid)  # (B, N or 1, D)
+            tokens.append(patches)
+            biases.append(patch_bias)
+        return Context(torch.cat(tokens, dim=1), _joined(tokens, biases), cls)
+
+    def _text(self, conditions: Conditions, kept: Kept | None, batch: int) -> tuple[Tensor, Tensor | None]:
+        if conditions.text is None:
+            return self.text_proj(self.null_text).expand(batch, 1, -1), None
+        text, mask = conditions.text, conditions.text_mask
+        if kept is not None:
+            text = torch.where(kept.text[:, None, None], text, self.null_text.to(text.dtype))
+            only_first = torch.arange(text.shape[1], device=text.device)[None] == 0  # (1, L)
+            mask = torch.where(kept.text[:, None], torch.ones_like(only_first) if mask is None else mask, only_first)
+        bias = None if mask is None else torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
+        return self.text_proj(text), bias
+
+    def _cls(self, conditions: Conditions, kept: Kept | None, batch: int) -> Tensor:
+        if conditions.cls is None:
+            return self.dino_proj(self.null_dino).expand(batch, -1)
+        cls = conditions.cls
+        if kept is not None:
+            cls = torch.where(kept.reference[:, None], cls, self.null_dino.to(cls.dtype))
+        return self.dino_proj(cls)
+
+    def _patches(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+        rows, columns = conditions.patch_grid
+        if conditions.patches is None:
+            token = self.dino_patch_proj(self.null_dino_patch_token).expand(batch, 1, -1)
+            return token, token.new_full((batch, 1), math.log(rows * columns), dtype=torch.float32)
+        patches = conditions.patches
+        if patches.shape[1] != rows * columns:
+            raise ValueError(f"{patches.shape[1]} patches do not fill the {rows}×{columns} grid")
+        has = None if kept is None else kept.reference[:, None, None]  # (B, 1, 1)
+        if has is not None:
+            patches = torch.where(has, patches, self.null_dino_patch_token.to(patches.dtype))
+        tokens = self.dino_patch_proj(patches)
+        if self.patch_positions:
+            positions = cached_positions((rows, columns), self.width, token_grid, tokens.device).to(tokens.dtype)
+            tokens = tokens + (positions if has is None else positions * has)
+        return tokens, None
+
+
+def _joined(tokens: list[Tensor], biases: list[Tensor | None]) -> Tensor | None:
+    """The parts' attention biases side by side, (B, 1, 1, M); None when no part has one."""
+    if all(bias is None for bias in biases):
+        return None
+    parts = [torch.zeros(part.shape[:2], device=part.device) if bias is None else bias for part, bias in zip(tokens, biases, strict=True)]
+    return torch.cat(parts, dim=1)[:, None, None]

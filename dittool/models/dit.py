@@ -1,0 +1,142 @@
+"""The dual-conditioned diffusion transformer: latents and a timestep in, a velocity out.
+
+After "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), with cross-attention to a caption and a reference image.
+
+B batch · C latent channels · H W latent rows and columns · p patch size · h w = H/p, W/p · N = h·w tokens · M context tokens · D width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dittool.models.conditioning import Conditioning, Conditions, Context, Kept
+from dittool.models.layers import MLP, CrossAttention, SelfAttention, TimestepEmbedding, layer_norm, modulate
+from dittool.models.positions import cached_positions
+
+KeysValues = list[tuple[Tensor, Tensor]]  # for each block, 2 × (B, heads, M, D/heads)
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The architecture. The three feature widths come from the data's identity card."""
+
+    depth: int
+    width: int
+    heads: int
+    mlp_ratio: float
+    patch_size: int
+    qk_norm: bool
+    patches: bool
+    patch_positions: bool
+    gradient_checkpointing: bool
+    latent_channels: int
+    text_width: int
+    image_width: int
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, MLP; each with shift, scale and gate from the condition vector (adaLN-Zero)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config.width, config.heads, config.qk_norm)
+        self.cross_attention = CrossAttention(config.width, config.heads, config.qk_norm)
+        self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
+        self.modulation = nn.Linear(config.width, 9 * config.width)
+
+    def forward(self, x: Tensor, c: Tensor, context: Tensor, bias: Tensor | None, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x: (B, N, D) tokens; c: (B, D) condition vector; context: (B, M, D); bias: (B, 1, 1, M).
+
+        `keys_values` are this block's keys and values of the context when they were computed before.
+        """
+        vectors = self.modulation(F.silu(c)).chunk(9, dim=1)  # 9 × (B, D)
+        shift_a, scale_a, gate_a, shift_x, scale_x, gate_x, shift_m, scale_m, gate_m = vectors
+        if keys_values is None:
+            keys_values = self.cross_attention.keys_values(context)
+        x = x + gate_a[:, None] * self.attention(modulate(layer_norm(x), shift_a, scale_a))
+        x = x + gate_x[:, None] * self.cross_attention(modulate(layer_norm(x), shift_x, scale_x), keys_values, bias)
+        return x + gate_m[:, None] * self.mlp(modulate(layer_norm(x), shift_m, scale_m))
+
+
+class DiT(nn.Module):
+    """Velocity of the rectified flow at (z_t, t), given a caption and a reference image."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch_values = config.latent_channels * config.patch_size**2
+        self.patch_embedding = nn.Linear(patch_values, config.width)
+        self.timestep = TimestepEmbedding(config.width)
+        self.conditioning = Conditioning(config.width, config.text_width, config.image_width, config.patches, config.patch_positions)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.output_modulation = nn.Linear(config.width, 2 * config.width)
+        self.output = nn.Linear(config.width, patch_values)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)  # keeps the variance of activations from layer to layer
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Small, so that the sum with the CLS projection starts balanced, as in DiT.
+        nn.init.normal_(self.timestep.up.weight, std=0.02)
+        nn.init.normal_(self.timestep.out.weight, std=0.02)
+        # adaLN-Zero: every gate is zero, so every block is the identity at step 0.
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation.weight)
+        nn.init.zeros_(self.output_modulation.weight)
+        # The first prediction is zero: the loss starts at the variance of the target.
+        nn.init.zeros_(self.output.weight)
+        for name, parameter in self.conditioning.named_parameters():
+            if name.startswith("null_"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, z: Tensor, t: Tensor, conditions: Conditions, kept: Kept | None = None) -> Tensor:
+        """z: (B, C, H, W) noisy latent; t: (B,) in [0, 1]. Returns the velocity, (B, C, H, W)."""
+        return self.velocity(z, t, self.context(conditions, kept, len(z), self.token_grid(z)))
+
+    def token_grid(self, z: Tensor) -> tuple[int, int]:
+        """(rows, columns) of a latent in tokens. Raises ValueError when the latent is not whole tokens."""
+        p, (rows, columns) = self.config.patch_size, z.shape[-2:]
+        if rows % p or columns % p:
+            raise ValueError(f"a latent of {rows}×{columns} cells does not divide into tokens of {p}×{p}")
+        return rows // p, columns // p
+
+    def context(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> Context:
+        """What the blocks attend to; the same for all timesteps of a sample."""
+        return self.conditioning(conditions, kept, batch, token_grid)
+
+    def keys_values(self, context: Context) -> KeysValues:
+        """Keys and values of the context for every block, to be computed once a sample instead of once a step."""
+        return [block.cross_attention.keys_values(context.tokens) for block in self.blocks]
+
+    def velocity(self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None = None) -> Tensor:
+        """The model proper, with the context ready. Same shapes as `forward`."""
+        grid = self.token_grid(z)
+        positions = cached_positions(grid, self.config.width, None, z.device)
+        x = self.patch_embedding(patchify(z, self.config.patch_size)) + positions  # (B, N, D)
+        c = self.timestep(t) + context.cls  # (B, D)
+        for index, block in enumerate(self.blocks):
+            ready = None if keys_values is None else keys_values[index]
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, c, context.tokens, context.bias, ready, use_reentrant=False)
+            else:
+                x = block(x, c, context.tokens, context.bias, ready)
+        shift, scale = self.output_modulation(F.silu(c)).chunk(2, dim=1)
+        return unpatchify(self.output(modulate(layer_norm(x), shift, scale)), grid, self.config.patch_size)
+
+
+def patchify(z: Tensor, p: int) -> Tensor:
+    """(B, C, h·p, w·p) → (B, h·w, C·p·p), tokens in row-major order."""
+    return z.unflatten(2, (-1, p)).unflatten(4, (-1, p)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpatchify(x: Tensor, grid: tuple[int, int], p: int) -> Tensor:
+    """(B, h·w, C·p·p) → (B, C, h·p, w·p): the inverse of `patchify`."""
+    x = x.unflatten(1, grid).unflatten(3, (-1, p, p))  # (B, h, w, C, p, p)
+    return x.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)

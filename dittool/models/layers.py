@@ -1,0 +1,105 @@
+"""Layers that the models share: attention, MLP, timestep embedding, modulation.
+
+B batch · N tokens · M context tokens · D width · H heads · F hidden width of the MLP
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TIMESTEP_SCALE = 1000.0  # t in [0, 1] becomes [0, 1000], the range that the sinusoid's periods are made for
+_TIMESTEP_CHANNELS = 256
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x·(1 + scale) + shift, with (B, D) vectors over (B, N, D) tokens."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm without parameters: adaLN's shift and scale take their place."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class QKNorm(nn.Module):
+    """RMS-norm of queries and keys with a learned gain per channel of a head; bounds the attention logits."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.query = nn.RMSNorm(head_width, eps=1e-6)
+        self.key = nn.RMSNorm(head_width, eps=1e-6)
+
+
+class SelfAttention(nn.Module):
+    """Attention of the tokens among themselves. No biases."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm = QKNorm(width // heads) if qk_norm else None
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) → (B, N, D)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, H, N, D/H)
+        if self.norm is not None:
+            q, k = self.norm.query(q), self.norm.key(k)
+        x = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, D/H)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of the tokens to the context. Keys and values depend on the context alone. No biases."""
+
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm = QKNorm(width // heads) if qk_norm else None
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:  # (B, M, D) → 2 × (B, H, M, D/H)
+        """What attention needs of the context; the same at every timestep, so sampling computes it once."""
+        k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return (self.norm.key(k) if self.norm is not None else k), v
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        """x: (B, N, D); bias: (B, 1, 1, M), added to the logits, −inf where the context is padding."""
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
+        if self.norm is not None:
+            q = self.norm.query(q)
+        k, v = keys_values
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear. No biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) → (B, N, D)
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class TimestepEmbedding(nn.Module):
+    """t in [0, 1] → t·1000 → sinusoid → MLP. Without the factor the embedding is nearly constant over [0, 1]."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(_TIMESTEP_CHANNELS, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:  # (B,) → (B, D)
+        half = _TIMESTEP_CHANNELS // 2
+        frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, device=t.device) / half)
+        angles = t.float()[:, None] * TIMESTEP_SCALE * frequencies  # (B, 128)
+        return self.out(F.silu(self.up(torch.cat([angles.cos(), angles.sin()], dim=1))))

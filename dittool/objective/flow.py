@@ -1,0 +1,97 @@
+"""Rectified flow (arXiv 2209.03003, 2403.03206): a straight path from data at t = 0 to noise at t = 1.
+
+    z_t = (1 − t)·x0 + t·ε        target velocity = dz/dt = ε − x0        sampling integrates from t = 1 to t = 0
+
+Every random quantity is a function of uniform draws that the caller supplies, so it is exact under resume and any split of the
+batch. B batch · C H W latent
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dittool.models.conditioning import Conditions, Kept
+from dittool.models.dit import DiT
+
+SMALLEST_T, LARGEST_T = 0.001, 0.999
+MODES = ("none", "text_only", "reference_only", "both")  # by which conditions a sample KEEPS
+
+
+@dataclass(frozen=True)
+class FlowLoss:
+    """Losses of a batch, by sample, with what they were computed at."""
+
+    per_sample: Tensor  # (B,) mean squared error over the latent
+    t: Tensor  # (B,)
+    modes: Tensor  # (B,) index into MODES
+    velocity_norm: Tensor  # () root mean square of the prediction
+
+    @property
+    def mean(self) -> Tensor:
+        return self.per_sample.mean()
+
+
+def timesteps(uniform: Tensor, sampling: str, shift: float) -> Tensor:
+    """Timesteps from uniform draws, by inverse distribution function.
+
+    Args:
+        uniform: (B,) in (0, 1).
+        sampling: "logit_normal", t = sigmoid(n) with n ~ N(0, 1) (arXiv 2403.03206, section 3.1), or "uniform".
+        shift: resolution shift, t' = s·t / (1 + (s − 1)·t) (the same, section 5.3.2); 1 changes nothing.
+
+    Returns: (B,) in [0.001, 0.999].
+    """
+    uniform = uniform.double()
+    if sampling == "logit_normal":
+        t = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * uniform - 1))
+    elif sampling == "uniform":
+        t = uniform
+    else:
+        raise ValueError(f"timestep sampling '{sampling}' is neither logit_normal nor uniform")
+    return shifted(t, shift).clamp(SMALLEST_T, LARGEST_T).float()
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """t' = s·t / (1 + (s − 1)·t)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def dropout_modes(uniform: Tensor, shares: Sequence[float]) -> Tensor:
+    """ONE categorical draw a sample, so that modes exclude each other.
+
+    Args:
+        uniform: (B,) in [0, 1).
+        shares: of `MODES`, summing to 1.
+
+    Returns: (B,) index into `MODES`.
+    """
+    edges = torch.tensor(shares, dtype=torch.float64, device=uniform.device).cumsum(0)[:-1]
+    return torch.bucketize(uniform.double(), edges, right=True)
+
+
+def kept_conditions(modes: Tensor) -> Kept:
+    """What each mode keeps: none, text, reference, both."""
+    return Kept(text=(modes == 1) | (modes == 3), reference=(modes == 2) | (modes == 3))
+
+
+def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t = (1 − t)·x0 + t·ε, shapes (B, C, H, W) and (B,)."""
+    t = t[:, None, None, None]
+    return (1 - t) * x0 + t * noise
+
+
+def flow_loss(model: DiT, x0: Tensor, noise: Tensor, t: Tensor, conditions: Conditions, modes: Tensor) -> FlowLoss:
+    """E ‖v(z_t, t, conditions) − (ε − x0)‖² for each sample of the batch.
+
+    Args:
+        x0: (B, C, H, W) normalised latents; noise: the same shape, N(0, 1).
+        t: (B,) timesteps; modes: (B,) dropout modes.
+    """
+    prediction = model(interpolate(x0, noise, t), t, conditions, kept_conditions(modes)).float()
+    per_sample = (prediction - (noise - x0)).square().mean(dim=(1, 2, 3))
+    return FlowLoss(per_sample, t, modes, prediction.detach().square().mean().sqrt())

@@ -1,0 +1,162 @@
+"""Prompt and reference → image: a checkpoint with the encoders that its data were made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dittool.ckpt.safe_load import load_checkpoint
+from dittool.config.load import config_from_dict
+from dittool.config.schema import Config, parse_size
+from dittool.data.buckets import Bucket, nearest_bucket
+from dittool.data.images import fit_to_bucket, open_image
+from dittool.data.provenance import Provenance
+from dittool.encoders.image import ImageEncoder, load_image_encoder, patch_grid
+from dittool.encoders.pretrained import device_of_choice
+from dittool.encoders.text import TextEncoder, load_text_encoder
+from dittool.encoders.vae import LatentCodec, load_codec
+from dittool.errors import BadDataError, UsageError
+from dittool.models.build import build_model
+from dittool.models.conditioning import Conditions
+from dittool.models.dit import DiT
+from dittool.sampling.latents import SampleSettings, sample_latents
+from dittool.seeding import derive_seed
+
+_LARGEST_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A reference image's features."""
+
+    cls: Tensor  # (image width,)
+    patches: Tensor  # (N, image width), row-major
+    grid: tuple[int, int]  # (rows, columns)
+    bucket: Bucket
+
+
+class Pipeline:
+    """A trained model, ready to draw. Uses the EMA weights."""
+
+    def __init__(self, model: DiT, config: Config, data: Provenance, step: int) -> None:
+        self.device = device_of_choice()
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.config, self.data, self.step = config, data, step
+        self.buckets = [Bucket(*parse_size(name)) for name in data.identity["buckets"]]
+        self.image_patch_size = int(data.identity["encoders"]["image"]["patch_size"])
+
+    @staticmethod
+    def load(checkpoint: Path) -> Pipeline:
+        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints."""
+        content = load_checkpoint(checkpoint)
+        config = config_from_dict(content["config"], str(checkpoint))
+        data = Provenance.from_dict(content["data"])
+        model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
+        model.load_state_dict(content["ema"])
+        return Pipeline(model, config, data, content["step"])
+
+    @property
+    def settings(self) -> SampleSettings:
+        """The run's own sampling settings."""
+        s = self.config.sample
+        return SampleSettings(s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, self.config.flow.shift)
+
+    @cached_property
+    def codec(self) -> LatentCodec:
+        return self._checked("vae", load_codec(self._encoder_id("vae")))
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        card = self.data.identity["encoders"]["text"]
+        return self._checked("text", load_text_encoder(card["id"], card["dtype"], card["max_tokens"]))
+
+    @cached_property
+    def image_encoder(self) -> ImageEncoder:
+        return self._checked("image", load_image_encoder(self._encoder_id("image"), self.data.identity["encoders"]["image"]["dtype"]))
+
+    def encode_reference(self, path: Path) -> Reference:
+        """The features of a reference image of any shape, bucketed as the training images were. Raises `BadDataError`."""
+        pixels = open_image(path).pixels
+        bucket = nearest_bucket(pixels.shape[1], pixels.shape[0], self.buckets)
+        fitted, _ = fit_to_bucket(pixels, bucket)
+        return self.reference_from_pixels(fitted[None])[0]
+
+    def reference_from_pixels(self, pixels: np.ndarray) -> list[Reference]:
+        """References from bucketed images of one size, (B, H, W, 3) uint8."""
+        features = self.image_encoder.encode(pixels)
+        height, width = pixels.shape[1:3]
+        grid = patch_grid(width, height, self.image_patch_size)
+        return [Reference(cls, patches, grid, Bucket(width, height)) for cls, patches in zip(features.cls, features.patches, strict=True)]
+
+    def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Text features (B, L, D), padded, and their mask (B, L)."""
+        hidden = [features.hidden for features in self.text_encoder.encode(prompts)]
+        lengths = torch.tensor([len(row) for row in hidden])
+        text = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)
+        return text, torch.arange(text.shape[1])[None] < lengths[:, None]
+
+    def conditions(self, prompt: str | None, reference: Reference | None, bucket: Bucket, count: int) -> Conditions:
+        """`count` times the same prompt and reference; either may be absent."""
+        text, mask = (None, None) if prompt is None else self.encode_prompts([prompt] * count)
+        if reference is None:
+            return Conditions(text, mask, None, None, patch_grid(bucket.width, bucket.height, self.image_patch_size))
+        patches = reference.patches.expand(count, -1, -1) if self.config.model.patches else None
+        return Conditions(text, mask, reference.cls.expand(count, -1), patches, reference.grid)
+
+    def sample_size(self, size: tuple[int, int] | None, reference: Reference | None) -> Bucket:
+        """The size to draw at: as asked for, else the reference's bucket, else the most square one. Raises `UsageError`."""
+        if size is None:
+            return reference.bucket if reference else nearest_bucket(1, 1, self.buckets)
+        multiple = self.data.identity["encoders"]["vae"]["stride"] * self.config.model.patch_size
+        if size[0] % multiple or size[1] % multiple:
+            raise UsageError(
+                f"--size {size[0]}x{size[1]}: sides must be multiples of {multiple}",
+                f"this model was trained at {', '.join(b.name for b in self.buckets)}",
+            )
+        return Bucket(*size)
+
+    def noise(self, bucket: Bucket, seeds: list[int]) -> Tensor:
+        """(B, C, H, W) N(0, 1), one seed a sample: a sample does not depend on its neighbours in the batch."""
+        stride = self.data.identity["encoders"]["vae"]["stride"]
+        shape = (self.data.dims["latent_channels"], bucket.height // stride, bucket.width // stride)
+        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed("sampling", seed))) for seed in seeds])
+
+    def latents(self, conditions: Conditions, noise: Tensor, settings: SampleSettings | None = None) -> Tensor:
+        """Normalised latents for each row of noise."""
+        parts = []
+        for start in range(0, len(noise), _LARGEST_BATCH):
+            rows = slice(start, start + _LARGEST_BATCH)
+            part = conditions.map(lambda tensor, rows=rows: tensor[rows].to(self.device))
+            parts.append(sample_latents(self.model, part, noise[rows].to(self.device), settings or self.settings).cpu())
+        return torch.cat(parts)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Normalised latents (B, C, H, W) → pixels (B, 8·H, 8·W, 3) uint8."""
+        return self.codec.decode(self.data.norm.invert(latents))
+
+    def generate(
+        self, prompt: str | None, reference: Reference | None, count: int, seed: int, size: tuple[int, int] | None = None, **changes: object
+    ) -> np.ndarray:
+        """`count` images (B, H, W, 3) uint8; `changes` are fields of `SampleSettings`. Image i has seed + i."""
+        bucket = self.sample_size(size, reference)
+        noise = self.noise(bucket, [seed + i for i in range(count)])
+        latents = self.latents(self.conditions(prompt, reference, bucket, count), noise, replace(self.settings, **changes))
+        return self.decode(latents)
+
+    def _encoder_id(self, kind: str) -> str:
+        return self.data.identity["encoders"][kind]["id"]
+
+    def _checked(self, kind: str, encoder):
+        """Refuses an encoder whose weights are not those that made the training features."""
+        trained, found = self.data.identity["encoders"][kind]["weights"], encoder.card["weights"]
+        if trained != found:
+            raise BadDataError(
+                f"encoder '{encoder.card['id']}' has weights {found[:12]}…, this checkpoint was trained with {trained[:12]}…",
+                "restore the encoder's weights of that time, or embed and train again with these",
+            )
+        return encoder

@@ -1,0 +1,38 @@
+"""Pictures on the way: hold-out samples above, what the EMA weights make of their captions and references below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dittool.config.schema import parse_size
+from dittool.data.buckets import Bucket
+from dittool.data.shard_set import ShardSet
+from dittool.data.stream import collate
+from dittool.sampling.draw import write_png
+from dittool.sampling.pipeline import Pipeline
+
+_COLUMNS = 6
+
+
+def draw_preview(shards_folder: Path) -> Callable[[Pipeline, Path], None]:
+    """A function that draws a pipeline's answer to the same few samples, hold-out ones where there are any."""
+    chosen: list = []
+
+    def draw(pipeline: Pipeline, path: Path) -> None:
+        shards = ShardSet.open(shards_folder)
+        if not chosen:
+            refs = shards.split("holdout") or shards.samples
+            bucket = max({ref.bucket for ref in refs}, key=lambda name: sum(ref.bucket == name for ref in refs))
+            chosen.extend([ref for ref in refs if ref.bucket == bucket][:_COLUMNS])
+        samples = [shards.read(ref, pipeline.config.model.patches) for ref in chosen]
+        latents, conditions = collate(samples, pipeline.data.norm, pipeline.image_patch_size)
+        made = pipeline.latents(conditions, pipeline.noise(Bucket(*parse_size(chosen[0].bucket)), list(range(len(samples)))))
+        rows = [np.concatenate(list(pipeline.decode(row)), axis=1) for row in (latents, made)]
+        path.parent.mkdir(exist_ok=True)
+        write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), {"step": pipeline.step, "weights": "ema"})
+
+    return draw

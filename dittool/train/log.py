@@ -1,0 +1,116 @@
+"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dittool.objective.flow import MODES, FlowLoss
+from dittool.storage import TEMPORARY_PREFIX, read_json_lines, write_atomic
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one step measured. Tensors stay on the device until a row of the log needs them."""
+
+    loss: Tensor  # () mean over the step's samples
+    grad_norm: Tensor  # () before clipping
+    lr: float
+    waited: float  # seconds spent waiting for data
+    losses: list[FlowLoss]  # one a micro-batch
+
+
+class Meter:
+    """Figures of the steps since the last row of the log."""
+
+    def __init__(self, samples_per_step: int) -> None:
+        self.loss = float("nan")  # mean of the last interval
+        self._samples_per_step = samples_per_step
+        self._steps: list[StepFigures] = []
+        self._since = time.monotonic()
+
+    def add(self, figures: StepFigures) -> None:
+        self._steps.append(figures)
+
+    def summary(self) -> dict[str, float]:
+        """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new interval."""
+        steps, elapsed = self._steps, max(time.monotonic() - self._since, 1e-9)
+        losses = [loss for step in steps for loss in step.losses]
+        per_sample, t, modes = (torch.cat([getattr(loss, name).detach() for loss in losses]) for name in ("per_sample", "t", "modes"))
+        self.loss = float(torch.stack([step.loss for step in steps]).mean())
+        figures = {
+            "loss": self.loss,
+            "lr": steps[-1].lr,
+            "grad_norm": float(torch.stack([step.grad_norm for step in steps]).mean()),
+            "velocity_norm": float(torch.stack([loss.velocity_norm for loss in losses]).mean()),
+            "samples_per_second": len(steps) * self._samples_per_step / elapsed,
+            "data_wait_share": sum(step.waited for step in steps) / elapsed,
+        }
+        groups = {f"loss_{name}": modes == index for index, name in enumerate(MODES)}
+        groups |= {"loss_t_low": t < 1 / 3, "loss_t_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_t_high": t >= 2 / 3}
+        self._steps, self._since = [], time.monotonic()
+        return figures | {name: float(per_sample[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+
+
+class RunLog:
+    """Rows of figures by step. `log.jsonl` is the truth; TensorBoard and the plot show the same."""
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        """Rows of steps after `start_step`, which a resumed run will make again, are cut off."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "log.jsonl"
+        self._plot_path = folder / "loss.png"
+        self.rows: list[dict[str, Any]] = [row for row in read_log(folder) if row["step"] <= start_step]
+        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+
+    def write(self, step: int, figures: dict[str, Any]) -> None:
+        row = {"step": step, **figures}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+        if self.rows:
+            plot_losses(self.rows, self._plot_path)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `log.jsonl`; none when there is no log."""
+    path = folder / "log.jsonl"
+    return read_json_lines(path) if path.is_file() else []
+
+
+def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
+    """Training and evaluation loss over steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, label in (("loss", "training"), ("eval_loss", "hold-out, EMA weights")):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
+    axis.set(xlabel="step", ylabel="velocity error (mean square)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    figure.savefig(temporary, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    os.replace(temporary, path)

@@ -1,0 +1,232 @@
+"""The training loop: from a configuration and shards to checkpoints.
+
+    commands/train.py → this file → objective/flow.py → models/dit.py
+
+A step is one optimizer update: `accumulate` micro-batches, one clipped AdamW update, one EMA update. What a step sees is a function
+of its number alone (`data/stream.py`), so stopping and resuming anywhere gives the bits of the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dittool.ckpt.files import list_checkpoints, newest_checkpoint, rotate, save_checkpoint
+from dittool.ckpt.safe_load import load_checkpoint, load_weights
+from dittool.config.load import config_to_toml
+from dittool.config.schema import Config
+from dittool.console import SILENT, Talk
+from dittool.data.provenance import Provenance
+from dittool.data.shard_set import ShardSet
+from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.stream import Batch, BatchStream
+from dittool.encoders.pretrained import device_of_choice
+from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
+from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
+from dittool.objective.schedule import learning_rate
+from dittool.sampling.pipeline import Pipeline
+from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
+from dittool.train.evaluate import Evaluation
+from dittool.train.log import Meter, RunLog, StepFigures
+from dittool.train.signals import StopRequest, stop_on_signal
+from dittool.train.state import TrainState, require_same_run
+
+Draw = Callable[[Pipeline, Path], None]  # draws pictures into a file
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """Where a run ended."""
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    loss: float  # mean over the last logging interval
+    eval_loss: float | None
+    seconds: float  # of this call
+    samples_per_second: float
+
+
+def train(
+    config: Config, data: Path, out: Path, *, resume: bool = False, named_changes: Sequence[str] = (), init: Path | None = None,
+    draw: Draw | None = None, talk: Talk = SILENT,
+) -> TrainSummary:  # fmt: skip
+    """Trains to `train.steps` updates and leaves `checkpoint_final.pt`.
+
+    Args:
+        data: a shards folder.
+        out: the run's folder.
+        resume: continue from the newest valid checkpoint in `out`.
+        named_changes: dotted keys whose change against the checkpoint is wanted.
+        init: weights to start from, made by `dit warmstart`; the peak learning rate is halved.
+        draw: called every `train.sample_every` steps with the EMA weights.
+
+    Raises `BadDataError`, `UsageError`, `StorageError`; `NonFiniteError` before an update would spoil the weights; `Interrupted` after
+    a signal, with the state saved.
+    """
+    if init is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
+    # Data: what the run sees, and the identity that its checkpoints carry.
+    shards = ShardSet.open(data)
+    _require_features(config, shards)
+    refs = shards.split(TRAIN)
+    provenance = Provenance.of(shards, refs, config)
+    stream = BatchStream(shards, refs, provenance.norm, config.train.batch_size, config.train.seed, config.model.patches)
+
+    checkpoints = output_folder(out) / "checkpoints"
+    with folder_lock(out), stop_on_signal() as stop:
+        sweep_temporaries(out)
+        checkpoints.mkdir(exist_ok=True)
+        if not resume and list_checkpoints(checkpoints):
+            raise UsageError(f"{out}: holds checkpoints of an earlier run", f"go on with --resume, choose another --out, or remove it: rm -r {out}")
+        # State: fresh, warm-started, or exactly where a checkpoint left it.
+        state = TrainState(config, provenance, device_of_choice())
+        if resume:
+            _restore(state, checkpoints, set(named_changes), talk)
+        elif init is not None:
+            _warm_start(state, init)
+        write_atomic(out / "resolved.toml", config_to_toml(config).encode())
+        write_json(out / "run.json", {"data": str(data.resolve()), "identity_hash": provenance.identity_hash})
+        run = _Run(out, checkpoints, state, stream, _evaluation(config, shards, provenance), RunLog(out, state.step), draw)
+        with closing(run.log):
+            return _run_steps(run, stop, talk)
+
+
+@dataclass
+class _Run:
+    """What the steps of a run work on."""
+
+    folder: Path
+    checkpoints: Path
+    state: TrainState
+    stream: BatchStream
+    evaluation: Evaluation | None
+    log: RunLog
+    draw: Draw | None
+
+
+def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary:
+    """Steps until `train.steps`, with what is due after each: log, evaluation, pictures, checkpoint."""
+    state, train_config = run.state, run.state.config.train
+    first, total, start = state.step, train_config.steps, time.monotonic()
+    loader = run.stream.loader(first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device)
+    batches, meter = iter(loader), Meter(state.samples_per_step)
+    pipeline = Pipeline(state.ema.model, state.config, state.data, state.step)
+    saved, eval_loss = None, None
+    with talk.progress("train", total - first, "step") as task:
+        while state.step < total:
+            meter.add(_train_step(state, batches))
+            step, last = state.step, state.step == total
+            if run.evaluation is not None and _due(step, train_config.eval_every, last):
+                eval_loss = run.evaluation.loss(state.ema.model, state.device)
+                run.log.write(step, {"eval_loss": eval_loss})
+            if _due(step, train_config.log_every, last):
+                run.log.write(step, meter.summary())
+            if run.draw is not None and _due(step, train_config.sample_every, last):
+                pipeline.step = step
+                run.draw(pipeline, run.folder / "samples" / f"step{step:07d}_ema.png")
+            if _due(step, run.state.config.checkpoint.every, last) or stop.signal_number is not None:
+                saved = save_checkpoint(run.checkpoints, state.to_checkpoint(), final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
+                rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
+            task.advance(1, loss=meter.loss)
+            if stop.signal_number is not None and not last:
+                raise Interrupted(f"stopped at step {step} of {total}; saved {saved}", f"dit train --resume --out {run.folder}", stop.signal_number)
+    seconds = time.monotonic() - start
+    return TrainSummary(run.folder, saved, state.step, meter.loss, eval_loss, seconds, (total - first) * state.samples_per_step / seconds)
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and (last or step % every == 0)
+
+
+def _train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
+    """One optimizer update. Raises `NonFiniteError` before the weights are touched."""
+    config, waited, losses, ids = state.config, 0.0, [], []
+    autocast = torch.autocast(state.device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
+    state.model.train()
+    for _ in range(config.train.accumulate):
+        start = time.monotonic()
+        batch = next(batches).to(state.device)
+        waited += time.monotonic() - start
+        with autocast:
+            loss = _batch_loss(state, batch)
+        (loss.mean / config.train.accumulate).backward()
+        losses.append(loss)
+        ids += batch.ids
+    grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip)
+    mean = torch.stack([loss.mean.detach() for loss in losses]).mean()
+    _require_finite(state.step, mean, grad_norm, ids)
+    rate = learning_rate(state.step, config.train)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.ema.update(state.model, state.step)
+    state.step += 1
+    return StepFigures(mean, grad_norm, rate, waited, losses)
+
+
+def _batch_loss(state: TrainState, batch: Batch) -> FlowLoss:
+    config = state.config
+    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
+    d = config.dropout
+    modes = dropout_modes(batch.mode_draw, [d.none, d.text_only, d.reference_only, d.both])
+    return flow_loss(state.model, batch.latents, batch.noise, t, batch.conditions, modes)
+
+
+def _require_finite(step: int, loss: Tensor, grad_norm: Tensor, ids: list[str]) -> None:
+    if torch.isfinite(loss) and torch.isfinite(grad_norm):
+        return
+    raise NonFiniteError(
+        f"step {step + 1}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. Samples: {', '.join(ids[:8])}"
+        + (f" and {len(ids) - 8} more" if len(ids) > 8 else ""),
+        "check these samples with dit shard --verify and dit audit, lower train.lr, then dit train --resume",
+    )
+
+
+def _require_features(config: Config, shards: ShardSet) -> None:
+    wanted = config.encoders
+    for kind, name in (("image", wanted.image), ("text", wanted.text), ("vae", wanted.vae)):
+        found = shards.card["encoders"][kind]["id"]
+        if found != name:
+            raise BadDataError(
+                f"{shards.folder}: features come from {kind} encoder '{found}', the configuration says '{name}'",
+                f"embed with this preset into another folder, or say what the data are: -s encoders.{kind}={found}",
+            )
+
+
+def _evaluation(config: Config, shards: ShardSet, provenance: Provenance) -> Evaluation | None:
+    held = shards.split(HOLDOUT)
+    if not config.train.eval_every or not held:
+        return None
+    return Evaluation(shards, held, provenance.norm, config.flow.timestep_sampling, config.flow.shift, config.model.patches)
+
+
+def _restore(state: TrainState, checkpoints: Path, named: set[str], talk: Talk) -> None:
+    newest = newest_checkpoint(checkpoints, talk)
+    total = state.config.train.steps
+    content = load_checkpoint(newest.path)
+    for change in require_same_run(content, state.config, state.data, named):
+        talk.note(f"resuming with a change: {change}")
+    state.restore(content)
+    if state.step >= total:
+        raise UsageError(f"{newest.path}: step {state.step} of {total} is the end of this run", "train on with -s train.steps=N above that")
+    talk.note(f"resumed from {newest.path} at step {state.step}")
+
+
+def _warm_start(state: TrainState, init: Path) -> None:
+    weights = load_weights(init)
+    missing, unexpected = state.model.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise BadDataError(
+            f"{init}: {len(missing)} tensors of the model are missing (first {missing[:1]}), {len(unexpected)} are unknown (first {unexpected[:1]})",
+            "map the old weights onto this architecture first: dit warmstart OLD --preset P --out INIT.safetensors",
+        )
+    state.ema.model.load_state_dict(weights)

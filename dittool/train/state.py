@@ -1,0 +1,85 @@
+"""What a run is made of and how it becomes a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dittool.ckpt.files import FORMAT_VERSION
+from dittool.config.load import config_to_dict
+from dittool.config.schema import Config
+from dittool.data.identity import differences
+from dittool.data.provenance import Provenance
+from dittool.errors import BadDataError, UsageError
+from dittool.models.build import build_model
+from dittool.train.ema import EmaModel
+from dittool.train.optim import build_optimizer
+
+
+class TrainState:
+    """Model, EMA, optimizer and the number of updates made."""
+
+    def __init__(self, config: Config, data: Provenance, device: torch.device) -> None:
+        torch.manual_seed(config.train.seed)
+        dims = data.dims
+        self.config, self.data, self.device = config, data, device
+        self.model = build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(device)
+        self.ema = EmaModel(self.model, config.ema)
+        self.optimizer = build_optimizer(self.model, config.train)
+        self.step = 0  # optimizer updates made
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.config.train.batch_size * self.config.train.accumulate
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and plain values only."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "config": config_to_dict(self.config),
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "samples_seen": self.step * self.samples_per_step,
+            "rng": {"torch": torch.get_rng_state()},
+            "data": self.data.to_dict(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continues where the checkpoint stood. The caller has compared configuration and data."""
+        self.model.load_state_dict(checkpoint["model"])
+        self.ema.model.load_state_dict(checkpoint["ema"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.step = checkpoint["step"]
+        torch.set_rng_state(checkpoint["rng"]["torch"])
+
+
+def require_same_run(checkpoint: dict[str, Any], config: Config, data: Provenance, named: set[str]) -> list[str]:
+    """The differences between a checkpoint and the run that would continue it, all of them named on the command line.
+
+    Args:
+        named: dotted keys given with `-s`.
+
+    Raises `UsageError` for a changed key that was not named and `BadDataError` for other data.
+    """
+    changed = differences(config_to_dict(config), checkpoint["config"])
+    unnamed = [line for line in changed if line.split(":")[0] not in named]
+    if unnamed:
+        raise UsageError(
+            f"the configuration differs from the checkpoint's: {'; '.join(unnamed)}",
+            "resume without --preset, or name each change with -s key=value",
+        )
+    old = Provenance.from_dict(checkpoint["data"])
+    if old.identity_hash != data.identity_hash:
+        raise BadDataError(
+            f"the data have another identity than the checkpoint's: {'; '.join(differences(data.identity, old.identity))}",
+            "train on the data of before (--data), or start a new run with another --out",
+        )
+    if old.order_hash != data.order_hash or old.norm != data.norm:
+        raise BadDataError(
+            "the training samples or their statistics are not the checkpoint's: images were added, removed, or sharded differently",
+            "train on the shards of before (--data), or start a new run from these weights with --init",
+        )
+    return changed
