@@ -72,7 +72,8 @@ class FeatureStore:
 
     def write(self, feature: Feature, record_id: str, array: np.ndarray, storage: str = "fp16") -> None:
         """Stores one feature atomically. Raises `BadDataError` when it is not finite or does not fit the stored dtype."""
-        stored = array.astype(_STORED_DTYPE[storage])
+        with np.errstate(over="ignore"):  # overflow is looked for below, and named
+            stored = array.astype(_STORED_DTYPE[storage])
         if not np.isfinite(stored).all():
             largest = float(np.abs(array[np.isfinite(array)]).max(initial=0))
             raise BadDataError(

@@ -171,12 +171,12 @@ def _open(raw: bytes) -> _Opened:
     if width * height > LARGEST_IMAGE:
         raise ImageRefused("too-large", f"{width}x{height} is {width * height:,} pixels, the limit is {LARGEST_IMAGE:,}")
     _require_known_pixels(image)
+    orientation = _orientation(image)
     try:
-        orientation, readable = _orientation(image)
         flags += _flags(image)
     except _DAMAGE as error:
         raise _damaged(error) from error
-    flags += ["exif-rotated"] * (orientation in _UPRIGHT) + ["exif-unreadable"] * (not readable)
+    flags += ["exif-rotated"] * (orientation in _UPRIGHT)
     transpose = None if file_format == "TIFF" else _UPRIGHT.get(orientation)  # Pillow turns TIFF itself, size and pixels
     if transpose is not None and orientation >= 5:
         width, height = height, width
@@ -278,13 +278,13 @@ def _require_usable_size(width: int, height: int) -> None:
         raise ImageRefused("extreme-aspect", f"{width}x{height} is {aspect:.4g}:1, the limit is {LARGEST_ASPECT:g}:1")
 
 
-def _orientation(image: Image.Image) -> tuple[Any, bool]:
-    """The EXIF orientation (1 when there is none), and whether the EXIF data could be read."""
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation; 1, upright, when there is none or it cannot be read."""
     try:
         # The base class's method: PNG's own would decode all pixels first, and our PNGs have their EXIF in front.
-        return Image.Image.getexif(image).get(_ORIENTATION, 1), True
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)
     except _DAMAGE:
-        return 1, False
+        return 1
 
 
 def _flags(image: Image.Image) -> list[str]:

@@ -1,0 +1,99 @@
+"""What every test finds: one thread, no network, and `dit` as a function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from dittool.config.schema import Config
+    from dittool.data.features import FeatureStore
+    from dittool.data.stream import BatchStream
+
+# Before torch is imported: results of float arithmetic depend on the number of threads, and small models are faster on one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def _plain_surroundings(monkeypatch):
+    for name in ("DIT_DEBUG", "DIT_LPIPS_BACKBONE", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def dit(capsys) -> Callable[..., Outcome]:
+    """Runs a command line in this process: `dit("train", "--preset", "demo").code`."""
+    from dittool.cli import run
+
+    def call(*arguments: object) -> Outcome:
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+TINY = (
+    "model.depth=2", "model.width=32", "model.heads=2", "data.holdout=0.2", "train.steps=8", "train.batch_size=4", "train.warmup_steps=2",
+    "train.log_every=1", "train.sample_every=0", "train.eval_every=0", "checkpoint.every=3", "sample.steps=2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TinyShards:
+    """Two dozen drawn images, embedded and sharded with a small configuration. Read only: copy the folder to damage it."""
+
+    folder: Path  # the shards
+    images: Path
+    config: Config
+    overrides: tuple[str, ...] = TINY  # what makes the demo preset this small
+
+    def config_with(self, *overrides: str) -> Config:
+        from dittool.config.load import load_config
+
+        return load_config("demo", [*TINY, *overrides])
+
+    @property
+    def store(self) -> FeatureStore:
+        from dittool.data.features import FeatureStore
+
+        return FeatureStore(self.folder.parent / "derived")
+
+    def stream(self, rank: int = 0, ranks: int = 1) -> BatchStream:
+        """Batches of four of the training samples."""
+        from dittool.data.provenance import Provenance
+        from dittool.data.shard_set import ShardSet
+        from dittool.data.stream import BatchStream
+
+        shards = ShardSet.open(self.folder)
+        refs = shards.split("train")
+        return BatchStream(shards, refs, Provenance.of(shards, refs, self.config).norm, 4, seed=0, rank=rank, ranks=ranks)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> TinyShards:
+    from dittool.config.load import load_config
+    from dittool.data.embed import embed
+    from dittool.data.shards import shard
+    from dittool.demo.drawing import draw_dataset
+
+    root, config = tmp_path_factory.mktemp("tiny"), load_config("demo", TINY)
+    draw_dataset(root / "images", 24, seed=0)
+    embed(root / "images", root / "derived", config)
+    shard(root / "derived", root / "shards")
+    return TinyShards(root / "shards", root / "images", config)

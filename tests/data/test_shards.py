@@ -1,0 +1,207 @@
+"""Shards: what goes in comes out, byte for byte, and every kind of damage is named."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from dittool.data.arrays import npy_bytes, parse_npy
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
+from dittool.data.shard_set import ShardSet, verify
+from dittool.data.shards import shard
+from dittool.data.tar_members import group_samples, tar_members
+from dittool.errors import BadDataError, UnsafeFileError
+
+
+@pytest.fixture
+def copy(tiny_shards, tmp_path):
+    """The shards, free to be damaged."""
+    return shutil.copytree(tiny_shards.folder, tmp_path / "shards")
+
+
+def first_tar(folder):
+    return min(folder.glob("bucket_*/shard-*.tar"))
+
+
+def test_a_sample_comes_back_as_it_was_stored(tiny_shards):
+    shards, store = ShardSet.open(tiny_shards.folder), tiny_shards.store
+    for ref in shards.samples:
+        sample = shards.read(ref)
+        for feature, array in ((IMAGE_CLS, sample.cls), (IMAGE_PATCHES, sample.patches), (LATENT, sample.latent), (TEXT, sample.text)):
+            assert np.array_equal(array, store.read(feature, ref.id))
+        assert shards.read_record(ref).caption.startswith("a ")
+
+
+def test_sharding_twice_gives_the_same_bytes(tiny_shards, tmp_path):
+    shard(tiny_shards.store.folder, tmp_path / "again")
+    for path in tiny_shards.folder.rglob("*.tar"):
+        assert (tmp_path / "again" / path.relative_to(tiny_shards.folder)).read_bytes() == path.read_bytes()
+
+
+def test_samples_do_not_lie_in_the_order_of_their_names(tiny_shards):
+    ids = [ref.id for ref in ShardSet.open(tiny_shards.folder).split("train")]
+    assert ids != sorted(ids)
+
+
+def test_python_and_our_reader_see_the_same_members(tiny_shards):
+    path = first_tar(tiny_shards.folder)
+    with tarfile.open(path) as tar:
+        theirs = [(member.name, member.offset_data, member.size) for member in tar.getmembers()]
+    assert [(f"{m.key}.{m.suffix}", m.offset, m.size) for m in tar_members(path)] == theirs
+
+
+def test_webdataset_reads_the_shards(tiny_shards):
+    from dittool.encoders.torchvision_remedy import ensure_torchvision
+
+    ensure_torchvision()
+    import webdataset
+
+    samples = list(webdataset.WebDataset(str(first_tar(tiny_shards.folder)), shardshuffle=False))
+    assert len(samples) == len(group_samples(first_tar(tiny_shards.folder), tar_members(first_tar(tiny_shards.folder))))
+    assert {feature.member for feature in FEATURES} <= set(samples[0])
+
+
+def test_equal_images_never_stand_on_both_sides_of_the_hold_out(tiny_shards):
+    shards = ShardSet.open(tiny_shards.folder)
+    sides = [{shards.read_record(ref).image_sha256 for ref in shards.split(name)} for name in ("train", "holdout")]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+def test_a_smaller_set_leaves_no_shard_of_the_larger_one(copy, tiny_shards):
+    shard(tiny_shards.store.folder, copy, limit=3)
+    listed = {row["path"] for row in json.loads((copy / "index.json").read_text())["shards"]}
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*.tar")} == listed
+
+
+def test_an_interrupted_set_says_so(copy):
+    (copy / "index.json").write_text('{"version": 1, "unfinished": true}')
+    with pytest.raises(BadDataError, match="unfinished"):
+        ShardSet.open(copy)
+
+
+def test_sound_shards_verify(tiny_shards):
+    assert verify(tiny_shards.folder) == []
+
+
+def test_one_flipped_bit_is_found(copy):
+    path = first_tar(copy)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    faults = verify(copy)
+    assert len(faults) == 1 and "sha256" in faults[0].what
+
+
+def test_a_tar_cut_between_two_members_is_refused(copy):
+    """Row 49: WebDataset reads such a file without a word."""
+    path = first_tar(copy)
+    end = tar_members(path)[7]
+    path.write_bytes(path.read_bytes()[: end.offset - 512])
+    with pytest.raises(BadDataError, match="without the two zero blocks"):
+        tar_members(path)
+    with pytest.raises(BadDataError, match="the index says"):
+        ShardSet.open(copy)
+
+
+def write_tar(path, members, **changes):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in members:
+            info = tarfile.TarInfo(name)
+            info.size = 0 if changes.get("type") else 3
+            for key, value in changes.items():
+                setattr(info, key, value)
+            tar.addfile(info, io.BytesIO(b"abc"))
+    return path
+
+
+@pytest.mark.parametrize("name", ["../../etc/x.npy", "/etc/x.npy", "a/b.npy", "a\nb.npy", "a\\b.npy"])
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
+    """Row 52."""
+    with pytest.raises(UnsafeFileError, match="plain file name"):
+        tar_members(write_tar(tmp_path / "x.tar", [name]))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    """Row 52."""
+    with pytest.raises(UnsafeFileError, match="not a regular file"):
+        tar_members(write_tar(tmp_path / "x.tar", ["a.npy"], type=kind, linkname="/etc/passwd"))
+
+
+def test_members_twice_or_apart_are_refused(tmp_path):
+    """Row 51."""
+    twice = write_tar(tmp_path / "twice.tar", ["a.npy", "a.npy"])
+    with pytest.raises(BadDataError, match="twice"):
+        group_samples(twice, tar_members(twice))
+    apart = write_tar(tmp_path / "apart.tar", ["a.npy", "b.npy", "a.json"])
+    with pytest.raises(BadDataError, match="not adjacent"):
+        group_samples(apart, tar_members(apart))
+
+
+def test_a_huge_declared_size_and_a_bad_checksum_are_refused(tmp_path):
+    """Row 50."""
+    path = write_tar(tmp_path / "x.tar", ["a.npy"])
+    raw = bytearray(path.read_bytes())
+    raw[124:135] = b"77777777777"
+    path.write_bytes(raw)
+    with pytest.raises(BadDataError, match="checksum"):
+        tar_members(path)
+
+
+def test_an_index_of_another_version_is_refused(copy):
+    (copy / "index.json").write_text('{"version": 99}')
+    with pytest.raises(BadDataError, match="version 99"):
+        ShardSet.open(copy)
+
+
+def test_a_set_without_an_index_is_read_by_scanning(copy):
+    (copy / "index.json").unlink()
+    shards = ShardSet.open(copy)
+    assert shards.samples and shards.index is None
+    assert shards.read(shards.samples[0]).latent.shape[0] == 16
+    with pytest.raises(BadDataError, match=r"no index\.json"):
+        _ = shards.card
+
+
+def test_stale_and_missing_features_stop_sharding(tiny_shards, tmp_path):
+    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
+    min((derived / "vae_latents").glob("*.npy")).unlink()
+    with pytest.raises(BadDataError, match="1 of .* no current vae features"):
+        shard(derived, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "bool", "int64"])
+def test_arrays_survive_their_file(dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    back = parse_npy(npy_bytes(array), "x")
+    assert back.dtype == array.dtype and np.array_equal(back, array)
+
+
+def _header(text: str, body: bytes = b"") -> bytes:
+    raw = text.encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw + body
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"PK\x03\x04 a renamed npz",
+        b"\x80\x04K\x01.",
+        _header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"\x80\x04K\x01."),
+        _header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }", b"\0" * 4),
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }", b"\0" * 4),
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }", b"\0" * 4),
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }", b"\0" * 5),
+        _header("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }", b"\0" * 4),
+        b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b"{}",
+    ],
+)
+def test_row_55_arrays_that_are_not_plain_numbers_are_refused(raw):
+    with pytest.raises(BadDataError, match="^x: "):
+        parse_npy(raw, "x")

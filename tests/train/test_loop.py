@@ -1,0 +1,243 @@
+"""The loop: a step is an update, resuming is exact, what would spoil a run stops it with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
+from dittool.ckpt.safe_load import load_checkpoint
+from dittool.config.load import load_config
+from dittool.errors import BadDataError, NonFiniteError, UsageError
+from dittool.train import loop
+from dittool.train.log import read_log
+from dittool.train.loop import train
+
+
+def final_state(run) -> dict:
+    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    for index, moments in a["optimizer"]["state"].items():
+        assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in moments.items())
+    assert a["step"] == b["step"] and a["samples_seen"] == b["samples_seen"]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tiny_shards, tmp_path_factory):
+    """Eight steps without interruption."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny_shards.config_with(), tiny_shards.folder, out)
+    return out
+
+
+def stopped_at(run, step: int, out):
+    """The run as it lay on disk when the checkpoint of `step` was its newest."""
+    shutil.copytree(run, out)
+    for checkpoint in list_checkpoints(out / "checkpoints"):
+        if checkpoint.step > step:
+            checkpoint.path.unlink()
+            checkpoint.path.with_suffix(".json").unlink()
+    return out
+
+
+def test_a_run_leaves_what_the_contract_names(whole_run):
+    assert {path.name for path in whole_run.iterdir()} >= {"resolved.toml", "log.jsonl", "loss.png", "tensorboard", "checkpoints"}
+    names = {path.name for path in (whole_run / "checkpoints").iterdir()}
+    assert {"checkpoint_step0000006.pt", "checkpoint_step0000006.json", "checkpoint_final.pt", "checkpoint_final.json"} <= names
+    state = final_state(whole_run)
+    assert {"format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data"} == set(state)
+    assert (state["step"], state["samples_seen"]) == (8, 32)
+
+
+def test_the_resolved_configuration_repeats_the_run(whole_run, tiny_shards, tmp_path):
+    train(load_config(str(whole_run / "resolved.toml")), tiny_shards.folder, tmp_path / "again")
+    assert_same_bits(final_state(whole_run), final_state(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_resumed_run_ends_with_the_same_bits(whole_run, tiny_shards, tmp_path, step):
+    out = stopped_at(whole_run, step, tmp_path / "run")
+    train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
+    assert_same_bits(final_state(whole_run), final_state(out))
+    assert [row["step"] for row in read_log(out)] == [row["step"] for row in read_log(whole_run)]
+    for mine, theirs in zip(read_log(out), read_log(whole_run), strict=True):
+        assert mine["loss"] == theirs["loss"]
+
+
+def test_a_chain_of_interruptions_with_workers_and_accumulation_ends_with_the_same_bits(tiny_shards, tmp_path, monkeypatch):
+    settings = ("train.accumulate=2", "checkpoint.every=100")
+    train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "whole")
+    for stop_at, workers in ((2, 0), (5, 2), (None, 0)):
+        _stop_after(monkeypatch, stop_at)
+        try:
+            resume = (tmp_path / "chain").exists()
+            config = tiny_shards.config_with(*settings, f"train.workers={workers}")
+            train(config, tiny_shards.folder, tmp_path / "chain", resume=resume, named_changes=["train.workers"])
+        except loop.Interrupted as stopped:
+            assert stopped.exit_code == 143
+    assert_same_bits(final_state(tmp_path / "whole"), final_state(tmp_path / "chain"))
+
+
+def _stop_after(monkeypatch, step: int | None) -> None:
+    """As if SIGTERM had come during the step."""
+    class Request:
+        signal_number = None
+
+    class Manager:
+        def __enter__(self):
+            return Request
+
+        def __exit__(self, *_):
+            return False
+
+    def counting_step(state, batches, real=_REAL_STEP):
+        figures = real(state, batches)
+        Request.signal_number = signal.SIGTERM if step is not None and state.step >= step else None
+        return figures
+
+    monkeypatch.setattr(loop, "stop_on_signal", Manager if step is not None else _REAL_STOP)
+    monkeypatch.setattr(loop, "_train_step", counting_step if step is not None else _REAL_STEP)
+
+
+_REAL_STEP, _REAL_STOP = loop._train_step, loop.stop_on_signal
+
+
+def test_a_run_that_forgets_its_optimizer_does_not_end_with_the_same_bits(whole_run, tiny_shards, tmp_path, monkeypatch):
+    """The comparison above can fail."""
+    out = stopped_at(whole_run, 3, tmp_path / "run")
+    monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda *_: None)
+    train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
+    with pytest.raises((AssertionError, KeyError)):
+        assert_same_bits(final_state(whole_run), final_state(out))
+
+
+def test_evaluation_and_pictures_do_not_disturb_training(whole_run, tiny_shards, tmp_path):
+    from dittool.sampling.preview import draw_preview
+
+    config = tiny_shards.config_with("train.eval_every=2", "train.sample_every=4")
+    train(config, tiny_shards.folder, tmp_path / "run", draw=draw_preview(tiny_shards.folder))
+    assert_same_bits(final_state(whole_run), final_state(tmp_path / "run"))
+    assert [row["step"] for row in read_log(tmp_path / "run") if "eval_loss" in row] == [2, 4, 6, 8]
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["step0000004_ema.png", "step0000008_ema.png"]
+
+
+def test_sigterm_finishes_the_step_saves_and_exits_143(whole_run, tiny_shards, tmp_path):
+    out = tmp_path / "run"
+    overrides = [word for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000") for word in ("-s", override)]
+    command = [sys.executable, "-m", "dittool", "train", "--preset", "demo", "--data", str(tiny_shards.folder), "--out", str(out), *overrides]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    deadline = time.monotonic() + 60
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "dit train --resume" in err and "Traceback" not in err
+    checkpoint = load_checkpoint(resolve_checkpoint(out))
+    assert checkpoint["step"] >= 1 and checkpoint["samples_seen"] == 4 * checkpoint["step"]
+
+
+def test_resuming_an_ended_run_says_so(whole_run, tiny_shards):
+    with pytest.raises(UsageError, match="step 8 of 8"):
+        train(tiny_shards.config_with(), tiny_shards.folder, whole_run, resume=True)
+
+
+def test_resume_without_a_checkpoint_is_an_error(tiny_shards, tmp_path):
+    """Row 25."""
+    with pytest.raises(BadDataError):
+        train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / "run", resume=True)
+
+
+def test_a_run_is_not_overwritten(whole_run, tiny_shards):
+    with pytest.raises(UsageError, match="checkpoints of an earlier run") as refused:
+        train(tiny_shards.config_with(), tiny_shards.folder, whole_run)
+    assert "--resume" in refused.value.hint
+
+
+def test_a_changed_configuration_must_be_named(whole_run, tiny_shards, tmp_path):
+    """Row 23."""
+    out = stopped_at(whole_run, 6, tmp_path / "run")
+    changed = tiny_shards.config_with("train.lr=1e-4", "train.steps=9")
+    with pytest.raises(UsageError, match=r"train\.steps: 9 here, 8 there.*train\.lr: 0\.0001 here, 0\.002 there"):
+        train(changed, tiny_shards.folder, out, resume=True)
+    with pytest.raises(UsageError, match=r"train\.lr"):
+        train(changed, tiny_shards.folder, out, resume=True, named_changes=["train.steps"])
+    assert train(changed, tiny_shards.folder, out, resume=True, named_changes=["train.steps", "train.lr"]).step == 9
+
+
+def test_other_data_are_refused(whole_run, tiny_shards, tmp_path):
+    """Row 23."""
+    from dittool.data.shards import shard
+
+    shard(tiny_shards.store.folder, tmp_path / "fewer", limit=20)
+    out = stopped_at(whole_run, 6, tmp_path / "run")
+    with pytest.raises(BadDataError, match="training samples"):
+        train(tiny_shards.config_with(), tmp_path / "fewer", out, resume=True)
+
+
+def test_data_of_another_encoder_than_configured_are_refused(tiny_shards, tmp_path):
+    with pytest.raises(BadDataError, match="'builtin:words', the configuration says 'google/t5'"):
+        train(tiny_shards.config_with("encoders.text=google/t5"), tiny_shards.folder, tmp_path / "run")
+
+
+def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(whole_run, tiny_shards, tmp_path):
+    """Row 26."""
+    out = stopped_at(whole_run, 6, tmp_path / "run")
+    path = out / "checkpoints" / "checkpoint_step0000006.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
+    assert_same_bits(final_state(whole_run), final_state(out))
+
+
+def test_non_finite_loss_stops_before_the_update(tiny_shards, tmp_path, monkeypatch):
+    """Row 62."""
+    real = loop.flow_loss
+
+    def poisoned(model, x0, *rest):
+        return real(model, x0 * float("nan"), *rest)
+
+    config = tiny_shards.config_with("checkpoint.every=2")
+    calls = iter(range(100))
+    monkeypatch.setattr(loop, "flow_loss", lambda *a: (poisoned if next(calls) == 5 else real)(*a))
+    with pytest.raises(NonFiniteError, match=r"step 6: loss nan.*Samples: scene-"):
+        train(config, tiny_shards.folder, tmp_path / "run")
+    newest = load_checkpoint(resolve_checkpoint(tmp_path / "run"))
+    assert newest["step"] == 4 and all(torch.isfinite(tensor).all() for tensor in newest["model"].values())
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
+    """Two micro-batches of one step weigh as their mean."""
+    from dittool.data.provenance import Provenance
+    from dittool.data.shard_set import ShardSet
+    from dittool.train.state import TrainState
+
+    shards = ShardSet.open(tiny_shards.folder)
+    state = TrainState(tiny_shards.config_with("train.accumulate=2"), Provenance.of(shards, shards.split("train"), tiny_shards.config_with()), torch.device("cpu"))
+    stream = tiny_shards.stream()
+    before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
+    losses = [loop._batch_loss(state, stream[number]).mean for number in (0, 1)]
+    gradients = torch.autograd.grad(sum(losses) / 2, list(state.model.parameters()), allow_unused=True)
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients if g is not None))
+    figures = loop._train_step(state, iter([stream[0], stream[1]]))
+    assert float(figures.grad_norm) == pytest.approx(float(norm), rel=1e-5)
+    assert state.step == 1 and not torch.equal(before["output.weight"], state.model.output.weight)
+
+
+def test_the_log_holds_losses_by_mode_and_timestep(whole_run):
+    rows = [json.loads(line) for line in (whole_run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert all({"loss", "lr", "grad_norm", "samples_per_second", "data_wait_share"} <= set(row) for row in rows)
+    assert any("loss_text_only" in row for row in rows) and any("loss_t_low" in row for row in rows)
