@@ -32,6 +32,7 @@ def main(
         config = load_config(name, overrides)
         console.json({"name": name, "config": config_to_dict(config)})
         console.result(config_to_toml(config).rstrip("\n"))
+        console.note(_size_text(config))
         return
     if overrides:
         raise UsageError("--set changes one preset, and no preset is named", "for example: dit presets nano -s train.steps=1000")
@@ -43,6 +44,19 @@ def main(
     for row in rows:
         console.result(f"  {row['name']:<14}{row['description']}")
     console.note("\nprint one with: dit presets NAME")
+
+
+def _size_text(config: Any) -> str:
+    """How many parameters the model has as built; its input layers depend on the encoders' widths."""
+    from dittool.encoders.known import known_dims
+    from dittool.models.build import parameter_count
+
+    names = config.encoders
+    dims = known_dims(names.image, names.text, names.vae)
+    if dims is None:
+        return "the number of parameters depends on the widths of these encoders; dit train says it"
+    widths = f"text features of width {dims['text_dim']}, image features of width {dims['image_dim']}"
+    return f"{parameter_count(config, **dims):,} parameters as built, for {widths}"
 
 
 def _summary(name: str, config: Any) -> dict[str, Any]:

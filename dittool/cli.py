@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,17 +23,17 @@ from dittool import __version__
 from dittool.console import Console, abandon
 from dittool.errors import BUG, DONE, DitError, Interrupted, StorageError, UsageError, from_os_error
 
-# In the order of the work. The module is dittool.commands.NAME; the line is the first of its docstring.
+# In the order of the work. The module is dittool.commands.NAME, and its docstring begins with the line.
 BUILT_IN = {
-    "demo": "Go from drawn pictures to a judged model on this CPU.",
-    "embed": "Make the features of every image: DINO, VAE latent, T5.",
-    "shard": "Pack the features into shards, one set per aspect bucket.",
+    "demo": "Draw, embed, shard, audit, train, validate and sample.",
+    "embed": "Make the features of every image and caption that has none.",
+    "shard": "Pack features into shards per bucket, or verify a set.",
     "audit": "Check a checkpoint, preset, run, data folder or model.",
     "train": "Train a model.",
     "validate": "Judge a checkpoint: three tests, a verdict, a report.",
-    "sample": "Make images from a caption and a reference image.",
+    "sample": "Draw images with a trained model (its EMA weights).",
     "inspect-ckpt": "Show what is in a checkpoint without running any of it.",
-    "warmstart": "Map a checkpoint's weights onto a new architecture.",
+    "warmstart": "Carry old weights over to another architecture.",
     "presets": "List the presets, or print one.",
 }
 PLUGIN_GROUP = "dit.commands"
@@ -42,8 +43,10 @@ _HELP = "Train diffusion transformers with two conditions, and prove at every st
 
 def main() -> None:
     """The console script: runs the command line of this process and exits with its code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 must not end the work that prints it
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: dit … >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 must not end the work that prints it
     sys.exit(run(sys.argv[1:]))
 
 
@@ -55,10 +58,10 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else DONE
     except typer.Exit as stop:
         return stop.exit_code
-    except BrokenPipeError:
-        abandon(sys.stdout)
-        return BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            abandon(sys.stdout)
+            return BROKEN_PIPE
         if os.environ.get("DIT_DEBUG", "0") not in ("", "0"):
             import traceback
 
@@ -70,7 +73,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
     """The `dit` command with a stub for each built-in and each plugin. Says on stderr which plugins are refused."""
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}  # commands inherit them
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=settings)  # help by Rich would take twice as long
     app.callback(invoke_without_command=True, help=_HELP)(_root)
     root = typer.main.get_command(app)
     for name, line in BUILT_IN.items():
@@ -124,6 +128,13 @@ def _invoke(root: TyperGroup, arguments: Sequence[str]) -> Any:
             raise DitError(f"{_described(stub.plugin)} failed: {_named(error)}", "run again with DIT_DEBUG=1 and report it to its authors") from error
 
 
+def _reader_is_gone() -> bool:
+    """Whether it is stdout that nobody reads any more, and not a pipe between our own processes."""
+    watch = select.poll()
+    watch.register(sys.stdout, 0)  # a broken pipe is reported without being asked for
+    return bool(watch.poll(0))
+
+
 def _built_in(name: str) -> Callable[..., Any]:
     return importlib.import_module(f"dittool.commands.{name.replace('-', '_')}").main
 
@@ -175,8 +186,7 @@ def _usage_error(error: typer.TyperException) -> UsageError:
 
 
 def _memory_error(error: BaseException) -> StorageError | None:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
         message = ". ".join(_one_line(error).split(". ")[:3])  # what was asked for and what the device has; then comes advice to programmers
     elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         message = f"out of memory: {_one_line(error) or 'this process could not get more'}"

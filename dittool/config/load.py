@@ -6,6 +6,7 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_LARGEST_FILE = 1 << 20  # a preset is a page of text
+_LARGEST_FILE = 1 << 20  # bytes; a preset is a page of text
+_LONGEST_VALUE = 80  # characters of a wrong value that an error repeats
+
+_KEY = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+_DOTTED_KEY = rf"{_KEY}(?:\s*\.\s*{_KEY})*"
+_HEADER_LINE = re.compile(rf"\s*\[\[?\s*({_DOTTED_KEY})\s*\]")
+_KEY_LINE = re.compile(rf"\s*({_DOTTED_KEY})\s*=")
 
 
 class ConfigError(UsageError):
@@ -63,37 +70,55 @@ def config_to_toml(config: Config) -> str:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dict. Raises `UsageError` with the line for anything that is not TOML."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
-    if len(raw) > _LARGEST_FILE:
-        raise UsageError(f"{path}: {len(raw):,} bytes, a configuration has at most {_LARGEST_FILE:,}", "is this the right file?")
-    try:
-        return tomllib.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text at byte {error.start}", "is this the right file?") from error
-    except RecursionError as error:
-        raise UsageError(f"{path}: nested too deeply", "a configuration has sections and keys, no deeper") from error
-    except ValueError as error:  # TOMLDecodeError, and plain ValueError for integers of thousands of digits
-        raise UsageError(f"{path}: not valid TOML: {error}", "correct the line; https://toml.io shows the format") from error
+    return _parsed(_read_text(path), path)
 
 
 Origin = dict[tuple[str, ...], str]  # key path → "file:line" or "-s …"; () → the file itself
 
 
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
+    if len(raw) > _LARGEST_FILE:
+        raise UsageError(f"{path}: larger than {_LARGEST_FILE:,} bytes; a configuration is a page of text", "is this the right file?")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text at byte {error.start}", "is this the right file?") from error
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise UsageError(f"{path}: nested too deeply", "a configuration has sections and keys, no deeper") from error
+    except tomllib.TOMLDecodeError as error:  # says the line itself
+        raise UsageError(f"{path}: not valid TOML: {error}", "correct the line; https://toml.io shows the format") from error
+    except ValueError as error:  # Python's own limit, met by int()
+        raise UsageError(f"{path}: a number has thousands of digits", "correct the number") from error
+
+
 def _read_with_base(path: Path, seen: list[Path]) -> tuple[dict[str, Any], Origin]:
-    if path.resolve() in seen:
-        raise UsageError(f"{path}: its base leads back to itself", "remove one of the base keys")
-    tree, origin = read_toml(path), _line_numbers(path)
+    text = _read_text(path)
+    tree, origin = _parsed(text, path), _line_numbers(text, path)
     base = tree.pop("base", None)
     if base is None:
         return tree, origin
+    place = origin.get(("base",), str(path))
     if not isinstance(base, str):
-        raise UsageError(f"{path}: base must be the name of a preset, not {base!r}", 'for example: base = "nano"')
+        raise UsageError(f"{place}: base must be the name of a preset, not {_shown(base)}", 'for example: base = "nano"')
     beside = path.parent / base
-    base_path = beside if base.endswith(".toml") and beside.is_file() else preset_path(base)
-    base_tree, base_origin = _read_with_base(base_path, [*seen, path.resolve()])
+    try:
+        base_path = beside if base.endswith(".toml") and beside.is_file() else preset_path(base)
+    except UsageError as error:
+        raise UsageError(f"{place}: base: {error.message}", error.hint) from error
+    if base_path.resolve() in [one.resolve() for one in (*seen, path)]:
+        chain = " → ".join(str(one) for one in (*seen, path, base_path))
+        raise UsageError(f"{place}: the base leads back to itself: {chain}", "remove one of the base keys")
+    base_tree, base_origin = _read_with_base(base_path, [*seen, path])
     return _merged(base_tree, tree), base_origin | origin
 
 
@@ -108,32 +133,45 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _line_numbers(path: Path) -> Origin:
+def _line_numbers(text: str, path: Path) -> Origin:
+    """Where each section and key begins. Keys inside a value (an inline table, a list) have the line of the value's own key."""
     origin: Origin = {(): str(path)}
     section: tuple[str, ...] = ()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([\w.\- ]+?)\s*\]", line):
-            section = tuple(part.strip() for part in header[1].split("."))
+    inside_text = False  # of a \"\"\" or \'\'\' string that goes over several lines
+    for number, line in enumerate(text.split("\n"), start=1):
+        begins_inside = inside_text
+        inside_text ^= (line.count('"""') + line.count("'''")) % 2 == 1
+        if begins_inside:
+            continue
+        if header := _HEADER_LINE.match(line):
+            section = _split_key(header[1])
             origin[section] = f"{path}:{number}"
-        elif key := re.match(r"\s*([\w.\-]+)\s*=", line):
-            origin[section + tuple(key[1].split("."))] = f"{path}:{number}"
+        elif key := _KEY_LINE.match(line):
+            origin[section + _split_key(key[1])] = f"{path}:{number}"
     return origin
+
+
+def _split_key(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip("\"'") for part in re.findall(_KEY, dotted))
 
 
 def _apply_override(tree: dict[str, Any], origin: Origin, override: str) -> list[str]:
     dotted, equals, text = override.partition("=")
     keys = tuple(dotted.strip().split("."))
+    label = f"-s {_cut(override)}"
     if not equals or not all(keys):
-        return [f"-s {override}: an override has the form section.key=value"]
+        return [f"{label}: an override has the form section.key=value"]
     node = tree
     for key in keys[:-1]:
         node = node.setdefault(key, {})
         if not isinstance(node, dict):
-            return [f"-s {override}: '{key}' is a value, not a section"]
+            return [f"{label}: '{key}' is a value, not a section"]
     node[keys[-1]] = _override_value(text.strip())
     if keys[0] == "data" and keys[-1] in ("area", "buckets"):
         node.pop("buckets" if keys[-1] == "area" else "area", None)
-    origin[keys] = f"-s {override}"
+    for replaced in [key for key in origin if key[: len(keys)] == keys]:
+        del origin[replaced]
+    origin[keys] = label
     return []
 
 
@@ -148,32 +186,66 @@ def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> Con
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems = problems + [_problem(details, origin) for details in error.errors(include_url=False)]
+        mistakes = error.errors(include_url=False)
+        problems = problems + [_problem(mistake, origin) for mistake in mistakes + _hidden_mistakes(tree, mistakes)]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _problem(details: Any, origin: Origin) -> str:
-    path = tuple(str(part) for part in details["loc"])
+def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any]) -> list[Any]:
+    """Rules between keys that were not checked because the same section has an unknown key: found without that key."""
+    known = tree
+    for mistake in mistakes:
+        if mistake["type"] == "extra_forbidden":
+            known = _without(known, mistake["loc"])
+    try:
+        Config.model_validate(known)
+    except ValidationError as error:
+        seen = {(mistake["loc"], mistake["type"]) for mistake in mistakes}
+        return [mistake for mistake in error.errors(include_url=False) if (mistake["loc"], mistake["type"]) not in seen]
+    return []
+
+
+def _without(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    key, *rest = path
+    if rest:
+        return {**tree, key: _without(tree[key], tuple(rest))}
+    return {other: value for other, value in tree.items() if other != key}
+
+
+def _problem(mistake: Any, origin: Origin) -> str:
+    path = tuple(str(part) for part in mistake["loc"])
+    kind, value = mistake["type"], mistake["input"]
     key, where = ".".join(path) or "configuration", _origin_of(path, origin)
-    if details["type"] == "extra_forbidden":
-        return f"{key}: unknown {'section' if isinstance(details['input'], dict) else 'key'}{_suggestion(path)} ({where})"
-    if details["type"] == "missing":
+    if kind == "extra_forbidden":
+        return f"{key}: unknown {'section' if isinstance(value, dict) else 'key'}{_suggestion(path)} ({where})"
+    if kind == "missing":
         return f"{key}: missing; it has no default ({where})"
-    message = details["msg"].removeprefix("Value error, ")
-    value = details["input"]
-    given = "" if isinstance(value, dict) else f", not {value!r}"
+    if kind == "model_type":
+        return f"{key}: must be a section, not {_shown(value)} ({where})"
+    message = mistake["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    given = "" if kind in ("value_error", "too_short", "too_long") else f", not {_shown(value)}"  # those messages hold it
     return f"{key}: {message[0].lower() + message[1:]}{given} ({where})"
 
 
+def _shown(value: Any) -> str:
+    return _cut(str(value) if isinstance(value, (date, time)) else repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
+
+
 def _origin_of(path: tuple[str, ...], origin: Origin) -> str:
-    overridden = [text for key, text in origin.items() if key[: len(path)] == path and text.startswith("-s ")]
-    if overridden and path:
-        return ", ".join(overridden)
+    """The file and line of a key, or the override that set it; of a rule between keys, the section's line and all its overrides."""
+    overrides = [text for key, text in origin.items() if path and key[: len(path)] == path and text.startswith("-s ")]
+    if overrides and path not in origin:
+        return ", ".join(overrides)
     while path not in origin and path:
         path = path[:-1]
-    return origin.get(path, "configuration")
+    place = origin[path]
+    return ", ".join([place, *(text for text in overrides if text != place)])
 
 
 def _suggestion(path: tuple[str, ...]) -> str:
@@ -192,8 +264,7 @@ def _known_keys(section: type[BaseModel]) -> list[tuple[str, ...]]:
     for name, field in section.model_fields.items():
         name = field.alias or name
         keys.append((name,))
-        kinds = [field.annotation, *get_args(field.annotation)]
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if hasattr(kind, "model_fields"):  # a section
                 keys += [(name, *rest) for rest in _known_keys(kind)]
     return keys

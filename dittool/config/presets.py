@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from dittool.errors import UsageError
@@ -23,10 +24,9 @@ def preset_names() -> list[str]:
 def preset_path(name: str) -> Path:
     """The file behind a preset's name, or behind a path ending in `.toml`. Raises `UsageError` with the nearest name."""
     if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
+        if not os.path.isfile(name):
             raise UsageError(f"preset {name}: no such file", "check the path, or see the shipped presets with: dit presets")
-        return path
+        return Path(name)
     if name in preset_names():
         return preset_folder() / f"{name}.toml"
     close = difflib.get_close_matches(name, preset_names(), n=1)

@@ -9,13 +9,34 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Counted = Annotated[int, Field(ge=0)]
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"1216x832"` → (1216, 832), width first. Raises ValueError on anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if not match:
+        raise ValueError(f"'{text}' is not WIDTHxHEIGHT, for example 1216x832")
+    return int(match[1]), int(match[2])
+
+
+def _checked_size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _require(*rules: tuple[bool, str]) -> None:
+    """Raises ValueError with the texts of all rules that do not hold."""
+    if broken := "; ".join(text for holds, text in rules if not holds):
+        raise ValueError(broken)
+
+
+_LARGEST = 2**63 - 1  # of TOML, and of a tensor
+Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
+Counted = Annotated[int, Field(ge=0, le=_LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Size = Annotated[str, Field(pattern=r"^[1-9]\d*x[1-9]\d*$")]
+Size = Annotated[str, AfterValidator(_checked_size)]
 
 
 class Section(BaseModel):
@@ -38,12 +59,11 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Model:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}")
-        if self.width % 4:
-            raise ValueError(f"width {self.width} is not divisible by 4, which the 2-D sin-cos positions need")
-        if not self.patches and not self.patch_positions:
-            raise ValueError("patch_positions = false has no effect when patches = false; remove it")
+        _require(
+            (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
+            (self.width % 4 == 0, f"width {self.width} is not divisible by 4, which the 2-D sin-cos positions need"),
+            (self.patches or self.patch_positions, "patch_positions = false has no effect when patches = false; remove it"),
+        )
         return self
 
 
@@ -59,15 +79,14 @@ class Encoders(Section):
 
 class Data(Section):
     area: Size | None = None  # "512x512": the seven buckets scaled to this area …
-    buckets: list[Size] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
+    buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
     patch_storage: Literal["fp16", "fp32"] = "fp16"
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
     latent_scaling: Literal["card", "measured"] = "card"  # the VAE's own scale and shift, or statistics of this data
 
     @model_validator(mode="after")
     def _one_of(self) -> Data:
-        if (self.area is None) == (self.buckets is None):
-            raise ValueError("exactly one of area and buckets must be given")
+        _require(((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"))
         return self
 
 
@@ -87,8 +106,7 @@ class Dropout(Section):
     @model_validator(mode="after")
     def _sums_to_one(self) -> Dropout:
         total = self.none + self.text_only + self.reference_only + self.both
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"the four shares sum to {total:g}, not 1")
+        _require((abs(total - 1) <= 1e-6, f"the four shares sum to {total:g}, not 1"))
         return self
 
 
@@ -108,15 +126,15 @@ class Train(Section):
     seed: Counted = 0
     workers: Counted = 0  # processes that read batches; 0 reads in the training process
     log_every: Positive = 10
-    eval_every: Counted = 0  # evaluation loss on the hold-out; 0: only at the end
-    sample_every: Counted = 0  # pictures on the way; 0: only at the end
+    eval_every: Counted = 0  # steps between evaluation losses on the hold-out; 0: none
+    sample_every: Counted = 0  # steps between pictures drawn on the way; 0: none
 
     @model_validator(mode="after")
     def _schedule(self) -> Train:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises")
-        if self.min_lr > self.lr:
-            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}")
+        _require(
+            (self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises"),
+            (self.min_lr <= self.lr, f"min_lr {self.min_lr:g} is above lr {self.lr:g}"),
+        )
         return self
 
 
@@ -127,10 +145,13 @@ class Ema(Section):
 
     @model_validator(mode="after")
     def _warmup(self) -> Ema:
-        if self.warmup == "linear" and self.warmup_steps is None:
-            raise ValueError('warmup = "linear" needs warmup_steps')
-        if self.warmup == "power" and self.warmup_steps is not None:
-            raise ValueError('warmup_steps has no effect with warmup = "power"; remove it or set warmup = "linear"')
+        _require(
+            (self.warmup != "linear" or self.warmup_steps is not None, 'warmup = "linear" needs warmup_steps'),
+            (
+                self.warmup != "power" or self.warmup_steps is None,
+                'warmup_steps has no effect with warmup = "power"; remove it or set warmup = "linear"',
+            ),
+        )
         return self
 
 
@@ -151,7 +172,7 @@ class Sample(Section):
 class Thresholds(Section):
     """What a GO needs. A criterion without a threshold is shown and does not decide."""
 
-    lpips: PositiveFloat | None = 0.2  # reconstruction, at most; judged only where LPIPS can run
+    lpips: PositiveFloat | None = None  # reconstruction, at most; judged only where LPIPS can run
     gap_closed: Share | None = None  # reconstruction between ceiling (0) and codec floor (1), at least
     swap_closer: Share | None = None  # share of pairs nearer to the swapped-in reference, at least
     edit_shown: Share | None = None  # share of edited captions whose edit a checker sees, at least
@@ -177,11 +198,3 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     sample: Sample = Sample()
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`"1216x832"` → (1216, 832), width first. Raises ValueError on anything else."""
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if not match:
-        raise ValueError(f"'{text}' is not WIDTHxHEIGHT, for example 1216x832")
-    return int(match[1]), int(match[2])

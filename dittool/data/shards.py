@@ -11,7 +11,6 @@ until then it says that the set is unfinished.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.arrays import npy_bytes
 from dittool.data.features import FeatureStore
 from dittool.data.identity import identity_hash
-from dittool.data.records import FEATURES, IMAGE_CLS, LATENT, RECORD_MEMBER, STAGES, TEXT, Record, record_to_json
+from dittool.data.records import FEATURES, IMAGE_CLS, LATENT, RECORD_MEMBER, STAGES, TEXT, Record, record_to_bytes
 from dittool.data.tar_members import group_samples, tar_members
 from dittool.errors import BadDataError
 from dittool.seeding import derive_seed, unit_interval
@@ -131,7 +130,7 @@ def _write_shard(
             for record in records:
                 arrays = {feature: store.read(feature, record.id) for feature in FEATURES}
                 statistics.add(arrays, in_training=split == TRAIN)
-                _add(tar, f"{record.id}.{RECORD_MEMBER}", json.dumps(record_to_json(record), ensure_ascii=False).encode())
+                _add(tar, f"{record.id}.{RECORD_MEMBER}", record_to_bytes(record))
                 for feature, array in arrays.items():
                     _add(tar, f"{record.id}.{feature.member}", npy_bytes(array))
 

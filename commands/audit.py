@@ -1,0 +1,82 @@
+"""`dit audit TARGET…` proves that a preset, a checkpoint, a run or data keep the rules that decide whether training is wasted.
+
+`dit audit --explain E1` prints a rule's page, `--explain all` every page (that is docs/rules.md). Exit code 1 when a rule fails.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.console import Console
+
+
+class Format(str, Enum):
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+
+
+def main(
+    targets: Annotated[
+        list[str], typer.Argument(metavar="TARGET...", help="A preset, checkpoint, run, shards or derived folder.", show_default=False)
+    ] = (),
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="What a checkpoint or data should fit.", show_default=False)] = None,
+    select: Annotated[list[str], typer.Option("--select", metavar="CODES", help="Only rules of these codes: E1 or E,K.", show_default=False)] = (),
+    ignore: Annotated[list[str], typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False)] = (),
+    explain: Annotated[str | None, typer.Option("--explain", metavar="CODE", help="Print a rule's page, or all.", show_default=False)] = None,
+    format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check a checkpoint, preset, run, data folder or model."""
+    from dittool.audit.registry import load_rules
+    from dittool.audit.runner import audit
+    from dittool.errors import ANSWER_IS_NO, BUG, DONE, UsageError
+
+    form = Format.json if json else format
+    console = console_for(form is Format.json, quiet, verbose)
+    rules = load_rules()
+    for line in rules.refused:
+        console.warn(line)
+    if explain is not None:
+        _explain(console, rules, explain)
+        return
+    if not targets:
+        raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
+    audits = [audit(target, preset, _codes(select), _codes(ignore), rules, console) for target in targets]
+    _show(console, form, audits)
+    codes = {one.exit_code for one in audits}
+    raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)
+
+
+def _codes(options: list[str]) -> list[str]:
+    """`["e1,K"]` → `["E1", "K"]`."""
+    return [code.strip().upper() for option in options for code in option.split(",") if code.strip()]
+
+
+def _explain(console: Console, rules: Any, code: str) -> None:
+    from dittool.audit.report import rule_page, rules_page
+
+    page = rules_page() if code == "all" else rule_page(rules.get(code))
+    console.json({"code": code, "page": page})
+    console.result(page.rstrip("\n"))
+
+
+def _show(console: Console, form: Format, audits: list[Any]) -> None:
+    from dittool.audit import report
+
+    if form is Format.json:
+        each = [report.as_json(one) for one in audits]
+        console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(one.ok for one in audits)})
+        return
+    for one in audits:
+        if form is Format.markdown:
+            console.result(report.as_markdown(one).rstrip("\n"))
+        else:
+            console.table(report.COLUMNS, report.table_rows(one), title=one.target)
+            console.result(report.summary_line(one))

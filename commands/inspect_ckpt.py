@@ -1,0 +1,111 @@
+"""`dit inspect-ckpt FILE` says what is in a checkpoint, without running any of it.
+
+`--tree` adds every key with its shape, `--diff OTHER` compares two, `--export F.safetensors` writes the averaged weights.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.console import Console
+
+_SHOWN = 20  # rows of a difference
+
+
+def main(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run's folder.", show_default=False)],
+    tree: Annotated[bool, typer.Option("--tree", help="Every key, with shapes and counts.")] = False,
+    diff: Annotated[Path | None, typer.Option("--diff", metavar="OTHER", help="Compare with this file.", show_default=False)] = None,
+    export: Annotated[Path | None, typer.Option("--export", metavar="F.safetensors", help="Write the weights there.", show_default=False)] = None,
+    weights: Annotated[str, typer.Option("--weights", help="Which weights to export: ema or model.")] = "ema",
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Show what is in a checkpoint without running any of it.
+
+    A file that could run code or exhaust the machine is refused with exit code 4, before anything in it is loaded.
+    """
+    from dittool.ckpt import inspect as ckpt
+    from dittool.ckpt.files import resolve_checkpoint
+    from dittool.errors import UsageError
+
+    console = console_for(json, quiet, verbose)
+    if export is not None and export.suffix != ".safetensors":
+        raise UsageError(f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors")
+    path = resolve_checkpoint(file, talk=console)
+    found = ckpt.inspect(path)
+    answer: dict[str, Any] = found.as_dict()
+    _show(console, found)
+    if tree:
+        answer["tree"] = ckpt.tree(found.content)
+        console.result("\n" + answer["tree"])
+    if diff is not None:
+        other = resolve_checkpoint(diff, talk=console)
+        change = ckpt.diff(path, other, console)
+        answer["diff"] = _diff_dict(change, other)
+        _show_diff(console, change, other)
+    if export is not None:
+        ckpt.export_safetensors(path, export, weights, console)
+        answer["export"] = str(export)
+        console.result(f"exported '{weights}' to {export}")
+    console.json(answer)
+
+
+def _show(console: Console, found: Any) -> None:
+    from dittool.storage import bytes_text
+
+    dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found.dtypes.items())
+    rows = [
+        ("file", f"{found.path} ({bytes_text(found.bytes)})"),
+        ("kind", found.kind + (f", format {found.format_version}" if found.format_version is not None else "")),
+        ("parameters", f"{found.parameters:,} ({dtypes})"),
+        ("weights", ", ".join(found.weights) or "the file itself"),
+        ("tensors in all", f"{len(found.tensors):,}"),
+        ("step", "–" if found.step is None else f"{found.step:,}"),
+        ("samples seen", "–" if found.samples_seen is None else f"{found.samples_seen:,}"),
+        ("configuration", (found.config or {}).get("description", "–" if found.config is None else "present")),
+        ("data identity", found.data_identity or "–"),
+        ("sidecar", f"{'✔ ' if found.sidecar == 'verified' else '' if found.sidecar == 'none' else '✘ '}{found.sidecar}"),
+        ("finite", "✔ every tensor" if not found.non_finite else f"✘ {len(found.non_finite)} tensors hold NaN or infinity"),
+    ]
+    console.table(("", "value"), rows)
+    for name in found.non_finite[:_SHOWN]:
+        console.warn(f"{name} holds NaN or infinity")
+
+
+def _show_diff(console: Console, change: Any, other: Path) -> None:
+    shape = "×".join
+    rows = [("missing there", name, "") for name in change.missing]
+    rows += [("only there", name, "") for name in change.unexpected]
+    rows += [("shape", name, f"{shape(map(str, old))} → {shape(map(str, new))}") for name, (old, new) in change.reshaped.items()]
+    rows += [("values", moved.name, f"largest {moved.largest:.3g}, relative {moved.relative:.3g}") for moved in change.changed]
+    rows += [("configuration", key, f"{old!r} → {new!r}") for key, (old, new) in change.config.items()]
+    if rows:
+        console.table(("difference", "name", "how"), rows[:_SHOWN], title=f"against {other}")
+    if len(rows) > _SHOWN:
+        console.result(f"and {len(rows) - _SHOWN} more differences (all of them with --json)")
+    console.result(
+        f"{change.equal} tensors equal, {len(change.changed)} changed, {len(change.reshaped)} of another shape, "
+        f"{len(change.missing)} missing, {len(change.unexpected)} unexpected; {len(change.config)} configuration keys differ"
+    )
+
+
+def _diff_dict(change: Any, other: Path) -> dict[str, Any]:
+    def number(value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)  # JSON has no NaN
+
+    return {
+        "other": str(other),
+        "missing": change.missing,
+        "unexpected": change.unexpected,
+        "reshaped": change.reshaped,
+        "changed": [{"name": moved.name, "largest": number(moved.largest), "relative": number(moved.relative)} for moved in change.changed],
+        "equal": change.equal,
+        "config": change.config,
+    }

@@ -1,0 +1,59 @@
+"""`dit validate` judges a checkpoint by three tests and answers GO (exit 0) or NO-GO (exit 1), with a report to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+
+
+def main(
+    target: Annotated[Path | None, typer.Argument(metavar="RUN|CHECKPOINT", help="What to judge.", show_default="the newest run")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")] = None,
+    tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = "reconstruction,dino_swap,text_manip",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many images, pairs, edits.", show_default="the run's own")
+    ] = None,
+    lpips_backbone: Annotated[
+        Path | None, typer.Option("--lpips-backbone", metavar="F", help="AlexNet weights for LPIPS; without any, SSIM.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Judge a checkpoint: three tests, a verdict, a report.
+
+    Judged are the EMA weights on the hold-out: images drawn again from their own caption and reference, references swapped between
+    images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the preset.
+    """
+    from dittool.ckpt.files import resolve_checkpoint
+    from dittool.errors import ANSWER_IS_NO
+    from dittool.validate.run import recorded_data, validate
+
+    console = console_for(json, quiet, verbose)
+    checkpoint = resolve_checkpoint(target, talk=console)
+    wanted = [name.strip() for name in tests.split(",") if name.strip()]
+    done = validate(checkpoint, data or recorded_data(checkpoint), out, wanted, limit, lpips_backbone, console)
+
+    console.json({**done.results, "report": str(done.report)})
+    console.table(("", "criterion", "value", "needed"), [(_MARKS[one.passed], one.title, _figure(one.value), one.bound) for one in done.criteria])
+    for one in done.criteria:
+        if one.passed is False:
+            console.result(f"✘ {one.title}: {one.advice}")
+        elif one.reason:
+            console.note(f"{one.title} does not decide: {one.reason}")
+    console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {done.results['data']['described']}")
+    console.result(f"look at {done.report}")
+    if not done.go:
+        raise typer.Exit(ANSWER_IS_NO)
+
+
+_MARKS = {True: "✔", False: "✘", None: "–"}
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

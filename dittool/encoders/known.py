@@ -1,0 +1,28 @@
+"""Widths of well-known encoders, for telling a model's size before any features exist.
+
+Training never reads this table: there the widths come from the data's identity card. Sources: the encoders' own configs on the hub.
+"""
+
+from __future__ import annotations
+
+IMAGE_WIDTHS = {
+    "builtin:dinov3": 64,
+    "facebook/dinov3-vitb16-pretrain-lvd1689m": 768,
+    "facebook/dinov3-vitl16-pretrain-lvd1689m": 1024,
+    "facebook/dinov2-base": 768,
+    "facebook/dinov2-large": 1024,
+}
+TEXT_WIDTHS = {
+    "builtin:words": 64,
+    "google/t5-v1_1-base": 768,
+    "google/t5-v1_1-large": 1024,
+    "google/t5-v1_1-xl": 2048,
+    "google/t5-v1_1-xxl": 4096,
+}
+LATENT_CHANNELS = {"builtin:dct": 16, "black-forest-labs/FLUX.1-dev": 16, "black-forest-labs/FLUX.1-schnell": 16}
+
+
+def known_dims(image: str, text: str, vae: str) -> dict[str, int] | None:
+    """`text_dim`, `image_dim` and `latent_channels` for three names of `[encoders]`; None when one of them is not in the tables."""
+    dims = {"text_dim": TEXT_WIDTHS.get(text), "image_dim": IMAGE_WIDTHS.get(image), "latent_channels": LATENT_CHANNELS.get(vae)}
+    return dims if all(dims.values()) else None

@@ -1,0 +1,43 @@
+"""Exit codes are a contract: scripts branch on them."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from dittool import errors
+
+
+def test_each_kind_of_error_has_the_exit_code_of_the_contract():
+    assert {kind.__name__: kind.exit_code for kind in errors.DitError.__subclasses__() if kind is not errors.Interrupted} == {
+        "UsageError": 2,
+        "BadDataError": 3,
+        "UnsafeFileError": 4,
+        "StorageError": 5,
+        "NonFiniteError": 6,
+        "WeightsMissingError": 7,
+    }
+    assert (errors.DONE, errors.ANSWER_IS_NO, errors.BUG) == (0, 1, 70)
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(2, 130), (15, 143)])
+def test_an_interruption_ends_with_128_plus_the_signal(signal_number, code):
+    assert errors.Interrupted("stopped", "run it again", signal_number).exit_code == code
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM])
+def test_an_operating_system_error_about_storage_names_the_file_and_the_next_step(number):
+    told = errors.from_os_error(OSError(number, os.strerror(number), "runs/nano/log.jsonl"))
+    assert (told.exit_code, told.message) == (5, f"runs/nano/log.jsonl: {os.strerror(number)}")
+    assert told.hint
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ECONNREFUSED, errno.EPIPE])
+def test_any_other_operating_system_error_is_not_called_a_storage_error(number):
+    assert errors.from_os_error(OSError(number, os.strerror(number), "somewhere")) is None
+
+
+def test_an_operating_system_error_without_a_file_still_says_where_to_look():
+    assert errors.from_os_error(OSError(errno.ENOSPC, "No space left on device")).message.startswith("the output folder: ")

@@ -1,0 +1,151 @@
+"""What is shipped: a wheel, an editable install and a bare checkout all run, with every file and nothing at the top level but dittool."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from dittool.config.load import read_toml
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = read_toml(ROOT / "pyproject.toml")
+TOP = {"dittool": "dittool", "commands": "dittool.commands", "presets": "dittool.presets"}  # folder → package
+SHIPPED = {".py", ".toml", ".html"}
+
+
+def shipped_files() -> set[str]:
+    """Every source and data file under the three folders, by its path in a wheel."""
+    return {
+        TOP[top].replace(".", "/") + "/" + path.relative_to(ROOT / top).as_posix()
+        for top in TOP
+        for path in (ROOT / top).rglob("*")
+        if path.suffix in SHIPPED
+    }
+
+
+def test_the_packages_list_names_every_folder_with_code():
+    folders = {file.rpartition("/")[0].replace("/", ".") for file in shipped_files() if file.endswith(".py")}
+    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(folders)
+    assert all(f"{folder.replace('.', '/')}/__init__.py" in shipped_files() for folder in folders)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of what a wheel is built from, so that the build leaves no traces here and takes none in."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in TOP:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout):
+    out = checkout / "dist"
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, checkout)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture
+def clean_python(tmp_path):
+    """The interpreter of a new environment that has our dependencies and not `dit`."""
+    environment = tmp_path / "environment"
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    (site_packages / "dependencies.pth").write_text("\n".join(ours))  # a folder named so is searched; its own .pth files are not read
+    return environment / "bin" / "python"
+
+
+def run(*command: object, cwd: Path | None = None) -> str:
+    """Stdout of a command that must succeed, run without a hint where the checkout is."""
+    surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def install(python: Path, *what: object) -> None:
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", *what)
+
+
+def assert_it_works(python: Path, cwd: Path, *dit: object) -> None:
+    assert "inspect-ckpt" in run(*dit, "--help", cwd=cwd)
+    assert "nano-patches" in run(*dit, "presets", cwd=cwd)
+    assert "batch_size" in run(*dit, "presets", "large", cwd=cwd)
+
+
+def test_a_wheel_holds_every_file_and_only_dittool(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert shipped_files() <= names
+    assert {name.split("/")[0] for name in names} == {"dittool", f"dit-{importlib.metadata.version('dit')}.dist-info"}
+
+
+def test_an_installed_wheel_runs_far_from_the_checkout(wheel, clean_python, tmp_path):
+    install(clean_python, wheel)
+    assert_it_works(clean_python, tmp_path, clean_python.parent / "dit")
+    look = "import dittool, importlib.util as util; print(dittool.__file__, *(util.find_spec(name) for name in ('commands', 'presets', 'tests')))"
+    where, *at_top_level = run(clean_python, "-c", look, cwd=tmp_path).split()
+    assert where.startswith(str(tmp_path)), "the wheel's own code runs"
+    assert at_top_level == ["None", "None", "None"]
+
+
+def test_an_editable_install_follows_the_checkout(checkout, clean_python, tmp_path):
+    install(clean_python, "--no-build-isolation", "--editable", checkout)
+    assert_it_works(clean_python, tmp_path, clean_python.parent / "dit")
+    assert run(clean_python, "-c", "import dittool.commands.presets as module; print(module.__file__)", cwd=tmp_path).startswith(str(checkout))
+
+
+def test_a_bare_checkout_runs_without_being_installed(checkout, clean_python):
+    assert_it_works(clean_python, checkout, clean_python, "-m", "dittool")
+
+
+# constraints.txt
+
+
+def constraints() -> list[Requirement]:
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return [Requirement(line) for line in lines if line]
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
+def test_every_dependency_is_pinned_once_for_each_python_and_within_its_own_bounds(python):
+    surroundings = {"python_version": python, "extra": ""}
+    pins = [pin for pin in constraints() if pin.marker is None or pin.marker.evaluate(surroundings)]
+    names = [pin.name for pin in pins]
+    assert len(names) == len(set(names))
+    versions = {pin.name: next(iter(pin.specifier)).version for pin in pins if [one.operator for one in pin.specifier] == ["=="]}
+    wanted = [Requirement(text) for text in (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["test"])]
+    for requirement in wanted:
+        if requirement.marker is None or requirement.marker.evaluate(surroundings):
+            assert requirement.specifier.contains(versions[requirement.name]), requirement
+
+
+def test_constraints_name_no_registry():
+    assert not re.search(r"://|--index|--find-links|@", (ROOT / "constraints.txt").read_text())
+
+
+# .ci/run
+
+
+def test_the_readme_holds_the_command_that_ci_runs():
+    begins = "pip install -c constraints.txt -e '.[test]' && pytest"
+    assert begins in (ROOT / ".ci" / "run").read_text()
+    assert any(line.startswith(begins) for line in (ROOT / "README.md").read_text().splitlines())
+
+
+def test_ci_can_be_executed():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    run("bash", "-n", ROOT / ".ci" / "run")
