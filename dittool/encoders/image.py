@@ -85,5 +85,5 @@ def load_image_encoder(name: str, dtype: str) -> ImageEncoder:
         return ImageEncoder(builtin_image_model(name), name, "1", dtype)
     from transformers import AutoModel
 
-    model = load_pretrained("image", name, lambda: AutoModel.from_pretrained(name, dtype=DTYPES[dtype]))
+    model = load_pretrained("image", name, lambda local: AutoModel.from_pretrained(name, dtype=DTYPES[dtype], local_files_only=local))
     return ImageEncoder(model, name, str(getattr(model.config, "_commit_hash", None) or "local"), dtype)

@@ -61,6 +61,6 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int) -> TextEncoder:
     ensure_torchvision()
     from transformers import AutoTokenizer, T5EncoderModel
 
-    tokenizer = load_pretrained("text", name, lambda: AutoTokenizer.from_pretrained(name))
-    model = load_pretrained("text", name, lambda: T5EncoderModel.from_pretrained(name, dtype=DTYPES[dtype]))
+    tokenizer = load_pretrained("text", name, lambda local: AutoTokenizer.from_pretrained(name, local_files_only=local))
+    model = load_pretrained("text", name, lambda local: T5EncoderModel.from_pretrained(name, dtype=DTYPES[dtype], local_files_only=local))
     return T5Encoder(model, tokenizer, name, str(getattr(model.config, "_commit_hash", None) or "local"), dtype, max_tokens)

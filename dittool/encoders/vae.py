@@ -66,7 +66,9 @@ def load_codec(name: str) -> LatentCodec:
 
     local = Path(name).expanduser()
     subfolder = "vae" if not local.exists() or (local / "vae").is_dir() else None
-    model = load_pretrained("vae", name, lambda: AutoencoderKL.from_pretrained(name, subfolder=subfolder, low_cpu_mem_usage=False))
+    model = load_pretrained(
+        "vae", name, lambda local: AutoencoderKL.from_pretrained(name, subfolder=subfolder, local_files_only=local, low_cpu_mem_usage=False)
+    )
     return KLCodec(model, name, str(model.config.get("_commit_hash") or "local"))
 
 
