@@ -19,6 +19,7 @@ def main(
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run")] = None,
     overrides: OverridesOption = (),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")] = False,
     init: Annotated[Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -34,13 +35,15 @@ def main(
     console = console_for(json, quiet, verbose)
     if resume and init:
         raise UsageError("--resume and --init exclude each other", "--init starts a new run from old weights; --resume goes on with a run")
+    if strict and not resume:
+        raise UsageError("--strict has no effect without --resume", "add --resume, or leave --strict out")
     if preset is None and not resume:
         raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
     if out is None:
         out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
     config = load_config(preset or str(out / "resolved.toml"), overrides)
     named = [override.partition("=")[0].strip() for override in overrides]
-    done = train(config, data, out, resume=resume, named_changes=named, init=init, draw=draw_preview(data), talk=console)
+    done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw_preview(data), talk=console)
     console.json({
         "run": str(done.folder), "checkpoint": str(done.checkpoint), "step": done.step, "loss": done.loss, "eval_loss": done.eval_loss,
         "seconds": done.seconds, "samples_per_second": done.samples_per_second,

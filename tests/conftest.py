@@ -97,3 +97,13 @@ def tiny_shards(tmp_path_factory) -> TinyShards:
     embed(root / "images", root / "derived", config)
     shard(root / "derived", root / "shards")
     return TinyShards(root / "shards", root / "images", config)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_shards, tmp_path_factory) -> Path:
+    """The folder of a run of eight steps on `tiny_shards`. Read only."""
+    from dittool.train.loop import train
+
+    out = tmp_path_factory.mktemp("tiny_run") / "run"
+    train(tiny_shards.config, tiny_shards.folder, out)
+    return out

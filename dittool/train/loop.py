@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dittool.ckpt.files import list_checkpoints, newest_checkpoint, rotate, save_checkpoint
+from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
 from dittool.ckpt.safe_load import load_checkpoint, load_weights
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
@@ -54,8 +54,8 @@ class TrainSummary:
 
 
 def train(
-    config: Config, data: Path, out: Path, *, resume: bool = False, named_changes: Sequence[str] = (), init: Path | None = None,
-    draw: Draw | None = None, talk: Talk = SILENT,
+    config: Config, data: Path, out: Path, *, resume: bool = False, strict: bool = False, named_changes: Sequence[str] = (),
+    init: Path | None = None, draw: Draw | None = None, talk: Talk = SILENT,
 ) -> TrainSummary:  # fmt: skip
     """Trains to `train.steps` updates and leaves `checkpoint_final.pt`.
 
@@ -63,6 +63,7 @@ def train(
         data: a shards folder.
         out: the run's folder.
         resume: continue from the newest valid checkpoint in `out`.
+        strict: with `resume`, refuse when the newest checkpoint is not valid.
         named_changes: dotted keys whose change against the checkpoint is wanted.
         init: weights to start from, made by `dit warmstart`; the peak learning rate is halved.
         draw: called every `train.sample_every` steps with the EMA weights.
@@ -88,7 +89,7 @@ def train(
         # State: fresh, warm-started, or exactly where a checkpoint left it.
         state = TrainState(config, provenance, device_of_choice())
         if resume:
-            _restore(state, checkpoints, set(named_changes), talk)
+            _restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
         elif init is not None:
             _warm_start(state, init)
         write_atomic(out / "resolved.toml", config_to_toml(config).encode())
@@ -209,8 +210,7 @@ def _evaluation(config: Config, shards: ShardSet, provenance: Provenance) -> Eva
     return Evaluation(shards, held, provenance.norm, config.flow.timestep_sampling, config.flow.shift, config.model.patches)
 
 
-def _restore(state: TrainState, checkpoints: Path, named: set[str], talk: Talk) -> None:
-    newest = newest_checkpoint(checkpoints, talk)
+def _restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> None:
     total = state.config.train.steps
     content = load_checkpoint(newest.path)
     for change in require_same_run(content, state.config, state.data, named):

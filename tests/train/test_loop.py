@@ -35,14 +35,6 @@ def assert_same_bits(a: dict, b: dict) -> None:
     assert a["step"] == b["step"] and a["samples_seen"] == b["samples_seen"]
 
 
-@pytest.fixture(scope="module")
-def whole_run(tiny_shards, tmp_path_factory):
-    """Eight steps without interruption."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    train(tiny_shards.config_with(), tiny_shards.folder, out)
-    return out
-
-
 def stopped_at(run, step: int, out):
     """The run as it lay on disk when the checkpoint of `step` was its newest."""
     shutil.copytree(run, out)
@@ -53,27 +45,27 @@ def stopped_at(run, step: int, out):
     return out
 
 
-def test_a_run_leaves_what_the_contract_names(whole_run):
-    assert {path.name for path in whole_run.iterdir()} >= {"resolved.toml", "log.jsonl", "loss.png", "tensorboard", "checkpoints"}
-    names = {path.name for path in (whole_run / "checkpoints").iterdir()}
+def test_a_run_leaves_what_the_contract_names(tiny_run):
+    assert {path.name for path in tiny_run.iterdir()} >= {"resolved.toml", "log.jsonl", "loss.png", "tensorboard", "checkpoints"}
+    names = {path.name for path in (tiny_run / "checkpoints").iterdir()}
     assert {"checkpoint_step0000006.pt", "checkpoint_step0000006.json", "checkpoint_final.pt", "checkpoint_final.json"} <= names
-    state = final_state(whole_run)
+    state = final_state(tiny_run)
     assert {"format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data"} == set(state)
     assert (state["step"], state["samples_seen"]) == (8, 32)
 
 
-def test_the_resolved_configuration_repeats_the_run(whole_run, tiny_shards, tmp_path):
-    train(load_config(str(whole_run / "resolved.toml")), tiny_shards.folder, tmp_path / "again")
-    assert_same_bits(final_state(whole_run), final_state(tmp_path / "again"))
+def test_the_resolved_configuration_repeats_the_run(tiny_run, tiny_shards, tmp_path):
+    train(load_config(str(tiny_run / "resolved.toml")), tiny_shards.folder, tmp_path / "again")
+    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_a_resumed_run_ends_with_the_same_bits(whole_run, tiny_shards, tmp_path, step):
-    out = stopped_at(whole_run, step, tmp_path / "run")
+def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tiny_shards, tmp_path, step):
+    out = stopped_at(tiny_run, step, tmp_path / "run")
     train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
-    assert_same_bits(final_state(whole_run), final_state(out))
-    assert [row["step"] for row in read_log(out)] == [row["step"] for row in read_log(whole_run)]
-    for mine, theirs in zip(read_log(out), read_log(whole_run), strict=True):
+    assert_same_bits(final_state(tiny_run), final_state(out))
+    assert [row["step"] for row in read_log(out)] == [row["step"] for row in read_log(tiny_run)]
+    for mine, theirs in zip(read_log(out), read_log(tiny_run), strict=True):
         assert mine["loss"] == theirs["loss"]
 
 
@@ -115,26 +107,26 @@ def _stop_after(monkeypatch, step: int | None) -> None:
 _REAL_STEP, _REAL_STOP = loop._train_step, loop.stop_on_signal
 
 
-def test_a_run_that_forgets_its_optimizer_does_not_end_with_the_same_bits(whole_run, tiny_shards, tmp_path, monkeypatch):
+def test_a_run_that_forgets_its_optimizer_does_not_end_with_the_same_bits(tiny_run, tiny_shards, tmp_path, monkeypatch):
     """The comparison above can fail."""
-    out = stopped_at(whole_run, 3, tmp_path / "run")
+    out = stopped_at(tiny_run, 3, tmp_path / "run")
     monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda *_: None)
     train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
     with pytest.raises((AssertionError, KeyError)):
-        assert_same_bits(final_state(whole_run), final_state(out))
+        assert_same_bits(final_state(tiny_run), final_state(out))
 
 
-def test_evaluation_and_pictures_do_not_disturb_training(whole_run, tiny_shards, tmp_path):
+def test_evaluation_and_pictures_do_not_disturb_training(tiny_run, tiny_shards, tmp_path):
     from dittool.sampling.preview import draw_preview
 
     config = tiny_shards.config_with("train.eval_every=2", "train.sample_every=4")
     train(config, tiny_shards.folder, tmp_path / "run", draw=draw_preview(tiny_shards.folder))
-    assert_same_bits(final_state(whole_run), final_state(tmp_path / "run"))
+    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
     assert [row["step"] for row in read_log(tmp_path / "run") if "eval_loss" in row] == [2, 4, 6, 8]
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["step0000004_ema.png", "step0000008_ema.png"]
 
 
-def test_sigterm_finishes_the_step_saves_and_exits_143(whole_run, tiny_shards, tmp_path):
+def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_run, tiny_shards, tmp_path):
     out = tmp_path / "run"
     overrides = [word for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000") for word in ("-s", override)]
     command = [sys.executable, "-m", "dittool", "train", "--preset", "demo", "--data", str(tiny_shards.folder), "--out", str(out), *overrides]
@@ -150,9 +142,9 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(whole_run, tiny_shards, t
     assert checkpoint["step"] >= 1 and checkpoint["samples_seen"] == 4 * checkpoint["step"]
 
 
-def test_resuming_an_ended_run_says_so(whole_run, tiny_shards):
+def test_resuming_an_ended_run_says_so(tiny_run, tiny_shards):
     with pytest.raises(UsageError, match="step 8 of 8"):
-        train(tiny_shards.config_with(), tiny_shards.folder, whole_run, resume=True)
+        train(tiny_shards.config_with(), tiny_shards.folder, tiny_run, resume=True)
 
 
 def test_resume_without_a_checkpoint_is_an_error(tiny_shards, tmp_path):
@@ -161,15 +153,15 @@ def test_resume_without_a_checkpoint_is_an_error(tiny_shards, tmp_path):
         train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / "run", resume=True)
 
 
-def test_a_run_is_not_overwritten(whole_run, tiny_shards):
+def test_a_run_is_not_overwritten(tiny_run, tiny_shards):
     with pytest.raises(UsageError, match="checkpoints of an earlier run") as refused:
-        train(tiny_shards.config_with(), tiny_shards.folder, whole_run)
+        train(tiny_shards.config_with(), tiny_shards.folder, tiny_run)
     assert "--resume" in refused.value.hint
 
 
-def test_a_changed_configuration_must_be_named(whole_run, tiny_shards, tmp_path):
+def test_a_changed_configuration_must_be_named(tiny_run, tiny_shards, tmp_path):
     """Row 23."""
-    out = stopped_at(whole_run, 6, tmp_path / "run")
+    out = stopped_at(tiny_run, 6, tmp_path / "run")
     changed = tiny_shards.config_with("train.lr=1e-4", "train.steps=9")
     with pytest.raises(UsageError, match=r"train\.steps: 9 here, 8 there.*train\.lr: 0\.0001 here, 0\.002 there"):
         train(changed, tiny_shards.folder, out, resume=True)
@@ -178,12 +170,12 @@ def test_a_changed_configuration_must_be_named(whole_run, tiny_shards, tmp_path)
     assert train(changed, tiny_shards.folder, out, resume=True, named_changes=["train.steps", "train.lr"]).step == 9
 
 
-def test_other_data_are_refused(whole_run, tiny_shards, tmp_path):
+def test_other_data_are_refused(tiny_run, tiny_shards, tmp_path):
     """Row 23."""
     from dittool.data.shards import shard
 
     shard(tiny_shards.store.folder, tmp_path / "fewer", limit=20)
-    out = stopped_at(whole_run, 6, tmp_path / "run")
+    out = stopped_at(tiny_run, 6, tmp_path / "run")
     with pytest.raises(BadDataError, match="training samples"):
         train(tiny_shards.config_with(), tmp_path / "fewer", out, resume=True)
 
@@ -193,13 +185,15 @@ def test_data_of_another_encoder_than_configured_are_refused(tiny_shards, tmp_pa
         train(tiny_shards.config_with("encoders.text=google/t5"), tiny_shards.folder, tmp_path / "run")
 
 
-def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(whole_run, tiny_shards, tmp_path):
+def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(tiny_run, tiny_shards, tmp_path):
     """Row 26."""
-    out = stopped_at(whole_run, 6, tmp_path / "run")
+    out = stopped_at(tiny_run, 6, tmp_path / "run")
     path = out / "checkpoints" / "checkpoint_step0000006.pt"
     path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BadDataError, match="checkpoint_step0000006"):
+        train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True, strict=True)
     train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
-    assert_same_bits(final_state(whole_run), final_state(out))
+    assert_same_bits(final_state(tiny_run), final_state(out))
 
 
 def test_non_finite_loss_stops_before_the_update(tiny_shards, tmp_path, monkeypatch):
@@ -236,8 +230,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     assert state.step == 1 and not torch.equal(before["output.weight"], state.model.output.weight)
 
 
-def test_the_log_holds_losses_by_mode_and_timestep(whole_run):
-    rows = [json.loads(line) for line in (whole_run / "log.jsonl").read_text().splitlines()]
+def test_the_log_holds_losses_by_mode_and_timestep(tiny_run):
+    rows = [json.loads(line) for line in (tiny_run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert all({"loss", "lr", "grad_norm", "samples_per_second", "data_wait_share"} <= set(row) for row in rows)
     assert any("loss_text_only" in row for row in rows) and any("loss_t_low" in row for row in rows)
