@@ -24,7 +24,7 @@ def main(
     from dittool.console import duration_text
     from dittool.demo.run import STAGES, run_demo
     from dittool.errors import ANSWER_IS_NO
-    from dittool.validate.report import criteria_rows
+    from dittool.validate.verdict import criteria_rows
 
     console = console_for(json, quiet, verbose)
     demo = run_demo(out, talk=console)

@@ -33,6 +33,7 @@ def main(
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.errors import ANSWER_IS_NO
     from dittool.validate.run import recorded_data, validate
+    from dittool.validate.verdict import criteria_rows
 
     console = console_for(json, quiet, verbose)
     checkpoint = resolve_checkpoint(target, talk=console)
@@ -40,7 +41,7 @@ def main(
     done = validate(checkpoint, data or recorded_data(checkpoint), out, wanted, limit, lpips_backbone, console)
 
     console.json({**done.results, "report": str(done.report)})
-    console.table(("", "criterion", "value", "needed"), [(_MARKS[one.passed], one.title, _figure(one.value), one.bound) for one in done.criteria])
+    console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))
     for one in done.criteria:
         if one.passed is False:
             console.result(f"✘ {one.title}: {one.advice}")
@@ -50,10 +51,3 @@ def main(
     console.result(f"look at {done.report}")
     if not done.go:
         raise typer.Exit(ANSWER_IS_NO)
-
-
-_MARKS = {True: "✔", False: "✘", None: "–"}
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

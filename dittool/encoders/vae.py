@@ -48,11 +48,13 @@ class KLCodec:
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> Tensor:
-        return self._model.encode(to_signed(pixels).to(self._device)).latent_dist.mode().cpu()
+        count = _images_at_once(*pixels.shape[1:3])
+        return torch.cat([self._model.encode(to_signed(part).to(self._device)).latent_dist.mode().cpu() for part in _parts(pixels, count)])
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> np.ndarray:
-        return to_pixels(self._model.decode(latents.to(self._device)).sample)
+        count = _images_at_once(*(side * self.stride for side in latents.shape[2:]))
+        return np.concatenate([to_pixels(self._model.decode(part.to(self._device)).sample) for part in _parts(latents, count)])
 
 
 def load_codec(name: str) -> LatentCodec:
@@ -70,6 +72,17 @@ def load_codec(name: str) -> LatentCodec:
         "vae", name, lambda local: AutoencoderKL.from_pretrained(name, subfolder=subfolder, local_files_only=local, low_cpu_mem_usage=False)
     )
     return KLCodec(model, name, str(model.config.get("_commit_hash") or "local"))
+
+
+_PIXELS_AT_ONCE = 2 << 20  # two images of 1024²: a convolution at full size holds about a gigabyte for each
+
+
+def _images_at_once(height: int, width: int) -> int:
+    return max(1, _PIXELS_AT_ONCE // (height * width))
+
+
+def _parts(batch: Any, count: int) -> list[Any]:
+    return [batch[start : start + count] for start in range(0, len(batch), count)]
 
 
 def to_signed(pixels: np.ndarray) -> Tensor:

@@ -1,0 +1,194 @@
+"""`dit validate`: three tests of a checkpoint's EMA weights, the verdict, the report.
+
+    RUN/validation/step0001000/  reconstruction/ dino_swap/ text_manip/   strips of pictures
+                                 results.json  report.html  contact_sheet.png
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dittool.config.schema import parse_size
+from dittool.console import SILENT, Talk
+from dittool.data.identity import differences
+from dittool.data.provenance import Provenance
+from dittool.data.shard_set import ShardSet
+from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.errors import BadDataError, UsageError
+from dittool.sampling.pipeline import Pipeline
+from dittool.storage import folder_lock, output_folder, read_json, sweep_temporaries, write_atomic, write_json
+from dittool.validate.metrics import PIXEL_RMS, PSNR, SSIM, Metric, find_lpips
+from dittool.validate.pictures import contact_sheet
+from dittool.validate.reconstruction import reconstruct
+from dittool.validate.report import Tested, write_report
+from dittool.validate.samples import Subject, choose
+from dittool.validate.swap import swap_references
+from dittool.validate.text_edit import edit_captions, find_edits
+from dittool.validate.verdict import GO, Criterion, judge, verdict
+
+TESTS = ("reconstruction", "dino_swap", "text_manip")
+DEFAULT_DATA = Path("data/shards")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome."""
+
+    verdict: str  # "GO" or "NO-GO"
+    criteria: list[Criterion]
+    results: dict[str, Any]  # what stands in results.json
+    folder: Path
+    report: Path
+
+    @property
+    def go(self) -> bool:
+        return self.verdict == GO
+
+
+def validate(
+    checkpoint: Path, shards: Path, out: Path | None = None, tests: Sequence[str] = TESTS, limit: int | None = None,
+    lpips_backbone: Path | None = None, talk: Talk = SILENT,
+) -> Validation:  # fmt: skip
+    """Judges a checkpoint's EMA weights on the hold-out of the shards that it was trained on.
+
+    Args:
+        out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run.
+        tests: some of `TESTS`.
+        limit: at most so many images, pairs and edits; by default `validate.limit` of the run.
+        lpips_backbone: AlexNet weights; by default `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then torchvision's cache.
+
+    Raises `UsageError` for an unknown test, `BadDataError` when the shards have another identity than the training data or the model
+    draws NaN, `WeightsMissingError` for a named LPIPS backbone that cannot serve, `StorageError` for the output folder.
+    """
+    _require_tests(tests, limit)
+    run = run_folder(checkpoint)
+    output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
+    pipeline = Pipeline.load(checkpoint)
+    folder = out if out is not None else run / "validation" / f"step{pipeline.step:07d}"
+    return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, lpips_backbone, talk, checkpoint=checkpoint)
+
+
+@torch.random.fork_rng(devices=[])  # encoders and metrics draw weights before they load them: a training run in this process must not notice
+def validate_pipeline(
+    pipeline: Pipeline, shards: ShardSet, folder: Path, tests: Sequence[str] = TESTS, limit: int | None = None,
+    lpips_backbone: Path | None = None, talk: Talk = SILENT, checkpoint: Path | None = None,
+) -> Validation:  # fmt: skip
+    """The same for a model that is loaded already. `checkpoint` is where it came from: for the report and its loss curve."""
+    start = time.monotonic()
+    config = pipeline.config.validate_
+    _require_same_data(pipeline, shards)
+    perceptual = find_lpips(lpips_backbone or config.lpips_backbone, _smallest_side(shards), talk)
+    output_folder(folder)
+    with folder_lock(folder):
+        _clear(folder)
+        split, subjects = choose(shards, limit or config.limit)
+        data = _about_data(pipeline, shards, split, talk)
+        talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
+        tested = _run_tests(pipeline, shards, subjects, split, perceptual, folder, tests, limit or config.limit, talk)
+        results: dict[str, Any] = {
+            "step": pipeline.step, "weights": "ema", "checkpoint": str(checkpoint) if checkpoint else "", "data": data,
+            "settings": asdict(pipeline.settings),
+            **{name: part.to_json() for name, part in tested.parts().items() if part is not None},
+        }  # fmt: skip
+        criteria = judge(results, config.thresholds)
+        outcome = verdict(criteria)
+        results |= {"criteria": [one.to_json() for one in criteria], "verdict": outcome, "seconds": round(time.monotonic() - start, 1)}
+        write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
+        report = write_report(folder, results, criteria, tested, pipeline.config, run_folder(checkpoint) if checkpoint else None)
+        write_json(folder / "results.json", results)  # last: where it stands, the rest does too
+    return Validation(outcome, criteria, results, folder, report)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The run that a checkpoint belongs to: two folders up within `checkpoints/`, else where it lies."""
+    folder = checkpoint.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def recorded_data(checkpoint: Path) -> Path:
+    """The shards that the checkpoint's run was trained on, as its run.json says; `data/shards` when it does not say."""
+    path = run_folder(checkpoint) / "run.json"
+    value = read_json(path) if path.is_file() else {}
+    return Path(value["data"]) if isinstance(value, dict) and isinstance(value.get("data"), str) else DEFAULT_DATA
+
+
+def _require_tests(tests: Sequence[str], limit: int | None) -> None:
+    unknown = [name for name in tests if name not in TESTS]
+    if unknown or not tests:
+        raise UsageError(f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(TESTS)}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: at least one image is needed", "leave it out to use validate.limit of the run")
+
+
+def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
+    if shards.identity_hash != pipeline.data.identity_hash:
+        found = "; ".join(differences(shards.card, pipeline.data.identity)) or "the identity hashes differ"
+        raise BadDataError(
+            f"{shards.folder}: other features than this checkpoint was trained on: {found}",
+            "name the shards of its training with --data, or judge a checkpoint that was trained on these",
+        )
+
+
+def _about_data(pipeline: Pipeline, shards: ShardSet, split: str, talk: Talk) -> dict[str, Any]:
+    """Which images are judged, and whether it is certain that the model has not seen them."""
+    same_split = Provenance.of(shards, shards.split(TRAIN), pipeline.config).order_hash == pipeline.data.order_hash
+    if split == TRAIN:
+        described = "training images, as nothing is held out"
+        talk.warn(f"{shards.folder}: nothing is held out, so the model is judged on images that it was trained on")
+    elif not same_split:
+        described = "held-out images, which this checkpoint may have been trained on"
+        talk.warn(f"{shards.folder}: sharded differently than at training time, so held-out images may be among those trained on")
+    else:
+        described = "held-out images"
+    unseen = split == HOLDOUT and same_split
+    return {"shards": str(shards.folder), "identity_hash": shards.identity_hash, "split": split, "unseen": unseen, "described": described}
+
+
+def _run_tests(
+    pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, perceptual: Metric | None, folder: Path, tests: Sequence[str],
+    limit: int, talk: Talk,
+) -> Tested:  # fmt: skip
+    reconstruction = swap = text = None
+    if "reconstruction" in tests:
+        metrics = [*([perceptual] if perceptual else []), SSIM, PSNR]
+        reconstruction = reconstruct(pipeline, shards, subjects, split, metrics, output_folder(folder / "reconstruction"), talk)
+    if "dino_swap" in tests:
+        swap = swap_references(pipeline, shards, subjects, output_folder(folder / "dino_swap"), talk)
+    if "text_manip" in tests:
+        edits = find_edits(shards, subjects, pipeline.config.validate_.edits, limit)
+        text = edit_captions(pipeline, edits, perceptual or PIXEL_RMS, output_folder(folder / "text_manip"), talk)
+    return Tested(reconstruction, swap, text)
+
+
+def _smallest_side(shards: ShardSet) -> int:
+    return min(min(parse_size(name)) for name in {ref.bucket for ref in shards.samples})
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier validation of this step left, so that no picture of it stands beside the new ones."""
+    sweep_temporaries(folder)
+    (folder / "results.json").unlink(missing_ok=True)
+    for name in TESTS:
+        if not (folder / name).is_symlink():
+            for picture in (folder / name).glob("*.png"):
+                picture.unlink()
+
+
+def _contact_sheet(tested: Tested) -> bytes:
+    sections = []
+    if tested.reconstruction:
+        groups = [[one.pictures[key] for key in ("truth", "result", "difference")] for one in tested.reconstruction.images]
+        sections.append(("reconstruction: truth, result, difference", groups))
+    if tested.swap and tested.swap.pairs:
+        groups = [[one.pictures[key] for key in ("original", "reference", "result")] for one in tested.swap.pairs]
+        sections.append(("reference swap: noise of, reference, result", groups))
+    if tested.text and tested.text.images:
+        groups = [[one.pictures[key] for key in ("original", "edited", "other")] for one in tested.text.images]
+        sections.append(("text: original caption, one word exchanged, original caption with other noise", groups))
+    return contact_sheet(sections)

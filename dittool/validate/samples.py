@@ -1,0 +1,87 @@
+"""Which samples are judged, whose conditions they are exchanged with, and how a batch of them is drawn.
+
+The choice is a function of the ids, the noise of a sample is a function of its id: two checkpoints of a run are judged on the
+same images from the same noise.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dittool.data.buckets import Bucket
+from dittool.data.shard_set import Sample, SampleRef, ShardSet
+from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.stream import collate
+from dittool.errors import BadDataError
+from dittool.models.conditioning import Conditions
+from dittool.sampling.pipeline import Pipeline
+from dittool.seeding import derive_seed
+
+Item = TypeVar("Item")
+
+_BATCH = 16  # samples in memory at once: at a megapixel, one of them has 17 MB of patch features in fp32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A sample that is judged."""
+
+    ref: SampleRef
+    partner: SampleRef | None  # another of its bucket; None: it is alone there
+
+
+def choose(shards: ShardSet, limit: int) -> tuple[str, list[Subject]]:
+    """At most `limit` samples of the hold-out, or of the training split when nothing is held out, and the split's name.
+
+    Each has a partner of the same bucket, never itself: the next of those chosen in the bucket, the last one's is the first. One
+    that is alone takes a sample that was not chosen, be it of the training split. Raises `BadDataError` when the set is empty.
+    """
+    split = HOLDOUT if shards.split(HOLDOUT) else TRAIN
+    in_order = sorted(shards.samples, key=lambda ref: derive_seed("validate", ref.id))
+    chosen = [ref for ref in in_order if ref.split == split][:limit]
+    if not chosen:
+        raise BadDataError(f"{shards.folder}: no sample to judge the model by", "make shards with: dit embed IMAGES, then dit shard")
+    same_bucket = defaultdict(list)
+    for ref in chosen:
+        same_bucket[ref.bucket].append(ref)
+    return split, [Subject(ref, _partner(ref, same_bucket[ref.bucket], in_order)) for ref in chosen]
+
+
+def _partner(ref: SampleRef, chosen: list[SampleRef], others: list[SampleRef]) -> SampleRef | None:
+    if len(chosen) > 1:
+        return chosen[(chosen.index(ref) + 1) % len(chosen)]
+    return next((other for other in others if other.bucket == ref.bucket and other.id != ref.id), None)
+
+
+def bucket_batches(items: Sequence[Item], ref_of: Callable[[Item], SampleRef]) -> Iterator[tuple[Bucket, list[Item]]]:
+    """The items bucket by bucket, at most 16 at once."""
+    for name in sorted({ref_of(item).bucket for item in items}):
+        members = [item for item in items if ref_of(item).bucket == name]
+        for start in range(0, len(members), _BATCH):
+            yield Bucket.from_name(name), members[start : start + _BATCH]
+
+
+def stored_conditions(pipeline: Pipeline, samples: Sequence[Sample]) -> Conditions:
+    """The stored features of samples of one bucket: exactly what training saw."""
+    return collate(samples, pipeline.data.norm, int(pipeline.data.identity["encoders"]["image"]["patch_size"]))[1]
+
+
+def noise_of(pipeline: Pipeline, bucket: Bucket, ids: Sequence[str], purpose: str = "noise") -> Tensor:
+    """(B, C, H, W), N(0, 1): the noise that belongs to each id. Another purpose is another seed."""
+    return pipeline.noise(bucket, [derive_seed("validate", purpose, sample_id) for sample_id in ids])
+
+
+def draw(pipeline: Pipeline, conditions: Conditions, noise: Tensor) -> np.ndarray:
+    """Pixels (B, H, W, 3) uint8 with the run's own sampling settings. Raises `BadDataError` when the model draws NaN or infinity."""
+    latents = pipeline.latents(conditions, noise)
+    if not torch.isfinite(latents).all():
+        bad = int((~torch.isfinite(latents)).flatten(1).any(dim=1).sum())
+        raise BadDataError(f"step {pipeline.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity", "audit it: dit audit CHECKPOINT")
+    return pipeline.decode(latents)

@@ -1,0 +1,151 @@
+"""Second test: an image's noise with another image's reference. Does the result follow the reference?
+
+For a pair (A, B) of one bucket the model draws from A's noise with B as its only condition: a caption that contradicts the reference
+would leave no right answer. The result goes through the image encoder, and its features are compared with A's and B's as stored.
+
+    d(x, y) = 1 − cos(x, y) of the CLS tokens, and the mean of it over the patches at the same places
+    margin  = (d(result, A) − d(result, B)) / (d(result, A) + d(result, B)),  the mean of both: −1 is A, +1 is B, 0 neither
+
+The margin is relative because features share a large common part, those of an untrained encoder most of all: all distances are
+then small, while their ratio still tells. A model that does not look at its reference is as often nearer to A as to B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from dittool.console import SILENT, Talk
+from dittool.data.buckets import Bucket
+from dittool.data.records import Record
+from dittool.data.shard_set import Sample, ShardSet
+from dittool.sampling.pipeline import Pipeline
+from dittool.seeding import derive_seed
+from dittool.storage import write_atomic
+from dittool.validate.pictures import strip_png, thumb
+from dittool.validate.samples import Subject, bucket_batches, draw, noise_of, stored_conditions
+
+_EXACT_UP_TO = 12  # pairs whose 2^n sign patterns are all counted; beyond, a sample of them
+_SIGN_PATTERNS = 9999
+_SAME = 1e-6  # a result this near to both A and B tells nothing
+
+
+@dataclass(frozen=True)
+class SwappedPair:
+    """One pair of the test."""
+
+    noise_of: Record  # A
+    reference: Record  # B
+    margin: float  # −1 … +1
+    file: str  # A, B, result
+    pictures: dict[str, Image.Image]  # small: original, reference, result
+
+    @property
+    def closer(self) -> bool:
+        return self.margin > 0
+
+
+@dataclass(frozen=True)
+class Swap:
+    """All pairs of the test."""
+
+    pairs: list[SwappedPair]
+
+    @property
+    def share_closer(self) -> float | None:
+        return sum(pair.closer for pair in self.pairs) / len(self.pairs) if self.pairs else None
+
+    def to_json(self) -> dict[str, Any]:
+        margins = [pair.margin for pair in self.pairs]
+        return {
+            "pairs": len(margins), "closer_to_source": self.share_closer,
+            "mean_margin": sum(margins) / len(margins) if margins else None, "p_value": sign_flip_p(margins) if margins else None,
+            "per_pair": [
+                {"noise_of": pair.noise_of.id, "reference": pair.reference.id, "margin": pair.margin, "closer": pair.closer, "file": pair.file}
+                for pair in self.pairs
+            ],
+        }  # fmt: skip
+
+
+def swap_references(pipeline: Pipeline, shards: ShardSet, subjects: Sequence[Subject], folder: Path, talk: Talk = SILENT) -> Swap:
+    """Draws every subject that has a partner from its own noise and the partner's reference alone.
+
+    Writes one strip a pair into `folder`. Raises `BadDataError` for shards that cannot be read and a model that draws NaN.
+    """
+    paired = [subject for subject in subjects if subject.partner is not None]
+    pairs = []
+    with talk.progress("swap", len(paired), "pair") as task:
+        for bucket, batch in bucket_batches(paired, lambda subject: subject.ref):
+            pairs += _swap_batch(pipeline, shards, bucket, batch, folder)
+            task.advance(len(batch))
+    return Swap(pairs)
+
+
+def sign_flip_p(margins: Sequence[float]) -> float:
+    """The chance of a mean margin at least this high if each pair were as likely to fall the other way (one-sided permutation test).
+
+    All 2^n sign patterns for up to 12 pairs, beyond that 9,999 drawn ones with the observed one added, always the same.
+    """
+    values = np.asarray(margins, dtype=np.float64)
+    if len(values) <= _EXACT_UP_TO:
+        signs = np.array(list(product((1.0, -1.0), repeat=len(values))))
+    else:
+        drawn = np.random.Generator(np.random.PCG64(derive_seed("sign flips", len(values)))).integers(0, 2, (_SIGN_PATTERNS, len(values)))
+        signs = np.concatenate([np.ones((1, len(values))), 2.0 * drawn - 1])
+    sums = signs @ values
+    return float(np.mean(sums >= values.sum() - 1e-12 * np.abs(values).sum()))
+
+
+def margins_between(results: tuple[Tensor, Tensor], originals: tuple[Tensor, Tensor], references: tuple[Tensor, Tensor]) -> Tensor:
+    """(B,) margins, −1 … +1, from (CLS (B, C), patches (B, N, C)) of results, originals (A) and references (B)."""
+    parts = []
+    for result, original, reference in zip(results, originals, references, strict=True):
+        to_a, to_b = _distance(result, original), _distance(result, reference)
+        total = to_a + to_b
+        parts.append(torch.where(total > _SAME, (to_a - to_b) / total.clamp_min(_SAME), torch.zeros_like(total)))
+    return torch.stack(parts).mean(dim=0)
+
+
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    """1 − cos along the last axis, mean over the patches where there are any: (B, C) or (B, N, C) → (B,)."""
+    apart = (1 - F.cosine_similarity(x.double(), y.double(), dim=-1)).clamp_min(0)  # (B,) or (B, N)
+    return apart.reshape(len(apart), -1).mean(dim=1)
+
+
+def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], folder: Path) -> list[SwappedPair]:
+    originals = [shards.read(subject.ref) for subject in batch]
+    references = [shards.read(subject.partner) for subject in batch]
+    conditions = replace(stored_conditions(pipeline, references), text=None, text_mask=None)
+    if not pipeline.config.model.patches:
+        conditions = replace(conditions, patches=None)
+    results = draw(pipeline, conditions, noise_of(pipeline, bucket, [subject.ref.id for subject in batch]))
+    seen = pipeline.reference_from_pixels(results)
+    features = torch.stack([one.cls for one in seen]), torch.stack([one.patches for one in seen])
+    margins = margins_between(features, _features(originals), _features(references)).tolist()
+
+    shown = pipeline.codec.decode(torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32)))
+    pairs = []
+    for i, subject in enumerate(batch):
+        original, reference = shown[i], shown[len(batch) + i]
+        file = f"{subject.ref.id}__{subject.partner.id}.png"
+        write_atomic(folder / file, strip_png([original, reference, results[i]]))
+        pictures = {"original": thumb(original), "reference": thumb(reference), "result": thumb(results[i])}
+        pairs.append(SwappedPair(shards.read_record(subject.ref), shards.read_record(subject.partner), margins[i], file, pictures))
+    return pairs
+
+
+def _features(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Stored CLS tokens (B, C) and patches (B, N, C)."""
+    return (
+        torch.from_numpy(np.stack([sample.cls for sample in samples]).astype(np.float32)),
+        torch.from_numpy(np.stack([sample.patches for sample in samples]).astype(np.float32)),
+    )

@@ -1,0 +1,144 @@
+"""From the tests' figures to GO or NO-GO: one criterion a threshold, with what to try where it fails.
+
+A criterion without a threshold, or whose value could not be measured, is shown and does not decide; a verdict that no criterion
+decides is NO-GO. Two checks of the measurement itself stand beside the thresholds; where one of them fails, no figure counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dittool.config.schema import Thresholds
+
+GO, NO_GO = "GO", "NO-GO"
+CHECKS = {  # name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these
+    "truth_as_result": (
+        "check: the truth fed in as the result, distance from the codec's round trip", 0.01,
+        "truth and results do not go through the same normalisation: look at the checkpoint's data.norm (dit inspect-ckpt) and at LatentNorm; "
+        "until then no other figure counts",
+    ),
+    "stored_latents": (
+        "check: stored latents, relative error against the originals encoded again", 0.05,
+        "the stored latents are not those of the images: stored scaled, or made by another codec. Audit the shards (dit audit SHARDS) and embed "
+        "again; until then no other figure counts",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One line of the verdict."""
+
+    name: str
+    title: str
+    value: float | None  # None: not measured
+    threshold: float | None  # None: does not decide
+    lower_is_better: bool
+    metric: str = ""  # what was measured, where there is a choice
+    reason: str = ""  # why it does not decide
+    advice: str = ""  # what to try when it fails
+
+    @property
+    def passed(self) -> bool | None:
+        """None: this criterion does not decide."""
+        if self.value is None or self.threshold is None:
+            return None
+        return self.value <= self.threshold if self.lower_is_better else self.value >= self.threshold
+
+    @property
+    def bound(self) -> str:
+        """`≥ 0.9`, or "" without a threshold."""
+        return "" if self.threshold is None else f"{'≤' if self.lower_is_better else '≥'} {self.threshold:g}"
+
+    def to_json(self) -> dict[str, Any]:
+        extra = {"metric": self.metric, "reason": self.reason, "advice": self.advice if self.passed is False else ""}
+        needed = {"name": self.name, "value": self.value, "threshold": self.threshold, "passed": self.passed, "lower_is_better": self.lower_is_better}
+        return needed | {key: text for key, text in extra.items() if text}
+
+
+def judge(results: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+    """The criteria for the parts of `results.json` that are there: `reconstruction`, `dino_swap`, `text_manip`."""
+    criteria = []
+    if (part := results.get("reconstruction")) is not None:
+        criteria += _judge_reconstruction(part, thresholds)
+    if (part := results.get("dino_swap")) is not None:
+        criteria.append(_criterion(
+            "swap_closer", "results closer to the swapped-in reference", part["closer_to_source"], thresholds.swap_closer,
+            "no two judged images share a bucket", _SWAP_ADVICE,
+        ))  # fmt: skip
+    if (part := results.get("text_manip")) is not None:
+        criteria += _judge_text(part, thresholds)
+    return sorted(criteria, key=lambda criterion: criterion.passed is None)  # those that decide come first
+
+
+def criteria_rows(criteria: Sequence[Criterion]) -> list[tuple[str, str, str, str]]:
+    """For a table: mark, title, value, bound."""
+    marks = {True: "✔", False: "✘", None: "–"}
+    return [(marks[one.passed], one.title, "–" if one.value is None else f"{one.value:.3f}", one.bound) for one in criteria]
+
+
+def verdict(criteria: Sequence[Criterion]) -> str:
+    """GO when at least one threshold was judged and nothing failed."""
+    decided = [criterion.passed for criterion in criteria if criterion.passed is not None and criterion.name not in CHECKS]
+    failed = any(criterion.passed is False for criterion in criteria)
+    return GO if decided and not failed else NO_GO
+
+
+_RECONSTRUCTION_ADVICE = (
+    "if the swap and text tests pass, train longer or with a larger model; if not, mend those first. Look at the pictures: torn shapes point "
+    "at the latents' scaling (data.latent_scaling), right content in the wrong place at the reference's patches"
+)
+_SWAP_ADVICE = (
+    "the reference is not followed: give it more samples of its own (dropout.reference_only 0.2), train longer, raise sample.cfg_dino, "
+    "and audit the features (dit audit SHARDS)"
+)
+_EDIT_ADVICE = (
+    "the caption is not understood: give it more samples of its own (dropout.text_only 0.2), train longer, raise sample.cfg_text; "
+    "if unedited captions do not show either, the model cannot draw them yet"
+)
+_SENSITIVITY_ADVICE = (
+    "an exchanged word changes little: the caption is hardly read. Give it more samples of its own (dropout.text_only), check that captions "
+    "name what differs between images, raise sample.cfg_text"
+)
+
+
+def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+    metrics = part["metrics"]
+    lpips = metrics.get("lpips-alex")
+    criteria = [
+        _criterion(
+            "lpips", "reconstruction, LPIPS", lpips["value"] if lpips else None, thresholds.lpips,
+            "LPIPS could not run: no AlexNet weights here (--lpips-backbone)", _RECONSTRUCTION_ADVICE, lower_is_better=True, metric="lpips-alex",
+        ),
+        _criterion(
+            "gap_closed", f"reconstruction, share of the gap closed ({part['metric']})", part["gap_closed"], thresholds.gap_closed,
+            "floor and ceiling leave no gap: the codec's round trip is no better than a result of other conditions", _RECONSTRUCTION_ADVICE,
+            metric=part["metric"],
+        ),
+    ]  # fmt: skip
+    for name, (title, largest, advice) in CHECKS.items():
+        criteria.append(_criterion(name, title, part["checks"][name], largest, "the originals are not there any more", advice, lower_is_better=True))
+    return criteria
+
+
+def _judge_text(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+    no_edits = "" if part["pairs"] else "no caption holds a word of validate.edits"
+    return [
+        _criterion(
+            "edit_shown", "edited captions whose edit shows", part["edit_shown"], thresholds.edit_shown,
+            no_edits or "the checker reads captions of the drawn set only", _EDIT_ADVICE,
+        ),
+        _criterion(
+            "sensitivity", f"change under an edit over change under another seed ({part['distance']})", part["sensitivity"], thresholds.sensitivity,
+            no_edits or "other noise changes nothing", _SENSITIVITY_ADVICE, metric=part["distance"],
+        ),
+    ]  # fmt: skip
+
+
+def _criterion(
+    name: str, title: str, value: float | None, threshold: float | None, unmeasured: str, advice: str, lower_is_better: bool = False, metric: str = ""
+) -> Criterion:
+    reason = unmeasured if value is None else "no threshold in the preset" if threshold is None else ""
+    return Criterion(name, title, value, threshold, lower_is_better, metric, reason, advice)

@@ -1,0 +1,81 @@
+"""From figures to GO and NO-GO."""
+
+from __future__ import annotations
+
+import pytest
+
+from dittool.config.schema import Thresholds
+from dittool.validate.verdict import judge, verdict
+
+ALL = Thresholds(lpips=0.2, gap_closed=0.5, swap_closer=0.9, edit_shown=0.8, sensitivity=0.3)
+
+
+def results(lpips=0.1, gap=0.8, path=0.001, stored=0.001, closer=1.0, shown=0.9, sensitivity=1.0, pairs=8):
+    metrics = {"ssim": {"value": 0.8, "floor": 0.9}, "psnr": {"value": 20.0, "floor": 30.0}}
+    if lpips is not None:
+        metrics["lpips-alex"] = {"value": lpips, "floor": 0.01}
+    return {
+        "reconstruction": {
+            "metric": "ssim" if lpips is None else "lpips-alex", "gap_closed": gap, "metrics": metrics,
+            "checks": {"truth_as_result": path, "stored_latents": stored},
+        },
+        "dino_swap": {"closer_to_source": closer},
+        "text_manip": {"pairs": pairs, "edit_shown": shown, "sensitivity": sensitivity, "distance": "pixel-rms"},
+    }  # fmt: skip
+
+
+def row(criteria, name):
+    return next(one for one in criteria if one.name == name)
+
+
+def test_all_criteria_met_is_go_with_a_line_for_each_threshold():
+    criteria = judge(results(), ALL)
+    assert verdict(criteria) == "GO"
+    assert {one.name for one in criteria} >= set(Thresholds.model_fields)
+    assert all(one.passed for one in criteria)
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"),
+    [
+        ({"lpips": 0.21}, "lpips"), ({"gap": 0.49}, "gap_closed"), ({"closer": 0.89}, "swap_closer"), ({"shown": 0.79}, "edit_shown"),
+        ({"sensitivity": 0.29}, "sensitivity"), ({"path": 0.1}, "truth_as_result"), ({"stored": 0.4}, "stored_latents"),
+    ],
+)  # fmt: skip
+def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
+    criteria = judge(results(**fault), ALL)
+    assert verdict(criteria) == "NO-GO"
+    assert [one.name for one in criteria if one.passed is False] == [name]
+    assert row(criteria, name).to_json()["advice"]
+
+
+def test_a_value_exactly_at_its_threshold_passes():
+    assert verdict(judge(results(lpips=0.2, gap=0.5, closer=0.9, shown=0.8, sensitivity=0.3), ALL)) == "GO"
+
+
+def test_what_could_not_be_measured_does_not_decide_and_says_why():
+    criteria = judge(results(lpips=None, shown=None, stored=None), ALL)
+    assert verdict(criteria) == "GO"
+    assert row(criteria, "lpips").passed is None and "AlexNet" in row(criteria, "lpips").reason
+    assert row(criteria, "edit_shown").passed is None and "checker" in row(criteria, "edit_shown").reason
+    assert row(criteria, "stored_latents").passed is None and "originals" in row(criteria, "stored_latents").reason
+    assert row(criteria, "gap_closed").metric == "ssim"
+
+
+def test_what_has_no_threshold_is_shown_and_does_not_decide():
+    criteria = judge(results(sensitivity=0.0), Thresholds(lpips=0.2))
+    assert verdict(criteria) == "GO"
+    assert row(criteria, "sensitivity").value == 0 and row(criteria, "sensitivity").passed is None
+
+
+def test_a_verdict_that_nothing_decides_is_no_go_even_when_the_checks_hold():
+    nothing = judge(results(lpips=None), Thresholds())
+    assert row(nothing, "truth_as_result").passed is True
+    assert verdict(nothing) == "NO-GO"
+    assert verdict([]) == "NO-GO"
+
+
+def test_only_tests_that_ran_are_judged():
+    criteria = judge({"dino_swap": {"closer_to_source": 1.0}}, ALL)
+    assert [one.name for one in criteria] == ["swap_closer"]
+    assert verdict(criteria) == "GO"
