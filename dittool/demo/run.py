@@ -55,11 +55,12 @@ def run_demo(out: Path, preset: str = "demo", talk: Talk = SILENT) -> Demo:
     with _stage(demo, talk, "features into shards, some held out"):
         shard(derived, shards, talk=talk)
     with _stage(demo, talk, "the preset's model and the shards"):
-        _audit(demo, [preset, str(shards)], preset, talk)
+        _audit(demo, preset, None, talk)
+        _audit(demo, str(shards), preset, talk)
     with _stage(demo, talk, f"{config.train.steps} steps"):
         checkpoint = _train(config, shards, out, talk)
     with _stage(demo, talk, "the checkpoint"):
-        _audit(demo, [str(checkpoint)], preset, talk)
+        _audit(demo, str(checkpoint), preset, talk)
     with _stage(demo, talk, "three tests of the EMA weights on the hold-out"):
         demo.validation = validate(checkpoint, shards, talk=talk)
     with _stage(demo, talk, "from a prompt, and from a reference"):
@@ -78,14 +79,13 @@ def _stage(demo: Demo, talk: Talk, what: str) -> Iterator[None]:
     demo.seconds.append(time.monotonic() - start)
 
 
-def _audit(demo: Demo, targets: list[str], preset: str, talk: Talk) -> None:
-    for target in targets:
-        found = audit(target, preset, talk=talk)
-        demo.audits.append(found)
-        broken = [judged for judged in found.findings if judged.finding.status == FAIL]
-        if broken:
-            lines = "; ".join(f"{judged.rule.code} {judged.finding.evidence}" for judged in broken)
-            raise BadDataError(f"{target}: the audit failed: {lines}", f"see the whole of it with: dit audit {target}")
+def _audit(demo: Demo, target: str, fits: str | None, talk: Talk) -> None:
+    found = audit(target, fits, talk=talk)
+    demo.audits.append(found)
+    broken = [judged for judged in found.findings if judged.finding.status == FAIL]
+    if broken:
+        lines = "; ".join(f"{judged.rule.code} {judged.finding.evidence}" for judged in broken)
+        raise BadDataError(f"{target}: the audit failed: {lines}", f"see the whole of it with: dit audit {target}")
 
 
 def _train(config: Config, shards: Path, out: Path, talk: Talk) -> Path:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dittool.ckpt.fit import require_fit
 from dittool.ckpt.safe_load import load_checkpoint
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config, parse_size
@@ -53,10 +54,11 @@ class Pipeline:
     @staticmethod
     def load(checkpoint: Path) -> Pipeline:
         """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints."""
-        content = load_checkpoint(checkpoint)
+        content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
         config = config_from_dict(content["config"], str(checkpoint))
         data = Provenance.from_dict(content["data"])
         model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
+        require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])
         return Pipeline(model, config, data, content["step"])
 

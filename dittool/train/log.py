@@ -31,7 +31,7 @@ class Meter:
     """Figures of the steps since the last row of the log."""
 
     def __init__(self, samples_per_step: int) -> None:
-        self.loss = float("nan")  # mean of the last interval
+        self.loss: float | None = None  # mean of the last interval; None before the first ends
         self._samples_per_step = samples_per_step
         self._steps: list[StepFigures] = []
         self._since = time.monotonic()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
+from dittool.ckpt.fit import require_finite, require_fit
 from dittool.ckpt.safe_load import load_checkpoint, load_weights
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
@@ -135,7 +136,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary:
             if _due(step, run.state.config.checkpoint.every, last) or stop.signal_number is not None:
                 saved = save_checkpoint(run.checkpoints, state.to_checkpoint(), final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
                 rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
-            task.advance(1, loss=meter.loss)
+            task.advance(1, **({} if meter.loss is None else {"loss": meter.loss}))
             if stop.signal_number is not None and not last:
                 raise Interrupted(f"stopped at step {step} of {total}; saved {saved}", f"dit train --resume --out {run.folder}", stop.signal_number)
     seconds = time.monotonic() - start
@@ -215,6 +216,9 @@ def _restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: T
     content = load_checkpoint(newest.path)
     for change in require_same_run(content, state.config, state.data, named):
         talk.note(f"resuming with a change: {change}")
+    for part in ("model", "ema"):
+        require_fit(content[part], state.model.state_dict(), f"{newest.path}: {part}")
+        require_finite(content[part], f"{newest.path}: {part}")
     state.restore(content)
     if state.step >= total:
         raise UsageError(f"{newest.path}: step {state.step} of {total} is the end of this run", "train on with -s train.steps=N above that")
@@ -223,10 +227,7 @@ def _restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: T
 
 def _warm_start(state: TrainState, init: Path) -> None:
     weights = load_weights(init)
-    missing, unexpected = state.model.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise BadDataError(
-            f"{init}: {len(missing)} tensors of the model are missing (first {missing[:1]}), {len(unexpected)} are unknown (first {unexpected[:1]})",
-            "map the old weights onto this architecture first: dit warmstart OLD --preset P --out INIT.safetensors",
-        )
+    require_fit(weights, state.model.state_dict(), str(init))
+    require_finite(weights, str(init))
+    state.model.load_state_dict(weights)
     state.ema.model.load_state_dict(weights)

@@ -235,3 +235,30 @@ def test_the_log_holds_losses_by_mode_and_timestep(tiny_run):
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert all({"loss", "lr", "grad_norm", "samples_per_second", "data_wait_share"} <= set(row) for row in rows)
     assert any("loss_text_only" in row for row in rows) and any("loss_t_low" in row for row in rows)
+
+
+def test_a_stop_before_the_first_row_of_the_log_still_saves(tiny_shards, tmp_path, monkeypatch):
+    _stop_after(monkeypatch, 2)
+    with pytest.raises(loop.Interrupted):
+        train(tiny_shards.config_with("train.log_every=5"), tiny_shards.folder, tmp_path / "run")
+    assert load_checkpoint(resolve_checkpoint(tmp_path / "run"))["step"] == 2
+
+
+def test_weights_to_start_from_must_fit_and_be_finite(tiny_run, tiny_shards, tmp_path):
+    """Rows 58 and 59."""
+    weights = final_state(tiny_run)["ema"]
+    torch.save({name: tensor for name, tensor in weights.items() if "blocks.1" not in name}, tmp_path / "part.pt")
+    torch.save({**weights, "output.bias": torch.full_like(weights["output.bias"], float("nan"))}, tmp_path / "nan.pt")
+    for name, said in (("part", "belong to another architecture"), ("nan", "1 tensors hold NaN or infinity: output.bias")):
+        with pytest.raises(BadDataError, match=said):
+            train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / name, init=tmp_path / f"{name}.pt")
+
+
+def test_a_warm_start_begins_at_the_old_weights_with_half_the_rate(tiny_run, tiny_shards, tmp_path):
+    weights = final_state(tiny_run)["ema"]
+    torch.save(weights, tmp_path / "old.pt")
+    config = tiny_shards.config_with("train.steps=1", "train.warmup_steps=0", "train.lr=1e-12", "train.min_lr=0.0")
+    train(config, tiny_shards.folder, tmp_path / "run", init=tmp_path / "old.pt")
+    new = final_state(tmp_path / "run")
+    assert all(torch.allclose(new["model"][name], weights[name], atol=1e-6) for name in weights)
+    assert new["config"]["train"]["lr"] == 0.5e-12

@@ -1,0 +1,305 @@
+"""The checkpoints of a run as files: saved whole, found by step number, deleted only behind a newer one that verifies.
+
+    checkpoint_step0001000.pt     the state dict, tensors and plain values only
+    checkpoint_step0001000.json   its sidecar: {"file", "bytes", "sha256", "step", "summary"}
+    checkpoint_final.pt, .json    the end of the run; its step stands in the sidecar
+
+A checkpoint counts when its sidecar is there and agrees with the file's bytes. The sidecar is written last, so a process that is
+killed between the two leaves a file that does not count, and the resumed run saves that step again over it. A file that counts is
+never overwritten. Times of files decide nothing within a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from dittool.ckpt.safe_load import FORMAT_VERSION, check_pt, named_tensors
+from dittool.console import SILENT, Talk
+from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
+from dittool.storage import bytes_text, file_sha256, output_folder, read_json, require_free, sync_folder, write_atomic, write_json
+
+STATE_KEYS = ("format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data")
+FINAL_NAME = "checkpoint_final.pt"
+_STEP_NAME = re.compile(r"checkpoint_step(\d{7,})\.pt")
+_TRASH_PREFIX = ".trash-"
+_BYTES_BESIDE_TENSORS = 1 << 20  # pickle, configuration, archive directory
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """One `.pt` in a checkpoints folder. `step` is None for a final one whose sidecar is missing."""
+
+    path: Path
+    step: int | None
+    sidecar: dict[str, Any] | None  # None: missing or unreadable
+
+    @property
+    def final(self) -> bool:
+        return self.path.name == FINAL_NAME
+
+    def verify(self) -> str | None:
+        """None when the file is what its sidecar says, else the reason in a few words. Reads the whole file."""
+        if self.sidecar is None:
+            return "no readable sidecar beside it, so it was not saved to the end"
+        if self.sidecar["step"] != self.step:
+            return f"its sidecar belongs to step {self.sidecar['step']}"
+        size = self.path.stat().st_size
+        if size != self.sidecar["bytes"]:
+            return f"{size:,} bytes, its sidecar says {self.sidecar['bytes']:,}"
+        if file_sha256(self.path) != self.sidecar["sha256"]:
+            return "sha256 differs from its sidecar's"
+        return None
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], *, final: bool = False, summary: dict[str, Any] | None = None) -> Path:
+    """Saves the training state under its step's name, or as the final one, and returns the path.
+
+    A valid checkpoint of the same name and step is kept and returned: a run resumes from its newest valid checkpoint and repeats itself
+    exactly, so that file holds this very state. A valid final one of an earlier step, from a run that was continued, first gets its
+    step's name. Raises `StorageError` (disk full, permission) with nothing valid lost, TypeError for a state that is not plain.
+    """
+    require_plain(state)
+    step = state["step"]
+    path = output_folder(folder) / (FINAL_NAME if final else step_name(step))
+    if path.is_dir():
+        raise StorageError(f"{path}: a folder stands where the checkpoint should be", "move it away")
+    existing = _checkpoint_file(path) if path.exists() else None
+    if existing and existing.verify() is None:
+        if existing.step == step:
+            return path
+        _give_step_name(existing)
+    needed = state_bytes(state)
+    require_free(folder, needed, f"the checkpoint of step {step}")
+    try:
+        digest, size = _write(path, state)
+        check_pt(path)  # what this program cannot read back must not count
+        write_json(sidecar_path(path), _sidecar(path.name, size, digest, step, summary))
+    except OSError as error:
+        if from_os_error(error) is None:
+            raise
+        free = shutil.disk_usage(folder).free
+        raise StorageError(
+            f"{path}: {error.strerror}: the checkpoint needs {bytes_text(needed)}, the disk has {bytes_text(free)} free",
+            "older checkpoints are intact; free some space or correct the permissions, then: dit train --resume",
+        ) from error
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[CheckpointFile]:
+    """All checkpoints in a folder by step, valid or not; a final one whose step is unknown comes last. Empty when there is no folder."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if (path.name == FINAL_NAME or _STEP_NAME.fullmatch(path.name)) and path.is_file()]
+    return sorted((_checkpoint_file(path) for path in paths), key=lambda file: (file.step is None, file.step or 0, file.final))
+
+
+def newest_checkpoint(folder: Path, talk: Talk = SILENT, strict: bool = False) -> CheckpointFile:
+    """The newest checkpoint that verifies. Each newer one that does not is reported to `talk` with the steps that it costs.
+
+    Raises `BadDataError` when there is none, and with `strict` also when the newest is not valid.
+    """
+    faults: list[tuple[CheckpointFile, str]] = []
+    for file in reversed(list_checkpoints(folder)):
+        reason = file.verify()
+        if reason is None:
+            for fallen, why in faults:
+                lost = f"{fallen.step - file.step} steps are lost" if fallen.step is not None else "how many steps are lost is unknown"
+                talk.warn(f"{fallen.path}: skipped: {why}; {lost}, going back to step {file.step}")
+            return file
+        if strict:
+            raise BadDataError(f"{file.path}: {reason}", "restore the file, or run without --strict to fall back to the one before")
+        faults.append((file, reason))
+    if not faults:
+        raise BadDataError(f"{folder}: no checkpoint there", "check the folder, or train first with: dit train")
+    found = "; ".join(f"{file.path.name}: {why}" for file, why in faults)
+    raise BadDataError(f"{folder}: none of its {len(faults)} checkpoints is valid: {found}", "restore one from a copy, or start a new run")
+
+
+def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
+    """Deletes older checkpoints and returns their paths; does nothing unless the newest verifies.
+
+    The newest `keep` (at least two), every `keep_every`-th step (0: none) and the final one stay. Only the newest is hashed; of the
+    others those without a sidecar do not count as kept. A file is renamed out of sight before it goes, so that no moment shows half of one.
+    """
+    if keep < 2:
+        raise ValueError(f"keep {keep}: at least two checkpoints must stay")
+    files = list_checkpoints(folder)
+    if not files or files[-1].verify() is not None:
+        return []
+    for leftover in folder.glob(f"{_TRASH_PREFIX}*"):
+        os.unlink(leftover)
+    complete = [file for file in files if not file.final and file.sidecar is not None]
+    stay = {file.path for file in complete[-keep:]} | {file.path for file in complete if keep_every and file.step % keep_every == 0}
+    removed = [file.path for file in files if not file.final and file.path not in stay]
+    for path in removed:
+        _remove(path)
+    return removed
+
+
+def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Talk = SILENT) -> Path:
+    """The checkpoint file that is meant by a file, a run's folder, its checkpoints folder, or None: the newest run in `runs`.
+
+    Within a run the newest is the highest valid step. Between runs only time can tell: the one whose log.jsonl (before the first line,
+    resolved.toml) was written last. Raises `UsageError` for a path that is not there and `BadDataError` when no checkpoint is found.
+    """
+    if target is None:
+        target = newest_run(runs)
+        talk.note(f"using the newest run: {target}")
+    if target.is_dir():
+        inner = target / "checkpoints"
+        return newest_checkpoint(inner if inner.is_dir() else target, talk).path
+    if not target.exists():
+        raise UsageError(f"{target}: no such file or folder", "name a checkpoint file, a run's folder, or leave it out to use the newest run")
+    return target
+
+
+def require_plain(state: Mapping[str, Any]) -> None:
+    """Raises TypeError unless the state has every key of a checkpoint and holds only tensors and plain values, which any reader can check."""
+    if missing := [key for key in STATE_KEYS if key not in state]:
+        raise TypeError(f"a checkpoint's state lacks {', '.join(missing)}")
+    if state["format_version"] != FORMAT_VERSION or type(state["step"]) is not int or state["step"] < 0:
+        raise TypeError(f"format_version {state['format_version']!r} or step {state['step']!r} is not what a checkpoint has")
+    _require_plain(state, "state")
+
+
+def state_bytes(state: Mapping[str, Any]) -> int:
+    """About how many bytes the state takes on disk: each storage once, and a margin for the rest."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in named_tensors(state)}
+    return sum(storages.values()) + 1024 * len(storages) + _BYTES_BESIDE_TENSORS
+
+
+def step_name(step: int) -> str:
+    """`checkpoint_step0001000.pt`."""
+    return f"checkpoint_step{step:07d}.pt"
+
+
+def sidecar_path(path: Path) -> Path:
+    """The `.json` beside a `.pt`."""
+    return path.with_suffix(".json")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A `.safetensors` file, durable and with ordinary permissions; the library's own writer gives neither."""
+    from safetensors.torch import save
+
+    output_folder(path.parent)
+    # Shared and strided storage is spelled out: the format has no views.
+    content = save({name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, dict(metadata))
+    require_free(path.parent, len(content), path.name)
+    write_atomic(path, content)
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> tuple[str, int]:
+    """Writes the state and returns sha256 and size of the bytes that were meant, so that a disk's fault shows later."""
+    written: list[_HashingWriter] = []
+
+    def content(file: BinaryIO) -> None:
+        writer = _HashingWriter(file)
+        written.append(writer)
+        try:
+            torch.save(state, writer)
+        except RuntimeError as error:
+            raise writer.failure or error from None
+
+    write_atomic(path, content)
+    return written[-1].digest.hexdigest(), written[-1].bytes
+
+
+class _HashingWriter:
+    """Hashes and counts what torch.save writes, and keeps the OSError that torch replaces by a RuntimeError about positions."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest, self.bytes, self.failure = hashlib.sha256(), 0, None
+        self._file = file
+
+    def write(self, data: memoryview) -> int:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.digest.update(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _require_plain(value: Any, where: str) -> None:
+    # Exact types: numpy's float64 is a float, and a subclass is pickled by its class's name.
+    if type(value) in (str, int, float, bool, type(None)):
+        return
+    if type(value) in (Tensor, torch.nn.Parameter):
+        own = value.layout == torch.strided and not value.is_meta and not value.is_quantized
+        if not own or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise TypeError(f"{where}: a tensor that is not simply its own values (sparse, meta, quantized or expanded)")
+    elif type(value) in (dict, OrderedDict):
+        for key, inner in value.items():
+            if type(key) not in (str, int):
+                raise TypeError(f"{where}: the key {key!r} is neither str nor int")
+            _require_plain(inner, f"{where}.{key}")
+    elif type(value) in (list, tuple):
+        for index, inner in enumerate(value):
+            _require_plain(inner, f"{where}.{index}")
+    else:
+        raise TypeError(f"{where}: {type(value).__module__}.{type(value).__name__} is neither a tensor nor a plain value")
+
+
+def _sidecar(name: str, size: int, sha256: str, step: int, summary: dict[str, Any] | None) -> dict[str, Any]:
+    return {"file": name, "bytes": size, "sha256": sha256, "step": step, "summary": summary}
+
+
+def _checkpoint_file(path: Path) -> CheckpointFile:
+    try:
+        sidecar = read_json(sidecar_path(path))
+    except BadDataError:
+        sidecar = None
+    kinds = {"file": str, "bytes": int, "sha256": str, "step": int}
+    if not isinstance(sidecar, dict) or not all(type(sidecar.get(key)) is kind for key, kind in kinds.items()):
+        sidecar = None
+    numbered = _STEP_NAME.fullmatch(path.name)
+    return CheckpointFile(path, int(numbered[1]) if numbered else sidecar["step"] if sidecar else None, sidecar)
+
+
+def _give_step_name(final: CheckpointFile) -> None:
+    """Renames a valid final checkpoint to its step's name; sidecar first, so that it counts under one name or the other at any moment."""
+    target = final.path.with_name(step_name(final.step))
+    if not (target.exists() and _checkpoint_file(target).verify() is None):
+        write_json(sidecar_path(target), {**final.sidecar, "file": target.name})
+        os.replace(final.path, target)
+    os.unlink(sidecar_path(final.path))
+    sync_folder(target.parent)
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(sidecar_path(path))  # from here on it does not count; the next rotation finishes what is left
+    trash = path.with_name(_TRASH_PREFIX + path.name)
+    os.replace(path, trash)
+    os.unlink(trash)
+
+
+def newest_run(runs: Path) -> Path:
+    """The run in `runs` that was written to last. Raises `BadDataError` when no run there has a checkpoint."""
+
+    def last_written(run: Path) -> tuple[float, str]:
+        traces = [run / "log.jsonl", run / "resolved.toml", run / "checkpoints"]
+        return next(trace for trace in traces if trace.exists()).stat().st_mtime, run.name
+
+    candidates = [run for run in runs.iterdir() if list_checkpoints(run / "checkpoints")] if runs.is_dir() else []
+    if not candidates:
+        raise BadDataError(f"{runs}: no run with a checkpoint there", "train first with: dit train --preset P, or name a checkpoint")
+    return max(candidates, key=last_written)

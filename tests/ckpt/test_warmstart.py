@@ -1,0 +1,151 @@
+"""Old weights in a new architecture: every tensor is accounted for, and what is said to be copied is copied."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dittool.ckpt.safe_load import load_weights
+from dittool.ckpt.warmstart import old_feature_widths, warmstart, write_init
+from dittool.errors import BadDataError
+
+
+def block_stack(depth: int, width: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Weights of a toy transformer whose new blocks are the identity: `gate` is zero."""
+    torch.manual_seed(seed)
+    model = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(width, width) for _ in range(depth))})
+    return {"embed.weight": torch.randn(width, 3), **model.state_dict(), **{f"blocks.{i}.gate": torch.zeros(width) for i in range(depth)}}
+
+
+def statuses(result) -> dict[str, str]:
+    return {row.name: row.status for row in result.report}
+
+
+def test_the_same_architecture_is_copied_whole_and_independently():
+    old, fresh = block_stack(2, 4, seed=1), block_stack(2, 4, seed=2)
+    result = warmstart(old, fresh)
+    assert set(statuses(result).values()) == {"copied"}
+    assert all(torch.equal(result.weights[name], tensor) for name, tensor in old.items())
+    result.weights["embed.weight"].zero_()
+    assert old["embed.weight"].abs().sum() > 0
+
+
+def test_a_deeper_model_starts_as_the_old_one_with_new_blocks_as_they_were_initialised():
+    old, fresh = block_stack(2, 4, seed=1), block_stack(3, 4, seed=2)
+    result = warmstart(old, fresh)
+    assert {name: status for name, status in statuses(result).items() if status != "copied"} == {
+        "blocks.2.weight": "re-initialised", "blocks.2.bias": "re-initialised", "blocks.2.gate": "re-initialised",
+    }  # fmt: skip
+    assert torch.equal(result.weights["blocks.2.weight"], fresh["blocks.2.weight"])
+    assert torch.equal(result.weights["blocks.1.weight"], old["blocks.1.weight"])
+
+
+def test_a_shallower_model_leaves_the_surplus_blocks_out_and_says_so():
+    result = warmstart(block_stack(3, 4), block_stack(2, 4))
+    assert "blocks.2.weight" not in result.weights
+    assert statuses(result)["blocks.2.weight"] == "skipped"
+    assert result.counts == {"copied": 7, "resized": 0, "re-initialised": 0, "skipped": 3}
+
+
+def test_a_wider_tensor_takes_the_old_one_as_its_corner_and_keeps_its_own_rest():
+    old, fresh = {"w": torch.full((2, 3), 7.0)}, {"w": torch.arange(20.0).view(4, 5)}
+    result = warmstart(old, fresh)
+    expected = torch.arange(20.0).view(4, 5)
+    expected[:2, :3] = 7
+    assert torch.equal(result.weights["w"], expected)
+    [row] = result.report
+    assert (row.status, row.old, row.new, row.axes) == ("resized", (2, 3), (4, 5), (0, 1))
+    assert torch.equal(fresh["w"], torch.arange(20.0).view(4, 5))
+
+
+def test_a_narrower_tensor_takes_the_part_that_fits():
+    result = warmstart({"w": torch.arange(6.0).view(2, 3)}, {"w": torch.zeros(2, 2)})
+    assert result.weights["w"].tolist() == [[0, 1], [3, 4]]
+    assert result.report[0].axes == (1,)
+
+
+def test_stacked_matrices_are_resized_one_by_one_so_that_each_keeps_its_role():
+    old = {"a.qkv.weight": torch.cat([torch.full((2, 2), float(part)) for part in (1, 2, 3)])}
+    fresh = {"a.qkv.weight": torch.zeros(9, 3)}
+    parts = warmstart(old, fresh).weights["a.qkv.weight"].chunk(3)
+    for value, part in zip((1, 2, 3), parts, strict=True):
+        assert part.tolist() == [[value, value, 0], [value, value, 0], [0, 0, 0]]
+    bias = {"b.modulation.bias": torch.arange(9.0).repeat_interleave(2)}
+    widened = warmstart(bias, {"b.modulation.bias": torch.full((27,), -1.0)}).weights["b.modulation.bias"]
+    assert widened.view(9, 3).tolist() == [[gate, gate, -1] for gate in range(9)]
+
+
+def test_another_rank_is_no_counterpart():
+    result = warmstart({"w": torch.ones(4), "x": torch.ones(1)}, {"w": torch.zeros(2, 2), "x": torch.zeros(1)})
+    assert statuses(result) == {"w": "re-initialised", "x": "copied"}
+    assert (result.report[0].old, result.report[0].new) == ((4,), (2, 2))
+    assert result.weights["w"].sum() == 0
+
+
+def test_the_new_model_decides_the_dtype():
+    assert warmstart({"w": torch.ones(2).bfloat16()}, {"w": torch.zeros(2)}).weights["w"].dtype == torch.float32
+
+
+def test_a_scalar_is_copied():
+    assert warmstart({"w": torch.tensor(3.0)}, {"w": torch.tensor(0.0)}).weights["w"] == 3
+
+
+def test_59_weights_with_nan_are_no_start():
+    with pytest.raises(BadDataError, match=r"1 tensors hold NaN or infinity: w"):
+        warmstart({"w": torch.tensor([float("nan")])}, {"w": torch.zeros(1)})
+
+
+def test_weights_of_which_nothing_fits_are_refused_with_names_from_both_sides():
+    with pytest.raises(BadDataError, match=r"none of the old model's 1 tensors \(a .* new model's 1 \(b"):
+        warmstart({"a": torch.ones(1)}, {"b": torch.ones(1)})
+
+
+def test_the_written_weights_are_complete_and_say_where_they_come_from(tmp_path):
+    result = warmstart(block_stack(1, 4), block_stack(2, 4))
+    write_init(tmp_path / "init.safetensors", result, "old.pt")
+    loaded = load_weights(tmp_path / "init.safetensors")
+    assert loaded.keys() == result.weights.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in result.weights.items())
+
+
+def test_the_widths_of_the_features_come_from_the_checkpoints_data_before_its_shapes(tmp_path, state):
+    shapes = {
+        "conditioning.text_proj.weight": torch.zeros(8, 5), "conditioning.dino_proj.weight": torch.zeros(8, 6),
+        "patch_embedding.weight": torch.zeros(8, 64),
+    }  # fmt: skip
+    torch.save({**state(1), "model": shapes}, tmp_path / "ours.pt")
+    assert old_feature_widths(tmp_path / "ours.pt", shapes, 2) == {"text": 4, "image": 4, "latent_channels": 16}
+    torch.save(shapes, tmp_path / "foreign.pt")
+    assert old_feature_widths(tmp_path / "foreign.pt", shapes, 2) == {"text": 5, "image": 6, "latent_channels": 16}
+    assert old_feature_widths(tmp_path / "foreign.pt", {}, 2) == {}
+
+
+# The command
+
+
+def test_the_command_asks_for_the_widths_that_it_cannot_know(dit, tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "old.pt")
+    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", tmp_path / "init.safetensors", "--text-dim", 8)
+    assert ended.code == 2 and "--image-dim N --latent-channels N" in ended.err and "--text-dim" not in ended.err
+
+
+def test_the_command_carries_a_checkpoint_over_to_a_deeper_preset(dit, tmp_path):
+    from dittool.config.load import load_config
+    from dittool.models.build import build_model
+
+    small = ("-s", "model.width=16", "-s", "model.heads=2")
+    old = build_model(load_config("demo", ["model.depth=1", "model.width=16", "model.heads=2"]), 8, 12, 4).state_dict()
+    torch.save({"model": old}, tmp_path / "old.pt")
+    out = tmp_path / "init.safetensors"
+    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", out, *small, "-s", "model.depth=2", "--json")
+    answer = json.loads(ended.out)
+    assert ended.code == 0 and answer["widths"] == {"text": 8, "image": 12, "latent_channels": 4}
+    assert answer["counts"] == {"copied": len(old), "resized": 0, "re-initialised": 9, "skipped": 0}
+    loaded = load_weights(out)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in old.items())
+    again = tmp_path / "again.safetensors"
+    dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", again, *small, "-s", "model.depth=2")
+    assert torch.equal(load_weights(again)["blocks.1.mlp.up.weight"], loaded["blocks.1.mlp.up.weight"])
