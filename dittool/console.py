@@ -182,7 +182,7 @@ class _LineTask(Task):
     def advance(self, count: int = 1, **figures: float) -> None:
         self._done += count
         self._figures.update(figures)
-        if time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
+        if self._done < self._total and time.monotonic() - self._last_line >= _LINE_EVERY_SECONDS:
             self._last_line = time.monotonic()
             self._print()
 

@@ -177,7 +177,7 @@ def test_a_built_in_command_that_cannot_be_imported_is_a_bug_of_ours_and_harms_n
 
 
 def test_a_reader_that_leaves_ends_nothing_with_a_traceback():
-    for arguments, codes in [(["presets", "nano"], (0,)), (["presets", "--json"], (0,)), (["--help"], (141,))]:
+    for arguments, codes in [(["presets", "nano", "--quiet"], (0,)), (["presets", "--json"], (0,)), (["--help"], (141,))]:
         child = subprocess.Popen([sys.executable, "-m", "dittool", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         child.stdout.close()
         assert (child.stderr.read().replace("\nprint one with: dit presets NAME\n", ""), child.wait() in codes) == ("", True), arguments
@@ -198,7 +198,7 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error_like_any_other():
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_end_nothing(closed):
-    run = subprocess.run(f"{sys.executable} -m dittool presets nano {closed}", shell=True, capture_output=True, text=True, check=False)
+    run = subprocess.run(f"{sys.executable} -m dittool presets nano --quiet {closed}", shell=True, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (0, "")
 
 

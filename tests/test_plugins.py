@@ -111,7 +111,7 @@ def test_a_plugin_that_crashes_is_blamed_by_name(dit, installed):
 
 def test_a_plugin_cannot_take_the_place_of_a_built_in_command(dit, installed):
     installed("dit-draw", {"presets": "dit_draw:main"}, DRAW)
-    shown = dit("presets", "nano")
+    shown = dit("presets", "nano", "--quiet")
     assert shown.code == 0 and 'description = "' in shown.out
     assert shown.err == "warning: plugin 'presets' of dit-draw 1.2 is not used: a command of that name exists already\n"
 
@@ -127,6 +127,6 @@ def test_of_two_plugins_with_one_name_the_second_is_refused_with_a_line(dit, ins
 def test_metadata_that_cannot_be_read_costs_the_plugins_and_nothing_else(dit, installed, tmp_path):
     installed("dit-torn", {})
     (tmp_path / "dit_torn-1.2.dist-info" / "entry_points.txt").write_text("[dit.commands]\nno equals sign\n")
-    shown = dit("presets", "nano")
+    shown = dit("presets", "nano", "--quiet")
     assert shown.code == 0
     assert shown.err.startswith("warning: no plugin is used: an installed package's entry points cannot be read: ")

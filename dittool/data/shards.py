@@ -129,6 +129,7 @@ def _write_shard(
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for record in records:
                 arrays = {feature: store.read(feature, record.id) for feature in FEATURES}
+                _require_finite(store, record, arrays)
                 statistics.add(arrays, in_training=split == TRAIN)
                 _add(tar, f"{record.id}.{RECORD_MEMBER}", record_to_bytes(record))
                 for feature, array in arrays.items():
@@ -142,6 +143,15 @@ def _write_shard(
         "path": str(path.relative_to(out)), "bucket": bucket, "split": split, "count": len(records),
         "bytes": path.stat().st_size, "sha256": file_sha256(path),
     }  # fmt: skip
+
+
+def _require_finite(store: FeatureStore, record: Record, arrays: dict[Any, np.ndarray]) -> None:
+    for feature, array in arrays.items():
+        if count := int((~np.isfinite(array)).sum()):
+            raise BadDataError(
+                f"{store.path(feature, record.id)}: {count} of {array.size} values are not finite ('{record.name}')",
+                f"remove the file and make it again with: dit embed --pass {feature.stage}",
+            )
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

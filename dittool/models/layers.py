@@ -25,13 +25,24 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class QKNorm(nn.Module):
-    """RMS-norm of queries and keys with a learned gain per channel of a head; bounds the attention logits."""
+class HeadNorm(nn.Module):
+    """RMS-norm over a head's channels with a learned gain; on queries and keys it bounds the attention logits."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        self.query = nn.RMSNorm(head_width, eps=1e-6)
-        self.key = nn.RMSNorm(head_width, eps=1e-6)
+        self.gain = nn.Parameter(torch.ones(head_width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, N, D/H), under autocast in half precision
+        return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), eps=1e-6)
+
+
+class QKNorm(nn.Module):
+    """One norm for the queries and one for the keys."""
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        self.query = HeadNorm(head_width)
+        self.key = HeadNorm(head_width)
 
 
 class SelfAttention(nn.Module):

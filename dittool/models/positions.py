@@ -50,4 +50,5 @@ def grid_positions(grid: tuple[int, int], width: int, span: tuple[int, int] | No
 @lru_cache(maxsize=64)
 def cached_positions(grid: tuple[int, int], width: int, span: tuple[int, int] | None, device: torch.device) -> Tensor:
     """`grid_positions`, kept on the device for the shapes seen last."""
-    return grid_positions(grid, width, span).to(device)
+    with torch.inference_mode(False):  # sampling may ask first, and training must be able to use what it got
+        return grid_positions(grid, width, span).to(device)

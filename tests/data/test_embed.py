@@ -151,7 +151,14 @@ def test_a_second_writer_is_turned_away(images, tmp_path):
 
     derived = tmp_path / "derived"
     derived.mkdir()
-    code = f"import time; from pathlib import Path; from dittool.storage import folder_lock\nwith folder_lock(Path({str(derived)!r})):\n print('held', flush=True); time.sleep(60)"
+    code = f"""
+import time
+from pathlib import Path
+from dittool.storage import folder_lock
+with folder_lock(Path({str(derived)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"

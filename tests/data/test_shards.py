@@ -171,7 +171,7 @@ def test_a_set_without_an_index_is_read_by_scanning(copy):
 def test_stale_and_missing_features_stop_sharding(tiny_shards, tmp_path):
     derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
     min((derived / "vae_latents").glob("*.npy")).unlink()
-    with pytest.raises(BadDataError, match="1 of .* no current vae features"):
+    with pytest.raises(BadDataError, match=r"1 of .* no current vae features"):
         shard(derived, tmp_path / "out")
 
 
@@ -205,3 +205,14 @@ def _header(text: str, body: bytes = b"") -> bytes:
 def test_row_55_arrays_that_are_not_plain_numbers_are_refused(raw):
     with pytest.raises(BadDataError, match="^x: "):
         parse_npy(raw, "x")
+
+
+def test_features_that_are_not_finite_stop_sharding(tiny_shards, tmp_path):
+    """Row 47."""
+    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
+    path = min((derived / "vae_latents").glob("*.npy"))
+    array = parse_npy(path.read_bytes(), "x").copy()
+    array[3, 0, 0] = np.nan
+    path.write_bytes(npy_bytes(array))
+    with pytest.raises(BadDataError, match=rf"{path.stem}\.npy: 1 of .* values are not finite"):
+        shard(derived, tmp_path / "out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dittool.models.positions import grid_positions
+from dittool.models.positions import cached_positions, grid_positions
 
 
 def test_the_first_half_tells_the_row_and_the_second_the_column():
@@ -39,3 +39,11 @@ def test_a_finer_patch_grid_brackets_the_tokens_positions():
     coarse = grid_positions((4, 1), 16).reshape(4, 16)
     middle_frequency = 3  # low enough that sine is nearly linear between neighbours
     torch.testing.assert_close(fine.reshape(4, 2, 16).mean(1)[:, middle_frequency], coarse[:, middle_frequency], atol=1e-3, rtol=0)
+
+
+def test_positions_that_sampling_asked_for_first_serve_training_too():
+    with torch.inference_mode():
+        positions = cached_positions((2, 2), 8, None, torch.device("cpu"))
+    weight = torch.ones(8, requires_grad=True)
+    (positions * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, positions.sum(dim=0))

@@ -219,7 +219,8 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     from dittool.train.state import TrainState
 
     shards = ShardSet.open(tiny_shards.folder)
-    state = TrainState(tiny_shards.config_with("train.accumulate=2"), Provenance.of(shards, shards.split("train"), tiny_shards.config_with()), torch.device("cpu"))
+    config = tiny_shards.config_with("train.accumulate=2")
+    state = TrainState(config, Provenance.of(shards, shards.split("train"), config), torch.device("cpu"))
     stream = tiny_shards.stream()
     before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
     losses = [loop._batch_loss(state, stream[number]).mean for number in (0, 1)]

@@ -1,0 +1,120 @@
+"""A checkpoint as the audit sees it: checked before anything in it is loaded, its tensors mapped from the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dittool.ckpt.safe_load import check_pt, check_safetensors, load_mapped, load_weights
+from dittool.config.load import config_from_dict
+from dittool.config.schema import Config
+from dittool.errors import UsageError
+from dittool.objective.schedule import is_decayed
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """One `.pt` or `.safetensors` file."""
+
+    path: Path
+    resolved: Config | None = None  # what the run's folder says that it trains, where the file stands in one
+
+    def require_safe(self) -> None:
+        """Raises `UnsafeFileError` or `BadDataError` for a file that this program does not load."""
+        if self.weights_only_file:
+            check_safetensors(self.path)
+        else:
+            check_pt(self.path)
+
+    @property
+    def weights_only_file(self) -> bool:
+        return self.path.suffix == ".safetensors"
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The file's dict; of a `.safetensors` file its tensors."""
+        if self.weights_only_file:
+            return load_weights(self.path)
+        content = load_mapped(check_pt(self.path))
+        return content if isinstance(content, dict) else {"content": content}
+
+    @property
+    def ours(self) -> bool:
+        """Whether `dit train` wrote it, with its training state."""
+        return "format_version" in self.content
+
+    @cached_property
+    def _config_tree(self) -> dict[str, Any] | None:
+        if self.weights_only_file:
+            try:
+                tree = json.loads(check_safetensors(self.path).metadata.get("config", "null"))
+            except (ValueError, RecursionError):
+                return None  # somebody else's metadata
+        else:
+            tree = self.content.get("config") if self.ours else None
+        return tree if isinstance(tree, dict) else None
+
+    @cached_property
+    def config(self) -> Config | None:
+        """What the checkpoint remembers of its configuration; None when that is nothing, or nothing valid (see `config_problem`)."""
+        try:
+            return None if self._config_tree is None else config_from_dict(self._config_tree, str(self.path))
+        except UsageError:
+            return None
+
+    @property
+    def config_problem(self) -> str:
+        """Why the remembered configuration cannot be used, "" when it can or when there is none."""
+        try:
+            if self._config_tree is not None:
+                config_from_dict(self._config_tree, str(self.path))
+        except UsageError as error:
+            return error.message
+        return ""
+
+    @property
+    def step(self) -> int:
+        """Updates made. Only for our own checkpoints."""
+        return self.content["step"]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it remembers of its data; empty when nothing."""
+        found = self.content.get("data") if self.ours else None
+        return found if isinstance(found, dict) else {}
+
+    def dims(self, config: Config) -> dict[str, int] | None:
+        """Feature widths that the model was built with, remembered or read off the weights; None when they are of another kind of network."""
+        if dims := self.data.get("dims"):
+            return dims
+        weights = self.weights()
+        text, image, patch = (weights.get(name) for name in ("conditioning.null_text", "conditioning.null_dino", "patch_embedding.weight"))
+        if text is None or image is None or patch is None:
+            return None
+        return {"text": len(text), "image": len(image), "latent_channels": patch.shape[1] // config.model.patch_size**2}
+
+    def weights(self, key: str | None = None) -> Mapping[str, Tensor]:
+        """The tensors under "ema" or "model"; by default those that sampling takes."""
+        if key is not None:
+            return self.content[key]
+        return self.content if self.weights_only_file else load_weights(self.path)
+
+    def moments(self) -> dict[str, dict[str, Any]] | None:
+        """AdamW's state of each parameter by name; None when its numbers do not fit the model's parameters.
+
+        The optimizer counts parameters through its groups, the decayed ones first (`train/optim.py`).
+        """
+        weights = self.content["model"]
+        order = [name for name in weights if is_decayed(name, weights[name].dim())]
+        order += [name for name in weights if not is_decayed(name, weights[name].dim())]
+        state = self.content["optimizer"]["state"]
+        if sorted(state) != list(range(len(order))):
+            return None
+        named = {name: state[index] for index, name in enumerate(order)}
+        return named if all(named[name]["exp_avg"].shape == weights[name].shape for name in named) else None

@@ -1,0 +1,86 @@
+"""Features as the audit sees them: shards and a derived folder alike, with or without an index, opened even when they are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dittool.data.buckets import Bucket
+from dittool.data.features import FeatureStore
+from dittool.data.records import TEXT_MASK_MEMBER, Feature, Record
+from dittool.data.shard_set import SampleRef, ShardSet
+from dittool.data.shards import TRAIN
+from dittool.errors import BadDataError
+
+UNOPENED = "the set could not be opened; see rule D7"
+_MOST_SAMPLES = 2000  # that a rule looks into
+_MOST_BYTES = 1 << 30  # that a rule reads
+
+
+@dataclass(frozen=True)
+class DataView:
+    """A set of features. Its readers raise `BadDataError` naming what is missing or damaged."""
+
+    folder: Path
+    refs: list[SampleRef]  # of a derived folder: all in the training split
+    card: dict[str, Any] | None  # identity card; None: the set has none
+    index: dict[str, Any] | None  # index.json of shards
+    array: Callable[[SampleRef, Feature], np.ndarray]  # as stored
+    record: Callable[[SampleRef], Record]
+    mask: Callable[[SampleRef], np.ndarray | None]  # of older sets: (512,), which rows of the text are text
+    problem: str = ""  # why the set could not be opened; then it has no samples
+
+    def spread(self, *features: Feature) -> list[SampleRef]:
+        """Samples spread evenly over the set: all of them, or as many as a rule that reads these features may take."""
+        count = len(self.refs)
+        bytes_each = sum(self.array(self.refs[0], feature).nbytes for feature in features) if self.refs else 0
+        most = max(min(_MOST_SAMPLES, _MOST_BYTES // max(bytes_each, 1)), 16)
+        return self.refs if count <= most else [self.refs[i * count // most] for i in range(most)]
+
+    def bucket(self, ref: SampleRef) -> Bucket | None:
+        """None for a sample whose folder does not name a size."""
+        try:
+            return Bucket.from_name(ref.bucket)
+        except ValueError:
+            return None
+
+    def encoder(self, kind: str) -> dict[str, Any]:
+        """The identity card's part on the "image", "text" or "vae" encoder; empty without a card."""
+        return (self.card or {}).get("encoders", {}).get(kind, {})
+
+
+def open_shards(folder: Path) -> DataView:
+    """A folder of shards."""
+    try:
+        shards = ShardSet.open(folder)
+    except BadDataError as error:
+        return DataView(folder, [], None, None, _nothing, _nothing, _nothing, error.message)
+    card = shards.index["identity"] if shards.index else None
+
+    def array(ref: SampleRef, feature: Feature) -> np.ndarray:
+        return shards.read_array(ref, feature.member)
+
+    def mask(ref: SampleRef) -> np.ndarray | None:
+        return shards.read_array(ref, TEXT_MASK_MEMBER).astype(bool) if TEXT_MASK_MEMBER in ref.members else None
+
+    return DataView(folder, shards.samples, card, shards.index, array, shards.read_record, mask)
+
+
+def open_derived(folder: Path) -> DataView:
+    """A derived folder, as `dit embed` leaves it."""
+    store = FeatureStore(folder)
+    try:
+        records = {record.id: record for record in store.read_records() if record.used}
+        card = store.card()
+    except BadDataError as error:
+        return DataView(folder, [], None, None, _nothing, _nothing, _nothing, error.message)
+    refs = [SampleRef(record.id, record.bucket, TRAIN, "", {}) for record in records.values()]
+    return DataView(folder, refs, card, None, lambda ref, feature: store.read(feature, ref.id), lambda ref: records[ref.id], lambda _: None)
+
+
+def _nothing(ref: SampleRef, *_: object) -> Any:
+    raise BadDataError(f"{ref.id}: the set could not be opened", "see what rule D7 says")

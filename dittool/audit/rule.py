@@ -1,0 +1,94 @@
+"""What a rule of the audit is: a module with a page, five constants and one pure function.
+
+The module's docstring is the page: one line that says what must hold, then the four `HEADINGS`, each as `## Heading`. Then
+
+    CODE, NAME, SEVERITY, SCOPE, SINCE = "E1", "zero-init", "error", ("preset",), "0.1"
+
+    def check(subject: Subject) -> list[Finding]: ...
+
+SEVERITY "error" may fail a subject; "warning" never does. SCOPE names the parts of a subject that the rule needs, any one of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dittool.audit.subject import Subject
+
+PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "skip"
+ERROR, WARNING = "error", "warning"
+SCOPES = ("model", "checkpoint", "preset", "data")
+HEADINGS = ("What it checks", "Why it matters", "Example", "Fix")
+
+_CODE = re.compile(r"[A-Z]+[0-9]+")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule saw: evidence with numbers, and for anything but a pass what to do next."""
+
+    status: str  # pass, warn, fail or skip
+    evidence: str
+    fix: str = ""
+
+
+def passed(evidence: str) -> list[Finding]:
+    return [Finding(PASS, evidence)]
+
+
+def warned(evidence: str, fix: str) -> list[Finding]:
+    return [Finding(WARN, evidence, fix)]
+
+
+def failed(evidence: str, fix: str) -> list[Finding]:
+    return [Finding(FAIL, evidence, fix)]
+
+
+def skipped(why: str) -> list[Finding]:
+    """For a subject that the rule cannot judge; it never passes by default."""
+    return [Finding(SKIP, why)]
+
+
+class BrokenRule(Exception):
+    """A rule's module that lacks something that every rule has."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A loaded rule."""
+
+    code: str
+    name: str
+    severity: str
+    scopes: tuple[str, ...]
+    since: str
+    page: str  # the docstring, as Markdown
+    check: Callable[[Subject], list[Finding]]
+
+    @property
+    def promise(self) -> str:
+        """The page's first line: what must hold."""
+        return self.page.splitlines()[0]
+
+
+def rule_from_module(module: ModuleType) -> Rule:
+    """The rule in a module. Raises `BrokenRule` naming everything that it lacks."""
+    page = inspect.cleandoc(module.__doc__ or "")
+    found = {name: getattr(module, name, None) for name in ("CODE", "NAME", "SEVERITY", "SCOPE", "SINCE", "check")}
+    problems = [f"{name} is missing" for name, value in found.items() if value is None]
+    problems += [f"the docstring has no heading '## {heading}'" for heading in HEADINGS if f"\n## {heading}\n" not in page]
+    if found["CODE"] and not _CODE.fullmatch(found["CODE"]):
+        problems.append(f"CODE {found['CODE']!r} is not letters and a number, as E1")
+    if found["SEVERITY"] not in (None, ERROR, WARNING):
+        problems.append(f"SEVERITY {found['SEVERITY']!r} is neither {ERROR} nor {WARNING}")
+    if unknown := set(found["SCOPE"] or ()) - set(SCOPES):
+        problems.append(f"SCOPE {', '.join(sorted(unknown))} is none of {', '.join(SCOPES)}")
+    if problems:
+        raise BrokenRule(f"{module.__name__}: {'; '.join(problems)}")
+    return Rule(found["CODE"], found["NAME"], found["SEVERITY"], tuple(found["SCOPE"]), found["SINCE"], page, found["check"])

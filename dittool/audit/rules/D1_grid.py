@@ -1,0 +1,84 @@
+"""Every sample's patches fill the reference's grid, its latent is the bucket over 8, and its widths are those of the identity card.
+
+## What it checks
+For samples spread over the whole set: the number of patches equals rows × columns of the encoder's grid for the sample's bucket; the latent's
+height and width are the bucket's over the codec's stride; channels and feature widths are the card's and the same in all samples. In a set without a
+card one patch size, 14 or 16, must explain all samples.
+
+## Why it matters
+Features of an old grid, cut or padded to the count of a new one, load and train; only the pictures never come right.
+
+## Example
+1369 patches (37 × 37 of patch 14) in a bucket of 512x512 whose card says patch 16, so 32 × 32 = 1024, fail.
+
+## Fix
+Embed again with the encoder of the card, or shard the features that belong to it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.subject import Subject
+from dittool.data.buckets import Bucket
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
+from dittool.data.shard_set import SampleRef
+from dittool.encoders.image import patch_grid
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "D1", "grid", "error", ("data",), "0.1"
+
+_USUAL_STRIDE = 8
+_KNOWN_PATCH_SIZES = (16, 14)  # DINOv3, DINOv2
+_FIX = "embed these images again with dit embed, then dit shard"
+
+
+def check(subject: Subject) -> list[Finding]:
+    data = subject.data
+    if not data.refs:
+        return skipped(UNOPENED)
+    refs = data.spread(IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
+    sizes = {data.encoder("image")["patch_size"]} if data.encoder("image") else set(_KNOWN_PATCH_SIZES)
+    widths = Counter()
+    faults = []
+    for ref in refs:
+        cls, patches, latent, text = (data.array(ref, feature) for feature in (IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT))
+        if (cls.ndim, patches.ndim, latent.ndim, text.ndim) != (1, 2, 3, 2):
+            faults.append(f"{ref.id}: axes {cls.shape}, {patches.shape}, {latent.shape}, {text.shape} of CLS, patches, latent, text")
+            continue
+        stride = data.encoder("vae").get("stride", _USUAL_STRIDE)
+        bucket = data.bucket(ref) or Bucket(latent.shape[2] * stride, latent.shape[1] * stride)
+        widths[(len(cls), patches.shape[1], latent.shape[0], text.shape[1])] += 1
+        if latent.shape[1:] != (bucket.height // stride, bucket.width // stride):
+            faults.append(f"{ref.id}: latent of {latent.shape[1]}×{latent.shape[2]}, bucket {bucket.name} over {stride} has {_grid(bucket, stride)}")
+        fitting = {size for size in sizes if _patch_count(bucket, size) == len(patches)}
+        if not fitting:
+            wanted = " or ".join(f"{_patch_count(bucket, size)} (patch {size})" for size in sorted(sizes))
+            faults.append(f"{ref.id}: {len(patches)} patches, bucket {bucket.name} has {wanted}")
+        sizes = fitting or sizes
+    faults += _width_faults(data, widths, refs)
+    if faults:
+        return failed(f"{len(faults)} faults in {len(refs)} samples: {'; '.join(faults[:3])}", _FIX)
+    buckets = len({ref.bucket for ref in refs})
+    image, _, channels, text = next(iter(widths))
+    figures = f"widths image {image}, text {text}, channels {channels}"
+    return passed(f"{len(refs)} of {len(data.refs)} samples in {buckets} buckets fit patch {min(sizes)}; {figures}")
+
+
+def _width_faults(data: DataView, widths: Counter, refs: list[SampleRef]) -> list[str]:
+    if len(widths) > 1:
+        return [f"{len(widths)} different widths (CLS, patches, channels, text) among {len(refs)} samples: {dict(widths)}"]
+    image, channels, text = data.encoder("image").get("width"), data.encoder("vae").get("channels"), data.encoder("text").get("width")
+    card = (image, image, channels, text)
+    found = next(iter(widths), card)
+    return [f"widths (CLS, patches, channels, text) are {found}, the card says {card}"] if data.card and found != card else []
+
+
+def _patch_count(bucket: Bucket, patch_size: int) -> int:
+    rows, columns = patch_grid(bucket.width, bucket.height, patch_size)
+    return rows * columns
+
+
+def _grid(bucket: Bucket, stride: int) -> str:
+    return f"{bucket.height // stride}×{bucket.width // stride}"

@@ -1,0 +1,100 @@
+"""The identity card is there, is whole, and is the preset's and the checkpoint's.
+
+## What it checks
+The card names all three encoders with the hash of their weights, and its own hash is the one in the index. With `--preset`: encoders, buckets
+and storage are those of the preset. A checkpoint must remember the card that it was trained on, unchanged, with the encoders that its own
+configuration names, and a finite normalisation for each latent channel.
+
+## Why it matters
+Two encoders of the same width give features that fit every shape and mean something else. A checkpoint without the statistics of its data
+cannot be decoded: reconstructions against latents of another scale were once judged as the model's fault.
+
+## Example
+Shards of `facebook/dinov2-large` under a preset that says `facebook/dinov3-vitl16…` fail, though both are 1024 wide.
+
+## Fix
+Embed with the preset's encoders into another folder, or name what the data are: `-s encoders.image=…`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dittool.audit.data_view import UNOPENED
+from dittool.audit.rule import Finding, failed, passed, skipped, warned
+from dittool.audit.subject import Subject
+from dittool.config.schema import Config
+from dittool.data.buckets import buckets_from_config
+from dittool.data.identity import identity_hash
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "D4", "identity", "error", ("data", "checkpoint"), "0.1"
+
+_FIX = "embed with the preset's encoders into another folder, or name what the data are with -s encoders.KIND=NAME"
+_KINDS = ("image", "text", "vae")
+
+
+def check(subject: Subject) -> list[Finding]:
+    return _check_data(subject) if subject.data is not None else _check_checkpoint(subject)
+
+
+def _check_data(subject: Subject) -> list[Finding]:
+    data, expected = subject.data, subject.expected
+    if not data.refs:
+        return skipped(UNOPENED)
+    if data.card is None:
+        return warned("no identity card: which encoders made these features is not known", "make the set with dit embed and dit shard to train on it")
+    faults = _card_faults(data.card)
+    if data.index is not None and data.index["identity_hash"] != identity_hash(data.card):
+        faults.append(f"the index says identity {data.index['identity_hash'][:12]}…, the card in it has {identity_hash(data.card)[:12]}…")
+    if not faults and expected is not None:
+        faults = _config_faults(data.card, expected)
+    if faults:
+        return failed("; ".join(faults), _FIX)
+    against = "; as the preset says" if expected is not None else "; not compared with a preset: name one with --preset"
+    return passed(f"identity {identity_hash(data.card)[:12]}…: {_encoders(data.card)}{against}")
+
+
+def _check_checkpoint(subject: Subject) -> list[Finding]:
+    view = subject.checkpoint
+    if not view.ours:
+        return skipped("weights alone remember no data")
+    card = view.data.get("identity")
+    if not isinstance(card, dict):
+        evidence = f"the checkpoint of step {view.content.get('step')} does not remember which data it was trained on"
+        return failed(evidence, "without it no features fit these weights: train again")
+    faults = _card_faults(card)
+    if view.data["identity_hash"] != identity_hash(card):
+        faults.append(f"identity {view.data['identity_hash'][:12]}… beside a card of {identity_hash(card)[:12]}…")
+    channels = card["encoders"].get("vae", {}).get("channels")
+    for name, values in view.data["norm"].items():
+        if len(values) != channels or not all(math.isfinite(value) for value in values) or (name == "scale" and not all(values)):
+            faults.append(f"normalisation: {name} is not {channels} finite numbers, one a channel")
+    if not faults and view.config is not None:
+        faults += _config_faults(card, view.config)
+    if not faults and subject.expected is not None:
+        faults += _config_faults(card, subject.expected)
+    if faults:
+        return failed("; ".join(faults), _FIX)
+    return passed(f"trained on identity {identity_hash(card)[:12]}…: {_encoders(card)}; normalisation of {channels} channels")
+
+
+def _card_faults(card: dict[str, Any]) -> list[str]:
+    encoders = card.get("encoders", {})
+    missing = [kind for kind in _KINDS if not (encoders.get(kind, {}).get("id") and encoders[kind].get("weights"))]
+    return [f"the card does not say which {', '.join(missing)} encoder of which weights made the features"] if missing else []
+
+
+def _config_faults(card: dict[str, Any], config: Config) -> list[str]:
+    pairs = [(kind, card["encoders"][kind]["id"], getattr(config.encoders, kind)) for kind in _KINDS]
+    faults = [f"{kind} encoder '{found}', the configuration says '{wanted}'" for kind, found, wanted in pairs if found != wanted]
+    buckets = sorted(bucket.name for bucket in buckets_from_config(config.data))
+    if sorted(card["buckets"]) != buckets:
+        faults.append(f"buckets {', '.join(sorted(card['buckets']))}, the configuration says {', '.join(buckets)}")
+    if card["patch_storage"] != config.data.patch_storage:
+        faults.append(f"patches stored in {card['patch_storage']}, the configuration says {config.data.patch_storage}")
+    return faults
+
+
+def _encoders(card: dict[str, Any]) -> str:
+    return ", ".join(f"{kind} {card['encoders'][kind]['id']}" for kind in _KINDS)

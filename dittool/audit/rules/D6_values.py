@@ -1,0 +1,123 @@
+"""Features are finite, vary, and lie where raw features lie.
+
+## What it checks
+In samples spread over the set: no NaN and no infinity; nothing near float16's limit; no constant latent, CLS or patches; CLS tokens differ
+between images and are not the mean of the patches; latents have the spread that raw ones of their codec have, so they were not normalised already;
+the index's statistics are those of its samples.
+
+## Why it matters
+A float16 decoder overflows into NaN, a fallback extractor averages tokens into a wrong CLS, statistics summed in float16 overflow: each
+trains, and each spoils the run.
+
+## Example
+Latents stored as (z − shift)·scale are normalised again in training: a standard deviation of 0.36 instead of 1 after normalisation fails.
+
+## Fix
+Embed again, in fp32 if values overflowed: `-s encoders.dtype="fp32"`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.rule import Finding, failed, passed, skipped, warned
+from dittool.audit.subject import Subject
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
+from dittool.data.shard_set import SampleRef
+from dittool.data.shards import TRAIN
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "D6", "values", "error", ("data",), "0.1"
+
+_FIX = 'embed these images again; if values overflowed, with -s encoders.dtype="fp32"'
+_NEAR_OVERFLOW = 30_000  # float16 ends at 65,504
+_SAME = 0.01  # relative distance below which two vectors are the same
+_PLAUSIBLE_STD = (0.45, 2.2)  # of latents under their codec's own scale and shift
+_STATISTICS_TOLERANCE = 0.02  # of the channels' global deviation
+
+
+def check(subject: Subject) -> list[Finding]:
+    data = subject.data
+    if not data.refs:
+        return skipped(UNOPENED)
+    refs = data.spread(*FEATURES)
+    bad, constant, pooled = [], [], 0
+    cls_tokens, sums = [], _LatentSums()
+    for ref in refs:
+        arrays = {feature.name: data.array(ref, feature).astype(np.float64) for feature in FEATURES}
+        if wrong := [name for name, array in arrays.items() if not np.abs(array).max(initial=0) <= _NEAR_OVERFLOW]:  # NaN compares false
+            bad.append(f"{ref.id} ({', '.join(wrong)})")
+            continue
+        constant += [f"{ref.id} ({name})" for name, array in arrays.items() if name != TEXT.name and np.ptp(array) == 0]
+        cls, mean = arrays[IMAGE_CLS.name], arrays[IMAGE_PATCHES.name].mean(axis=0)
+        pooled += cls.shape == mean.shape and np.linalg.norm(cls - mean) < _SAME * np.linalg.norm(cls)
+        cls_tokens.append(cls)
+        if ref.split == TRAIN:
+            sums.add(arrays[LATENT.name])
+    faults = []
+    if bad:
+        faults.append(f"{len(bad)} of {len(refs)} samples hold NaN, infinity or values over {_NEAR_OVERFLOW:,}: {', '.join(bad[:3])}")
+    if pooled > len(refs) / 2:
+        faults.append(f"in {pooled} of {len(refs)} samples CLS is the mean of the patches")
+    if len(cls_tokens) > 1 and not bad and _all_alike(cls_tokens):
+        faults.append(f"the CLS tokens of all {len(cls_tokens)} samples are alike")
+    if not bad and sums.count:
+        faults += _range_faults(data, sums) + _statistics_faults(data, refs, sums)
+    if faults:
+        return [finding for fault in faults for finding in failed(fault, _FIX)]
+    if constant:
+        return warned(f"{len(constant)} constant features, first {', '.join(constant[:3])}: pictures of one colour?", "look at these images")
+    latents = f"; latents of mean {sums.mean.mean():.3g}, deviation {sums.std:.3g}" if sums.count else ""
+    return passed(f"{len(refs)} of {len(data.refs)} samples: all finite, none constant{latents}")
+
+
+class _LatentSums:
+    """Mean and deviation of latents, channel by channel, in float64."""
+
+    def __init__(self) -> None:
+        self.count, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, latent: np.ndarray) -> None:
+        flat = latent.reshape(len(latent), -1)
+        self.count += flat.shape[1]
+        self._sum, self._squares = self._sum + flat.sum(axis=1), self._squares + np.square(flat).sum(axis=1)
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._sum / self.count
+
+    @property
+    def channel_std(self) -> np.ndarray:
+        return np.sqrt(np.maximum(self._squares / self.count - np.square(self.mean), 0))
+
+    @property
+    def std(self) -> float:
+        return float(np.sqrt(np.square(self.channel_std).mean()))
+
+
+def _all_alike(tokens: list[np.ndarray]) -> bool:
+    stacked = np.stack(tokens)
+    return np.linalg.norm(stacked - stacked.mean(axis=0)) < 1e-3 * np.linalg.norm(stacked)
+
+
+def _range_faults(data: DataView, sums: _LatentSums) -> list[str]:
+    codec = data.encoder("vae")
+    if codec.get("scale", 1.0) == 1.0:
+        return []  # this codec publishes no scale
+    std = sums.std * codec["scale"]
+    low, high = _PLAUSIBLE_STD
+    if low <= std <= high:
+        return []
+    return [f"latents have a deviation of {std:.2g} under the codec's scale, {low} to {high} is usual: normalised already?"]
+
+
+def _statistics_faults(data: DataView, refs: list[SampleRef], sums: _LatentSums) -> list[str]:
+    if data.index is None or len(refs) < len(data.refs):
+        return []
+    told = data.index["statistics"]
+    faults = []
+    for name, found in (("latent_mean", sums.mean), ("latent_std", sums.channel_std)):
+        apart = np.abs(np.asarray(told[name], dtype=np.float64) - found).max() if len(told[name]) == len(found) else np.inf
+        if not apart <= _STATISTICS_TOLERANCE * sums.std:
+            faults.append(f"{name} in the index is up to {apart:.2g} away from that of its samples")
+    return faults

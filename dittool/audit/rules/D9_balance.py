@@ -1,0 +1,60 @@
+"""Few images stand there twice, and every bucket fills a batch.
+
+## What it checks
+Equal images, by the hash of their bytes, and equal latents, within the training split; the number of training samples in each bucket against
+the batch size of `--preset` (without one, against 8).
+
+## Why it matters
+Duplicates are learned by heart. A bucket smaller than a batch repeats its images within one batch, which then means less than its size.
+
+## Example
+Five images of 1344x704 with a batch size of 8 are a warning.
+
+## Fix
+Remove duplicates from the source; add images of the rare shapes, choose fewer buckets, or a smaller batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.rule import Finding, passed, skipped, warned
+from dittool.audit.subject import Subject
+from dittool.data.records import LATENT
+from dittool.data.shard_set import SampleRef
+from dittool.data.shards import TRAIN
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "D9", "balance", "warning", ("data",), "0.1"
+
+_USUAL_BATCH = 8
+
+
+def check(subject: Subject) -> list[Finding]:
+    data = subject.data
+    if not data.refs:
+        return skipped(UNOPENED)
+    batch = subject.expected.train.batch_size if subject.expected else _USUAL_BATCH
+    training = [ref for ref in data.refs if ref.split == TRAIN]
+    sizes = Counter(ref.bucket for ref in training)
+    findings = []
+    if small := {name: count for name, count in sizes.items() if count < batch}:
+        shown = ", ".join(f"{name} {count}" for name, count in sorted(small.items()))
+        evidence = f"{len(small)} of {len(sizes)} buckets hold fewer training samples than a batch of {batch}: {shown}"
+        findings += warned(evidence, "add images of these shapes, choose fewer buckets or a smaller batch")
+    for what, hashes in (("images", _image_hashes(data, training)), ("latents", _latent_hashes(data))):
+        extra = sum(count - 1 for count in hashes.values())
+        if extra:
+            findings += warned(f"{extra} of {sum(hashes.values())} {what} are copies of others", "remove duplicates from the source folder")
+    spread = f"{len(sizes)} buckets of {min(sizes.values())} to {max(sizes.values())}"
+    return findings or passed(f"{len(training)} training samples, no two alike; {spread}, batch {batch}")
+
+
+def _image_hashes(data: DataView, refs: list[SampleRef]) -> Counter[str]:
+    return Counter(sha for ref in refs if (sha := data.record(ref).image_sha256))
+
+
+def _latent_hashes(data: DataView) -> Counter[str]:
+    refs = [ref for ref in data.spread(LATENT) if ref.split == TRAIN]
+    return Counter(hashlib.blake2b(data.array(ref, LATENT).tobytes(), digest_size=16).hexdigest() for ref in refs)

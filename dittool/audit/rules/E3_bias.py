@@ -1,0 +1,47 @@
+"""Attention and MLP have no biases; norms, input projections, timestep MLP, modulation and output layer may have.
+
+## What it checks
+Every bias in the network at its real size: none may stand in a block's q, k, v, attention output or MLP. The evidence names those that do and
+counts what all biases cost.
+
+## Why it matters
+The recipe has none there: the modulation's shifts already do what they could do, and weights with them fit no other model of the recipe. It is
+not about size: the biases that stay cost a third of a percent of a tiny network and a few hundredths of a percent of a large one.
+
+## Example
+`nn.Linear(width, 3 * width)` for q, k, v fails; `nn.Linear(width, 3 * width, bias=False)` passes.
+
+## Fix
+Build those layers with `bias=False`.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.subject import Subject
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E3", "bias", "error", ("model",), "0.1"
+
+_BARE = ("attention", "cross_attention", "mlp")  # parts of a block whose linear layers have no bias
+_FIX = "build these layers with bias=False"
+
+
+def check(subject: Subject) -> list[Finding]:
+    model = subject.probe.at_real_size()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    biases = {name: parameter.numel() for name, parameter in model.named_parameters() if name.endswith("bias")}
+    wrong = [
+        f"blocks.{index}.{part}.{name}.bias"
+        for index, block in enumerate(model.blocks)
+        for part in _BARE
+        for name, layer in getattr(block, part).named_modules()
+        if isinstance(layer, nn.Linear) and layer.bias is not None
+    ]
+    if wrong:
+        cost = sum(biases[name] for name in wrong)
+        return failed(f"{len(wrong)} biases where none belongs, first {wrong[0]}; {cost:,} parameters, {cost / total:.3%} of {total:,}", _FIX)
+    cost = sum(biases.values())
+    linear = sum(isinstance(layer, nn.Linear) for block in model.blocks for part in _BARE for layer in getattr(block, part).modules())
+    return passed(f"none in {linear} attention and MLP layers; {len(biases)} elsewhere, {cost:,} parameters, {cost / total:.3%} of {total:,}")

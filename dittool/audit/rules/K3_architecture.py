@@ -1,0 +1,62 @@
+"""The weights are exactly those of the network that the configuration builds.
+
+## What it checks
+Names and shapes of the raw and of the averaged weights against the network of the checkpoint's own configuration and data, built without memory; with
+`--preset`, against the preset's.
+
+## Why it matters
+Loading in part, with what is missing left at random, gives a model that runs and was never trained.
+
+## Example
+A checkpoint of depth 12 under a preset of depth 18 fails: "54 missing, first blocks.12.…".
+
+## Fix
+Use the preset that it was trained with, or `dit warmstart` to carry weights over to another network, which lists every tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from dittool.audit.probe import ModelProbe
+from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.subject import Subject
+from dittool.config.schema import Config
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "K3", "architecture", "error", ("checkpoint",), "0.1"
+
+_SHOWN = 3
+_FIX = "use the preset that it was trained with, or: dit warmstart OLD --preset P --out INIT.safetensors"
+
+
+def check(subject: Subject) -> list[Finding]:
+    view = subject.checkpoint
+    keys = [key for key in ("model", "ema") if key in view.content] if view.ours else [None]
+    against = {"its own configuration": view.config, "the preset": subject.expected}
+    against = {name: config for name, config in against.items() if config is not None}
+    if not against:
+        return skipped(view.config_problem or "the file does not say which network it belongs to: name one with --preset")
+    findings = []
+    for name, config in against.items():
+        for key in keys:
+            if difference := _difference(view.weights(key), config, view.dims(config)):
+                findings += failed(f"{key or 'weights'} against {name}: {difference}", _FIX)
+    if findings:
+        return findings
+    weights = view.weights(keys[0])
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    what = "raw and averaged, " if len(keys) > 1 else ""
+    return passed(f"{what}{len(weights)} tensors, {parameters:,} parameters, as {' and '.join(against)} says")
+
+
+def _difference(weights: Mapping[str, Tensor], config: Config, dims: dict[str, int] | None) -> str:
+    """Counts and first names; "" when there is none. Without `dims` it is another kind of network, and all names differ."""
+    wanted = ModelProbe(config, dims).at_real_size().state_dict()
+    kinds = {
+        "missing": [name for name in wanted if name not in weights],
+        "unexpected": [name for name in weights if name not in wanted],
+        "of another shape": [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape],
+    }
+    return "; ".join(f"{len(names)} {kind}, first {', '.join(names[:_SHOWN])}" for kind, names in kinds.items() if names)

@@ -1,0 +1,48 @@
+"""After training every part has lived: gates have left zero, null tokens were used, every parameter has received a gradient.
+
+## What it checks
+Of the raw weights: no tensor that begins at zero, and no single one of a modulation's vectors, is still zero. Of the optimizer: no parameter's
+second moment is zero, which says that no gradient has ever reached it.
+
+## Why it matters
+A gate that stays zero is a branch that was never trained. A null token that was never used leaves guidance to subtract a random vector.
+
+## Example
+A run without dropout of the text fails: "no gradient has reached conditioning.null_text".
+
+## Fix
+Give every mode of `[dropout]` a share; follow the parameter through the model with rule C6.
+"""
+
+from __future__ import annotations
+
+from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.subject import Subject
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "K4", "dead-parts", "error", ("checkpoint",), "0.1"
+
+_FEWEST_SAMPLES = 32  # seen; before that a rare mode need not have come
+_SHOWN = 3
+_FIX = "give every mode of [dropout] a share and follow the parameter through the model (rule C6), then train again"
+
+
+def check(subject: Subject) -> list[Finding]:
+    view = subject.checkpoint
+    if not view.ours or subject.config is None or "model" not in view.content:
+        return skipped("no raw weights of a known network: what has been trained cannot be told")
+    if view.content.get("samples_seen", 0) < _FEWEST_SAMPLES:
+        return skipped(f"{view.content.get('samples_seen', 0)} samples seen, {_FEWEST_SAMPLES} are needed before every mode must have come")
+    raw = view.weights("model")
+    zero_first = [name for name, parameter in subject.probe.fresh().named_parameters() if not parameter.any() and name in raw]
+    still_zero = [name for name in zero_first if not raw[name].any()]
+    for name in zero_first:
+        if name.endswith(".modulation.weight") and raw[name].any():
+            vectors = raw[name].unflatten(0, (-1, raw[name].shape[1]))  # (9, D, D): shifts, scales and gates
+            still_zero += [f"{name} vector {index}" for index, vector in enumerate(vectors) if not vector.any()]
+    moments = view.moments() or {}
+    untouched = [name for name, state in moments.items() if not state["exp_avg_sq"].any()]
+    faults = [f"{len(still_zero)} parts are still zero: {', '.join(still_zero[:_SHOWN])}"] if still_zero else []
+    faults += [f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}"] if untouched else []
+    if faults:
+        return [finding for fault in faults for finding in failed(f"after {view.step:,} updates {fault}", _FIX)]
+    return passed(f"all {len(zero_first)} tensors that began at zero have left it; gradient has reached all {len(moments)} parameters with moments")

@@ -1,0 +1,109 @@
+"""Runs the rules on subjects. A rule that breaks is named and harms nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dittool.audit.registry import RuleSet, load_rules
+from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, BrokenRule, Finding, Rule, failed, skipped
+from dittool.audit.subject import Subject, open_subject
+from dittool.console import SILENT, Talk
+from dittool.errors import ANSWER_IS_NO, BUG, DONE, BadDataError
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A finding and the rule that made it."""
+
+    rule: Rule
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A rule that could not judge because it is broken itself."""
+
+    rule: Rule
+    error: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the rules say about one target."""
+
+    target: str
+    kind: str
+    findings: list[Judged]
+    crashes: list[Crash]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {status: sum(judged.finding.status == status for judged in self.findings) for status in (PASS, WARN, FAIL, SKIP)}
+
+    @property
+    def ok(self) -> bool:
+        """No rule failed, and none broke."""
+        return not self.counts[FAIL] and not self.crashes
+
+    @property
+    def exit_code(self) -> int:
+        return ANSWER_IS_NO if self.counts[FAIL] else BUG if self.crashes else DONE
+
+
+def audit(
+    target: str, preset: str | None = None, select: Sequence[str] = (), ignore: Sequence[str] = (), rules: RuleSet | None = None, talk: Talk = SILENT
+) -> Audit:
+    """Audits one target.
+
+    Args:
+        target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder.
+        preset: what a checkpoint or data should fit.
+        select, ignore: prefixes of codes.
+
+    Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for one that is none.
+    """
+    rules = rules or load_rules()
+    chosen = rules.selected(select, ignore)
+    return audit_subject(open_subject(target, preset, talk), chosen, named=bool(select), talk=talk)
+
+
+def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:
+    """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by name."""
+    fitting = [rule for rule in rules if subject.parts & set(rule.scopes)]
+    findings: list[Judged] = []
+    crashes: list[Crash] = []
+    with talk.progress(f"audit {subject.target}", len(fitting), "rule") as task:
+        for rule in rules:
+            if rule not in fitting:
+                if named or (subject.without_configuration and "data" not in rule.scopes):
+                    findings += [Judged(rule, finding) for finding in skipped(_why_not(rule, subject))]
+                continue
+            try:
+                findings += [Judged(rule, finding) for finding in _run(rule, subject)]
+            except (Exception, SystemExit) as error:
+                if isinstance(error, OSError):
+                    raise  # the disk's fault, not the rule's
+                crashes.append(Crash(rule, f"{type(error).__name__}: {error}"))
+                talk.warn(f"rule {rule.code} {rule.name} broke: {type(error).__name__}: {error}")
+            task.advance()
+    return Audit(subject.target, subject.kind, findings, crashes)
+
+
+def _why_not(rule: Rule, subject: Subject) -> str:
+    if subject.without_configuration and {"model", "preset"} & set(rule.scopes):
+        return "the file does not say which configuration it belongs to, so there is no network to try out"
+    return f"judges a {' or '.join(rule.scopes)}, and this is {subject.kind}"
+
+
+def _run(rule: Rule, subject: Subject) -> list[Finding]:
+    try:
+        findings = rule.check(subject)
+    except BadDataError as error:  # a sample or a tensor that cannot be read
+        return failed(error.message, error.hint)
+    if not findings:
+        raise BrokenRule(f"{rule.code} found nothing, not even that all is well")
+    for finding in findings:
+        if finding.status not in (PASS, WARN, FAIL, SKIP) or (finding.status == FAIL and rule.severity == WARNING):
+            raise BrokenRule(f"{rule.code}, of severity {rule.severity}, gave the status '{finding.status}'")
+    return findings

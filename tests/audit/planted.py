@@ -1,0 +1,35 @@
+"""The list of planted faults: which rule must find each, what it is, and how it is planted in a twin of something clean.
+
+A planter gets the workshop and returns the subject with the fault in it; the planters stand in `planted_*.py`. Many of the faults are from real
+failed runs. `test_audit_rules.py` runs all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workshop import Workshop
+
+from dittool.audit.subject import Subject
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault: which rule must find it, what it is, and how to plant it."""
+
+    code: str
+    fault: str
+    plant: Callable[[Workshop], Subject]
+    status: str
+
+
+PLANTED: list[Planted] = []
+
+
+def plants(code: str, fault: str, status: str = "fail"):
+    def add(plant: Callable[[Workshop], Subject]):
+        PLANTED.append(Planted(code, fault, plant, status))
+        return plant
+
+    return add

@@ -1,0 +1,230 @@
+"""Faults of features and shards. Each function plants one; see `planted.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+from planted import plants
+from workshop import Workshop
+
+from dittool.audit.subject import Subject
+from dittool.config.load import load_config
+from dittool.data.identity import identity_hash
+from dittool.data.scan import load_pixels
+from dittool.encoders.image import ImageEncoder, load_image_encoder
+from dittool.seeding import unit_interval
+
+
+def _first_sample(shop: Workshop) -> str:
+    return sorted(path.stem for path in (shop.clean / "derived/vae_latents").iterdir())[0]
+
+
+@plants("D1", "patches of a finer grid, cut to what fits nothing")
+def stale_grid(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"dinov3_patches": arrays["dinov3_patches"][:-2]}))
+
+
+@plants("D1", "a latent that was resized")
+def resized_latent(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"vae_latents": arrays["vae_latents"][:, ::2, ::2]}))
+
+
+def _patches_as(shop: Workshop, tokens: Callable[[ImageEncoder, np.ndarray], np.ndarray]) -> Subject:
+    """Shards whose patches come from `tokens(encoder, pixels)`, cut or repeated to the number that the bucket's grid has."""
+    encoder = load_image_encoder("builtin:dinov3", "fp32")
+
+    def change(record, arrays):
+        made = tokens(encoder, load_pixels(record, shop.clean / "images"))
+        count = len(arrays["dinov3_patches"])
+        return {"dinov3_patches": np.resize(made, (count, made.shape[1])).astype(np.float16)}
+
+    return shop.open(shop.shards(change))
+
+
+def _encode(encoder: ImageEncoder, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Patches of the image resized to (width, height)."""
+    resized = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return encoder.encode(resized[None]).patches[0].numpy()
+
+
+@plants("D2", "registers stored as patches, the last four patches lost")
+@plants("D3", "registers stored as patches, the last four patches lost")
+def stored_registers(shop: Workshop) -> Subject:
+    def after_cls(encoder, pixels):
+        kept = []
+        handle = encoder._model.register_forward_hook(lambda _model, _inputs, output: kept.append(output.last_hidden_state[0, 1:]))
+        encoder.encode(pixels[None])
+        handle.remove()
+        return kept[0].numpy()
+
+    return _patches_as(shop, after_cls)
+
+
+@plants("D3", "DINO on a centre crop, the latent on the whole image")
+def centre_crop(shop: Workshop) -> Subject:
+    def crop(encoder, pixels):
+        height, width = pixels.shape[:2]
+        top, left = height // 8, width // 8
+        return _encode(encoder, np.ascontiguousarray(pixels[top : height - top, left : width - left]), (width, height))
+
+    return _patches_as(shop, crop)
+
+
+@plants("D3", "a flip of the latent only")
+def flipped_latent(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"vae_latents": np.ascontiguousarray(arrays["vae_latents"][:, :, ::-1])}))
+
+
+@plants("D3", "a grid stored column by column")
+def transposed_grid(shop: Workshop) -> Subject:
+    def transpose(record, arrays):
+        width, height = (int(side) // 16 for side in record.bucket.split("x"))
+        patches = arrays["dinov3_patches"]
+        return {"dinov3_patches": patches.reshape(height, width, -1).swapaxes(0, 1).reshape(patches.shape)}
+
+    return shop.open(shop.shards(transpose))
+
+
+@plants("D3", "a grid of patch 14, cut to the count of patch 16")
+def grid_of_patch_14(shop: Workshop) -> Subject:
+    return _patches_as(shop, lambda encoder, pixels: _encode(encoder, pixels, tuple(round(side / 14) * 16 for side in pixels.shape[1::-1])))
+
+
+@plants("D3", "patches shifted by a row")
+def shifted_row(shop: Workshop) -> Subject:
+    def shift(record, arrays):
+        columns = int(record.bucket.split("x")[0]) // 16
+        return {"dinov3_patches": np.roll(arrays["dinov3_patches"], columns, axis=0)}
+
+    return shop.open(shop.shards(shift))
+
+
+@plants("D4", "features of another encoder of the same width")
+def other_encoder(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(), load_config("demo", ["encoders.image=facebook/dinov2-large", "data.area=96x96"]))
+
+
+@plants("D4", "a card that was edited by hand")
+def edited_card(shop: Workshop) -> Subject:
+    return shop.open(shop.edit_index(shop.shards(), lambda index: index["identity"]["encoders"]["vae"].update(scale=0.3611)))
+
+
+@plants("D4", "a checkpoint that does not remember its data")
+def no_identity(shop: Workshop) -> Subject:
+    return shop.open(shop.checkpoint(lambda content: content.update(data={})))
+
+
+@plants("D5", "a shard that is listed for training and held out")
+def holdout_overlap(shop: Workshop) -> Subject:
+    def overlap(index):
+        held = next(row for row in index["shards"] if row["split"] == "holdout")
+        index["shards"].append({**held, "split": "train"})
+
+    return shop.open(shop.edit_index(shop.shards(), overlap))
+
+
+@plants("D5", "a picture saved again under another name, on the other side")
+def resaved_picture(shop: Workshop) -> Subject:
+    def copy_across(records):
+        share = load_config("demo").data.holdout
+        is_held = unit_interval("holdout", records[0].image_sha256) < share
+        other_side = next(f"{n:064x}" for n in range(10_000) if (unit_interval("holdout", f"{n:064x}") < share) != is_held)
+        return [*records, replace(records[0], id="copy", name="copy", image_sha256=other_side)]
+
+    return shop.open(shop.shards(records=copy_across))
+
+
+@plants("D6", "NaN in one latent")
+def nan_latent(shop: Workshop) -> Subject:
+    def spoil(record, arrays):
+        return {"vae_latents": arrays["vae_latents"] * np.float16(np.nan)} if record.id == _first_sample(shop) else {}
+
+    return shop.open(shop.derived(spoil))
+
+
+@plants("D6", "a CLS that is the mean of the patches")
+def pooled_cls(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"dinov3": arrays["dinov3_patches"].astype(np.float32).mean(axis=0).astype(np.float16)}))
+
+
+@plants("D6", "latents that were normalised before they were stored")
+def normalised_twice(shop: Workshop) -> Subject:
+    def of_a_scaled_codec(index):
+        index["identity"]["encoders"]["vae"].update(id="black-forest-labs/FLUX.1-schnell", scale=0.3611, shift=0.1159)
+        index["identity_hash"] = identity_hash(index["identity"])
+
+    return shop.open(shop.edit_index(shop.shards(), of_a_scaled_codec))
+
+
+@plants("D6", "statistics that overflowed")
+def wrong_statistics(shop: Workshop) -> Subject:
+    return shop.open(shop.edit_index(shop.shards(), lambda index: index["statistics"].update(latent_std=[9.0] * 16)))
+
+
+@plants("D7", "a shard that was cut")
+def cut_shard(shop: Workshop) -> Subject:
+    shards = shop.shards()
+    tar = sorted(shards.glob("bucket_*/shard-*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    return shop.open(shards)
+
+
+@plants("D7", "a tar cut between two members, in a set without an index")
+def cut_at_a_boundary(shop: Workshop) -> Subject:
+    from dittool.data.tar_members import tar_members
+
+    shards = shop.without_index(shop.shards())
+    tar = sorted(shards.glob("bucket_*/shard-*.tar"))[0]
+    member = tar_members(tar)[7]
+    tar.write_bytes(tar.read_bytes()[: member.offset + -(-member.size // 512) * 512])
+    return shop.open(shards)
+
+
+@plants("D7", "one flipped byte")
+def flipped_byte(shop: Workshop) -> Subject:
+    shards = shop.shards()
+    tar = sorted(shards.glob("bucket_*/shard-*.tar"))[0]
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    return shop.open(shards)
+
+
+@plants("D7", "a feature that is missing from a derived folder")
+def missing_feature(shop: Workshop) -> Subject:
+    derived = shop.derived()
+    (derived / "dinov3" / f"{_first_sample(shop)}.npy").unlink()
+    return shop.open(derived)
+
+
+@plants("D8", "captions that are all equal")
+def equal_captions(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(records=lambda records: [replace(record, caption="a picture") for record in records]))
+
+
+@plants("D8", "padding stored without a mask")
+def stored_padding(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"t5_hidden": np.pad(arrays["t5_hidden"], ((0, 55), (0, 0)))}))
+
+
+@plants("D8", "captions that all end at 77 tokens", status="warn")
+def cut_captions(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"t5_hidden": np.tile(arrays["t5_hidden"], (9, 1))[:77]}))
+
+
+@plants("D8", "features that do not depend on the caption")
+def deaf_text(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(lambda record, arrays: {"t5_hidden": np.ones((5, 64), np.float16)}))
+
+
+@plants("D9", "one picture many times", status="warn")
+def duplicates(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(records=lambda records: [*records, *(replace(records[0], id=f"copy{n}", name=f"copy{n}") for n in range(5))]))
+
+
+@plants("D9", "a bucket smaller than a batch", status="warn")
+def small_bucket(shop: Workshop) -> Subject:
+    return shop.open(shop.shards(), load_config("demo", ["train.batch_size=64", "data.area=96x96"]))

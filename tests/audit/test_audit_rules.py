@@ -1,0 +1,94 @@
+"""Each rule finds the faults planted for it, with numbers, and is silent on what is clean."""
+
+from __future__ import annotations
+
+import re
+
+import planted_checkpoints  # noqa: F401  (fill the list)
+import planted_data  # noqa: F401
+import planted_models  # noqa: F401
+import pytest
+from planted import PLANTED
+
+from dittool.audit.registry import BUILT_IN, built_in_rules
+from dittool.audit.runner import audit_subject
+from dittool.audit.subject import open_subject
+
+RULES = {rule.code: rule for rule in built_in_rules()}
+
+
+def judge(code, subject):
+    result = audit_subject(subject, [RULES[code]])
+    assert not result.crashes
+    return [judged.finding for judged in result.findings]
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted.code}: {planted.fault}")
+def test_a_planted_fault_is_found_by_its_rule(planted, workshop):
+    findings = judge(planted.code, planted.plant(workshop))
+    found = [finding for finding in findings if finding.status == planted.status]
+    assert found, findings
+    assert all(finding.fix for finding in found), "a fault without a next step"
+    assert any(re.search(r"\d", finding.evidence) for finding in found), "evidence without a number"
+    assert not (workshop.bench / "canary").exists()
+
+
+def test_every_rule_has_a_planted_fault():
+    assert {planted.code for planted in PLANTED} == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("target", ["shards", "derived", "run", "run/checkpoints/checkpoint_final.pt"])
+def test_no_rule_finds_a_fault_in_what_is_clean(clean, target):
+    result = audit_subject(open_subject(str(clean / target)), list(RULES.values()))
+    assert not result.crashes
+    assert [judged for judged in result.findings if judged.finding.status not in ("pass", "skip")] == []
+
+
+@pytest.mark.parametrize("preset", ["demo", "nano", "nano-patches", "medium", "base", "large"])
+def test_every_shipped_preset_is_clean(preset):
+    result = audit_subject(open_subject(preset), list(RULES.values()))
+    assert not result.crashes
+    assert {judged.finding.status for judged in result.findings} == {"pass"}
+
+
+def test_every_rule_passes_on_something_clean(clean):
+    """A rule that only ever skips proves nothing."""
+    subjects = [open_subject("demo"), open_subject(str(clean / "shards")), open_subject(str(clean / "run"))]
+    results = [audit_subject(subject, list(RULES.values())) for subject in subjects]
+    assert {judged.rule.code for result in results for judged in result.findings if judged.finding.status == "pass"} == set(BUILT_IN)
+
+
+def test_an_older_set_without_an_index_is_audited_as_it_is(workshop):
+    subject = workshop.open(workshop.without_index(workshop.shards()))
+    statuses = {judged.rule.code: judged.finding.status for judged in audit_subject(subject, list(RULES.values())).findings}
+    assert "fail" not in statuses.values()
+    assert statuses["D4"] == "warn" and statuses["D5"] == "skip"
+
+
+def test_weights_alone_are_judged_as_far_as_they_go(workshop, clean):
+    from dittool.ckpt.inspect import export_safetensors
+
+    path = workshop.bench / "weights.safetensors"
+    export_safetensors(clean / "run/checkpoints/checkpoint_final.pt", path)
+    statuses = {judged.rule.code: judged.finding.status for judged in audit_subject(open_subject(str(path)), list(RULES.values())).findings}
+    assert statuses["K1"] == statuses["K2"] == statuses["K3"] == statuses["C6"] == "pass"
+    assert statuses["K5"] == statuses["K6"] == statuses["D4"] == "skip"
+
+
+def test_a_foreign_state_dict_is_judged_by_its_tensors_and_the_rest_says_why_not(workshop):
+    import torch
+
+    torch.save({"state_dict": {"layer.weight": torch.ones(2, 2)}}, workshop.bench / "foreign.pt")
+    subject = open_subject(str(workshop.bench / "foreign.pt"))
+    findings = {judged.rule.code: judged.finding for judged in audit_subject(subject, list(RULES.values())).findings}
+    assert findings["K1"].status == findings["K2"].status == "pass"
+    assert findings["E1"].status == findings["K3"].status == "skip"
+    assert "which configuration" in findings["E1"].evidence
+    assert judge("K3", workshop.open(workshop.bench / "foreign.pt", subject.expected or open_subject("demo").config))[0].status == "fail"
+
+
+def test_a_huge_preset_is_tried_on_a_twin_and_the_evidence_says_so():
+    (finding,) = judge("E1", open_subject("base"))
+    assert "tried on a twin of depth 2" in finding.evidence
+    (finding,) = judge("E3", open_subject("base"))
+    assert "475," in finding.evidence and "twin" not in finding.evidence
