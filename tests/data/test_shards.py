@@ -203,7 +203,7 @@ def _header(text: str, body: bytes = b"") -> bytes:
     ],
 )
 def test_row_55_arrays_that_are_not_plain_numbers_are_refused(raw):
-    with pytest.raises(BadDataError, match="^x: "):
+    with pytest.raises(BadDataError, match=r"^x: "):
         parse_npy(raw, "x")
 
 
