@@ -44,6 +44,8 @@ def main(
     config = load_config(preset or str(out / "resolved.toml"), overrides)
     named = [override.partition("=")[0].strip() for override in overrides]
     done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw_preview(data), talk=console)
+    if done is None:  # a process of torchrun that only computes
+        return
     console.json({
         "run": str(done.folder), "checkpoint": str(done.checkpoint), "step": done.step, "loss": done.loss, "eval_loss": done.eval_loss,
         "seconds": done.seconds, "samples_per_second": done.samples_per_second,

@@ -8,9 +8,10 @@ of its number alone (`data/stream.py`), so stopping and resuming anywhere gives 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +28,12 @@ from dittool.data.provenance import Provenance
 from dittool.data.shard_set import ShardSet
 from dittool.data.shards import HOLDOUT, TRAIN
 from dittool.data.stream import Batch, BatchStream
-from dittool.encoders.pretrained import device_of_choice
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
 from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
+from dittool.train.distributed import process_group
 from dittool.train.evaluate import Evaluation
 from dittool.train.log import Meter, RunLog, StepFigures
 from dittool.train.signals import StopRequest, stop_on_signal
@@ -57,8 +58,10 @@ class TrainSummary:
 def train(
     config: Config, data: Path, out: Path, *, resume: bool = False, strict: bool = False, named_changes: Sequence[str] = (),
     init: Path | None = None, draw: Draw | None = None, talk: Talk = SILENT,
-) -> TrainSummary:  # fmt: skip
+) -> TrainSummary | None:  # fmt: skip
     """Trains to `train.steps` updates and leaves `checkpoint_final.pt`.
+
+    Under torchrun every process calls this and they train as one; all but the first return None.
 
     Args:
         data: a shards folder.
@@ -74,47 +77,55 @@ def train(
     """
     if init is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
-    # Data: what the run sees, and the identity that its checkpoints carry.
-    shards = ShardSet.open(data)
-    _require_features(config, shards)
-    refs = shards.split(TRAIN)
-    provenance = Provenance.of(shards, refs, config)
-    stream = BatchStream(shards, refs, provenance.norm, config.train.batch_size, config.train.seed, config.model.patches)
-
     checkpoints = output_folder(out) / "checkpoints"
-    with folder_lock(out), stop_on_signal() as stop:
-        sweep_temporaries(out)
-        checkpoints.mkdir(exist_ok=True)
+    with ExitStack() as held:
+        ranks = held.enter_context(process_group())
+        talk = talk if ranks.first else SILENT
+        # Data: what the run sees, and the identity that its checkpoints carry.
+        shards = ShardSet.open(data)
+        _require_features(config, shards)
+        refs = shards.split(TRAIN)
+        provenance = Provenance.of(shards, refs, config)
+        batch_size, seed = config.train.batch_size, config.train.seed
+        stream = BatchStream(shards, refs, provenance.norm, batch_size, seed, config.model.patches, rank=ranks.rank, ranks=ranks.count)
+
+        stop = held.enter_context(stop_on_signal())
+        if ranks.first:
+            held.enter_context(folder_lock(out))
+            sweep_temporaries(out)
+            checkpoints.mkdir(exist_ok=True)
         if not resume and list_checkpoints(checkpoints):
             raise UsageError(f"{out}: holds checkpoints of an earlier run", f"go on with --resume, choose another --out, or remove it: rm -r {out}")
         # State: fresh, warm-started, or exactly where a checkpoint left it.
-        state = TrainState(config, provenance, device_of_choice())
+        state = TrainState(config, provenance, ranks)
         if resume:
             _restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
         elif init is not None:
             _warm_start(state, init)
-        write_atomic(out / "resolved.toml", config_to_toml(config).encode())
-        write_json(out / "run.json", {"data": str(data.resolve()), "identity_hash": provenance.identity_hash})
-        run = _Run(out, checkpoints, state, stream, _evaluation(config, shards, provenance), RunLog(out, state.step), draw)
-        with closing(run.log):
-            return _run_steps(run, stop, talk)
+        run = _Run(out, checkpoints, state, stream)
+        if ranks.first:
+            write_atomic(out / "resolved.toml", config_to_toml(config).encode())
+            write_json(out / "run.json", {"data": str(data.resolve()), "identity_hash": provenance.identity_hash})
+            run.log = held.enter_context(closing(RunLog(out, state.step)))
+            run.evaluation, run.draw = _evaluation(config, shards, provenance), draw
+        return _run_steps(run, stop, talk)
 
 
 @dataclass
 class _Run:
-    """What the steps of a run work on."""
+    """What the steps of a run work on. Only the first process has a log, an evaluation and pictures, and only it saves."""
 
     folder: Path
     checkpoints: Path
     state: TrainState
     stream: BatchStream
-    evaluation: Evaluation | None
-    log: RunLog
-    draw: Draw | None
+    log: RunLog | None = None
+    evaluation: Evaluation | None = None
+    draw: Draw | None = None
 
 
-def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary:
-    """Steps until `train.steps`, with what is due after each: log, evaluation, pictures, checkpoint."""
+def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
+    """Steps until `train.steps`, with what is due after each."""
     state, train_config = run.state, run.state.config.train
     first, total, start = state.step, train_config.steps, time.monotonic()
     loader = run.stream.loader(first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device)
@@ -124,21 +135,25 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary:
     with talk.progress("train", total - first, "step") as task:
         while state.step < total:
             meter.add(_train_step(state, batches))
+            stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
             if run.evaluation is not None and _due(step, train_config.eval_every, last):
                 eval_loss = run.evaluation.loss(state.ema.model, state.device)
                 run.log.write(step, {"eval_loss": eval_loss})
-            if _due(step, train_config.log_every, last):
+            if run.log is not None and _due(step, train_config.log_every, last):
                 run.log.write(step, meter.summary())
             if run.draw is not None and _due(step, train_config.sample_every, last):
                 pipeline.step = step
                 run.draw(pipeline, run.folder / "samples" / f"step{step:07d}_ema.png")
-            if _due(step, run.state.config.checkpoint.every, last) or stop.signal_number is not None:
+            if state.ranks.first and (stopping or _due(step, state.config.checkpoint.every, last)):
                 saved = save_checkpoint(run.checkpoints, state.to_checkpoint(), final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
                 rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
             task.advance(1, **({} if meter.loss is None else {"loss": meter.loss}))
-            if stop.signal_number is not None and not last:
-                raise Interrupted(f"stopped at step {step} of {total}; saved {saved}", f"dit train --resume --out {run.folder}", stop.signal_number)
+            if stopping and not last:
+                number = stop.signal_number or signal.SIGTERM
+                raise Interrupted(f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number)
+    if saved is None:
+        return None
     seconds = time.monotonic() - start
     return TrainSummary(run.folder, saved, state.step, meter.loss, eval_loss, seconds, (total - first) * state.samples_per_step / seconds)
 
@@ -153,17 +168,18 @@ def _train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
     config, waited, losses, ids = state.config, 0.0, [], []
     autocast = torch.autocast(state.device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
     state.model.train()
-    for _ in range(config.train.accumulate):
+    for left in reversed(range(config.train.accumulate)):
         start = time.monotonic()
         batch = next(batches).to(state.device)
         waited += time.monotonic() - start
-        with autocast:
-            loss = _batch_loss(state, batch)
-        (loss.mean / config.train.accumulate).backward()
+        with state.ranks.local_gradients(state.replica, wanted=left > 0):
+            with autocast:
+                loss = _batch_loss(state, batch)
+            (loss.mean / config.train.accumulate).backward()
         losses.append(loss)
         ids += batch.ids
     grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip)
-    mean = torch.stack([loss.mean.detach() for loss in losses]).mean()
+    mean = state.ranks.mean(torch.stack([loss.mean.detach() for loss in losses]).mean())
     _require_finite(state.step, mean, grad_norm, ids)
     rate = learning_rate(state.step, config.train)
     for group in state.optimizer.param_groups:
@@ -180,7 +196,7 @@ def _batch_loss(state: TrainState, batch: Batch) -> FlowLoss:
     t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
     d = config.dropout
     modes = dropout_modes(batch.mode_draw, [d.none, d.text_only, d.reference_only, d.both])
-    return flow_loss(state.model, batch.latents, batch.noise, t, batch.conditions, modes)
+    return flow_loss(state.replica, batch.latents, batch.noise, t, batch.conditions, modes)
 
 
 def _require_finite(step: int, loss: Tensor, grad_norm: Tensor, ids: list[str]) -> None:

@@ -13,18 +13,20 @@ from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_model
+from dittool.train.distributed import Ranks
 from dittool.train.ema import EmaModel
 from dittool.train.optim import build_optimizer
 
 
 class TrainState:
-    """Model, EMA, optimizer and the number of updates made."""
+    """Model, EMA, optimizer and the number of updates made; the same in every process of a run."""
 
-    def __init__(self, config: Config, data: Provenance, device: torch.device) -> None:
+    def __init__(self, config: Config, data: Provenance, ranks: Ranks) -> None:
         torch.manual_seed(config.train.seed)
         dims = data.dims
-        self.config, self.data, self.device = config, data, device
-        self.model = build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(device)
+        self.config, self.data, self.ranks, self.device = config, data, ranks, ranks.device
+        self.model = build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(ranks.device)
+        self.replica = ranks.wrap(self.model)  # the same weights; its backward averages gradients over the processes
         self.ema = EmaModel(self.model, config.ema)
         self.optimizer = build_optimizer(self.model, config.train)
         self.step = 0  # optimizer updates made

@@ -216,11 +216,12 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     """Two micro-batches of one step weigh as their mean."""
     from dittool.data.provenance import Provenance
     from dittool.data.shard_set import ShardSet
+    from dittool.train.distributed import Ranks
     from dittool.train.state import TrainState
 
     shards = ShardSet.open(tiny_shards.folder)
     config = tiny_shards.config_with("train.accumulate=2")
-    state = TrainState(config, Provenance.of(shards, shards.split("train"), config), torch.device("cpu"))
+    state = TrainState(config, Provenance.of(shards, shards.split("train"), config), Ranks(0, 1, torch.device("cpu")))
     stream = tiny_shards.stream()
     before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
     losses = [loop._batch_loss(state, stream[number]).mean for number in (0, 1)]

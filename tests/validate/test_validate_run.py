@@ -256,10 +256,11 @@ def test_a_strip_shows_truth_result_difference_round_trip_and_other_conditions(p
 def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(tiny_shards, tmp_path, dit):
     from dittool.ckpt.files import save_checkpoint
     from dittool.data.provenance import Provenance
+    from dittool.train.distributed import Ranks
     from dittool.train.state import TrainState
 
     shards = ShardSet.open(tiny_shards.folder)
-    state = TrainState(tiny_shards.config, Provenance.of(shards, shards.split("train"), tiny_shards.config), torch.device("cpu"))
+    state = TrainState(tiny_shards.config, Provenance.of(shards, shards.split("train"), tiny_shards.config), Ranks(0, 1, torch.device("cpu")))
     for parameter in state.model.parameters():  # only the EMA weights can draw
         parameter.data.fill_(float("nan"))
     run = tmp_path / "runs" / "tiny"

@@ -1,0 +1,88 @@
+"""Several processes: the same order of samples, the same gradients, one writer; a signal to one stops all, with the state saved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
+from dittool.ckpt.safe_load import load_checkpoint
+from dittool.train.log import read_log
+from dittool.train.loop import train
+
+
+def torchrun(processes: int, out, tiny_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
+    options = [word for override in (*tiny_shards.overrides, *overrides) for word in ("-s", override)]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "dittool", "train",
+        "--data", str(tiny_shards.folder), "--out", str(out), *(["--resume"] if resume else ["--preset", "demo"]), *options,
+    ]  # fmt: skip
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+
+
+def finished(process: subprocess.Popen) -> int:
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err[-3000:]
+    return process.returncode
+
+
+def largest_difference(a: dict, b: dict) -> float:
+    return max(float((a[part][name] - b[part][name]).abs().max()) for part in ("model", "ema") for name in a[part])
+
+
+def test_two_processes_take_the_steps_of_one(tiny_shards, tmp_path):
+    settings = ("train.accumulate=2", "train.steps=3", "train.lr=1e-4", "train.warmup_steps=0")
+    train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "one")
+    finished(torchrun(2, tmp_path / "two", tiny_shards, *settings))
+    one, two = (load_checkpoint(resolve_checkpoint(tmp_path / name)) for name in ("one", "two"))
+    assert (two["step"], two["samples_seen"]) == (one["step"], one["samples_seen"]) == (3, 24)
+    for row_one, row_two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
+        assert row_two["loss"] == pytest.approx(row_one["loss"], rel=1e-6)
+        assert row_two["grad_norm"] == pytest.approx(row_one["grad_norm"], rel=1e-5)
+    moments = [torch.cat([state["exp_avg"].flatten() for state in checkpoint["optimizer"]["state"].values()]) for checkpoint in (one, two)]
+    assert float((moments[0] - moments[1]).abs().max()) < 1e-6  # the gradients of all steps, weighted
+
+
+def back_to(step: int, run) -> None:
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        if checkpoint.step > step:
+            checkpoint.path.unlink()
+            checkpoint.path.with_suffix(".json").unlink()
+
+
+def test_one_then_two_then_one_processes_see_the_same_samples(tiny_run, tiny_shards, tmp_path):
+    """A run may change its number of processes on the way: only the rounding of sums differs."""
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    for step, processes in ((3, 2), (6, 1)):
+        back_to(step, out)
+        finished(torchrun(processes, out, tiny_shards, resume=True))
+    for mine, theirs in zip(read_log(out), read_log(tiny_run), strict=True):
+        assert mine["step"] == theirs["step"] and mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    assert largest_difference(*(load_checkpoint(resolve_checkpoint(run)) for run in (out, tiny_run))) < 1e-3
+
+
+def test_a_signal_to_one_process_stops_all_and_saves_once(tiny_shards, tmp_path):
+    out = tmp_path / "run"
+    process = torchrun(2, out, tiny_shards, "train.steps=100000", "checkpoint.every=100000")
+    deadline = time.monotonic() + 90
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode != 0 and err.count("stopped at step") >= 1
+    names = [path.name for path in (out / "checkpoints").glob("*.pt")]
+    assert len(names) == 1 and load_checkpoint(out / "checkpoints" / names[0])["step"] >= 1
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_name(tiny_shards, tmp_path):
+    process = torchrun(2, tmp_path / "run", tiny_shards, "train.batch_size=5")
+    _, err = process.communicate(timeout=90)
+    assert process.returncode != 0 and "train.batch_size 5 does not divide among 2 processes" in err
