@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.console import Console
 
 
 def main(
@@ -21,6 +22,7 @@ def main(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")] = False,
     init: Annotated[Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -42,6 +44,9 @@ def main(
     if out is None:
         out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
     config = load_config(preset or str(out / "resolved.toml"), overrides)
+    if dry_run:
+        _show_plan(config, data, console)
+        return
     named = [override.partition("=")[0].strip() for override in overrides]
     done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw_preview(data), talk=console)
     if done is None:  # a process of torchrun that only computes
@@ -54,3 +59,20 @@ def main(
     console.result(f"step {done.step}: loss {done.loss:.4f}{evaluated}, {done.samples_per_second:.3g} samples/s")
     console.result(str(done.checkpoint))
     console.note(f"log, plot and pictures in {done.folder}; next: dit validate {done.folder}")
+
+
+def _show_plan(config: Any, data: Path, console: Console) -> None:
+    from dataclasses import asdict
+
+    from dittool.console import duration_text
+    from dittool.storage import bytes_text
+    from dittool.train.estimate import estimate
+
+    plan = estimate(config, data, console)
+    console.json({**asdict(plan), "seconds_per_step": plan.seconds_per_step, "seconds": plan.seconds, "disk_bytes": plan.disk_bytes})
+    rows = [(one.name, f"{one.samples:,}", one.tokens, one.context_tokens, f"{one.share:.0%}", f"{one.seconds:.3g} s") for one in plan.buckets]
+    console.table(("bucket", "samples", "tokens", "context", "of batches", "a step"), rows)
+    console.result(f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step} samples = {plan.epochs:.3g} epochs")
+    console.result(f"time    {duration_text(plan.seconds)} at {plan.seconds_per_step:.3g} s a step, measured on {plan.device}")
+    console.result(f"memory  {bytes_text(plan.memory_bytes)}: {plan.memory_from}")
+    console.result(f"disk    {bytes_text(plan.disk_bytes)}: {plan.checkpoints_kept} checkpoints of {bytes_text(plan.checkpoint_bytes)}")

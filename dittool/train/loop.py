@@ -83,7 +83,7 @@ def train(
         talk = talk if ranks.first else SILENT
         # Data: what the run sees, and the identity that its checkpoints carry.
         shards = ShardSet.open(data)
-        _require_features(config, shards)
+        require_features(config, shards)
         refs = shards.split(TRAIN)
         provenance = Provenance.of(shards, refs, config)
         batch_size, seed = config.train.batch_size, config.train.seed
@@ -134,7 +134,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     saved, eval_loss = None, None
     with talk.progress("train", total - first, "step") as task:
         while state.step < total:
-            meter.add(_train_step(state, batches))
+            meter.add(train_step(state, batches))
             stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
             if run.evaluation is not None and _due(step, train_config.eval_every, last):
@@ -163,7 +163,7 @@ def _due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
-def _train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
+def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
     """One optimizer update. Raises `NonFiniteError` before the weights are touched."""
     config, waited, losses, ids = state.config, 0.0, [], []
     autocast = torch.autocast(state.device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
@@ -209,7 +209,8 @@ def _require_finite(step: int, loss: Tensor, grad_norm: Tensor, ids: list[str]) 
     )
 
 
-def _require_features(config: Config, shards: ShardSet) -> None:
+def require_features(config: Config, shards: ShardSet) -> None:
+    """Raises `BadDataError` when the data come from other encoders than the configuration names."""
     wanted = config.encoders
     for kind, name in (("image", wanted.image), ("text", wanted.text), ("vae", wanted.vae)):
         found = shards.card["encoders"][kind]["id"]

@@ -101,10 +101,10 @@ def _stop_after(monkeypatch, step: int | None) -> None:
         return figures
 
     monkeypatch.setattr(loop, "stop_on_signal", Manager if step is not None else _REAL_STOP)
-    monkeypatch.setattr(loop, "_train_step", counting_step if step is not None else _REAL_STEP)
+    monkeypatch.setattr(loop, "train_step", counting_step if step is not None else _REAL_STEP)
 
 
-_REAL_STEP, _REAL_STOP = loop._train_step, loop.stop_on_signal
+_REAL_STEP, _REAL_STOP = loop.train_step, loop.stop_on_signal
 
 
 def test_a_run_that_forgets_its_optimizer_does_not_end_with_the_same_bits(tiny_run, tiny_shards, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     losses = [loop._batch_loss(state, stream[number]).mean for number in (0, 1)]
     gradients = torch.autograd.grad(sum(losses) / 2, list(state.model.parameters()), allow_unused=True)
     norm = torch.sqrt(sum(g.square().sum() for g in gradients if g is not None))
-    figures = loop._train_step(state, iter([stream[0], stream[1]]))
+    figures = loop.train_step(state, iter([stream[0], stream[1]]))
     assert float(figures.grad_norm) == pytest.approx(float(norm), rel=1e-5)
     assert state.step == 1 and not torch.equal(before["output.weight"], state.model.output.weight)
 

@@ -1,0 +1,45 @@
+"""`dit train --dry-run`: the plan of a run, measured, with nothing written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dittool.train.estimate import estimate
+from dittool.train.loop import train
+
+
+def test_the_plan_adds_up_and_the_checkpoint_has_the_size_it_says(tiny_shards, tiny_run):
+    plan = estimate(tiny_shards.config, tiny_shards.folder)
+    assert plan.parameters == sum(tensor.numel() for tensor in torch.load(tiny_run / "checkpoints" / "checkpoint_final.pt")["model"].values())
+    assert sum(bucket.share for bucket in plan.buckets) == pytest.approx(1)
+    assert {bucket.name: bucket.tokens for bucket in plan.buckets}["128x128"] == 64
+    real = (tiny_run / "checkpoints" / "checkpoint_final.pt").stat().st_size
+    assert real * 0.9 < plan.checkpoint_bytes < real + 1.2e6  # a megabyte is allowed for what is not tensors
+    assert plan.seconds == pytest.approx(plan.steps * sum(bucket.share * bucket.seconds for bucket in plan.buckets))
+    assert plan.memory_bytes > 5 * 4 * plan.parameters and "autograd" in plan.memory_from
+
+
+def test_checkpointing_lowers_the_measured_memory(tiny_shards):
+    deep = ("model.depth=6", "train.batch_size=16")
+    plain, recomputing = (
+        estimate(tiny_shards.config_with(*deep, f"model.gradient_checkpointing={wanted}"), tiny_shards.folder) for wanted in ("false", "true")
+    )
+    assert recomputing.memory_bytes < 0.6 * plain.memory_bytes
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(dit, tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--dry-run", "--json")
+    plan = json.loads(shown.out)
+    assert shown.code == 0 and plan["parameters"] == 2_588_672 and plan["disk_bytes"] == plan["checkpoint_bytes"] * plan["checkpoints_kept"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_measuring_a_plan_does_not_change_the_run(tiny_shards, tiny_run, tmp_path):
+    estimate(tiny_shards.config, tiny_shards.folder)
+    train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+    mine, theirs = (torch.load(run / "checkpoints" / "checkpoint_final.pt")["model"] for run in (tmp_path / "run", tiny_run))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
