@@ -80,8 +80,9 @@ class Encoders(Section):
 class Data(Section):
     area: Size | None = None  # "512x512": the seven buckets scaled to this area …
     buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
-    patch_storage: Literal["fp16", "fp32"] = "fp16"
+    patch_storage: Literal["fp16", "fp32", "int8", "pooled"] = "fp16"  # of the patch features on disk: docs/storage.md
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
+    flip: Literal["none", "prepared"] = "none"  # prepared: every image also mirrored, left and right swapped in its caption: docs/sources.md
     latent_scaling: Literal["card", "measured"] = "card"  # the VAE's own scale and shift, or statistics of this data
 
     @model_validator(mode="after")
@@ -123,6 +124,7 @@ class Train(Section):
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     clip: PositiveFloat = 1.0  # largest norm of the whole gradient
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole copies in each process, or a part in each (FSDP2)
     seed: Counted = 0
     workers: Counted = 0  # processes that read batches; 0 reads in the training process
     log_every: Positive = 10

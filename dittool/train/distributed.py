@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dittool.encoders.pretrained import device_of_choice
+from dittool.models.dit import DiT
 
 
 @dataclass(frozen=True)
@@ -26,20 +30,34 @@ class Ranks:
     rank: int
     count: int
     device: torch.device
+    sharded: bool = False  # each process holds a part of weights, average and moments (FSDP2), instead of all of them (DDP)
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def shard(self, model: DiT) -> None:
+        """Splits a model's parameters over the processes, block by block, so that only one block is whole at a time."""
+        if self.sharded:
+            for block in model.blocks:
+                fully_shard(block)
+            fully_shard(model)
+
+    def replica(self, model: DiT) -> nn.Module:
         """The model whose backward averages gradients over all processes; the model itself when there is one."""
-        if self.count == 1:
+        if self.count == 1 or self.sharded:
             return model
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
-    def local_gradients(self, model: nn.Module, wanted: bool) -> AbstractContextManager:
-        """Inside, a wrapped model's backward only adds up: for all micro-batches of a step but the last."""
-        return model.no_sync() if wanted and self.count > 1 else nullcontext()
+    @contextmanager
+    def local_gradients(self, replica: nn.Module, wanted: bool) -> Iterator[None]:
+        """Inside, backward only adds up: for all micro-batches of a step but the last."""
+        if self.sharded:
+            replica.set_requires_gradient_sync(not wanted)
+            yield
+        else:
+            with replica.no_sync() if wanted and self.count > 1 else nullcontext():
+                yield
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of each process's value, on all of them."""
@@ -48,6 +66,14 @@ class Ranks:
             dist.all_reduce(value)
             value /= self.count
         return value
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(n,) of each process → (processes · n,) on all of them."""
+        if self.count == 1:
+            return values
+        gathered = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(gathered, values.contiguous())
+        return torch.cat(gathered)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all get the same answer."""
@@ -58,9 +84,28 @@ class Ranks:
         return bool(votes)
 
 
+def whole(value: Any) -> Any:
+    """A tensor, or dicts and lists of them, with every split tensor in one piece. All processes must ask together."""
+    if isinstance(value, DTensor):
+        return value.full_tensor()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, list) else value
+
+
+def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]:
+    """Whole tensors by name, each split as the tensor of that name in `present` is."""
+
+    def part(tensor: Tensor, like: Any) -> Tensor:
+        split = isinstance(like, DTensor) and tensor.shape == like.shape
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements) if split else tensor
+
+    return {name: part(tensor, present[name]) for name, tensor in saved.items()}
+
+
 @contextmanager
-def process_group() -> Iterator[Ranks]:
-    """The processes that torchrun started; a single one without it."""
+def process_group(parallel: str) -> Iterator[Ranks]:
+    """The processes that torchrun started, as "ddp" or "fsdp"; a single one without torchrun."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks(0, 1, device_of_choice())
@@ -71,6 +116,7 @@ def process_group() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), count, device)
+        yield Ranks(dist.get_rank(), count, device, sharded=parallel == "fsdp")
+        dist.barrier()
     finally:
         dist.destroy_process_group()

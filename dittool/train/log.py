@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dittool.objective.flow import MODES, FlowLoss
 from dittool.storage import TEMPORARY_PREFIX, read_json_lines, write_atomic
+from dittool.train.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class StepFigures:
 class Meter:
     """Figures of the steps since the last row of the log."""
 
-    def __init__(self, samples_per_step: int) -> None:
+    def __init__(self, samples_per_step: int, ranks: Ranks) -> None:
         self.loss: float | None = None  # mean of the last interval; None before the first ends
-        self._samples_per_step = samples_per_step
+        self._samples_per_step, self._ranks = samples_per_step, ranks
         self._steps: list[StepFigures] = []
         self._since = time.monotonic()
 
@@ -40,10 +41,15 @@ class Meter:
         self._steps.append(figures)
 
     def summary(self) -> dict[str, float]:
-        """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new interval."""
+        """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new interval.
+
+        Over the samples of all processes, which must ask together; norms of velocities and waiting are this process's own.
+        """
         steps, elapsed = self._steps, max(time.monotonic() - self._since, 1e-9)
         losses = [loss for step in steps for loss in step.losses]
-        per_sample, t, modes = (torch.cat([getattr(loss, name).detach() for loss in losses]) for name in ("per_sample", "t", "modes"))
+        per_sample, t, modes = (
+            self._ranks.gather(torch.cat([getattr(loss, name).detach() for loss in losses])) for name in ("per_sample", "t", "modes")
+        )
         self.loss = float(torch.stack([step.loss for step in steps]).mean())
         figures = {
             "loss": self.loss,

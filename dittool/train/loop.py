@@ -33,7 +33,7 @@ from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
-from dittool.train.distributed import process_group
+from dittool.train.distributed import parts_like, process_group, whole
 from dittool.train.evaluate import Evaluation
 from dittool.train.log import Meter, RunLog, StepFigures
 from dittool.train.signals import StopRequest, stop_on_signal
@@ -79,7 +79,7 @@ def train(
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
     checkpoints = output_folder(out) / "checkpoints"
     with ExitStack() as held:
-        ranks = held.enter_context(process_group())
+        ranks = held.enter_context(process_group(config.train.parallel))
         talk = talk if ranks.first else SILENT
         # Data: what the run sees, and the identity that its checkpoints carry.
         shards = ShardSet.open(data)
@@ -129,7 +129,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     state, train_config = run.state, run.state.config.train
     first, total, start = state.step, train_config.steps, time.monotonic()
     loader = run.stream.loader(first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device)
-    batches, meter = iter(loader), Meter(state.samples_per_step)
+    batches, meter = iter(loader), Meter(state.samples_per_step, state.ranks)
     pipeline = Pipeline(state.ema.model, state.config, state.data, state.step)
     saved, eval_loss = None, None
     with talk.progress("train", total - first, "step") as task:
@@ -137,17 +137,23 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
             meter.add(train_step(state, batches))
             stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
-            if run.evaluation is not None and _due(step, train_config.eval_every, last):
-                eval_loss = run.evaluation.loss(state.ema.model, state.device)
+            evaluates, draws = _due(step, train_config.eval_every, last), _due(step, train_config.sample_every, last)
+            if evaluates or draws:
+                pipeline.model, pipeline.step = state.whole_ema(), step
+            if run.evaluation is not None and evaluates:
+                eval_loss = run.evaluation.loss(pipeline.model, state.device)
                 run.log.write(step, {"eval_loss": eval_loss})
-            if run.log is not None and _due(step, train_config.log_every, last):
-                run.log.write(step, meter.summary())
-            if run.draw is not None and _due(step, train_config.sample_every, last):
-                pipeline.step = step
+            if _due(step, train_config.log_every, last):
+                figures = meter.summary()
+                if run.log is not None:
+                    run.log.write(step, figures)
+            if run.draw is not None and draws:
                 run.draw(pipeline, run.folder / "samples" / f"step{step:07d}_ema.png")
-            if state.ranks.first and (stopping or _due(step, state.config.checkpoint.every, last)):
-                saved = save_checkpoint(run.checkpoints, state.to_checkpoint(), final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
-                rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
+            if stopping or _due(step, state.config.checkpoint.every, last):
+                content = state.to_checkpoint()
+                if state.ranks.first:
+                    saved = save_checkpoint(run.checkpoints, content, final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
+                    rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
             task.advance(1, **({} if meter.loss is None else {"loss": meter.loss}))
             if stopping and not last:
                 number = stop.signal_number or signal.SIGTERM
@@ -178,7 +184,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
             (loss.mean / config.train.accumulate).backward()
         losses.append(loss)
         ids += batch.ids
-    grad_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip)
+    grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     mean = state.ranks.mean(torch.stack([loss.mean.detach() for loss in losses]).mean())
     _require_finite(state.step, mean, grad_norm, ids)
     rate = learning_rate(state.step, config.train)
@@ -246,5 +252,5 @@ def _warm_start(state: TrainState, init: Path) -> None:
     weights = load_weights(init)
     require_fit(weights, state.model.state_dict(), str(init))
     require_finite(weights, str(init))
-    state.model.load_state_dict(weights)
-    state.ema.model.load_state_dict(weights)
+    for model in (state.model, state.ema.model):
+        model.load_state_dict(parts_like(weights, model.state_dict()))

@@ -13,7 +13,8 @@ from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_model
-from dittool.train.distributed import Ranks
+from dittool.models.dit import DiT
+from dittool.train.distributed import Ranks, parts_like, whole
 from dittool.train.ema import EmaModel
 from dittool.train.optim import build_optimizer
 
@@ -23,11 +24,12 @@ class TrainState:
 
     def __init__(self, config: Config, data: Provenance, ranks: Ranks) -> None:
         torch.manual_seed(config.train.seed)
-        dims = data.dims
         self.config, self.data, self.ranks, self.device = config, data, ranks, ranks.device
-        self.model = build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(ranks.device)
-        self.replica = ranks.wrap(self.model)  # the same weights; its backward averages gradients over the processes
+        self.model = self._build()
         self.ema = EmaModel(self.model, config.ema)
+        for model in (self.model, self.ema.model):
+            ranks.shard(model)
+        self.replica = ranks.replica(self.model)  # the same weights; its backward averages gradients over the processes
         self.optimizer = build_optimizer(self.model, config.train)
         self.step = 0  # optimizer updates made
 
@@ -35,14 +37,27 @@ class TrainState:
     def samples_per_step(self) -> int:
         return self.config.train.batch_size * self.config.train.accumulate
 
+    def _build(self) -> DiT:
+        dims = self.data.dims
+        return build_model(self.config, dims["text"], dims["image"], dims["latent_channels"]).to(self.device)
+
+    def whole_ema(self) -> DiT:
+        """The averaged model in one piece, to evaluate and to draw with. All processes must ask together."""
+        if not self.ranks.sharded:
+            return self.ema.model
+        with torch.random.fork_rng(devices=[]):
+            model = self._build().eval().requires_grad_(False)
+        model.load_state_dict(whole(self.ema.model.state_dict()))
+        return model
+
     def to_checkpoint(self) -> dict[str, Any]:
-        """Tensors and plain values only."""
+        """Tensors and plain values only, whole whatever the number of processes. All processes must ask together."""
         return {
             "format_version": FORMAT_VERSION,
             "config": config_to_dict(self.config),
-            "model": self.model.state_dict(),
-            "ema": self.ema.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.model.state_dict()),
+            "ema": whole(self.ema.model.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "step": self.step,
             "samples_seen": self.step * self.samples_per_step,
             "rng": {"torch": torch.get_rng_state()},
@@ -51,11 +66,18 @@ class TrainState:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Continues where the checkpoint stood. The caller has compared configuration and data."""
-        self.model.load_state_dict(checkpoint["model"])
-        self.ema.model.load_state_dict(checkpoint["ema"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for model, part in ((self.model, "model"), (self.ema.model, "ema")):
+            model.load_state_dict(parts_like(checkpoint[part], model.state_dict()))
+        self.optimizer.load_state_dict(self._moments(checkpoint["optimizer"]))
         self.step = checkpoint["step"]
         torch.set_rng_state(checkpoint["rng"]["torch"])
+
+
+    def _moments(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """The optimizer's state with each moment split as its parameter is."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parts = {index: parts_like(moments, dict.fromkeys(moments, parameters[index])) for index, moments in saved["state"].items()}
+        return {**saved, "state": parts}
 
 
 def require_same_run(checkpoint: dict[str, Any], config: Config, data: Provenance, named: set[str]) -> list[str]:
