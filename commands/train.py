@@ -16,7 +16,9 @@ def main(
         str | None,
         typer.Option("--preset", metavar="P", help="A preset's name, or a path ending in .toml.", show_default="with --resume: the run's own"),
     ] = None,
-    data: Annotated[Path, typer.Option("--data", help="Folder of shards.")] = Path("data/shards"),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of shards.", show_default="data/shards; with --resume: those of before")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run")] = None,
     overrides: OverridesOption = (),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")] = False,
@@ -29,6 +31,7 @@ def main(
 ) -> None:
     """Train a model. SIGINT and SIGTERM finish the step and save; --resume goes on from there, exactly."""
     from dittool.ckpt.files import newest_run
+    from dittool.ckpt.run_folder import recorded_data
     from dittool.config.load import load_config
     from dittool.errors import UsageError
     from dittool.sampling.preview import draw_preview
@@ -43,6 +46,7 @@ def main(
         raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
     if out is None:
         out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
+    data = data or recorded_data(out)
     config = load_config(preset or str(out / "resolved.toml"), overrides)
     if dry_run:
         _show_plan(config, data, console)

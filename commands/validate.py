@@ -31,14 +31,15 @@ def main(
     images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the preset.
     """
     from dittool.ckpt.files import resolve_checkpoint
+    from dittool.ckpt.run_folder import recorded_data, run_folder
     from dittool.errors import ANSWER_IS_NO
-    from dittool.validate.run import recorded_data, validate
+    from dittool.validate.run import validate
     from dittool.validate.verdict import criteria_rows
 
     console = console_for(json, quiet, verbose)
     checkpoint = resolve_checkpoint(target, talk=console)
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
-    done = validate(checkpoint, data or recorded_data(checkpoint), out, wanted, limit, lpips_backbone, console)
+    done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, wanted, limit, lpips_backbone, console)
 
     console.json({**done.results, "report": str(done.report)})
     console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
 from dittool.ckpt.fit import require_finite, require_fit
+from dittool.ckpt.run_folder import record_data
 from dittool.ckpt.safe_load import load_checkpoint, load_weights
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
@@ -32,7 +33,7 @@ from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
 from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
-from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
+from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
 from dittool.train.distributed import parts_like, process_group, whole
 from dittool.train.evaluate import Evaluation
 from dittool.train.log import Meter, RunLog, StepFigures
@@ -105,7 +106,7 @@ def train(
         run = _Run(out, checkpoints, state, stream)
         if ranks.first:
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
-            write_json(out / "run.json", {"data": str(data.resolve()), "identity_hash": provenance.identity_hash})
+            record_data(out, data, provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step)))
             run.evaluation, run.draw = _evaluation(config, shards, provenance), draw
         return _run_steps(run, stop, talk)

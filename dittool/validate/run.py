@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dittool.ckpt.run_folder import run_folder
 from dittool.config.schema import parse_size
 from dittool.console import SILENT, Talk
 from dittool.data.identity import differences
@@ -22,7 +23,7 @@ from dittool.data.shard_set import ShardSet
 from dittool.data.shards import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
-from dittool.storage import folder_lock, output_folder, read_json, sweep_temporaries, write_atomic, write_json
+from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
 from dittool.validate.metrics import PIXEL_RMS, PSNR, SSIM, Metric, find_lpips
 from dittool.validate.pictures import contact_sheet
 from dittool.validate.reconstruction import reconstruct
@@ -33,7 +34,6 @@ from dittool.validate.text_edit import edit_captions, find_edits
 from dittool.validate.verdict import GO, Criterion, judge, verdict
 
 TESTS = ("reconstruction", "dino_swap", "text_manip")
-DEFAULT_DATA = Path("data/shards")
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,6 @@ def validate_pipeline(
         report = write_report(folder, results, criteria, tested, pipeline.config, run_folder(checkpoint) if checkpoint else None)
         write_json(folder / "results.json", results)  # last: where it stands, the rest does too
     return Validation(outcome, criteria, results, folder, report)
-
-
-def run_folder(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to: two folders up within `checkpoints/`, else where it lies."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else folder
-
-
-def recorded_data(checkpoint: Path) -> Path:
-    """The shards that the checkpoint's run was trained on, as its run.json says; `data/shards` when it does not say."""
-    path = run_folder(checkpoint) / "run.json"
-    value = read_json(path) if path.is_file() else {}
-    return Path(value["data"]) if isinstance(value, dict) and isinstance(value.get("data"), str) else DEFAULT_DATA
 
 
 def _require_tests(tests: Sequence[str], limit: int | None) -> None:

@@ -264,3 +264,10 @@ def test_a_warm_start_begins_at_the_old_weights_with_half_the_rate(tiny_run, tin
     new = final_state(tmp_path / "run")
     assert all(torch.allclose(new["model"][name], weights[name], atol=1e-6) for name in weights)
     assert new["config"]["train"]["lr"] == 0.5e-12
+
+
+def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, tiny_run, tmp_path, monkeypatch):
+    out = stopped_at(tiny_run, 6, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert dit("train", "--resume", "--quiet").code == 0
+    assert_same_bits(final_state(tiny_run), final_state(out))

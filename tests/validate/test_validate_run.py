@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from dittool.ckpt.run_folder import recorded_data, run_folder
 from dittool.data.shard_set import ShardSet
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_json
-from dittool.validate.run import recorded_data, validate, validate_pipeline
+from dittool.validate.run import validate, validate_pipeline
 from dittool.validate.samples import choose
 from dittool.validate.verdict import CHECKS
 
@@ -267,7 +268,7 @@ def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(
     checkpoint = save_checkpoint(run / "checkpoints", state.to_checkpoint(), final=True)
     write_json(run / "run.json", {"data": str(tiny_shards.folder)})
     (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
-    assert recorded_data(checkpoint) == tiny_shards.folder
+    assert recorded_data(run_folder(checkpoint)) == tiny_shards.folder
 
     ended = dit("validate", run, "--limit", 3, "--quiet")
     assert ended.code == 1, ended.err
