@@ -59,6 +59,8 @@ class Meter:
             "samples_per_second": len(steps) * self._samples_per_step / elapsed,
             "data_wait_share": sum(step.waited for step in steps) / elapsed,
         }
+        if per_sample.device.type == "cuda":
+            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(per_sample.device) / 1e9
         groups = {f"loss_{name}": modes == index for index, name in enumerate(MODES)}
         groups |= {"loss_t_low": t < 1 / 3, "loss_t_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_t_high": t >= 2 / 3}
         self._steps, self._since = [], time.monotonic()
