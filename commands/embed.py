@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dittool.commands.options import JsonOption, OverridesOption, PresetOption, QuietOption, VerboseOption, console_for
+from dittool.console import Console, duration_text
+from dittool.storage import bytes_text
 
 
 class Stage(str, Enum):
@@ -20,10 +23,16 @@ class Stage(str, Enum):
 
 def main(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of images with captions, or a .jsonl manifest.")] = Path("data/images"),
-    out: Annotated[Path, typer.Option("--out", help="Where the features go.")] = Path("data/derived"),
+    out: Annotated[Path, typer.Option("--out", help="Where the features go; with --verify, the folder to verify.")] = Path("data/derived"),
     stages: Annotated[
         list[Stage], typer.Option("--pass", "--pass-filter", help="What to make: dinov3, vae, t5 or all. Repeatable.", show_default="all")
     ] = (Stage.all,),
+    estimate: Annotated[bool, typer.Option("--estimate", help="Make nothing; print bytes, free disk and time, from a measured batch.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Make nothing; read every feature back.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Drop the features of these passes, or those gone stale, and remake them.")] = False,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="I/N", help="Do one of N shares, I from 0 to N-1.", show_default="all; under torchrun its rank")
+    ] = None,
     preset: PresetOption = "nano",
     overrides: OverridesOption = (),
     json: JsonOption = False,
@@ -35,23 +44,67 @@ def main(
     Interrupted anywhere, the same command makes what is missing. Every input ends in records.jsonl, as used or with the reason why not.
     """
     from dittool.config.load import load_config
-    from dittool.data.embed import embed
     from dittool.data.records import STAGES
-    from dittool.data.scan import summary
+    from dittool.errors import UsageError
 
+    if estimate + verify + rebuild > 1 or (part and (estimate or verify)):
+        raise UsageError("--estimate, --verify, --rebuild and --part do not go together", "run one after the other")
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
-    done = embed(source, out, load_config(preset, overrides), wanted, console)
+    if verify:
+        _verify(out, wanted, console)
+    elif estimate:
+        _estimate(source, out, load_config(preset, overrides), wanted, console)
+    else:
+        _embed(source, out, load_config(preset, overrides), wanted, part, rebuild, console)
+
+
+def _embed(source: Path, out: Path, config: Any, stages: tuple[str, ...], part: str | None, rebuild: bool, console: Console) -> None:
+    from dittool.data.embed import embed
+    from dittool.data.parts import Part, use_own_gpu
+    from dittool.data.scan import summary
+
+    share = Part.parse(part) if part else Part.from_environment(os.environ)
+    use_own_gpu(os.environ)
+    done = embed(source, out, config, stages, console, share, rebuild)
     counts = summary(done.records)
     console.json({
-        "derived": str(done.folder), "inputs": len(done.records), "used": len(done.used), "made": done.made, "kept": done.kept,
-        "cut_captions": done.cut_captions, **counts,
+        "derived": str(done.folder), "inputs": len(done.records), "part": f"{share.index}/{share.count}", "made": done.made, "kept": done.kept,
+        "left": done.left, "cut_captions": done.cut_captions, **counts,
     })  # fmt: skip
     console.result(f"{len(done.records)} inputs: {len(done.used)} used, {len(done.records) - len(done.used)} refused")
-    if refused := counts["refused"]:
-        console.table(("refused because", "images"), sorted(refused.items()))
+    if reasons := counts["reasons"]:
+        console.table(("refused because", "images"), sorted(reasons.items()))
     console.table(("bucket", "images"), sorted(counts["buckets"].items()))
-    console.table(("pass", "made now", "already there"), [(stage, done.made[stage], done.kept[stage]) for stage in done.made])
+    columns = ("pass", "made now", "already there", *([] if share.whole else ["for other parts"]))
+    console.table(columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made])
     if done.cut_captions:
         console.warn(f"{done.cut_captions} captions were longer than encoders.max_text_tokens and were cut")
-    console.note(f"features in {out}; next: dit shard" + ("" if str(out) == "data/derived" else f" {out}"))
+    following = "dit embed --verify, when all parts are done" if not share.whole else "dit shard" + ("" if str(out) == "data/derived" else f" {out}")
+    console.note(f"features in {out}; next: {following}")
+
+
+def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], console: Console) -> None:
+    from dittool.data.embed_estimate import estimate
+
+    found = estimate(source, out, config, stages, console)
+    console.json({"rows": [vars(row) for row in found.rows], "bytes": found.bytes, "free": found.free, "seconds": found.seconds})
+    rows = [(row.feature, row.bucket or "–", row.count, bytes_text(row.bytes)) for row in found.rows]
+    console.table(("to be made", "bucket", "files", "on disk"), rows)
+    console.table(("pass", "time here"), [(stage, duration_text(seconds)) for stage, seconds in found.seconds.items()])
+    fits = found.bytes <= found.free
+    console.result(f"{bytes_text(found.bytes)} to be written, {bytes_text(found.free)} free" + ("" if fits else ": the disk will not do"))
+
+
+def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
+    from dittool.data.embed_verify import verify
+
+    found = verify(out, stages, console)
+    faults = [vars(fault) for fault in found.faults]
+    console.json({"derived": str(out), "ok": not faults, "features": found.features, "bytes": found.bytes, "strays": found.strays, "faults": faults})
+    if faults:
+        console.table(("where", "what is wrong"), [(fault["where"], fault["what"]) for fault in faults])
+        stages = sorted({fault["stage"] for fault in faults})
+        console.note(f"remove what is damaged, then make it again: dit embed {' '.join(f'--pass {stage}' for stage in stages)}")
+        raise typer.Exit(1)
+    console.result(f"{out}: {found.features} features of {bytes_text(found.bytes)} are whole, finite, and what the records say")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.console import Console
 
 
 def main(
@@ -19,32 +20,65 @@ def main(
         float | None,
         typer.Option("--holdout", min=0, max=1, metavar="F", help="Share kept out of training.", show_default="data.holdout of the preset"),
     ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the order of samples in the shards.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Write nothing; read every byte of the set back.")] = False,
+    index: Annotated[
+        Path | None, typer.Option("--index", metavar="FOLDER", help="Write an index for shards that have none; --preset says what made them.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="With --index: whose encoders are claimed.", show_default=False)] = None,
+    overrides: OverridesOption = (),
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Pack features into shards per bucket, or verify a set."""
+    """Pack features into shards per bucket, or verify a set.
+
+    Interrupted, the same command goes on where it stopped. --index gives a set that another program wrote its index.
+    """
+    from dittool.errors import UsageError
+
     console = console_for(json, quiet, verbose)
+    if index is not None:
+        if preset is None:
+            raise UsageError("--index needs --preset: which encoders made these shards?", f"dit shard --index {index} --preset P, see dit presets")
+        _index(index, preset, overrides, console)
+        return
+    if preset is not None or overrides:
+        raise UsageError("--preset and -s belong to --index; shards take their settings from the derived folder", "leave them out")
     if verify:
         _verify(out, console)
         return
     from dittool.data.shards import shard
 
-    done = shard(derived, out, shard_size, limit, holdout, console)
-    console.json({"shards": str(out), "left_out": done.left_out, "rows": done.shards})
-    console.table(
-        ("shard", "split", "samples", "MB"), [(row["path"], row["split"], row["count"], f"{row['bytes'] / 1e6:.1f}") for row in done.shards]
-    )
-    counts = {split: sum(row["count"] for row in done.shards if row["split"] == split) for split in ("train", "holdout")}
-    console.result(f"{counts['train']} training samples, {counts['holdout']} held out")
+    done = shard(derived, out, shard_size, limit, holdout, console, seed)
+    console.json({"shards": str(out), "left_out": done.left_out, "kept": done.kept, "rows": done.shards})
+    _show_rows(done.shards, console)
+    if done.kept:
+        console.note(f"{done.kept} shards of an interrupted call were verified and kept")
     if done.left_out:
         console.warn(f"--limit left out {done.left_out} samples")
     console.note(f"shards in {out}; next: dit audit {out}, then dit train --preset P")
 
 
-def _verify(folder: Path, console) -> None:
-    from dittool.data.shard_set import verify
+def _show_rows(rows: list[dict], console: Console) -> None:
+    console.table(("shard", "split", "samples", "MB"), [(row["path"], row["split"], row["count"], f"{row['bytes'] / 1e6:.1f}") for row in rows])
+    counts = {split: sum(row["count"] for row in rows if row["split"] == split) for split in ("train", "holdout")}
+    console.result(f"{counts['train']} training samples, {counts['holdout']} held out")
+
+
+def _index(folder: Path, preset: str, overrides: list[str], console: Console) -> None:
+    from dittool.config.load import load_config
+    from dittool.data.older_sets import index_older_set
+
+    made = index_older_set(folder, load_config(preset, overrides), console)
+    console.json({"shards": str(folder), "claimed": made["identity"]["encoders"], "rows": made["shards"]})
+    _show_rows(made["shards"], console)
+    console.warn("that these encoders made the features is a claim; only shapes could be compared with it")
+    console.note(f"next: dit audit {folder}, then dit train --preset {preset} --data {folder}")
+
+
+def _verify(folder: Path, console: Console) -> None:
+    from dittool.data.verify import verify
 
     faults = verify(folder, console)
     console.json({"shards": str(folder), "ok": not faults, "faults": [{"where": fault.where, "what": fault.what} for fault in faults]})

@@ -102,7 +102,8 @@ class Console(Talk):
 
     def error(self, message: str, hint: str = "") -> None:
         """What went wrong, then on its own line what to do next (stderr)."""
-        self._err.print(f"error: {escaped(message)}", style="bold red")
+        indented = escaped(message).replace("\n", "\n    ")  # a file name with a line break in it must not pass for a line of ours
+        self._err.print(f"error: {indented}", style="bold red")
         if hint:
             self._err.print(f"  next: {escaped(hint)}")
 

@@ -66,14 +66,17 @@ class Interrupted(DitError):
         self.exit_code = 128 + signal_number
 
 
-_STORAGE_ERRNOS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+_STORAGE_ERRNOS = {
+    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE,  # a folder where a file should be, and the like
+}  # fmt: skip
 
 
 def from_os_error(error: OSError) -> DitError | None:
     """The `StorageError` that says the same as an operating-system error, or None when it is not about storage."""
     if error.errno not in _STORAGE_ERRNOS:
         return None
-    where = error.filename or "the output folder"
+    where = error.filename2 or error.filename or "the output folder"  # of a rename its target, not the temporary file
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         return StorageError(f"{where}: {error.strerror}", "free some space or choose another folder, then run the same command again")
     return StorageError(f"{where}: {error.strerror}", "check the owner and the permissions, or choose another folder with --out")

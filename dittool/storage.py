@@ -1,7 +1,7 @@
 """Files that are never half-written, folders that never have two writers.
 
 A file appears under its name only when it is whole: temporary name in the same folder, write, flush, fsync, rename,
-fsync of the folder. Whatever interrupts this leaves the old file, and at worst a `.tmp-…` file that the next writer sweeps.
+fsync of the folder. Whatever interrupts this leaves the old file, and at worst a `.tmp-dit-…` file that the next writer sweeps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from dittool.errors import BadDataError, StorageError
 
-TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-dit-"  # a name that is ours: whatever bears it below an output folder is swept
 
 
 def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:

@@ -9,6 +9,7 @@ import ast
 import io
 import math
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,13 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def parse_npy(data: bytes, source: str) -> np.ndarray:
-    """The array in the bytes of an `.npy` file. Raises `BadDataError` naming `source` for anything else.
+def parse_npy(data: bytes | memoryview, source: str) -> np.ndarray:
+    """The array in the bytes of an `.npy` file: a view, nothing is copied. Raises `BadDataError` naming `source` for anything else.
 
     Bytes before or after, object or structured dtypes, and shapes that do not fit the file's size are refused.
     """
-    if data[: len(_MAGIC)] != _MAGIC or len(data) < 12:
-        raise _refusal(source, f"does not start as a .npy file does ({data[:6]!r})" if data else "is empty")
+    if bytes(data[: len(_MAGIC)]) != _MAGIC or len(data) < 12:
+        raise _refusal(source, f"does not start as a .npy file does ({bytes(data[:6])!r})" if len(data) else "is empty")
     major = data[6]
     if major not in (1, 2, 3):
         raise _refusal(source, f"has .npy version {major}, known are 1 to 3")
@@ -42,20 +43,39 @@ def parse_npy(data: bytes, source: str) -> np.ndarray:
     length = int.from_bytes(data[8:start], "little")
     if length > _LONGEST_HEADER or start + length > len(data):
         raise _refusal(source, f"claims a header of {length:,} bytes in a file of {len(data):,}")
-    match = _HEADER.fullmatch(data[start : start + length].decode("latin-1"))
-    if not match or match[1] not in _DTYPES:
-        raise _refusal(source, f"has a header that is not a plain array of numbers: {data[start : start + min(length, 80)]!r}")
-    dtype, fortran, shape = np.dtype(match[1]), match[2] == "True", ast.literal_eval(match[3])
+    header = bytes(data[start : start + length])
+    parsed = _parse_header(header)
+    if parsed is None:
+        raise _refusal(source, f"has a header that is not a plain array of numbers: {header[:80]!r}")
+    dtype, order, shape = parsed
     expected, present = math.prod(shape) * dtype.itemsize, len(data) - start - length
     if expected != present:
         raise _refusal(source, f"says shape {shape} of {dtype}, {expected:,} bytes, but holds {present:,}")
-    return np.frombuffer(data, dtype, offset=start + length).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(data, dtype, offset=start + length).reshape(shape, order=order)
+
+
+@lru_cache(maxsize=4096)  # few shapes occur, and reading one costs more than reading a small array
+def _parse_header(header: bytes) -> tuple[np.dtype, str, tuple[int, ...]] | None:
+    """dtype, order ("C" or "F") and shape that a header names; None when it is not the header of a plain array of numbers."""
+    match = _HEADER.fullmatch(header.decode("latin-1"))
+    if not match or match[1] not in _DTYPES:
+        return None
+    try:
+        shape = ast.literal_eval(match[3])
+    except (SyntaxError, ValueError):  # such as (1,,2), a leading zero, or a number of thousands of digits
+        return None
+    return (np.dtype(match[1]), "F" if match[2] == "True" else "C", shape) if isinstance(shape, tuple) else None
 
 
 def read_npy(path: Path) -> np.ndarray:
     """`parse_npy` of a file. Raises `BadDataError`."""
+    return parse_npy(read_npy_bytes(path), str(path))
+
+
+def read_npy_bytes(path: Path) -> bytes:
+    """The bytes of a feature's file. Raises `BadDataError` when it is not there."""
     try:
-        return parse_npy(path.read_bytes(), str(path))
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise BadDataError(f"{path}: no such file", "make it again with: dit embed") from error
 

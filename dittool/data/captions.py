@@ -1,4 +1,7 @@
-"""Captions: from the bytes of a text file or the value in a JSON line to one clean line of text, or a reason why not.
+"""Captions: from the bytes of a text file or a value in a list to one clean line of text, or a reason why not.
+
+A text file is one caption, however many lines it has; a list in JSON or Parquet is several. An image has one cached text, so the first
+of several is taken: `choose_caption` says how many others there are, and the record's flag `further-captions:N` keeps the number.
 
 A caption that was damaged on its way (wrong encoding, control characters) is refused, not repaired: guessing would train on the guess.
 An empty caption is refused too: the sample would be an unconditional one, and how many of those there are is for `[dropout]` to say.
@@ -6,6 +9,7 @@ An empty caption is refused too: the sample would be an unconditional one, and h
 
 from __future__ import annotations
 
+import json
 import stat
 import unicodedata
 from pathlib import Path
@@ -14,6 +18,8 @@ from typing import Any
 from dittool.errors import BadDataError
 
 LARGEST_CAPTION = 1 << 16  # bytes of UTF-8; 512 text tokens, all that an encoder reads, are about 2,500
+LARGEST_JSON = 1 << 20  # bytes of a .json that holds a caption among other things
+FURTHER = "further-captions"  # the flag is FURTHER:N, N the captions that were not taken
 _SPACES = "\t\n\r"  # the control characters that a text may hold
 # These reorder what is shown: the text that a person reads is not the one that is trained on. Plain marks (U+200E, U+200F) are part of
 # ordinary Arabic and Hebrew and stay.
@@ -55,8 +61,42 @@ def read_caption_file(path: Path) -> str:
     return read_caption(raw)
 
 
+def read_caption_json(raw: bytes) -> tuple[str, int]:
+    """`choose_caption` of a `.json` file's bytes: text, a list of texts, or an object with `caption` or `text`. Raises `CaptionRefused`."""
+    if len(raw) > LARGEST_JSON:
+        raise CaptionRefused("caption-too-long", f"{len(raw):,} bytes, a .json with a caption has at most {LARGEST_JSON:,}")
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CaptionRefused("caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise CaptionRefused("caption-not-json", f"not valid JSON: {error}") from error
+    return choose_caption(caption_field(value) if isinstance(value, dict) else value)
+
+
+def caption_field(row: dict[str, Any]) -> Any:
+    """What stands under `caption` or `text` in a row of a list, not checked yet. Raises `CaptionRefused`: neither does, or both, and they differ."""
+    found = [row[key] for key in ("caption", "text") if row.get(key) is not None]
+    if not found:
+        raise CaptionRefused("no-caption", "neither caption nor text in it")
+    if found[0] != found[-1]:
+        raise CaptionRefused("two-captions", "caption and text differ")
+    return found[0]
+
+
+def choose_caption(value: Any) -> tuple[str, int]:
+    """The caption that is taken of a value from a list, and how many others there are: of several the first. Raises `CaptionRefused`."""
+    if not isinstance(value, list):
+        return check_caption(value), 0
+    if not value:
+        raise CaptionRefused("empty-caption", "the list of captions is empty")
+    if strange := [item for item in value if not isinstance(item, str)]:
+        raise CaptionRefused("caption-not-text", f"a list of captions holds texts only, this one {type(strange[0]).__name__} too")
+    return check_caption(value[0]), len(value) - 1
+
+
 def check_caption(value: Any) -> str:
-    """The caption in a value from JSON: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
+    """The caption in a value from a list: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
 
     Refused: anything but text, control characters other than tab and line ends, lone surrogates, bidirectional overrides, empty text.
     """

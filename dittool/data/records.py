@@ -48,17 +48,18 @@ class Record:
 
     id: str  # safe key: file and member names
     name: str  # what the source calls it
-    image: str  # path of the image: relative to the source's root, or absolute as a manifest gave it
+    image: str  # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
     status: str  # "used" or "refused"
     reason: str = ""  # why it was refused: a short code, for counting
     detail: str = ""  # the same in words, with numbers
     caption: str = ""
-    image_sha256: str = ""  # of the file's bytes
+    image_sha256: str = ""  # of the file's bytes, or the tar member's
     width: int = 0  # upright
     height: int = 0
     bucket: str = ""  # "WIDTHxHEIGHT"
     crop: tuple[float, float, float, float] | None = None  # the part of the upright image that fills the bucket
     flags: tuple[str, ...] = field(default=())  # used, but worth knowing: "exif-rotated", "alpha-composited" …
+    flipped: bool = False  # the second variant of an image: the bucketed image mirrored left to right, left and right swapped in the caption
 
     @property
     def used(self) -> bool:
@@ -66,8 +67,8 @@ class Record:
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
-    """Plain values; empty ones are left out."""
-    return {key: value for key, value in asdict(record).items() if value not in ("", None, 0, ())}
+    """Plain values; empty ones are left out, but for the image, which a lonely caption does not have and a record must."""
+    return {key: value for key, value in asdict(record).items() if key == "image" or value not in ("", None, 0, ())}
 
 
 def record_to_bytes(record: Record) -> bytes:
@@ -147,4 +148,5 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "height": _is_size,
     "crop": _is_box,
     "flags": lambda item: isinstance(item, list) and all(map(_is_text, item)),
+    "flipped": lambda item: isinstance(item, bool),
 }

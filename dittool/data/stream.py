@@ -12,7 +12,8 @@ B samples of a batch · C H W latent · L longest caption of the batch, rounded 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dittool.config.schema import parse_size
 from dittool.data.normalisation import LatentNorm
+from dittool.data.patch_storage import stored_grid
 from dittool.data.shard_set import Sample, SampleRef, ShardSet
 from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError, UsageError
@@ -53,41 +55,70 @@ class Batch:
 class BatchPlan:
     """Which samples stand in micro-batch n. Pure arithmetic on (seed, n): nothing to save, nothing to restore."""
 
-    def __init__(self, buckets: Sequence[str], batch_size: int, seed: int) -> None:
-        """`buckets`: the bucket of each sample, by sample index."""
+    def __init__(self, buckets: Sequence[str], batch_size: int | Mapping[str, int], seed: int) -> None:
+        """`buckets`: the bucket of each sample, by sample index. `batch_size`: of every batch, or of the batches of each bucket."""
         if not buckets:
             raise BadDataError("no training samples", "add images, or lower the hold-out share")
         self._members = {name: [i for i, bucket in enumerate(buckets) if bucket == name] for name in sorted(set(buckets))}
-        self._size, self._seed = batch_size, seed
-        self._epoch_ends = [0]  # micro-batches before each epoch, extended as needed
+        self.sizes = {name: batch_size if isinstance(batch_size, int) else batch_size[name] for name in self._members}
+        self._seed = seed
+        self._epoch_batches, self._epoch_samples = [0], [0]  # micro-batches and samples before each epoch, extended as needed
         self._passes = lru_cache(maxsize=2 * len(self._members) + 2)(self._shuffled_pass)
         self._orders = lru_cache(maxsize=2)(self._epoch_order)
 
     def batch(self, number: int) -> list[int]:
         """Sample indices of micro-batch `number`, all of one bucket."""
-        epoch = self.epoch_of(number)
-        bucket, ordinal = self._orders(epoch)[number - self._epoch_ends[epoch]]
-        members = self._members[bucket]
-        places = range(ordinal * self._size, (ordinal + 1) * self._size)
+        bucket, ordinal, _ = self._place(number)
+        members, size = self._members[bucket], self.sizes[bucket]
+        places = range(ordinal * size, (ordinal + 1) * size)
         return [members[self._passes(bucket, place // len(members))[place % len(members)]] for place in places]
+
+    def samples_before(self, number: int) -> int:
+        """Samples in micro-batches 0 to `number` − 1: the global index of the first sample of micro-batch `number`."""
+        return self._place(number)[2]
 
     def epoch_of(self, number: int) -> int:
         """The epoch that micro-batch `number` belongs to."""
-        while self._epoch_ends[-1] <= number:
-            epoch = len(self._epoch_ends) - 1
-            self._epoch_ends.append(self._epoch_ends[-1] + sum(last - first for _, first, last in self._epoch_ranges(epoch)))
-        return next(epoch for epoch in itertools.count() if self._epoch_ends[epoch + 1] > number)
+        while self._epoch_batches[-1] <= number:
+            ranges = self._epoch_ranges(len(self._epoch_batches) - 1)
+            self._epoch_batches.append(self._epoch_batches[-1] + sum(last - first for _, first, last in ranges))
+            self._epoch_samples.append(self._epoch_samples[-1] + sum((last - first) * self.sizes[name] for name, first, last in ranges))
+        return bisect_right(self._epoch_batches, number) - 1  # of several that begin here, all but the last are empty
+
+    def _place(self, number: int) -> tuple[str, int, int]:
+        """Bucket of micro-batch `number`, its ordinal there, and the samples before it."""
+        epoch = self.epoch_of(number)
+        bucket, ordinal, before = self._orders(epoch)[number - self._epoch_batches[epoch]]
+        return bucket, ordinal, self._epoch_samples[epoch] + before
 
     def _epoch_ranges(self, epoch: int) -> list[tuple[str, int, int]]:
         """For each bucket the ordinals [first, last) of its batches that end in this epoch's pass."""
-        return [(name, epoch * len(m) // self._size, (epoch + 1) * len(m) // self._size) for name, m in self._members.items()]
+        return [(name, epoch * len(m) // self.sizes[name], (epoch + 1) * len(m) // self.sizes[name]) for name, m in self._members.items()]
 
-    def _epoch_order(self, epoch: int) -> list[tuple[str, int]]:
+    def _epoch_order(self, epoch: int) -> list[tuple[str, int, int]]:
+        """The epoch's batches in order: bucket, ordinal, samples of the epoch before it."""
         batches = [(name, ordinal) for name, first, last in self._epoch_ranges(epoch) for ordinal in range(first, last)]
-        return [batches[i] for i in _permutation(len(batches), derive_seed(self._seed, "batches", epoch))]
+        shuffled = [batches[i] for i in _permutation(len(batches), derive_seed(self._seed, "batches", epoch))]
+        before = itertools.accumulate((self.sizes[name] for name, _ in shuffled), initial=0)
+        return [(name, ordinal, count) for (name, ordinal), count in zip(shuffled, before, strict=False)]
 
     def _shuffled_pass(self, bucket: str, which: int) -> list[int]:
         return _permutation(len(self._members[bucket]), derive_seed(self._seed, "samples", bucket, which))
+
+
+def sizes_within(tokens_per_batch: int, buckets: Iterable[str], cell: int, multiple: int = 1) -> dict[str, int]:
+    """Samples in a batch of each bucket, so that a batch holds at most so many latent tokens: ⌊budget / tokens of the bucket⌋, at least 1.
+
+    Args:
+        cell: pixels along one side of a token: the codec's stride times the model's patch size.
+        multiple: sizes are brought down to a multiple of it, and are at least it, so that they divide among as many processes.
+    """
+    sizes = {}
+    for name in buckets:
+        width, height = parse_size(name)
+        fitting = tokens_per_batch // ((width // cell) * (height // cell))
+        sizes[name] = max(fitting - fitting % multiple, multiple)
+    return sizes
 
 
 def _permutation(count: int, seed: int) -> list[int]:
@@ -102,34 +133,38 @@ class BatchStream(Dataset):
         shards: ShardSet,
         refs: list[SampleRef],
         norm: LatentNorm,
-        batch_size: int,
+        batch_size: int | Mapping[str, int],
         seed: int,
         patches: bool = True,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        """`batch_size` counts the samples of all ranks together; without `patches` they are not read."""
-        if batch_size % ranks:
-            raise UsageError(f"train.batch_size {batch_size} does not divide among {ranks} processes", "choose a batch size divisible by them")
-        self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
-        self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
-        self._patch_size = int(shards.card["encoders"]["image"]["patch_size"])
+        """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without `patches` they are not read."""
         self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
+        for bucket, size in self.plan.sizes.items():
+            if size % ranks:
+                where = "" if isinstance(batch_size, int) else f" of bucket {bucket}"
+                raise UsageError(f"train.batch_size {size}{where} does not divide among {ranks} processes", "choose a batch size divisible by them")
+        self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
+        self._rank, self._ranks = rank, ranks
+        self._patch_size = int(shards.card["encoders"]["image"]["patch_size"])
 
     def __getitem__(self, number: int) -> Batch:
-        share = self._batch_size // self._ranks
+        indices, first = self.plan.batch(number), self.plan.samples_before(number)
+        share = len(indices) // self._ranks
         mine = range(self._rank * share, (self._rank + 1) * share)
-        indices = self.plan.batch(number)
         samples = [self._shards.read(self._refs[indices[place]], self._patches) for place in mine]
         latents, conditions = collate(samples, self._norm, self._patch_size)
-        draws = [self._draw(number * self._batch_size + place, latents.shape[1:]) for place in mine]
-        noise, timestep_draw, mode_draw = (torch.stack(column) for column in zip(*draws, strict=True))
-        return Batch(number, [sample.ref.id for sample in samples], latents, conditions, noise, timestep_draw, mode_draw)
+        noise, uniform = torch.empty_like(latents), torch.empty(share, 2, dtype=torch.float64)
+        for row, place in enumerate(mine):
+            self._draw(first + place, noise[row], uniform[row])
+        return Batch(number, [sample.ref.id for sample in samples], latents, conditions, noise, *uniform.T.contiguous())
 
-    def _draw(self, global_index: int, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, global_index: int, noise: Tensor, uniform: Tensor) -> None:
+        """Fills what belongs to the sample at this place of the run."""
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "sample", global_index))
-        uniform = torch.rand(2, generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-        return torch.randn(shape, generator=generator), uniform[0], uniform[1]
+        torch.rand(2, generator=generator, dtype=torch.float64, out=uniform).clamp_(1e-12, 1 - 1e-12)
+        torch.randn(noise.shape, generator=generator, out=noise)
 
     def loader(self, first: int, end: int, workers: int, device: torch.device) -> DataLoader:
         """Micro-batches `first` to `end` (exclusive) in order, prepared by worker processes."""
@@ -144,24 +179,38 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
 
     `patch_size` is the image encoder's. Raises `BadDataError` when a sample's patches do not fill the bucket's grid.
     """
-    grid = patch_grid(*parse_size(samples[0].ref.bucket), patch_size)
+    grid = stored_grid(patch_grid(*parse_size(samples[0].ref.bucket), patch_size), samples[0].patch_storage)
     for sample in samples:
         if sample.patches is not None and len(sample.patches) != grid[0] * grid[1]:
             raise BadDataError(
                 f"{sample.ref.id}: {len(sample.patches)} patches, but the grid of {sample.ref.bucket} is {grid[0]}×{grid[1]} = {grid[0] * grid[1]}",
                 "registers stored as patches, or features of another bucket: look with dit audit, then embed again",
             )
-    latents = norm.apply(torch.stack([_tensor(sample.latent) for sample in samples]))
     lengths = torch.tensor([len(sample.text) for sample in samples])
     longest = -(-int(lengths.max()) // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
     text = torch.zeros(len(samples), longest, samples[0].text.shape[1])
     for row, sample in zip(text, samples, strict=True):
-        row[: len(sample.text)] = _tensor(sample.text)
+        row[: len(sample.text)].copy_(torch.from_numpy(sample.text))
     mask = torch.arange(longest)[None] < lengths[:, None]
-    cls = torch.stack([_tensor(sample.cls) for sample in samples])
-    patches = None if samples[0].patches is None else torch.stack([_tensor(sample.patches) for sample in samples])
+    cls = _stacked([sample.cls for sample in samples], samples)
+    patches = None if samples[0].patches is None else _stacked([sample.patches for sample in samples], samples)
+    latents = norm.apply(_stacked([sample.latent for sample in samples], samples))
     return latents, Conditions(text, mask, cls, patches, grid)
 
 
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(np.float32))
+def _stacked(arrays: Sequence[np.ndarray], samples: Sequence[Sample]) -> Tensor:
+    """(B, …) float32, each array converted where it will stand. Raises `BadDataError` when one has another shape than the first."""
+    batch = _allocated(len(arrays), *arrays[0].shape)
+    for row, array, sample in zip(batch, arrays, samples, strict=True):
+        if array.shape != row.shape:
+            raise BadDataError(
+                f"{sample.ref.id}: a feature of shape {array.shape} in a batch of {tuple(row.shape)} ({sample.ref.bucket})",
+                "features of another bucket or encoder: look with dit audit, then embed again",
+            )
+        row.copy_(torch.from_numpy(array))
+    return batch
+
+
+def _allocated(*shape: int) -> Tensor:
+    """Uninitialised float32. numpy asks the kernel for huge pages; the many small ones that torch gets cost more time than all the reading."""
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))

@@ -3,18 +3,25 @@
 A shard from a stranger is never extracted. It is a list of regular files with plain names, closed by two zero blocks; links,
 devices, paths that climb, bad checksums and cut ends are refused. (Python's and WebDataset's readers take a tar cut between two
 members for a complete one.)
+
+WebDataset's own writer puts a POSIX extended header in front of each member, because its times are fractions of a second. Such a
+header is read for a name or size that did not fit the plain one; what else it says about a regular file does not matter here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from dittool.errors import BadDataError, UnsafeFileError
 
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")
+_EXTENDED = b"x"
 _LONGEST_NAME = 255
+_LONGEST_EXTENDED = 64 << 10
+_LONGEST_PADDING = 20 * _BLOCK  # tar programs fill the last record of 20 blocks with zeros
 
 
 @dataclass(frozen=True)
@@ -35,25 +42,23 @@ def tar_members(path: Path) -> list[Member]:
     total = path.stat().st_size
     members: list[Member] = []
     with path.open("rb") as file:
-        position = 0
-        while True:
-            header = file.read(_BLOCK)
-            if len(header) < _BLOCK:
-                raise _damaged(path, position, f"the file ends after {total:,} bytes without the two zero blocks that close a tar")
-            if not header.strip(b"\0"):
-                break
-            name, size = _parse_header(path, position, header)
-            key, dot, suffix = name.partition(".")
-            if not key or not dot:
-                raise UnsafeFileError(f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX", "make the shards again with: dit shard")
+        position, extended = 0, {}
+        while (header := _next_block(path, file, position, total)).strip(b"\0"):
+            kind, name, size = _parse_header(path, position, header)
             start = position + _BLOCK
+            if kind == _EXTENDED:
+                extended = _parse_extended(path, start, file.read(_extended_size(path, start, size)))
+            else:
+                name, size = extended.get("path", name), _extended_int(path, position, extended.get("size"), size)
+                members.append(_member(path, position, name, start, size))
+                extended = {}
             position = start + -(-size // _BLOCK) * _BLOCK
             if position > total:
                 raise _damaged(path, start, f"member '{name}' needs {size:,} bytes and the file has {max(total - start, 0):,} left")
-            members.append(Member(key, suffix.lower(), start, size))
             file.seek(position)
-        if file.read(_BLOCK).strip(b"\0"):
-            raise _damaged(path, position, "one zero block is followed by other data")
+        if extended:
+            raise _damaged(path, position, "an extended header is followed by no member")
+        _require_end(path, file, position + _BLOCK, total)
     return members
 
 
@@ -72,21 +77,71 @@ def group_samples(path: Path, members: list[Member]) -> dict[str, dict[str, Memb
     return samples
 
 
-def _parse_header(path: Path, position: int, header: bytes) -> tuple[str, int]:
+def _next_block(path: Path, file: BinaryIO, position: int, total: int) -> bytes:
+    block = file.read(_BLOCK)
+    if len(block) < _BLOCK:
+        raise _damaged(path, position, f"the file ends after {total:,} bytes without the two zero blocks that close a tar")
+    return block
+
+
+def _require_end(path: Path, file: BinaryIO, position: int, total: int) -> None:
+    """One zero block was read; behind it there is a second one, and zeros only."""
+    if _next_block(path, file, position, total).strip(b"\0") or file.read(_LONGEST_PADDING).strip(b"\0") or file.read(1):
+        raise _damaged(path, position, "the zero block that closes the tar is followed by other data")
+
+
+def _parse_header(path: Path, position: int, header: bytes) -> tuple[bytes, str, int]:
+    """Type, name and size of the member behind a header block."""
     checksum = _octal(path, position, header[148:156], "checksum")
     if checksum != sum(header[:148]) + 8 * 32 + sum(header[156:]):
         raise _damaged(path, position, "the header's checksum is wrong")
     raw_name = header[:100].split(b"\0")[0]
     prefix = header[345:500].split(b"\0")[0] if header[257:262] == b"ustar" else b""
     name = (prefix + b"/" + raw_name if prefix else raw_name).decode("utf-8", "replace")
-    if header[156:157] not in _REGULAR:
-        raise UnsafeFileError(
-            f"{path}: member '{name}' is not a regular file (type {header[156:157]!r})", "shards hold regular files only: do not use this one"
-        )
+    kind = header[156:157]
+    if kind not in (*_REGULAR, _EXTENDED):
+        raise UnsafeFileError(f"{path}: member {name!r} is not a regular file (type {kind!r})", "shards hold regular files only: do not use this one")
+    return kind, name, _octal(path, position, header[124:136], "size")
+
+
+def _member(path: Path, position: int, name: str, start: int, size: int) -> Member:
     name = name.removeprefix("./")
     if "/" in name or "\\" in name or ".." in name or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
         raise UnsafeFileError(f"{path}: member name {name!r} is not a plain file name", "do not use this shard")
-    return name, _octal(path, position, header[124:136], "size")
+    key, dot, suffix = name.partition(".")
+    if not key or not dot:
+        raise UnsafeFileError(f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX", "make the shards again with: dit shard")
+    return Member(key, suffix.lower(), start, size)
+
+
+def _extended_size(path: Path, start: int, size: int) -> int:
+    if size > _LONGEST_EXTENDED:
+        raise _damaged(path, start, f"an extended header of {size:,} bytes")
+    return size
+
+
+def _parse_extended(path: Path, start: int, data: bytes) -> dict[str, str]:
+    """The records of an extended header (POSIX.1-2001, pax): each is `LENGTH KEY=VALUE` and a line end, LENGTH counting all of it."""
+    values, position = {}, 0
+    while position < len(data):
+        length, space, _ = data[position : position + 8].partition(b" ")
+        end = position + (int(length) if space and length.isdigit() else 0)
+        key, equals, value = data[position + len(length) + 1 : end - 1].partition(b"=")
+        if end <= position or end > len(data) or data[end - 1 : end] != b"\n" or not equals:
+            raise _damaged(path, start, "an extended header that is not made of LENGTH KEY=VALUE records")
+        values[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+        position = end
+    if foreign := sorted(key for key in values if key == "linkpath" or key.startswith("GNU.")):
+        raise UnsafeFileError(f"{path}: an extended header at byte {start:,} makes a link or a sparse file ({foreign[0]})", "do not use this shard")
+    return values
+
+
+def _extended_int(path: Path, position: int, text: str | None, otherwise: int) -> int:
+    if text is None:
+        return otherwise
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise _damaged(path, position, f"the extended header's size is not a number ({text[:20]!r})")
+    return int(text)
 
 
 def _octal(path: Path, position: int, field: bytes, what: str) -> int:

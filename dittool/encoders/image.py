@@ -2,6 +2,7 @@
 
 The encoder's own config says how large a patch is and how many register tokens stand between CLS and the patches.
 Tokens come as [CLS, registers, patches in row-major order]; taking the wrong slice would shift the grid without any error.
+So only architectures whose tokens are known to stand so are taken, and what their config says is held against their weights.
 
 B batch · H W pixels · C width · N patches
 """
@@ -16,17 +17,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dittool.encoders.pretrained import DTYPES, device_of_choice, load_pretrained, weights_hash
+from dittool.console import SILENT, Talk
+from dittool.data.buckets import SIDE_MULTIPLE
+from dittool.encoders.pretrained import (
+    DTYPES,
+    device_of_choice,
+    frozen,
+    in_fp32,
+    load_pretrained,
+    location_of,
+    quiet,
+    require_all_loaded,
+    require_model_type,
+    revision_of,
+    to_cpu,
+    to_device,
+    weights_hash,
+)
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError
 
+# Tokens of these stand as [CLS, registers, patches], behind the final norm. Others average, crop or pool them.
+DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_registers": "a DINOv2"}
+
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet, as in every DINO release
 _STD = (0.229, 0.224, 0.225)
+_PIXELS_AT_ONCE = 16 << 20  # sixteen images of 1024²
 
 
 def input_size(width: int, height: int, patch_size: int) -> tuple[int, int]:
-    """(width, height) at which an encoder sees a bucket: each side at the nearest multiple of the patch size."""
-    return round(width / patch_size) * patch_size, round(height / patch_size) * patch_size
+    """(width, height) at which an encoder sees a bucket: each side at the nearest multiple of the patch size, at least one patch.
+
+    With patch 16 that is the bucket itself; with patch 14 for example 1216x832 → 1218x826.
+    """
+    return _nearest_multiple(width, patch_size), _nearest_multiple(height, patch_size)
 
 
 def patch_grid(width: int, height: int, patch_size: int) -> tuple[int, int]:
@@ -35,55 +59,125 @@ def patch_grid(width: int, height: int, patch_size: int) -> tuple[int, int]:
     return input_height // patch_size, input_width // patch_size
 
 
+def _nearest_multiple(side: int, step: int) -> int:
+    return max((2 * side + step) // (2 * step), 1) * step  # in integers: a half goes up, on every machine
+
+
 @dataclass(frozen=True)
 class ImageFeatures:
-    cls: Tensor  # (B, C)
-    patches: Tensor  # (B, N, C)
+    cls: Tensor  # (B, C) float32
+    patches: Tensor  # (B, N, C) float32
 
 
 class ImageEncoder:
     """A frozen DINO vision transformer. Sees the whole bucketed image, never a crop of it."""
 
-    def __init__(self, model: Any, name: str, revision: str, dtype: str) -> None:
-        self._device = device_of_choice()
-        self._model = model.to(self._device, DTYPES[dtype]).eval().requires_grad_(False)  # training mode would jitter positions
-        config = model.config
-        self.patch_size = int(config.patch_size)
-        self.registers = int(getattr(config, "num_register_tokens", 0) or 0)
-        self.width = int(config.hidden_size)
+    def __init__(self, model: Any, name: str, revision: str, dtype: str, talk: Talk = SILENT) -> None:
+        self._device, self._dtype, self._talk = device_of_choice(), DTYPES[dtype], talk
+        self.patch_size = _patch_size(model.config, name)
+        self.registers = _register_tokens(model, name)
+        self.width = int(model.config.hidden_size)
+        model = frozen(model, self._dtype)  # training mode would jitter positions
         self.card = {
             "id": name, "revision": revision, "weights": weights_hash(model), "dtype": dtype,
             "width": self.width, "patch_size": self.patch_size, "registers": self.registers,
         }  # fmt: skip
+        self._model = model.to(self._device)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> ImageFeatures:
-        """pixels: (B, H, W, 3) uint8, bucketed images. Raises `BadDataError` when the tokens do not fill the grid."""
-        height, width = pixels.shape[1:3]
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self._device).permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
-        input_width, input_height = input_size(width, height, self.patch_size)
-        if (input_width, input_height) != (width, height):
-            x = F.interpolate(x, size=(input_height, input_width), mode="bicubic", antialias=True).clamp(0, 1)
-        x = (x - x.new_tensor(_MEAN)[:, None, None]) / x.new_tensor(_STD)[:, None, None]
-        tokens = self._model(pixel_values=x.to(self._model.dtype)).last_hidden_state.float()  # (B, 1 + registers + N, C)
-        rows, columns = patch_grid(width, height, self.patch_size)
-        patches = tokens[:, 1 + self.registers :]
-        if patches.shape[1] != rows * columns:
+        """pixels: (B, H, W, 3) uint8, bucketed images, any number of one size.
+
+        Raises `BadDataError` when a side is no multiple of the patch size and cannot be a bucket's, when the tokens do not fill the
+        grid, or when they are not finite, in fp32 either.
+        """
+        at_once = max(1, _PIXELS_AT_ONCE // (pixels.shape[1] * pixels.shape[2]))
+        tokens = torch.cat([self._tokens(pixels[start : start + at_once]) for start in range(0, len(pixels), at_once)])
+        return ImageFeatures(tokens[:, 0].clone(), tokens[:, 1 + self.registers :])
+
+    def _tokens(self, pixels: np.ndarray) -> Tensor:
+        """(B, 1 + registers + N, C) float32, on the CPU."""
+        x = self.preprocess(to_device(torch.from_numpy(np.ascontiguousarray(pixels)), self._device))
+        tokens = to_cpu(self._forward(x))
+        if not torch.isfinite(tokens).all() and self._dtype != torch.float32:
+            self._talk.warn(f"{self.card['id']}: features of {len(tokens)} images are not all finite in {self.card['dtype']}; computed again in fp32")
+            with in_fp32(self._model, self._dtype):
+                tokens = to_cpu(self._forward(x))
+        if broken := int((~torch.isfinite(tokens)).flatten(1).any(dim=1).sum()):
             raise BadDataError(
-                f"{self.card['id']}: {patches.shape[1]} patch tokens for {width}x{height}, but its grid is {rows}×{columns} = {rows * columns}",
+                f"{self.card['id']}: features of {broken} of {len(tokens)} images are not finite, in fp32 either",
+                "the encoder's weights are damaged: fetch them again, or name another encoder with -s encoders.image=NAME",
+            )
+        return tokens
+
+    def preprocess(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) uint8 → (B, 3, H', W') float32, normalised, at the encoder's own size: resized, never cropped."""
+        height, width = pixels.shape[1:3]
+        target = input_size(width, height, self.patch_size)
+        if target != (width, height) and SIDE_MULTIPLE % self.patch_size == 0:
+            raise BadDataError(
+                f"{self.card['id']}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the patch size {self.patch_size}",
+                "bring it into a bucket first (dittool.data.images.fit_to_bucket)",
+            )
+        x = pixels.permute(0, 3, 1, 2).float() / 255
+        if target != (width, height):
+            x = F.interpolate(x, size=target[::-1], mode="bicubic", antialias=True).clamp(0, 1)  # bicubic overshoots at edges
+        return (x - x.new_tensor(_MEAN)[:, None, None]) / x.new_tensor(_STD)[:, None, None]
+
+    def _forward(self, x: Tensor) -> Tensor:
+        tokens = self._model(pixel_values=x.to(self._model.dtype)).last_hidden_state
+        rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
+        if tokens.shape[1] != 1 + self.registers + rows * columns:
+            raise BadDataError(
+                f"{self.card['id']}: {tokens.shape[1]} tokens for an input of {x.shape[3]}x{x.shape[2]}, but CLS, {self.registers} registers and "
+                f"a grid of {rows}×{columns} are {1 + self.registers + rows * columns}",
                 "the encoder's config does not describe its tokens: check patch_size and num_register_tokens",
             )
-        return ImageFeatures(tokens[:, 0].cpu(), patches.cpu())
+        return tokens
 
 
-def load_image_encoder(name: str, dtype: str) -> ImageEncoder:
-    """A built-in encoder, a hub id or a local folder. Raises `WeightsMissingError`."""
+def _patch_size(config: Any, name: str) -> int:
+    size = config.patch_size
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if len(sides) != 1 or min(sides) < 1:
+        raise BadDataError(f"{name}: patch_size {size} in its config, only square patches can be used", "name another encoder")
+    return int(sides.pop())
+
+
+def _register_tokens(model: Any, name: str) -> int:
+    """How many register tokens the model puts between CLS and the patches: what its weights have, which its config must confirm."""
+    weights = getattr(model.embeddings, "register_tokens", None)
+    found = 0 if weights is None else int(weights.shape[1])
+    stated = int(getattr(model.config, "num_register_tokens", 0) or 0)
+    if stated != found:
+        raise BadDataError(
+            f"{name}: its config says {stated} register tokens, its weights have {found}: the patches would be looked for in the wrong place",
+            "restore the config.json that belongs to these weights: fetch both again",
+        )
+    return found
+
+
+def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> ImageEncoder:
+    """A built-in encoder, a hub id or a local folder of a DINOv3 ViT or a DINOv2, with or without registers.
+
+    `talk` is told when images had to be computed again in fp32.
+
+    Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
+    """
     ensure_torchvision()
     if name.startswith("builtin:"):
         from dittool.encoders.builtin import builtin_image_model
 
-        return ImageEncoder(builtin_image_model(name), name, "1", dtype)
-    from transformers import AutoModel
+        return ImageEncoder(builtin_image_model(name), name, "1", dtype, talk)
+    import transformers
+    from transformers import AutoConfig, AutoModel
 
-    model = load_pretrained("image", name, lambda local: AutoModel.from_pretrained(name, dtype=DTYPES[dtype], local_files_only=local))
-    return ImageEncoder(model, name, str(getattr(model.config, "_commit_hash", None) or "local"), dtype)
+    quiet(transformers)
+    source = location_of(name)
+    config = load_pretrained("image", name, lambda local: AutoConfig.from_pretrained(source, local_files_only=local))
+    require_model_type("image", name, config, DINO_TYPES)
+    model, info = load_pretrained(
+        "image", name, lambda local: AutoModel.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True)
+    )
+    require_all_loaded("image", name, info)
+    return ImageEncoder(model, name, revision_of(name), dtype, talk)

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 IMAGE_WIDTHS = {
     "builtin:dinov3": 64,
+    "facebook/dinov3-vits16-pretrain-lvd1689m": 384,
     "facebook/dinov3-vitb16-pretrain-lvd1689m": 768,
     "facebook/dinov3-vitl16-pretrain-lvd1689m": 1024,
+    "facebook/dinov2-small": 384,
     "facebook/dinov2-base": 768,
     "facebook/dinov2-large": 1024,
+    "facebook/dinov2-with-registers-small": 384,
+    "facebook/dinov2-with-registers-base": 768,
+    "facebook/dinov2-with-registers-large": 1024,
 }
 TEXT_WIDTHS = {
     "builtin:words": 64,
@@ -19,7 +24,12 @@ TEXT_WIDTHS = {
     "google/t5-v1_1-xl": 2048,
     "google/t5-v1_1-xxl": 4096,
 }
-LATENT_CHANNELS = {"builtin:dct": 16, "black-forest-labs/FLUX.1-dev": 16, "black-forest-labs/FLUX.1-schnell": 16}
+LATENT_CHANNELS = {
+    "builtin:dct": 16,
+    "black-forest-labs/FLUX.1-dev": 16,
+    "black-forest-labs/FLUX.1-schnell": 16,
+    "madebyollin/taef1": 16,
+}
 
 
 def known_dims(image: str, text: str, vae: str) -> dict[str, int] | None:

@@ -40,11 +40,13 @@ class Subject:
 def choose(shards: ShardSet, limit: int) -> tuple[str, list[Subject]]:
     """At most `limit` samples of the hold-out, or of the training split when nothing is held out, and the split's name.
 
-    Each has a partner of the same bucket, never itself: the next of those chosen in the bucket, the last one's is the first. One
-    that is alone takes a sample that was not chosen, be it of the training split. Raises `BadDataError` when the set is empty.
+    Prepared mirror images are not judged. Each subject has a partner of the same bucket, never itself: the next of those chosen in the
+    bucket, and the last one's is the first. One that is alone takes a sample that was not chosen, be it of the training split.
+
+    Raises `BadDataError` when the set is empty.
     """
     split = HOLDOUT if shards.split(HOLDOUT) else TRAIN
-    in_order = sorted(shards.samples, key=lambda ref: derive_seed("validate", ref.id))
+    in_order = [ref for ref in sorted(shards.samples, key=lambda ref: derive_seed("validate", ref.id)) if not shards.read_record(ref).flipped]
     chosen = [ref for ref in in_order if ref.split == split][:limit]
     if not chosen:
         raise BadDataError(f"{shards.folder}: no sample to judge the model by", "make shards with: dit embed IMAGES, then dit shard")

@@ -1,6 +1,7 @@
 """Records and their ids: rows 45 and 46 of the fault catalogue, and a records.jsonl that somebody tampered with."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -36,15 +37,17 @@ def test_row_45_both_spellings_of_an_accent_have_one_key_that_can_be_read():
 
 
 def test_records_come_back_from_their_file_as_they_were(tmp_path):
-    records = [RECORD, Record("x", "\udcff\n\"odd\"", "x.png", REFUSED, "no-caption", "no x.txt beside it", flags=("a", "b"))]
+    flipped = replace(RECORD, id="dog-flip", flipped=True)
+    records = [RECORD, flipped, Record("x", "\udcff\n\"odd\"", "x.png", REFUSED, "no-caption", "no x.txt beside it", flags=("a", "b"))]
     write_records(tmp_path / "records.jsonl", records)
     assert read_records(tmp_path / "records.jsonl") == records
-    assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == 2
+    assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == 3
 
 
 @pytest.mark.parametrize(("key", "value"), [
     ("id", "../../x"), ("id", "a.b"), ("id", ""), ("id", 7), ("status", "maybe"), ("status", None), ("caption", ["a"]), ("width", -1),
     ("width", True), ("height", "2"), ("crop", [1, 2, 3]), ("crop", "0,0,1,1"), ("flags", "alpha"), ("flags", [1]), ("image", None),
+    ("flipped", 1), ("flipped", "true"),
 ])  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_by_its_key(key, value):
     with pytest.raises(BadDataError, match=rf"records.jsonl: not a record: {key} = "):
@@ -57,6 +60,10 @@ def test_missing_keys_are_named_and_unknown_ones_left_out():
     with pytest.raises(BadDataError, match="not a record but list"):
         record_from_json([], "records.jsonl")
     assert record_from_json({"id": "a", "name": "a", "image": "a.png", "status": "used", "later": 1}, "x") == Record("a", "a", "a.png", USED)
+
+
+def test_only_flipped_records_speak_of_flipping():
+    assert "flipped" not in record_to_json(RECORD) and record_to_json(replace(RECORD, flipped=True))["flipped"] is True
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path):

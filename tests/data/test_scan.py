@@ -182,7 +182,7 @@ def test_a_manifests_images_lie_relative_to_it_or_absolute(tmp_path):
     rows = [{"image_id": "a.1", "image_path": "images/a.png", "caption": "an apple"},
             {"image_id": "b", "image_path": str(absolute), "caption": "a ball"},
             {"image_id": "c", "image_path": "images/c.png", "caption": "not there"},
-            {"image_id": "d", "image_path": "images/a.png", "caption": ["two", "captions"]}]  # fmt: skip
+            {"image_id": "d", "image_path": "images/a.png", "caption": {"text": "nested"}}]  # fmt: skip
     path = write_manifest(tmp_path / "set", *rows)
     records = by_name(scan(path, BUCKETS))
     assert {name: record.reason for name, record in records.items()} == {"a.1": "", "b": "", "c": "no-image", "d": "caption-not-text"}
@@ -202,6 +202,24 @@ def test_a_manifests_bucket_is_taken_when_it_exists_and_flagged_when_it_is_not_t
     }  # fmt: skip
     other = by_name(scan(path, BUCKETS))["other"]
     assert other.crop == (0, 50, 200, 150) and load_pixels(other, path).shape == (48, 96, 3)
+
+
+def test_of_several_captions_the_first_is_taken_and_the_others_are_counted(tmp_path):
+    put(tmp_path, "a.png", picture(), None)
+    rows = [{"image_id": str(n), "image_path": "a.png", "caption": ["first", "second", "third"][:n]} for n in (0, 1, 2, 3)]
+    records = by_name(scan(write_manifest(tmp_path, *rows), BUCKETS))
+    assert records["0"].reason == "empty-caption"
+    assert [records[name].caption for name in "123"] == ["first"] * 3
+    found = [[flag for flag in records[name].flags if flag.startswith("further")] for name in "123"]
+    assert found == [[], ["further-captions:1"], ["further-captions:2"]]
+    counts = summary(list(records.values()))
+    assert (counts["flags"]["further-captions"], counts["further_captions"]) == (2, 3)
+
+
+def test_lines_of_a_text_file_are_one_caption(tmp_path):
+    put(tmp_path, "a.png", picture(), "a dog\non a sofa\n")
+    (record,) = scan(tmp_path, BUCKETS)
+    assert record.caption == "a dog on a sofa" and not any(flag.startswith("further") for flag in record.flags)
 
 
 # --- what is said on the way ---
@@ -227,6 +245,14 @@ def test_what_is_passed_over_is_said(tmp_path):
     scan(tmp_path / "in", BUCKETS, listener)
     assert len(listener.notes) == 1 and "1 .md" in listener.notes[0]
     assert len(listener.warnings) == 1 and "1 linked folders are not followed" in listener.warnings[0]
+
+
+def test_tars_beside_images_are_not_read_and_that_is_said(tmp_path):
+    put(tmp_path, "a.png", picture())
+    (tmp_path / "more.tar").write_bytes(b"x")
+    listener = Listener()
+    assert len(scan(tmp_path, BUCKETS, listener)) == 1
+    assert listener.warnings == [f"{tmp_path}: 1 .tar files beside the images are not read; give them a folder of their own"]
 
 
 def test_a_source_without_images_is_an_error_and_not_an_empty_list(tmp_path):

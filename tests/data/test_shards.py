@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from dittool.config.schema import parse_size
 from dittool.data.arrays import npy_bytes, parse_npy
+from dittool.data.normalisation import LatentNorm
+from dittool.data.patch_storage import encode_patches
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shard_set import ShardSet, verify
+from dittool.data.shard_set import ShardSet
+from dittool.data.shard_statistics import Moments
 from dittool.data.shards import shard
+from dittool.data.stream import collate
 from dittool.data.tar_members import group_samples, tar_members
+from dittool.data.verify import verify
+from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError, UnsafeFileError
+from dittool.storage import read_json, write_json
 
 
 @pytest.fixture
@@ -70,6 +80,103 @@ def test_equal_images_never_stand_on_both_sides_of_the_hold_out(tiny_shards):
     shards = ShardSet.open(tiny_shards.folder)
     sides = [{shards.read_record(ref).image_sha256 for ref in shards.split(name)} for name in ("train", "holdout")]
     assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5])
+def test_images_that_are_added_move_none_across_the_hold_out(tiny_shards, tmp_path, share):
+    sides = []
+    for count in (6, 10, 15, 24):
+        shard(tiny_shards.store.folder, tmp_path / str(count), limit=count, holdout=share)
+        sides.append({ref.id: ref.split for ref in ShardSet.open(tmp_path / str(count)).samples})
+    for smaller, larger in pairwise(sides):
+        assert len(smaller) < len(larger) and smaller.items() <= larger.items()
+
+
+def test_a_share_that_holds_out_nothing_is_said(tiny_shards, tmp_path, dit):
+    outcome = dit("shard", tiny_shards.store.folder, "--out", tmp_path / "shards", "--limit", 3, "--holdout", "0.0001")
+    assert outcome.code == 0 and "holds out none of 3 images" in outcome.err
+
+
+def test_the_order_in_the_shards_is_a_function_of_the_seed(tiny_shards, tmp_path):
+    orders = []
+    for number, seed in enumerate((0, 7, 7)):
+        shard(tiny_shards.store.folder, tmp_path / str(number), seed=seed)
+        orders.append([ref.id for ref in ShardSet.open(tmp_path / str(number)).samples])
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1] == orders[2]
+
+
+def test_statistics_are_those_of_all_samples_in_float64(tiny_shards):
+    shards = ShardSet.open(tiny_shards.folder)
+    samples = [shards.read(ref) for ref in shards.samples]
+    told = shards.statistics
+    values = {
+        "latent": np.concatenate([sample.latent.astype(np.float64).reshape(16, -1) for sample in samples], axis=1),
+        "cls": np.stack([sample.cls.astype(np.float64) for sample in samples], axis=1),
+        "patch": np.concatenate([sample.patches.astype(np.float64) for sample in samples]).T,
+    }
+    for name, columns in values.items():  # (C, n)
+        np.testing.assert_allclose(told[f"{name}_mean"], columns.mean(axis=1), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(told[f"{name}_std"], columns.std(axis=1), rtol=1e-12)
+    lengths = [len(sample.text) for sample in samples]
+    assert (told["samples"], told["text_tokens"]) == (24, {"mean": sum(lengths) / 24, "max": max(lengths)})
+
+
+def test_statistics_keep_their_digits_where_the_mean_is_large():
+    """Sums of squares would have lost all of them: 1e8² has 16 digits."""
+    values = np.random.default_rng(0).normal(1e8, 1e-2, (3000, 2))
+    whole = Moments.joined(Moments.of(values[start : start + 700], axis=1) for start in range(0, 3000, 700))
+    np.testing.assert_allclose(whole.std, values.std(axis=0), rtol=1e-6)
+    assert whole.count == 3000
+
+
+def test_statistics_survive_the_journal_to_the_last_bit():
+    values = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    moments = Moments.of(values, axis=0)
+    back = Moments.from_json(json.loads(json.dumps(moments.to_json())))
+    assert back.count == 40 and np.array_equal(back.mean, moments.mean) and np.array_equal(back.squares, moments.squares)
+
+
+def test_features_of_two_widths_do_not_go_into_one_set(tiny_shards, tmp_path):
+    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
+    path = min((derived / "t5_hidden").glob("*.npy"))
+    path.write_bytes(npy_bytes(np.ones((4, 32), np.float16)))
+    with pytest.raises(BadDataError, match=r"have widths .*'text': (32|64)"):
+        shard(derived, tmp_path / "out")
+
+
+def test_without_patches_their_bytes_are_not_read(tiny_shards, monkeypatch):
+    shards, sizes = ShardSet.open(tiny_shards.folder), []
+    ref, real = shards.samples[0], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: sizes.append(len(buffers[0])) or real(descriptor, buffers, offset))
+    whole, without = shards.read(ref), shards.read(ref, patches=False)
+    assert len(sizes) == 3 and sizes[0] > sum(sizes[1:]) + ref.members[IMAGE_PATCHES.member][1] - 4096  # one read; then one on either side
+    assert without.patches is None and np.array_equal(without.latent, whole.latent) and np.array_equal(without.text, whole.text)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "int8", "pooled"])
+def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, tmp_path, storage):
+    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
+    card = read_json(derived / "identity.json")
+    write_json(derived / "identity.json", card | {"patch_storage": storage})
+    exact = {}
+    for record in tiny_shards.store.read_records():
+        patches = exact[record.id] = tiny_shards.store.read(IMAGE_PATCHES, record.id)
+        stored = encode_patches(patches, patch_grid(*parse_size(record.bucket), card["encoders"]["image"]["patch_size"]), storage)
+        (derived / "dinov3_patches" / f"{record.id}.npy").write_bytes(npy_bytes(stored))
+    shard(derived, tmp_path / "shards")
+    assert verify(tmp_path / "shards") == []
+    shards = ShardSet.open(tmp_path / "shards")
+    sample = shards.read(shards.samples[0])
+    _, conditions = collate([sample], LatentNorm((0.0,) * 16, (1.0,) * 16), 16)
+    rows, columns = conditions.patch_grid
+    assert conditions.patches.shape == (1, rows * columns, 64)
+    original = exact[sample.ref.id].astype(np.float32)
+    if storage == "pooled":
+        assert 3 * rows * columns <= len(original) <= 4 * rows * columns
+        pooled = np.concatenate([shards.read(ref).patches for ref in shards.samples]).astype(np.float64)
+        np.testing.assert_allclose(shards.statistics["patch_mean"], pooled.mean(axis=0), atol=1e-9)
+    else:
+        np.testing.assert_allclose(conditions.patches[0], original, atol=0.01 * np.abs(original).max())
 
 
 def test_a_smaller_set_leaves_no_shard_of_the_larger_one(copy, tiny_shards):

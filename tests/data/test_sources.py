@@ -1,4 +1,7 @@
-"""Listing a source: folders, metadata.jsonl, manifests; rows 43 to 46 of the fault catalogue as far as names and pairing go."""
+"""Listing a source: folders, metadata.jsonl, manifests; rows 43 to 46 of the fault catalogue as far as names and pairing go.
+
+Tables and tars have their own files: test_source_table.py and test_source_tar.py.
+"""
 
 from __future__ import annotations
 
@@ -187,6 +190,12 @@ def test_text_and_caption_that_differ_are_refused(tmp_path):
     assert reasons(list_source(tmp_path)) == {"a": "two-captions"}
 
 
+def test_a_list_of_captions_passes_as_it_is(tmp_path):
+    touch(tmp_path, "a.png")
+    manifest(tmp_path / "metadata.jsonl", {"file_name": "a.png", "caption": ["one", "two"]})
+    assert list_source(tmp_path).items[0].caption == ["one", "two"]
+
+
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png", "sub/../../secret.png"])
 def test_row_45_metadata_does_not_lead_out_of_its_folder(tmp_path, name):
     touch(tmp_path, "data/a.png", "secret.png")
@@ -274,9 +283,32 @@ def test_a_folder_around_a_manifest_points_to_it(tmp_path):
     assert str(tmp_path / "approved.jsonl") in error_of(tmp_path).hint
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    touch(tmp_path, "images.tar")
-    assert "neither a folder nor a .jsonl manifest" in error_of(tmp_path / "images.tar").message
+def test_a_folder_around_a_table_points_to_it(tmp_path):
+    touch(tmp_path, "list.csv")
+    assert str(tmp_path / "list.csv") in error_of(tmp_path).hint
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.tar.gz", "list.txt", "images"])
+def test_a_file_of_another_kind_is_refused(tmp_path, name):
+    touch(tmp_path, name)
+    assert "neither a folder nor a .jsonl, .csv, .tsv, .parquet or .tar file" in error_of(tmp_path / name).message
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "pipe.csv", "pipe.parquet", "pipe.tar"])
+def test_pipes_are_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "neither a folder nor" in error_of(tmp_path / name).message
+
+
+def test_row_54_commands_and_addresses_are_not_followed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("pipe:touch gotcha", "http://localhost/x.tar", "s3://bucket/x.tar", "hf://datasets/x"):
+        assert "addresses and commands are not followed" in error_of(Path(text)).hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_patterns_of_shard_lists_point_to_the_folder(tmp_path):
+    assert "give the folder that holds these files" in error_of(tmp_path / "shard-{000..010}.tar").hint
 
 
 def test_a_manifest_of_bad_lines_names_the_keys_that_are_needed(tmp_path):

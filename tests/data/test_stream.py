@@ -8,7 +8,11 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from dittool.data.stream import BatchPlan
+from dittool.config.load import load_config
+from dittool.data.buckets import buckets_from_config
+from dittool.data.provenance import Provenance
+from dittool.data.shard_set import ShardSet
+from dittool.data.stream import BatchPlan, BatchStream, sizes_within
 from dittool.errors import BadDataError, UsageError
 
 BUCKETS = ["128x128"] * 13 + ["160x96"] * 7 + ["96x160"] * 2  # the last is smaller than a batch
@@ -62,13 +66,80 @@ def test_no_samples_are_an_error():
         BatchPlan([], 4, seed=0)
 
 
-def test_ranks_split_the_batch_of_one_process(tiny_shards):
-    whole, parts = tiny_shards.stream(ranks=1), [tiny_shards.stream(rank=rank, ranks=2) for rank in range(2)]
-    for number in (0, 5, 17):
-        both = [part[number] for part in parts]
-        assert both[0].ids + both[1].ids == whole[number].ids
+def assert_parts_make_the_whole(whole, parts, numbers) -> None:
+    for number in numbers:
+        shares, batch = [part[number] for part in parts], whole[number]
+        assert [sample_id for share in shares for sample_id in share.ids] == batch.ids
         for name in ("latents", "noise", "timestep_draw", "mode_draw"):
-            assert torch.equal(torch.cat([getattr(batch, name) for batch in both]), getattr(whole[number], name))
+            assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batch, name))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_split_the_batch_of_one_process(tiny_shards, ranks):
+    assert_parts_make_the_whole(tiny_shards.stream(), [tiny_shards.stream(rank=rank, ranks=ranks) for rank in range(ranks)], (0, 5, 17))
+
+
+# Batches by token budget: each bucket has its own size
+
+BUCKET_NAMES = [bucket.name for bucket in buckets_from_config(load_config("demo").data)]
+SIZES = {"128x128": 4, "160x96": 6, "96x160": 3}
+
+
+def test_a_budget_gives_each_bucket_the_samples_that_fit():
+    """Tokens of 16 pixels: 64, 60 and 60 of them."""
+    buckets = ["128x128", "160x96", "1024x1024"]
+    assert sizes_within(256, buckets, cell=16) == {"128x128": 4, "160x96": 4, "1024x1024": 1}
+    assert sizes_within(599, ["160x96"], cell=16) == {"160x96": 9}
+    assert sizes_within(600, ["160x96"], cell=16) == {"160x96": 10}
+    assert sizes_within(599, buckets, cell=16, multiple=4) == {"128x128": 8, "160x96": 8, "1024x1024": 4}
+
+
+def test_batches_of_a_budget_are_full_of_one_bucket_and_lose_no_sample():
+    plan = BatchPlan(BUCKETS, SIZES, seed=0)
+    count = next(n for n in range(1000) if plan.epoch_of(n) == 12)
+    seen = Counter()
+    for batch in batches(plan, count):
+        (bucket,) = {BUCKETS[i] for i in batch}
+        assert len(batch) == SIZES[bucket]
+        seen.update(batch)
+    assert set(seen) == set(range(len(BUCKETS)))
+    assert all(abs(times - 12) <= 3 for times in seen.values())
+
+
+@pytest.mark.parametrize("sizes", [4, SIZES])
+def test_the_global_index_of_a_sample_is_the_count_of_those_before_it(sizes):
+    plan = BatchPlan(BUCKETS, sizes, seed=3)
+    before = 0
+    for number in range(60):
+        assert plan.samples_before(number) == before
+        before += len(plan.batch(number))
+    assert BatchPlan(BUCKETS, sizes, seed=3).samples_before(59) == plan.samples_before(59)  # asked for at once, as after a resume
+
+
+def test_a_budget_gives_the_same_batches_to_any_ranks_and_workers(tiny_shards):
+    sizes = {bucket: 8 if bucket == "128x128" else 4 for bucket in BUCKET_NAMES}
+    whole = stream_of(tiny_shards, sizes)
+    for ranks in (2, 4):
+        assert_parts_make_the_whole(whole, [stream_of(tiny_shards, sizes, rank, ranks) for rank in range(ranks)], (0, 3, 9))
+    helped = list(whole.loader(2, 8, 2, torch.device("cpu")))
+    assert [batch.ids for batch in helped] == [whole[number].ids for number in range(2, 8)]
+
+
+def test_no_two_samples_of_a_budgeted_run_draw_the_same_noise(tiny_shards):
+    whole = stream_of(tiny_shards, {bucket: 8 if bucket == "128x128" else 2 for bucket in BUCKET_NAMES})
+    draws = [draw for number in range(20) for draw in whole[number].timestep_draw.tolist()]
+    assert len(set(draws)) == len(draws)
+
+
+def test_a_bucket_that_does_not_divide_among_ranks_is_named(tiny_shards):
+    with pytest.raises(UsageError, match="6 of bucket 128x128 does not divide among 4"):
+        stream_of(tiny_shards, {bucket: 6 if bucket == "128x128" else 4 for bucket in BUCKET_NAMES}, 0, 4)
+
+
+def stream_of(tiny_shards, sizes, rank=0, ranks=1) -> BatchStream:
+    shards = ShardSet.open(tiny_shards.folder)
+    refs = shards.split("train")
+    return BatchStream(shards, refs, Provenance.of(shards, refs, tiny_shards.config).norm, sizes, seed=0, rank=rank, ranks=ranks)
 
 
 def test_draws_belong_to_the_place_in_the_run_and_differ_between_steps(tiny_shards):

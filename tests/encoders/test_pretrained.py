@@ -1,109 +1,218 @@
-"""Real encoder classes, tiny, saved and loaded offline: the code that loads the published weights."""
+"""Getting weights: from a folder, from what the hub left on this disk, or not at all; in each case whole, and in each case said clearly."""
 
 from __future__ import annotations
 
-import numpy as np
+import errno
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dittool.encoders.image import load_image_encoder
+from dittool.encoders.pretrained import load_pretrained, weights_hash
 from dittool.encoders.text import load_text_encoder
-from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.encoders.vae import load_codec
-from dittool.errors import WeightsMissingError
+from dittool.errors import BadDataError, DitError, WeightsMissingError
 
-ensure_torchvision()
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A DINOv3, a DINOv2, a T5 with its byte tokenizer, and a VAE in the Flux layout."""
-    from diffusers import AutoencoderKL
-    from transformers import ByT5Tokenizer, Dinov2Config, Dinov2Model, DINOv3ViTConfig, DINOv3ViTModel, T5Config, T5EncoderModel
-
-    root = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(0)
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    DINOv3ViTModel(DINOv3ViTConfig(patch_size=16, num_register_tokens=4, intermediate_size=64, **small)).save_pretrained(root / "dinov3")
-    Dinov2Model(Dinov2Config(patch_size=14, image_size=56, mlp_ratio=2, **small)).save_pretrained(root / "dinov2")
-    T5EncoderModel(T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).save_pretrained(root / "t5")
-    ByT5Tokenizer().save_pretrained(root / "t5")
-    AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=16, norm_num_groups=4, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-    ).save_pretrained(root / "flux" / "vae")  # fmt: skip
-    return root
+LOADERS = {
+    "image": lambda name: load_image_encoder(str(name), "fp32"),
+    "text": lambda name: load_text_encoder(str(name), "fp32", 8),
+    "vae": lambda name: load_codec(str(name)),
+}
+FOLDERS = {"image": "dinov3", "text": "t5", "vae": "flux"}
+WEIGHTS = {"image": "model.safetensors", "text": "model.safetensors", "vae": "vae/diffusion_pytorch_model.safetensors"}
 
 
-@pytest.mark.parametrize(("name", "patch", "registers"), [("dinov3", 16, 4), ("dinov2", 14, 0)])
-def test_patch_size_and_registers_come_from_the_encoder(folders, name, patch, registers):
-    encoder = load_image_encoder(str(folders / name), "fp32")
-    assert (encoder.patch_size, encoder.registers, encoder.width) == (patch, registers, 32)
-    assert encoder.card["weights"] and encoder.card["revision"] == "local"
+@pytest.fixture(params=LOADERS)
+def kind(request) -> str:
+    return request.param
 
 
-@pytest.mark.parametrize(("name", "patch"), [("dinov3", 16), ("dinov2", 14)])
-def test_the_k_th_patch_is_where_it_should_be(folders, name, patch):
-    encoder = load_image_encoder(str(folders / name), "fp32")
-    rows, columns = 4, 6
-    image = np.full((1, rows * patch, columns * patch, 3), 128, np.uint8)
-    plain = encoder.encode(image).patches[0]
-    assert plain.shape == (rows * columns, 32)
-    for row, column in ((0, 0), (1, 5), (3, 2)):
-        changed = image.copy()
-        changed[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = (250, 10, 10)
-        moved = (encoder.encode(changed).patches[0] - plain).norm(dim=1)
-        assert int(moved.argmax()) == row * columns + column
+@pytest.fixture
+def copy(kind, folders, tmp_path):
+    """A copy of this kind's folder, to damage."""
+    import shutil
+
+    return shutil.copytree(folders / FOLDERS[kind], tmp_path / "copy")
 
 
-def test_captions_have_their_true_length_and_cuts_are_told(folders):
-    encoder = load_text_encoder(str(folders / "t5"), "fp32", max_tokens=12)
-    short, long = encoder.encode(["dog", "a much longer caption"])
-    assert short.hidden.shape == (4, 32) and not short.cut  # three bytes and the end token
-    assert long.hidden.shape == (12, 32) and long.cut
+# Row 61: missing
 
 
-def test_padding_beside_a_longer_caption_changes_nothing(folders):
-    encoder = load_text_encoder(str(folders / "t5"), "fp32", max_tokens=512)
-    alone, beside = encoder.encode(["dog"])[0].hidden, encoder.encode(["dog", "a much longer caption"])[0].hidden
-    torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", ["models/no/folder", "/no/folder", "~/no-folder", "models/ae.safetensors"])
+def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(kind, name):
+    with pytest.raises(WeightsMissingError, match=f"{name}: no such folder or file") as missing:
+        LOADERS[kind](name)
+    assert "hf download" not in missing.value.hint
 
 
-def test_the_vae_gives_the_unscaled_mode_and_its_card_the_scale(folders):
-    codec = load_codec(str(folders / "flux"))
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
-    latents = codec.encode(pixels)
-    assert latents.shape == (2, 16, 4, 6) and torch.equal(latents, codec.encode(pixels))
-    assert (codec.card["scale"], codec.card["shift"], codec.stride) == (0.3611, 0.1159, 8)
-    assert codec.decode(latents).shape == pixels.shape
-
-
-@pytest.mark.parametrize(
-    ("load", "key"),
-    [
-        (lambda name: load_image_encoder(name, "fp32"), "image"),
-        (lambda name: load_text_encoder(name, "fp32", 8), "text"),
-        (load_codec, "vae"),
-    ],
-)
 @pytest.mark.parametrize("name", ["nobody/has-this", "./no/such/folder"])
-def test_missing_weights_are_named_with_a_substitute(load, key, name):
-    """Row 61."""
+def test_missing_weights_are_named_with_what_to_do(kind, name):
     with pytest.raises(WeightsMissingError, match=name) as missing:
-        load(name)
-    assert f"encoders.{key}" in missing.value.message and missing.value.exit_code == 7
+        LOADERS[kind](name)
+    assert f"encoders.{kind}" in missing.value.message and missing.value.exit_code == 7
 
 
-def test_the_builtin_codec_inverts_what_it_keeps():
-    codec = load_codec("builtin:dct")
-    y, x = np.mgrid[0:32, 0:48]
-    smooth = np.stack([y * 4 + 60, x * 3 + 40, 200 - y * 2 - x], axis=-1).astype(np.uint8)[None]
-    back = codec.decode(codec.encode(smooth))
-    assert np.abs(back.astype(int) - smooth).max() <= 3
-    assert torch.allclose(codec.encode(back), codec.encode(codec.decode(codec.encode(back))), atol=0.01)
+def test_for_a_hub_id_the_hint_says_how_to_fetch_it_and_what_serves_meanwhile(kind):
+    with pytest.raises(WeightsMissingError) as missing:
+        LOADERS[kind]("nobody/has-this")
+    substitute = {"image": "facebook/dinov2-large", "text": "google/t5-v1_1-base", "vae": "madebyollin/taef1"}[kind]
+    stand_in = {"image": "builtin:dinov3", "text": "builtin:words", "vae": "builtin:dct"}[kind]
+    hint = missing.value.hint
+    assert "hf download nobody/has-this" in hint and f"-s encoders.{kind}={substitute}" in hint and f"-s encoders.{kind}={stand_in}" in hint
 
 
-def test_builtin_words_are_the_same_every_time_and_differ_from_each_other():
-    encoder = load_text_encoder("builtin:words", "fp32", 512)
-    red, again, blue = (features.hidden for features in encoder.encode(["red circle", "Red circle,", "blue circle"]))
-    assert torch.equal(red, again) and torch.equal(red[1], blue[1]) and not torch.equal(red[0], blue[0])
+def test_of_a_whole_pipeline_only_the_vae_is_to_be_fetched():
+    with pytest.raises(WeightsMissingError) as missing:
+        load_codec("black-forest-labs/FLUX.1-schnell")
+    assert "hf download black-forest-labs/FLUX.1-schnell --include 'vae/*'" in missing.value.hint
+
+
+def test_the_substitute_is_not_offered_for_itself():
+    with pytest.raises(WeightsMissingError) as missing:
+        load_image_encoder("facebook/dinov2-large", "fp32")
+    assert "encoders.image=facebook" not in missing.value.hint and "builtin:dinov3" in missing.value.hint
+
+
+def test_an_empty_folder_says_what_belongs_into_it(kind, tmp_path):
+    with pytest.raises(WeightsMissingError, match=str(tmp_path)) as missing:
+        LOADERS[kind](tmp_path)
+    assert "config.json" in missing.value.hint
+
+
+def test_a_folder_without_its_weights_is_missing_weights(kind, copy):
+    (copy / WEIGHTS[kind]).unlink()
+    with pytest.raises(WeightsMissingError, match="copy"):
+        LOADERS[kind](copy)
+
+
+# Damaged
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.01, 0.5, -1])
+def test_weights_cut_short_are_named_as_a_file(kind, copy, keep):
+    path = copy / WEIGHTS[kind]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(BadDataError, match=str(path)) as damaged:
+        LOADERS[kind](copy)
+    assert damaged.value.exit_code == 3 and damaged.value.hint
+
+
+def test_a_git_lfs_pointer_is_called_one(kind, copy):
+    (copy / WEIGHTS[kind]).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(BadDataError, match="git-lfs pointer"):
+        LOADERS[kind](copy)
+
+
+def test_a_tensor_that_the_file_lacks_is_not_drawn_at_random(kind, copy):
+    path = copy / WEIGHTS[kind]
+    state = load_file(path)
+    name = next(name for name in sorted(state) if name.endswith("weight") and "norm" in name)
+    del state[name]
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(WeightsMissingError, match="lacks 1 of the model's tensors") as missing:
+        LOADERS[kind](copy)
+    assert name.split(".")[-2] in missing.value.message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\x00\x01"])
+def test_a_damaged_config_is_one_clear_error(kind, copy, content):
+    path = copy / WEIGHTS[kind].replace(WEIGHTS[kind].split("/")[-1], "config.json")
+    path.write_text(content)
+    with pytest.raises(DitError, match=str(copy)) as damaged:
+        LOADERS[kind](copy)
+    assert damaged.value.exit_code in (2, 3, 7) and damaged.value.hint
+
+
+@pytest.mark.parametrize("kind", ["image", "text"], indirect=True)
+def test_of_weights_in_parts_each_must_be_there_and_whole(kind, copy):
+    from transformers import AutoModel, T5EncoderModel
+
+    (AutoModel if kind == "image" else T5EncoderModel).from_pretrained(copy).save_pretrained(copy, max_shard_size="40KB")
+    (copy / "model.safetensors").unlink(missing_ok=True)
+    parts = sorted(copy.glob("model-*.safetensors"))
+    assert len(parts) > 1
+    LOADERS[kind](copy)
+    content = parts[-1].read_bytes()
+    parts[-1].write_bytes(content[:-8])
+    with pytest.raises(BadDataError, match=parts[-1].name):
+        LOADERS[kind](copy)
+    parts[-1].unlink()
+    with pytest.raises(WeightsMissingError, match=f"1 of {len(parts)} parts are missing, the first is {parts[-1].name}"):
+        LOADERS[kind](copy)
+
+
+@pytest.mark.parametrize("weight_map", [{}, [], {"a": 3}, {"a": "../elsewhere.safetensors"}, None])
+def test_an_index_of_parts_that_is_none_is_refused(folders, tmp_path, weight_map):
+    (tmp_path / "config.json").write_text((folders / "dinov3" / "config.json").read_text())
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(BadDataError, match="weight_map"):
+        load_image_encoder(str(tmp_path), "fp32")
+
+
+def test_a_full_disk_while_fetching_is_not_called_missing_weights():
+    def fetch(local_only: bool):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/blob")
+
+    with pytest.raises(OSError, match="No space left"):
+        load_pretrained("image", "org/model", fetch)
+
+
+# What the hub left on this disk
+
+
+def test_a_fetched_encoder_is_used_without_a_network_and_its_commit_is_recorded(kind, folders, hub_cache):
+    hub_cache("org/model", folders / FOLDERS[kind])
+    card = LOADERS[kind]("org/model").card
+    assert (card["id"], card["revision"]) == ("org/model", "0123456789abcdef0123456789abcdef01234567")
+    assert card["weights"] == LOADERS[kind](folders / FOLDERS[kind]).card["weights"]
+
+
+def test_an_autoencoder_with_a_repository_of_its_own_lies_at_the_top(folders, hub_cache):
+    hub_cache("org/taef1", folders / "tiny")
+    assert load_codec("org/taef1").card["revision"].startswith("0123")
+
+
+def test_a_damaged_copy_on_this_disk_is_not_called_absent(kind, folders, hub_cache):
+    path = hub_cache("org/model", folders / FOLDERS[kind]) / WEIGHTS[kind]
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(WeightsMissingError, match=f"'org/model' on this disk is damaged: .*{path.name}: cut short") as damaged:
+        LOADERS[kind]("org/model")
+    assert "--force-download" in damaged.value.hint
+
+
+def test_a_download_that_lacks_its_weights_is_to_be_fetched_again(kind, folders, hub_cache):
+    (hub_cache("org/model", folders / FOLDERS[kind]) / WEIGHTS[kind]).unlink()
+    with pytest.raises(WeightsMissingError, match="HF_HUB_OFFLINE") as missing:
+        LOADERS[kind]("org/model")
+    assert "hf download org/model" in missing.value.hint
+
+
+def test_a_name_that_can_be_neither_folder_nor_hub_id_is_said_to_be_so(kind):
+    with pytest.raises(WeightsMissingError, match="a b/c"):
+        LOADERS[kind]("a b/c")
+
+
+def test_a_home_folder_may_be_written_with_a_tilde(kind, folders, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders))
+    assert LOADERS[kind](f"~/{FOLDERS[kind]}").card["revision"] == "local"
+
+
+# The hash
+
+
+def test_the_hash_of_weights_depends_on_names_shapes_dtypes_and_bytes():
+    def hashed(**tensors: torch.Tensor) -> str:
+        module = torch.nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return weights_hash(module)
+
+    zeros = torch.zeros(2, 3)
+    different = [hashed(a=zeros), hashed(b=zeros), hashed(a=zeros.reshape(3, 2)), hashed(a=zeros.int()), hashed(a=zeros + 1e-45)]
+    assert len(set(different)) == 5
+    assert hashed(a=zeros, b=zeros + 1) == hashed(b=zeros + 1, a=zeros)
+    assert hashed(a=torch.arange(6.0).reshape(2, 3).T) == hashed(a=torch.arange(6.0).reshape(2, 3).T.contiguous())
+    assert len(hashed(a=torch.ones(3, dtype=torch.bfloat16))) == 64

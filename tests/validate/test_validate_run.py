@@ -347,3 +347,17 @@ def test_a_model_without_patch_tokens_is_not_given_any(drawn, oracle, tmp_path):
     model.latents = lambda conditions, noise: seen.append(conditions) or draw(conditions, noise)
     validate_pipeline(model, drawn[0], tmp_path, limit=4)
     assert seen and all(conditions.patches is None for conditions in seen)
+
+
+def test_prepared_mirror_images_are_not_judged(tiny_shards, tmp_path):
+    from dittool.data.embed import embed
+    from dittool.data.shards import shard
+    from dittool.validate.samples import choose
+
+    embed(tiny_shards.images, tmp_path / "derived", tiny_shards.config_with('data.flip="prepared"'))
+    shard(tmp_path / "derived", tmp_path / "shards")
+    shards = ShardSet.open(tmp_path / "shards")
+    assert any(shards.read_record(ref).flipped for ref in shards.samples)
+    _, subjects = choose(shards, 100)
+    involved = [ref for subject in subjects for ref in (subject.ref, subject.partner) if ref is not None]
+    assert involved and not any(shards.read_record(ref).flipped for ref in involved)

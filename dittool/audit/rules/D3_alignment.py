@@ -55,6 +55,8 @@ def check(subject: Subject) -> list[Finding]:
 
 
 def _verdict(found: Aligned) -> list[Finding]:
+    if not found.advantage:
+        return skipped("every arrangement gives the same: the images are flat, or their grids too small")
     best, stored = found.best, found.scores[IDENTITY]
     score, sure = found.scores[best], found.advantage.get(best, 0.0)
     among = f"of {len(found.scores)} arrangements on {found.images} images"

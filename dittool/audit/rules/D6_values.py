@@ -25,7 +25,6 @@ from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shard_set import SampleRef
-from dittool.data.shards import TRAIN
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D6", "values", "error", ("data",), "0.1"
 
@@ -52,8 +51,7 @@ def check(subject: Subject) -> list[Finding]:
         cls, mean = arrays[IMAGE_CLS.name], arrays[IMAGE_PATCHES.name].mean(axis=0)
         pooled += cls.shape == mean.shape and np.linalg.norm(cls - mean) < _SAME * np.linalg.norm(cls)
         cls_tokens.append(cls)
-        if ref.split == TRAIN:
-            sums.add(arrays[LATENT.name])
+        sums.add(arrays[LATENT.name])
     faults = []
     if bad:
         faults.append(f"{len(bad)} of {len(refs)} samples hold NaN, infinity or values over {_NEAR_OVERFLOW:,}: {', '.join(bad[:3])}")

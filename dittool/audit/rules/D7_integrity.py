@@ -25,8 +25,8 @@ from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import DERIVED, Subject
 from dittool.data.features import FeatureStore
 from dittool.data.records import FEATURES, RECORD_MEMBER, STAGES
-from dittool.data.shard_set import verify
 from dittool.data.tar_members import group_samples, tar_members
+from dittool.data.verify import verify
 from dittool.storage import bytes_text
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D7", "integrity", "error", ("data",), "0.1"

@@ -51,8 +51,10 @@ def check(subject: Subject) -> list[Finding]:
     return findings or passed(f"{len(training)} training samples, no two alike; {spread}, batch {batch}")
 
 
-def _image_hashes(data: DataView, refs: list[SampleRef]) -> Counter[str]:
-    return Counter(sha for ref in refs if (sha := data.record(ref).image_sha256))
+def _image_hashes(data: DataView, refs: list[SampleRef]) -> Counter[tuple[str, bool]]:
+    """By the image's bytes; a prepared mirror image is no copy."""
+    records = (data.record(ref) for ref in refs)
+    return Counter((record.image_sha256, record.flipped) for record in records if record.image_sha256)
 
 
 def _latent_hashes(data: DataView) -> Counter[str]:
