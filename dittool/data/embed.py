@@ -7,7 +7,6 @@ Interrupted anywhere, the next call makes what is missing. What each pass does s
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +21,9 @@ from dittool.data.features import FeatureStore
 from dittool.data.parts import Part, shared_files, writer_lock
 from dittool.data.quarantine import found_at_work
 from dittool.data.records import STAGES, Record
-from dittool.data.scan import scan
+from dittool.data.scan import scan, summary
 from dittool.errors import BadDataError, UsageError
-from dittool.storage import output_folder, read_json, require_free, write_atomic, write_json
+from dittool.storage import output_folder, require_free, write_atomic
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,13 @@ def embed(
     buckets = buckets_from_config(config.data)
     with writer_lock(out, part):
         records = scan(source, buckets, talk, config.data.flip)
-        _require_usable(source, records)
         store = FeatureStore(out, part)
+        _require_usable(source, records, store)
         card_changed = store.open_card([bucket.name for bucket in buckets], config.data.patch_storage, stages if rebuild else ())
-        _write_origin(out, source, config, talk)
+        if before := store.write_source(str(source.resolve())):
+            talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
+        with shared_files(out):
+            write_atomic(out / "resolved.toml", config_to_toml(config).encode())
         records = store.merge_records(records, forget=stages if rebuild else ())
         store.prune_journal(record for record in records if record.used)
         ready = _ready_for_the_first(store, config, stages, records, part, rebuild)
@@ -83,7 +85,7 @@ def embed(
             mine = sum(record.used for batch in batches for record in batch)
             made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
             kept[stage] = sum(record.used for record in records) + len(refused) - len(missing)
-        _require_usable(source, records)
+        _require_usable(source, records, store)
     return EmbedSummary(records, made, kept, cut, out, left)
 
 
@@ -112,21 +114,13 @@ def _work(store: FeatureStore, stage: str, records: list[Record], part: Part) ->
     return missing, plan_batches(stage, candidates, missing, part)
 
 
-def _write_origin(out: Path, source: Path, config: Config, talk: Talk) -> None:
-    """Leaves beside the features where their images are and what configuration made them."""
-    origin, folder = out / "source.json", str(source.resolve())
-    with shared_files(out):
-        if origin.exists() and (before := read_json(origin).get("folder")) != folder:
-            talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
-        write_atomic(out / "resolved.toml", config_to_toml(config).encode())
-        write_json(origin, {"folder": folder})
-
-
-def _require_usable(source: Path, records: list[Record]) -> None:
+def _require_usable(source: Path, records: list[Record], store: FeatureStore) -> None:
+    """Raises `BadDataError` when no input can be used, and leaves each one's reason in records.jsonl where no features are that it described."""
     if any(record.used for record in records):
         return
-    reasons = Counter(record.reason for record in records)
-    counted = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    raise BadDataError(
-        f"{source}: none of {len(records)} images can be used: {counted}", "each image needs a caption; see records.jsonl for each one's reason"
-    )
+    if not store.has_card:
+        store.write_records(records)
+    counts = summary(records)
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts["reasons"].items())
+    where = f"each one's reason stands in {store.records_path}" if not store.has_card else "look at the source: the features of before are untouched"
+    raise BadDataError(f"{source}: none of {counts['total']} images can be used: {counted}", f"each image needs a caption; {where}")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dittool.data.arrays import npy_bytes, read_npy
-from dittool.data.identity import ENCODER_OF_STAGE, differences, new_card, rebuild_command, require_same_identity, stages_made_stale
+from dittool.data.identity import ENCODER_OF_STAGE, differences, new_card, rebuild_command, require_card, require_same_identity, stages_made_stale
 from dittool.data.parts import Part, shared_files
 from dittool.data.quarantine import with_earlier_refusals
 from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
@@ -50,6 +50,7 @@ class FeatureStore:
         self.folder = folder
         self.records_path = folder / "records.jsonl"
         self._identity_path = folder / "identity.json"
+        self._source_path = folder / "source.json"
         self._journal_path = folder / "journal.jsonl"
         self._part = part or Part()
 
@@ -75,11 +76,36 @@ class FeatureStore:
             self.write_records(records)
         return records
 
+    # Where the images are
+
+    @property
+    def source(self) -> str:
+        """The folder or list that was embedded. Raises `BadDataError`."""
+        value = read_json(self._source_path)
+        if isinstance(value, dict) and isinstance(value.get("folder"), str):
+            return value["folder"]
+        raise BadDataError(f"{self._source_path}: it names no source", "run dit embed again with the same source: it keeps the features")
+
+    def write_source(self, source: str) -> str | None:
+        """Names the source. Returns the one that was named before, where it was another."""
+        with shared_files(self.folder):
+            try:
+                before = self.source
+            except BadDataError:  # none, or a damaged file: it is made anew
+                before = None
+            write_json(self._source_path, {"folder": source})
+        return before if before != source else None
+
     # Identity card
 
+    @property
+    def has_card(self) -> bool:
+        """Whether an embed run was begun here."""
+        return self._identity_path.exists()
+
     def card(self) -> dict[str, Any]:
-        """The identity card. Raises `BadDataError` when there is none."""
-        return read_json(self._identity_path)
+        """The identity card. Raises `BadDataError` when there is none, or the file holds something else."""
+        return require_card(read_json(self._identity_path), str(self._identity_path))
 
     def open_card(self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = ()) -> bool:
         """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one was changed.
@@ -89,7 +115,7 @@ class FeatureStore:
         """
         with shared_files(self.folder):
             fresh = new_card(buckets, patch_storage)
-            if not self._identity_path.exists():
+            if not self.has_card:
                 write_json(self._identity_path, fresh)
                 return False
             card = self.card()

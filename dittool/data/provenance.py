@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dittool.config.schema import Config
+from dittool.data.identity import identity_hash
 from dittool.data.normalisation import LatentNorm, latent_norm
 from dittool.data.shard_set import SampleRef, ShardSet
+from dittool.errors import BadDataError
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Provenance:
 
     @staticmethod
     def of(shards: ShardSet, refs: list[SampleRef], config: Config) -> Provenance:
+        """Raises `BadDataError` for a set whose identity card was changed after it was made."""
+        if (found := identity_hash(shards.card)) != shards.identity_hash:
+            raise BadDataError(
+                f"{shards.folder}: the identity card in its index hashes to {found[:12]}…, when the set was made it was {shards.identity_hash[:12]}…",
+                "make the shards again with: dit shard",
+            )
         norm = latent_norm(config.data.latent_scaling, shards.card["encoders"]["vae"], shards.statistics)
         order = hashlib.sha256("\n".join(f"{ref.id} {ref.bucket}" for ref in refs).encode()).hexdigest()
         return Provenance(shards.card, shards.identity_hash, shards.dims, norm, shards.statistics, order)

@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dittool.config.schema import parse_size
+from dittool.data.identity import require_card
+from dittool.data.shard_statistics import wrong_summary
 from dittool.data.tar_members import group_samples, tar_members
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.storage import file_sha256, read_json, write_atomic
@@ -96,8 +98,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     kinds = {"identity": dict, "identity_hash": str, "statistics": dict, "dims": dict, "source": str, "shards": list}
     if wrong := [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]:
         raise BadDataError(f"{path}: {', '.join(wrong)} missing or of the wrong kind", _AGAIN)
+    if not index["shards"]:
+        raise BadDataError(f"{path}: it lists no shard", _AGAIN)
     for row in index["shards"]:
         _check_row(path, row)
+    _check_identity(path, index)
     return index
 
 
@@ -111,7 +116,8 @@ def refs_of(folder: Path, index: dict[str, Any]) -> list[SampleRef]:
             raise BadDataError(f"{tar}: {size}, the index says {row['bytes']:,} bytes", _AGAIN)
         members = read_json(members_path(tar))
         if not isinstance(members, dict) or len(members) != row["count"]:
-            raise BadDataError(f"{tar}: {len(members)} samples listed, the index says {row['count']}", _AGAIN)
+            listed = f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"
+            raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row['count']}", _AGAIN)
         for key, places in members.items():
             refs.append(SampleRef(key, row["bucket"], row["split"], row["path"], _checked_places(tar, key, places, row["bytes"])))
     return refs
@@ -125,6 +131,16 @@ def _checked_places(tar: Path, key: str, places: Any, size: int) -> dict[str, tu
     except (AttributeError, TypeError, ValueError):
         pass
     raise BadDataError(f"{members_path(tar)}: sample '{key}' has members that do not lie in the {size:,} bytes of the tar", _AGAIN)
+
+
+def _check_identity(path: Path, index: dict[str, Any]) -> None:
+    """Card, widths and statistics: a model is built and normalised by them, so they must at least fit each other."""
+    encoders = require_card(index["identity"], f"{path}: identity", complete=True)["encoders"]
+    widths = {"text": encoders["text"]["width"], "image": encoders["image"]["width"], "latent_channels": encoders["vae"]["channels"]}
+    if index["dims"] != widths:
+        raise BadDataError(f"{path}: dims = {index['dims']}, by the identity card they are {widths}", _AGAIN)
+    if wrong := wrong_summary(index["statistics"], widths):
+        raise BadDataError(f"{path}: statistics: {'; '.join(wrong)}", _AGAIN)
 
 
 def _check_row(source: Path, row: Any) -> None:

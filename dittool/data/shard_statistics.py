@@ -10,6 +10,7 @@ mean and sum of squared distances from it, and two such results are joined exact
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,3 +128,33 @@ def summary(parts: list[ShardStatistics]) -> dict[str, Any]:
         told |= {f"{name}_mean": total.mean.tolist(), f"{name}_std": total.std.tolist()}
     tokens = {"mean": sum(part.text_tokens for part in parts) / samples, "max": max(part.longest_text for part in parts)}
     return {**told, "text_tokens": tokens}
+
+
+def wrong_summary(told: dict[str, Any], dims: dict[str, int]) -> list[str]:
+    """What cannot be in the `statistics` of an index from anywhere, for samples of these widths; empty when nothing is wrong."""
+    wrong = []
+    channels = {LATENT: dims["latent_channels"], IMAGE_CLS: dims["image"], IMAGE_PATCHES: dims["image"]}
+    for feature, count in channels.items():
+        for key in (f"{_NAMES[feature]}_mean", f"{_NAMES[feature]}_std"):
+            numbers = told.get(key)
+            if not isinstance(numbers, list) or len(numbers) != count or not all(map(_is_finite, numbers)):
+                wrong.append(f"{key} is not {count} finite numbers")
+    return wrong
+
+
+def apart(told: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Keys in which two summaries are further apart than sums of one set may be on two machines."""
+    return [key for key, value in found.items() if not _are_close(told.get(key), value)]
+
+
+def _are_close(told: Any, found: Any) -> bool:
+    if isinstance(found, dict):
+        return isinstance(told, dict) and all(_are_close(told.get(key), value) for key, value in found.items())
+    try:
+        return bool(np.allclose(np.asarray(told, dtype=np.float64), found, rtol=1e-9, atol=1e-12))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -25,7 +25,7 @@ import numpy as np
 from dittool.config.load import load_config
 from dittool.console import SILENT, Talk
 from dittool.data.arrays import parse_npy, read_npy_bytes
-from dittool.data.features import FeatureStore
+from dittool.data.features import FeatureStore, digest_of
 from dittool.data.identity import identity_hash
 from dittool.data.patch_storage import decode_patches
 from dittool.data.records import FEATURES, IMAGE_PATCHES, RECORD_MEMBER, STAGES, Feature, Record, record_to_bytes
@@ -88,7 +88,7 @@ def shard(
         _remove_unlisted(out, rows)
         write_json(out / INDEX_NAME, {
             "version": INDEX_VERSION, "identity_hash": identity_hash(writer.card), "identity": writer.card, "holdout": share, "seed": seed,
-            "source": read_json(derived / "source.json")["folder"], "dims": statistics[0].dims, "statistics": summary(statistics), "shards": rows,
+            "source": store.source, "dims": statistics[0].dims, "statistics": summary(statistics), "shards": rows,
         })  # fmt: skip
         (out / _JOURNAL).unlink(missing_ok=True)
     return ShardSummary(out, rows, len(records) - len(chosen), writer.count_kept)
@@ -116,6 +116,7 @@ class _ShardWriter:
         self.count_kept = 0
         self._dims: dict[str, int] = {}
         self._store, self._out, self._journal = store, out, out / _JOURNAL
+        self._made = store.read_journal_entries()
         lines = read_json_lines(self._journal) if self._journal.exists() else []
         # Written anew without a torn last line, behind which nothing could be added.
         write_atomic(self._journal, b"".join(_line(line) for line in lines))
@@ -152,12 +153,21 @@ class _ShardWriter:
     def _blocks(self, plan: _Plan, statistics: ShardStatistics) -> Iterator[bytes]:
         """The bytes of the tar. Features are copied as they are: they were written by us, and are checked on the way."""
         for record in plan.records:
-            files = {feature: read_npy_bytes(self._store.path(feature, record.id)) for feature in FEATURES}
+            files = {feature: self._file(feature, record) for feature in FEATURES}
             self._check(record, files, statistics)
             yield from tar_member(f"{record.id}.{RECORD_MEMBER}", record_to_bytes(record))
             for feature, data in files.items():
                 yield from tar_member(f"{record.id}.{feature.member}", data)
         yield bytes(2 * _BLOCK)
+
+    def _file(self, feature: Feature, record: Record) -> bytes:
+        """A feature's file, if it is still the one that was made."""
+        path = self._store.path(feature, record.id)
+        data = read_npy_bytes(path)
+        told = self._made[record.id, feature.stage].digests.get(feature.name)
+        if told and (found := digest_of(data)) != told:
+            raise BadDataError(f"{path}: its digest is {found}, when it was made it was {told} ('{record.name}')", _remake(feature))
+        return data
 
     def _check(self, record: Record, files: dict[Feature, bytes], statistics: ShardStatistics) -> None:
         arrays = {}

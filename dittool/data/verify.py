@@ -1,4 +1,4 @@
-"""Reads every byte of a set of shards and says what is wrong: hashes, counts, tar structure, array headers, values."""
+"""Reads every byte of a set of shards and says what is wrong: hashes, counts, tar structure, array headers, values, statistics."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.shard_index import SampleRef, members_path, scan_tar
+from dittool.data.identity import identity_hash
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
+from dittool.data.shard_index import INDEX_NAME, SampleRef, members_path, scan_tar
 from dittool.data.shard_set import ShardSet
+from dittool.data.shard_statistics import ShardStatistics, apart, summary, widths
 from dittool.errors import DitError
 from dittool.storage import file_sha256
 
@@ -34,15 +37,22 @@ def verify(folder: Path, talk: Talk = SILENT) -> list[Fault]:
     faults = [
         Fault(key, f"this sample stands in the set {count} times") for key, count in Counter(ref.id for ref in shards.samples).items() if count > 1
     ]
+    statistics = []
     with talk.progress("verify", len(shards.samples), "sample") as task:
         for row in rows:
-            refs = by_shard.get(row["path"], [])
-            faults += _verify_shard(shards, row, refs)
-            task.advance(len(refs))
+            refs, of_shard = by_shard.get(row["path"], []), ShardStatistics()
+            faults += _verify_shard(shards, row, refs, of_shard)
+            statistics.append(of_shard)
+            task.advance(len(refs), faults=len(faults))
+    if shards.index is not None and (found := identity_hash(shards.card)) != shards.identity_hash:
+        faults.append(Fault(INDEX_NAME, f"the identity card in it hashes to {found[:12]}…, identity_hash is {shards.identity_hash[:12]}…"))
+    if shards.index is not None and not faults and (keys := apart(shards.statistics, summary(statistics))):
+        faults.append(Fault(INDEX_NAME, f"{', '.join(keys)} of the statistics are not those of the samples"))
     return faults
 
 
-def _verify_shard(shards: ShardSet, row: dict[str, Any], refs: list[SampleRef]) -> list[Fault]:
+def _verify_shard(shards: ShardSet, row: dict[str, Any], refs: list[SampleRef], statistics: ShardStatistics) -> list[Fault]:
+    """What is wrong with one shard; what its samples hold is added to the statistics."""
     path = shards.folder / row["path"]
     try:
         if shards.index is not None and (faults := _hash_faults(path, row)):
@@ -52,7 +62,7 @@ def _verify_shard(shards: ShardSet, row: dict[str, Any], refs: list[SampleRef]) 
         return [Fault(row["path"], str(error))]
     if in_tar != {ref.id: ref.members for ref in refs}:
         return [Fault(row["path"], f"the tar's own headers ({len(in_tar)} samples) and its list of members ({len(refs)}) disagree")]
-    return [fault for ref in refs for fault in _sample_faults(shards, ref)]
+    return [fault for ref in refs for fault in _sample_faults(shards, ref, statistics)]
 
 
 def _hash_faults(path: Path, row: dict[str, Any]) -> list[Fault]:
@@ -63,13 +73,20 @@ def _hash_faults(path: Path, row: dict[str, Any]) -> list[Fault]:
     return faults
 
 
-def _sample_faults(shards: ShardSet, ref: SampleRef) -> list[Fault]:
+def _sample_faults(shards: ShardSet, ref: SampleRef, statistics: ShardStatistics) -> list[Fault]:
     where = f"{ref.shard}: {ref.id}"
     try:
         shards.read_record(ref)
         sample = shards.read(ref)
     except DitError as error:
         return [Fault(where, error.message)]
-    arrays = (("cls", sample.cls), ("patches", sample.patches), ("latent", sample.latent), ("text", sample.text))
-    bad = [(name, int((~np.isfinite(array)).sum())) for name, array in arrays]
-    return [Fault(where, f"{name} has {count} values that are not finite") for name, count in bad if count]
+    arrays = {IMAGE_CLS: sample.cls, IMAGE_PATCHES: sample.patches, LATENT: sample.latent, TEXT: sample.text}
+    if misshapen := [feature for feature, array in arrays.items() if array.ndim != len(feature.axes) or 0 in array.shape]:
+        return [Fault(where, f"{feature.name} has shape {arrays[feature].shape}, not ({', '.join(feature.axes)})") for feature in misshapen]
+    bad = [(feature.name, int((~np.isfinite(array)).sum())) for feature, array in arrays.items()]
+    if faults := [Fault(where, f"{name} has {count} values that are not finite") for name, count in bad if count]:
+        return faults
+    if shards.index is not None and (found := widths(arrays)) != shards.dims:
+        return [Fault(where, f"widths {found}, the index says {shards.dims}")]
+    statistics.add(arrays)
+    return []

@@ -13,11 +13,13 @@ import sys
 
 import pytest
 
+from dittool.data.provenance import Provenance
 from dittool.data.shard_set import ShardSet
 from dittool.data.shards import shard
 from dittool.data.tar_members import group_samples, tar_members
 from dittool.data.verify import verify
 from dittool.errors import BadDataError, DitError
+from dittool.storage import read_json, write_json
 
 SMALL = {"limit": 7, "shard_size": 3, "holdout": 0.3}
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
@@ -126,8 +128,8 @@ def test_a_shard_that_was_damaged_in_between_is_made_again(tiny_shards, tmp_path
     assert digests(out) == whole
 
 
-def test_a_shard_whose_features_changed_in_between_is_made_again(tiny_shards, tmp_path):
-    derived, out = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived"), tmp_path / "shards"
+def test_a_shard_whose_features_changed_in_between_is_made_again(older_derived, tmp_path):
+    derived, out = older_derived, tmp_path / "shards"
     shard_in_a_process_that_dies(derived, out, 40)
     for path in (derived / "vae_latents").glob("*.npy"):
         path.write_bytes(path.read_bytes()[:-2] + b"\x00\x3c")
@@ -291,8 +293,6 @@ def test_row_54_addresses_are_refused_and_pipes_not_run(tmp_path, small_set, dit
 
 @pytest.mark.parametrize("path", ["../shards/bucket_128x128/shard-000000.tar", "/etc/passwd", "bucket\\..\\x.tar"])
 def test_row_52_an_index_whose_paths_leave_the_folder_is_refused(tmp_path, small_set, dit, path):
-    from dittool.storage import read_json, write_json
-
     folder = shutil.copytree(small_set, tmp_path / "shards")
     index = read_json(folder / "index.json")
     index["shards"][0]["path"] = path
@@ -305,8 +305,6 @@ def test_row_52_an_index_whose_paths_leave_the_folder_is_refused(tmp_path, small
     "row", [{"count": -1}, {"bytes": "1"}, {"bytes": True}, {"bucket": "wide"}, {"bucket": None}, {"split": "test"}, {"sha256": None}, {"path": ""}]
 )
 def test_an_index_with_a_row_that_cannot_be_is_refused_by_name(tmp_path, small_set, dit, row):
-    from dittool.storage import read_json, write_json
-
     folder = shutil.copytree(small_set, tmp_path / "shards")
     index = read_json(folder / "index.json")
     index["shards"][0] |= row
@@ -317,8 +315,6 @@ def test_an_index_with_a_row_that_cannot_be_is_refused_by_name(tmp_path, small_s
 
 @pytest.mark.parametrize("places", [[0, 10**15], [-512, 10], ["0", 5], [0], None, [1.5, 2]])
 def test_members_outside_their_tar_are_refused(tmp_path, small_set, dit, places):
-    from dittool.storage import read_json, write_json
-
     folder = shutil.copytree(small_set, tmp_path / "shards")
     path = min(folder.rglob("*.members.json"))
     members = read_json(path)
@@ -330,8 +326,6 @@ def test_members_outside_their_tar_are_refused(tmp_path, small_set, dit, places)
 
 def test_a_list_of_members_that_was_edited_is_found(tiny_shards, tmp_path):
     """Two samples that exchange their latents fit every shape and every size."""
-    from dittool.storage import read_json, write_json
-
     folder = shutil.copytree(tiny_shards.folder, tmp_path / "shards")
     path = max(folder.rglob("*.members.json"), key=lambda one: len(read_json(one)))
     members = read_json(path)
@@ -343,8 +337,6 @@ def test_a_list_of_members_that_was_edited_is_found(tiny_shards, tmp_path):
 
 
 def test_row_51_a_sample_that_stands_in_two_shards_is_found(tiny_shards, tmp_path):
-    from dittool.storage import read_json, write_json
-
     folder = shutil.copytree(tiny_shards.folder, tmp_path / "shards")
     index = read_json(folder / "index.json")
     row = index["shards"][0]
@@ -367,3 +359,22 @@ def test_shards_that_dit_did_not_write_are_not_overwritten(tiny_shards, small_se
     assert digests(folder) == before
     assert dit("shard", "--index", folder, "--preset", "demo").code == 0
     assert dit(*arguments_for(tiny_shards, folder)).code == 2  # with its claimed index, too
+
+
+def test_a_card_changed_after_the_set_was_made_is_noticed(tiny_shards, tmp_path):
+    folder = shutil.copytree(tiny_shards.folder, tmp_path / "shards")
+    index = read_json(folder / "index.json")
+    index["identity"]["encoders"]["vae"]["scale"] = 2.0
+    write_json(folder / "index.json", index)
+    assert [fault.where for fault in verify(folder)] == ["index.json"]
+    shards = ShardSet.open(folder)
+    with pytest.raises(BadDataError, match="hashes to"):
+        Provenance.of(shards, shards.samples, tiny_shards.config)
+
+
+def test_statistics_that_are_not_the_samples_are_noticed(tiny_shards, tmp_path):
+    folder = shutil.copytree(tiny_shards.folder, tmp_path / "shards")
+    index = read_json(folder / "index.json")
+    index["statistics"]["latent_mean"][3] += 1e-3
+    write_json(folder / "index.json", index)
+    assert [fault.what for fault in verify(folder)] == ["latent_mean of the statistics are not those of the samples"]

@@ -136,12 +136,11 @@ def test_statistics_survive_the_journal_to_the_last_bit():
     assert back.count == 40 and np.array_equal(back.mean, moments.mean) and np.array_equal(back.squares, moments.squares)
 
 
-def test_features_of_two_widths_do_not_go_into_one_set(tiny_shards, tmp_path):
-    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
-    path = min((derived / "t5_hidden").glob("*.npy"))
+def test_features_of_two_widths_do_not_go_into_one_set(older_derived, tmp_path):
+    path = min((older_derived / "t5_hidden").glob("*.npy"))
     path.write_bytes(npy_bytes(np.ones((4, 32), np.float16)))
     with pytest.raises(BadDataError, match=r"have widths .*'text': (32|64)"):
-        shard(derived, tmp_path / "out")
+        shard(older_derived, tmp_path / "out")
 
 
 def test_without_patches_their_bytes_are_not_read(tiny_shards, monkeypatch):
@@ -154,8 +153,8 @@ def test_without_patches_their_bytes_are_not_read(tiny_shards, monkeypatch):
 
 
 @pytest.mark.parametrize("storage", ["fp32", "int8", "pooled"])
-def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, tmp_path, storage):
-    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
+def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, older_derived, tmp_path, storage):
+    derived = older_derived
     card = read_json(derived / "identity.json")
     write_json(derived / "identity.json", card | {"patch_storage": storage})
     exact = {}
@@ -314,12 +313,11 @@ def test_row_55_arrays_that_are_not_plain_numbers_are_refused(raw):
         parse_npy(raw, "x")
 
 
-def test_features_that_are_not_finite_stop_sharding(tiny_shards, tmp_path):
+def test_features_that_are_not_finite_stop_sharding(older_derived, tmp_path):
     """Row 47."""
-    derived = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
-    path = min((derived / "vae_latents").glob("*.npy"))
+    path = min((older_derived / "vae_latents").glob("*.npy"))
     array = parse_npy(path.read_bytes(), "x").copy()
     array[3, 0, 0] = np.nan
     path.write_bytes(npy_bytes(array))
     with pytest.raises(BadDataError, match=rf"{path.stem}\.npy: 1 of .* values are not finite"):
-        shard(derived, tmp_path / "out")
+        shard(older_derived, tmp_path / "out")

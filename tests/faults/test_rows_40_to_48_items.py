@@ -15,6 +15,7 @@ import torch
 from picture_files import BLUE, GREEN, RED, encoded
 from PIL import Image
 
+from dittool.data.identity import identity_hash
 from dittool.data.records import FEATURES
 from dittool.encoders.builtin import BlockDCT
 from dittool.encoders.torchvision_remedy import ensure_torchvision
@@ -316,6 +317,6 @@ def test_row_48_shards_of_another_identity_do_not_continue_a_run(desk, shards, t
     run = shutil.copytree(tiny_run, desk.root / "run")
     index = json.loads((shards / "index.json").read_text())
     index["identity"]["encoders"]["vae"]["weights"] = "0" * 64
-    index["identity_hash"] = "0" * 64
+    index["identity_hash"] = identity_hash(index["identity"])
     (shards / "index.json").write_text(json.dumps(index))
     told(desk.run("train", "--resume", "--out", run, "--data", shards, "-s", "train.steps=9"), 3, "another identity", "encoders.vae.weights")
