@@ -22,7 +22,9 @@ class Stage(str, Enum):
 
 
 def main(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of images with captions, or a .jsonl manifest.")] = Path("data/images"),
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .tsv .parquet), or .tar files.")
+    ] = Path("data/images"),
     out: Annotated[Path, typer.Option("--out", help="Where the features go; with --verify, the folder to verify.")] = Path("data/derived"),
     stages: Annotated[
         list[Stage], typer.Option("--pass", "--pass-filter", help="What to make: dinov3, vae, t5 or all. Repeatable.", show_default="all")
@@ -69,17 +71,22 @@ def _embed(source: Path, out: Path, config: Any, stages: tuple[str, ...], part: 
     done = embed(source, out, config, stages, console, share, rebuild)
     counts = summary(done.records)
     console.json({
-        "derived": str(done.folder), "inputs": len(done.records), "part": f"{share.index}/{share.count}", "made": done.made, "kept": done.kept,
+        "derived": str(done.folder), "inputs": counts["total"], "part": f"{share.index}/{share.count}", "made": done.made, "kept": done.kept,
         "left": done.left, "cut_captions": done.cut_captions, **counts,
     })  # fmt: skip
-    console.result(f"{len(done.records)} inputs: {len(done.used)} used, {len(done.records) - len(done.used)} refused")
-    if reasons := counts["reasons"]:
-        console.table(("refused because", "images"), sorted(reasons.items()))
+    flips = f", and {counts['flipped']} flipped variants" if config.data.flip == "prepared" else ""
+    console.result(f"{counts['total']} inputs: {counts['used']} used, {counts['refused']} refused{flips}")
+    if counts["refused"]:
+        console.table(("refused because", "images"), sorted(counts["reasons"].items()))
+    if counts["not_flipped"]:
+        console.table(("no flipped variant because", "images"), sorted(counts["not_flipped"].items()))
     console.table(("bucket", "images"), sorted(counts["buckets"].items()))
     columns = ("pass", "made now", "already there", *([] if share.whole else ["for other parts"]))
     console.table(columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made])
     if done.cut_captions:
-        console.warn(f"{done.cut_captions} captions were longer than encoders.max_text_tokens and were cut")
+        console.warn(f"{done.cut_captions} captions are longer than encoders.max_text_tokens = {config.encoders.max_text_tokens} and were cut")
+    if counts["further_captions"]:
+        console.warn(f"{counts['further_captions']} further captions of images that have several were not taken: docs/sources.md")
     following = "dit embed --verify, when all parts are done" if not share.whole else "dit shard" + ("" if str(out) == "data/derived" else f" {out}")
     console.note(f"features in {out}; next: {following}")
 

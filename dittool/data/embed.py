@@ -70,10 +70,10 @@ def embed(
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
         records = store.merge_records(records, forget=stages if rebuild else ())
         store.prune_journal(record for record in records if record.used)
-        ready = _ready_for_the_first(store, config, stages, records, part, rebuild)
+        ready = _ready_for_the_first(store, config, stages, records, part, rebuild, talk)
         made, kept, left, cut = {}, {}, {}, 0
         for stage in stages:
-            ready = ready if ready is not None else load_pass(stage, config)
+            ready = ready if ready is not None else load_pass(stage, config, talk)
             encoder_changed = store.register_encoder(stage, ready.card, rebuild)
             if rebuild and (encoder_changed or not card_changed):  # what a changed card makes stale is forgotten already
                 store.drop(stage)
@@ -90,14 +90,14 @@ def embed(
 
 
 def _ready_for_the_first(
-    store: FeatureStore, config: Config, stages: Sequence[str], records: list[Record], part: Part, rebuild: bool
+    store: FeatureStore, config: Config, stages: Sequence[str], records: list[Record], part: Part, rebuild: bool, talk: Talk
 ) -> EmbedPass | None:
     """The encoder of the first stage, after a look at all of them: weights that are missing, another identity and a disk that will not
     do are told before hours of work, not after the pass that did not need them."""
     ready, needed = None, 0
     for stage in reversed(stages):
         ready = None  # two encoders at a time may not fit into memory
-        ready = load_pass(stage, config)
+        ready = load_pass(stage, config, talk)
         if not rebuild:
             store.require_encoder(stage, ready.card)
         mine = [record for batch in _work(store, stage, records, part)[1] for record in batch if record.used]

@@ -62,7 +62,7 @@ def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = ST
     for stage in [stage for stage in STAGES if stage in stages]:
         missing = store.missing(stage, used, journal)
         talk.note(f"{stage}: measuring a batch")
-        ready = load_pass(stage, config)
+        ready = load_pass(stage, config, talk)
         bytes_a_token = _BYTES_A_TOKEN
         if missing:
             seconds[stage], bytes_a_token = _text_time(ready, missing) if stage == "t5" else (_image_time(ready, missing, source), _BYTES_A_TOKEN)

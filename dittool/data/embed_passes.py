@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dittool.config.schema import Config
-from dittool.console import Talk
+from dittool.console import SILENT, Talk
 from dittool.data.buckets import Bucket
 from dittool.data.embed_pipeline import Arrays, FeatureWriter, Pixels, Refusal, decoded, decoders, loaded_ahead
 from dittool.data.features import FeatureStore
@@ -29,7 +29,8 @@ from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError
 
-_FEWEST, _MOST = 16, 128  # items in a batch
+CAPTIONS = 256  # in a batch; the text encoder groups them by length
+_FEWEST, _MOST = 16, 128  # images in a batch
 _PIXELS = 4 << 20  # in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
 
 
@@ -57,9 +58,9 @@ class PassResult:
     cut_captions: int = 0
 
 
-def load_pass(stage: str, config: Config) -> EmbedPass:
-    """Loads the stage's encoder. Raises `WeightsMissingError`."""
-    return {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}[stage](config)
+def load_pass(stage: str, config: Config, talk: Talk = SILENT) -> EmbedPass:
+    """Loads the stage's encoder. `talk` is told when features had to be computed again in fp32. Raises `WeightsMissingError`."""
+    return {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}[stage](config, talk)
 
 
 def batch_size(bucket: str) -> int:
@@ -82,7 +83,7 @@ def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Rec
         groups["" if stage == "t5" else record.bucket].append(record)
     planned, number = [], 0
     for name in sorted(groups):
-        size, rest = batch_size(name) if name else _FEWEST, []
+        size, rest = batch_size(name) if name else CAPTIONS, []
         for batch in _chunks(groups[name], size):
             mine, number = part.takes(number), number + 1
             used, lacking = [record for record in batch if record.used], [record for record in batch if record.id in wanted]
@@ -183,8 +184,8 @@ def _half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16)
 
 
-def _image_pass(config: Config) -> EmbedPass:
-    encoder = load_image_encoder(config.encoders.image, config.encoders.dtype)
+def _image_pass(config: Config, talk: Talk) -> EmbedPass:
+    encoder = load_image_encoder(config.encoders.image, config.encoders.dtype, talk)
 
     def encode(images: Sequence[Pixels]) -> list[Encoded]:
         height, width = images[0].shape[:2]
@@ -198,13 +199,13 @@ def _image_pass(config: Config) -> EmbedPass:
     return EmbedPass("dinov3", encoder.card, encode)
 
 
-def _vae_pass(config: Config) -> EmbedPass:
+def _vae_pass(config: Config, _: Talk) -> EmbedPass:
     codec = load_codec(config.encoders.vae)
     return EmbedPass("vae", codec.card, lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(np.stack(images)).numpy()])
 
 
-def _text_pass(config: Config) -> EmbedPass:
-    encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens)
+def _text_pass(config: Config, talk: Talk) -> EmbedPass:
+    encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens, talk)
 
     def encode(captions: Sequence[str]) -> list[Encoded]:
         return [Encoded({TEXT: _half(feature.hidden.numpy())}, feature.cut) for feature in encoder.encode(captions)]

@@ -332,7 +332,7 @@ def test_parts_at_the_same_time_join_to_the_bytes_of_one_run(images, tmp_path):
     running = [subprocess.Popen([*map(str, command), f"{i}/2"], stdout=subprocess.PIPE) for i in range(2)]
     said = [json.loads(process.communicate()[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert sum(one["made"]["t5"] for one in said) == 48 and all(0 < one["made"]["t5"] < 48 for one in said)
+    assert all(sum(one["made"][stage] for one in said) == 48 for stage in STAGES) and all(0 < one["made"]["vae"] < 48 for one in said)
     assert embed(images, apart, load_config("demo", ["data.area=256x256"])).made == dict.fromkeys(STAGES, 0)
     assert digests(apart) == digests(together) and verify(apart).faults == []
 
