@@ -87,8 +87,7 @@ def _embed(source: Path, out: Path, config: Any, stages: tuple[str, ...], part: 
         console.warn(f"{done.cut_captions} captions are longer than encoders.max_text_tokens = {config.encoders.max_text_tokens} and were cut")
     if counts["further_captions"]:
         console.warn(f"{counts['further_captions']} further captions of images that have several were not taken: docs/sources.md")
-    following = "dit embed --verify, when all parts are done" if not share.whole else "dit shard" + ("" if str(out) == "data/derived" else f" {out}")
-    console.note(f"features in {out}; next: {following}")
+    console.note(f"features in {out}; next: {done.next_command(share)}")
 
 
 def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], console: Console) -> None:
@@ -96,6 +95,9 @@ def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], con
 
     found = estimate(source, out, config, stages, console)
     console.json({"rows": [vars(row) for row in found.rows], "bytes": found.bytes, "free": found.free, "seconds": found.seconds})
+    if not found.rows:
+        console.result("nothing to be made: every feature of these passes is there")
+        return
     rows = [(row.feature, row.bucket or "–", row.count, bytes_text(row.bytes)) for row in found.rows]
     console.table(("to be made", "bucket", "files", "on disk"), rows)
     console.table(("pass", "time here"), [(stage, duration_text(seconds)) for stage, seconds in found.seconds.items()])

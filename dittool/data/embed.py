@@ -8,7 +8,7 @@ Interrupted anywhere, the next call makes what is missing. What each pass does s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dittool.config.load import config_to_toml
@@ -35,11 +35,19 @@ class EmbedSummary:
     kept: dict[str, int]  # stage → features that were already there
     cut_captions: int  # captions longer than encoders.max_text_tokens, among those encoded now
     folder: Path
-    left: dict[str, int] = field(default_factory=dict)  # stage → features that are for other parts to make, when this one began
+    left: dict[str, int]  # stage → features that are for other parts to make, when this one began
+    lacking: list[str]  # stages that this run did not make and that are not complete
 
     @property
     def used(self) -> list[Record]:
         return [record for record in self.records if record.used]
+
+    def next_command(self, part: Part) -> str:
+        """What to run after this."""
+        if not part.whole:
+            return "dit embed --verify, when all parts are done"
+        shard_it = "dit shard" if self.folder == Path("data/derived") else f"dit shard {self.folder}"
+        return f"dit embed SOURCE {' '.join(f'--pass {stage}' for stage in self.lacking)}, then {shard_it}" if self.lacking else shard_it
 
 
 def embed(
@@ -86,7 +94,9 @@ def embed(
             made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
             kept[stage] = sum(record.used for record in records) + len(refused) - len(missing)
         _require_usable(source, records, store)
-    return EmbedSummary(records, made, kept, cut, out, left)
+        others = [stage for stage in STAGES if stage not in stages]
+        lacking = [stage for stage in others if store.missing(stage, [record for record in records if record.used], store.read_journal())]
+    return EmbedSummary(records, made, kept, cut, out, left, lacking)
 
 
 def _ready_for_the_first(
