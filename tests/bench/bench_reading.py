@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from dittool.data.arrays import npy_bytes, parse_npy
+from dittool.data.identity import new_card
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
 from dittool.data.shard_index import SampleRef, index_shard
@@ -61,9 +62,15 @@ def make_set(folder: Path, samples: int) -> None:
                     file.writelines(tar_member(f"{key}.{name}", data))
             file.write(bytes(1024))
         rows.append(index_shard(folder, tar, BUCKET, "train"))
-    card = {"patch_storage": "fp16", "encoders": {"image": {"patch_size": 16}}}
+    card = new_card([BUCKET], "fp16") | {"encoders": {
+        "image": {"width": 1024, "patch_size": 16}, "text": {"width": 1024, "max_tokens": 512},
+        "vae": {"channels": 16, "stride": 8, "scale": 1.0, "shift": 0.0},
+    }}  # fmt: skip
+    ones = {"latent": [1.0] * 16, "cls": [1.0] * 1024, "patch": [1.0] * 1024}
     write_json(folder / "index.json", {
-        "version": 1, "identity": card, "identity_hash": "", "statistics": {}, "dims": {}, "source": "", "shards": rows,
+        "version": 1, "identity": card, "identity_hash": "", "source": "", "shards": rows,
+        "dims": {"text": 1024, "image": 1024, "latent_channels": 16},
+        "statistics": {f"{name}_{what}": values for name, values in ones.items() for what in ("mean", "std")},
     })  # fmt: skip
 
 
