@@ -124,6 +124,7 @@ class Train(Section):
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     clip: PositiveFloat = 1.0  # largest norm of the whole gradient
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
+    compile: bool = False  # torch.compile of the blocks: slower first steps, faster others
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole copies in each process, or a part in each (FSDP2)
     seed: Counted = 0
     workers: Counted = 0  # processes that read batches; 0 reads in the training process

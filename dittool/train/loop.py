@@ -34,6 +34,7 @@ from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
+from dittool.train.compiled import compiler_told
 from dittool.train.distributed import parts_like, process_group, whole
 from dittool.train.evaluate import Evaluation
 from dittool.train.log import Meter, RunLog, StepFigures
@@ -179,7 +180,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
         start = time.monotonic()
         batch = next(batches).to(state.device)
         waited += time.monotonic() - start
-        with state.ranks.local_gradients(state.replica, wanted=left > 0):
+        with state.ranks.local_gradients(state.replica, wanted=left > 0), compiler_told():
             with autocast:
                 loss = _batch_loss(state, batch)
             (loss.mean / config.train.accumulate).backward()

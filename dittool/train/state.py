@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from dittool.ckpt.files import FORMAT_VERSION
-from dittool.config.load import config_to_dict
+from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_model
 from dittool.models.dit import DiT
+from dittool.train.compiled import compile_blocks
 from dittool.train.distributed import Ranks, parts_like, whole
 from dittool.train.ema import EmaModel
 from dittool.train.optim import build_optimizer
@@ -27,6 +28,8 @@ class TrainState:
         self.config, self.data, self.ranks, self.device = config, data, ranks, ranks.device
         self.model = self._build()
         self.ema = EmaModel(self.model, config.ema)
+        if config.train.compile:
+            compile_blocks(self.model)
         for model in (self.model, self.ema.model):
             ranks.shard(model)
         self.replica = ranks.replica(self.model)  # the same weights; its backward averages gradients over the processes
@@ -88,7 +91,8 @@ def require_same_run(checkpoint: dict[str, Any], config: Config, data: Provenanc
 
     Raises `UsageError` for a changed key that was not named and `BadDataError` for other data.
     """
-    changed = differences(config_to_dict(config), checkpoint["config"])
+    before = config_from_dict(checkpoint["config"], "the checkpoint's configuration")  # keys younger than the checkpoint have their defaults
+    changed = differences(config_to_dict(config), config_to_dict(before))
     unnamed = [line for line in changed if line.split(":")[0] not in named]
     if unnamed:
         raise UsageError(
