@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -48,8 +48,14 @@ class Batch:
     mode_draw: Tensor  # (B,) uniform in [0, 1)
 
     def to(self, device: torch.device) -> Batch:
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise", "timestep_draw", "mode_draw")}
-        return Batch(self.number, self.ids, conditions=self.conditions.map(lambda tensor: tensor.to(device, non_blocking=True)), **moved)
+        """All but `mode_draw`: the host decides with it whether the batch needs a mask."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise", "timestep_draw")}
+        return replace(self, conditions=self.conditions.map(lambda tensor: tensor.to(device, non_blocking=True)), **moved)
+
+    def pin_memory(self) -> Batch:
+        """The DataLoader asks for it where there is a GPU: only from pinned memory is a copy to the device asynchronous."""
+        pinned = {name: getattr(self, name).pin_memory() for name in ("latents", "noise", "timestep_draw")}
+        return replace(self, conditions=self.conditions.map(Tensor.pin_memory), **pinned)
 
 
 class BatchPlan:
@@ -175,7 +181,8 @@ class BatchStream(Dataset):
 
 
 def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tuple[Tensor, Conditions]:
-    """Normalised latents (B, C, H, W) and conditions of samples of one bucket. Text is padded to the longest caption, rounded up.
+    """Normalised latents (B, C, H, W) and conditions of samples of one bucket. Text is padded to the longest caption, rounded up; a batch
+    that needs no padding has no mask.
 
     `patch_size` is the image encoder's. Raises `BadDataError` when a sample's patches do not fill the bucket's grid.
     """
@@ -191,7 +198,8 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
     text = torch.zeros(len(samples), longest, samples[0].text.shape[1])
     for row, sample in zip(text, samples, strict=True):
         row[: len(sample.text)].copy_(torch.from_numpy(sample.text))
-    mask = torch.arange(longest)[None] < lengths[:, None]
+    padded = bool((lengths < longest).any())
+    mask = torch.arange(longest)[None] < lengths[:, None] if padded else None  # (B, L); without a mask attention has faster kernels
     cls = _stacked([sample.cls for sample in samples], samples)
     patches = None if samples[0].patches is None else _stacked([sample.patches for sample in samples], samples)
     latents = norm.apply(_stacked([sample.latent for sample in samples], samples))

@@ -39,7 +39,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Kept:
-    """Which conditions each sample keeps; the others are replaced by their nulls."""
+    """Which conditions each sample keeps; the others are replaced by their nulls.
+
+    Best on the CPU, whatever the device of the features: whether all captions are kept can then be asked without waiting for the device.
+    """
 
     text: Tensor  # (B,) bool
     reference: Tensor  # (B,) bool
@@ -84,9 +87,11 @@ class Conditioning(nn.Module):
             return self.text_proj(self.null_text).expand(batch, 1, -1), None
         text, mask = conditions.text, conditions.text_mask
         if kept is not None:
-            text = torch.where(kept.text[:, None, None], text, self.null_text.to(text.dtype))
-            only_first = torch.arange(text.shape[1], device=text.device)[None] == 0  # (1, L)
-            mask = torch.where(kept.text[:, None], torch.ones_like(only_first) if mask is None else mask, only_first)
+            has = kept.text.to(text.device, non_blocking=True)[:, None]  # (B, 1)
+            text = torch.where(has[..., None], text, self.null_text.to(text.dtype))  # also when all are kept: processes need the same graph
+            if not bool(kept.text.all()):
+                only_first = torch.arange(text.shape[1], device=text.device)[None] == 0  # (1, L)
+                mask = torch.where(has, torch.ones_like(only_first) if mask is None else mask, only_first)
         bias = None if mask is None else torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
         return self.text_proj(text), bias
 
@@ -95,7 +100,8 @@ class Conditioning(nn.Module):
             return self.dino_proj(self.null_dino).expand(batch, -1)
         cls = conditions.cls
         if kept is not None:
-            cls = torch.where(kept.reference[:, None], cls, self.null_dino.to(cls.dtype))
+            has = kept.reference.to(cls.device, non_blocking=True)[:, None]  # (B, 1)
+            cls = torch.where(has, cls, self.null_dino.to(cls.dtype))
         return self.dino_proj(cls)
 
     def _patches(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +112,7 @@ class Conditioning(nn.Module):
         patches = conditions.patches
         if patches.shape[1] != rows * columns:
             raise ValueError(f"{patches.shape[1]} patches do not fill the {rows}×{columns} grid")
-        has = None if kept is None else kept.reference[:, None, None]  # (B, 1, 1)
+        has = None if kept is None else kept.reference.to(patches.device, non_blocking=True)[:, None, None]  # (B, 1, 1)
         if has is not None:
             patches = torch.where(has, patches, self.null_dino_patch_token.to(patches.dtype))
         tokens = self.dino_patch_proj(patches)

@@ -90,8 +90,8 @@ def flow_loss(model: DiT, x0: Tensor, noise: Tensor, t: Tensor, conditions: Cond
 
     Args:
         x0: (B, C, H, W) normalised latents; noise: the same shape, N(0, 1).
-        t: (B,) timesteps; modes: (B,) dropout modes.
+        t: (B,) timesteps; modes: (B,) dropout modes, best on the CPU (`Kept`).
     """
     prediction = model(interpolate(x0, noise, t), t, conditions, kept_conditions(modes)).float()
     per_sample = (prediction - (noise - x0)).square().mean(dim=(1, 2, 3))
-    return FlowLoss(per_sample, t, modes, prediction.detach().square().mean().sqrt())
+    return FlowLoss(per_sample, t, modes.to(x0.device, non_blocking=True), prediction.detach().square().mean().sqrt())

@@ -45,7 +45,7 @@ class Evaluation:
         for latents, conditions, noise in self._batches:
             latents, noise = latents.to(device), noise.to(device)
             conditions = conditions.map(lambda tensor: tensor.to(device))
-            both = torch.full((len(latents),), MODES.index("both"), device=device)
+            both = torch.full((len(latents),), MODES.index("both"))
             for t in self._timesteps:
                 loss = flow_loss(model, latents, noise, t.to(device).expand(len(latents)), conditions, both)
                 total, count = total + float(loss.per_sample.sum()), count + len(latents)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import chain, pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from dittool.config.load import load_config
 from dittool.data.buckets import buckets_from_config
 from dittool.data.provenance import Provenance
 from dittool.data.shard_set import ShardSet
-from dittool.data.stream import BatchPlan, BatchStream, sizes_within
+from dittool.data.stream import BatchPlan, BatchStream, collate, sizes_within
 from dittool.errors import BadDataError, UsageError
 
 BUCKETS = ["128x128"] * 13 + ["160x96"] * 7 + ["96x160"] * 2  # the last is smaller than a batch
@@ -166,6 +168,26 @@ def test_text_is_padded_to_the_longest_caption_rounded_up(tiny_shards):
     lengths = batch.conditions.text_mask.sum(dim=1)
     assert batch.conditions.text.shape[1] == -(-int(lengths.max()) // 8) * 8
     assert (batch.conditions.text[~batch.conditions.text_mask] == 0).all()
+
+
+def test_only_a_batch_with_padding_has_a_mask(tiny_shards):
+    """Where there is none, attention may take its fastest kernels."""
+    shards = ShardSet.open(tiny_shards.folder)
+    norm = Provenance.of(shards, shards.split("train"), tiny_shards.config).norm
+    sample = shards.read(next(ref for ref in shards.split("train") if ref.bucket == "128x128"))
+    full, longer = (replace(sample, text=np.ones((length, sample.text.shape[1]), np.float16)) for length in (8, 9))
+    assert collate([full, full], norm, 16)[1].text_mask is None
+    assert collate([full, longer], norm, 16)[1].text_mask.sum(dim=1).tolist() == [8, 9]
+
+
+def test_a_batch_is_pinned_whole_where_there_is_a_gpu(tiny_shards, monkeypatch):
+    """Else the DataLoader leaves it where it is and every copy to the device waits."""
+    batch = tiny_shards.stream()[0]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1 if tensor.is_floating_point() else ~tensor)
+    pinned = batch.pin_memory()
+    for name in ("latents", "noise", "timestep_draw"):
+        assert torch.equal(getattr(pinned, name), getattr(batch, name) + 1)
+    assert torch.equal(pinned.conditions.patches, batch.conditions.patches + 1) and pinned.ids == batch.ids
 
 
 def test_a_batch_that_does_not_divide_among_ranks_is_refused(tiny_shards):

@@ -139,6 +139,30 @@ def test_samples_of_a_batch_do_not_see_each_other():
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
+def masks_of(monkeypatch, c: Conditions, kept: Kept | None) -> set[bool]:
+    """Whether attention was called with a mask, over all calls: {False} is what lets flash kernels serve."""
+    seen, real = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q, k, v, attn_mask=None):
+        seen.append(attn_mask is not None)
+        assert attn_mask is None or q.shape[-2] != k.shape[-2], "self-attention has no padding"
+        return real(q, k, v, attn_mask=attn_mask)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        build()(torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), c, kept)
+    return set(seen)
+
+
+def test_attention_has_a_mask_only_where_there_is_padding(monkeypatch):
+    c = dataclasses.replace(conditions(2), text_mask=None)
+    both, a_caption_dropped = keep([True, True], [True, False]), keep([True, False], [True, True])
+    assert masks_of(monkeypatch, c, None) == masks_of(monkeypatch, c, both) == {False}
+    assert masks_of(monkeypatch, c, a_caption_dropped) == {False, True}
+    padded = dataclasses.replace(c, text_mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2]))
+    assert masks_of(monkeypatch, padded, both) == {False, True}
+
+
 def test_context_computed_once_gives_the_same_velocity():
     model, z, t, c = build(), torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), conditions(2)
     context = model.context(c, None, 2, model.token_grid(z))
