@@ -72,7 +72,7 @@ def _summary(name: str, config: Any) -> dict[str, Any]:
         "precision": train.precision,
         "steps": train.steps,
         "warmup_steps": train.warmup_steps,
-        "batch": train.batch_size,
+        "batch": train.batch_size or f"{train.tokens_per_batch:,} tokens",
     }
 
 

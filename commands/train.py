@@ -74,9 +74,12 @@ def _show_plan(config: Any, data: Path, console: Console) -> None:
 
     plan = estimate(config, data, console)
     console.json({**asdict(plan), "seconds_per_step": plan.seconds_per_step, "seconds": plan.seconds, "disk_bytes": plan.disk_bytes})
-    rows = [(one.name, f"{one.samples:,}", one.tokens, one.context_tokens, f"{one.share:.0%}", f"{one.seconds:.3g} s") for one in plan.buckets]
-    console.table(("bucket", "samples", "tokens", "context", "of batches", "a step"), rows)
-    console.result(f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step} samples = {plan.epochs:.3g} epochs")
+    rows = [
+        (one.name, f"{one.samples:,}", one.batch, one.tokens, one.context_tokens, f"{one.share:.0%}", f"{one.seconds:.3g} s")
+        for one in plan.buckets
+    ]
+    console.table(("bucket", "samples", "batch", "tokens", "context", "of batches", "a step"), rows)
+    console.result(f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples = {plan.epochs:.3g} epochs")
     console.result(f"time    {duration_text(plan.seconds)} at {plan.seconds_per_step:.3g} s a step, measured on {plan.device}")
     console.result(f"memory  {bytes_text(plan.memory_bytes)}: {plan.memory_from}")
     console.result(f"disk    {bytes_text(plan.disk_bytes)}: {plan.checkpoints_kept} checkpoints of {bytes_text(plan.checkpoint_bytes)}")

@@ -74,7 +74,7 @@ class TinyShards:
 
         return FeatureStore(self.folder.parent / "derived")
 
-    def stream(self, rank: int = 0, ranks: int = 1) -> BatchStream:
+    def stream(self, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> BatchStream:
         """Batches of four of the training samples."""
         from dittool.data.provenance import Provenance
         from dittool.data.shard_set import ShardSet
@@ -82,7 +82,7 @@ class TinyShards:
 
         shards = ShardSet.open(self.folder)
         refs = shards.split("train")
-        return BatchStream(shards, refs, Provenance.of(shards, refs, self.config).norm, 4, seed=0, rank=rank, ranks=ranks)
+        return BatchStream(shards, refs, Provenance.of(shards, refs, self.config).norm, 4, seed=0, rank=rank, ranks=ranks, accumulate=accumulate)
 
 
 @pytest.fixture(scope="session")

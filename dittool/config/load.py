@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from dittool.config.presets import preset_path
-from dittool.config.schema import Config
+from dittool.config.schema import EXCLUSIVE, Config
 from dittool.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -122,13 +122,13 @@ def _read_with_base(path: Path, seen: list[Path]) -> tuple[dict[str, Any], Origi
     return _merged(base_tree, tree), base_origin | origin
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merged(base: dict[str, Any], over: dict[str, Any], section: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-    # area and buckets exclude each other: the derived preset's choice replaces its base's
-    for mine, other in (("area", "buckets"), ("buckets", "area")):
-        if mine in over and other not in over:
+        merged[key] = _merged(base[key], value, key) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    for key in over:
+        other = EXCLUSIVE.get((section, key))
+        if other not in over:
             merged.pop(other, None)
     return merged
 
@@ -167,8 +167,7 @@ def _apply_override(tree: dict[str, Any], origin: Origin, override: str) -> list
         if not isinstance(node, dict):
             return [f"{label}: '{key}' is a value, not a section"]
     node[keys[-1]] = _override_value(text.strip())
-    if keys[0] == "data" and keys[-1] in ("area", "buckets"):
-        node.pop("buckets" if keys[-1] == "area" else "area", None)
+    node.pop(EXCLUSIVE.get(keys), None)
     for replaced in [key for key in origin if key[: len(keys)] == keys]:
         del origin[replaced]
     origin[keys] = label

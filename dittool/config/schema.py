@@ -20,6 +20,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+# Pairs of keys of which exactly one is given: a derived preset or an override that gives the one takes the other away.
+EXCLUSIVE = {("data", "area"): "buckets", ("data", "buckets"): "area", ("train", "batch_size"): "tokens_per_batch"}
+EXCLUSIVE[("train", "tokens_per_batch")] = "batch_size"
+
+
 def _checked_size(text: str) -> str:
     parse_size(text)
     return text
@@ -115,7 +120,9 @@ class Train(Section):
     """A step is one optimizer update, everywhere."""
 
     steps: Positive
-    batch_size: Positive  # samples in one micro-batch, over all processes together
+    batch_size: Positive | None = None  # samples in one micro-batch, over all processes together …
+    tokens_per_batch: Positive | None = None  # … or its latent tokens at most: each bucket then has a batch size of its own
+    batch_multiple: Positive | None = None  # with tokens_per_batch: batch sizes are multiples of it (default 1); of the number of processes
     accumulate: Positive = 1  # micro-batches in one step
     lr: PositiveFloat = 3e-4  # peak
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -137,6 +144,8 @@ class Train(Section):
         _require(
             (self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises"),
             (self.min_lr <= self.lr, f"min_lr {self.min_lr:g} is above lr {self.lr:g}"),
+            ((self.batch_size is None) != (self.tokens_per_batch is None), "exactly one of batch_size and tokens_per_batch must be given"),
+            (self.batch_multiple is None or self.tokens_per_batch is not None, "batch_multiple has no effect without tokens_per_batch"),
         )
         return self
 

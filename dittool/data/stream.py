@@ -46,6 +46,7 @@ class Batch:
     noise: Tensor  # (B, C, H, W), N(0, 1)
     timestep_draw: Tensor  # (B,) uniform in (0, 1)
     mode_draw: Tensor  # (B,) uniform in [0, 1)
+    weight: float  # its share of the samples of its step
 
     def to(self, device: torch.device) -> Batch:
         """All but `mode_draw`: the host decides with it whether the batch needs a mask."""
@@ -144,15 +145,18 @@ class BatchStream(Dataset):
         patches: bool = True,
         rank: int = 0,
         ranks: int = 1,
+        accumulate: int = 1,
     ) -> None:
-        """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without `patches` they are not read."""
+        """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without `patches` they are not
+        read. `accumulate` micro-batches make a step."""
         self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
         for bucket, size in self.plan.sizes.items():
             if size % ranks:
                 where = "" if isinstance(batch_size, int) else f" of bucket {bucket}"
-                raise UsageError(f"train.batch_size {size}{where} does not divide among {ranks} processes", "choose a batch size divisible by them")
+                key = "train.batch_size" if isinstance(batch_size, int) else "train.batch_multiple"
+                raise UsageError(f"{size} samples{where} in a batch do not divide among {ranks} processes", f"set {key} to a multiple of {ranks}")
         self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
-        self._rank, self._ranks = rank, ranks
+        self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
         self._patch_size = int(shards.card["encoders"]["image"]["patch_size"])
 
     def __getitem__(self, number: int) -> Batch:
@@ -164,7 +168,13 @@ class BatchStream(Dataset):
         noise, uniform = torch.empty_like(latents), torch.empty(share, 2, dtype=torch.float64)
         for row, place in enumerate(mine):
             self._draw(first + place, noise[row], uniform[row])
-        return Batch(number, [sample.ref.id for sample in samples], latents, conditions, noise, *uniform.T.contiguous())
+        return Batch(number, [sample.ref.id for sample in samples], latents, conditions, noise, *uniform.T.contiguous(), self._weight(number))
+
+    def _weight(self, number: int) -> float:
+        """Samples of this micro-batch over those of its step, so that a step's loss is the mean over its samples whatever their buckets."""
+        first = number - number % self._accumulate
+        of_step = self.plan.samples_before(first + self._accumulate) - self.plan.samples_before(first)
+        return (self.plan.samples_before(number + 1) - self.plan.samples_before(number)) / of_step
 
     def _draw(self, global_index: int, noise: Tensor, uniform: Tensor) -> None:
         """Fills what belongs to the sample at this place of the run."""

@@ -21,8 +21,9 @@ from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
 from dittool.data.shard_set import ShardSet
 from dittool.data.shards import TRAIN
-from dittool.data.stream import Batch, BatchStream
+from dittool.data.stream import Batch
 from dittool.encoders.pretrained import device_of_choice
+from dittool.train.batches import training_stream
 from dittool.train.distributed import Ranks
 from dittool.train.loop import require_features, train_step
 from dittool.train.state import TrainState
@@ -37,6 +38,7 @@ class BucketCost:
 
     name: str
     samples: int  # in training
+    batch: int  # samples of a micro-batch
     tokens: int  # latent tokens of a sample
     context_tokens: int  # longest context of the batch that was timed
     share: float  # of the micro-batches
@@ -49,7 +51,7 @@ class Plan:
 
     parameters: int
     steps: int
-    samples_per_step: int
+    samples_per_step: float  # mean, where each bucket has its own batch size
     epochs: float
     buckets: list[BucketCost]
     device: str
@@ -78,8 +80,8 @@ def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
     require_features(config, shards)
     refs = shards.split(TRAIN)
     provenance, device = Provenance.of(shards, refs, config), device_of_choice()
-    stream = BatchStream(shards, refs, provenance.norm, config.train.batch_size, config.train.seed, config.model.patches)
-    state = TrainState(config, provenance, Ranks(0, 1, device))
+    ranks = Ranks(0, 1, device)
+    stream, state = training_stream(config, shards, refs, provenance.norm, ranks), TrainState(config, provenance, ranks)
     shares = Counter(refs[stream.plan.batch(number)[0]].bucket for number in range(_LOOKED_AT))
     samples = Counter(ref.bucket for ref in refs)
     buckets, memory = [], (0, "")
@@ -88,15 +90,17 @@ def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
             batch = stream[next(n for n in count() if refs[stream.plan.batch(n)[0]].bucket == name)]
             rows, columns = state.model.token_grid(batch.latents)
             buckets.append(BucketCost(
-                name, samples[name], rows * columns, _context_tokens(batch), shares[name] / _LOOKED_AT, _seconds_per_step(state, batch)
+                name, samples[name], stream.plan.sizes[name], rows * columns, _context_tokens(batch),
+                shares[name] / _LOOKED_AT, _seconds_per_step(state, batch),
             ))  # fmt: skip
             if rows * columns >= max(bucket.tokens for bucket in buckets):
                 memory = _memory(state, batch)
             task.advance()
+    samples_per_step = config.train.accumulate * sum(count * stream.plan.sizes[name] for name, count in shares.items()) / _LOOKED_AT
     kept = config.checkpoint.keep + 1 + (config.train.steps // config.checkpoint.keep_every if config.checkpoint.keep_every else 0)
     return Plan(
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-        steps=config.train.steps, samples_per_step=state.samples_per_step, epochs=config.train.steps * state.samples_per_step / len(refs),
+        steps=config.train.steps, samples_per_step=samples_per_step, epochs=config.train.steps * samples_per_step / len(refs),
         buckets=sorted(buckets, key=lambda bucket: -bucket.share), device=_device_name(device), memory_bytes=memory[0], memory_from=memory[1],
         checkpoint_bytes=state_bytes(state.to_checkpoint()), checkpoints_kept=kept,
     )  # fmt: skip

@@ -31,9 +31,9 @@ class StepFigures:
 class Meter:
     """Figures of the steps since the last row of the log."""
 
-    def __init__(self, samples_per_step: int, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         self.loss: float | None = None  # mean of the last interval; None before the first ends
-        self._samples_per_step, self._ranks = samples_per_step, ranks
+        self._ranks = ranks
         self._steps: list[StepFigures] = []
         self._since = time.monotonic()
 
@@ -56,7 +56,7 @@ class Meter:
             "lr": steps[-1].lr,
             "grad_norm": float(torch.stack([step.grad_norm for step in steps]).mean()),
             "velocity_norm": float(torch.stack([loss.velocity_norm for loss in losses]).mean()),
-            "samples_per_second": len(steps) * self._samples_per_step / elapsed,
+            "samples_per_second": len(per_sample) / elapsed,
             "data_wait_share": sum(step.waited for step in steps) / elapsed,
         }
         if per_sample.device.type == "cuda":

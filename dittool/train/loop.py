@@ -34,6 +34,7 @@ from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
+from dittool.train.batches import training_stream
 from dittool.train.compiled import compiler_told
 from dittool.train.distributed import parts_like, process_group, whole
 from dittool.train.evaluate import Evaluation
@@ -88,8 +89,7 @@ def train(
         require_features(config, shards)
         refs = shards.split(TRAIN)
         provenance = Provenance.of(shards, refs, config)
-        batch_size, seed = config.train.batch_size, config.train.seed
-        stream = BatchStream(shards, refs, provenance.norm, batch_size, seed, config.model.patches, rank=ranks.rank, ranks=ranks.count)
+        stream = training_stream(config, shards, refs, provenance.norm, ranks)
 
         stop = held.enter_context(stop_on_signal())
         if ranks.first:
@@ -129,9 +129,9 @@ class _Run:
 def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     """Steps until `train.steps`, with what is due after each."""
     state, train_config = run.state, run.state.config.train
-    first, total, start = state.step, train_config.steps, time.monotonic()
+    first, total, seen_before, start = state.step, train_config.steps, state.samples_seen, time.monotonic()
     loader = run.stream.loader(first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device)
-    batches, meter = iter(loader), Meter(state.samples_per_step, state.ranks)
+    batches, meter = iter(loader), Meter(state.ranks)
     pipeline = Pipeline(state.ema.model, state.config, state.data, state.step)
     saved, eval_loss = None, None
     with talk.progress("train", total - first, "step") as task:
@@ -163,7 +163,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     if saved is None:
         return None
     seconds = time.monotonic() - start
-    return TrainSummary(run.folder, saved, state.step, meter.loss, eval_loss, seconds, (total - first) * state.samples_per_step / seconds)
+    return TrainSummary(run.folder, saved, state.step, meter.loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds)
 
 
 def _due(step: int, every: int, last: bool) -> bool:
@@ -173,7 +173,7 @@ def _due(step: int, every: int, last: bool) -> bool:
 
 def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
     """One optimizer update. Raises `NonFiniteError` before the weights are touched."""
-    config, waited, losses, ids = state.config, 0.0, [], []
+    config, waited, losses, weighted, ids = state.config, 0.0, [], [], []
     autocast = torch.autocast(state.device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
     state.model.train()
     for left in reversed(range(config.train.accumulate)):
@@ -183,11 +183,12 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
         with state.ranks.local_gradients(state.replica, wanted=left > 0), compiler_told():
             with autocast:
                 loss = _batch_loss(state, batch)
-            (loss.mean / config.train.accumulate).backward()
+            (loss.mean * batch.weight).backward()
         losses.append(loss)
+        weighted.append(loss.mean.detach() * batch.weight)
         ids += batch.ids
     grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
-    mean = state.ranks.mean(torch.stack([loss.mean.detach() for loss in losses]).mean())
+    mean = state.ranks.mean(torch.stack(weighted).sum())
     _require_finite(state.step, mean, grad_norm, ids)
     rate = learning_rate(state.step, config.train)
     for group in state.optimizer.param_groups:
@@ -196,6 +197,7 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(state.model, state.step)
     state.step += 1
+    state.samples_seen += len(ids) * state.ranks.count
     return StepFigures(mean, grad_norm, rate, waited, losses)
 
 

@@ -8,7 +8,7 @@ import torch
 
 from dittool.ckpt.files import FORMAT_VERSION
 from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import Config
+from dittool.config.schema import EXCLUSIVE, Config
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
@@ -35,10 +35,7 @@ class TrainState:
         self.replica = ranks.replica(self.model)  # the same weights; its backward averages gradients over the processes
         self.optimizer = build_optimizer(self.model, config.train)
         self.step = 0  # optimizer updates made
-
-    @property
-    def samples_per_step(self) -> int:
-        return self.config.train.batch_size * self.config.train.accumulate
+        self.samples_seen = 0  # by all processes together
 
     def _build(self) -> DiT:
         dims = self.data.dims
@@ -62,7 +59,7 @@ class TrainState:
             "ema": whole(self.ema.model.state_dict()),
             "optimizer": whole(self.optimizer.state_dict()),
             "step": self.step,
-            "samples_seen": self.step * self.samples_per_step,
+            "samples_seen": self.samples_seen,
             "rng": {"torch": torch.get_rng_state()},
             "data": self.data.to_dict(),
         }
@@ -72,9 +69,8 @@ class TrainState:
         for model, part in ((self.model, "model"), (self.ema.model, "ema")):
             model.load_state_dict(parts_like(checkpoint[part], model.state_dict()))
         self.optimizer.load_state_dict(self._moments(checkpoint["optimizer"]))
-        self.step = checkpoint["step"]
+        self.step, self.samples_seen = checkpoint["step"], checkpoint["samples_seen"]
         torch.set_rng_state(checkpoint["rng"]["torch"])
-
 
     def _moments(self, saved: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's state with each moment split as its parameter is."""
@@ -87,13 +83,14 @@ def require_same_run(checkpoint: dict[str, Any], config: Config, data: Provenanc
     """The differences between a checkpoint and the run that would continue it, all of them named on the command line.
 
     Args:
-        named: dotted keys given with `-s`.
+        named: dotted keys given with `-s`; one that takes another's place names both.
 
     Raises `UsageError` for a changed key that was not named and `BadDataError` for other data.
     """
     before = config_from_dict(checkpoint["config"], "the checkpoint's configuration")  # keys younger than the checkpoint have their defaults
     changed = differences(config_to_dict(config), config_to_dict(before))
-    unnamed = [line for line in changed if line.split(":")[0] not in named]
+    replaced = {f"{section}.{other}" for (section, key), other in EXCLUSIVE.items() if f"{section}.{key}" in named}
+    unnamed = [line for line in changed if line.split(":")[0] not in named | replaced]
     if unnamed:
         raise UsageError(
             f"the configuration differs from the checkpoint's: {'; '.join(unnamed)}",

@@ -134,7 +134,7 @@ def test_no_two_samples_of_a_budgeted_run_draw_the_same_noise(tiny_shards):
 
 
 def test_a_bucket_that_does_not_divide_among_ranks_is_named(tiny_shards):
-    with pytest.raises(UsageError, match="6 of bucket 128x128 does not divide among 4"):
+    with pytest.raises(UsageError, match="6 samples of bucket 128x128 in a batch do not divide among 4"):
         stream_of(tiny_shards, {bucket: 6 if bucket == "128x128" else 4 for bucket in BUCKET_NAMES}, 0, 4)
 
 
@@ -191,5 +191,5 @@ def test_a_batch_is_pinned_whole_where_there_is_a_gpu(tiny_shards, monkeypatch):
 
 
 def test_a_batch_that_does_not_divide_among_ranks_is_refused(tiny_shards):
-    with pytest.raises(UsageError, match="does not divide among 3"):
+    with pytest.raises(UsageError, match="4 samples in a batch do not divide among 3"):
         tiny_shards.stream(ranks=3)

@@ -91,4 +91,4 @@ def test_a_signal_to_one_process_stops_all_and_saves_once(tiny_shards, tmp_path)
 def test_a_batch_that_does_not_divide_is_refused_by_name(tiny_shards, tmp_path):
     process = torchrun(2, tmp_path / "run", tiny_shards, "train.batch_size=5")
     _, err = process.communicate(timeout=90)
-    assert process.returncode != 0 and "train.batch_size 5 does not divide among 2 processes" in err
+    assert process.returncode != 0 and "5 samples in a batch do not divide among 2 processes" in err

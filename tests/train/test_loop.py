@@ -222,7 +222,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     shards = ShardSet.open(tiny_shards.folder)
     config = tiny_shards.config_with("train.accumulate=2")
     state = TrainState(config, Provenance.of(shards, shards.split("train"), config), Ranks(0, 1, torch.device("cpu")))
-    stream = tiny_shards.stream()
+    stream = tiny_shards.stream(accumulate=2)
     before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
     losses = [loop._batch_loss(state, stream[number]).mean for number in (0, 1)]
     gradients = torch.autograd.grad(sum(losses) / 2, list(state.model.parameters()), allow_unused=True)

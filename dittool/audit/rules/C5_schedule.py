@@ -62,13 +62,13 @@ def _check_count(subject: Subject) -> list[Finding]:
             f"the checkpoint says step {view.step:,}, AdamW has counted {', '.join(f'{count:,}' for count in sorted(counts)) or 'nothing'} updates",
             "count a step when the optimizer steps, not when a batch is read",
         )
-    expected = view.step * train.batch_size * train.accumulate
-    if view.content["samples_seen"] != expected:
+    seen = view.content["samples_seen"]
+    if train.batch_size is not None and seen != (expected := view.step * train.batch_size * train.accumulate):
         figures = f"{view.step:,} × {train.batch_size} × {train.accumulate} = {expected:,}"
-        return failed(f"samples_seen is {view.content['samples_seen']:,}, step × batch × accumulation is {figures}", "count samples with the steps")
+        return failed(f"samples_seen is {seen:,}, step × batch × accumulation is {figures}", "count samples with the steps")
     rates = {group["lr"] for group in optimizer["param_groups"]}
     wanted = schedule.learning_rate(max(view.step - 1, 0), train)
     if view.step and not all(math.isclose(rate, wanted, rel_tol=1e-3) for rate in rates):
         found = ", ".join(f"{rate:.4g}" for rate in sorted(rates))
         return failed(f"the optimizer's rate is {found}, the schedule's at step {view.step:,} is {wanted:.4g}", "set the rate before every update")
-    return passed(f"step {view.step:,} = AdamW's count of updates; {expected:,} samples seen; rate {wanted:.4g} as the schedule says")
+    return passed(f"step {view.step:,} = AdamW's count of updates; {seen:,} samples seen; rate {wanted:.4g} as the schedule says")

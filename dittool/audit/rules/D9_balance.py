@@ -35,7 +35,7 @@ def check(subject: Subject) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)
-    batch = subject.expected.train.batch_size if subject.expected else _USUAL_BATCH
+    batch = (subject.expected.train.batch_size if subject.expected else None) or _USUAL_BATCH
     training = [ref for ref in data.refs if ref.split == TRAIN]
     sizes = Counter(ref.bucket for ref in training)
     findings = []
