@@ -7,6 +7,7 @@ escapes is a bug of ours and exits with 70. The codes are a contract: scripts br
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 DONE, ANSWER_IS_NO, BUG = 0, 1, 70
 
@@ -47,9 +48,13 @@ class StorageError(DitError):
 
 
 class NonFiniteError(DitError):
-    """Training met NaN or infinity and stopped before the update."""
+    """Training met NaN or infinity and stopped before the update. `samples`: the ids of those whose loss it was, if one can tell."""
 
     exit_code = 6
+
+    def __init__(self, message: str, hint: str = "", samples: Sequence[str] = ()) -> None:
+        super().__init__(message, hint)
+        self.samples = list(samples)
 
 
 class WeightsMissingError(DitError):

@@ -133,11 +133,13 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
     compile: bool = False  # torch.compile of the blocks: slower first steps, faster others
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole copies in each process, or a part in each (FSDP2)
+    skip_nonfinite: Counted = 0  # so many updates whose loss or gradient is not finite are left out; the next one ends the run
     seed: Counted = 0
     workers: Counted = 0  # processes that read batches; 0 reads in the training process
     log_every: Positive = 10
     eval_every: Counted = 0  # steps between evaluation losses on the hold-out; 0: none
     sample_every: Counted = 0  # steps between pictures drawn on the way; 0: none
+    wandb: Annotated[str, Field(min_length=1)] | None = None  # a project of Weights & Biases that gets the log too; needs the package wandb
 
     @model_validator(mode="after")
     def _schedule(self) -> Train:

@@ -75,6 +75,14 @@ class Ranks:
         dist.all_gather(gathered, values.contiguous())
         return torch.cat(gathered)
 
+    def gather_names(self, names: list[str]) -> list[str]:
+        """The names of all processes one after the other, on all of them."""
+        if self.count == 1:
+            return names
+        gathered: list[Any] = [None] * self.count
+        dist.all_gather_object(gathered, names)
+        return [name for part in gathered for name in part]
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all get the same answer."""
         if self.count == 1:

@@ -1,9 +1,12 @@
-"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png."""
+"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png, and Weights & Biases where it is asked for."""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
+import secrets
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dittool.config.load import config_to_dict
+from dittool.config.schema import Config
+from dittool.errors import UsageError
 from dittool.objective.flow import MODES, FlowLoss
-from dittool.storage import TEMPORARY_PREFIX, read_json_lines, write_atomic
+from dittool.storage import TEMPORARY_PREFIX, read_json, read_json_lines, write_atomic, write_json
 from dittool.train.distributed import Ranks
 
 
@@ -43,8 +49,11 @@ class Meter:
     def summary(self) -> dict[str, float]:
         """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new interval.
 
-        Over the samples of all processes, which must ask together; norms of velocities and waiting are this process's own.
+        Over the samples of all processes, which must ask together; waiting and memory are this process's own. Empty without a step.
         """
+        if not self._steps:
+            self._since = time.monotonic()
+            return {}
         steps, elapsed = self._steps, max(time.monotonic() - self._since, 1e-9)
         losses = [loss for step in steps for loss in step.losses]
         per_sample, t, modes = (
@@ -55,12 +64,11 @@ class Meter:
             "loss": self.loss,
             "lr": steps[-1].lr,
             "grad_norm": float(torch.stack([step.grad_norm for step in steps]).mean()),
-            "velocity_norm": float(torch.stack([loss.velocity_norm for loss in losses]).mean()),
+            "velocity_norm": float(self._ranks.mean(torch.stack([loss.velocity_norm for loss in losses]).mean())),
             "samples_per_second": len(per_sample) / elapsed,
             "data_wait_share": sum(step.waited for step in steps) / elapsed,
+            "peak_memory_gb": peak_memory_bytes(per_sample.device) / 1e9,
         }
-        if per_sample.device.type == "cuda":
-            figures["peak_memory_gb"] = torch.cuda.max_memory_allocated(per_sample.device) / 1e9
         groups = {f"loss_{name}": modes == index for index, name in enumerate(MODES)}
         groups |= {"loss_t_low": t < 1 / 3, "loss_t_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_t_high": t >= 2 / 3}
         self._steps, self._since = [], time.monotonic()
@@ -70,10 +78,14 @@ class Meter:
 class RunLog:
     """Rows of figures by step. `log.jsonl` is the truth; TensorBoard and the plot show the same."""
 
-    def __init__(self, folder: Path, start_step: int) -> None:
-        """Rows of steps after `start_step`, which a resumed run will make again, are cut off."""
+    def __init__(self, folder: Path, start_step: int, config: Config) -> None:
+        """Rows of steps after `start_step`, which a resumed run will make again, are cut off.
+
+        Raises `UsageError` when `train.wandb` is given and the package is not there.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
+        self._wandb = None if config.train.wandb is None else _wandb_run(folder, config)
         self._path = folder / "log.jsonl"
         self._plot_path = folder / "loss.png"
         self.rows: list[dict[str, Any]] = [row for row in read_log(folder) if row["step"] <= start_step]
@@ -86,15 +98,46 @@ class RunLog:
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in figures.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+        numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def plot(self) -> None:
+        """Draws loss.png from the rows so far."""
+        if any("loss" in row for row in self.rows):
+            plot_losses(self.rows, self._plot_path)
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
-        if self.rows:
-            plot_losses(self.rows, self._plot_path)
+        if self._wandb is not None:
+            self._wandb.finish()
+        self.plot()
+
+
+def _wandb_run(folder: Path, config: Config) -> Any:
+    """A run of Weights & Biases, or the one that this folder began before."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError(
+            f'train.wandb = "{config.train.wandb}": the package wandb is not installed', "pip install wandb, or take the key out of the preset"
+        ) from error
+    record = folder / "wandb.json"
+    if not record.is_file():
+        write_json(record, {"id": secrets.token_hex(8)})
+    began = read_json(record)["id"]
+    return wandb.init(project=config.train.wandb, name=folder.name, id=began, resume="allow", dir=str(folder), config=config_to_dict(config))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far: on a GPU of its memory, as torch counts it; on a CPU of the machine's, all included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ of its number alone (`data/stream.py`), so stopping and resuming anywhere gives 
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,7 +53,7 @@ class TrainSummary:
     folder: Path
     checkpoint: Path
     step: int
-    loss: float  # mean over the last logging interval
+    loss: float  # mean over the last logging interval that had an update; NaN when none had
     eval_loss: float | None
     seconds: float  # of this call
     samples_per_second: float
@@ -108,7 +109,7 @@ def train(
         if ranks.first:
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
             record_data(out, data, provenance.identity_hash)
-            run.log = held.enter_context(closing(RunLog(out, state.step)))
+            run.log = held.enter_context(closing(RunLog(out, state.step, config)))
             run.evaluation, run.draw = _evaluation(config, shards, provenance), draw
         return _run_steps(run, stop, talk)
 
@@ -136,7 +137,10 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     saved, eval_loss = None, None
     with talk.progress("train", total - first, "step") as task:
         while state.step < total:
-            meter.add(train_step(state, batches))
+            try:
+                meter.add(train_step(state, batches))
+            except NonFiniteError as failure:
+                _skip_update(run, failure, talk)
             stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
             evaluates, draws = _due(step, train_config.eval_every, last), _due(step, train_config.sample_every, last)
@@ -147,8 +151,10 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
                 run.log.write(step, {"eval_loss": eval_loss})
             if _due(step, train_config.log_every, last):
                 figures = meter.summary()
-                if run.log is not None:
+                if run.log is not None and figures:
                     run.log.write(step, figures)
+            if run.log is not None and draws:
+                run.log.plot()
             if run.draw is not None and draws:
                 run.draw(pipeline, run.folder / "samples" / f"step{step:07d}_ema.png")
             if stopping or _due(step, state.config.checkpoint.every, last):
@@ -163,7 +169,8 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     if saved is None:
         return None
     seconds = time.monotonic() - start
-    return TrainSummary(run.folder, saved, state.step, meter.loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds)
+    loss = math.nan if meter.loss is None else meter.loss
+    return TrainSummary(run.folder, saved, state.step, loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds)
 
 
 def _due(step: int, every: int, last: bool) -> bool:
@@ -189,7 +196,8 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
         ids += batch.ids
     grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     mean = state.ranks.mean(torch.stack(weighted).sum())
-    _require_finite(state.step, mean, grad_norm, ids)
+    state.samples_seen += len(ids) * state.ranks.count
+    _require_finite(state, mean, grad_norm, losses, ids)
     rate = learning_rate(state.step, config.train)
     for group in state.optimizer.param_groups:
         group["lr"] = rate
@@ -197,7 +205,6 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(state.model, state.step)
     state.step += 1
-    state.samples_seen += len(ids) * state.ranks.count
     return StepFigures(mean, grad_norm, rate, waited, losses)
 
 
@@ -209,14 +216,32 @@ def _batch_loss(state: TrainState, batch: Batch) -> FlowLoss:
     return flow_loss(state.replica, batch.latents, batch.noise, t, batch.conditions, modes)
 
 
-def _require_finite(step: int, loss: Tensor, grad_norm: Tensor, ids: list[str]) -> None:
+def _require_finite(state: TrainState, loss: Tensor, grad_norm: Tensor, losses: list[FlowLoss], ids: list[str]) -> None:
+    """Raises `NonFiniteError` in all processes alike: the loss and the gradient that it looks at are those of all."""
     if torch.isfinite(loss) and torch.isfinite(grad_norm):
         return
+    finite = torch.cat([torch.isfinite(loss.per_sample) for loss in losses]).tolist()
+    broken = state.ranks.gather_names([sample for sample, good in zip(ids, finite, strict=True) if not good])
+    suspects = broken or state.ranks.gather_names(ids)
     raise NonFiniteError(
-        f"step {step + 1}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. Samples: {', '.join(ids[:8])}"
-        + (f" and {len(ids) - 8} more" if len(ids) > 8 else ""),
+        f"step {state.step + 1}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. "
+        f"Samples: {', '.join(suspects[:8])}" + (f" and {len(suspects) - 8} more" if len(suspects) > 8 else ""),
         "check these samples with dit shard --verify and dit audit, lower train.lr, then dit train --resume",
+        suspects,
     )
+
+
+def _skip_update(run: _Run, failure: NonFiniteError, talk: Talk) -> None:
+    """Leaves out the update of a step that was not finite, or raises the failure when `train.skip_nonfinite` of them were left out."""
+    state, most = run.state, run.state.config.train.skip_nonfinite
+    if state.skipped_updates >= most:
+        raise failure
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    state.skipped_updates += 1
+    if run.log is not None:
+        run.log.write(state.step, {"skipped_updates": state.skipped_updates, "not_finite": failure.samples})
+    talk.warn(f"{failure.message}; no update at this step ({state.skipped_updates} of at most {most} left out)")
 
 
 def require_features(config: Config, shards: ShardSet) -> None:

@@ -36,6 +36,7 @@ class TrainState:
         self.optimizer = build_optimizer(self.model, config.train)
         self.step = 0  # optimizer updates made
         self.samples_seen = 0  # by all processes together
+        self.skipped_updates = 0  # steps without an update, because loss or gradient was not finite
 
     def _build(self) -> DiT:
         dims = self.data.dims
@@ -60,6 +61,7 @@ class TrainState:
             "optimizer": whole(self.optimizer.state_dict()),
             "step": self.step,
             "samples_seen": self.samples_seen,
+            "skipped_updates": self.skipped_updates,
             "rng": {"torch": torch.get_rng_state()},
             "data": self.data.to_dict(),
         }
@@ -70,6 +72,7 @@ class TrainState:
             model.load_state_dict(parts_like(checkpoint[part], model.state_dict()))
         self.optimizer.load_state_dict(self._moments(checkpoint["optimizer"]))
         self.step, self.samples_seen = checkpoint["step"], checkpoint["samples_seen"]
+        self.skipped_updates = checkpoint.get("skipped_updates", 0)  # format version 1 did not always have it
         torch.set_rng_state(checkpoint["rng"]["torch"])
 
     def _moments(self, saved: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def test_a_run_leaves_what_the_contract_names(tiny_run):
     names = {path.name for path in (tiny_run / "checkpoints").iterdir()}
     assert {"checkpoint_step0000006.pt", "checkpoint_step0000006.json", "checkpoint_final.pt", "checkpoint_final.json"} <= names
     state = final_state(tiny_run)
-    assert {"format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data"} == set(state)
+    assert {"format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "skipped_updates", "rng", "data"} == set(state)
     assert (state["step"], state["samples_seen"]) == (8, 32)
 
 
@@ -271,3 +271,63 @@ def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, tiny_run, tmp_
     monkeypatch.chdir(tmp_path)
     assert dit("train", "--resume", "--quiet").code == 0
     assert_same_bits(final_state(tiny_run), final_state(out))
+
+
+# Updates that are left out because something was not finite
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """`poisoned(3, 5)`: the loss of the first sample is NaN at these steps, counted from 1, of the state's own count."""
+    real = loop._batch_loss
+
+    def poison(*steps: int) -> None:
+        def batch_loss(state, batch):
+            if state.step + 1 in steps:
+                batch.latents[0] = float("nan")
+            return real(state, batch)
+
+        monkeypatch.setattr(loop, "_batch_loss", batch_loss)
+
+    return poison
+
+
+def test_an_update_that_is_not_finite_is_left_out_up_to_a_cap(tiny_shards, tmp_path, poisoned):
+    poisoned(3, 5)
+    ended = train(tiny_shards.config_with("train.skip_nonfinite=2"), tiny_shards.folder, tmp_path / "run")
+    state, rows = final_state(tmp_path / "run"), read_log(tmp_path / "run")
+    assert (ended.step, state["samples_seen"], state["skipped_updates"]) == (8, 32, 2)
+    assert all(torch.isfinite(tensor).all() for part in ("model", "ema") for tensor in state[part].values())
+    assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {6}
+    first = tiny_shards.stream()[2].ids[0]
+    assert [(row["step"], row["skipped_updates"]) for row in rows if "not_finite" in row] == [(3, 1), (5, 2)]
+    assert next(row for row in rows if row["step"] == 3) == {"step": 3, "skipped_updates": 1, "not_finite": [first]}
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 7, 8]
+
+
+def test_one_more_than_the_cap_ends_the_run(tiny_shards, tmp_path, poisoned):
+    poisoned(2, 4, 7)
+    with pytest.raises(NonFiniteError, match="step 7: loss nan"):
+        train(tiny_shards.config_with("train.skip_nonfinite=2"), tiny_shards.folder, tmp_path / "run")
+    assert load_checkpoint(resolve_checkpoint(tmp_path / "run"))["step"] == 6
+
+
+def test_the_count_of_left_out_updates_is_part_of_the_state(tiny_shards, tmp_path, poisoned):
+    """A run that is resumed does not get its cap anew, and ends with the bits of the uninterrupted one."""
+    config = tiny_shards.config_with("train.skip_nonfinite=2")
+    poisoned(2, 7)
+    train(config, tiny_shards.folder, tmp_path / "run")
+    train(config, tiny_shards.folder, stopped_at(tmp_path / "run", 3, tmp_path / "resumed"), resume=True)
+    assert_same_bits(final_state(tmp_path / "run"), final_state(tmp_path / "resumed"))
+    assert final_state(tmp_path / "resumed")["skipped_updates"] == 2
+    poisoned(7, 8)
+    with pytest.raises(NonFiniteError, match="step 8"):
+        train(config, tiny_shards.folder, stopped_at(tmp_path / "run", 3, tmp_path / "again"), resume=True)
+
+
+def test_a_run_of_nothing_but_nan_ends_without_a_figure(tiny_shards, tmp_path, poisoned):
+    import math
+
+    poisoned(*range(1, 9))
+    ended = train(tiny_shards.config_with("train.skip_nonfinite=8"), tiny_shards.folder, tmp_path / "run")
+    assert math.isnan(ended.loss) and ended.step == 8
