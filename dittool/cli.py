@@ -35,6 +35,7 @@ BUILT_IN = {
     "inspect-ckpt": "Show what is in a checkpoint without running any of it.",
     "warmstart": "Carry old weights over to another architecture.",
     "presets": "List the presets, or print one.",
+    "bench": "Measure this machine on a preset.",
 }
 PLUGIN_GROUP = "dit.commands"
 BROKEN_PIPE = 128 + 13  # as a shell reports a program whose reader had gone

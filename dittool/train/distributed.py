@@ -113,7 +113,8 @@ def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]
 
 @contextmanager
 def process_group(parallel: str) -> Iterator[Ranks]:
-    """The processes that torchrun started, as "ddp" or "fsdp"; a single one without torchrun."""
+    """The processes that torchrun started, as "ddp" or "fsdp"; a single one without torchrun. fp32 products use TF32 where a GPU has it."""
+    torch.backends.cuda.matmul.allow_tf32 = True
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks(0, 1, device_of_choice())

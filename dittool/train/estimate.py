@@ -101,7 +101,7 @@ def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
     return Plan(
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         steps=config.train.steps, samples_per_step=samples_per_step, epochs=config.train.steps * samples_per_step / len(refs),
-        buckets=sorted(buckets, key=lambda bucket: -bucket.share), device=_device_name(device), memory_bytes=memory[0], memory_from=memory[1],
+        buckets=sorted(buckets, key=lambda bucket: -bucket.share), device=device_name(device), memory_bytes=memory[0], memory_from=memory[1],
         checkpoint_bytes=state_bytes(state.to_checkpoint()), checkpoints_kept=kept,
     )  # fmt: skip
 
@@ -109,10 +109,10 @@ def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
 def _seconds_per_step(state: TrainState, batch: Batch) -> float:
     times = []
     for _ in range(1 + _TIMED_STEPS):
-        _wait_for(state.device)
+        wait_for(state.device)
         start = time.perf_counter()
         train_step(state, iter([batch] * state.config.train.accumulate))
-        _wait_for(state.device)
+        wait_for(state.device)
         times.append(time.perf_counter() - start)
     return min(times[1:])
 
@@ -142,10 +142,12 @@ def _context_tokens(batch: Batch) -> int:
     return c.text.shape[1] + 1 + (0 if c.patches is None else c.patches.shape[1])
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+def device_name(device: torch.device) -> str:
+    """What figures were measured on."""
+    return torch.cuda.getdevice_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

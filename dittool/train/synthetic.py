@@ -1,0 +1,65 @@
+"""A small set of shards of the sizes that a preset's own would have, filled with noise: to measure a machine before any image is embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dittool.config.schema import Config
+from dittool.data.arrays import npy_bytes
+from dittool.data.buckets import Bucket, buckets_from_config
+from dittool.data.records import FEATURES, RECORD_MEMBER
+from dittool.data.shard_index import TRAIN, index_shard
+from dittool.data.shard_set import ShardSet
+from dittool.data.shards import tar_member
+from dittool.encoders.known import known_dims
+from dittool.errors import UsageError
+from dittool.storage import write_json
+
+TEXT_TOKENS = 64  # of every caption
+_STRIDE, _PATCH = 8, 16  # of the Flux codec and DINOv3, and of the built-in stand-ins
+
+
+def squarest(config: Config) -> Bucket:
+    """The bucket that is measured: the one nearest to a square."""
+    return min(buckets_from_config(config.data), key=lambda bucket: abs(bucket.width - bucket.height))
+
+
+def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:
+    """Writes `samples` samples of one bucket and opens them. Raises `UsageError` for encoders whose widths are not known."""
+    names = config.encoders
+    dims = known_dims(names.image, names.text, names.vae)
+    if dims is None:
+        raise UsageError(
+            f"the widths of these encoders are not known: {names.image}, {names.text}, {names.vae}",
+            "measure with a preset whose encoders are in the table of docs/encoders.md, or run dit train --dry-run on real shards",
+        )
+    bucket = squarest(config)
+    tar = folder / f"bucket_{bucket.name}" / "shard-000000.tar"
+    tar.parent.mkdir(parents=True)
+    with tar.open("wb") as file:
+        for number in range(samples):
+            key = f"noise-{number:06d}"
+            for member, data in [(RECORD_MEMBER, b"{}"), *_arrays(bucket, dims, number)]:
+                file.writelines(tar_member(f"{key}.{member}", data))
+        file.write(bytes(1024))  # the end of a tar
+    vae = {"id": names.vae, "channels": dims["latent_channels"], "stride": _STRIDE, "scale": 1.0, "shift": 0.0}
+    image, text = {"id": names.image, "patch_size": _PATCH}, {"id": names.text}
+    card = {"patch_storage": "fp16", "buckets": [bucket.name], "encoders": {"image": image, "text": text, "vae": vae}}
+    statistics = {"latent_mean": [0.0] * dims["latent_channels"], "latent_std": [1.0] * dims["latent_channels"]}
+    widths = {"text": dims["text_dim"], "image": dims["image_dim"], "latent_channels": dims["latent_channels"]}
+    write_json(folder / "index.json", {
+        "version": 1, "identity": card, "identity_hash": "", "statistics": statistics, "dims": widths, "source": "",
+        "shards": [index_shard(folder, tar, bucket.name, TRAIN)],
+    })  # fmt: skip
+    return ShardSet.open(folder)
+
+
+def _arrays(bucket: Bucket, dims: dict[str, int], number: int) -> list[tuple[str, bytes]]:
+    chance = np.random.default_rng(number)
+    image, text, channels = dims["image_dim"], dims["text_dim"], dims["latent_channels"]
+    patches = (bucket.height // _PATCH) * (bucket.width // _PATCH)
+    shapes = ((image,), (patches, image), (channels, *bucket.latent_grid(_STRIDE)), (TEXT_TOKENS, text))
+    noise = [chance.standard_normal(shape, np.float32).astype(np.float16) for shape in shapes]
+    return [(feature.member, npy_bytes(array)) for feature, array in zip(FEATURES, noise, strict=True)]
