@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from dittool.config.schema import Config
 from dittool.data.normalisation import LatentNorm
 from dittool.data.shard_set import SampleRef, ShardSet
 from dittool.data.stream import BatchStream, sizes_within
+from dittool.errors import StorageError
 from dittool.train.distributed import Ranks
 
 
@@ -24,3 +28,21 @@ def training_stream(config: Config, shards: ShardSet, refs: list[SampleRef], nor
         shards, refs, norm, batch_sizes(config, shards, refs), config.train.seed, config.model.patches,
         rank=ranks.rank, ranks=ranks.count, accumulate=config.train.accumulate,
     )  # fmt: skip
+
+
+@contextmanager
+def readers_told() -> Iterator[None]:
+    """Inside, the death of a process that reads batches is a `StorageError`.
+
+    The loader notices it by a signal, so the error may come from anywhere, in the midst of an update too: what is in memory then is no state to
+    save.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise StorageError(
+            f"a process that reads batches is gone: {str(error).splitlines()[0]}",
+            "memory or /dev/shm ran full (see df /dev/shm): go on from the last checkpoint with fewer workers, dit train --resume -s train.workers=N",
+        ) from error

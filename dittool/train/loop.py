@@ -35,7 +35,7 @@ from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
-from dittool.train.batches import training_stream
+from dittool.train.batches import readers_told, training_stream
 from dittool.train.compiled import compiler_told
 from dittool.train.distributed import parts_like, process_group, whole
 from dittool.train.evaluate import Evaluation
@@ -111,7 +111,8 @@ def train(
             record_data(out, data, provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step, config)))
             run.evaluation, run.draw = _evaluation(config, shards, provenance), draw
-        return _run_steps(run, stop, talk)
+        with readers_told():
+            return _run_steps(run, stop, talk)
 
 
 @dataclass

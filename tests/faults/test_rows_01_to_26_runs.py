@@ -1,0 +1,294 @@
+"""Rows 1 to 26 where they concern runs: kills, full disks, signals, lost processes, second writers. Those of embedding, sharding and of
+checkpoints as files are tested beside their code; `test_catalogue.py` names them all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_checkpoint
+from dittool.ckpt.safe_load import load_checkpoint
+from dittool.errors import BadDataError, StorageError
+from dittool.storage import folder_lock
+from dittool.train import log, loop
+from dittool.train.log import read_log
+from dittool.train.loop import train
+from dittool.train.signals import stop_on_signal
+
+# Runs a command line again and again, each time in a child with a folder of its own, and ends the child at its n-th event with a file there.
+KILLED_AT_EVENTS = """
+import json, os, sys
+import torch.utils.tensorboard, matplotlib.pyplot
+import dittool.train.loop, dittool.validate.run, dittool.sampling.draw, dittool.sampling.preview
+from dittool.cli import run
+folder, command = sys.argv[1], json.loads(sys.argv[2])
+for dies_at in map(int, sys.argv[3:]):
+    child = os.fork()
+    if child == 0:
+        out, count = f"{folder}/killed{dies_at}", 0
+        def hook(event, arguments):
+            global count
+            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate") and str(arguments[0]).startswith(out):
+                count += 1
+                if count == dies_at:
+                    os._exit(9)  # nothing is flushed, nothing is cleaned up
+        sys.addaudithook(hook)
+        code = run([word.replace("OUT", out) for word in command])
+        print(dies_at, count, code, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def killed_at(events, folder, *command) -> dict[int, tuple[int, int]]:
+    """{event: (events in all, exit code)} of the runs that came to their end before they could be killed."""
+    words = [sys.executable, "-c", KILLED_AT_EVENTS, folder, json.dumps([str(word) for word in command]), *events]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines() if line[:1].isdigit()]
+    return {event: (count, code) for event, count, code in lines}
+
+
+def options_of(tiny_shards) -> list[str]:
+    return [word for override in tiny_shards.overrides for word in ("-s", override)]
+
+
+def assert_ends_as(reference, run) -> None:
+    """The two runs have the same bits at their end."""
+    one, other = (load_checkpoint(resolve_checkpoint(folder)) for folder in (reference, run))
+    assert one["step"] == other["step"]
+    assert all(torch.equal(one[part][name], other[part][name]) for part in ("model", "ema") for name in one[part])
+
+
+def assert_resumes_to(reference, run, tiny_shards) -> None:
+    """The run goes on from its newest valid checkpoint; when it has none it begins anew, in an empty folder."""
+    try:
+        resume = newest_checkpoint(run / "checkpoints").step < 8
+    except BadDataError:
+        shutil.rmtree(run, ignore_errors=True)
+        resume = False
+    if resume or not run.exists():
+        train(tiny_shards.config, tiny_shards.folder, run, resume=resume)
+    assert_ends_as(reference, run)
+    assert not list(run.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("events", [(3, 14, 22, 29, 37), pytest.param(tuple(range(1, 80)), marks=pytest.mark.slow)])
+def test_row_05_06_07_killed_at_a_file_event_a_run_resumes_to_the_same_bits(tiny_run, tiny_shards, tmp_path, events):
+    command = ("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", "OUT", "--quiet", *options_of(tiny_shards))
+    ended = killed_at(events, tmp_path, *command)
+    assert len(ended) < len(events)
+    for event in set(events) - set(ended):
+        assert_resumes_to(tiny_run, tmp_path / f"killed{event}", tiny_shards)
+
+
+def test_row_08_a_picture_is_never_torn(tiny_run, tmp_path):
+    events = (1, 2, 3, 4, 5)
+    pictures = [tmp_path / f"killed{event}" / "sample_seed000000.png" for event in events]
+    for old in pictures:
+        old.parent.mkdir()
+        Image.new("RGB", (8, 8), "red").save(old)
+    before = old.read_bytes()
+    ended = killed_at(events, tmp_path, "sample", "--prompt", "a red circle", "--checkpoint", tiny_run, "--out", "OUT", "--quiet")
+    assert len(ended) < len(events)
+    for path in pictures:
+        Image.open(path).load()
+        assert path.read_bytes() == before or Image.open(path).size == (128, 128)
+
+
+def test_row_08_a_report_is_never_torn(tiny_run, tiny_shards, tmp_path):
+    events = (2, 9, 20)
+    command = ("validate", tiny_run, "--data", tiny_shards.folder, "--limit", "2", "--out", "OUT", "--quiet")
+    ended = killed_at(events, tmp_path, *command)
+    assert len(ended) < len(events)
+    for path in [path for event in events for path in (tmp_path / f"killed{event}").rglob("*") if path.is_file()]:
+        if path.name.startswith(".tmp-dit-") or path.name == ".lock":
+            continue
+        if path.suffix == ".png":
+            Image.open(path).load()
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        else:
+            assert path.suffix != ".html" or path.read_text().rstrip().endswith("</html>")
+
+
+def full_from_row(step: int, monkeypatch) -> None:
+    real = log.RunLog.write
+
+    def write(self, at, figures):
+        if at >= step:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
+        real(self, at, figures)
+
+    monkeypatch.setattr(log.RunLog, "write", write)
+
+
+def test_row_10_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(tiny_run, tiny_shards, tmp_path, dit, told, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        full_from_row(5, patch)
+        told(dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--quiet", *options_of(tiny_shards)), 5, "No space left")
+    assert newest_checkpoint(out / "checkpoints").step == 3
+    with (out / "log.jsonl").open("ab") as file:
+        file.write(b'{"step": 5, "lo')  # what such a disk leaves
+    assert_resumes_to(tiny_run, out, tiny_shards)
+    assert [row["step"] for row in read_log(out)] == list(range(1, 9))
+
+
+def test_row_11_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(tiny_shards, dit, told, monkeypatch):
+    def never(*_):
+        raise AssertionError("the model was built")
+
+    monkeypatch.setattr(loop, "TrainState", never)
+    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", "/proc/nowhere/run", "--quiet", *options_of(tiny_shards))
+    told(outcome, 5, "/proc/nowhere/run", "cannot write there")
+
+
+def test_row_13_a_second_writer_is_turned_away_with_the_owners_name(tiny_shards, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with folder_lock(out), pytest.raises(StorageError, match=f"already in use by process {os.getpid()}"):
+        train(tiny_shards.config, tiny_shards.folder, out)
+    assert not list_checkpoints(out / "checkpoints")
+
+
+def test_row_14_a_lock_whose_owner_is_dead_holds_nobody_up(tiny_run, tiny_shards, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").write_text("process 1 on a-host-that-burned-down")
+    train(tiny_shards.config, tiny_shards.folder, out)
+    assert_ends_as(tiny_run, out)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_row_15_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_path, monkeypatch, number):
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", lambda state, ready: (state.step == 4 and os.kill(os.getpid(), number), real(state, ready))[1])
+    with pytest.raises(loop.Interrupted) as stopped:
+        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+    assert stopped.value.exit_code == 128 + number
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == 5
+    monkeypatch.undo()
+    assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
+
+
+def test_row_15_a_second_signal_ends_the_process_at_once():
+    child = os.fork()
+    if child == 0:
+        with stop_on_signal():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.05)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+
+
+def test_row_16_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards, tmp_path, monkeypatch):
+    real, saved = loop.save_checkpoint, []
+
+    def save(folder, state, **rest):
+        if not saved:
+            os.kill(os.getpid(), signal.SIGTERM)
+        saved.append(state["step"])
+        return real(folder, state, **rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(loop.Interrupted):
+        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+    assert saved == [3, 4]  # the save was finished, then one more step, which is where the run stands
+    assert all(file.verify() is None for file in list_checkpoints(tmp_path / "run" / "checkpoints"))
+    monkeypatch.undo()
+    assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
+
+
+def test_row_17_a_terminal_that_hangs_up_leaves_whole_files(tiny_run, tiny_shards, tmp_path, monkeypatch):
+    out, child = tmp_path / "run", os.fork()
+    if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        real = loop.train_step
+        loop.train_step = lambda state, ready: (state.step == 5 and os.kill(os.getpid(), signal.SIGHUP), real(state, ready))[1]
+        train(tiny_shards.config, tiny_shards.folder, out)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGHUP
+    assert newest_checkpoint(out / "checkpoints").step == 3
+    assert_resumes_to(tiny_run, out, tiny_shards)
+
+
+def test_row_18_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, tiny_shards, tmp_path, monkeypatch):
+    real = loop.train_step
+
+    def step(state, ready):
+        if state.step == 4:
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(0.2)
+        return real(state, ready)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(StorageError, match=r"reads batches is gone: DataLoader worker \(pid.*killed") as lost:
+        train(tiny_shards.config_with("train.workers=2"), tiny_shards.folder, tmp_path / "run")
+    assert "/dev/shm" in lost.value.hint
+    monkeypatch.undo()
+    train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", resume=True, named_changes=["train.workers"])
+    assert_ends_as(tiny_run, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_row_19_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shards, tmp_path):
+    out = tmp_path / "run"
+    program = tmp_path / "one_dies.py"
+    program.write_text(
+        "import os\nfrom dittool.train import loop\nfrom dittool.cli import main\nreal = loop.train_step\n"
+        "def step(state, ready):\n    if state.step == 4 and os.environ['RANK'] == '1':\n        os.kill(os.getpid(), 9)\n"
+        "    return real(state, ready)\n"
+        "loop.train_step = step\nmain()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), "train", "--preset", "demo"]
+    command += ["--data", str(tiny_shards.folder), "--out", str(out), *options_of(tiny_shards)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300)
+    assert done.returncode != 0
+    assert newest_checkpoint(out / "checkpoints").step == 3
+    assert train(tiny_shards.config, tiny_shards.folder, out, resume=True).step == 8
+
+
+def test_row_20_a_save_that_fails_is_raised_at_once_and_removes_nothing(tiny_run, tiny_shards, tmp_path, monkeypatch):
+    """Saving is part of the step: there is no thread in which an error could get lost."""
+    real, threads = loop.save_checkpoint, set()
+
+    def save(folder, state, **rest):
+        threads.add(threading.current_thread())
+        if state["step"] == 6:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(folder, state, **rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    with pytest.raises(OSError, match="Input/output error"):
+        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+    assert threads == {threading.main_thread()}
+    assert [row["step"] for row in read_log(tmp_path / "run")][-1] == 6
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
+    assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
+
+
+@pytest.mark.parametrize("what", ["file", "link to nothing"])
+def test_row_22_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit, told, what):
+    out = tmp_path / "run"
+    if what == "file":
+        out.write_text("mine")
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--quiet", *options_of(tiny_shards))
+    told(outcome, 5, f"{out}: a {what}", "stands where the output folder should be")
+    assert out.is_symlink() or out.read_text() == "mine"
