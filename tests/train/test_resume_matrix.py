@@ -1,0 +1,146 @@
+"""Exact resume, proven over a matrix: stopped after every step, resumed with and without workers, two micro-batches a step, several buckets.
+
+Compared are a digest of model, average, optimizer and random state, and the ids of all samples in their order. Controls at the end show that
+the comparison fails when something is forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from dittool.ckpt.files import resolve_checkpoint
+from dittool.ckpt.safe_load import load_checkpoint, named_tensors
+from dittool.data.shard_set import ShardSet
+from dittool.train import loop
+from dittool.train.loop import train
+from dittool.train.state import TrainState
+
+STEPS, SETTINGS = 8, ("train.accumulate=2", "checkpoint.every=100")
+
+
+@dataclass
+class Proof:
+    """What a run saw and where it ended."""
+
+    ids: list[str]
+    digest: str
+
+
+def digest(run) -> str:
+    content = load_checkpoint(resolve_checkpoint(run))
+    state = {key: content[key] for key in ("model", "ema", "optimizer", "rng")}
+    total = hashlib.sha256(f"{content['step']} {content['samples_seen']} {content['optimizer']['param_groups']}".encode())
+    for name, tensor in named_tensors(state):
+        total.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+def prove(monkeypatch, config, data, out, stop_after: int | None = None, **options) -> Proof:
+    """Trains until the end, or until SIGTERM comes in step `stop_after`."""
+    ids: list[str] = []
+    real_loss, real_step = loop._batch_loss, loop.train_step
+
+    def loss(state, batch):
+        ids.extend(batch.ids)
+        return real_loss(state, batch)
+
+    def step(state, batches):
+        if state.step + 1 == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_step(state, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_batch_loss", loss)
+        patch.setattr(loop, "train_step", step)
+        try:
+            train(config, data, out, **options)
+        except loop.Interrupted:
+            assert stop_after is not None
+    return Proof(ids, digest(out))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_shards, tmp_path_factory) -> Proof:
+    """The uninterrupted run."""
+    with pytest.MonkeyPatch.context() as patch:
+        return prove(patch, tiny_shards.config_with(*SETTINGS), tiny_shards.folder, tmp_path_factory.mktemp("whole") / "run")
+
+
+def resumed(monkeypatch, tiny_shards, out, stops: list[int], workers: int) -> Proof:
+    """A run in pieces, each but the first a resume."""
+    config, ids = tiny_shards.config_with(*SETTINGS, f"train.workers={workers}"), []
+    for number, stop in enumerate([*stops, None]):
+        part = prove(monkeypatch, config, tiny_shards.folder, out, stop, resume=number > 0)
+        ids += part.ids
+    return Proof(ids, part.digest)
+
+
+def test_the_matrix_has_three_buckets_and_all_modes(tiny_shards, whole):
+    buckets = {ref.id: ref.bucket for ref in ShardSet.open(tiny_shards.folder).split("train")}
+    assert len({buckets[one] for one in whole.ids}) >= 3 and len(whole.ids) == STEPS * 2 * 4
+
+
+FAST = ((1, 0), (2, 2), (4, 0), (5, 2), (7, 0))
+SLOW = [pytest.param(stop, workers, marks=pytest.mark.slow) for stop in range(1, STEPS) for workers in (0, 2) if (stop, workers) not in FAST]
+
+
+@pytest.mark.parametrize(("stop", "workers"), [*FAST, *SLOW])
+def test_stopped_after_any_step_a_run_ends_with_the_same_bits(monkeypatch, tiny_shards, whole, tmp_path, stop, workers):
+    assert resumed(monkeypatch, tiny_shards, tmp_path / "run", [stop], workers) == whole
+
+
+def test_stopped_after_every_step_a_run_ends_with_the_same_bits(monkeypatch, tiny_shards, whole, tmp_path):
+    """Row 24: several times in one epoch."""
+    assert resumed(monkeypatch, tiny_shards, tmp_path / "run", list(range(1, STEPS)), workers=0) == whole
+
+
+@pytest.mark.slow
+def test_in_fresh_processes_a_run_ends_with_the_same_bits(tiny_shards, whole, tmp_path):
+    """Killed with -9 at no chosen moment, three times, and resumed by the command line."""
+    out, options = tmp_path / "run", [word for override in (*tiny_shards.overrides, *SETTINGS, "checkpoint.every=1") for word in ("-s", override)]
+    command = [sys.executable, "-m", "dittool", "train", "--data", str(tiny_shards.folder), "--out", str(out), "--quiet", *options]
+    for seconds in (12, 14, 16, None):
+        how = ["--resume"] if list(out.glob("checkpoints/*.json")) else ["--preset", "demo"]
+        process = subprocess.Popen([*command, *how], env=dict(os.environ, OMP_NUM_THREADS="1"))
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if list(out.glob("checkpoints/*final.json")):
+            break
+    assert digest(out) == whole.digest
+
+
+def test_control_a_forgotten_average_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
+    real = TrainState.restore
+
+    def forgetful(state, checkpoint):
+        real(state, {**checkpoint, "ema": checkpoint["model"]})
+
+    monkeypatch.setattr(TrainState, "restore", forgetful)
+    found = resumed(monkeypatch, tiny_shards, tmp_path / "run", [3], 0)
+    assert found.ids == whole.ids and found.digest != whole.digest
+
+
+def test_control_a_forgotten_place_in_the_data_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
+    from dittool.data.stream import BatchStream
+
+    real = BatchStream.loader
+    monkeypatch.setattr(BatchStream, "loader", lambda self, first, end, *rest: real(self, 0, end - first, *rest))
+    found = resumed(monkeypatch, tiny_shards, tmp_path / "run", [3], 0)
+    assert found.ids != whole.ids and found.digest != whole.digest
+
+
+def test_control_a_forgotten_random_state_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
+    monkeypatch.setattr(torch, "set_rng_state", lambda _: torch.manual_seed(99))
+    found = resumed(monkeypatch, tiny_shards, tmp_path / "run", [3], 0)
+    assert found.ids == whole.ids and found.digest != whole.digest
