@@ -36,6 +36,7 @@ def main(
     from dittool.errors import UsageError
     from dittool.sampling.preview import draw_preview
     from dittool.train.loop import train
+    from dittool.validate.on_the_way import judge_on_the_way
 
     console = console_for(json, quiet, verbose)
     if resume and init:
@@ -52,7 +53,8 @@ def main(
         _show_plan(config, data, console)
         return
     named = [override.partition("=")[0].strip() for override in overrides]
-    done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw_preview(data), talk=console)
+    draw, judge = draw_preview(data), judge_on_the_way(data, out, console)
+    done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw, judge=judge, talk=console)
     if done is None:  # a process of torchrun that only computes
         return
     console.json({

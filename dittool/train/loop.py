@@ -44,6 +44,7 @@ from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState, require_same_run
 
 Draw = Callable[[Pipeline, Path], None]  # draws pictures into a file
+Judge = Callable[[Pipeline], None]  # validates
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TrainSummary:
 
 def train(
     config: Config, data: Path, out: Path, *, resume: bool = False, strict: bool = False, named_changes: Sequence[str] = (),
-    init: Path | None = None, draw: Draw | None = None, talk: Talk = SILENT,
+    init: Path | None = None, draw: Draw | None = None, judge: Judge | None = None, talk: Talk = SILENT,
 ) -> TrainSummary | None:  # fmt: skip
     """Trains to `train.steps` updates and leaves `checkpoint_final.pt`.
 
@@ -75,6 +76,7 @@ def train(
         named_changes: dotted keys whose change against the checkpoint is wanted.
         init: weights to start from, made by `dit warmstart`; the peak learning rate is halved.
         draw: called every `train.sample_every` steps with the EMA weights.
+        judge: the same every `validate.every` steps.
 
     Raises `BadDataError`, `UsageError`, `StorageError`; `NonFiniteError` before an update would spoil the weights; `Interrupted` after
     a signal, with the state saved.
@@ -110,14 +112,14 @@ def train(
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
             record_data(out, data, provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step, config)))
-            run.evaluation, run.draw = _evaluation(config, shards, provenance), draw
+            run.evaluation, run.draw, run.judge = _evaluation(config, shards, provenance), draw, judge
         with readers_told():
             return _run_steps(run, stop, talk)
 
 
 @dataclass
 class _Run:
-    """What the steps of a run work on. Only the first process has a log, an evaluation and pictures, and only it saves."""
+    """What the steps of a run work on. Only the first process has a log, an evaluation, pictures and a judge, and only it saves."""
 
     folder: Path
     checkpoints: Path
@@ -126,6 +128,7 @@ class _Run:
     log: RunLog | None = None
     evaluation: Evaluation | None = None
     draw: Draw | None = None
+    judge: Judge | None = None
 
 
 def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
@@ -145,7 +148,8 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
             stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
             evaluates, draws = _due(step, train_config.eval_every, last), _due(step, train_config.sample_every, last)
-            if evaluates or draws:
+            judges = _due(step, state.config.validate_.every, last) and not stopping
+            if evaluates or draws or judges:
                 pipeline.model, pipeline.step = state.whole_ema(), step
             if run.evaluation is not None and evaluates:
                 eval_loss = run.evaluation.loss(pipeline.model, state.device)
@@ -163,6 +167,8 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
                 if state.ranks.first:
                     saved = save_checkpoint(run.checkpoints, content, final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
                     rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
+            if run.judge is not None and judges:
+                run.judge(pipeline)
             task.advance(1, **({} if meter.loss is None else {"loss": meter.loss}))
             if stopping and not last:
                 number = stop.signal_number or signal.SIGTERM

@@ -71,15 +71,15 @@ def validate(
     output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
     pipeline = Pipeline.load(checkpoint)
     folder = out if out is not None else run / "validation" / f"step{pipeline.step:07d}"
-    return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, lpips_backbone, talk, checkpoint=checkpoint)
+    return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, lpips_backbone, talk, run, checkpoint)
 
 
 @torch.random.fork_rng(devices=[])  # encoders and metrics draw weights before they load them: a training run in this process must not notice
 def validate_pipeline(
     pipeline: Pipeline, shards: ShardSet, folder: Path, tests: Sequence[str] = TESTS, limit: int | None = None,
-    lpips_backbone: Path | None = None, talk: Talk = SILENT, checkpoint: Path | None = None,
+    lpips_backbone: Path | None = None, talk: Talk = SILENT, run: Path | None = None, checkpoint: Path | None = None,
 ) -> Validation:  # fmt: skip
-    """The same for a model that is loaded already. `checkpoint` is where it came from: for the report and its loss curve."""
+    """The same for a model that is loaded already. `run` is the folder of its log, `checkpoint` the file that it came from."""
     start = time.monotonic()
     config = pipeline.config.validate_
     _require_same_data(pipeline, shards)
@@ -100,7 +100,7 @@ def validate_pipeline(
         outcome = verdict(criteria)
         results |= {"criteria": [one.to_json() for one in criteria], "verdict": outcome, "seconds": round(time.monotonic() - start, 1)}
         write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
-        report = write_report(folder, results, criteria, tested, pipeline.config, run_folder(checkpoint) if checkpoint else None)
+        report = write_report(folder, results, criteria, tested, pipeline.config, run)
         write_json(folder / "results.json", results)  # last: where it stands, the rest does too
     return Validation(outcome, criteria, results, folder, report)
 

@@ -1,0 +1,88 @@
+"""Judging during training: the run does not notice, and what the judge cannot do does not end it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dittool.ckpt.safe_load import load_checkpoint
+from dittool.console import Talk
+from dittool.errors import WeightsMissingError
+from dittool.train.loop import train
+from dittool.validate import on_the_way
+from dittool.validate.on_the_way import judge_on_the_way
+
+
+class Listener(Talk):
+    def __init__(self):
+        self.notes, self.warnings = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+def final_state(run):
+    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
+
+
+def assert_same_bits(a, b):
+    for part in ("model", "ema", "rng"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
+    for index, moments in a["optimizer"]["state"].items():
+        assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in moments.items())
+
+
+@pytest.fixture(scope="module")
+def judged_run(tiny_shards, tmp_path_factory):
+    """The run of `tiny_run`, judged at steps 3, 6 and 8; with what was said."""
+    run, listener = tmp_path_factory.mktemp("judged") / "run", Listener()
+    config = tiny_shards.config_with("validate.every=3", "validate.limit=2")
+    train(config, tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
+    return run, listener
+
+
+def test_a_run_that_is_judged_on_the_way_ends_with_the_same_bits(tiny_run, judged_run):
+    assert_same_bits(final_state(tiny_run), final_state(judged_run[0]))
+
+
+def test_each_judgement_stands_in_the_runs_folder_and_says_its_verdict(judged_run):
+    run, listener = judged_run
+    assert sorted(path.name for path in (run / "validation").iterdir()) == ["step0000003", "step0000006", "step0000008"]
+    results = json.loads((run / "validation" / "step0000006" / "results.json").read_text())
+    assert (results["step"], results["weights"]) == (6, "ema")
+    assert "data:image/png" in (run / "validation" / "step0000006" / "report.html").read_text(), "the loss curve so far"
+    assert [note.split(":")[0] for note in listener.notes if "GO" in note] == ["step 3", "step 6", "step 8"]
+
+
+def test_judged_are_the_averaged_weights_of_that_step(judged_run, tiny_run, tiny_shards, tmp_path):
+    from dittool.validate.run import validate
+
+    saved = tiny_run / "checkpoints" / "checkpoint_step0000006.pt"
+    later = validate(saved, tiny_shards.folder, tmp_path / "later", limit=2)
+    then = json.loads((judged_run[0] / "validation" / "step0000006" / "results.json").read_text())
+    for part in ("reconstruction", "dino_swap", "text_manip"):
+        assert then[part] == json.loads(json.dumps(later.results[part]))
+
+
+def test_by_default_nothing_is_judged_on_the_way(tiny_shards, tmp_path):
+    judge = pytest.fail
+    train(tiny_shards.config_with("train.steps=3"), tiny_shards.folder, tmp_path / "run", judge=judge)
+    assert not (tmp_path / "run" / "validation").exists()
+
+
+def test_what_cannot_be_judged_is_told_and_training_goes_on(tiny_run, tiny_shards, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise WeightsMissingError("AlexNet is not here", "name it")
+
+    monkeypatch.setattr(on_the_way, "validate_pipeline", fails)
+    run, listener = tmp_path / "run", Listener()
+    train(tiny_shards.config_with("validate.every=4"), tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
+    assert_same_bits(final_state(tiny_run), final_state(run))
+    assert [warning.split(":")[0] for warning in listener.warnings] == ["step 4", "step 8"]
+    assert "AlexNet is not here" in listener.warnings[0] and "training goes on" in listener.warnings[0]
