@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +11,27 @@ import typer
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 
 
+class Split(str, Enum):
+    holdout = "holdout"
+    train = "train"
+
+
 def main(
     target: Annotated[Path | None, typer.Argument(metavar="RUN|CHECKPOINT", help="What to judge.", show_default="the newest run")] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")] = None,
     tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = "reconstruction,dino_swap,text_manip",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many images, pairs, edits.", show_default="the run's own")
+        int | None, typer.Option("--limit", min=0, metavar="N", help="At most so many images, pairs, edits; 0: all.", show_default="the run's own")
+    ] = None,
+    split: Annotated[
+        Split | None, typer.Option("--split", help="Which images.", show_default="holdout, or train when nothing is held out")
     ] = None,
     lpips_backbone: Annotated[
         Path | None, typer.Option("--lpips-backbone", metavar="F", help="AlexNet weights for LPIPS; without any, SSIM.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN[_train]")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -39,7 +50,7 @@ def main(
     console = console_for(json, quiet, verbose)
     checkpoint = resolve_checkpoint(target, talk=console)
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
-    done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, wanted, limit, lpips_backbone, console)
+    done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, wanted, limit, split and split.value, lpips_backbone, console)
 
     console.json({**done.results, "report": str(done.report)})
     console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))

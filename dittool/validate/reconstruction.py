@@ -1,5 +1,7 @@
 """First test: an image drawn again from its own caption and reference. How near does it come?
 
+Held-out images and images of the training set answer different questions, so the split stands in the results and in every file's name.
+
     floor     the codec's round trip of the stored latent: no model of these latents comes nearer
     ceiling   the same noise with the caption and reference of another image of the bucket: what not looking at the conditions gives
 
@@ -133,13 +135,13 @@ def reconstruct(
     images = []
     with talk.progress("reconstruction", len(subjects), "image") as task:
         for bucket, batch in bucket_batches(subjects, lambda subject: subject.ref):
-            images += _reconstruct_batch(pipeline, shards, bucket, batch, metrics, folder)
+            images += _reconstruct_batch(pipeline, shards, bucket, batch, split, metrics, folder)
             task.advance(len(batch))
     return Reconstruction(images, list(metrics), split)
 
 
 def _reconstruct_batch(
-    pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], metrics: Sequence[Metric], folder: Path
+    pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], split: str, metrics: Sequence[Metric], folder: Path
 ) -> list[ReconstructedImage]:
     noise = noise_of(pipeline, bucket, [subject.ref.id for subject in batch])
     samples = [shards.read(subject.ref, pipeline.config.model.patches) for subject in batch]
@@ -162,7 +164,7 @@ def _reconstruct_batch(
     for i, record in enumerate(records):
         distances = {name: Distances(v[i], f[i], c[i] if i in paired else None) for name, (v, f, c) in measured.items()}
         apart = difference(results[i], truths[i])
-        file = f"{record.id}.png"
+        file = f"{split}_{record.id}.png"
         write_atomic(folder / file, strip_png([truths[i], results[i], apart, round_trips[i], *([others[i]] if i in paired else [])]))
         pictures = {"truth": thumb(truths[i]), "result": thumb(results[i]), "difference": thumb(apart)}
         latent_error = latent_errors[i] if kinds[i] == FROM_PIXELS else None

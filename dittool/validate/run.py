@@ -52,31 +52,33 @@ class Validation:
 
 
 def validate(
-    checkpoint: Path, shards: Path, out: Path | None = None, tests: Sequence[str] = TESTS, limit: int | None = None,
+    checkpoint: Path, shards: Path, out: Path | None = None, tests: Sequence[str] = TESTS, limit: int | None = None, split: str | None = None,
     lpips_backbone: Path | None = None, talk: Talk = SILENT,
 ) -> Validation:  # fmt: skip
     """Judges a checkpoint's EMA weights on the hold-out of the shards that it was trained on.
 
     Args:
-        out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run.
+        out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the training set when it was
+            asked for `stepNNNNNNN_train`.
         tests: some of `TESTS`.
-        limit: at most so many images, pairs and edits; by default `validate.limit` of the run.
+        limit: at most so many images, pairs and edits, 0 for all; by default `validate.limit` of the run.
+        split: "holdout" or "train"; by default the hold-out, or what was trained on when nothing is held out.
         lpips_backbone: AlexNet weights; by default `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then torchvision's cache.
 
-    Raises `UsageError` for an unknown test, `BadDataError` when the shards have another identity than the training data or the model
+    Raises `UsageError` for an unknown test or split, `BadDataError` when the shards have another identity than the training data or the model
     draws NaN, `WeightsMissingError` for a named LPIPS backbone that cannot serve, `StorageError` for the output folder.
     """
-    _require_tests(tests, limit)
+    _require_wanted(tests, limit, split)
     run = run_folder(checkpoint)
     output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
     pipeline = Pipeline.load(checkpoint)
-    folder = out if out is not None else run / "validation" / f"step{pipeline.step:07d}"
-    return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, lpips_backbone, talk, run, checkpoint)
+    folder = out if out is not None else run / "validation" / f"step{pipeline.step:07d}{'_train' if split == TRAIN else ''}"
+    return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, split, lpips_backbone, talk, run, checkpoint)
 
 
 @torch.random.fork_rng(devices=[])  # encoders and metrics draw weights before they load them: a training run in this process must not notice
 def validate_pipeline(
-    pipeline: Pipeline, shards: ShardSet, folder: Path, tests: Sequence[str] = TESTS, limit: int | None = None,
+    pipeline: Pipeline, shards: ShardSet, folder: Path, tests: Sequence[str] = TESTS, limit: int | None = None, split: str | None = None,
     lpips_backbone: Path | None = None, talk: Talk = SILENT, run: Path | None = None, checkpoint: Path | None = None,
 ) -> Validation:  # fmt: skip
     """The same for a model that is loaded already. `run` is the folder of its log, `checkpoint` the file that it came from."""
@@ -87,10 +89,11 @@ def validate_pipeline(
     output_folder(folder)
     with folder_lock(folder):
         _clear(folder)
-        split, subjects = choose(shards, limit or config.limit)
+        limit = config.limit if limit is None else limit
+        split, subjects = choose(shards, limit, split)
         data = _about_data(pipeline, shards, split, talk)
         talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
-        tested = _run_tests(pipeline, shards, subjects, split, perceptual, folder, tests, limit or config.limit, talk)
+        tested = _run_tests(pipeline, shards, subjects, split, perceptual, folder, tests, limit, talk)
         results: dict[str, Any] = {
             "step": pipeline.step, "weights": "ema", "checkpoint": str(checkpoint) if checkpoint else "", "data": data,
             "settings": asdict(pipeline.settings),
@@ -105,12 +108,14 @@ def validate_pipeline(
     return Validation(outcome, criteria, results, folder, report)
 
 
-def _require_tests(tests: Sequence[str], limit: int | None) -> None:
+def _require_wanted(tests: Sequence[str], limit: int | None, split: str | None) -> None:
     unknown = [name for name in tests if name not in TESTS]
     if unknown or not tests:
         raise UsageError(f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(TESTS)}")
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: at least one image is needed", "leave it out to use validate.limit of the run")
+    if limit is not None and limit < 0:
+        raise UsageError(f"--limit {limit}: a number of images cannot be negative", "0 judges all, and without it validate.limit of the run holds")
+    if split not in (None, HOLDOUT, TRAIN):
+        raise UsageError(f"no split is called '{split}'", f"there are {HOLDOUT} and {TRAIN}")
 
 
 def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
@@ -125,7 +130,9 @@ def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
 def _about_data(pipeline: Pipeline, shards: ShardSet, split: str, talk: Talk) -> dict[str, Any]:
     """Which images are judged, and whether it is certain that the model has not seen them."""
     same_split = Provenance.of(shards, shards.split(TRAIN), pipeline.config).order_hash == pipeline.data.order_hash
-    if split == TRAIN:
+    if split == TRAIN and shards.split(HOLDOUT):
+        described = "training images, as asked for"
+    elif split == TRAIN:
         described = "training images, as nothing is held out"
         talk.warn(f"{shards.folder}: nothing is held out, so the model is judged on images that it was trained on")
     elif not same_split:

@@ -7,8 +7,9 @@ same images from the same noise.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -37,29 +38,37 @@ class Subject:
     partner: SampleRef | None  # another of its bucket; None: it is alone there
 
 
-def choose(shards: ShardSet, limit: int) -> tuple[str, list[Subject]]:
-    """At most `limit` samples of the hold-out, or of the training split when nothing is held out, and the split's name.
+def choose(shards: ShardSet, limit: int, split: str | None = None) -> tuple[str, list[Subject]]:
+    """At most `limit` samples (0: all) of a split, and the split's name: the hold-out, or what was trained on when nothing is held out.
 
     Prepared mirror images are not judged. Each subject has a partner of the same bucket, never itself: the next of those chosen in the
     bucket, and the last one's is the first. One that is alone takes a sample that was not chosen, be it of the training split.
 
-    Raises `BadDataError` when the set is empty.
+    Raises `BadDataError` when the split is empty.
     """
-    split = HOLDOUT if shards.split(HOLDOUT) else TRAIN
-    in_order = [ref for ref in sorted(shards.samples, key=lambda ref: derive_seed("validate", ref.id)) if not shards.read_record(ref).flipped]
-    chosen = [ref for ref in in_order if ref.split == split][:limit]
+    split = split or (HOLDOUT if shards.split(HOLDOUT) else TRAIN)
+    chosen = list(islice(_in_order(shards, shards.split(split)), limit or None))
     if not chosen:
-        raise BadDataError(f"{shards.folder}: no sample to judge the model by", "make shards with: dit embed IMAGES, then dit shard")
+        raise BadDataError(
+            f"{shards.folder}: no sample to judge the model by in the split '{split}'",
+            "make shards with: dit embed IMAGES, then dit shard --holdout 0.05; or judge another split with --split",
+        )
     same_bucket = defaultdict(list)
     for ref in chosen:
         same_bucket[ref.bucket].append(ref)
-    return split, [Subject(ref, _partner(ref, same_bucket[ref.bucket], in_order)) for ref in chosen]
+    return split, [Subject(ref, _partner(shards, ref, same_bucket[ref.bucket])) for ref in chosen]
 
 
-def _partner(ref: SampleRef, chosen: list[SampleRef], others: list[SampleRef]) -> SampleRef | None:
+def _in_order(shards: ShardSet, refs: Iterable[SampleRef]) -> Iterator[SampleRef]:
+    """Those that are no mirror images, in an order that follows from their ids. Records are read as they are needed."""
+    ordered = sorted(refs, key=lambda ref: derive_seed("validate", ref.id))
+    return (ref for ref in ordered if not shards.read_record(ref).flipped)
+
+
+def _partner(shards: ShardSet, ref: SampleRef, chosen: list[SampleRef]) -> SampleRef | None:
     if len(chosen) > 1:
         return chosen[(chosen.index(ref) + 1) % len(chosen)]
-    return next((other for other in others if other.bucket == ref.bucket and other.id != ref.id), None)
+    return next(_in_order(shards, (other for other in shards.samples if other.bucket == ref.bucket and other.id != ref.id)), None)
 
 
 def bucket_batches(items: Sequence[Item], ref_of: Callable[[Item], SampleRef]) -> Iterator[tuple[Bucket, list[Item]]]:

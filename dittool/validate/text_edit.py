@@ -100,13 +100,13 @@ class TextEdits:
 
 
 def find_edits(shards: ShardSet, subjects: Sequence[Subject], pairs: Sequence[Sequence[str]], limit: int) -> list[Edit]:
-    """At most `limit` edits of the subjects' captions, spread evenly over captions and pairs; only where a word of the pair occurs."""
+    """At most `limit` edits (0: all) of the subjects' captions, spread evenly over captions and pairs; only where a word of the pair occurs."""
     found = []
     for subject in subjects:
         caption = shards.read_record(subject.ref).caption
         edits = [(number, pair, exchange(caption, pair)) for number, pair in enumerate(pairs, start=1)]
         found += [Edit(subject, caption, edited, (pair[0], pair[1]), number) for number, pair, edited in edits if edited is not None]
-    return sorted(found, key=lambda edit: derive_seed("edit", edit.subject.ref.id, *edit.words))[:limit]
+    return sorted(found, key=lambda edit: derive_seed("edit", edit.subject.ref.id, *edit.words))[: limit or None]
 
 
 def exchange(caption: str, pair: Sequence[str]) -> str | None:

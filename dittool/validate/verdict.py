@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dittool.config.schema import Thresholds
+from dittool.data.shards import TRAIN
 
 GO, NO_GO = "GO", "NO-GO"
 CHECKS = {  # name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these
@@ -105,15 +106,15 @@ _SENSITIVITY_ADVICE = (
 
 
 def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
-    metrics = part["metrics"]
+    metrics, of = part["metrics"], "training images" if part["split"] == TRAIN else "held-out images"
     lpips = metrics.get("lpips-alex")
     criteria = [
         _criterion(
-            "lpips", "reconstruction, LPIPS", lpips["value"] if lpips else None, thresholds.lpips,
+            "lpips", f"reconstruction of {of}, LPIPS", lpips["value"] if lpips else None, thresholds.lpips,
             "LPIPS could not run: no AlexNet weights here (--lpips-backbone)", _RECONSTRUCTION_ADVICE, lower_is_better=True, metric="lpips-alex",
         ),
         _criterion(
-            "gap_closed", f"reconstruction, share of the gap closed ({part['metric']})", part["gap_closed"], thresholds.gap_closed,
+            "gap_closed", f"reconstruction of {of}, share of the gap closed ({part['metric']})", part["gap_closed"], thresholds.gap_closed,
             "floor and ceiling leave no gap: the codec's round trip is no better than a result of other conditions", _RECONSTRUCTION_ADVICE,
             metric=part["metric"],
         ),

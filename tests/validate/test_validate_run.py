@@ -361,3 +361,38 @@ def test_prepared_mirror_images_are_not_judged(tiny_shards, tmp_path):
     _, subjects = choose(shards, 100)
     involved = [ref for subject in subjects for ref in (subject.ref, subject.partner) if ref is not None]
     assert involved and not any(shards.read_record(ref).flipped for ref in involved)
+
+
+def test_held_out_and_training_images_are_never_called_the_same(drawn, oracle, perfect, tmp_path):
+    shards = drawn[0]
+    done = validate_pipeline(oracle(), shards, tmp_path, tests=["reconstruction"], limit=4, split="train")
+    on_training, on_holdout = done.results["reconstruction"], perfect.results["reconstruction"]
+    assert (on_training["split"], on_holdout["split"]) == ("train", "holdout")
+    assert done.results["data"]["described"] == "training images, as asked for" and done.results["data"]["unseen"] is False
+    for part, split in ((on_training, "train"), (on_holdout, "holdout")):
+        members = {ref.id for ref in shards.split(split)}
+        assert all(row["id"] in members and row["file"] == f"{split}_{row['id']}.png" for row in part["per_image"])
+    assert any("training images" in one.title for one in done.criteria)
+    assert not any("training images" in one.title for one in perfect.criteria)
+
+
+def test_the_training_set_has_a_folder_of_its_own(drawn, oracle, tmp_path, monkeypatch, dit):
+    monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
+    (tmp_path / "checkpoint_final.pt").touch()
+    for arguments in ((), ("--split", "train")):
+        dit("validate", tmp_path / "checkpoint_final.pt", "--data", drawn[0].folder, "--limit", 2, "--tests", "reconstruction", "--quiet", *arguments)
+    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == ["step0001234", "step0001234_train"]
+
+
+def test_limit_0_judges_every_image_of_the_split(drawn):
+    for split in ("holdout", "train"):
+        assert len(choose(drawn[0], 0, split)[1]) == len(drawn[0].split(split))
+
+
+def test_a_split_without_samples_is_bad_data_that_says_which(drawn):
+    shards = drawn[0]
+    nothing_held_out = ShardSet(shards.folder, shards.split("train"), shards.index)
+    with pytest.raises(BadDataError, match="'holdout'"):
+        choose(nothing_held_out, 4, "holdout")
+    with pytest.raises(UsageError, match="'test'"):
+        validate("any.pt", shards.folder, split="test")

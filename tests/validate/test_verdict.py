@@ -16,7 +16,7 @@ def results(lpips=0.1, gap=0.8, path=0.001, stored=0.001, closer=1.0, shown=0.9,
         metrics["lpips-alex"] = {"value": lpips, "floor": 0.01}
     return {
         "reconstruction": {
-            "metric": "ssim" if lpips is None else "lpips-alex", "gap_closed": gap, "metrics": metrics,
+            "split": "holdout", "metric": "ssim" if lpips is None else "lpips-alex", "gap_closed": gap, "metrics": metrics,
             "checks": {"truth_as_result": path, "stored_latents": stored},
         },
         "dino_swap": {"closer_to_source": closer},
