@@ -19,7 +19,7 @@ class Split(str, Enum):
 def main(
     target: Annotated[Path | None, typer.Argument(metavar="RUN|CHECKPOINT", help="What to judge.", show_default="the newest run")] = None,
     data: Annotated[Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")] = None,
-    tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = "reconstruction,dino_swap,text_manip",
+    tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = "reconstruction,dino_swap,text_manip,mode_losses",
     limit: Annotated[
         int | None, typer.Option("--limit", min=0, metavar="N", help="At most so many images, pairs, edits; 0: all.", show_default="the run's own")
     ] = None,

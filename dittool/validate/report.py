@@ -19,6 +19,7 @@ from dittool.console import duration_text, escaped
 from dittool.storage import write_atomic
 from dittool.train.log import plot_losses, read_log
 from dittool.validate.metrics import Metric
+from dittool.validate.mode_losses import ModeLosses
 from dittool.validate.pictures import data_uri, png_uri
 from dittool.validate.reconstruction import Reconstruction
 from dittool.validate.swap import Swap
@@ -36,10 +37,11 @@ class Tested:
     reconstruction: Reconstruction | None = None
     swap: Swap | None = None
     text: TextEdits | None = None
+    modes: ModeLosses | None = None
 
-    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | None]:
+    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | ModeLosses | None]:
         """By the name in `results.json`."""
-        return {"reconstruction": self.reconstruction, "dino_swap": self.swap, "text_manip": self.text}
+        return {"reconstruction": self.reconstruction, "dino_swap": self.swap, "text_manip": self.text, "mode_losses": self.modes}
 
 
 def write_report(folder: Path, results: dict[str, Any], criteria: list[Criterion], tested: Tested, config: Config, run: Path | None) -> Path:

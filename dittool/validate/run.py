@@ -25,6 +25,7 @@ from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
 from dittool.validate.metrics import PIXEL_RMS, PSNR, SSIM, Metric, find_lpips
+from dittool.validate.mode_losses import ModeLosses, measure_modes
 from dittool.validate.pictures import contact_sheet
 from dittool.validate.reconstruction import reconstruct
 from dittool.validate.report import Tested, write_report
@@ -33,7 +34,9 @@ from dittool.validate.swap import swap_references
 from dittool.validate.text_edit import edit_captions, find_edits
 from dittool.validate.verdict import GO, Criterion, judge, verdict
 
-TESTS = ("reconstruction", "dino_swap", "text_manip")
+TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
+_WITH_PICTURES = TESTS[:3]
+_MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def _run_tests(
     pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, perceptual: Metric | None, folder: Path, tests: Sequence[str],
     limit: int, talk: Talk,
 ) -> Tested:  # fmt: skip
-    reconstruction = swap = text = None
+    reconstruction = swap = text = modes = None
     if "reconstruction" in tests:
         metrics = [*([perceptual] if perceptual else []), SSIM, PSNR]
         reconstruction = reconstruct(pipeline, shards, subjects, split, metrics, output_folder(folder / "reconstruction"), talk)
@@ -157,7 +160,17 @@ def _run_tests(
     if "text_manip" in tests:
         edits = find_edits(shards, subjects, pipeline.config.validate_.edits, limit)
         text = edit_captions(pipeline, edits, perceptual or PIXEL_RMS, output_folder(folder / "text_manip"), talk)
-    return Tested(reconstruction, swap, text)
+    if "mode_losses" in tests:
+        modes = _measure_modes(pipeline, shards, subjects, split, talk)
+    return Tested(reconstruction, swap, text, modes)
+
+
+def _measure_modes(pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, talk: Talk) -> ModeLosses:
+    """On the judged samples, and for the loss ratio on as many of the other split."""
+    judged = [subject.ref for subject in subjects[:_MODE_SAMPLES]]
+    other = TRAIN if split == HOLDOUT else HOLDOUT
+    beside = [subject.ref for subject in choose(shards, len(judged), other)[1]] if shards.split(other) else []
+    return measure_modes(pipeline, shards, {split: judged} | ({other: beside} if beside else {}), split, talk)
 
 
 def _smallest_side(shards: ShardSet) -> int:
@@ -168,7 +181,7 @@ def _clear(folder: Path) -> None:
     """Removes what an earlier validation of this step left, so that no picture of it stands beside the new ones."""
     sweep_temporaries(folder)
     (folder / "results.json").unlink(missing_ok=True)
-    for name in TESTS:
+    for name in _WITH_PICTURES:
         if not (folder / name).is_symlink():
             for picture in (folder / name).glob("*.png"):
                 picture.unlink()

@@ -79,9 +79,14 @@ def bucket_batches(items: Sequence[Item], ref_of: Callable[[Item], SampleRef]) -
             yield Bucket.from_name(name), members[start : start + _BATCH]
 
 
+def normalised_samples(pipeline: Pipeline, samples: Sequence[Sample]) -> tuple[Tensor, Conditions]:
+    """Latents (B, C, h, w) and features of samples of one bucket: exactly what training saw."""
+    return collate(samples, pipeline.data.norm, pipeline.image_patch_size)
+
+
 def stored_conditions(pipeline: Pipeline, samples: Sequence[Sample]) -> Conditions:
-    """The stored features of samples of one bucket: exactly what training saw."""
-    return collate(samples, pipeline.data.norm, int(pipeline.data.identity["encoders"]["image"]["patch_size"]))[1]
+    """The stored features alone."""
+    return normalised_samples(pipeline, samples)[1]
 
 
 def noise_of(pipeline: Pipeline, bucket: Bucket, ids: Sequence[str], purpose: str = "noise") -> Tensor:

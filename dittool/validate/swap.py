@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dittool.console import SILENT, Talk
 from dittool.data.buckets import Bucket
+from dittool.data.patch_storage import decode_patches, encode_patches
 from dittool.data.records import Record
 from dittool.data.shard_set import Sample, ShardSet
 from dittool.sampling.pipeline import Pipeline
@@ -129,7 +130,7 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
         conditions = replace(conditions, patches=None)
     results = draw(pipeline, conditions, noise_of(pipeline, bucket, [subject.ref.id for subject in batch]))
     seen = pipeline.reference_from_pixels(results)
-    features = torch.stack([one.cls for one in seen]), torch.stack([one.patches for one in seen])
+    features = torch.stack([one.cls for one in seen]), torch.stack([_as_stored(one.patches, one.grid, shards.patch_storage) for one in seen])
     margins = margins_between(features, _features(originals), _features(references)).tolist()
 
     shown = pipeline.codec.decode(torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32)))
@@ -141,6 +142,11 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
         pictures = {"original": thumb(original), "reference": thumb(reference), "result": thumb(results[i])}
         pairs.append(SwappedPair(shards.read_record(subject.ref), shards.read_record(subject.partner), margins[i], file, pictures))
     return pairs
+
+
+def _as_stored(patches: Tensor, grid: tuple[int, int], storage: str) -> Tensor:
+    """Patches (N, C) as they would come back from the shards, which may hold them pooled: (N or fewer, C)."""
+    return torch.from_numpy(decode_patches(encode_patches(patches.numpy(), grid, storage), storage))
 
 
 def _features(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from dittool.console import SILENT, Talk
 from dittool.data.buckets import Bucket
+from dittool.data.patch_storage import stored_grid
 from dittool.data.shard_set import ShardSet
 from dittool.demo.checker import ATTRIBUTES, parse_caption, shows
 from dittool.encoders.image import patch_grid
@@ -138,7 +139,7 @@ def _edit_batch(pipeline: Pipeline, bucket: Bucket, edits: list[Edit], distance:
     same, other = noise_of(pipeline, bucket, ids), noise_of(pipeline, bucket, ids, "other noise")
     prompts = [edit.caption for edit in edits] + [edit.edited for edit in edits] + [edit.caption for edit in edits]
     text, mask = pipeline.encode_prompts(prompts)
-    grid = patch_grid(bucket.width, bucket.height, int(pipeline.data.identity["encoders"]["image"]["patch_size"]))
+    grid = stored_grid(patch_grid(bucket.width, bucket.height, pipeline.image_patch_size), pipeline.data.identity["patch_storage"])
     pixels = draw(pipeline, Conditions(text, mask, None, None, grid), torch.cat([same, same, other]))
     original, edited, reseeded = np.split(pixels, 3)
     changes, changes_of_seed = distance.measure(edited, original), distance.measure(reseeded, original)

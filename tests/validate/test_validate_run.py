@@ -237,6 +237,7 @@ def test_the_files_are_those_of_the_contract(perfect):
     assert {"metric", "mean", "per_image", "floor_vae_roundtrip", "ceiling_shuffled"} <= set(on_disk["reconstruction"])
     assert {"pairs", "closer_to_source", "mean_margin"} <= set(on_disk["dino_swap"])
     assert {"pairs", "sensitivity"} <= set(on_disk["text_manip"])
+    assert {"timesteps", "loss", "loss_ratio", "effect", "splits"} <= set(on_disk["mode_losses"])
     assert all({"name", "value", "threshold", "passed"} <= set(row) for row in on_disk["criteria"])
     for part, rows in (("reconstruction", "per_image"), ("dino_swap", "per_pair"), ("text_manip", "per_pair")):
         named = {row["file"] for row in on_disk[part][rows]}
@@ -396,3 +397,24 @@ def test_a_split_without_samples_is_bad_data_that_says_which(drawn):
         choose(nothing_held_out, 4, "holdout")
     with pytest.raises(UsageError, match="'test'"):
         validate("any.pt", shards.folder, split="test")
+
+
+def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_in_training(tiny_shards, tmp_path):
+    from dittool.data.embed import embed
+    from dittool.data.provenance import Provenance
+    from dittool.data.shards import shard
+    from dittool.models.build import build_model
+
+    config = tiny_shards.config_with('data.patch_storage="pooled"')
+    embed(tiny_shards.images, tmp_path / "derived", config)
+    shard(tmp_path / "derived", tmp_path / "shards")
+    shards = ShardSet.open(tmp_path / "shards")
+    data = Provenance.of(shards, shards.split("train"), config)
+    model = Pipeline(build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]), config, data, step=1)
+    seen, draw = [], model.latents
+    model.latents = lambda conditions, noise: seen.append((conditions, noise)) or draw(conditions, noise)
+    done = validate_pipeline(model, shards, tmp_path / "out", limit=2)
+    assert done.results["dino_swap"]["pairs"] + done.results["text_manip"]["pairs"] > 0
+    for conditions, noise in seen:
+        rows, columns = noise.shape[2] // 2, noise.shape[3] // 2  # the encoder's patches: two latent cells each
+        assert conditions.patch_grid == ((rows + 1) // 2, (columns + 1) // 2)

@@ -1,0 +1,148 @@
+"""What each condition is worth to the velocity, before anything is drawn: the loss by dropout mode and timestep, and what a condition changes.
+
+Every sample is put at nine timesteps, the quantiles of the training distribution, with the noise that belongs to its id. There the
+model answers four times, once for each dropout mode, so every comparison is at identical noise.
+
+    loss(mode, t)    = mean ‖v_mode − (ε − x0)‖²                                      on the judged split, and on training samples beside it
+    effect(text)     = rms(v_text_only − v_none) / rms(v_none), and likewise the reference's
+    divergence       = rms(v_text_only − v_reference_only) / rms(v_both)
+    loss ratio(mode) = loss on held-out samples / loss on training samples            about 1; far above, the training set was learned by heart
+
+A path that is cut has effect 0 exactly. Two conditions that both work and say different things diverge.
+
+B samples · C H W latent · K = 4 modes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dittool.console import SILENT, Talk
+from dittool.data.buckets import Bucket
+from dittool.data.shard_set import SampleRef, ShardSet
+from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.errors import BadDataError
+from dittool.objective.flow import MODES, interpolate, kept_conditions, timesteps
+from dittool.sampling.pipeline import Pipeline
+from dittool.validate.samples import bucket_batches, noise_of, normalised_samples
+
+QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
+EFFECTS = ("text", "reference", "divergence")
+_NONE, _TEXT, _REFERENCE, _BOTH = range(4)  # of MODES
+
+
+@dataclass(frozen=True)
+class SplitLosses:
+    """Mean losses of one split."""
+
+    samples: int
+    by_timestep: dict[str, list[float]]  # mode → one loss a timestep
+
+    def mean(self, mode: str) -> float:
+        return float(np.mean(self.by_timestep[mode]))
+
+
+@dataclass(frozen=True)
+class ModeLosses:
+    """The losses of each split that was measured, and the effects on the judged one."""
+
+    split: str  # the judged one
+    timesteps: list[float]
+    splits: dict[str, SplitLosses]
+    effects: dict[str, list[float | None]]  # one of EFFECTS → one value a timestep; None: the velocity that it is relative to is 0
+
+    @property
+    def judged(self) -> SplitLosses:
+        return self.splits[self.split]
+
+    def ratio(self, mode: str) -> float | None:
+        """Loss on held-out samples over loss on training samples. None when one of them was not measured."""
+        if not {HOLDOUT, TRAIN} <= set(self.splits):
+            return None
+        trained = self.splits[TRAIN].mean(mode)
+        return self.splits[HOLDOUT].mean(mode) / trained if trained > 0 else None
+
+    def effect(self, name: str) -> float | None:
+        """The mean over the timesteps where it is known."""
+        known = [value for value in self.effects[name] if value is not None]
+        return float(np.mean(known)) if known else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "split": self.split, "timesteps": self.timesteps,
+            "loss": {mode: self.judged.mean(mode) for mode in MODES},
+            "loss_ratio": {mode: self.ratio(mode) for mode in MODES},
+            "effect": {name: self.effect(name) for name in EFFECTS},
+            "splits": {
+                name: {"samples": part.samples, "loss": {mode: part.mean(mode) for mode in MODES}, "by_timestep": part.by_timestep}
+                for name, part in self.splits.items()
+            },
+            "effect_by_timestep": self.effects,
+        }  # fmt: skip
+
+
+def measure_modes(
+    pipeline: Pipeline, shards: ShardSet, refs: Mapping[str, Sequence[SampleRef]], split: str, talk: Talk = SILENT
+) -> ModeLosses:
+    """Measures the samples of each split in `refs`; `split` is the one that is judged.
+
+    Raises `BadDataError` for shards that cannot be read and a model whose velocity is not finite.
+    """
+    times = timesteps(torch.tensor(QUANTILES), pipeline.config.flow.timestep_sampling, pipeline.config.flow.shift)
+    splits, squares = {}, torch.zeros(5, len(times))
+    with talk.progress("modes", sum(len(members) for members in refs.values()), "sample") as task:
+        for name, members in refs.items():
+            losses = torch.zeros(len(MODES), len(times))
+            for bucket, batch in bucket_batches(members, lambda ref: ref):
+                found = _measure_batch(pipeline, shards, bucket, batch, times)
+                losses += found.losses
+                squares += found.squares if name == split else 0
+                task.advance(len(batch))
+            rows = (losses.double() / len(members)).tolist()
+            splits[name] = SplitLosses(len(members), dict(zip(MODES, rows, strict=True)))
+    return ModeLosses(split, times.tolist(), splits, _effects(squares))
+
+
+@dataclass(frozen=True)
+class _BatchFigures:
+    """Sums over the samples of a batch, for each timestep."""
+
+    losses: Tensor  # (K, timesteps)
+    squares: Tensor  # (5, timesteps): v_text − v_none, v_reference − v_none, v_text − v_reference, v_none, v_both
+
+
+@torch.inference_mode()
+def _measure_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef], times: Tensor) -> _BatchFigures:
+    model, device, count = pipeline.model, pipeline.device, len(MODES)
+    latents, conditions = normalised_samples(pipeline, [shards.read(ref, pipeline.config.model.patches) for ref in refs])
+    latents, noise = latents.to(device), noise_of(pipeline, bucket, [ref.id for ref in refs]).to(device)  # (B, C, H, W)
+    repeated = conditions.map(lambda tensor: tensor.to(device).repeat(count, *[1] * (tensor.dim() - 1)))
+    kept = kept_conditions(torch.arange(count, device=device).repeat_interleave(len(refs)))
+    context = model.context(repeated, kept, count * len(refs), model.token_grid(latents))  # the same at every timestep
+    keys_values = model.keys_values(context)
+
+    losses, squares = [], []
+    for t in times.to(device):
+        z = interpolate(latents, noise, t.expand(len(refs)))
+        velocities = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * len(refs)), context, keys_values).float()
+        v = velocities.unflatten(0, (count, len(refs)))  # (K, B, C, H, W)
+        losses.append((v - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
+        apart = torch.stack([v[_TEXT] - v[_NONE], v[_REFERENCE] - v[_NONE], v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
+        squares.append(apart.square().mean(dim=(2, 3, 4)).sum(dim=1))
+    found = _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu())
+    if not torch.isfinite(found.losses).all():
+        raise BadDataError(f"step {pipeline.step}: the velocity of {bucket.name} holds NaN or infinity", "audit it: dit audit CHECKPOINT")
+    return found
+
+
+def _effects(squares: Tensor) -> dict[str, list[float | None]]:
+    """Relative effects from the sums of squares (5, timesteps)."""
+    of_text, of_reference, between, none, both = squares.double()
+    pairs = zip(EFFECTS, (of_text, of_reference, between), (none, none, both), strict=True)
+    return {name: [float((a / b).sqrt()) if b > 0 else None for a, b in zip(apart, base, strict=True)] for name, apart, base in pairs}

@@ -1,0 +1,127 @@
+"""Losses by mode and timestep, and what each condition changes, on velocities that are known in closed form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.errors import BadDataError
+from dittool.models.dit import DiT
+from dittool.objective.flow import MODES
+from dittool.validate.mode_losses import QUANTILES, measure_modes
+from dittool.validate.run import validate_pipeline
+
+
+class Known(DiT):
+    """v = (z − guess) / t: with the true guess this is the true velocity, and its error is |guess − x0|² / t².
+
+    `offsets[mode]` is what a sample's guess is off by, everywhere; `seen` are the latents whose truth the model knows.
+    """
+
+    def __init__(self, config, latents, offsets):
+        super().__init__(config)
+        self.latents, self.offsets = latents, offsets
+
+    def context(self, conditions, kept, batch, token_grid):
+        return kept
+
+    def keys_values(self, context):
+        return []
+
+    def velocity(self, z, t, context, keys_values=None):
+        modes = context.text.int() + 2 * context.reference.int()  # as in MODES
+        offset = torch.tensor([self.offsets[mode] for mode in MODES])[modes]
+        return (z - self.truths_of(z)) / t[:, None, None, None] - offset[:, None, None, None]
+
+    def truths_of(self, z):
+        """Repeated latents of the batch that is measured, whatever its split."""
+        rows = self.latents[tuple(z.shape[2:])]
+        return rows.repeat(len(z) // len(rows), 1, 1, 1)
+
+
+@pytest.fixture
+def measured(drawn, oracle):
+    """Measures a model whose velocity is off by `offsets[mode]`, on the judged samples of one bucket."""
+
+    def measure(**offsets):
+        pipeline, shards = oracle(), drawn[0]
+        refs = [ref for ref in shards.split(HOLDOUT) if ref.bucket == shards.split(HOLDOUT)[0].bucket]
+        latents = torch.stack([pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs])
+        pipeline.model = Known(pipeline.model.config, {tuple(latents.shape[2:]): latents}, offsets)
+        return measure_modes(pipeline, shards, {HOLDOUT: refs}, HOLDOUT)
+
+    return measure
+
+
+def test_the_loss_of_each_mode_is_the_square_of_its_velocity_error(measured):
+    found = measured(none=0.5, text_only=0.3, reference_only=0.2, both=0.0)
+    assert found.judged.mean("both") == pytest.approx(0, abs=1e-4)
+    for mode, expected in (("none", 0.25), ("text_only", 0.09), ("reference_only", 0.04)):
+        assert found.judged.by_timestep[mode] == pytest.approx([expected] * len(QUANTILES), rel=1e-2)
+
+
+def test_modes_are_compared_at_identical_noise(measured):
+    found = measured(none=0.0, text_only=0.3, reference_only=-0.1, both=0.0)
+    velocity = [found.effects["divergence"][i] / 0.4 for i in range(len(QUANTILES))]  # 1 / rms of the true velocity
+    assert found.effects["text"] == pytest.approx([0.3 * v for v in velocity], rel=1e-3)
+    assert found.effects["reference"] == pytest.approx([0.1 * v for v in velocity], rel=1e-3)
+    assert all(0.4 < 1 / v < 3 for v in velocity)
+
+
+def test_a_path_that_is_cut_has_no_effect_at_all(measured):
+    found = measured(none=0.2, text_only=0.2, reference_only=0.0, both=0.0)
+    assert found.effect("text") == 0 < found.effect("reference")
+
+
+def test_timesteps_are_quantiles_of_the_training_distribution(measured):
+    times = measured(none=0, text_only=0, reference_only=0, both=0).timesteps
+    assert len(times) == 9 and times == sorted(times)
+    assert times[4] == pytest.approx(0.5), "the median of the logit-normal"
+    assert times[0] == pytest.approx(torch.sigmoid(torch.tensor(-1.28155)).item(), abs=1e-3)
+
+
+def test_an_untrained_model_has_the_loss_of_the_target_and_no_effects(drawn, oracle, tmp_path):
+    done = validate_pipeline(oracle(), drawn[0], tmp_path, tests=["mode_losses"], limit=4)
+    part = json.loads((tmp_path / "results.json").read_text())["mode_losses"]
+    assert part == json.loads(json.dumps(done.results["mode_losses"]))
+    assert set(part["splits"]) == {HOLDOUT, TRAIN} and part["split"] == HOLDOUT
+    assert {part["splits"][split]["samples"] for split in part["splits"]} == {4}
+    assert len(set(part["loss"].values())) == 1 and part["loss"]["both"] > 1, "the output layer is zero: every mode misses the whole target"
+    assert part["effect"] == {"text": None, "reference": None, "divergence": None}
+
+
+def test_the_loss_ratio_tells_what_was_learned_by_heart(drawn, oracle, monkeypatch):
+    pipeline, shards = oracle(), drawn[0]
+    refs = {split: [ref for ref in shards.split(split) if ref.bucket == shards.split(HOLDOUT)[0].bucket][:2] for split in (HOLDOUT, TRAIN)}
+    latents = {
+        split: torch.stack([pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs[split]]) for split in refs
+    }
+    pipeline.model = Known(pipeline.model.config, {}, dict.fromkeys(MODES, 0.1))
+    order = iter([split for split in refs for _ in range(1 * len(QUANTILES))])
+
+    def truths(z):
+        rows = latents[next(order)]
+        off = 1.0 if torch.equal(rows, latents[HOLDOUT]) else 0.0  # knows the training images, misses the others
+        return (rows + off).repeat(len(z) // len(rows), 1, 1, 1)
+
+    monkeypatch.setattr(pipeline.model, "truths_of", truths)
+    found = measure_modes(pipeline, shards, refs, HOLDOUT)
+    assert found.splits[TRAIN].mean("none") == pytest.approx(0.01, rel=0.05)
+    assert found.ratio("none") > 50 and found.ratio("both") > 50
+
+
+def test_without_a_second_split_there_is_no_ratio(measured):
+    assert measured(none=0.5, text_only=0.3, reference_only=0.2, both=0.1).ratio("both") is None
+
+
+def test_a_velocity_that_is_not_finite_is_an_error(measured):
+    with pytest.raises(BadDataError, match="NaN"):
+        measured(none=float("nan"), text_only=0, reference_only=0, both=0)
+
+
+def test_measuring_repeats_itself(measured):
+    offsets = {"none": 0.5, "text_only": 0.3, "reference_only": 0.2, "both": 0.1}
+    assert measured(**offsets) == measured(**offsets)
