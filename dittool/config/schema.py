@@ -191,6 +191,15 @@ class Thresholds(Section):
     swap_closer: Share | None = None  # share of pairs nearer to the swapped-in reference, at least
     edit_shown: Share | None = None  # share of edited captions whose edit a checker sees, at least
     sensitivity: PositiveFloat | None = None  # change under an edit over change under another seed, at least
+    swap_p: Share | None = None  # chance of the swap margins without any influence of the reference, at most
+    loss_ratio: PositiveFloat | None = None  # loss on held-out over training samples, at most
+    grad_norm: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None  # least and most, median of the run's log
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Thresholds:
+        low, high = self.grad_norm or (0, 1)
+        _require((low < high, f"grad_norm [{low:g}, {high:g}] is empty: the least comes first"))
+        return self
 
 
 class Validate(Section):

@@ -24,6 +24,8 @@ from dittool.data.shards import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
+from dittool.train.log import read_log
+from dittool.validate.diagnosis import diagnose
 from dittool.validate.metrics import PIXEL_RMS, PSNR, SSIM, Metric, find_lpips
 from dittool.validate.mode_losses import ModeLosses, measure_modes
 from dittool.validate.pictures import contact_sheet
@@ -32,6 +34,7 @@ from dittool.validate.report import Tested, write_report
 from dittool.validate.samples import Subject, choose
 from dittool.validate.swap import swap_references
 from dittool.validate.text_edit import edit_captions, find_edits
+from dittool.validate.training_log import training_figures
 from dittool.validate.verdict import GO, Criterion, judge, verdict
 
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
@@ -100,11 +103,15 @@ def validate_pipeline(
         results: dict[str, Any] = {
             "step": pipeline.step, "weights": "ema", "checkpoint": str(checkpoint) if checkpoint else "", "data": data,
             "settings": asdict(pipeline.settings),
+            "training": training_figures(read_log(run), pipeline.step, pipeline.config.train.warmup_steps) if run else None,
             **{name: part.to_json() for name, part in tested.parts().items() if part is not None},
         }  # fmt: skip
         criteria = judge(results, config.thresholds)
         outcome = verdict(criteria)
-        results |= {"criteria": [one.to_json() for one in criteria], "verdict": outcome, "seconds": round(time.monotonic() - start, 1)}
+        results |= {
+            "criteria": [one.to_json() for one in criteria], "verdict": outcome,
+            "diagnosis": diagnose(results, {one.name: one.passed for one in criteria}), "seconds": round(time.monotonic() - start, 1),
+        }  # fmt: skip
         write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
         report = write_report(folder, results, criteria, tested, pipeline.config, run)
         write_json(folder / "results.json", results)  # last: where it stands, the rest does too

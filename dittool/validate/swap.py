@@ -46,7 +46,9 @@ class SwappedPair:
 
     noise_of: Record  # A
     reference: Record  # B
-    margin: float  # −1 … +1
+    margin: float  # −1 … +1: the mean of the two that follow
+    margin_cls: float
+    margin_patches: float
     file: str  # A, B, result
     pictures: dict[str, Image.Image]  # small: original, reference, result
 
@@ -69,9 +71,14 @@ class Swap:
         margins = [pair.margin for pair in self.pairs]
         return {
             "pairs": len(margins), "closer_to_source": self.share_closer,
-            "mean_margin": sum(margins) / len(margins) if margins else None, "p_value": sign_flip_p(margins) if margins else None,
+            "mean_margin": _mean(margins), "p_value": sign_flip_p(margins) if margins else None,
+            "mean_margin_cls": _mean([pair.margin_cls for pair in self.pairs]),
+            "mean_margin_patches": _mean([pair.margin_patches for pair in self.pairs]),
             "per_pair": [
-                {"noise_of": pair.noise_of.id, "reference": pair.reference.id, "margin": pair.margin, "closer": pair.closer, "file": pair.file}
+                {
+                    "noise_of": pair.noise_of.id, "reference": pair.reference.id, "margin": pair.margin, "margin_cls": pair.margin_cls,
+                    "margin_patches": pair.margin_patches, "closer": pair.closer, "file": pair.file,
+                }
                 for pair in self.pairs
             ],
         }  # fmt: skip
@@ -107,13 +114,13 @@ def sign_flip_p(margins: Sequence[float]) -> float:
 
 
 def margins_between(results: tuple[Tensor, Tensor], originals: tuple[Tensor, Tensor], references: tuple[Tensor, Tensor]) -> Tensor:
-    """(B,) margins, −1 … +1, from (CLS (B, C), patches (B, N, C)) of results, originals (A) and references (B)."""
+    """Margins (2, B), −1 … +1, of CLS tokens and of patches, from (CLS (B, C), patches (B, N, C)) of results, originals (A), references (B)."""
     parts = []
     for result, original, reference in zip(results, originals, references, strict=True):
         to_a, to_b = _distance(result, original), _distance(result, reference)
         total = to_a + to_b
         parts.append(torch.where(total > _SAME, (to_a - to_b) / total.clamp_min(_SAME), torch.zeros_like(total)))
-    return torch.stack(parts).mean(dim=0)
+    return torch.stack(parts)
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
     results = draw(pipeline, conditions, noise_of(pipeline, bucket, [subject.ref.id for subject in batch]))
     seen = pipeline.reference_from_pixels(results)
     features = torch.stack([one.cls for one in seen]), torch.stack([_as_stored(one.patches, one.grid, shards.patch_storage) for one in seen])
-    margins = margins_between(features, _features(originals), _features(references)).tolist()
+    of_cls, of_patches = margins_between(features, _features(originals), _features(references)).tolist()
 
     shown = pipeline.codec.decode(torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32)))
     pairs = []
@@ -140,13 +147,18 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
         file = f"{subject.ref.id}__{subject.partner.id}.png"
         write_atomic(folder / file, strip_png([original, reference, results[i]]))
         pictures = {"original": thumb(original), "reference": thumb(reference), "result": thumb(results[i])}
-        pairs.append(SwappedPair(shards.read_record(subject.ref), shards.read_record(subject.partner), margins[i], file, pictures))
+        records = shards.read_record(subject.ref), shards.read_record(subject.partner)
+        pairs.append(SwappedPair(*records, (of_cls[i] + of_patches[i]) / 2, of_cls[i], of_patches[i], file, pictures))
     return pairs
 
 
 def _as_stored(patches: Tensor, grid: tuple[int, int], storage: str) -> Tensor:
     """Patches (N, C) as they would come back from the shards, which may hold them pooled: (N or fewer, C)."""
     return torch.from_numpy(decode_patches(encode_patches(patches.numpy(), grid, storage), storage))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _features(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:

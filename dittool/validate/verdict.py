@@ -35,49 +35,67 @@ class Criterion:
     name: str
     title: str
     value: float | None  # None: not measured
-    threshold: float | None  # None: does not decide
-    lower_is_better: bool
+    threshold: float | list[float] | None  # None: does not decide; two numbers: the value must lie between them
+    lower_is_better: bool = False
     metric: str = ""  # what was measured, where there is a choice
     reason: str = ""  # why it does not decide
     advice: str = ""  # what to try when it fails
 
     @property
     def passed(self) -> bool | None:
-        """None: this criterion does not decide."""
+        """None: this criterion does not decide. A value at its threshold passes."""
         if self.value is None or self.threshold is None:
             return None
+        if isinstance(self.threshold, list):
+            return self.threshold[0] <= self.value <= self.threshold[1]
         return self.value <= self.threshold if self.lower_is_better else self.value >= self.threshold
 
     @property
     def bound(self) -> str:
-        """`≥ 0.9`, or "" without a threshold."""
-        return "" if self.threshold is None else f"{'≤' if self.lower_is_better else '≥'} {self.threshold:g}"
+        """`≥ 0.9`, `0.1 to 10`, or "" without a threshold."""
+        if self.threshold is None:
+            return ""
+        if isinstance(self.threshold, list):
+            return f"{self.threshold[0]:g} to {self.threshold[1]:g}"
+        return f"{'≤' if self.lower_is_better else '≥'} {self.threshold:g}"
 
     def to_json(self) -> dict[str, Any]:
         extra = {"metric": self.metric, "reason": self.reason, "advice": self.advice if self.passed is False else ""}
-        needed = {"name": self.name, "value": self.value, "threshold": self.threshold, "passed": self.passed, "lower_is_better": self.lower_is_better}
-        return needed | {key: text for key, text in extra.items() if text}
+        needed = {"name": self.name, "title": self.title, "value": self.value, "threshold": self.threshold, "passed": self.passed}
+        return needed | {"lower_is_better": self.lower_is_better} | {key: text for key, text in extra.items() if text}
 
 
 def judge(results: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
-    """The criteria for the parts of `results.json` that are there: `reconstruction`, `dino_swap`, `text_manip`."""
+    """The criteria for the parts of `results.json` that are there: `reconstruction`, `dino_swap`, `text_manip`, `mode_losses`, `training`."""
     criteria = []
     if (part := results.get("reconstruction")) is not None:
         criteria += _judge_reconstruction(part, thresholds)
     if (part := results.get("dino_swap")) is not None:
-        criteria.append(_criterion(
-            "swap_closer", "results closer to the swapped-in reference", part["closer_to_source"], thresholds.swap_closer,
-            "no two judged images share a bucket", _SWAP_ADVICE,
-        ))  # fmt: skip
+        criteria += _judge_swap(part, thresholds)
     if (part := results.get("text_manip")) is not None:
         criteria += _judge_text(part, thresholds)
+    if (part := results.get("mode_losses")) is not None:
+        criteria.append(_criterion(
+            "loss_ratio", "loss on held-out samples over loss on training samples", part["loss_ratio"]["both"], thresholds.loss_ratio,
+            "nothing is held out", _LOSS_RATIO_ADVICE, lower_is_better=True,
+        ))  # fmt: skip
+    training = results.get("training")
+    criteria.append(_criterion(
+        "grad_norm", "gradient norm before clipping, median of the run", training["grad_norm"] if training else None, thresholds.grad_norm,
+        "the run's log.jsonl is not there", _GRADIENT_ADVICE,
+    ))  # fmt: skip
     return sorted(criteria, key=lambda criterion: criterion.passed is None)  # those that decide come first
 
 
 def criteria_rows(criteria: Sequence[Criterion]) -> list[tuple[str, str, str, str]]:
     """For a table: mark, title, value, bound."""
     marks = {True: "✔", False: "✘", None: "–"}
-    return [(marks[one.passed], one.title, "–" if one.value is None else f"{one.value:.3f}", one.bound) for one in criteria]
+    return [(marks[one.passed], one.title, value_text(one.value), one.bound) for one in criteria]
+
+
+def value_text(value: float | None) -> str:
+    """`0.214`; `0.0001` where three digits would hide it; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.1g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
 
 
 def verdict(criteria: Sequence[Criterion]) -> str:
@@ -104,6 +122,12 @@ _SENSITIVITY_ADVICE = (
     "name what differs between images, raise sample.cfg_text"
 )
 
+_LOSS_RATIO_ADVICE = "the training set is being learned by heart: more images, fewer steps, or a smaller model"
+_GRADIENT_ADVICE = (
+    "far below, hardly anything is learned: look for a cut path (dit audit CHECKPOINT) and at train.lr; far above, the clip decides every "
+    "update: lower train.lr, lengthen train.warmup_steps, look at the latents' scaling"
+)
+
 
 def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
     metrics, of = part["metrics"], "training images" if part["split"] == TRAIN else "held-out images"
@@ -124,6 +148,19 @@ def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[
     return criteria
 
 
+def _judge_swap(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+    alone = "no two judged images share a bucket"
+    return [
+        _criterion(
+            "swap_closer", "results closer to the swapped-in reference", part["closer_to_source"], thresholds.swap_closer, alone, _SWAP_ADVICE
+        ),
+        _criterion(
+            "swap_p", "chance of such margins without any influence of the reference", part["p_value"], thresholds.swap_p, alone,
+            f"{part['pairs']} pairs may be too few to tell: judge more images (--limit). Else {_SWAP_ADVICE}", lower_is_better=True,
+        ),
+    ]  # fmt: skip
+
+
 def _judge_text(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
     no_edits = "" if part["pairs"] else "no caption holds a word of validate.edits"
     return [
@@ -139,7 +176,8 @@ def _judge_text(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]
 
 
 def _criterion(
-    name: str, title: str, value: float | None, threshold: float | None, unmeasured: str, advice: str, lower_is_better: bool = False, metric: str = ""
-) -> Criterion:
+    name: str, title: str, value: float | None, threshold: float | list[float] | None, unmeasured: str, advice: str,
+    lower_is_better: bool = False, metric: str = "",
+) -> Criterion:  # fmt: skip
     reason = unmeasured if value is None else "no threshold in the preset" if threshold is None else ""
     return Criterion(name, title, value, threshold, lower_is_better, metric, reason, advice)

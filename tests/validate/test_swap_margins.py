@@ -17,8 +17,13 @@ def features():
 
 def test_a_result_equal_to_the_reference_has_margin_1_and_to_the_original_minus_1(features):
     originals, references = features
-    assert margins_between(references, originals, references).tolist() == pytest.approx([1] * 5)
-    assert margins_between(originals, originals, references).tolist() == pytest.approx([-1] * 5)
+    assert margins_between(references, originals, references).flatten().tolist() == pytest.approx([1] * 10)
+    assert margins_between(originals, originals, references).flatten().tolist() == pytest.approx([-1] * 10)
+
+
+def test_cls_and_patches_have_margins_of_their_own(features):
+    (cls_a, patches_a), references = features
+    assert margins_between((cls_a, references[1]), (cls_a, patches_a), references).mean(dim=1).tolist() == pytest.approx([-1, 1])
 
 
 def test_a_result_between_both_has_margin_0(features):
@@ -36,12 +41,13 @@ def test_a_large_common_part_of_all_features_does_not_drown_the_margin(features)
 def test_patches_are_compared_at_their_places(features):
     originals, (cls, patches) = features
     moved = cls, patches.flip(1)
-    assert margins_between((cls, patches), originals, (cls, patches)).mean() > margins_between(moved, originals, (cls, patches)).mean() + 0.2
+    at_place, elsewhere = (margins_between(result, originals, (cls, patches)) for result in ((cls, patches), moved))
+    assert at_place[1].mean() > elsewhere[1].mean() + 0.4 and at_place[0].tolist() == elsewhere[0].tolist()
 
 
 def test_two_equal_references_tell_nothing(features):
     originals, _ = features
-    assert margins_between(originals, originals, originals).tolist() == [0] * 5
+    assert margins_between(originals, originals, originals).flatten().tolist() == [0] * 10
 
 
 def test_the_chance_is_exact_for_few_pairs():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from dittool.config.schema import Thresholds
-from dittool.validate.verdict import judge, verdict
+from dittool.validate.verdict import judge, value_text, verdict
 
-ALL = Thresholds(lpips=0.2, gap_closed=0.5, swap_closer=0.9, edit_shown=0.8, sensitivity=0.3)
+ALL = Thresholds(
+    lpips=0.2, gap_closed=0.5, swap_closer=0.9, edit_shown=0.8, sensitivity=0.3, swap_p=0.05, loss_ratio=1.5, grad_norm=[0.1, 10.0]
+)
 
 
-def results(lpips=0.1, gap=0.8, path=0.001, stored=0.001, closer=1.0, shown=0.9, sensitivity=1.0, pairs=8):
+def results(lpips=0.1, gap=0.8, path=0.001, stored=0.001, closer=1.0, shown=0.9, sensitivity=1.0, pairs=8, p=0.004, ratio=1.1, gradient=0.5):
     metrics = {"ssim": {"value": 0.8, "floor": 0.9}, "psnr": {"value": 20.0, "floor": 30.0}}
     if lpips is not None:
         metrics["lpips-alex"] = {"value": lpips, "floor": 0.01}
@@ -19,8 +21,10 @@ def results(lpips=0.1, gap=0.8, path=0.001, stored=0.001, closer=1.0, shown=0.9,
             "split": "holdout", "metric": "ssim" if lpips is None else "lpips-alex", "gap_closed": gap, "metrics": metrics,
             "checks": {"truth_as_result": path, "stored_latents": stored},
         },
-        "dino_swap": {"closer_to_source": closer},
+        "dino_swap": {"pairs": pairs, "closer_to_source": closer, "p_value": p},
         "text_manip": {"pairs": pairs, "edit_shown": shown, "sensitivity": sensitivity, "distance": "pixel-rms"},
+        "mode_losses": {"loss_ratio": {"none": ratio, "both": ratio}, "effect": {"text": 0.4, "reference": 0.5}},
+        "training": {"grad_norm": gradient},
     }  # fmt: skip
 
 
@@ -40,6 +44,7 @@ def test_all_criteria_met_is_go_with_a_line_for_each_threshold():
     [
         ({"lpips": 0.21}, "lpips"), ({"gap": 0.49}, "gap_closed"), ({"closer": 0.89}, "swap_closer"), ({"shown": 0.79}, "edit_shown"),
         ({"sensitivity": 0.29}, "sensitivity"), ({"path": 0.1}, "truth_as_result"), ({"stored": 0.4}, "stored_latents"),
+        ({"p": 0.06}, "swap_p"), ({"ratio": 1.6}, "loss_ratio"), ({"gradient": 0.09}, "grad_norm"), ({"gradient": 10.1}, "grad_norm"),
     ],
 )  # fmt: skip
 def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
@@ -50,7 +55,8 @@ def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
 
 
 def test_a_value_exactly_at_its_threshold_passes():
-    assert verdict(judge(results(lpips=0.2, gap=0.5, closer=0.9, shown=0.8, sensitivity=0.3), ALL)) == "GO"
+    assert verdict(judge(results(lpips=0.2, gap=0.5, closer=0.9, shown=0.8, sensitivity=0.3, p=0.05, ratio=1.5), ALL)) == "GO"
+    assert all(verdict(judge(results(gradient=norm), ALL)) == "GO" for norm in (0.1, 10.0))
 
 
 def test_what_could_not_be_measured_does_not_decide_and_says_why():
@@ -76,6 +82,21 @@ def test_a_verdict_that_nothing_decides_is_no_go_even_when_the_checks_hold():
 
 
 def test_only_tests_that_ran_are_judged():
-    criteria = judge({"dino_swap": {"closer_to_source": 1.0}}, ALL)
-    assert [one.name for one in criteria] == ["swap_closer"]
+    criteria = judge({"dino_swap": {"pairs": 9, "closer_to_source": 1.0, "p_value": 0.002}}, ALL)
+    assert [one.name for one in criteria if one.passed is not None] == ["swap_closer", "swap_p"]
+    assert row(criteria, "grad_norm").reason == "the run's log.jsonl is not there"
     assert verdict(criteria) == "GO"
+
+
+def test_a_small_chance_is_not_rounded_to_nothing():
+    assert value_text(0.0001) == "0.0001" and value_text(0.0) == "0.000" and value_text(0.21449) == "0.214" and value_text(None) == "–"
+
+
+def test_bounds_read_like_bounds():
+    shown = {one.name: one.bound for one in judge(results(), ALL)}
+    assert (shown["lpips"], shown["swap_closer"], shown["grad_norm"]) == ("≤ 0.2", "≥ 0.9", "0.1 to 10")
+
+
+def test_a_gradient_range_must_not_be_empty():
+    with pytest.raises(ValueError, match=r"\[10, 0.1\] is empty"):
+        Thresholds(grad_norm=[10.0, 0.1])

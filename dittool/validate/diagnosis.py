@@ -1,0 +1,82 @@
+"""What the failed criteria mean together: one sentence that names the part of the model, or of the measurement, to look at first.
+
+A single figure has many causes; the pattern over the tests has few. A reference path that is cut leaves the text test standing and takes
+the swap test down; a model that draws without looking at anything takes both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dittool.validate.verdict import CHECKS
+
+_BY_HEART = 1.5  # loss on held-out over training samples
+_NO_EFFECT = 0.01  # of the velocity
+_NO_GAP = 0.1  # share of the gap closed: as good as nothing
+
+
+def diagnose(results: Mapping[str, Any], passed: Mapping[str, bool | None]) -> str:
+    """The sentence for a NO-GO; "" when nothing failed.
+
+    Args:
+        results: the parts of `results.json`.
+        passed: criterion → whether it passed; None for those that do not decide.
+    """
+    failed = {name for name, answer in passed.items() if answer is False}
+    if broken := [name for name in CHECKS if name in failed]:
+        return _of_the_measurement(broken[0])
+    reference_fails = "swap_closer" in failed or "swap_p" in failed
+    text_fails = "edit_shown" in failed or "sensitivity" in failed
+    if reference_fails and text_fails:
+        return _blind(results)
+    if reference_fails:
+        return f"The reference is not followed: {_path(results, 'reference')}."
+    if text_fails:
+        return f"The caption is not followed: {_path(results, 'text')}."
+    if failed & {"lpips", "gap_closed"}:
+        return f"Both conditions are followed, and the pictures are not near enough: {_quality(results)}."
+    if "grad_norm" in failed:
+        return "The pictures pass, and the gradients on the way were not healthy: do not train on from here before that is understood."
+    if "loss_ratio" in failed:
+        return "The pictures pass, and the loss on held-out samples is far above that on training samples: the set is being learned by heart."
+    return f"Not enough: {', '.join(sorted(failed))}." if failed else ""
+
+
+def _of_the_measurement(check: str) -> str:
+    if check == "truth_as_result":
+        return "The measurement is wrong, not the model: truth and results are decoded through different normalisations, so no figure here counts."
+    return "The data are wrong: the stored latents are not what the codec makes of the originals, so no figure here counts."
+
+
+def _path(results: Mapping[str, Any], condition: str) -> str:
+    effect = _effect(results, condition)
+    if effect is None:
+        return "the other condition works, so look at this one's way into the model"
+    if effect < _NO_EFFECT:
+        return f"it changes the velocity by {effect:.1%}, so its path into the model is cut"
+    return f"it changes the velocity by {effect:.1%}, so it arrives and is not understood yet"
+
+
+def _blind(results: Mapping[str, Any]) -> str:
+    closed = results.get("reconstruction", {}).get("gap_closed")
+    if closed is not None and closed > _NO_GAP:
+        return f"Neither condition works on its own, while both together close {closed:.0%} of the gap: give each more samples alone (dropout)."
+    effects = [effect for name in ("text", "reference") if (effect := _effect(results, name)) is not None]
+    seen = f" (they change the velocity by {max(effects):.1%} at most)" if effects else ""
+    ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("none")
+    if ratio is not None and ratio > _BY_HEART:
+        by_heart = f"without conditions, held-out loss is {ratio:.2g} × theirs"
+        return f"The training images were learned by heart without looking at the conditions{seen}: {by_heart}."
+    return f"The model draws without looking at its conditions{seen}."
+
+
+def _quality(results: Mapping[str, Any]) -> str:
+    ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("both")
+    if ratio is not None and ratio > _BY_HEART:
+        return f"held-out loss is {ratio:.2g} × that of training images, so it needs more data before more steps"
+    return "train longer, or with a larger model"
+
+
+def _effect(results: Mapping[str, Any], name: str) -> float | None:
+    return (results.get("mode_losses") or {}).get("effect", {}).get(name)

@@ -1,0 +1,68 @@
+"""What failed criteria mean together, and what the log says."""
+
+from __future__ import annotations
+
+import pytest
+
+from dittool.validate.diagnosis import diagnose
+from dittool.validate.training_log import training_figures
+
+FINE = {"gap_closed": True, "swap_closer": True, "edit_shown": True, "truth_as_result": True, "grad_norm": True}
+
+
+def results(gap=0.8, text=0.4, reference=0.5, none=1.0, both=1.0):
+    return {
+        "reconstruction": {"gap_closed": gap},
+        "mode_losses": {"loss_ratio": {"none": none, "both": both}, "effect": {"text": text, "reference": reference}},
+    }
+
+
+def failing(*names):
+    return FINE | dict.fromkeys(names, False)
+
+
+def test_where_nothing_failed_there_is_nothing_to_say():
+    assert diagnose(results(), FINE) == "" == diagnose({}, {"lpips": None})
+
+
+@pytest.mark.parametrize(
+    ("failed", "found", "said"),
+    [
+        (["swap_closer"], {"reference": 0.0}, "The reference is not followed: it changes the velocity by 0.0%, so its path into the model is cut."),
+        (["swap_closer", "gap_closed"], {"reference": 0.2}, "The reference is not followed: it changes the velocity by 20.0%, so it arrives"),
+        (["edit_shown"], {"text": 0.001}, "The caption is not followed: it changes the velocity by 0.1%, so its path into the model is cut."),
+        (["sensitivity"], {"text": 0.3}, "The caption is not followed"),
+        (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.0, "text": 0.0, "reference": 0.0}, "The model draws without looking"),
+        (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.02, "none": 4.0}, "The training images were learned by heart without looking"),
+        (["edit_shown", "swap_closer"], {"gap": 0.7}, "Neither condition works on its own, while both together close 70%"),
+        (["gap_closed"], {}, "Both conditions are followed, and the pictures are not near enough: train longer"),
+        (["lpips"], {"both": 3.0}, "so it needs more data"),
+        (["grad_norm"], {}, "the gradients on the way were not healthy"),
+        (["truth_as_result", "gap_closed", "swap_closer"], {}, "The measurement is wrong, not the model"),
+        (["stored_latents", "gap_closed"], {}, "The data are wrong"),
+    ],
+)
+def test_each_pattern_names_its_cause(failed, found, said):
+    assert said in diagnose(results(**found), failing(*failed))
+
+
+def test_without_mode_losses_the_pattern_alone_speaks():
+    assert "the other condition works" in diagnose({}, failing("swap_closer"))
+
+
+LOG = [
+    {"step": 10, "loss": 2.0, "grad_norm": 50.0}, {"step": 20, "loss": 1.0, "grad_norm": 0.6}, {"step": 30, "eval_loss": 0.9},
+    {"step": 30, "loss": 0.8, "grad_norm": 0.2}, {"step": 40, "loss": 0.7, "grad_norm": 0.4}, {"step": 50, "loss": 0.6, "grad_norm": 99.0},
+]  # fmt: skip
+
+
+def test_the_log_is_read_up_to_the_checkpoint_and_after_the_warm_up():
+    assert training_figures(LOG, step=40, warmup_steps=10) == {"rows": 3, "grad_norm": 0.4, "loss": 0.7, "eval_loss": 0.9}
+
+
+def test_a_run_still_in_its_warm_up_is_judged_by_what_there_is():
+    assert training_figures(LOG, step=20, warmup_steps=1000)["grad_norm"] == pytest.approx(25.3)
+
+
+def test_no_log_is_no_figure():
+    assert training_figures([], 40, 0) is None is training_figures([{"step": 1, "eval_loss": 1.0}], 40, 0)
