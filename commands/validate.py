@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.console import Console
 
 
 class Split(str, Enum):
@@ -32,6 +33,9 @@ def main(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN[_train]")
     ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Two runs validated before, side by side. Judges nothing.")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -48,6 +52,9 @@ def main(
     from dittool.validate.verdict import criteria_rows
 
     console = console_for(json, quiet, verbose)
+    if compare is not None:
+        _show_comparison(compare, target, out, console)
+        return
     checkpoint = resolve_checkpoint(target, talk=console)
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
     done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, wanted, limit, split and split.value, lpips_backbone, console)
@@ -59,7 +66,32 @@ def main(
             console.result(f"✘ {one.title}: {one.advice}")
         elif one.reason:
             console.note(f"{one.title} does not decide: {one.reason}")
+    if done.results["diagnosis"]:
+        console.result(done.results["diagnosis"])
     console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {done.results['data']['described']}")
     console.result(f"look at {done.report}")
     if not done.go:
         raise typer.Exit(ANSWER_IS_NO)
+
+
+def _show_comparison(targets: tuple[Path, Path], target: Path | None, out: Path | None, console: Console) -> None:
+    from dittool.errors import UsageError
+    from dittool.validate.compare import compare
+    from dittool.validate.compare_page import write_comparison
+    from dittool.validate.verdict import value_text
+
+    if target is not None:
+        raise UsageError(f"--compare takes two runs, and {target} is a third", "judge it first with dit validate, then compare")
+    found = compare(*targets)
+    page = write_comparison(found, out and out / "compare.html")
+    console.json({**found.to_json(), "report": str(page)})
+    for mark, side in zip("AB", found.sides, strict=True):
+        console.result(f"{mark}  {side.results['verdict']:5}  {side.name}  {side.folder}")
+    marks = {0: "A", 1: "B", None: ""}
+    console.table(("", "A", "B", "better"), [(row.title, *map(value_text, row.values), marks[row.better]) for row in found.rows])
+    if found.pairs is not None:
+        better, chance = f"{found.pairs.second_better:.0%} of {len(found.pairs.ids)} images", f"{found.pairs.p_value:.2g}"
+        console.result(f"B is nearer to the truth in {better} ({found.pairs.metric}); chance of that between models that are alike {chance}")
+    for one in found.differences:
+        console.warn(f"not the models alone differ: {one}")
+    console.result(f"look at {page}")

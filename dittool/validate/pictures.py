@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -25,6 +26,18 @@ def difference(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def strip_png(images: Sequence[np.ndarray]) -> bytes:
     """Images of one size (H, W, 3) side by side, as a PNG."""
     return _encoded(Image.fromarray(np.concatenate(images, axis=1)), "PNG")
+
+
+def strip_cells(path: Path, width: int, height: int, count: int) -> list[np.ndarray] | None:
+    """The first `count` images (height, width, 3) of a strip on disk; None when it is not there, not of that size, or no picture."""
+    try:
+        with Image.open(path) as strip:
+            if strip.height != height or strip.width < count * width:
+                return None
+            pixels = np.asarray(strip.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None
+    return [pixels[:, i * width : (i + 1) * width] for i in range(count)]
 
 
 def thumb(pixels: np.ndarray) -> Image.Image:

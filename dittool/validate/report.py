@@ -24,7 +24,7 @@ from dittool.validate.pictures import data_uri, png_uri
 from dittool.validate.reconstruction import Reconstruction
 from dittool.validate.swap import Swap
 from dittool.validate.text_edit import TextEdits
-from dittool.validate.verdict import Criterion
+from dittool.validate.verdict import Criterion, value_text
 
 TEMPLATE = "report.html"
 _DIGITS = {"psnr": 1}  # after the point; three for all others
@@ -66,6 +66,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     surroundings.filters |= {"shown": escaped, "uri": data_uri, "figure": figure_text, "percent": percent_text, "duration": duration_text}
+    surroundings.filters |= {"value": value_text, "ratio": ratio_text}
     return surroundings
 
 
@@ -78,6 +79,11 @@ def figure_text(value: float | None, metric: Metric | str = "") -> str:
 def percent_text(value: float | None) -> str:
     """`94 %`; a dash for what was not measured."""
     return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def ratio_text(value: float | None) -> str:
+    """`1.30 ×`; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.2f} ×"
 
 
 def _loss_plot(folder: Path, run: Path | None) -> str:

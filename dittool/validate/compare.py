@@ -1,0 +1,184 @@
+"""`dit validate --compare A B`: two validations side by side, figure by figure and image by image.
+
+What is compared are the `results.json` that were written before; nothing is drawn again. Two validations of one data set judge the same
+images from the same noise, so the images are compared in pairs, and a permutation test says whether the difference is more than luck.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittool.errors import BadDataError, UsageError
+from dittool.objective.flow import MODES
+from dittool.storage import read_json
+from dittool.validate.swap import sign_flip_p
+
+RESULTS = "results.json"
+_CONTRACT = ("step", "criteria", "verdict")  # what every results.json holds
+_METRICS = {"lpips-alex": ("LPIPS", True), "ssim": ("SSIM", False), "psnr": ("PSNR", False)}  # name → (title, lower is better)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two."""
+
+    name: str  # "nano, step 5,000"
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def diagnosis(self) -> str:
+        return str(self.results.get("diagnosis", ""))
+
+    @property
+    def images(self) -> dict[str, dict[str, Any]]:
+        """Rows of the reconstruction by the image's id."""
+        return {row["id"]: row for row in self.results.get("reconstruction", {}).get("per_image", [])}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both sides."""
+
+    title: str
+    values: tuple[float | None, float | None]
+    lower_is_better: bool | None  # None: neither is better
+
+    @property
+    def better(self) -> int | None:
+        """0, 1, or None where they are equal, one is missing, or neither is better."""
+        first, second = self.values
+        if first is None or second is None or first == second or self.lower_is_better is None:
+            return None
+        return int((second < first) == self.lower_is_better)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The images that both sides have drawn, in the first metric that both have measured."""
+
+    metric: str
+    lower_is_better: bool
+    ids: list[str]
+    second_better: float  # share of the images
+    p_value: float  # chance of a mean difference so far from zero between two models that are alike (two-sided permutation test)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    sides: tuple[Side, Side]
+    rows: list[Row]
+    pairs: Pairs | None  # None: no image in common
+    differences: list[str]  # in data and settings: reasons for which figures are not those of the models alone
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sides": [
+                {"name": one.name, "folder": str(one.folder), **{key: one.results[key] for key in ("step", "verdict")}} for one in self.sides
+            ],
+            "rows": [{"title": row.title, "values": list(row.values), "better": row.better} for row in self.rows],
+            "pairs": None if self.pairs is None else {
+                "metric": self.pairs.metric, "images": len(self.pairs.ids), "second_better": self.pairs.second_better, "p_value": self.pairs.p_value,
+            },
+            "differences": self.differences,
+        }  # fmt: skip
+
+
+def compare(first: Path, second: Path) -> Comparison:
+    """Compares two validations: each a run (its newest one), a folder of one, or its `results.json`.
+
+    Raises `UsageError` where there is none and `BadDataError` for a file that is no results.json.
+    """
+    sides = _open(first), _open(second)
+    return Comparison(sides, _rows(*(side.results for side in sides)), _pairs(*sides), _differences(*(side.results for side in sides)))
+
+
+def newest_results(target: Path) -> Path:
+    """The results that a path stands for. A run's newest are those of its highest step, on the hold-out."""
+    if target.is_file():
+        return target
+    if (target / RESULTS).is_file():
+        return target / RESULTS
+    found = target.glob(f"validation/step*/{RESULTS}")
+    steps = {int(match[1]): path for path in found if (match := re.fullmatch(r"step(\d+)", path.parent.name))}
+    if not steps:
+        expected = f"{RESULTS} or validation/stepNNNNNNN/{RESULTS}"
+        raise UsageError(f"{target}: no validation here, which would be {expected}", f"make one with: dit validate {target}")
+    return steps[max(steps)]
+
+
+def _open(target: Path) -> Side:
+    path = newest_results(target)
+    results = read_json(path)
+    if not isinstance(results, dict) or not all(key in results for key in _CONTRACT):
+        expected = ", ".join(_CONTRACT)
+        raise BadDataError(f"{path}: not the results of a validation: {expected} should be in it", "make them again with: dit validate RUN")
+    folder = path.parent
+    run = folder.parent.parent if folder.parent.name == "validation" else folder
+    return Side(f"{run.resolve().name}, step {results['step']:,}", folder, results)
+
+
+def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
+    """The criteria, then what stands behind them."""
+    criteria = [{one["name"]: one for one in results["criteria"]} for results in (first, second)]
+    rows = []
+    for name in dict.fromkeys([*criteria[0], *criteria[1]]):
+        both = [found.get(name) for found in criteria]
+        known = both[0] or both[1]
+        direction = None if isinstance(known["threshold"], list) else known.get("lower_is_better")
+        rows.append(Row(known.get("title", name), tuple(one and one["value"] for one in both), direction))
+    decisive = [_at(results, ("reconstruction", "metric")) for results in (first, second)]
+    for name, (title, lower) in _METRICS.items():
+        if name != "lpips-alex":  # that one is a criterion
+            rows.append(_row(f"reconstruction, mean {title}", first, second, "reconstruction", "metrics", name, "value", lower=lower))
+        if decisive != [name, name]:
+            gap = ("reconstruction", "metrics", name, "gap_closed")
+            rows.append(_row(f"reconstruction, share of the gap closed ({name})", first, second, *gap, lower=False))
+    rows.append(_row("swap, mean margin", first, second, "dino_swap", "mean_margin", lower=False))
+    for mode in MODES:
+        rows.append(_row(f"loss, {mode.replace('_', ' ')} kept", first, second, "mode_losses", "loss", mode, lower=True))
+    return [row for row in rows if row.values != (None, None)]
+
+
+def _row(title: str, first: Mapping[str, Any], second: Mapping[str, Any], *path: str, lower: bool | None) -> Row:
+    return Row(title, (_at(first, path), _at(second, path)), lower)
+
+
+def _at(tree: Any, path: Sequence[str]) -> float | None:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _pairs(first: Side, second: Side) -> Pairs | None:
+    images = first.images, second.images
+    ids = [image for image in images[0] if image in images[1]]
+    metric = next((name for name in _METRICS if ids and all(name in side[image] for side in images for image in ids)), None)
+    if metric is None:
+        return None
+    lower = _METRICS[metric][1]
+    gains = [(images[0][image][metric]["value"] - images[1][image][metric]["value"]) * (1 if lower else -1) for image in ids]  # of the second
+    one_sided = min(sign_flip_p(gains), sign_flip_p([-gain for gain in gains]))
+    return Pairs(metric, lower, ids, sum(gain > 0 for gain in gains) / len(gains), min(1.0, 2 * one_sided))
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    found = []
+    for what, *path in (
+        ("data identity", "data", "identity_hash"), ("split", "data", "split"), ("images judged", "reconstruction", "images"),
+        ("solver", "settings", "solver"), ("steps of the solver", "settings", "steps"), ("guidance", "settings", "guidance"),
+        ("guidance scale of the text", "settings", "cfg_text"), ("guidance scale of the reference", "settings", "cfg_dino"),
+        ("metric", "reconstruction", "metric"), ("distance of text edits", "text_manip", "distance"),
+    ):  # fmt: skip
+        one, other = _at(first, path), _at(second, path)
+        if one is not None and other is not None and one != other:
+            found.append(f"{what}: {_short(one)} and {_short(other)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 32 else str(value)
