@@ -205,6 +205,7 @@ class Thresholds(Section):
 class Validate(Section):
     every: Counted = 0  # steps between judgements during training, on the EMA weights; 0: none
     limit: Counted = 100  # images, pairs and edits; 0: all that there are
+    set_images: Positive = 500  # images drawn for the set metrics, which run when they are named: --tests …,set_metrics
     edits: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []  # words to exchange in captions
     lpips_backbone: str | None = None  # AlexNet weights for LPIPS; else DIT_LPIPS_BACKBONE, else torchvision's cache
     thresholds: Thresholds = Thresholds()

@@ -54,8 +54,8 @@ def _path(results: Mapping[str, Any], condition: str) -> str:
     if effect is None:
         return "the other condition works, so look at this one's way into the model"
     if effect < _NO_EFFECT:
-        return f"it changes the velocity by {effect:.1%}, so its path into the model is cut"
-    return f"it changes the velocity by {effect:.1%}, so it arrives and is not understood yet"
+        return f"another one changes the velocity by {effect:.1%}, so its path into the model is cut"
+    return f"another one changes the velocity by {effect:.1%}, so it arrives and is not understood yet"
 
 
 def _blind(results: Mapping[str, Any]) -> str:
@@ -63,7 +63,7 @@ def _blind(results: Mapping[str, Any]) -> str:
     if closed is not None and closed > _NO_GAP:
         return f"Neither condition works on its own, while both together close {closed:.0%} of the gap: give each more samples alone (dropout)."
     effects = [effect for name in ("text", "reference") if (effect := _effect(results, name)) is not None]
-    seen = f" (they change the velocity by {max(effects):.1%} at most)" if effects else ""
+    seen = f" (others change the velocity by {max(effects):.1%} at most)" if effects else ""
     ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("none")
     if ratio is not None and ratio > _BY_HEART:
         by_heart = f"without conditions, held-out loss is {ratio:.2g} × theirs"

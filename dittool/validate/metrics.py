@@ -26,10 +26,9 @@ from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.encoders.vae import to_signed
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
-from dittool.storage import file_sha256
+from dittool.validate.torchvision_cache import ALEXNET, cached_file, cached_weights
 
 BACKBONE_VARIABLE = "DIT_LPIPS_BACKBONE"
-CACHED_BACKBONE = "alexnet-owt-7be5be79.pth"  # torchvision's own name, in the folder of torch.hub
 HIGHEST_PSNR = 100.0  # dB, stands for equal images: infinity has no place in JSON
 SMALLEST_SIDE = 32  # pixels that AlexNet's strides leave something of
 _BATCH = 8  # image pairs through AlexNet at once
@@ -97,16 +96,12 @@ def find_lpips(named: str | Path | None, smallest_side: int, talk: Talk = SILENT
         return None
     if named:
         return load_lpips(Path(named).expanduser())
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / CACHED_BACKBONE
+    cached = cached_file(ALEXNET)
     if not cached.is_file():
         talk.note(f"no AlexNet weights here, so SSIM is measured instead of LPIPS; name a file with --lpips-backbone or {BACKBONE_VARIABLE}")
         return None
-    digest, published = file_sha256(cached), CACHED_BACKBONE.split("-")[-1].removesuffix(".pth")
-    if not digest.startswith(published):
-        talk.note(f"SSIM is measured instead of LPIPS: {cached}: its sha256 begins with {digest[:8]}, the published file's with {published}")
-        return None
-    # Known to the bit, so it may be of the old container format that files from strangers are refused for.
-    return _lpips(torch.load(cached, map_location="cpu", weights_only=True), cached)
+    weights = cached_weights(ALEXNET, "SSIM is measured instead of LPIPS", talk)
+    return None if weights is None else _lpips(weights, cached)
 
 
 def load_lpips(path: Path) -> Metric:

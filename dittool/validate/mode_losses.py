@@ -1,16 +1,17 @@
 """What each condition is worth to the velocity, before anything is drawn: the loss by dropout mode and timestep, and what a condition changes.
 
 Every sample is put at nine timesteps, the quantiles of the training distribution, with the noise that belongs to its id. There the
-model answers four times, once for each dropout mode, so every comparison is at identical noise.
+model answers once for each dropout mode, and twice more with another sample's caption or reference, so every comparison is at identical noise.
 
     loss(mode, t)    = mean ‖v_mode − (ε − x0)‖²                                      on the judged split, and on training samples beside it
-    effect(text)     = rms(v_text_only − v_none) / rms(v_none), and likewise the reference's
+    effect(text)     = rms(v_text_only − v_text_only of another caption) / rms(v_none), and likewise the reference's
     divergence       = rms(v_text_only − v_reference_only) / rms(v_both)
     loss ratio(mode) = loss on held-out samples / loss on training samples            about 1; far above, the training set was learned by heart
 
-A path that is cut has effect 0 exactly. Two conditions that both work and say different things diverge.
+A path that is cut has effect 0. Against v_none it would not: that a condition is there also shows in the number of tokens and in their
+positions. Two conditions that both work and say different things diverge.
 
-B samples · C H W latent · K = 4 modes
+B samples · C H W latent · K = 6 branches: the four modes, another caption, another reference
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from dittool.validate.samples import bucket_batches, noise_of, normalised_sample
 
 QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
 EFFECTS = ("text", "reference", "divergence")
-_NONE, _TEXT, _REFERENCE, _BOTH = range(4)  # of MODES
+_NONE, _TEXT, _REFERENCE, _BOTH, _OTHER_TEXT, _OTHER_REFERENCE = range(6)  # the four of MODES, then two with another sample's conditions
+_BRANCH_MODES = (_NONE, _TEXT, _REFERENCE, _BOTH, _TEXT, _REFERENCE)
 
 
 @dataclass(frozen=True)
@@ -114,17 +116,17 @@ class _BatchFigures:
     """Sums over the samples of a batch, for each timestep."""
 
     losses: Tensor  # (K, timesteps)
-    squares: Tensor  # (5, timesteps): v_text − v_none, v_reference − v_none, v_text − v_reference, v_none, v_both
+    squares: Tensor  # (5, timesteps): text − other text, reference − other reference, text − reference, none, both; 0 for a sample alone
 
 
 @torch.inference_mode()
 def _measure_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef], times: Tensor) -> _BatchFigures:
-    model, device, count = pipeline.model, pipeline.device, len(MODES)
+    model, device, count = pipeline.model, pipeline.device, len(_BRANCH_MODES)
     latents, conditions = normalised_samples(pipeline, [shards.read(ref, pipeline.config.model.patches) for ref in refs])
     latents, noise = latents.to(device), noise_of(pipeline, bucket, [ref.id for ref in refs]).to(device)  # (B, C, H, W)
-    repeated = conditions.map(lambda tensor: tensor.to(device).repeat(count, *[1] * (tensor.dim() - 1)))
-    kept = kept_conditions(torch.arange(count, device=device).repeat_interleave(len(refs)))
-    context = model.context(repeated, kept, count * len(refs), model.token_grid(latents))  # the same at every timestep
+    own_and_others = conditions.map(lambda tensor: torch.cat([tensor] * 4 + [tensor.roll(1, dims=0)] * 2).to(device))
+    kept = kept_conditions(torch.tensor(_BRANCH_MODES, device=device).repeat_interleave(len(refs)))
+    context = model.context(own_and_others, kept, count * len(refs), model.token_grid(latents))  # the same at every timestep
     keys_values = model.keys_values(context)
 
     losses, squares = [], []
@@ -132,10 +134,12 @@ def _measure_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: S
         z = interpolate(latents, noise, t.expand(len(refs)))
         velocities = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * len(refs)), context, keys_values).float()
         v = velocities.unflatten(0, (count, len(refs)))  # (K, B, C, H, W)
-        losses.append((v - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
-        apart = torch.stack([v[_TEXT] - v[_NONE], v[_REFERENCE] - v[_NONE], v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
+        losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
+        of_text, of_reference = v[_TEXT] - v[_OTHER_TEXT], v[_REFERENCE] - v[_OTHER_REFERENCE]
+        apart = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
         squares.append(apart.square().mean(dim=(2, 3, 4)).sum(dim=1))
-    found = _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu())
+    others = len(refs) > 1  # one alone has only itself to be exchanged with
+    found = _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu() * others)
     if not torch.isfinite(found.losses).all():
         raise BadDataError(f"step {pipeline.step}: the velocity of {bucket.name} holds NaN or infinity", "audit it: dit audit CHECKPOINT")
     return found

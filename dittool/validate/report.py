@@ -22,6 +22,7 @@ from dittool.validate.metrics import Metric
 from dittool.validate.mode_losses import ModeLosses
 from dittool.validate.pictures import data_uri, png_uri
 from dittool.validate.reconstruction import Reconstruction
+from dittool.validate.set_metrics import SetMetrics
 from dittool.validate.swap import Swap
 from dittool.validate.text_edit import TextEdits
 from dittool.validate.verdict import Criterion, value_text
@@ -38,10 +39,14 @@ class Tested:
     swap: Swap | None = None
     text: TextEdits | None = None
     modes: ModeLosses | None = None
+    sets: SetMetrics | None = None
 
-    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | ModeLosses | None]:
+    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | ModeLosses | SetMetrics | None]:
         """By the name in `results.json`."""
-        return {"reconstruction": self.reconstruction, "dino_swap": self.swap, "text_manip": self.text, "mode_losses": self.modes}
+        return {
+            "reconstruction": self.reconstruction, "dino_swap": self.swap, "text_manip": self.text, "mode_losses": self.modes,
+            "set_metrics": self.sets,
+        }  # fmt: skip
 
 
 def write_report(folder: Path, results: dict[str, Any], criteria: list[Criterion], tested: Tested, config: Config, run: Path | None) -> Path:
@@ -78,7 +83,7 @@ def figure_text(value: float | None, metric: Metric | str = "") -> str:
 
 def percent_text(value: float | None) -> str:
     """`94 %`; a dash for what was not measured."""
-    return "–" if value is None else f"{100 * value:.0f} %"
+    return "–" if value is None else f"{100 * value:.0f}\N{NO-BREAK SPACE}%"
 
 
 def ratio_text(value: float | None) -> str:

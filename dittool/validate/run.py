@@ -19,25 +19,28 @@ from dittool.config.schema import parse_size
 from dittool.console import SILENT, Talk
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
+from dittool.data.shard_set import SampleRef, ShardSet
 from dittool.data.shards import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
 from dittool.train.log import read_log
 from dittool.validate.diagnosis import diagnose
+from dittool.validate.inception import find_inception
 from dittool.validate.metrics import PIXEL_RMS, PSNR, SSIM, Metric, find_lpips
 from dittool.validate.mode_losses import ModeLosses, measure_modes
 from dittool.validate.pictures import contact_sheet
 from dittool.validate.reconstruction import reconstruct
 from dittool.validate.report import Tested, write_report
 from dittool.validate.samples import Subject, choose
+from dittool.validate.set_metrics import measure_set
 from dittool.validate.swap import swap_references
 from dittool.validate.text_edit import edit_captions, find_edits
 from dittool.validate.training_log import training_figures
 from dittool.validate.verdict import GO, Criterion, judge, verdict
 
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
+OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
 _WITH_PICTURES = TESTS[:3]
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
@@ -66,7 +69,7 @@ def validate(
     Args:
         out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the training set when it was
             asked for `stepNNNNNNN_train`.
-        tests: some of `TESTS`.
+        tests: some of `TESTS` and `OPTIONAL`.
         limit: at most so many images, pairs and edits, 0 for all; by default `validate.limit` of the run.
         split: "holdout" or "train"; by default the hold-out, or what was trained on when nothing is held out.
         lpips_backbone: AlexNet weights; by default `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then torchvision's cache.
@@ -119,9 +122,10 @@ def validate_pipeline(
 
 
 def _require_wanted(tests: Sequence[str], limit: int | None, split: str | None) -> None:
-    unknown = [name for name in tests if name not in TESTS]
+    known = (*TESTS, *OPTIONAL)
+    unknown = [name for name in tests if name not in known]
     if unknown or not tests:
-        raise UsageError(f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(TESTS)}")
+        raise UsageError(f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(known)}")
     if limit is not None and limit < 0:
         raise UsageError(f"--limit {limit}: a number of images cannot be negative", "0 judges all, and without it validate.limit of the run holds")
     if split not in (None, HOLDOUT, TRAIN):
@@ -158,7 +162,7 @@ def _run_tests(
     pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, perceptual: Metric | None, folder: Path, tests: Sequence[str],
     limit: int, talk: Talk,
 ) -> Tested:  # fmt: skip
-    reconstruction = swap = text = modes = None
+    reconstruction = swap = text = modes = sets = None
     if "reconstruction" in tests:
         metrics = [*([perceptual] if perceptual else []), SSIM, PSNR]
         reconstruction = reconstruct(pipeline, shards, subjects, split, metrics, output_folder(folder / "reconstruction"), talk)
@@ -169,15 +173,23 @@ def _run_tests(
         text = edit_captions(pipeline, edits, perceptual or PIXEL_RMS, output_folder(folder / "text_manip"), talk)
     if "mode_losses" in tests:
         modes = _measure_modes(pipeline, shards, subjects, split, talk)
-    return Tested(reconstruction, swap, text, modes)
+    if "set_metrics" in tests:
+        judged = [subject.ref for subject in choose(shards, pipeline.config.validate_.set_images, split)[1]]
+        sets = measure_set(pipeline, shards, judged, _beside(shards, len(judged), split), find_inception(talk), talk)
+    return Tested(reconstruction, swap, text, modes, sets)
 
 
 def _measure_modes(pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, talk: Talk) -> ModeLosses:
     """On the judged samples, and for the loss ratio on as many of the other split."""
     judged = [subject.ref for subject in subjects[:_MODE_SAMPLES]]
+    beside = _beside(shards, len(judged), split)
+    return measure_modes(pipeline, shards, {split: judged} | ({beside[0].split: beside} if beside else {}), split, talk)
+
+
+def _beside(shards: ShardSet, count: int, split: str) -> list[SampleRef]:
+    """At most `count` samples of the split that is not judged."""
     other = TRAIN if split == HOLDOUT else HOLDOUT
-    beside = [subject.ref for subject in choose(shards, len(judged), other)[1]] if shards.split(other) else []
-    return measure_modes(pipeline, shards, {split: judged} | ({other: beside} if beside else {}), split, talk)
+    return [subject.ref for subject in choose(shards, count, other)[1]] if shards.split(other) else []
 
 
 def _smallest_side(shards: ShardSet) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -18,14 +19,16 @@ from dittool.validate.run import validate_pipeline
 class Known(DiT):
     """v = (z − guess) / t: with the true guess this is the true velocity, and its error is |guess − x0|² / t².
 
-    `offsets[mode]` is what a sample's guess is off by, everywhere; `seen` are the latents whose truth the model knows.
+    `offsets[mode]` is what a sample's guess is off by, everywhere, and `others[mode]` what another sample's conditions add to that.
     """
 
-    def __init__(self, config, latents, offsets):
+    def __init__(self, config, latents, offsets, others=None):
         super().__init__(config)
-        self.latents, self.offsets = latents, offsets
+        self.latents, self.offsets, self.others = latents, offsets, others or {}
 
     def context(self, conditions, kept, batch, token_grid):
+        branches = conditions.cls.unflatten(0, (6, -1))
+        self.own = (branches == branches[:1]).all(dim=2).flatten()
         return kept
 
     def keys_values(self, context):
@@ -34,6 +37,7 @@ class Known(DiT):
     def velocity(self, z, t, context, keys_values=None):
         modes = context.text.int() + 2 * context.reference.int()  # as in MODES
         offset = torch.tensor([self.offsets[mode] for mode in MODES])[modes]
+        offset = offset + torch.tensor([self.others.get(mode, 0.0) for mode in MODES])[modes] * ~self.own
         return (z - self.truths_of(z)) / t[:, None, None, None] - offset[:, None, None, None]
 
     def truths_of(self, z):
@@ -46,11 +50,13 @@ class Known(DiT):
 def measured(drawn, oracle):
     """Measures a model whose velocity is off by `offsets[mode]`, on the judged samples of one bucket."""
 
-    def measure(**offsets):
+    def measure(others=None, **offsets):
         pipeline, shards = oracle(), drawn[0]
-        refs = [ref for ref in shards.split(HOLDOUT) if ref.bucket == shards.split(HOLDOUT)[0].bucket]
+        bucket, count = Counter(ref.bucket for ref in shards.split(HOLDOUT)).most_common(1)[0]
+        refs = [ref for ref in shards.split(HOLDOUT) if ref.bucket == bucket]
+        assert count > 1
         latents = torch.stack([pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs])
-        pipeline.model = Known(pipeline.model.config, {tuple(latents.shape[2:]): latents}, offsets)
+        pipeline.model = Known(pipeline.model.config, {tuple(latents.shape[2:]): latents}, offsets, others)
         return measure_modes(pipeline, shards, {HOLDOUT: refs}, HOLDOUT)
 
     return measure
@@ -64,16 +70,22 @@ def test_the_loss_of_each_mode_is_the_square_of_its_velocity_error(measured):
 
 
 def test_modes_are_compared_at_identical_noise(measured):
-    found = measured(none=0.0, text_only=0.3, reference_only=-0.1, both=0.0)
+    found = measured({"text_only": 0.2, "reference_only": 0.5}, none=0.0, text_only=0.3, reference_only=-0.1, both=0.0)
     velocity = [found.effects["divergence"][i] / 0.4 for i in range(len(QUANTILES))]  # 1 / rms of the true velocity
-    assert found.effects["text"] == pytest.approx([0.3 * v for v in velocity], rel=1e-3)
-    assert found.effects["reference"] == pytest.approx([0.1 * v for v in velocity], rel=1e-3)
+    assert found.effects["text"] == pytest.approx([0.2 * v for v in velocity], rel=1e-3)
+    assert found.effects["reference"] == pytest.approx([0.5 * v for v in velocity], rel=1e-3)
     assert all(0.4 < 1 / v < 3 for v in velocity)
 
 
-def test_a_path_that_is_cut_has_no_effect_at_all(measured):
-    found = measured(none=0.2, text_only=0.2, reference_only=0.0, both=0.0)
+def test_what_only_the_presence_of_a_condition_changes_is_no_effect(measured):
+    found = measured({"reference_only": 0.1}, none=0.2, text_only=0.9, reference_only=0.0, both=0.0)
     assert found.effect("text") == 0 < found.effect("reference")
+
+
+def test_a_sample_alone_in_its_bucket_has_nothing_to_be_exchanged_with(drawn, oracle):
+    shards, ref = drawn[0], drawn[0].split(HOLDOUT)[0]
+    found = measure_modes(oracle(), shards, {HOLDOUT: [ref]}, HOLDOUT)
+    assert found.effect("text") is None and found.judged.mean("both") > 0
 
 
 def test_timesteps_are_quantiles_of_the_training_distribution(measured):

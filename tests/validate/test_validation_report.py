@@ -96,4 +96,4 @@ def test_figures_are_short_and_missing_ones_are_dashes():
     assert figure_text(0.21449) == "0.214"
     assert figure_text(24.06, "psnr") == "24.1"
     assert figure_text(None) == "–" == percent_text(None)
-    assert percent_text(0.938) == "94 %"
+    assert percent_text(0.938) == "94\N{NO-BREAK SPACE}%"
