@@ -16,7 +16,29 @@ from dittool.demo.checker import parse_caption
 from dittool.demo.drawing import BACKGROUNDS, COLOURS, PLACES, POSITIONS, SHAPES, Scene, draw_scene
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
+from dittool.models.dit import DiT, DiTConfig
 from dittool.sampling.pipeline import Pipeline
+
+
+class Memoriser(DiT):
+    """The best velocity of the training latents without a condition: E[x0 | z_t] over them. What a model that only memorised tends to."""
+
+    def __init__(self, config: DiTConfig, latents: list[Tensor]) -> None:
+        super().__init__(config)
+        self._latents = latents
+
+    def context(self, *_: object) -> None:
+        return None
+
+    def keys_values(self, context: None) -> list:
+        return []
+
+    def velocity(self, z: Tensor, t: Tensor, context: None, keys_values: object = None) -> Tensor:
+        known = torch.stack([latent for latent in self._latents if latent.shape == z.shape[1:]]).flatten(1)  # (M, C·H·W)
+        apart = (z.flatten(1)[:, None] - (1 - t)[:, None, None] * known).square().sum(dim=2)  # (B, M)
+        guess = torch.softmax(-apart / (2 * t[:, None] ** 2), dim=1) @ known
+        return (z - guess.view_as(z)) / t[:, None, None, None]
+
 
 CAPTIONS = [f"a {c} {s} {p}, a {b} background" for c in COLOURS for s in SHAPES for p in PLACES.values() for b in BACKGROUNDS]
 
@@ -36,6 +58,12 @@ class Oracle(Pipeline):
         self._latents = [torch.from_numpy(sample.latent.astype(np.float32)) for sample in samples]
         self._cls = torch.from_numpy(np.stack([sample.cls for sample in samples]).astype(np.float32))
         self._words = self.encode_prompts(CAPTIONS)[0].flatten(1)  # each has nine words
+
+    def memorised(self, shards: ShardSet) -> Pipeline:
+        """The same data with a model that has learned the training latents by heart and looks at no condition."""
+        trained = [latent for latent, ref in zip(self._latents, shards.samples, strict=True) if ref.split == "train"]
+        memoriser = Memoriser(self.model.config, [self.data.norm.apply(latent) for latent in trained])
+        return Pipeline(memoriser, self.config, self.data, self.step)
 
     def latents(self, conditions: Conditions, noise: Tensor, settings: object = None) -> Tensor:
         return torch.stack([self._answer(conditions, row, noise[row]) for row in range(len(noise))])

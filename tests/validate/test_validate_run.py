@@ -58,32 +58,11 @@ def test_a_model_that_sees_no_condition_is_no_go_in_every_test(drawn, oracle, tm
     assert done.results["text_manip"]["sensitivity"] == 0
 
 
-def test_a_model_whose_text_path_is_cut_is_no_go_for_the_text_alone(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(cut=["text"]), drawn[0], tmp_path)
-    assert done.verdict == "NO-GO"
-    assert passed(done) == {"gap_closed": True, "swap_closer": True, "edit_shown": False}
-
-
-def test_a_model_whose_reference_path_is_cut_is_no_go_for_the_swap(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(cut=["reference"]), drawn[0], tmp_path)
-    assert done.verdict == "NO-GO"
-    assert passed(done)["swap_closer"] is False
-    assert passed(done)["edit_shown"] is True
-
-
 def test_a_model_trained_on_shuffled_conditions_is_no_go(drawn, oracle, tmp_path):
     done = validate_pipeline(oracle(shuffled=True), drawn[0], tmp_path)
     assert done.verdict == "NO-GO"
     assert passed(done).get("gap_closed") is not True
     assert passed(done)["edit_shown"] is False
-
-
-def test_results_decoded_from_normalised_latents_are_noticed(drawn, oracle, tmp_path):
-    model = oracle()
-    model.decode = model.codec.decode  # the normalisation is not undone
-    done = validate_pipeline(model, drawn[0], tmp_path, tests=["reconstruction"])
-    assert done.verdict == "NO-GO"
-    assert passed(done) == {"gap_closed": False, "truth_as_result": False}
 
 
 @pytest.mark.parametrize("originals", ["there", "gone"])
