@@ -11,9 +11,11 @@ import numpy as np
 
 from dittool.data.buckets import Bucket
 from dittool.data.features import FeatureStore
-from dittool.data.records import TEXT_MASK_MEMBER, Feature, Record
+from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
+from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
 from dittool.data.shard_set import SampleRef, ShardSet
 from dittool.data.shards import TRAIN
+from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError
 
 UNOPENED = "the set could not be opened; see rule D7"
@@ -29,7 +31,7 @@ class DataView:
     refs: list[SampleRef]  # of a derived folder: all in the training split
     card: dict[str, Any] | None  # identity card; None: the set has none
     index: dict[str, Any] | None  # index.json of shards
-    array: Callable[[SampleRef, Feature], np.ndarray]  # as stored
+    array: Callable[[SampleRef, Feature], np.ndarray]  # as stored, but patches as a model would get them
     record: Callable[[SampleRef], Record]
     mask: Callable[[SampleRef], np.ndarray | None]  # of older sets: (512,), which rows of the text are text
     problem: str = ""  # why the set could not be opened; then it has no samples
@@ -48,6 +50,16 @@ class DataView:
         except ValueError:
             return None
 
+    @property
+    def patch_storage(self) -> str:
+        """How the patches were stored: one of `patch_storage.STORAGES`."""
+        return _patch_storage(self.card)
+
+    def patch_count(self, bucket: Bucket, patch_size: int) -> int:
+        """Patches that an encoder of this patch size gives for the bucket, as many as are kept of them."""
+        rows, columns = stored_grid(patch_grid(bucket.width, bucket.height, patch_size), self.patch_storage)
+        return rows * columns
+
     def encoder(self, kind: str) -> dict[str, Any]:
         """The identity card's part on the "image", "text" or "vae" encoder; empty without a card."""
         return (self.card or {}).get("encoders", {}).get(kind, {})
@@ -62,7 +74,7 @@ def open_shards(folder: Path) -> DataView:
     card = shards.index["identity"] if shards.index else None
 
     def array(ref: SampleRef, feature: Feature) -> np.ndarray:
-        return shards.read_array(ref, feature.member)
+        return _as_given(shards.read_array(ref, feature.member), feature, card)
 
     def mask(ref: SampleRef) -> np.ndarray | None:
         return shards.read_array(ref, TEXT_MASK_MEMBER).astype(bool) if TEXT_MASK_MEMBER in ref.members else None
@@ -79,7 +91,20 @@ def open_derived(folder: Path) -> DataView:
     except BadDataError as error:
         return DataView(folder, [], None, None, _nothing, _nothing, _nothing, error.message)
     refs = [SampleRef(record.id, record.bucket, TRAIN, "", {}) for record in records.values()]
-    return DataView(folder, refs, card, None, lambda ref, feature: store.read(feature, ref.id), lambda ref: records[ref.id], lambda _: None)
+
+    def array(ref: SampleRef, feature: Feature) -> np.ndarray:
+        return _as_given(store.read(feature, ref.id), feature, card)
+
+    return DataView(folder, refs, card, None, array, lambda ref: records[ref.id], lambda _: None)
+
+
+def _as_given(stored: np.ndarray, feature: Feature, card: dict[str, Any] | None) -> np.ndarray:
+    """Patches decoded from int8, the one storage that is not plain floats; anything else as it is."""
+    return decode_patches(stored, INT8) if feature is IMAGE_PATCHES and _patch_storage(card) == INT8 else stored
+
+
+def _patch_storage(card: dict[str, Any] | None) -> str:
+    return FP16 if card is None else card.get("patch_storage", FP16)  # sets without a card hold plain floats
 
 
 def _nothing(ref: SampleRef, *_: object) -> Any:

@@ -5,7 +5,11 @@ and is tested on the other half; it succeeds best when each patch is laid over i
 which patches are known to have been misplaced (shifted, flipped, transposed, cropped, of another grid), and the arrangement that the patches
 predict best is the true one. Each image is centred, so that neither its overall brightness nor what photographs have in common helps.
 
-N patches in raster order on a grid of rows × columns · F width of a patch · C latent channels · h w latent
+    seen = [observe(patches, latent, grid, size, cells=256, seed=number) for …]      # small: some cells of each image
+    found = align(seen)                                                              # found.best, found.scores
+
+N patches in raster order on a grid of rows × columns · n of them that are looked at · F width of a patch · C latent channels · h w latent ·
+A arrangements · S = 2·C statistics
 """
 
 from __future__ import annotations
@@ -13,22 +17,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from dittool.data.patch_storage import FP16, POOLED, encode_patches
 
 IDENTITY = "as stored"
 _SHIFTS = tuple(n for n in range(-8, 9) if n)  # in raster order; registers stored as patches shift by their number
 _CROPS = (0.875, 0.75)  # of each side: 224 of 256 is the usual centre crop of an image processor
 _OTHER_PATCH_SIZES = (14, 16)
-_MOST_CELLS = 256  # of one image
 _RIDGE = 1e-2  # relative to the mean variance of a patch's values
 
-# latent (C, h, w), grid (rows, columns), image size (width, height) → statistics (N, 2·C), one row for each stored patch
-Layout = Callable[[Tensor, tuple[int, int], tuple[int, int]], Tensor]
+Span = tuple[float, float]  # from, to
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is kept of one image."""
+
+    features: Tensor  # (n, F), centred
+    targets: Tensor  # (n, A, S): what lies under each of these patches, were they stored in each of the arrangements; centred
 
 
 @dataclass(frozen=True)
@@ -44,114 +55,150 @@ class Aligned:
         return max(self.scores, key=self.scores.__getitem__)
 
 
-def align(
-    patches: Sequence[np.ndarray], latents: Sequence[np.ndarray], grids: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]
-) -> Aligned:
-    """Scores every arrangement.
+def observe(
+    patches: np.ndarray, latent: np.ndarray, grid: tuple[int, int], size: tuple[int, int], cells: int, seed: int, storage: str = FP16
+) -> Observed:
+    """Takes from one image what `align` needs.
 
     Args:
-        patches: (N, F) each; latents: (C, h, w) each, one pair an image.
-        grids: (rows, columns) that each image's patches are said to fill.
-        sizes: (width, height) of each image in pixels, for the grids of other patch sizes.
+        patches: (N, F), decoded; of the storage "pooled" (N', F).
+        latent: (C, h, w).
+        grid: (rows, columns) of the encoder, before any pooling.
+        size: (width, height) of the image in pixels, for the grids of other patch sizes.
+        cells: so many at most are looked at, drawn by `seed`.
     """
-    cells = [_chosen_cells(len(array), index) for index, array in enumerate(patches)]
-    features = [_centred(torch.from_numpy(array[chosen].astype(np.float32))) for array, chosen in zip(patches, cells, strict=True)]
-    maps = [torch.from_numpy(latent.astype(np.float32)) for latent in latents]
-    places = list(zip(maps, grids, sizes, strict=True))
-    errors: dict[str, Tensor] = {}
-    true_targets: list[Tensor] = []
-    for name, layout in _layouts().items():
-        targets = [_centred(layout(*place)[chosen]) for place, chosen in zip(places, cells, strict=True)]
-        if name == IDENTITY:
-            true_targets = targets
-        elif all(torch.allclose(target, true) for target, true in zip(targets, true_targets, strict=True)):
-            continue  # the same arrangement under another name: the images' own patch size, squares cropped to a square
-        errors[name] = _unexplained(features, targets)
+    chosen = np.arange(len(patches))
+    if len(chosen) > cells:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, cells, replace=False))
+    z = torch.from_numpy(latent.astype(np.float32))
+    ground = _Ground(torch.cat([z, z.abs()]), grid, size)
+    rows = [_stored(arrangement(ground), grid, storage)[chosen] for arrangement in _ARRANGEMENTS.values()]
+    return Observed(_centred(torch.from_numpy(patches[chosen].astype(np.float32))), _centred(torch.stack(rows, dim=1)))
+
+
+def align(seen: Sequence[Observed]) -> Aligned:
+    """Scores every arrangement. Needs four images at least; dozens say something (docs/audit-power.md)."""
+    names = list(_ARRANGEMENTS)
+    errors = dict(zip(names, _unexplained(seen).T, strict=True))
+    for number, name in enumerate(names):
+        if name != IDENTITY and all(torch.allclose(image.targets[:, number], image.targets[:, 0]) for image in seen):
+            del errors[name]  # the same arrangement under another name: the images' own patch size, squares cropped to a square
     scores = {name: float(1 - error.mean()) for name, error in errors.items()}
     advantage = {name: _standard_errors(errors[IDENTITY] - error) for name, error in errors.items() if name != IDENTITY}
-    return Aligned(scores, advantage, len(features))
+    return Aligned(scores, advantage, len(seen))
 
 
-def _chosen_cells(count: int, image: int) -> np.ndarray:
-    """Which cells of an image are looked at: all, or so many that a large set fits in memory."""
-    return np.arange(count) if count <= _MOST_CELLS else np.sort(np.random.default_rng(image).choice(count, _MOST_CELLS, replace=False))
+class _Ground:
+    """What the patches of one image lie over."""
+
+    def __init__(self, maps: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> None:
+        self.maps = maps  # (S, h, w): each channel, and its magnitude
+        self.grid, self.size = grid, size
+        self.plain = self.cells(grid)  # (N, S)
+
+    def cells(self, grid: tuple[int, int], rows: Span = (0.0, 1.0), columns: Span = (0.0, 1.0)) -> Tensor:
+        """(cells, S): the mean of each map in each cell of a grid over this part of the image, spans in shares of its sides."""
+        down, across = _overlaps(grid[0], self.maps.shape[1], rows), _overlaps(grid[1], self.maps.shape[2], columns)
+        return (down @ self.maps @ across.T).flatten(1).T
+
+    def on_grid(self) -> Tensor:
+        """(rows, columns, S)"""
+        return self.plain.unflatten(0, self.grid)
 
 
-def _layouts() -> dict[str, Layout]:
-    """Name → what lies under each stored patch, were they stored so."""
-    layouts = {IDENTITY: _plain}
-    layouts |= {f"shifted by {n:+d}": partial(_shifted, by=n) for n in _SHIFTS}
-    layouts |= {f"shifted by {n:+d} row": partial(_row_shifted, by=n) for n in (-1, 1)}
-    layouts["flipped left to right"] = lambda z, grid, size: _statistics(z.flip(2), grid)
-    layouts["flipped top to bottom"] = lambda z, grid, size: _statistics(z.flip(1), grid)
-    layouts["transposed"] = lambda z, grid, size: _statistics(z.transpose(1, 2), grid)
-    layouts["column by column"] = lambda z, grid, size: _plain(z, grid, size).unflatten(0, grid).transpose(0, 1).flatten(0, 1)
-    layouts |= {f"centre crop of {share:g}": partial(_cropped, share=share) for share in _CROPS}
-    layouts["centre crop to a square"] = _square
-    layouts |= {f"a grid of patch {p}, cut to fit": partial(_other_grid, patch_size=p) for p in _OTHER_PATCH_SIZES}
-    return layouts
+@lru_cache(maxsize=256)  # few shapes occur
+def _overlaps(parts: int, length: int, span: Span) -> Tensor:
+    """(parts, length): which share of each of so many equal parts of the span lies in each of `length` equal cells of [0, 1]."""
+    edges = torch.linspace(span[0] * length, span[1] * length, parts + 1, dtype=torch.float64)[:, None]
+    cells = torch.arange(length, dtype=torch.float64)
+    overlaps = (torch.minimum(edges[1:], cells + 1) - torch.maximum(edges[:-1], cells)).clamp_min(0)
+    return (overlaps / overlaps.sum(dim=1, keepdim=True)).float()
 
 
-def _statistics(z: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(N, 2·C): mean and mean magnitude of each channel in each cell of the grid."""
-    maps = torch.cat([z, z.abs()])
-    return F.adaptive_avg_pool2d(maps, grid).flatten(1).T
-
-
-def _plain(z: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    return _statistics(z, grid)
-
-
-def _shifted(z: Tensor, grid: tuple[int, int], size: tuple[int, int], by: int) -> Tensor:
+def _shifted(ground: _Ground, by: int) -> Tensor:
     """Stored place j holds the patch of cell j − by: four registers before the patches shift by +4."""
-    return _statistics(z, grid).roll(by, 0)
+    return ground.plain.roll(by, 0)
 
 
-def _row_shifted(z: Tensor, grid: tuple[int, int], size: tuple[int, int], by: int) -> Tensor:
-    return _statistics(z, grid).roll(by * grid[1], 0)
+def _row_shifted(ground: _Ground, by: int) -> Tensor:
+    return ground.plain.roll(by * ground.grid[1], 0)
 
 
-def _cropped(z: Tensor, grid: tuple[int, int], size: tuple[int, int], share: float) -> Tensor:
-    h, w = z.shape[1:]
-    rows, columns = max(round(h * share), 1), max(round(w * share), 1)
-    top, left = (h - rows) // 2, (w - columns) // 2
-    return _statistics(z[:, top : top + rows, left : left + columns], grid)
+def _transposed(ground: _Ground) -> Tensor:
+    """The image's rows and columns exchanged, on a grid of the image's own shape."""
+    return _Ground(ground.maps.transpose(1, 2), ground.grid, ground.size).plain
 
 
-def _square(z: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    h, w = z.shape[1:]
-    side = min(h, w)
-    top, left = (h - side) // 2, (w - side) // 2
-    return _statistics(z[:, top : top + side, left : left + side], grid)
+def _cropped(ground: _Ground, share: float) -> Tensor:
+    return ground.cells(ground.grid, _centre(share), _centre(share))
 
 
-def _other_grid(z: Tensor, grid: tuple[int, int], size: tuple[int, int], patch_size: int) -> Tensor:
-    """The first N patches of the grid that another patch size gives; a smaller grid begins again at its end."""
-    count = grid[0] * grid[1]
-    width, height = size
-    rows = _statistics(z, (max(round(height / patch_size), 1), max(round(width / patch_size), 1)))
-    return rows.repeat(math.ceil(count / len(rows)), 1)[:count]
+def _square(ground: _Ground, share: float) -> Tensor:
+    """A square around the centre, its side a share of the image's shorter one."""
+    width, height = ground.size
+    side = share * min(width, height)
+    return ground.cells(ground.grid, _centre(side / height), _centre(side / width))
+
+
+def _centre(share: float) -> Span:
+    return (1 - share) / 2, (1 + share) / 2
+
+
+def _other_grid(ground: _Ground, patch_size: int, cut: bool) -> Tensor:
+    """The first N patches of the grid that another patch size gives; a smaller grid begins again at its end.
+
+    Sides that are no multiples of the patch size: with `cut` what is over at the right and below was left out, else the image was resized.
+    """
+    count = ground.grid[0] * ground.grid[1]
+    columns, rows = (max(side // patch_size if cut else round(side / patch_size), 1) for side in ground.size)
+    width, height = ground.size
+    right, bottom = (min(columns * patch_size / width, 1.0), min(rows * patch_size / height, 1.0)) if cut else (1.0, 1.0)
+    cells = ground.cells((rows, columns), (0.0, bottom), (0.0, right))
+    return cells.repeat(math.ceil(count / len(cells)), 1)[:count]
+
+
+# Name → what lies under each stored patch, were they stored so: (N, S)
+_ARRANGEMENTS: dict[str, Callable[[_Ground], Tensor]] = {
+    IDENTITY: lambda ground: ground.plain,
+    **{f"shifted by {n:+d}": partial(_shifted, by=n) for n in _SHIFTS},
+    **{f"shifted by {n:+d} row": partial(_row_shifted, by=n) for n in (-1, 1)},
+    "flipped left to right": lambda ground: ground.on_grid().flip(1).flatten(0, 1),
+    "flipped top to bottom": lambda ground: ground.on_grid().flip(0).flatten(0, 1),
+    "transposed": _transposed,
+    "column by column": lambda ground: ground.on_grid().transpose(0, 1).flatten(0, 1),
+    **{f"centre crop of {share:g}": partial(_cropped, share=share) for share in _CROPS},
+    **{f"centre crop to a square of {share:g}": partial(_square, share=share) for share in (1.0, *_CROPS)},
+    **{f"a grid of patch {p}, cut to fit": partial(_other_grid, patch_size=p, cut=False) for p in _OTHER_PATCH_SIZES},
+    **{f"a grid of patch {p} of a cut image, cut to fit": partial(_other_grid, patch_size=p, cut=True) for p in _OTHER_PATCH_SIZES},
+}
+
+
+def _stored(rows: Tensor, grid: tuple[int, int], storage: str) -> Tensor:
+    """(N, S), or (N', S) pooled as the patches were: whatever misplaced them did so before they were stored."""
+    return torch.from_numpy(encode_patches(rows.numpy(), grid, POOLED)).float() if storage == POOLED else rows
 
 
 def _centred(rows: Tensor) -> Tensor:
     return rows - rows.mean(dim=0)
 
 
-def _unexplained(features: list[Tensor], targets: list[Tensor]) -> Tensor:
-    """(images,) share of each image's variance that a regression learned from other images leaves; two folds."""
-    spread = torch.cat(targets).square().mean(dim=0).sqrt().clamp_min(1e-12)  # each statistic counts alike
-    targets = [target / spread for target in targets]
-    total = torch.stack([target.square().mean() for target in targets]).mean()
-    errors = torch.empty(len(features))
+def _unexplained(seen: Sequence[Observed]) -> Tensor:
+    """(images, A) share of each image's variance that a regression learned from other images leaves; two folds."""
+    arrangements = seen[0].targets.shape[1]
+    count = sum(len(image.targets) for image in seen)
+    spread = (sum(image.targets.square().sum(dim=0) for image in seen) / count).sqrt().clamp_min(1e-12)  # (A, S): each statistic counts alike
+    total = torch.stack([(image.targets / spread).square().mean(dim=(0, 2)) for image in seen]).mean(dim=0)  # (A,)
+    errors = torch.empty(len(seen), arrangements)
     for fold in (0, 1):
-        learn = [i for i in range(len(features)) if i % 2 != fold]
-        x, y = torch.cat([features[i] for i in learn]).double(), torch.cat([targets[i] for i in learn]).double()
-        gram = x.T @ x
-        ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        weights = torch.linalg.solve(gram + ridge, x.T @ y).float()
-        for i in range(fold, len(features), 2):
-            errors[i] = (targets[i] - features[i] @ weights).square().mean() / total
-    return errors
+        learn, test = seen[1 - fold :: 2], seen[fold::2]
+        gram = sum(image.features.T @ image.features for image in learn).double()  # (F, F): one for all arrangements
+        cross = sum(image.features.T @ image.targets.flatten(1) for image in learn).double()  # (F, A·S)
+        ridge = (_RIDGE * gram.diagonal().mean()).clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
+        weights = torch.linalg.solve(gram + ridge, cross).float()
+        for place, image in zip(range(fold, len(seen), 2), test, strict=True):
+            left = image.targets - (image.features @ weights).unflatten(1, (arrangements, -1))  # (n, A, S)
+            errors[place] = (left / spread).square().mean(dim=(0, 2))
+    return errors / total
 
 
 def _standard_errors(gains: Tensor) -> float:

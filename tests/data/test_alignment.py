@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dittool.data.alignment import IDENTITY, align
+from dittool.data.alignment import IDENTITY, align, observe
 
 GRID, SIZE = (5, 7), (112, 80)  # (rows, columns), (width, height) in pixels
 IMAGES = 40
@@ -27,8 +27,7 @@ def patches_of(latent):
 
 
 def found(latents, misplace):
-    patches = [misplace(patches_of(latent)).reshape(-1, 6) for latent in latents]
-    return align(patches, latents, [GRID] * IMAGES, [SIZE] * IMAGES)
+    return align([observe(misplace(patches_of(latent)).reshape(-1, 6), latent, GRID, SIZE, 256, seed) for seed, latent in enumerate(latents)])
 
 
 def raster(by):
@@ -68,5 +67,6 @@ def test_brightness_of_the_whole_image_does_not_count(latents):
 def test_large_grids_are_thinned_alike_in_patches_and_latent():
     chance = np.random.default_rng(3)
     latents = [np.kron(chance.normal(size=(2, 20, 30)), np.ones((1, 2, 2))) for _ in range(IMAGES)]
-    patches = [patches_of(latent).reshape(-1, 6) for latent in latents]
-    assert align(patches, latents, [(20, 30)] * IMAGES, [(480, 320)] * IMAGES).best == IDENTITY
+    seen = [observe(patches_of(latent).reshape(-1, 6), latent, (20, 30), (480, 320), 100, seed) for seed, latent in enumerate(latents)]
+    assert {len(image.features) for image in seen} == {len(image.targets) for image in seen} == {100}
+    assert align(seen).best == IDENTITY

@@ -25,7 +25,6 @@ from dittool.audit.subject import Subject
 from dittool.data.buckets import Bucket
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shard_set import SampleRef
-from dittool.encoders.image import patch_grid
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D1", "grid", "error", ("data",), "0.1"
 
@@ -52,9 +51,9 @@ def check(subject: Subject) -> list[Finding]:
         widths[(len(cls), patches.shape[1], latent.shape[0], text.shape[1])] += 1
         if latent.shape[1:] != (bucket.height // stride, bucket.width // stride):
             faults.append(f"{ref.id}: latent of {latent.shape[1]}×{latent.shape[2]}, bucket {bucket.name} over {stride} has {_grid(bucket, stride)}")
-        fitting = {size for size in sizes if _patch_count(bucket, size) == len(patches)}
+        fitting = {size for size in sizes if data.patch_count(bucket, size) == len(patches)}
         if not fitting:
-            wanted = " or ".join(f"{_patch_count(bucket, size)} (patch {size})" for size in sorted(sizes))
+            wanted = " or ".join(f"{data.patch_count(bucket, size)} (patch {size})" for size in sorted(sizes))
             faults.append(f"{ref.id}: {len(patches)} patches, bucket {bucket.name} has {wanted}")
         sizes = fitting or sizes
     faults += _width_faults(data, widths, refs)
@@ -73,11 +72,6 @@ def _width_faults(data: DataView, widths: Counter, refs: list[SampleRef]) -> lis
     card = (image, image, channels, text)
     found = next(iter(widths), card)
     return [f"widths (CLS, patches, channels, text) are {found}, the card says {card}"] if data.card and found != card else []
-
-
-def _patch_count(bucket: Bucket, patch_size: int) -> int:
-    rows, columns = patch_grid(bucket.width, bucket.height, patch_size)
-    return rows * columns
 
 
 def _grid(bucket: Bucket, stride: int) -> str:

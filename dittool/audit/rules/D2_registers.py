@@ -1,40 +1,47 @@
-"""The first patches are patches, not the encoder's register tokens.
+"""The first patches are patches, not the encoder's CLS or register tokens.
 
 ## What it checks
-At each of the first eight places of the patch tokens: how near the nearest token of another place lies, and how near the nearest one at the same
-place in another image. Patches have near neighbours anywhere. Registers have theirs only among registers of the same number: the first
-distance is then a multiple of the second, from place 0 on and up to their number, and not behind it.
+Whether the first patch token is the CLS token that is stored beside it. At each of the first eight places: how near the nearest token of
+another place lies, and how near the nearest one at the same place in another image. Patches have near neighbours anywhere. Registers have theirs
+only among registers of the same number: the first distance is then a multiple of the second, from place 0 on and up to their number, and not
+behind it. No index is needed; 24 images are, and docs/audit-power.md tells what they show.
 
 ## Why it matters
 Encoders with registers give [CLS, registers, patches]. Taking the tokens after CLS takes the registers in: every patch then lies four
-cells off its place, the last four are lost, and all shapes still look right. Sets made so exist; no index is needed to see it.
+cells off its place, the last four are lost, and all shapes still look right. Sets made so exist.
 
 ## Example
-`last_hidden_state[:, 1 : 1 + N]` of DINOv3 fails: "the first 4 of 4096 patch tokens look like registers".
+`last_hidden_state[:, 1 : 1 + N]` of DINOv3 fails: "the first 4 patch tokens of 200 images look like registers".
 
 ## Fix
-Embed again with `dit embed --pass dinov3`, which reads the number of registers from the encoder's config.
+Embed again with `dit embed --pass dinov3 --rebuild`, which reads the number of registers from the encoder's config; then `dit shard`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dittool.audit.data_view import UNOPENED
+from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
-from dittool.data.records import IMAGE_PATCHES
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
+from dittool.data.shard_set import SampleRef
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D2", "registers", "error", ("data",), "0.1"
 
 _PLACES = 8  # from the first; no encoder in use has more registers
 _FEWEST, _MOST = 24, 200  # images
 _OTHERS = 8  # tokens of other places taken from each image
-_STRANGE = 1.4  # ratio of the two distances; of patches it lies around 1, of registers from 1.5 with few images to 10
-_DROP = 1.5  # from registers to the patches behind them
 _FLOOR = 0.02  # of the tokens' spread: equal tokens, as of white margins, have no ratio
+_SAME = 0.01  # relative distance below which a token is the CLS token
+# The ratio of the two distances from which tokens are strange, and its least drop behind them. Of patches it lies around 1 and below, of registers
+# from 1.2 to 30. One place alone may be strange by chance, as a corner is; several in a row are not.
+_ONE_STRANGE, _SEVERAL_STRANGE = (1.4, 1.5), (1.2, 1.25)
+_FIX = "embed again with dit embed --pass dinov3 --rebuild: patches start behind the registers; then dit shard"
 
 
 def check(subject: Subject) -> list[Finding]:
@@ -42,35 +49,64 @@ def check(subject: Subject) -> list[Finding]:
     if not data.refs:
         return skipped(UNOPENED)
     count = len(data.refs)
-    if count < _FEWEST:
-        return skipped(f"{count} images are too few to tell registers from patches, {_FEWEST} are needed")
-    refs = [data.refs[i * count // min(count, _MOST)] for i in range(min(count, _MOST))]
-    patches = [data.array(ref, IMAGE_PATCHES).astype(np.float32) for ref in refs]
-    if min(map(len, patches)) < 2 * _PLACES:
-        return skipped(f"grids of {min(map(len, patches))} patches are too small to compare the first {_PLACES} with the others")
-    ratios = _ratios(patches)
-    shown = ", ".join(f"{ratio:.2g}" for ratio in ratios)
-    for registers in range(1, _PLACES):
-        if min(ratios[:registers]) > max(_STRANGE, _DROP * max(ratios[registers:])):
-            return failed(
-                f"the first {registers} patch tokens of {len(refs)} images look like registers: distance to other places over distance to the "
-                f"same place is {shown} at places 0 to {_PLACES - 1}",
-                "embed again with dit embed --pass dinov3: patches start behind the registers; then dit shard",
-            )
-    compared = f"distance to other places over distance to the same place is {shown}"
-    return passed(f"none among the first {_PLACES} patch tokens of {len(refs)} images: {compared}")
+    seen = [_look(data, data.refs[i * count // min(count, _MOST)], i) for i in range(min(count, _MOST))]
+    widths = [len(image.cls) for image in seen if image is not None]
+    seen = [image for image in seen if image is not None and len(image.cls) == max(widths, key=widths.count)]
+    with_cls = sum(image.starts_with_cls for image in seen)
+    ratios = _ratios(seen) if len(seen) >= _FEWEST else []
+    strange = _strange(ratios)
+    listed = ", ".join(f"{ratio:.2g}" for ratio in ratios)
+    shown = f"distance to other places over distance to the same place is {listed} at places 0 to {_PLACES - 1}"
+    if with_cls > len(seen) / 2:
+        registers = f", and with it the first {strange} look like no patches: {shown}" if strange > 1 else ""
+        return failed(f"in {with_cls} of {len(seen)} images the first patch token is the CLS token{registers}", _FIX)
+    if strange:
+        return failed(f"the first {strange} patch tokens of {len(seen)} images look like registers: {shown}", _FIX)
+    if not ratios:
+        return skipped(f"{len(seen)} images of at least {2 * _PLACES} patches are too few to tell registers from patches, {_FEWEST} are needed")
+    return passed(f"none among the first {_PLACES} patch tokens of {len(seen)} images: {shown}")
 
 
-def _ratios(patches: list[np.ndarray]) -> list[float]:
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of one image."""
+
+    cls: np.ndarray  # (C,)
+    first: np.ndarray  # (_PLACES, C)
+    others: np.ndarray  # (_OTHERS, C), from places behind the first
+
+    @property
+    def starts_with_cls(self) -> bool:
+        return bool(np.linalg.norm(self.first[0] - self.cls) < _SAME * np.linalg.norm(self.cls))
+
+
+def _look(data: DataView, ref: SampleRef, number: int) -> _Seen | None:
+    """None for an image whose tokens are too few to compare, or no tokens: rules D1 and D6 speak of those."""
+    cls, patches = data.array(ref, IMAGE_CLS).astype(np.float32), data.array(ref, IMAGE_PATCHES)
+    if patches.ndim != 2 or len(patches) < 2 * _PLACES or cls.shape != patches.shape[1:]:
+        return None
+    elsewhere = _PLACES + np.random.default_rng(number).permutation(len(patches) - _PLACES)[:_OTHERS]
+    first, others = patches[:_PLACES].astype(np.float32), patches[elsewhere].astype(np.float32)
+    return _Seen(cls, first, others) if all(np.isfinite(part).all() for part in (cls, first, others)) else None
+
+
+def _ratios(seen: list[_Seen]) -> list[float]:
     """For each of the first places: median over images of the distance to the nearest token elsewhere, over that at the same place."""
-    chance = np.random.default_rng(0)
-    others = np.concatenate([tokens[_PLACES:][chance.permutation(len(tokens) - _PLACES)[:_OTHERS]] for tokens in patches])
-    elsewhere = torch.from_numpy(others)
+    first, elsewhere = torch.from_numpy(np.stack([image.first for image in seen])), torch.from_numpy(np.concatenate([image.others for image in seen]))
     spread = float((elsewhere - elsewhere.mean(dim=0)).norm(dim=1).mean())
-    return [_ratio(torch.from_numpy(np.stack([tokens[place] for tokens in patches])), elsewhere, spread) for place in range(_PLACES)]
+    return [_ratio(first[:, place], elsewhere, spread) for place in range(_PLACES)]
 
 
 def _ratio(here: Tensor, elsewhere: Tensor, spread: float) -> float:
     far = torch.cdist(here, elsewhere).min(dim=1).values.median()
     same = torch.cdist(here, here).fill_diagonal_(torch.inf).min(dim=1).values.median()
-    return float(far / same.clamp_min(_FLOOR * spread))
+    return float(far / same.clamp_min(_FLOOR * spread).clamp_min(1e-12))
+
+
+def _strange(ratios: list[float]) -> int:
+    """How many places from the first are strange and the one behind them is not; 0: none."""
+    for places in range(1, len(ratios)):
+        least, drop = _ONE_STRANGE if places == 1 else _SEVERAL_STRANGE
+        if min(ratios[:places]) > max(least, drop * max(ratios[places:])):
+            return places
+    return 0

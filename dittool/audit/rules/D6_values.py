@@ -41,41 +41,48 @@ def check(subject: Subject) -> list[Finding]:
         return skipped(UNOPENED)
     refs = data.spread(*FEATURES)
     bad, constant, pooled = [], [], 0
-    cls_tokens, sums = [], _LatentSums()
+    kinds: dict[tuple[int, ...], _Kind] = {}
     for ref in refs:
         arrays = {feature.name: data.array(ref, feature).astype(np.float64) for feature in FEATURES}
         if wrong := [name for name, array in arrays.items() if not np.abs(array).max(initial=0) <= _NEAR_OVERFLOW]:  # NaN compares false
             bad.append(f"{ref.id} ({', '.join(wrong)})")
             continue
+        if any(arrays[feature.name].ndim != len(feature.axes) or not arrays[feature.name].size for feature in FEATURES):
+            continue  # rule D1 speaks of these
         constant += [f"{ref.id} ({name})" for name, array in arrays.items() if name != TEXT.name and np.ptp(array) == 0]
         cls, mean = arrays[IMAGE_CLS.name], arrays[IMAGE_PATCHES.name].mean(axis=0)
         pooled += cls.shape == mean.shape and np.linalg.norm(cls - mean) < _SAME * np.linalg.norm(cls)
-        cls_tokens.append(cls)
-        sums.add(arrays[LATENT.name])
+        latent = arrays[LATENT.name]
+        kinds.setdefault((len(cls), len(latent)), _Kind()).add(cls, latent)
+    if not kinds and not bad:
+        return skipped("no sample has the axes that its features have; see rule D1")
+    seen = max(kinds.values(), key=lambda kind: len(kind.cls_tokens), default=_Kind())
     faults = []
     if bad:
         faults.append(f"{len(bad)} of {len(refs)} samples hold NaN, infinity or values over {_NEAR_OVERFLOW:,}: {', '.join(bad[:3])}")
     if pooled > len(refs) / 2:
         faults.append(f"in {pooled} of {len(refs)} samples CLS is the mean of the patches")
-    if len(cls_tokens) > 1 and not bad and _all_alike(cls_tokens):
-        faults.append(f"the CLS tokens of all {len(cls_tokens)} samples are alike")
-    if not bad and sums.count:
-        faults += _range_faults(data, sums) + _statistics_faults(data, refs, sums)
+    if len(seen.cls_tokens) > 1 and not bad and _all_alike(seen.cls_tokens):
+        faults.append(f"the CLS tokens of all {len(seen.cls_tokens)} samples are alike")
+    if not bad:
+        faults += _range_faults(data, seen) + _statistics_faults(data, refs, seen)
     if faults:
         return [finding for fault in faults for finding in failed(fault, _FIX)]
     if constant:
         return warned(f"{len(constant)} constant features, first {', '.join(constant[:3])}: pictures of one colour?", "look at these images")
-    latents = f"; latents of mean {sums.mean.mean():.3g}, deviation {sums.std:.3g}" if sums.count else ""
-    return passed(f"{len(refs)} of {len(data.refs)} samples: all finite, none constant{latents}")
+    latents = f"latents of mean {seen.mean.mean():.3g}, deviation {seen.std:.3g}"
+    return passed(f"{len(refs)} of {len(data.refs)} samples: all finite, none constant; {latents}")
 
 
-class _LatentSums:
-    """Mean and deviation of latents, channel by channel, in float64."""
+class _Kind:
+    """Samples of the same widths: their CLS tokens, and mean and deviation of their latents, channel by channel, in float64."""
 
     def __init__(self) -> None:
+        self.cls_tokens: list[np.ndarray] = []
         self.count, self._sum, self._squares = 0, 0.0, 0.0
 
-    def add(self, latent: np.ndarray) -> None:
+    def add(self, cls: np.ndarray, latent: np.ndarray) -> None:
+        self.cls_tokens.append(cls)
         flat = latent.reshape(len(latent), -1)
         self.count += flat.shape[1]
         self._sum, self._squares = self._sum + flat.sum(axis=1), self._squares + np.square(flat).sum(axis=1)
@@ -98,24 +105,24 @@ def _all_alike(tokens: list[np.ndarray]) -> bool:
     return np.linalg.norm(stacked - stacked.mean(axis=0)) < 1e-3 * np.linalg.norm(stacked)
 
 
-def _range_faults(data: DataView, sums: _LatentSums) -> list[str]:
+def _range_faults(data: DataView, seen: _Kind) -> list[str]:
     codec = data.encoder("vae")
     if codec.get("scale", 1.0) == 1.0:
         return []  # this codec publishes no scale
-    std = sums.std * codec["scale"]
+    std = seen.std * codec["scale"]
     low, high = _PLAUSIBLE_STD
     if low <= std <= high:
         return []
     return [f"latents have a deviation of {std:.2g} under the codec's scale, {low} to {high} is usual: normalised already?"]
 
 
-def _statistics_faults(data: DataView, refs: list[SampleRef], sums: _LatentSums) -> list[str]:
+def _statistics_faults(data: DataView, refs: list[SampleRef], seen: _Kind) -> list[str]:
     if data.index is None or len(refs) < len(data.refs):
         return []
     told = data.index["statistics"]
     faults = []
-    for name, found in (("latent_mean", sums.mean), ("latent_std", sums.channel_std)):
+    for name, found in (("latent_mean", seen.mean), ("latent_std", seen.channel_std)):
         apart = np.abs(np.asarray(told[name], dtype=np.float64) - found).max() if len(told[name]) == len(found) else np.inf
-        if not apart <= _STATISTICS_TOLERANCE * sums.std:
+        if not apart <= _STATISTICS_TOLERANCE * seen.std:
             faults.append(f"{name} in the index is up to {apart:.2g} away from that of its samples")
     return faults
