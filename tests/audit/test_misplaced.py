@@ -1,0 +1,146 @@
+"""Sets without an index whose patches were stored in the wrong place: D2 and D3 find each way, and are silent where nothing is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from misplaced import MISPLACED, builtin_eyes, clean, colour_eyes, textured
+
+from dittool.audit.registry import built_in_rules
+from dittool.audit.runner import audit_subject
+from dittool.audit.subject import open_subject
+from dittool.data.arrays import npy_bytes
+from dittool.data.buckets import buckets_for_area, nearest_bucket
+from dittool.demo.drawing import draw_scene, plan_scenes
+from dittool.encoders.vae import load_codec
+
+IMAGES = 64
+BUCKETS = buckets_for_area((128, 128))
+RULES = {rule.code: rule for rule in built_in_rules()}
+WIDTH = 8  # of the text
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    """Pictures as photographs are, in all buckets."""
+    return [textured(number, BUCKETS[number % len(BUCKETS)].width, BUCKETS[number % len(BUCKETS)].height) for number in range(IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    """The demo's flat drawings."""
+    pictures = [draw_scene(scene) for scene in plan_scenes(IMAGES, seed=0)]
+    return [np.array(picture.resize((bucket.width, bucket.height))) for picture in pictures for bucket in [nearest_bucket(*picture.size, BUCKETS)]]
+
+
+@pytest.fixture(scope="module")
+def eyes():
+    return builtin_eyes()
+
+
+def pack(folder, pictures, patches, cls=None, latents=None):
+    """Tars without an index, as an older program wrote them: fp32 patches, 512 rows of text and their mask, one folder a bucket.
+
+    `latents` by the picture's number: instead of the codec's.
+    """
+    codec, chance = load_codec("builtin:dct"), np.random.default_rng(0)
+    by_bucket = {}
+    for number, (picture, tokens) in enumerate(zip(pictures, patches, strict=True)):
+        length = int(chance.integers(4, 20))
+        text, mask = np.zeros((512, WIDTH), np.float16), np.arange(512) < length
+        text[:length] = chance.normal(size=(length, WIDTH))
+        arrays = {
+            "dinov3.npy": chance.normal(size=tokens.shape[1]).astype(np.float32) if cls is None else cls[number],
+            "dinov3_patches.npy": tokens.astype(np.float32), "t5h.npy": text, "t5m.npy": mask,
+            "vae.npy": (latents or {}).get(number, codec.encode(picture[None])[0].numpy().astype(np.float16)),
+        }  # fmt: skip
+        members = {"json": json.dumps({"caption": f"picture number {number}"}).encode()} | {name: npy_bytes(array) for name, array in arrays.items()}
+        by_bucket.setdefault(f"bucket_{picture.shape[1]}x{picture.shape[0]}", {})[f"{number:04d}"] = members
+    for bucket, samples in by_bucket.items():
+        (folder / bucket).mkdir(parents=True)
+        with tarfile.open(folder / bucket / "shard-000000.tar", "w") as tar:
+            for key, members in samples.items():
+                for name, content in members.items():
+                    info = tarfile.TarInfo(f"{key}.{name}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def judge(folder, *codes):
+    result = audit_subject(open_subject(str(folder)), [RULES[code] for code in codes or RULES])
+    assert not result.crashes
+    return {judged.rule.code: judged.finding for judged in result.findings}
+
+
+@pytest.mark.parametrize(
+    ("fault", "arrangement"),
+    [
+        ("registers stored as patches", "shifted by +4"),
+        ("CLS stored as a patch", "shifted by +1"),
+        ("centre crop for DINO", "centre crop of 0.875"),
+        ("mirrored for DINO only", "flipped left to right"),
+        ("grid written column by column", "column by column"),
+        ("stale grid of patch 14", "a grid of patch 14, cut to fit"),
+        ("shifted by a row", "shifted by +1 row"),
+    ],
+)
+def test_d3_names_the_arrangement_in_which_the_patches_were_stored(fault, arrangement, photographs, eyes, tmp_path):
+    finding = judge(pack(tmp_path, photographs, [MISPLACED[fault](eyes, picture) for picture in photographs]), "D3")["D3"]
+    assert finding.status == "fail" and f"{arrangement} explains" in finding.evidence, finding
+
+
+def test_a_flip_of_the_latent_only_is_the_same_fault(drawings, eyes, tmp_path):
+    """Drawings this time: flat, but their objects stand left and right."""
+    finding = judge(pack(tmp_path, drawings, [clean(eyes, np.ascontiguousarray(picture[:, ::-1])) for picture in drawings]), "D3")["D3"]
+    assert finding.status == "fail" and "flipped left to right explains" in finding.evidence, finding
+
+
+def test_d2_counts_the_registers_among_the_patches(drawings, eyes, tmp_path):
+    finding = judge(pack(tmp_path, drawings, [MISPLACED["registers stored as patches"](eyes, picture) for picture in drawings]), "D2")["D2"]
+    assert finding.status == "fail" and "the first 4 patch tokens of 64 images" in finding.evidence, finding
+
+
+def test_d2_knows_the_cls_token_among_the_patches(photographs, eyes, tmp_path):
+    tokens = [eyes.tokens(picture) for picture in photographs]
+    everything = [some[: len(some) - 5] for some in tokens]  # from CLS on, registers and all
+    finding = judge(pack(tmp_path, photographs, everything, [some[0] for some in tokens]), "D2")["D2"]
+    assert finding.status == "fail" and "in 64 of 64 images the first patch token is the CLS token" in finding.evidence, finding
+
+
+def test_a_few_images_are_enough_to_know_the_cls_token(photographs, eyes, tmp_path):
+    few = photographs[:3]
+    tokens = [MISPLACED["CLS stored as a patch"](eyes, picture) for picture in few]
+    found = judge(pack(tmp_path, few, tokens, [some[0] for some in tokens]), "D2", "D3")
+    assert found["D2"].status == "fail"
+    assert found["D3"].status == "skip" and "3 images" in found["D3"].evidence
+
+
+@pytest.mark.parametrize("kind", ["photographs", "drawings"])
+@pytest.mark.parametrize("make", [builtin_eyes, colour_eyes, lambda: colour_eyes(patch_size=14)], ids=["builtin", "colours", "colours of patch 14"])
+def test_clean_sets_of_the_same_kind_pass(kind, make, request, tmp_path):
+    pictures, seeing = request.getfixturevalue(kind), make()
+    findings = judge(pack(tmp_path, pictures, [clean(seeing, picture) for picture in pictures]), "D1", "D2", "D3", "D6", "D7", "D8", "D9")
+    assert not {code for code, finding in findings.items() if finding.status == "fail"}, findings
+    assert findings["D1"].status == findings["D2"].status == findings["D3"].status == "pass", findings
+
+
+def test_patches_that_were_not_made_from_these_images_are_said_to_show_nothing(photographs, eyes, tmp_path):
+    chance = np.random.default_rng(0)
+    finding = judge(pack(tmp_path, photographs, [chance.normal(size=(np.prod(eyes.grid(picture)), 16)) for picture in photographs]), "D3")["D3"]
+    assert finding.status == "skip" and "too weak a signal" in finding.evidence, finding
+
+
+def test_damaged_samples_among_sound_ones_break_no_rule(photographs, eyes, tmp_path):
+    """Other widths, other axes, too few tokens, no numbers: D1 and D6 speak of them, D2 and D3 judge the rest."""
+    patches = [clean(eyes, picture) for picture in photographs]
+    patches[0], patches[1], patches[2], patches[3] = patches[0][:, :7], patches[1][None], patches[2][:5], patches[3] * np.nan
+    latents = {4: np.ones((4, 16, 16), np.float16), 5: np.ones((16, 16), np.float16)}
+    found = judge(pack(tmp_path, photographs, patches, latents=latents), "D1", "D2", "D3", "D5", "D6", "D8", "D9")
+    assert found["D1"].status == found["D6"].status == "fail"
+    assert found["D2"].status == found["D3"].status == "pass"
+    assert "60 images" in found["D2"].evidence and "58 images" in found["D3"].evidence
