@@ -4,7 +4,7 @@
 Whether the first patch token is the CLS token that is stored beside it. At each of the first eight places: how near the nearest token of
 another place lies, and how near the nearest one at the same place in another image. Patches have near neighbours anywhere. Registers have theirs
 only among registers of the same number: the first distance is then a multiple of the second, from place 0 on and up to their number, and not
-behind it. No index is needed; 24 images are, and docs/audit-power.md tells what they show.
+behind it. No index is needed; 24 images are, and docs/audit-power.md tells what they show. Of pooled patches only rule D3 can tell.
 
 ## Why it matters
 Encoders with registers give [CLS, registers, patches]. Taking the tokens after CLS takes the registers in: every patch then lies four
@@ -28,6 +28,7 @@ from torch import Tensor
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
+from dittool.data.patch_storage import POOLED
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
 from dittool.data.shard_set import SampleRef
 
@@ -62,6 +63,8 @@ def check(subject: Subject) -> list[Finding]:
         return failed(f"in {with_cls} of {len(seen)} images the first patch token is the CLS token{registers}", _FIX)
     if strange:
         return failed(f"the first {strange} patch tokens of {len(seen)} images look like registers: {shown}", _FIX)
+    if data.patch_storage == POOLED:
+        return skipped("pooled patches hold registers and patches in one token, if at all; rule D3 finds the shift")
     if not ratios:
         return skipped(f"{len(seen)} images of at least {2 * _PLACES} patches are too few to tell registers from patches, {_FEWEST} are needed")
     return passed(f"none among the first {_PLACES} patch tokens of {len(seen)} images: {shown}")

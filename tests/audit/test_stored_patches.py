@@ -1,0 +1,69 @@
+"""Patches that were stored smaller, in a derived folder and in shards: the rules judge what a model would be given."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from misplaced import MISPLACED, builtin_eyes, textured
+from PIL import Image
+
+from dittool.audit.registry import built_in_rules
+from dittool.audit.runner import audit_subject
+from dittool.audit.subject import open_subject
+from dittool.config.load import load_config
+from dittool.data.embed import embed
+from dittool.data.features import FeatureStore
+from dittool.data.patch_storage import INT8, POOLED, encode_patches
+from dittool.data.records import IMAGE_PATCHES
+from dittool.data.scan import load_pixels
+from dittool.data.shards import shard
+
+IMAGES = 48
+RULES = {rule.code: rule for rule in built_in_rules()}
+
+
+@pytest.fixture(scope="module", params=[INT8, POOLED])
+def storage(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def root(storage, tmp_path_factory):
+    """A folder with images/, derived/ and shards/ in which nothing is wrong."""
+    root = tmp_path_factory.mktemp(storage)
+    (root / "images").mkdir()
+    for number in range(IMAGES):
+        Image.fromarray(textured(number, 176, 176)).save(root / "images" / f"{number:02d}.png")
+        (root / "images" / f"{number:02d}.txt").write_text(f"picture number {number}")
+    embed(root / "images", root / "derived", load_config("demo", [f"data.patch_storage={storage}", "data.area=176x176"]))
+    shard(root / "derived", root / "shards")
+    return root
+
+
+def judge(folder, *codes):
+    result = audit_subject(open_subject(str(folder)), [RULES[code] for code in codes])
+    assert not result.crashes
+    return {judged.rule.code: judged.finding for judged in result.findings}
+
+
+@pytest.mark.parametrize("folder", ["derived", "shards"])
+def test_clean_features_pass(root, storage, folder):
+    found = judge(root / folder, "D1", "D2", "D3", "D4", "D6", "D7", "D8")
+    expected = dict.fromkeys(found, "pass") | ({"D2": "skip"} if storage == POOLED else {})
+    assert {code: finding.status for code, finding in found.items()} == expected, found
+    assert found["D1"].evidence.endswith("widths image 64, text 64, channels 16")
+
+
+def test_registers_among_the_patches_are_found(root, storage, tmp_path):
+    """Misplaced before they were stored, so pooled ones hold a register and three patches in one token."""
+    store, eyes = FeatureStore(shutil.copytree(root / "derived", tmp_path / "derived")), builtin_eyes()
+    for record in store.read_records():
+        pixels = load_pixels(record, root / "images")
+        misplaced = encode_patches(MISPLACED["registers stored as patches"](eyes, pixels), eyes.grid(pixels), storage)
+        np.save(store.path(IMAGE_PATCHES, record.id), misplaced)
+    found = judge(tmp_path / "derived", "D1", "D2", "D3", "D6")
+    assert found["D3"].status == "fail" and "shifted by +4 explains" in found["D3"].evidence, found
+    assert found["D1"].status == found["D6"].status == "pass"
+    assert found["D2"].status == ("skip" if storage == POOLED else "fail")
