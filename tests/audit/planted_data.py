@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from workshop import Workshop
 from dittool.audit.subject import Subject
 from dittool.config.load import load_config
 from dittool.data.identity import identity_hash
+from dittool.data.older_sets import index_older_set
 from dittool.data.scan import load_pixels
 from dittool.encoders.image import ImageEncoder, load_image_encoder
 from dittool.seeding import unit_interval
@@ -117,6 +119,22 @@ def no_identity(shop: Workshop) -> Subject:
     return shop.open(shop.checkpoint(lambda content: content.update(data={})))
 
 
+@plants("D4", "a card that is only a claim", status="warn")
+def claimed_card(shop: Workshop) -> Subject:
+    shards = shop.without_index(shop.shards())
+    index_older_set(shards, load_config("demo", ["data.area=96x96"]))
+    return shop.open(shards)
+
+
+@plants("D4", "a checkpoint that was trained on a claim", status="warn")
+def trained_on_a_claim(shop: Workshop) -> Subject:
+    def claim(content):
+        content["data"]["identity"]["claimed"] = True
+        content["data"]["identity_hash"] = identity_hash(content["data"]["identity"])
+
+    return shop.open(shop.checkpoint(claim))
+
+
 @plants("D5", "a shard that is listed for training and held out")
 def holdout_overlap(shop: Workshop) -> Subject:
     def overlap(index):
@@ -200,6 +218,16 @@ def missing_feature(shop: Workshop) -> Subject:
     return shop.open(derived)
 
 
+@plants("D7", "a flipped byte in a derived folder")
+def flipped_feature_byte(shop: Workshop) -> Subject:
+    derived = shutil.copytree(shop.clean / "derived", shop.bench / "derived")
+    path = derived / "vae_latents" / f"{_first_sample(shop)}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return shop.open(derived)
+
+
 @plants("D8", "captions that are all equal")
 def equal_captions(shop: Workshop) -> Subject:
     return shop.open(shop.shards(records=lambda records: [replace(record, caption="a picture") for record in records]))
@@ -218,6 +246,15 @@ def cut_captions(shop: Workshop) -> Subject:
 @plants("D8", "features that do not depend on the caption")
 def deaf_text(shop: Workshop) -> Subject:
     return shop.open(shop.shards(lambda record, arrays: {"t5_hidden": np.ones((5, 64), np.float16)}))
+
+
+@plants("D8", "captions edited after their features were made")
+def edited_captions(shop: Workshop) -> Subject:
+    def mirror_some(records):
+        first = records[0]
+        return [*records, *(replace(first, id=f"copy{n}", name=f"copy{n}", caption=f"{first.caption}, mirrored {n} times") for n in range(1, 5))]
+
+    return shop.open(shop.derived(records=mirror_some))
 
 
 @plants("D9", "one picture many times", status="warn")

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
-
 import numpy as np
 import pytest
 from misplaced import MISPLACED, builtin_eyes, clean, colour_eyes, textured
+from older import judge, pack
 
-from dittool.audit.registry import built_in_rules
-from dittool.audit.runner import audit_subject
-from dittool.audit.subject import open_subject
-from dittool.data.arrays import npy_bytes
 from dittool.data.buckets import buckets_for_area, nearest_bucket
 from dittool.demo.drawing import draw_scene, plan_scenes
-from dittool.encoders.vae import load_codec
 
 IMAGES = 64
 BUCKETS = buckets_for_area((128, 128))
-RULES = {rule.code: rule for rule in built_in_rules()}
-WIDTH = 8  # of the text
 
 
 @pytest.fixture(scope="module")
@@ -40,41 +30,6 @@ def drawings():
 @pytest.fixture(scope="module")
 def eyes():
     return builtin_eyes()
-
-
-def pack(folder, pictures, patches, cls=None, latents=None):
-    """Tars without an index, as an older program wrote them: fp32 patches, 512 rows of text and their mask, one folder a bucket.
-
-    `latents` by the picture's number: instead of the codec's.
-    """
-    codec, chance = load_codec("builtin:dct"), np.random.default_rng(0)
-    by_bucket = {}
-    for number, (picture, tokens) in enumerate(zip(pictures, patches, strict=True)):
-        length = int(chance.integers(4, 20))
-        text, mask = np.zeros((512, WIDTH), np.float16), np.arange(512) < length
-        text[:length] = chance.normal(size=(length, WIDTH))
-        arrays = {
-            "dinov3.npy": chance.normal(size=tokens.shape[1]).astype(np.float32) if cls is None else cls[number],
-            "dinov3_patches.npy": tokens.astype(np.float32), "t5h.npy": text, "t5m.npy": mask,
-            "vae.npy": (latents or {}).get(number, codec.encode(picture[None])[0].numpy().astype(np.float16)),
-        }  # fmt: skip
-        members = {"json": json.dumps({"caption": f"picture number {number}"}).encode()} | {name: npy_bytes(array) for name, array in arrays.items()}
-        by_bucket.setdefault(f"bucket_{picture.shape[1]}x{picture.shape[0]}", {})[f"{number:04d}"] = members
-    for bucket, samples in by_bucket.items():
-        (folder / bucket).mkdir(parents=True)
-        with tarfile.open(folder / bucket / "shard-000000.tar", "w") as tar:
-            for key, members in samples.items():
-                for name, content in members.items():
-                    info = tarfile.TarInfo(f"{key}.{name}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-    return folder
-
-
-def judge(folder, *codes):
-    result = audit_subject(open_subject(str(folder)), [RULES[code] for code in codes or RULES])
-    assert not result.crashes
-    return {judged.rule.code: judged.finding for judged in result.findings}
 
 
 @pytest.mark.parametrize(

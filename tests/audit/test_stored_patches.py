@@ -7,11 +7,9 @@ import shutil
 import numpy as np
 import pytest
 from misplaced import MISPLACED, builtin_eyes, textured
+from older import judge
 from PIL import Image
 
-from dittool.audit.registry import built_in_rules
-from dittool.audit.runner import audit_subject
-from dittool.audit.subject import open_subject
 from dittool.config.load import load_config
 from dittool.data.embed import embed
 from dittool.data.features import FeatureStore
@@ -21,7 +19,6 @@ from dittool.data.scan import load_pixels
 from dittool.data.shards import shard
 
 IMAGES = 48
-RULES = {rule.code: rule for rule in built_in_rules()}
 
 
 @pytest.fixture(scope="module", params=[INT8, POOLED])
@@ -40,12 +37,6 @@ def root(storage, tmp_path_factory):
     embed(root / "images", root / "derived", load_config("demo", [f"data.patch_storage={storage}", "data.area=176x176"]))
     shard(root / "derived", root / "shards")
     return root
-
-
-def judge(folder, *codes):
-    result = audit_subject(open_subject(str(folder)), [RULES[code] for code in codes])
-    assert not result.crashes
-    return {judged.rule.code: judged.finding for judged in result.findings}
 
 
 @pytest.mark.parametrize("folder", ["derived", "shards"])

@@ -55,7 +55,7 @@ def check(subject: Subject) -> list[Finding]:
         seen = [image for image in seen if _widths(image) == usual]
     if len(seen) < _FEWEST:
         return skipped(f"{len(seen)} images whose patches are finite and fill a grid are too few, {_FEWEST} are needed")
-    return _verdict(align(seen))
+    return verdict(align(seen))
 
 
 def _observe(data: DataView, ref: SampleRef, cells: int, number: int) -> Observed | None:
@@ -75,7 +75,8 @@ def _widths(image: Observed) -> tuple[int, int]:
     return image.features.shape[1], image.targets.shape[2]
 
 
-def _verdict(found: Aligned) -> list[Finding]:
+def verdict(found: Aligned) -> list[Finding]:
+    """What the scores say: found, clean, or not told apart."""
     if not found.advantage:
         return skipped("every arrangement gives the same: the images are flat, or their grids too small")
     best, stored = found.best, found.scores[IDENTITY]

@@ -3,7 +3,8 @@
 ## What it checks
 The card names all three encoders with the hash of their weights, and its own hash is the one in the index. With `--preset`: encoders, buckets
 and storage are those of the preset. A checkpoint must remember the card that it was trained on, unchanged, with the encoders that its own
-configuration names, and a finite normalisation for each latent channel.
+configuration names, and a finite normalisation for each latent channel. A card that `dit shard --index` wrote for a set of another program is a
+claim, compared with shapes only: that, and a set without any card, is a warning.
 
 ## Why it matters
 Two encoders of the same width give features that fit every shape and mean something else. A checkpoint without the statistics of its data
@@ -31,6 +32,7 @@ from dittool.data.identity import identity_hash
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D4", "identity", "error", ("data", "checkpoint"), "0.1"
 
 _FIX = "embed with the preset's encoders into another folder, or name what the data are with -s encoders.KIND=NAME"
+_CLAIMED = "see what rules D1 to D3 say of the claim; to know, embed the images again with dit embed"
 _KINDS = ("image", "text", "vae")
 
 
@@ -52,7 +54,7 @@ def _check_data(subject: Subject) -> list[Finding]:
     if faults:
         return failed("; ".join(faults), _FIX)
     against = "; as the preset says" if expected is not None else "; not compared with a preset: name one with --preset"
-    return passed(f"identity {identity_hash(data.card)[:12]}…: {_encoders(data.card)}{against}")
+    return _judged(data.card, f"identity {identity_hash(data.card)[:12]}…: {_encoders(data.card)}{against}")
 
 
 def _check_checkpoint(subject: Subject) -> list[Finding]:
@@ -76,7 +78,14 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
         faults += _config_faults(card, subject.expected)
     if faults:
         return failed("; ".join(faults), _FIX)
-    return passed(f"trained on identity {identity_hash(card)[:12]}…: {_encoders(card)}; normalisation of {channels} channels")
+    return _judged(card, f"trained on identity {identity_hash(card)[:12]}…: {_encoders(card)}; normalisation of {channels} channels")
+
+
+def _judged(card: dict[str, Any], evidence: str) -> list[Finding]:
+    """For a card without faults."""
+    if card.get("claimed"):
+        return warned(f"{evidence}; its {len(_KINDS)} encoders are claimed: another program made the features, nobody saw with what", _CLAIMED)
+    return passed(evidence)
 
 
 def _card_faults(card: dict[str, Any]) -> list[str]:

@@ -2,8 +2,9 @@
 
 ## What it checks
 The set opens; sizes, hashes and counts are the index's; each tar is read header by header to its two closing blocks; every array's header describes
-its bytes; no sample's key stands in two shards; no tar lies beside the listed ones. Sets of more than 4 GB are not hashed here:
-`dit shard --verify` does that. Of a derived folder: every used record has current features.
+its bytes; no sample's key stands in two shards; no tar lies beside the listed ones. Of a derived folder: every used record has current features,
+and each file has the digest, type and shape that it was made with. More than 4 GB are not hashed here: `dit shard --verify` and
+`dit embed --verify` do that.
 
 ## Why it matters
 A tar that was cut between two members reads without an error in most programs and silently loses samples; a key that is there twice gives two halves.
@@ -23,6 +24,7 @@ from pathlib import Path
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import DERIVED, Subject
+from dittool.data.embed_verify import verify as verify_features
 from dittool.data.features import FeatureStore
 from dittool.data.records import FEATURES, RECORD_MEMBER, STAGES
 from dittool.data.tar_members import group_samples, tar_members
@@ -48,7 +50,16 @@ def _check_derived(data: DataView) -> list[Finding]:
     missing = {stage: store.missing(stage, used, journal) for stage in STAGES}
     if faults := [f"{len(records)} have no current {stage} features, first '{records[0].name}'" for stage, records in missing.items() if records]:
         return failed(f"of {len(used)} used records {'; '.join(faults)}", "finish with dit embed, with the source and preset of before")
-    return passed(f"all {len(used)} used records have current features of {', '.join(STAGES)}")
+    current = f"all {len(used)} used records have current features of {', '.join(STAGES)}"
+    total = sum(store.bytes_present(stage, used) for stage in STAGES)
+    if total > _MOST_BYTES:
+        return passed(f"{current}; {bytes_text(total)} are too many to read here: dit embed --verify")
+    found = verify_features(data.folder)
+    if found.faults:
+        shown = "; ".join(f"{fault.where}: {fault.what}" for fault in found.faults[:3])
+        stages = " ".join(f"--pass {stage}" for stage in dict.fromkeys(fault.stage for fault in found.faults))
+        return failed(f"{len(found.faults)} of {found.features} files are damaged: {shown}", f"make them again: dit embed {stages} --rebuild")
+    return passed(f"{current}; {found.features} files, {bytes_text(found.bytes)}: every byte read")
 
 
 def _check_shards(data: DataView) -> list[Finding]:

@@ -1,12 +1,14 @@
 """Captions are there, differ, are not cut, and their features have the captions' true lengths.
 
 ## What it checks
-No caption is empty; not all are equal; features differ where captions do; how many captions reach the token limit, or end at one same length as
-cut ones do; a mask is a row of ones and then zeros and agrees with the rows that hold text; no padding is stored without a mask.
+No caption is empty; not all are equal; features differ where the words of captions do; how many captions reach the token limit, or end at one same
+length as cut ones do; a mask is a row of ones and then zeros, agrees with the rows that hold text, and counts no more tokens than its caption has
+bytes; no padding is stored without a mask.
 
 ## Why it matters
 A caption cut at 77 tokens loses what it says last. Padding that counts as text, or a mask that is all ones, teaches the model nothing but
-padding. Captions that are all equal teach it to ignore text.
+padding. Captions that are all equal teach it to ignore text. A caption that was edited after its features were made, "left" for "right"
+of a mirrored image, changes a string that nobody reads.
 
 ## Example
 `t5h` of 512 rows, 500 of them zero, and no `t5m` beside it fails.
@@ -18,6 +20,8 @@ Embed the captions again with `dit embed --pass t5`; raise `encoders.max_text_to
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -26,7 +30,6 @@ from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.data.records import TEXT
-from dittool.data.shard_set import SampleRef
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D8", "captions", "error", ("data",), "0.1"
 
@@ -35,6 +38,9 @@ _MOST_CUT = 0.01  # share of captions at the token limit
 _SHORTEST_LIMIT = 32  # tokens; many captions of one length below this are merely alike
 _MOST_AT_ONE_LENGTH = 0.1  # share that has exactly the set's greatest length
 _FEW = 10  # different captions
+_MOST_SHARED = 0.01  # share of captions that may have the features of another one
+_BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
+_SHOWN = 5  # faults
 
 
 def check(subject: Subject) -> list[Finding]:
@@ -44,21 +50,24 @@ def check(subject: Subject) -> list[Finding]:
     captions = [data.record(ref).caption for ref in data.refs]
     distinct = len(set(captions))
     refs = data.spread(TEXT)
-    lengths, prints, faults = [], set(), []
+    lengths, faults = [], []
+    words_of: dict[bytes, set[tuple[str, ...]]] = {}  # features → the captions that have them, by their words
     for ref in refs:
-        text = data.array(ref, TEXT)
-        length, fault = _length(data, ref, text)
-        faults += [fault] if fault else []
+        text, caption = data.array(ref, TEXT), data.record(ref).caption
+        length, fault = _length(text, data.mask(ref), caption)
+        faults += [f"{ref.id}: {fault}"] if fault else []
         lengths.append(length)
-        prints.add(hashlib.blake2b(text[:length].tobytes(), digest_size=16).digest())
+        features = hashlib.blake2b(text[:length].tobytes(), digest_size=16).digest()
+        words_of.setdefault(features, set()).add(tuple(re.findall(r"\w+", caption.casefold())))
     if empty := [ref.id for ref, caption in zip(data.refs, captions, strict=True) if not caption.strip()]:
         faults.append(f"{len(empty)} captions are empty, first of '{empty[0]}'")
     if distinct == 1 and len(captions) > 1:
         faults.append(f"all {len(captions)} captions are equal: '{captions[0][:60]}'")
-    elif len(prints) == 1 and len(refs) > 1:
-        faults.append(f"{distinct} different captions have the same text features")
+    elif shared := _shared(words_of, len(refs)):
+        faults.append(shared)
     if faults:
-        return [finding for fault in faults[:5] for finding in failed(fault, _FIX)]
+        more = f" (and {len(faults) - _SHOWN} more faults)" if len(faults) > _SHOWN else ""
+        return [finding for fault in faults[:_SHOWN] for finding in failed(fault + more, _FIX)]
     figures = f"{len(captions)} captions, {distinct} different, {np.mean(lengths):.3g} tokens on average, {max(lengths)} at most"
     if cut := _cut(data, lengths):
         return warned(f"{figures}; {cut}", "raise encoders.max_text_tokens, or shorten the captions; then dit embed --pass t5")
@@ -67,19 +76,33 @@ def check(subject: Subject) -> list[Finding]:
     return passed(f"{figures}; none empty, none cut, no padding stored")
 
 
-def _length(data: DataView, ref: SampleRef, text: np.ndarray) -> tuple[int, str]:
+def _length(text: np.ndarray, mask: np.ndarray | None, caption: str) -> tuple[int, str]:
     """The caption's true number of tokens, and what is wrong with it ("" when nothing is)."""
+    if text.ndim != 2:
+        return 0, f"its text features have shape {text.shape}, not (tokens, width)"
     rows = np.flatnonzero(text.any(axis=1))
     filled = int(rows[-1]) + 1 if len(rows) else 0
-    mask = data.mask(ref)
     if not filled:
-        return 0, f"{ref.id}: its text features are empty"
+        return 0, "its text features are empty"
     if mask is None:
-        return filled, "" if filled == len(text) else f"{ref.id}: {len(text) - filled} of {len(text)} text rows are padding, and there is no mask"
+        return filled, "" if filled == len(text) else f"{len(text) - filled} of {len(text)} text rows are padding, and there is no mask"
     length = int(mask.sum())
     if len(mask) != len(text) or not mask[:length].all() or not length:
-        return length, f"{ref.id}: its mask of {len(mask)} is not ones and then zeros over {len(text)} text rows"
-    return length, "" if length <= filled else f"{ref.id}: its mask says {length} tokens, only {filled} rows hold text"
+        return length, f"its mask of {len(mask)} is not ones and then zeros over {len(text)} text rows"
+    if length > filled:
+        return length, f"its mask says {length} tokens, only {filled} rows hold text"
+    size = len(unicodedata.normalize("NFKC", caption).encode("utf-8", "surrogatepass"))  # as T5's tokenizer reads it
+    return length, "" if length <= size + _BESIDE_TEXT else f"its mask says {length} tokens, its caption has {size} bytes: padding counts as text"
+
+
+def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
+    """What is wrong when captions of other words have the same features. Few may: cut ones, or those of words that an encoder does not know."""
+    shared = [words for words in words_of.values() if len(words) > 1]
+    extra = sum(len(words) - 1 for words in shared)
+    if extra <= _MOST_SHARED * samples:
+        return ""
+    one, other, *_ = sorted(shared[0])
+    return f"{extra} of {samples} captions have the text features of others, first '{' '.join(one)[:60]}' and '{' '.join(other)[:60]}'"
 
 
 def _cut(data: DataView, lengths: list[int]) -> str:

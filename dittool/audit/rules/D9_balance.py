@@ -37,6 +37,8 @@ def check(subject: Subject) -> list[Finding]:
         return skipped(UNOPENED)
     batch = (subject.expected.train.batch_size if subject.expected else None) or _USUAL_BATCH
     training = [ref for ref in data.refs if ref.split == TRAIN]
+    if not training:
+        return warned(f"all {len(data.refs)} samples are held out: 0 to train on", "dit shard --holdout 0.05")
     sizes = Counter(ref.bucket for ref in training)
     findings = []
     if small := {name: count for name, count in sizes.items() if count < batch}:
