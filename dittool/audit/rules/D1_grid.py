@@ -1,15 +1,15 @@
-"""Every sample's patches fill the reference's grid, its latent is the bucket over 8, and its widths are those of the identity card.
+"""Every sample has as many patches as its bucket's grid has cells, a latent of the bucket's size, and the widths of the identity card.
 
 ## What it checks
-For samples spread over the whole set: the number of patches equals rows × columns of the encoder's grid for the sample's bucket; the latent's
-height and width are the bucket's over the codec's stride; channels and feature widths are the card's and the same in all samples. In a set without a
-card one patch size, 14 or 16, must explain all samples.
+For samples spread over the whole set: the number of patches equals rows × columns of the encoder's grid for the sample's bucket, or of its 2×2
+means where patches are stored pooled; the latent's height and width are the bucket's over the codec's stride, 8 where no card says it; channels and
+feature widths are the card's and the same in all samples. In a set without a card one patch size, 14 or 16, must explain all samples.
 
 ## Why it matters
 Features of an old grid, cut or padded to the count of a new one, load and train; only the pictures never come right.
 
 ## Example
-1369 patches (37 × 37 of patch 14) in a bucket of 512x512 whose card says patch 16, so 32 × 32 = 1024, fail.
+A sample of 512x512 with 37 × 37 patches, beside a card that says patch 16, fails: "1369 patches, bucket 512x512 has 1024 (patch 16)".
 
 ## Fix
 Embed again with the encoder of the card, or shard the features that belong to it.

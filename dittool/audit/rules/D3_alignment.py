@@ -1,22 +1,25 @@
 """Each patch lies over the part of the latent that it shows.
 
 ## What it checks
-A ridge regression predicts local statistics of the latent (mean and mean magnitude of each channel) from the patches, learned on half of the
-images and tested on the other half. The statistics are laid out as stored, and in the ways in which patches are known to have been misplaced:
-shifted by ±1 to ±8 or a row in raster order, flipped either way, transposed, written column by column, centre-cropped, of a grid of another patch
-size cut to fit. The arrangement as stored must win. It fails when another one wins by three standard errors over the images, and passes when it
-is two ahead of every other. What lies between, and too few images or too weak a signal, is said, not guessed at: docs/audit-power.md tells how many
-images show which fault. At most 256 images are read, and 32,768 patches of them. No index and no encoder is needed.
+What a patch looks like says something of the latent under it. A ridge regression predicts local statistics of the latent (mean and mean magnitude
+of each channel) from the patches, learned on half of the images and tested on the other half. The statistics are laid out as stored, and in
+the ways in which patches are known to have been misplaced: shifted by ±1 to ±8 or a row in raster order, flipped either way, transposed, written
+column by column, centre-cropped, of a grid of another patch size cut to fit. The arrangement as stored must win. It fails when another one wins by
+three standard errors over the images, and passes when it is two ahead of every other. What lies between, and too few images or too weak a signal,
+is said, not guessed at: docs/audit-power.md tells how many images show which fault. At most 256 images are read, and 32,768 patches of them. No
+index and no encoder is needed.
 
 ## Why it matters
 DINO on a centre crop with the latent of the whole image, registers among the patches, one modality flipped: every shape is right and the
 reference teaches the wrong place.
 
 ## Example
-A set whose images were mirrored for DINO only fails: "flipped left to right explains 36% of the latent's variation, as stored 2%".
+A set whose images were mirrored for DINO only fails: "of 30 arrangements on 96 images, flipped left to right explains 40% of the latent's variation,
+as stored -4% (12.2 standard errors apart)". Below zero is worse than guessing the mean.
 
 ## Fix
-Embed again with `dit embed`: one bucketed image feeds all encoders, uncropped, and nothing cached is flipped.
+Embed again with `dit embed`: one bucketed image feeds all encoders, uncropped, and nothing cached is flipped. Said to be too weak or not told apart:
+audit more images at once, or look at a few by eye.
 """
 
 from __future__ import annotations

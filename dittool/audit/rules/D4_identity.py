@@ -14,7 +14,8 @@ cannot be decoded: reconstructions against latents of another scale were once ju
 Shards of `facebook/dinov2-large` under a preset that says `facebook/dinov3-vitl16…` fail, though both are 1024 wide.
 
 ## Fix
-Embed with the preset's encoders into another folder, or name what the data are: `-s encoders.image=…`.
+Embed with the preset's encoders into another folder, or name what the data are: `-s encoders.image=…`. A claim stays one; rules D1 to D3 say
+whether the features contradict it.
 """
 
 from __future__ import annotations

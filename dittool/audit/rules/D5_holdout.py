@@ -9,7 +9,7 @@ Validation on images that were trained on measures memory. Real runs of this rec
 picture that was saved again under another name has other bytes, and the same latent.
 
 ## Example
-One image under two names, one of them held out, fails: "1 image in both splits".
+One image under two names fails: "1 images stand in both splits, the first is 'cat' in training and 'cat-copy' in the hold-out".
 
 ## Fix
 Make the shards again with `dit shard`, which decides by the image's bytes; remove re-saved copies from the source.

@@ -1,4 +1,4 @@
-"""Every shard is whole: its bytes are the index's, its tar ends as a tar does, each sample has all its members and stands there once.
+"""Every shard and every feature is whole: shards are the index's, byte by byte, and each sample has all its members and stands there once.
 
 ## What it checks
 The set opens; sizes, hashes and counts are the index's; each tar is read header by header to its two closing blocks; every array's header describes
@@ -13,7 +13,7 @@ A tar that was cut between two members reads without an error in most programs a
 A copy that broke off fails: "65,536 bytes, the index says 1,126,400".
 
 ## Fix
-Copy the set again, or make it again with `dit shard`.
+Copy the set again, or make it again with `dit shard`; features of a derived folder with `dit embed --pass … --rebuild`.
 """
 
 from __future__ import annotations
