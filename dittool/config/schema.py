@@ -176,11 +176,20 @@ class Checkpoint(Section):
 
 
 class Sample(Section):
-    solver: Literal["euler"] = "euler"
+    """How images are drawn: docs/sampling.md."""
+
+    solver: Literal["euler", "heun", "ab2"] = "euler"  # heun evaluates the model twice a step, the others once
     steps: Positive = 50
-    cfg_text: Annotated[float, Field(ge=0)] = 3.0
-    cfg_dino: Annotated[float, Field(ge=0)] = 2.0
+    cfg_text: Annotated[float, Field(ge=0)] = 3.0  # guidance scale of the caption
+    cfg_dino: Annotated[float, Field(ge=0)] = 2.0  # guidance scale of the reference
     guidance: Literal["additive", "nested"] = "additive"
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]  # of t; outside only the conditional branch runs
+
+    @model_validator(mode="after")
+    def _interval(self) -> Sample:
+        low, high = self.guidance_interval
+        _require((low <= high, f"guidance_interval [{low:g}, {high:g}] ends before it begins; t runs from 0, the image, to 1, the noise"))
+        return self
 
 
 class Thresholds(Section):

@@ -3,7 +3,8 @@
     additive   v = v_∅ + s_text·(v_text − v_∅) + s_dino·(v_dino − v_∅)
     nested     v = v_∅ + s_dino·(v_dino − v_∅) + s_text·(v_full − v_dino)        (after InstructPix2Pix, arXiv 2211.09800, eq. 3)
 
-With one condition only, both are classifier-free guidance (arXiv 2207.12598) on that condition.
+With one condition only, both are classifier-free guidance (arXiv 2207.12598) on that condition. Outside of the guidance interval
+(arXiv 2404.07724) v is the conditional branch alone: v_full, or v_text or v_dino where there is one condition.
 """
 
 from __future__ import annotations
@@ -45,3 +46,9 @@ def guidance(kind: str, cfg_text: float, cfg_dino: float, has_text: bool, has_re
         weights = {"none": 1 - s_dino, "dino": s_dino - s_text, "full": s_text}
     needed = {name: weight for name, weight in weights.items() if weight != 0}
     return Guidance(needed)
+
+
+def unguided(cfg_text: float, cfg_dino: float, has_text: bool, has_reference: bool) -> Guidance:
+    """The conditional branch alone: with every condition that is there and whose scale is not 0."""
+    kept = (has_text and cfg_text != 0, has_reference and cfg_dino != 0)
+    return Guidance({next(name for name, keeps in BRANCHES.items() if keeps == kept): 1.0})

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dittool.models.conditioning import Conditions, Kept
-from dittool.models.dit import DiT
-from dittool.sampling.guidance import BRANCHES, Guidance, guidance
-from dittool.sampling.solvers import SOLVERS, time_grid
+from dittool.models.conditioning import Conditions, Context, Kept
+from dittool.models.dit import DiT, KeysValues
+from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
+from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
+
+_SLACK = 1e-9  # of a time at the interval's edge: 0.3 of a grid is 0.30000000000000004
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,75 @@ class SampleSettings:
     cfg_dino: float
     guidance: str
     shift: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t; outside of it only the conditional branch runs
+
+
+@dataclass(frozen=True)
+class SamplingCost:
+    """What one image costs, however many are drawn at once."""
+
+    evaluations: int  # of the guided velocity
+    passes: int  # of the model: a guided evaluation has one for each of its branches
 
 
 @torch.inference_mode()
-def sample_latents(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings) -> Tensor:
-    """Integrates the model's velocity from `noise` (B, C, H, W) at t = 1 to latents (B, C, H, W), normalised, at t = 0.
+def sample_latents(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, start: float = 1.0) -> Tensor:
+    """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at t = 0.
 
     The context does not depend on t, so its keys and values are computed once; all branches run as one batch.
+    With `start` below 1, `noise` is z_t of an image on its way.
     """
-    rule = guidance(
-        settings.guidance, settings.cfg_text, settings.cfg_dino,
-        has_text=conditions.text is not None, has_reference=conditions.cls is not None,
-    )  # fmt: skip
-    count, batch = len(rule.branches), len(noise)
-    kept = _kept(rule, batch, noise.device)
-    repeated = conditions.map(lambda tensor: tensor.repeat(count, *[1] * (tensor.dim() - 1)))
-    context = model.context(repeated, kept, count * batch, model.token_grid(noise))
-    keys_values = model.keys_values(context)
+    inside, outside = _rules(settings, conditions.text is not None, conditions.cls is not None)
+    ready: dict[bool, _Branches] = {}
 
     def velocity(z: Tensor, t: float) -> Tensor:
-        times = torch.full((count * batch,), t, device=z.device)
-        branches = model.velocity(z.repeat(count, 1, 1, 1), times, context, keys_values)  # (K·B, C, H, W)
-        return rule.combine(branches.float().unflatten(0, (count, batch)))
+        guided = _within(t, settings.guidance_interval)
+        if guided not in ready:
+            ready[guided] = _Branches.of(model, conditions, noise, inside if guided else outside)
+        return ready[guided].velocity(model, z, t)
 
-    return SOLVERS[settings.solver](velocity, noise, time_grid(settings.steps, settings.shift))
+    return SOLVERS[settings.solver](velocity, noise, time_grid(settings.steps, settings.shift, start))
+
+
+def sampling_cost(settings: SampleSettings, has_text: bool, has_reference: bool, start: float = 1.0) -> SamplingCost:
+    """The evaluations of `sample_latents` under these settings."""
+    inside, outside = _rules(settings, has_text, has_reference)
+    times = evaluation_times(settings.solver, time_grid(settings.steps, settings.shift, start))
+    passes = sum(len((inside if _within(t, settings.guidance_interval) else outside).branches) for t in times)
+    return SamplingCost(len(times), passes)
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """The branches of one rule over a batch, ready for every t."""
+
+    rule: Guidance
+    context: Context  # (K·B, M, D)
+    keys_values: KeysValues
+
+    @staticmethod
+    def of(model: DiT, conditions: Conditions, noise: Tensor, rule: Guidance) -> _Branches:
+        count, batch = len(rule.branches), len(noise)
+        repeated = conditions.map(lambda tensor: tensor.repeat(count, *[1] * (tensor.dim() - 1)))
+        context = model.context(repeated, _kept(rule, batch, noise.device), count * batch, model.token_grid(noise))
+        return _Branches(rule, context, model.keys_values(context))
+
+    def velocity(self, model: DiT, z: Tensor, t: float) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        count, batch = len(self.rule.branches), len(z)
+        times = torch.full((count * batch,), t, device=z.device)
+        branches = model.velocity(z.repeat(count, 1, 1, 1), times, self.context, self.keys_values)  # (K·B, C, H, W)
+        return self.rule.combine(branches.float().unflatten(0, (count, batch)))
+
+
+def _rules(settings: SampleSettings, has_text: bool, has_reference: bool) -> tuple[Guidance, Guidance]:
+    """Inside and outside of the guidance interval."""
+    scales, there = (settings.cfg_text, settings.cfg_dino), {"has_text": has_text, "has_reference": has_reference}
+    return guidance(settings.guidance, *scales, **there), unguided(*scales, **there)
+
+
+def _within(t: float, interval: tuple[float, float]) -> bool:
+    return interval[0] - _SLACK <= t <= interval[1] + _SLACK
 
 
 def _kept(rule: Guidance, batch: int, device: torch.device) -> Kept:

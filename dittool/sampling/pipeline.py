@@ -66,7 +66,7 @@ class Pipeline:
     def settings(self) -> SampleSettings:
         """The run's own sampling settings."""
         s = self.config.sample
-        return SampleSettings(s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, self.config.flow.shift)
+        return SampleSettings(s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, self.config.flow.shift, tuple(s.guidance_interval))
 
     @cached_property
     def codec(self) -> LatentCodec:

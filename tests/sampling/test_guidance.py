@@ -1,14 +1,11 @@
-"""Guidance algebra and the Euler solver."""
+"""Guidance algebra: the branches of each rule, and what runs outside of the interval."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
-from dittool.sampling.guidance import guidance
-from dittool.sampling.solvers import euler, time_grid
+from dittool.sampling.guidance import guidance, unguided
 
 V = {"none": 1.0, "text": 10.0, "dino": 100.0, "full": 1000.0}
 
@@ -54,19 +51,16 @@ def test_an_unknown_rule_is_refused():
         guidance("weird", 1.0, 1.0, True, True)
 
 
-def test_times_run_from_noise_to_data():
-    assert time_grid(4) == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert time_grid(2, shift=3.0) == [1.0, 0.75, 0.0]
-
-
-def test_euler_is_exact_on_a_straight_path():
-    x0, noise = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
-    torch.testing.assert_close(euler(lambda z, t: noise - x0, noise, time_grid(3)), x0)
-
-
-def test_euler_is_of_first_order():
-    """dz/dt = z from t = 1 to 0: z(0) = z(1)/e. Halving the step halves the error."""
-    start = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    errors = [abs(float(euler(lambda z, t: z, start, time_grid(steps))) - math.exp(-1)) for steps in (50, 100, 200)]
-    assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
-    assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+@pytest.mark.parametrize(
+    ("scales", "there", "branch"),
+    [
+        ((3.0, 2.0), (True, True), "full"),
+        ((3.0, 2.0), (True, False), "text"),
+        ((3.0, 2.0), (False, True), "dino"),
+        ((3.0, 2.0), (False, False), "none"),
+        ((0.0, 2.0), (True, True), "dino"),  # a scale of 0 leaves the prompt out, inside of the interval and outside
+        ((3.0, 0.0), (True, True), "text"),
+    ],
+)
+def test_without_guidance_the_branch_with_all_conditions_runs_alone(scales, there, branch):
+    assert unguided(*scales, *there).weights == {branch: 1.0}
