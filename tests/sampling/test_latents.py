@@ -129,3 +129,10 @@ def test_the_interval_changes_what_is_drawn(pipeline, inputs):
 def test_the_cost_is_told_beforehand(pipeline, changes, there, start, evaluations, passes):
     cost = sampling_cost(dataclasses.replace(pipeline.settings, steps=10, **changes), *there, start)
     assert (cost.evaluations, cost.passes) == (evaluations, passes)
+
+
+def test_a_time_at_the_edge_of_the_interval_is_guided(pipeline):
+    """Times of a grid and numbers that were typed differ in the last bit."""
+    for edge in range(1, 11):
+        settings = dataclasses.replace(pipeline.settings, steps=10, guidance_interval=(edge / 10, edge / 10))
+        assert sampling_cost(settings, True, True).passes == 10 + 2

@@ -56,6 +56,16 @@ def test_the_order_of_convergence_on_a_known_solution(solver, order, shift):
     assert [math.log2(coarse / fine) for coarse, fine in pairwise(errors)] == pytest.approx([order, order], abs=0.1)
 
 
+@pytest.mark.parametrize(("solver", "order"), ORDERS.items())
+def test_the_order_holds_when_steps_jump_in_length(solver, order):
+    """Every other step three times as long: what a smooth grid hides."""
+    start, errors = torch.ones(1, 1, 1, 1, dtype=torch.float64), []
+    for pairs in (50, 100, 200):
+        times = [1 - (pair + part) / pairs for pair in range(pairs) for part in (0, 0.25)] + [0.0]
+        errors.append(abs(float(SOLVERS[solver](lambda z, t: 2 * t * z**2, start, times)) - 0.5))
+    assert [math.log2(coarse / fine) for coarse, fine in pairwise(errors)] == pytest.approx([order, order], abs=0.1)
+
+
 def test_what_a_solver_costs_is_what_it_asks_for():
     times = time_grid(4)
     assert evaluation_times("euler", times) == evaluation_times("ab2", times) == times[:-1]
