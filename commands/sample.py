@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,62 +9,70 @@ import typer
 
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 
+_OWN = "the run's own"
 
-class Solver(str, Enum):
-    euler = "euler"
-
-
-class Guidance(str, Enum):
-    additive = "additive"
-    nested = "nested"
-
-
-_RUNS_OWN = "the run's own"
+PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="T", help="What to draw.")]
+RefOption = Annotated[Path | None, typer.Option("--ref", metavar="IMG", help="Reference image, of any shape.")]
+PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt a line, or .jsonl with prompt, ref, seed.")]
+FromOption = Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Draw a picture again; other options change it.")]
+CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", metavar="C", help="Checkpoint or run.", show_default="the newest run")]
+SizeOption = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="In pixels.", show_default="the bucket of --init or --ref, else square")
+]
+CountOption = Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="How many images.", show_default="1")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="Image i has seed S + i.", show_default="0")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", show_default=_OWN)]
+SolverOption = Annotated[str | None, typer.Option("--solver", metavar="euler|heun|ab2", show_default=_OWN)]
+CfgTextOption = Annotated[float | None, typer.Option("--cfg-text", min=0, metavar="X", help="Guidance scale of the prompt.", show_default=_OWN)]
+CfgDinoOption = Annotated[float | None, typer.Option("--cfg-dino", min=0, metavar="Y", help="Guidance scale of the reference.", show_default=_OWN)]
+GuidanceOption = Annotated[str | None, typer.Option("--guidance", metavar="additive|nested", show_default=_OWN)]
+IntervalOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option("--guidance-interval", metavar="LO HI", help="Times t with guidance; 1 is noise, 0 the image.", show_default=_OWN),
+]
+GridOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option("--grid", metavar="ACROSS DOWN", help="One picture over two scales: cfg-text=1,2,3 cfg-dino=0,1,2", show_default=False),
+]
+InitOption = Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Begin with an image instead of noise.")]
+StrengthOption = Annotated[
+    float | None, typer.Option("--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default="0.6")
+]
 
 
 def main(
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="T", help="What to draw.")] = None,
-    ref: Annotated[Path | None, typer.Option("--ref", metavar="IMG", help="Reference image.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", metavar="C", help="Checkpoint or run.", show_default="the newest run")] = None,
-    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="In pixels.", show_default="the reference's bucket, else square")] = None,
-    count: Annotated[int, typer.Option("-n", min=1, metavar="N", help="How many images.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Image i has seed S + i.")] = 0,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", show_default=_RUNS_OWN)] = None,
-    solver: Annotated[Solver | None, typer.Option("--solver", show_default=_RUNS_OWN)] = None,
-    cfg_text: Annotated[
-        float | None, typer.Option("--cfg-text", min=0, metavar="X", help="Guidance scale of the prompt.", show_default=_RUNS_OWN)
-    ] = None,
-    cfg_dino: Annotated[
-        float | None, typer.Option("--cfg-dino", min=0, metavar="Y", help="Guidance scale of the reference.", show_default=_RUNS_OWN)
-    ] = None,
-    guidance: Annotated[Guidance | None, typer.Option("--guidance", show_default=_RUNS_OWN)] = None,
+    prompt: PromptOption = None,
+    ref: RefOption = None,
+    prompts: PromptsOption = None,
+    again: FromOption = None,
+    checkpoint: CheckpointOption = None,
+    size: SizeOption = None,
+    count: CountOption = None,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    solver: SolverOption = None,
+    cfg_text: CfgTextOption = None,
+    cfg_dino: CfgDinoOption = None,
+    guidance: GuidanceOption = None,
+    guidance_interval: IntervalOption = None,
+    grid: GridOption = None,
+    init: InitOption = None,
+    strength: StrengthOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png file, or a folder.")] = Path("samples"),
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Draw images with a trained model (its EMA weights). Each PNG carries the settings that made it."""
-    from dittool.ckpt.files import resolve_checkpoint
-    from dittool.config.schema import parse_size
-    from dittool.errors import UsageError
-    from dittool.sampling.draw import DrawRequest, draw
+    from dittool.sampling.draw import draw_all
+    from dittool.sampling.request import SampleOptions, plan
 
     console = console_for(json, quiet, verbose)
-    if prompt is None and ref is None:
-        raise UsageError("neither --prompt nor --ref: nothing to draw", 'for example: dit sample --prompt "a red circle"')
-    if ref is not None and not ref.is_file():
-        raise UsageError(f"--ref {ref}: no such file", "check the path")
-    try:
-        wanted_size = parse_size(size) if size else None
-    except ValueError as error:
-        raise UsageError(f"--size {error}", "for example: --size 1216x832") from error
-    changes = {
-        "steps": steps, "cfg_text": cfg_text, "cfg_dino": cfg_dino,
-        "solver": solver and solver.value, "guidance": guidance and guidance.value,
-    }  # fmt: skip
-    changes = {name: value for name, value in changes.items() if value is not None}
-    request = DrawRequest(resolve_checkpoint(checkpoint), prompt, ref, count, seed, wanted_size, changes)
-    drawn = draw(request, out, console)
-    console.json({"images": [{"file": str(image.path), "settings": image.settings} for image in drawn]})
+    options = SampleOptions(
+        prompt=prompt, prompts=prompts, ref=ref, again=again, checkpoint=checkpoint, size=size, count=count, seed=seed, steps=steps, solver=solver,
+        cfg_text=cfg_text, cfg_dino=cfg_dino, guidance=guidance, guidance_interval=guidance_interval, grid=grid, init=init, strength=strength,
+    )  # fmt: skip
+    drawn = draw_all(plan(options, console), out, console)
+    console.json({"images": [image.to_json() for image in drawn]})
     for image in drawn:
         console.result(str(image.path))

@@ -1,77 +1,183 @@
-"""Images as files: each PNG holds, in its text chunks, all that is needed to draw it again."""
+"""From requests to pictures in files, a few images at a time."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from dittool.console import SILENT, Talk
-from dittool.errors import UsageError
+from dittool import __version__
+from dittool.console import SILENT, Talk, Task
+from dittool.data.images import open_image
+from dittool.errors import BadDataError, UsageError
+from dittool.sampling.grid import labelled
+from dittool.sampling.latents import SampleSettings, SamplingCost, sampling_cost
+from dittool.sampling.picture_file import same_pixels, write_png
 from dittool.sampling.pipeline import Pipeline
-from dittool.storage import file_sha256, output_folder, write_atomic
+from dittool.sampling.request import DrawRequest
+from dittool.storage import file_sha256, output_folder
 
-SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON
 _BATCH = 4  # images drawn together, between two signs of progress
-
-
-@dataclass(frozen=True)
-class DrawRequest:
-    """What `dit sample` was asked for."""
-
-    checkpoint: Path
-    prompt: str | None
-    reference: Path | None
-    count: int
-    seed: int
-    size: tuple[int, int] | None
-    changes: dict[str, Any]  # fields of SampleSettings that differ from the run's own
 
 
 @dataclass(frozen=True)
 class DrawnImage:
     path: Path
     settings: dict[str, Any]
+    same_pixels: bool | None = None  # of a picture that was drawn again: whether it came out the same
+
+    def to_json(self) -> dict[str, Any]:
+        same = {} if self.same_pixels is None else {"same_pixels": self.same_pixels}
+        return {"file": str(self.path), "settings": self.settings, **same}
 
 
 def draw(request: DrawRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
-    """Draws and writes the images. `out` is a `.png` file (for one image) or a folder.
+    """`draw_all` of one request."""
+    return draw_all([request], out, talk)
+
+
+def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
+    """Draws and writes the images of requests with one checkpoint. `out` is a `.png` file (for one image) or a folder, where nothing is overwritten.
 
     Raises `UsageError`, `BadDataError`, `StorageError`.
     """
+    count = sum(_pictures(request) for request in requests)
     single_file = out.suffix.lower() == ".png"
-    if single_file and request.count > 1:
-        raise UsageError(f"--out {out} names one file for {request.count} images", "name a folder, or draw one image")
+    if single_file and count > 1:
+        raise UsageError(f"--out {out} names one file for {count} images", "name a folder, or draw one image")
     folder = output_folder(out.parent if single_file else out)
-    pipeline = Pipeline.load(request.checkpoint)
-    reference = pipeline.encode_reference(request.reference) if request.reference else None
-    bucket = pipeline.sample_size(request.size, reference)
-    settings = replace(pipeline.settings, **request.changes)
-    common = {
-        "checkpoint": str(request.checkpoint), "checkpoint_sha256": file_sha256(request.checkpoint), "step": pipeline.step, "weights": "ema",
-        "prompt": request.prompt, "reference": str(request.reference) if request.reference else None,
-        "reference_sha256": file_sha256(request.reference) if request.reference else None, "size": bucket.name, **asdict(settings),
-    }  # fmt: skip
+    pipeline = Pipeline.load(requests[0].checkpoint)
+    checkpoint_sha256 = file_sha256(requests[0].checkpoint)
     drawn = []
-    with talk.progress("sample", request.count, "image") as task:
-        for start in range(0, request.count, _BATCH):
-            seeds = [request.seed + i for i in range(start, min(start + _BATCH, request.count))]
-            conditions = pipeline.conditions(request.prompt, reference, bucket, len(seeds))
-            for seed, pixels in zip(seeds, pipeline.decode(pipeline.latents(conditions, pipeline.noise(bucket, seeds), settings)), strict=True):
-                path = out if single_file else folder / f"sample_seed{seed:06d}.png"
-                drawn.append(DrawnImage(path, common | {"seed": seed}))
-                write_png(path, Image.fromarray(pixels), drawn[-1].settings)
-            task.advance(len(seeds))
+    with talk.progress("sample", count, "image") as task:
+        for request in requests:
+            subject = _Subject(pipeline, request, checkpoint_sha256, talk)
+            for seed, picture, settings in subject.pictures(task):
+                path = out if single_file else _free_path(folder / _name(request, seed))
+                same = _compare(request, picture, settings, talk)
+                write_png(path, picture, settings)
+                drawn.append(DrawnImage(path, settings, same))
     return drawn
 
 
-def write_png(path: Path, image: Image.Image, settings: dict[str, Any] | None = None) -> None:
-    """A PNG, whole or not at all, with its settings inside."""
-    info = PngInfo()
-    if settings is not None:
-        info.add_text(SETTINGS_KEY, json.dumps(settings, ensure_ascii=True))
-    write_atomic(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+class _Subject:
+    """One request with everything that its images share."""
+
+    def __init__(self, pipeline: Pipeline, request: DrawRequest, checkpoint_sha256: str, talk: Talk) -> None:
+        self.pipeline, self.request = pipeline, request
+        reference = pipeline.encode_reference(request.reference) if request.reference else None
+        pixels = open_image(request.init).pixels if request.init else None
+        self.bucket = pipeline.sample_size(request.size, reference, pixels)
+        self.init = None if pixels is None else pipeline.encode_init(pixels, self.bucket)
+        self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
+        self.settings = replace(pipeline.settings, **request.changes)
+        self.common = {
+            "checkpoint": str(request.checkpoint), "checkpoint_sha256": checkpoint_sha256, "step": pipeline.step, "weights": "ema",
+            "prompt": request.prompt, **_file("reference", request.reference), **_file("init", request.init), "strength": request.strength,
+            "size": self.bucket.name, **({"grid": [str(axis) for axis in (request.grid.across, request.grid.down)]} if request.grid else {}),
+            **asdict(self.settings),
+            "made_with": {
+                "dit": __version__, "torch": torch.__version__, "device": str(pipeline.device), "threads": torch.get_num_threads(),
+            },
+        }  # fmt: skip
+        self.common |= asdict(self.cost)
+        _tell(pipeline, request, self.bucket.name, self.settings, self.cost, talk)
+        _warn_of_differences(request, self.common, talk)
+
+    @property
+    def cells(self) -> list[list[SampleSettings]]:
+        """The settings of each cell of a picture, row by row; without a grid it has one."""
+        return [[replace(self.settings, **own) for own in row] for row in (self.request.grid.settings() if self.request.grid else [[{}]])]
+
+    @cached_property
+    def cost(self) -> SamplingCost:
+        """Of one picture."""
+        there = self.request.prompt is not None, self.request.reference is not None
+        costs = [sampling_cost(cell, *there, self.request.strength) for row in self.cells for cell in row]
+        return SamplingCost(sum(cost.evaluations for cost in costs), sum(cost.passes for cost in costs))
+
+    def pictures(self, task: Task) -> Iterator[tuple[int, Image.Image, dict[str, Any]]]:
+        """(seed, picture, settings) of each picture of the request."""
+        request, keep = self.request, self.request.repeat.keep if self.request.repeat else None
+        at_once = _BATCH if request.grid is None else 1
+        for start in range(0, request.count, at_once):
+            batch = [request.seed + index for index in range(start, min(start + at_once, request.count))]
+            drawn = [[self._pixels(batch, cell) for cell in row] for row in self.cells]  # rows × columns × (B, H, W, 3)
+            for index, seed in enumerate(batch):
+                if keep in (None, seed):
+                    yield seed, self._picture(drawn, index), self.common | {"seed": seed, "batch": [batch[0], len(batch)]}
+                    task.advance()
+
+    def _picture(self, drawn: list[list[np.ndarray]], index: int) -> Image.Image:
+        grid = self.request.grid
+        return Image.fromarray(drawn[0][0][index]) if grid is None else labelled([[cell[index] for cell in row] for row in drawn], grid)
+
+    def _pixels(self, seeds: list[int], settings: SampleSettings) -> np.ndarray:
+        """(len(seeds), H, W, 3) uint8. Raises `BadDataError` when the model draws NaN or infinity."""
+        conditions = self.conditions.map(lambda tensor: tensor.expand(len(seeds), *tensor.shape[1:]))
+        latents = self.pipeline.latents(conditions, self.pipeline.noise(self.bucket, seeds), settings, self.init, self.request.strength)
+        if not torch.isfinite(latents).all():
+            raise BadDataError(f"{self.request.checkpoint}: drawn latents hold NaN or infinity", "audit it: dit audit CHECKPOINT")
+        return self.pipeline.decode(latents)
+
+
+def _pictures(request: DrawRequest) -> int:
+    return 1 if request.repeat and request.repeat.keep is not None else request.count
+
+
+def _name(request: DrawRequest, seed: int) -> str:
+    return f"{request.name}.png" if request.repeat and request.repeat.keep is not None else f"{request.name}_seed{seed:06d}.png"
+
+
+def _file(name: str, path: Path | None) -> dict[str, str | None]:
+    return {name: str(path) if path else None, f"{name}_sha256": file_sha256(path) if path else None}
+
+
+def _free_path(path: Path) -> Path:
+    """The path, or with the first number that makes it new: pictures drawn before are not overwritten."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    return free
+
+
+def _tell(pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleSettings, cost: SamplingCost, talk: Talk) -> None:
+    """What this will cost, and which settings have no effect."""
+    talk.note(f"{size}, {settings.steps} steps of {settings.solver}; a picture takes {cost.evaluations} evaluations, {cost.passes} model passes")
+    if size not in (names := [bucket.name for bucket in pipeline.buckets]):
+        talk.note(f"{size} is no size of the training ({', '.join(names)}); positions follow it, what the model learned of composition may not")
+    for scale, condition, option in (("cfg_text", request.prompt, "--prompt"), ("cfg_dino", request.reference, "--ref")):
+        if condition is None and scale in request.changes and request.repeat is None:
+            talk.warn(f"--{scale.replace('_', '-')} has no effect without {option}")
+        elif condition is not None and getattr(settings, scale) == 0 and request.grid is None:
+            talk.warn(f"{option} has no effect at --{scale.replace('_', '-')} 0")
+
+
+def _warn_of_differences(request: DrawRequest, found: dict[str, Any], talk: Talk) -> None:
+    if request.repeat is None:
+        return
+    for name in ("checkpoint", "reference", "init"):
+        then, now = getattr(request.repeat.settings, f"{name}_sha256"), found[f"{name}_sha256"]
+        if then != now and then is not None:
+            talk.warn(f"{found[name]} is not the {name} that {request.repeat.path} was drawn with: sha256 {now[:12]}…, then {then[:12]}…")
+
+
+def _compare(request: DrawRequest, picture: Image.Image, settings: dict[str, Any], talk: Talk) -> bool | None:
+    """Whether a picture that was to be repeated is the same, bit by bit; None when something else was asked for."""
+    if request.repeat is None or not request.repeat.exact:
+        return None
+    same = same_pixels(request.repeat.path, np.asarray(picture))
+    then, now = request.repeat.settings.made_with, settings["made_with"]
+    if same:
+        talk.note(f"the same pixels as {request.repeat.path}")
+    else:
+        changed = ", ".join(f"{key} {now[key]}, then {then[key]}" for key in now if key in then and then[key] != now[key])
+        talk.warn(f"the pixels differ from those of {request.repeat.path}" + (f"; drawn with {changed}" if changed else ""))
+    return same

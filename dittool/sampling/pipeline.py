@@ -14,7 +14,7 @@ from dittool.ckpt.fit import require_fit
 from dittool.ckpt.safe_load import load_checkpoint
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config, parse_size
-from dittool.data.buckets import Bucket, nearest_bucket
+from dittool.data.buckets import LARGEST_AREA, Bucket, nearest_bucket
 from dittool.data.images import fit_to_bucket, open_image
 from dittool.data.provenance import Provenance
 from dittool.encoders.image import ImageEncoder, load_image_encoder, patch_grid
@@ -25,6 +25,7 @@ from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
+from dittool.objective.flow import interpolate
 from dittool.sampling.latents import SampleSettings, sample_latents
 from dittool.seeding import derive_seed
 
@@ -84,9 +85,17 @@ class Pipeline:
     def encode_reference(self, path: Path) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises `BadDataError`."""
         pixels = open_image(path).pixels
-        bucket = nearest_bucket(pixels.shape[1], pixels.shape[0], self.buckets)
-        fitted, _ = fit_to_bucket(pixels, bucket)
+        fitted, _ = fit_to_bucket(pixels, self.bucket_of(pixels))
         return self.reference_from_pixels(fitted[None])[0]
+
+    def bucket_of(self, pixels: np.ndarray) -> Bucket:
+        """The bucket that training would have put an image (H, W, 3) into."""
+        return nearest_bucket(pixels.shape[1], pixels.shape[0], self.buckets)
+
+    def encode_init(self, pixels: np.ndarray, bucket: Bucket) -> Tensor:
+        """Normalised latents (C, h, w) of an image (H, W, 3) uint8 of any shape, bucketed: where sampling may begin instead of at noise."""
+        fitted, _ = fit_to_bucket(pixels, bucket)
+        return self.data.norm.apply(self.codec.encode(fitted[None]))[0]
 
     def reference_from_pixels(self, pixels: np.ndarray) -> list[Reference]:
         """References from bucketed images of one size, (B, H, W, 3) uint8."""
@@ -104,16 +113,25 @@ class Pipeline:
 
     def conditions(self, prompt: str | None, reference: Reference | None, bucket: Bucket, count: int) -> Conditions:
         """`count` times the same prompt and reference; either may be absent."""
-        text, mask = (None, None) if prompt is None else self.encode_prompts([prompt] * count)
+        text, mask = (None, None) if prompt is None else self.encode_prompts([prompt])
         if reference is None:
-            return Conditions(text, mask, None, None, patch_grid(bucket.width, bucket.height, self.image_patch_size))
-        patches = reference.patches.expand(count, -1, -1) if self.config.model.patches else None
-        return Conditions(text, mask, reference.cls.expand(count, -1), patches, reference.grid)
+            one = Conditions(text, mask, None, None, patch_grid(bucket.width, bucket.height, self.image_patch_size))
+        else:
+            patches = reference.patches[None] if self.config.model.patches else None
+            one = Conditions(text, mask, reference.cls[None], patches, reference.grid)
+        return one.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
-    def sample_size(self, size: tuple[int, int] | None, reference: Reference | None) -> Bucket:
-        """The size to draw at: as asked for, else the reference's bucket, else the most square one. Raises `UsageError`."""
+    def sample_size(self, size: tuple[int, int] | None, reference: Reference | None, init: np.ndarray | None = None) -> Bucket:
+        """The size to draw at: as asked for, else the bucket of the image to begin with, else the reference's, else the most square one.
+
+        Raises `UsageError` for a size that is not whole tokens or too large.
+        """
         if size is None:
+            if init is not None:
+                return self.bucket_of(init)
             return reference.bucket if reference else nearest_bucket(1, 1, self.buckets)
+        if size[0] * size[1] > LARGEST_AREA:
+            raise UsageError(f"--size {size[0]}x{size[1]}: {size[0] * size[1]:,} pixels, at most {LARGEST_AREA:,}", "choose a smaller size")
         multiple = self.data.identity["encoders"]["vae"]["stride"] * self.config.model.patch_size
         if size[0] % multiple or size[1] % multiple:
             raise UsageError(
@@ -128,13 +146,15 @@ class Pipeline:
         shape = (self.data.dims["latent_channels"], bucket.height // stride, bucket.width // stride)
         return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed("sampling", seed))) for seed in seeds])
 
-    def latents(self, conditions: Conditions, noise: Tensor, settings: SampleSettings | None = None) -> Tensor:
-        """Normalised latents for each row of noise."""
-        parts = []
-        for start in range(0, len(noise), _LARGEST_BATCH):
+    def latents(
+        self, conditions: Conditions, noise: Tensor, settings: SampleSettings | None = None, init: Tensor | None = None, strength: float = 1.0
+    ) -> Tensor:
+        """Normalised latents for each row of noise; with `init` (C, h, w) on the way from it: z_t = (1 − t)·init + t·noise at t = strength."""
+        parts, z = [], noise if init is None else interpolate(init, noise, noise.new_tensor([strength]))
+        for start in range(0, len(z), _LARGEST_BATCH):
             rows = slice(start, start + _LARGEST_BATCH)
             part = conditions.map(lambda tensor, rows=rows: tensor[rows].to(self.device))
-            parts.append(sample_latents(self.model, part, noise[rows].to(self.device), settings or self.settings).cpu())
+            parts.append(sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength).cpu())
         return torch.cat(parts)
 
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from dittool.config.schema import parse_size
 from dittool.data.buckets import Bucket
 from dittool.data.shard_set import ShardSet
 from dittool.data.stream import collate
-from dittool.sampling.draw import write_png
+from dittool.sampling.picture_file import write_png
 from dittool.sampling.pipeline import Pipeline
 
 _COLUMNS = 6

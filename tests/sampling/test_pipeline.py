@@ -1,9 +1,8 @@
-"""Sampling with a checkpoint: prompt, reference or both, each image a function of its own seed and settings."""
+"""A checkpoint with its encoders: prompt, reference or both, sizes, an image to begin with."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -11,14 +10,8 @@ import torch
 from PIL import Image
 
 from dittool.errors import BadDataError, UsageError
-from dittool.sampling.draw import SETTINGS_KEY, DrawRequest, draw
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.pipeline import Pipeline
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_run):
-    return tiny_run / "checkpoints" / "checkpoint_final.pt"
 
 
 @pytest.fixture
@@ -30,11 +23,6 @@ def pipeline(checkpoint):
         for parameter in pipeline.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return pipeline
-
-
-def request(checkpoint, **changes):
-    plain = DrawRequest(checkpoint, "a red circle", None, count=1, seed=0, size=None, changes={})
-    return dataclasses.replace(plain, **changes)
 
 
 def test_it_uses_the_ema_weights(checkpoint):
@@ -68,6 +56,24 @@ def test_the_size_is_the_references_bucket_unless_it_is_asked_for(pipeline, tmp_
     assert pipeline.generate(None, reference, 1, 0, (96, 64))[0].shape == (64, 96, 3)
     with pytest.raises(UsageError, match="multiples of 16"):
         pipeline.sample_size((100, 100), None)
+    with pytest.raises(UsageError, match="at most 67,108,864"):
+        pipeline.sample_size((160_000, 160_000), None)
+
+
+def test_an_image_to_begin_with_is_kept_the_more_the_lower_the_strength(pipeline):
+    picture = np.full((90, 130, 3), (200, 40, 40), np.uint8)
+    bucket = pipeline.sample_size(None, None, picture)
+    assert bucket.name == "160x112", "its own bucket"
+    init, noise = pipeline.encode_init(picture, bucket), pipeline.noise(bucket, [0])
+    conditions = pipeline.conditions("a blue square", None, bucket, 1)
+
+    def drawn(strength):
+        return pipeline.latents(conditions, noise, None, init, strength)
+
+    torch.testing.assert_close(drawn(0.0)[0], init)
+    torch.testing.assert_close(drawn(1.0), pipeline.latents(conditions, noise))
+    away = [float((drawn(strength)[0] - init).norm()) for strength in (0.0, 0.2, 0.5, 1.0)]
+    assert away == sorted(away) and away[1] > 0
 
 
 def test_branches_in_one_batch_are_the_branches_one_by_one(pipeline, tiny_shards):
@@ -83,48 +89,7 @@ def test_branches_in_one_batch_are_the_branches_one_by_one(pipeline, tiny_shards
     torch.testing.assert_close(one_step(cfg_text=3.0, cfg_dino=2.0), none + 3 * (text - none) + 2 * (dino - none), rtol=1e-4, atol=1e-4)
 
 
-def test_the_settings_travel_inside_the_png(checkpoint, tiny_shards, tmp_path):
-    reference = min(tiny_shards.images.glob("*.png"))
-    drawn = draw(request(checkpoint, reference=reference, count=2, seed=7, changes={"steps": 3, "cfg_text": 1.5}), tmp_path)
-    assert [image.path.name for image in drawn] == ["sample_seed000007.png", "sample_seed000008.png"]
-    inside = json.loads(Image.open(drawn[1].path).text[SETTINGS_KEY])
-    assert inside == json.loads(json.dumps(drawn[1].settings))
-    assert (inside["seed"], inside["steps"], inside["cfg_text"], inside["prompt"], inside["weights"]) == (8, 3, 1.5, "a red circle", "ema")
-    assert inside["reference_sha256"] and inside["checkpoint_sha256"]
-
-
-def test_the_same_settings_draw_the_same_bytes(checkpoint, tmp_path):
-    first, second = (draw(request(checkpoint), tmp_path / name)[0].path for name in ("a.png", "b.png"))
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_one_file_for_several_images_is_refused(checkpoint, tmp_path):
-    with pytest.raises(UsageError, match="one file for 2 images"):
-        draw(request(checkpoint, count=2), tmp_path / "a.png")
-
-
-def test_a_reference_that_is_no_image_is_named(checkpoint, tmp_path):
-    (tmp_path / "page.png").write_text("<html>")
-    with pytest.raises(BadDataError, match=r"page\.png"):
-        draw(request(checkpoint, reference=tmp_path / "page.png"), tmp_path)
-
-
 def test_an_encoder_with_other_weights_than_in_training_is_refused(pipeline):
     pipeline.data.identity["encoders"]["text"]["weights"] = "0" * 64
     with pytest.raises(BadDataError, match="trained with 000000000000"):
         pipeline.encode_prompts(["a red circle"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        ([], 2, "neither --prompt nor --ref"),
-        (["--prompt", "x", "--ref", "missing.png"], 2, "missing.png"),
-        (["--prompt", "x", "--size", "100"], 2, "WIDTHxHEIGHT"),
-        (["--prompt", "x", "--solver", "magic"], 2, "magic"),
-        (["--prompt", "x", "--checkpoint", "nothing.pt"], 2, "nothing.pt"),
-    ],
-)
-def test_wrong_options_are_told_in_one_line(dit, arguments, code, said):
-    outcome = dit("sample", *arguments)
-    assert outcome.code == code and said in outcome.err and "Traceback" not in outcome.err

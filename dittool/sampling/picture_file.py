@@ -1,0 +1,110 @@
+"""Pictures as files: each PNG holds, in a text chunk, all that is needed to draw it again.
+
+What is read back comes from a file that anybody may have written: it is checked field by field before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from pydantic import Field, ValidationError, model_validator
+
+from dittool.config.schema import Counted, PositiveFloat, Sample, Section, Share, Size
+from dittool.data.images import LARGEST_FILE
+from dittool.errors import BadDataError, UsageError
+from dittool.sampling.grid import parse_grid
+from dittool.storage import write_atomic
+
+SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON
+_HINT = "--from needs a PNG that dit sample has written, not edited or saved again since"
+
+_MOST_STEPS, _MOST_AT_ONCE = 10_000, 64  # a file that asks for more asks for this machine's time
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class PictureSettings(Section, extra="ignore"):
+    """What stands inside a picture, as far as drawing it again needs it. Paths are as they were given."""
+
+    checkpoint: str
+    checkpoint_sha256: _Sha256
+    prompt: str | None
+    reference: str | None
+    reference_sha256: _Sha256 | None
+    init: str | None = None
+    init_sha256: _Sha256 | None = None
+    strength: Share = 1.0
+    size: Size
+    seed: Counted
+    batch: Annotated[list[Counted], Field(min_length=2, max_length=2)] | None = None  # [first seed, count] of the images drawn together
+    grid: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # as the option: across, down
+    solver: str
+    steps: Annotated[int, Field(gt=0, le=_MOST_STEPS)]
+    cfg_text: float
+    cfg_dino: float
+    guidance: Literal["additive", "nested"]
+    guidance_interval: list[float] = Field([0.0, 1.0])
+    shift: PositiveFloat
+    made_with: dict[str, Any] = Field({})
+
+    @model_validator(mode="after")
+    def _usable(self) -> PictureSettings:
+        self.sampling()
+        if self.grid is not None:
+            parse_grid(self.grid)
+        first, count = self.batch or (self.seed, 1)
+        if not (1 <= count <= _MOST_AT_ONCE and first <= self.seed < first + count):
+            raise ValueError(f"seed {self.seed} is none of a batch of {count} that begins at {first}, or the batch has more than {_MOST_AT_ONCE}")
+        return self
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `SampleSettings`, checked by the rules of `[sample]`."""
+        checked = Sample.model_validate({name: getattr(self, name) for name in Sample.model_fields})
+        return {**checked.model_dump(), "guidance_interval": tuple(checked.guidance_interval), "shift": self.shift}
+
+
+def write_png(path: Path, image: Image.Image, settings: dict[str, Any] | None = None) -> None:
+    """A PNG, whole or not at all, with its settings inside."""
+    info = PngInfo()
+    if settings is not None:
+        info.add_text(SETTINGS_KEY, json.dumps(settings, ensure_ascii=True))
+    write_atomic(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+
+
+def read_settings(path: Path) -> PictureSettings:
+    """The settings inside a picture. Raises `UsageError` when there is no such file and `BadDataError` when they cannot be read."""
+    text = _settings_text(path)
+    try:
+        return PictureSettings.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = "".join(f"{part}: " for part in first["loc"])
+        raise BadDataError(f"{path}: the settings inside cannot be used: {key}{first['msg'].removeprefix('Value error, ')}", _HINT) from error
+    except UsageError as error:
+        raise BadDataError(f"{path}: the settings inside cannot be used: {error.message}", _HINT) from error
+
+
+def same_pixels(path: Path, pixels: np.ndarray) -> bool:
+    """Whether a picture's file holds exactly these pixels, (H, W, 3) uint8."""
+    with Image.open(path, formats=("PNG",)) as image:
+        return image.mode == "RGB" and np.array_equal(np.asarray(image), pixels)
+
+
+def _settings_text(path: Path) -> str:
+    if not path.is_file():
+        raise UsageError(f"--from {path}: no such file", "check the path")
+    if path.stat().st_size > LARGEST_FILE:
+        raise BadDataError(f"{path}: {path.stat().st_size:,} bytes, a picture has at most {LARGEST_FILE:,}", _HINT)
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            text = image.text.get(SETTINGS_KEY)  # reads the file to its end
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadDataError(f"{path}: not a readable PNG: {error}", _HINT) from error
+    if text is None:
+        raise BadDataError(f"{path}: no settings inside: the PNG has no text chunk '{SETTINGS_KEY}'", _HINT)
+    return text

@@ -1,0 +1,71 @@
+"""A file of prompts: one a line, or `.jsonl` with a prompt, a reference and a seed on each line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittool.errors import BadDataError, UsageError
+
+_KEYS = {"prompt": str, "ref": str, "seed": int}
+_LARGEST_FILE = 16 << 20  # bytes
+_HINT = 'a line of a .jsonl is for example: {"prompt": "a red circle", "ref": "one.png", "seed": 7}'
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """What one line asks for; None is what the command line says."""
+
+    number: int  # of the line, from 1
+    prompt: str | None
+    reference: Path | None
+    seed: int | None
+
+
+def read_prompts(path: Path) -> list[PromptLine]:
+    """The lines of a file that are not empty. A `ref` is looked for beside the file.
+
+    Raises `UsageError` when there is no such file and `BadDataError` naming the line that cannot be used.
+    """
+    if not path.is_file():
+        raise UsageError(f"--prompts {path}: no such file", "check the path")
+    if path.stat().st_size > _LARGEST_FILE:
+        raise BadDataError(f"{path}: {path.stat().st_size:,} bytes, a file of prompts has at most {_LARGEST_FILE:,}", "is this the right file?")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"{path}: not UTF-8 text at byte {error.start}", "is this the right file?") from error
+    numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not numbered:
+        raise BadDataError(f"{path}: no prompt in it", "write one prompt a line")
+    if path.suffix.lower() == ".jsonl":
+        return [_from_json(path, number, line) for number, line in numbered]
+    return [PromptLine(number, line, None, None) for number, line in numbered]
+
+
+def _from_json(path: Path, number: int, line: str) -> PromptLine:
+    where = f"{path}:{number}"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{where}: not valid JSON: {error}", _HINT) from error
+    _check(value, where)
+    reference = path.parent / value["ref"] if "ref" in value else None
+    if reference is not None and not reference.is_file():
+        raise BadDataError(f"{where}: ref: {reference}: no such file", "paths are looked for beside the file of prompts")
+    return PromptLine(number, value.get("prompt"), reference, value.get("seed"))
+
+
+def _check(value: Any, where: str) -> None:
+    if not isinstance(value, dict) or not ("prompt" in value or "ref" in value):
+        raise BadDataError(f"{where}: neither prompt nor ref", _HINT)
+    for key, given in value.items():
+        if key not in _KEYS:
+            close = difflib.get_close_matches(key, _KEYS, n=1)
+            raise BadDataError(f"{where}: unknown key '{key}'", f"did you mean '{close[0]}'?" if close else f"there are {', '.join(_KEYS)}")
+        if type(given) is not _KEYS[key] or (key == "seed" and given < 0):
+            wanted = "a whole number of at least 0" if key == "seed" else "text"
+            raise BadDataError(f"{where}: {key} is {json.dumps(given)[:80]}, not {wanted}", _HINT)

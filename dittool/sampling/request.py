@@ -1,0 +1,179 @@
+"""What `dit sample` was asked for: options, a file of prompts, or a picture to draw again, checked before any model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from dittool.ckpt.files import resolve_checkpoint
+from dittool.config.schema import Sample, parse_size
+from dittool.console import SILENT, Talk
+from dittool.errors import UsageError
+from dittool.sampling.grid import Grid, parse_grid
+from dittool.sampling.picture_file import PictureSettings, read_settings
+from dittool.sampling.prompts import read_prompts
+
+DEFAULT_STRENGTH = 0.6
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """The command line's options, None where they were not given."""
+
+    prompt: str | None = None
+    prompts: Path | None = None  # a file of prompts
+    ref: Path | None = None
+    again: Path | None = None  # a picture whose settings come first (--from)
+    checkpoint: Path | None = None
+    size: str | None = None
+    count: int | None = None
+    seed: int | None = None
+    steps: int | None = None
+    solver: str | None = None
+    cfg_text: float | None = None
+    cfg_dino: float | None = None
+    guidance: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    grid: tuple[str, str] | None = None
+    init: Path | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A picture that is to be drawn again, bit by bit."""
+
+    path: Path
+    settings: PictureSettings
+    keep: int | None  # the one seed of the batch that is written; None: all
+    exact: bool  # False: an option asks for something else than the picture
+
+
+@dataclass(frozen=True)
+class DrawRequest:
+    """Images of one prompt and reference. Image i has seed + i."""
+
+    checkpoint: Path
+    prompt: str | None
+    reference: Path | None
+    count: int
+    seed: int
+    size: tuple[int, int] | None
+    changes: dict[str, Any]  # fields of SampleSettings that differ from the run's own
+    init: Path | None = None  # an image to begin with instead of noise …
+    strength: float = 1.0  # … blended with noise as at this t
+    grid: Grid | None = None
+    name: str = "sample"  # files are called NAME_seed000000.png
+    repeat: Repeat | None = None
+
+
+def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
+    """The requests behind a command line: one, or one for each line of a file of prompts, all of one checkpoint.
+
+    Raises `UsageError` for what cannot be meant, `BadDataError` for files with unusable content.
+    """
+    for option, path in (("--ref", options.ref), ("--init", options.init)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{option} {path}: no such file", "check the path")
+    if options.prompts is not None and (options.prompt is not None or options.again is not None):
+        other = "--prompt" if options.prompt is not None else "--from"
+        raise UsageError(f"--prompts and {other} exclude each other", "give the prompts in the file alone")
+    changes, size, grid = _changes(options), _size(options), parse_grid(options.grid) if options.grid else None
+    if options.again is not None:
+        return [_again(options, changes, size, grid, talk)]
+    strength = _strength(options.strength, options.init)
+    name = "grid" if grid else "sample"
+    if options.prompts is None:
+        if options.prompt is None and options.ref is None:
+            raise UsageError("neither --prompt nor --ref: nothing to draw", 'for example: dit sample --prompt "a red circle"')
+        wanted = [(name, options.prompt, options.ref, options.seed)]
+    else:
+        lines = read_prompts(options.prompts)
+        wanted = [(f"{name}_line{one.number:03d}", one.prompt, one.reference or options.ref, one.seed) for one in lines]
+    for _, prompt, reference, _ in wanted:
+        _require_effect(grid, prompt, reference)
+    checkpoint = resolve_checkpoint(options.checkpoint, talk=talk)
+    return [
+        DrawRequest(
+            checkpoint, prompt, reference, options.count or 1, (options.seed or 0) if seed is None else seed, size, changes,
+            options.init, strength, grid, stem,
+        )
+        for stem, prompt, reference, seed in wanted
+    ]  # fmt: skip
+
+
+def _again(options: SampleOptions, changes: dict[str, Any], size: tuple[int, int] | None, grid: Grid | None, talk: Talk) -> DrawRequest:
+    """The request that a picture holds, with the options that were given in its place. Paths may be given anew; then nothing else changes."""
+    path = options.again
+    inside = read_settings(path)
+    other = (options.prompt, options.size, options.count, options.seed, options.grid, options.strength, *changes.values())
+    exact = all(one is None for one in other)
+    reference = options.ref or (Path(inside.reference) if inside.reference else None)
+    init = options.init or (Path(inside.init) if inside.init else None)
+    checkpoint = options.checkpoint or Path(inside.checkpoint)
+    for option, file in (("--checkpoint", checkpoint), ("--ref", reference), ("--init", init)):
+        if file is not None and not file.exists():
+            raise UsageError(f"{path} was drawn with {file}: no such file", f"say where it is now: {option} PATH")
+    prompt = inside.prompt if options.prompt is None else options.prompt
+    grid = grid or (parse_grid(inside.grid) if inside.grid else None)
+    _require_effect(grid, prompt, reference)
+    if exact:
+        seed, count = inside.batch or (inside.seed, 1)
+    else:
+        seed, count = inside.seed if options.seed is None else options.seed, options.count or 1
+    same_init = options.strength is None and (init is None or inside.init is not None)
+    strength = inside.strength if same_init else _strength(options.strength, init)
+    return DrawRequest(
+        resolve_checkpoint(checkpoint, talk=talk), prompt, reference, count, seed, size or parse_size(inside.size), inside.sampling() | changes,
+        init, strength, grid, f"{path.stem}_again", Repeat(path, inside, inside.seed if exact else None, exact),
+    )  # fmt: skip
+
+
+def _changes(options: SampleOptions) -> dict[str, Any]:
+    _require_known("--solver", options.solver, get_args(Sample.model_fields["solver"].annotation))
+    _require_known("--guidance", options.guidance, get_args(Sample.model_fields["guidance"].annotation))
+    given = {name: value for name in Sample.model_fields if (value := getattr(options, name)) is not None}
+    try:
+        Sample.model_validate({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: " if first["loc"] else "--"
+        raise UsageError(f"{option}{first['msg'].removeprefix('Value error, ')}", "see dit sample --help") from error
+    return given
+
+
+def _require_known(option: str, value: str | None, known: Sequence[str]) -> None:
+    if value is None or value in known:
+        return
+    close = difflib.get_close_matches(value, known, n=1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    raise UsageError(f"{option} '{value}' does not exist; there are {', '.join(known)}", f"{guess}see dit sample --help")
+
+
+def _size(options: SampleOptions) -> tuple[int, int] | None:
+    try:
+        return parse_size(options.size) if options.size else None
+    except ValueError as error:
+        raise UsageError(f"--size {error}", "for example: --size 1216x832") from error
+
+
+def _strength(strength: float | None, init: Path | None) -> float:
+    if strength is None:
+        return 1.0 if init is None else DEFAULT_STRENGTH
+    if init is None:
+        raise UsageError("--strength has no effect without --init", "name the image to begin with: --init IMG")
+    if not 0 <= strength <= 1:
+        raise UsageError(f"--strength {strength:g} is outside of 0 to 1", "0 gives the image itself, 1 nothing of it; for example 0.6")
+    return strength
+
+
+def _require_effect(grid: Grid | None, prompt: str | None, reference: Path | None) -> None:
+    for axis in (grid.across, grid.down) if grid else ():
+        condition, needed = (prompt, "a prompt") if axis.name == "cfg-text" else (reference, "a reference")
+        if condition is None and len(axis.values) > 1:
+            raise UsageError(f"--grid {axis}: no effect without {needed}: all these pictures would be the same", f"give {needed}, or one value")
