@@ -1,0 +1,105 @@
+"""Wall time of sampling beside the plain three-pass loop, as a ratio. Run: python tests/bench/bench_sampling.py
+
+    plain   each step runs the model once for each branch of the guidance, context and all: the null condition as N equal patches
+    ours    `sample_latents`: the context's keys and values once, the branches in one batch
+
+Both draw the same latents; how far apart they are is printed. A model of nano's width and few blocks, features of DINOv3-L and T5-large. Medians
+over rounds in which the two take turns; on a machine that does other work only the ratios mean anything, that of CPU time the most.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from dittool.models.conditioning import Conditions, Kept
+from dittool.models.dit import DiT, DiTConfig
+from dittool.sampling.guidance import BRANCHES
+from dittool.sampling.latents import SampleSettings, sample_latents
+from dittool.sampling.solvers import euler, time_grid
+
+NANO = DiTConfig(
+    depth=12, width=384, heads=6, mlp_ratio=4.0, patch_size=2, qk_norm=False, patches=True, patch_positions=True, gradient_checkpointing=False,
+    latent_channels=16, text_width=1024, image_width=1024,
+)  # fmt: skip
+CAPTION_TOKENS = 48
+
+
+def awake_model(depth: int, patches: bool) -> DiT:
+    """With weights as after training: nothing is zero."""
+    torch.manual_seed(0)
+    model = DiT(dataclasses.replace(NANO, depth=depth, patches=patches)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.01)
+    return model
+
+
+def inputs(grid: tuple[int, int], patches: bool) -> tuple[Conditions, Tensor]:
+    """One sample: `grid` is its latent in tokens, and the reference's patches."""
+    rows, columns = grid
+    seen = torch.randn(1, rows * columns, NANO.image_width) if patches else None
+    conditions = Conditions(torch.randn(1, CAPTION_TOKENS, NANO.text_width), None, torch.randn(1, NANO.image_width), seen, grid)
+    return conditions, torch.randn(1, NANO.latent_channels, rows * NANO.patch_size, columns * NANO.patch_size)
+
+
+@torch.inference_mode()
+def three_passes(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings) -> Tensor:
+    def velocity(z: Tensor, t: float) -> Tensor:
+        none, text, dino = (
+            model(z, torch.full((len(z),), t), conditions, Kept(torch.full((len(z),), keeps[0]), torch.full((len(z),), keeps[1])))
+            for keeps in (BRANCHES[name] for name in ("none", "text", "dino"))
+        )
+        return none + settings.cfg_text * (text - none) + settings.cfg_dino * (dino - none)
+
+    return euler(velocity, noise, time_grid(settings.steps, settings.shift))
+
+
+def timed(work: Callable[[], Tensor]) -> tuple[float, float, Tensor]:
+    """Wall seconds, CPU seconds of this process, and what was made."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    made = work()
+    return time.perf_counter() - wall, time.process_time() - cpu, made
+
+
+def compare(side: int, patches: bool, depth: int, settings: SampleSettings, rounds: int) -> str:
+    """A row of the table."""
+    model, subject = awake_model(depth, patches), inputs((side, side), patches)
+    contenders = [partial(three_passes, model, *subject, settings), partial(sample_latents, model, *subject, settings)]
+    taken = [[timed(contender) for contender in contenders] for _ in range(rounds)]
+    plain, ours = (statistics.median(one[index][0] for one in taken) / settings.steps for index in (0, 1))
+    wall, cpu = (statistics.median(one[1][clock] / one[0][clock] for one in taken) for clock in (0, 1))
+    first = taken[0][0][2]
+    apart = float((taken[0][1][2] - first).norm() / first.norm())
+    what = f"CLS and {side * side} patches" if patches else "CLS"
+    return f"| {side * side} | {what} | {plain:.2f} | {ours:.2f} | {wall:.2f} | {cpu:.2f} | {apart:.0e} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--depth", type=int, default=2, help="blocks; nano has 12")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="of the square of latent tokens")
+    options = parser.parse_args()
+    settings = SampleSettings("euler", options.steps, 3.0, 2.0, "additive", 1.0)
+    print(f"{options.depth} blocks of width {NANO.width}, {options.steps} steps, {torch.get_num_threads()} threads, {options.rounds} rounds\n")
+    print("| latent tokens | reference | plain, s a step | ours, s a step | ours / plain, wall | the same, CPU time | apart |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for side in options.sides:
+        for patches in (False, True):
+            print(compare(side, patches, options.depth, settings, options.rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
