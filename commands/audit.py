@@ -1,6 +1,7 @@
 """`dit audit TARGET…` proves that a preset, a checkpoint, a run or data keep the rules that decide whether training is wasted.
 
-`dit audit --explain E1` prints a rule's page, `--explain all` every page (that is docs/rules.md). Exit code 1 when a rule fails.
+`dit audit model.py:Model --kwargs '{"depth": 4}'` looks at somebody else's model. `dit audit --explain E1` prints a rule's page,
+`--explain all` every page (that is docs/rules.md). Exit code 1 when a rule fails.
 """
 
 from __future__ import annotations
@@ -22,11 +23,15 @@ class Format(str, Enum):
 
 def main(
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET...", help="A preset, checkpoint, run, shards or derived folder.", show_default=False)
+        list[str], typer.Argument(metavar="TARGET...", help="A preset, checkpoint, run, data folder, or a model as file.py:Name.", show_default=False)
     ] = (),
     preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="What a checkpoint or data should fit.", show_default=False)] = None,
     select: Annotated[list[str], typer.Option("--select", metavar="CODES", help="Only rules of these codes: E1 or E,K.", show_default=False)] = (),
     ignore: Annotated[list[str], typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False)] = (),
+    kwargs: Annotated[str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)] = None,
+    example: Annotated[
+        str | None, typer.Option("--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False)
+    ] = None,
     explain: Annotated[str | None, typer.Option("--explain", metavar="CODE", help="Print a rule's page, or all.", show_default=False)] = None,
     format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: JsonOption = False,
@@ -48,7 +53,7 @@ def main(
         return
     if not targets:
         raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
-    audits = [audit(target, preset, _codes(select), _codes(ignore), rules, console) for target in targets]
+    audits = [audit(target, preset, _codes(select), _codes(ignore), rules, console, kwargs, example) for target in targets]
     _show(console, form, audits)
     codes = {one.exit_code for one in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)

@@ -89,6 +89,16 @@ class ModelProbe:
         """`awake()`, built once for all rules that only run it."""
         return self.awake()
 
+    @cached_property
+    def one_block(self) -> DiT:
+        """The network at its real width with a single block, awake: small enough whatever the depth."""
+        one = self.config.model_copy(update={"model": self.config.model.model_copy(update={"depth": 1})})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = build_model(one, **_widths(self.dims))
+        wake(model, 0)
+        return model.eval()
+
     def inputs(self, grid: tuple[int, int] = GRID, batch: int = 2, seed: int = 0) -> Inputs:
         """Random latents, timesteps and conditions; the captions of a batch have different lengths."""
         generator = torch.Generator().manual_seed(seed)

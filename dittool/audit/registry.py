@@ -23,6 +23,7 @@ BUILT_IN = {
     "E4": "E4_ema_warmup",
     "E5": "E5_gradient_checkpointing",
     # the configuration is honoured
+    "C1": "C1_live_keys",
     "C2": "C2_dropout",
     "C3": "C3_timesteps",
     "C4": "C4_precision",

@@ -52,20 +52,22 @@ class Audit:
 
 
 def audit(
-    target: str, preset: str | None = None, select: Sequence[str] = (), ignore: Sequence[str] = (), rules: RuleSet | None = None, talk: Talk = SILENT
-) -> Audit:
+    target: str, preset: str | None = None, select: Sequence[str] = (), ignore: Sequence[str] = (), rules: RuleSet | None = None, talk: Talk = SILENT,
+    kwargs: str | None = None, example: str | None = None,
+) -> Audit:  # fmt: skip
     """Audits one target.
 
     Args:
-        target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder.
+        target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model factory as `file.py:Name`.
         preset: what a checkpoint or data should fit.
         select, ignore: prefixes of codes.
+        kwargs, example: of a model factory, as `open_subject` takes them.
 
     Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for one that is none.
     """
     rules = rules or load_rules()
     chosen = rules.selected(select, ignore)
-    return audit_subject(open_subject(target, preset, talk), chosen, named=bool(select), talk=talk)
+    return audit_subject(open_subject(target, preset, kwargs, example, talk), chosen, named=bool(select), talk=talk)
 
 
 def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:
@@ -76,7 +78,7 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
     with talk.progress(f"audit {subject.target}", len(fitting), "rule") as task:
         for rule in rules:
             if rule not in fitting:
-                if named or (subject.without_configuration and "data" not in rule.scopes):
+                if named or (subject.without_configuration and "data" not in rule.scopes) or (subject.foreign and "preset" in rule.scopes):
                     findings += [Judged(rule, finding) for finding in skipped(_why_not(rule, subject))]
                 continue
             try:
@@ -93,6 +95,8 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
 def _why_not(rule: Rule, subject: Subject) -> str:
     if subject.without_configuration and {"model", "preset"} & set(rule.scopes):
         return "the file does not say which configuration it belongs to, so there is no network to try out"
+    if subject.foreign:
+        return "a model alone: what this rule judges stands in the training that is planned with it"
     return f"judges a {' or '.join(rule.scopes)}, and this is {subject.kind}"
 
 

@@ -1,4 +1,4 @@
-"""What is audited: a preset, a checkpoint, a run, shards or a derived folder. Parts are read when a rule asks for them.
+"""What is audited: a preset, a checkpoint, a run, shards, a derived folder or a foreign model. Parts are read when a rule asks for them.
 
 A subject has up to four parts, and a rule's SCOPE says which it needs: `preset`, a configuration; `model`, a network that can be built
 or loaded; `checkpoint`, a file of weights; `data`, features.
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import DataView, open_derived, open_shards
+from dittool.audit.foreign.factory import load_attribute, load_factory
+from dittool.audit.foreign.model import ForeignModel
 from dittool.audit.probe import ModelProbe
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
 from dittool.config.load import load_config
@@ -21,7 +23,7 @@ from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UsageError
 from dittool.models.dit import DiT
 
-PRESET, CHECKPOINT, RUN, SHARDS, DERIVED = "preset", "checkpoint", "run", "shards", "derived"
+PRESET, CHECKPOINT, RUN, SHARDS, DERIVED, FOREIGN = "preset", "checkpoint", "run", "shards", "derived", "foreign model"
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,17 @@ class Subject:
     """One target of the audit."""
 
     target: str
-    kind: str  # one of the five above
+    kind: str  # one of the six above
     config: Config | None = None  # the preset's, the run's, or the one that the checkpoint remembers
     checkpoint: CheckpointView | None = None
     data: DataView | None = None
     expected: Config | None = None  # of --preset: what the target should fit
+    foreign: ForeignModel | None = None  # somebody else's, behind the factory that the target names
 
     @property
     def parts(self) -> set[str]:
         """Which scopes of rules apply."""
-        present = {"preset": self.config, "model": self.config, "checkpoint": self.checkpoint, "data": self.data}
+        present = {"preset": self.config, "model": self.foreign or self.config, "checkpoint": self.checkpoint, "data": self.data}
         return {name for name, part in present.items() if part is not None}
 
     @property
@@ -63,28 +66,33 @@ class Subject:
         return model.eval()
 
 
-def open_subject(target: str, preset: str | None = None, talk: Talk = SILENT) -> Subject:
+def open_subject(target: str, preset: str | None = None, kwargs: str | None = None, example: str | None = None, talk: Talk = SILENT) -> Subject:
     """The subject that a target's text names.
 
     Args:
         preset: of --preset, what a checkpoint or data should fit.
+        kwargs: of --kwargs, a JSON object, the keyword arguments of a model factory.
+        example: of --example, `file.py:function` that makes the inputs of the factory's model.
 
     Raises `UsageError` for a target of no known kind, `BadDataError` and `UnsafeFileError` for a file that is refused.
     """
+    if _names_a_factory(target):
+        function = None if example is None else load_attribute(example)
+        return Subject(target, FOREIGN, foreign=ForeignModel(load_factory(target, kwargs), function))
+    if kwargs is not None or example is not None:
+        raise UsageError(f"{target}: --kwargs and --example belong to a model factory", "name it as file.py:Name or package.module:Name")
     expected = None if preset is None else load_config(preset)
     path = Path(target)
     if path.is_dir():
         return _open_folder(path, expected, talk)
     if path.suffix in (".pt", ".safetensors"):
         return _open_checkpoint(path, expected)
-    if _names_a_factory(target):
-        raise UsageError(f"{target}: foreign models are not audited yet", "audit a preset, a checkpoint, a run, shards or a derived folder")
     if path.suffix == ".toml" or target in preset_names() or not path.exists():
         return _open_preset(target, expected)
     raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
 
 
-_KINDS = "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder"
+_KINDS = "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder, or a model as file.py:Name"
 
 
 def _names_a_factory(target: str) -> bool:

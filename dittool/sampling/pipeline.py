@@ -42,6 +42,12 @@ class Reference:
     bucket: Bucket
 
 
+def sample_settings(config: Config) -> SampleSettings:
+    """What a configuration says about sampling."""
+    s = config.sample
+    return SampleSettings(s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, config.flow.shift, tuple(s.guidance_interval))
+
+
 class Pipeline:
     """A trained model, ready to draw. Uses the EMA weights."""
 
@@ -66,8 +72,7 @@ class Pipeline:
     @property
     def settings(self) -> SampleSettings:
         """The run's own sampling settings."""
-        s = self.config.sample
-        return SampleSettings(s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, self.config.flow.shift, tuple(s.guidance_interval))
+        return sample_settings(self.config)
 
     @cached_property
     def codec(self) -> LatentCodec:

@@ -119,6 +119,27 @@ def checkpointing_ignored(shop: Workshop) -> Subject:
     return shop.preset()
 
 
+@plants("C1", "a key gradient_checkpointing that nobody reads")
+def checkpointing_without_effect(shop: Workshop) -> Subject:
+    return checkpointing_ignored(shop)
+
+
+@plants("C1", "positions of the reference's patches that are always added")
+def patch_positions_ignored(shop: Workshop) -> Subject:
+    original = conditioning.Conditioning.__init__
+
+    def always(self, width, text_width, image_width, patches, patch_positions):
+        original(self, width, text_width, image_width, patches, True)
+
+    shop.monkeypatch.setattr(conditioning.Conditioning, "__init__", always)
+    return shop.preset()
+
+
+@plants("C1", "a key timestep_sampling that nobody reads")
+def timestep_sampling_ignored(shop: Workshop) -> Subject:
+    return timesteps_ignore_the_key(shop)
+
+
 @plants("C2", "two independent masks that overlap")
 def overlapping_dropout(shop: Workshop) -> Subject:
     def two_masks(modes):

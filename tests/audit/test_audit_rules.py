@@ -48,7 +48,9 @@ def test_no_rule_finds_a_fault_in_what_is_clean(clean, target):
 def test_every_shipped_preset_is_clean(preset):
     result = audit_subject(open_subject(preset), list(RULES.values()))
     assert not result.crashes
-    assert {judged.finding.status for judged in result.findings} == {"pass"}
+    skipped = {judged.rule.code for judged in result.findings if judged.finding.status == "skip"}
+    assert {judged.finding.status for judged in result.findings} <= {"pass", "skip"}
+    assert skipped <= {"C1"}  # keys that act only while a run trains
 
 
 def test_every_rule_passes_on_something_clean(clean):

@@ -35,6 +35,8 @@ _KEPT = ("model", "ema", "optimizer")
 
 
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return _check_foreign(subject)
     findings = [] if subject.config is None else _check_run(subject)
     return findings + (_check_checkpoint(subject) if subject.checkpoint is not None else [])
 
@@ -63,6 +65,13 @@ def _check_run(subject: Subject) -> list[Finding]:
         return [finding for fault in faults for finding in failed(fault + probe.note, _FIX)]
     master = "; ".join(f"{what}: {_counts(found)}" for what, found in kinds.items())
     return passed(f"precision {precision}: {_counts(seen)} answers of linear layers; {master}{probe.note}")
+
+
+def _check_foreign(subject: Subject) -> list[Finding]:
+    kinds = Counter(_name(parameter.dtype) for parameter in subject.foreign.fresh().parameters())
+    if set(kinds) != {"float32"}:
+        return failed(f"parameters as built are {_counts(kinds)}, not all float32", _FIX)
+    return passed(f"parameters as built: {_counts(kinds)}; in which precision they will be run is not the model's to say")
 
 
 def _check_checkpoint(subject: Subject) -> list[Finding]:

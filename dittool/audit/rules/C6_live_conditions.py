@@ -3,7 +3,8 @@
 ## What it checks
 On the network with open gates, or with a checkpoint's weights: exchanging the text, the CLS or the patches for others changes the prediction;
 gradient reaches every parameter when all four dropout modes stand in a batch; the timestep's embedding varies over [0, 1]; padding and
-the length of a caption do not show, neither under the mask nor when the text is dropped.
+the length of a caption do not show, neither under the mask nor when the text is dropped. Of a foreign
+model each input is exchanged in turn; what dropping a condition means to it cannot be known.
 
 ## Why it matters
 A condition that is projected and never read trains to an unconditional model without any error. With t fed without its factor of 1000 the
@@ -23,6 +24,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dittool.audit.foreign.conditions import check_conditions
 from dittool.audit.probe import Inputs, relative_change
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
@@ -38,6 +40,8 @@ _LEAST_TURN = 0.2  # relative change of t's embedding over a fifth of [0, 1]; wi
 
 
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return check_conditions(subject.foreign)
     probe = subject.probe
     if subject.checkpoint is None:
         model, what = probe.shared_awake, f"with open gates{probe.note}"

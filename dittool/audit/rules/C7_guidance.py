@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dittool.audit.probe import Inputs, relative_change
-from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.models.conditioning import Kept
 from dittool.models.dit import DiT
@@ -35,6 +35,8 @@ _CLOSE = 1e-4  # relative; batches of other sizes round differently
 
 @torch.no_grad()
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return skipped("a model alone: guidance is what its sampler does with it")
     probe, sample = subject.probe, subject.config.sample
     model, inputs = probe.shared_awake, probe.inputs()
     branch = {name: _branch(model, inputs, *kept) for name, kept in _KEPT.items()}

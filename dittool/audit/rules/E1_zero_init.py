@@ -3,7 +3,8 @@
 ## What it checks
 The network is built at step 0, and then every weight except the modulations is drawn again. For random tokens, timesteps and conditions
 each block must still return its input bit for bit, and each block's modulation must be zero. Then the gates are opened: each block must
-now change its input.
+now change its input. Of a foreign model the blocks are the lists of modules that hand tokens on, and the modulation is what the condition
+vector feeds in them; parameters that a block holds beside its layers, as PixArt's table, belong to it.
 
 ## Why it matters
 With adaLN-Zero a deep network begins as the identity and lets its blocks in one by one; without it training from scratch is unstable or
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import torch
 
+from dittool.audit.foreign.zero_init import check_zero_init
 from dittool.audit.probe import ModelProbe, wake, watch_blocks
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
@@ -33,6 +35,8 @@ _INPUTS = 3
 
 
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return check_zero_init(subject.foreign)
     if subject.checkpoint is not None:
         return skipped("training has opened the gates of a checkpoint; audit its preset instead")
     probe = subject.probe

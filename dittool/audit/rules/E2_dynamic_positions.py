@@ -5,6 +5,7 @@ The network runs at four shapes and answers in each shape. What tells two tokens
 is not learned, and no tensor in the state dict grows with the grid. Position must split into a row's and a column's part on a grid that is not
 square, which a transposed one does not. With closed blocks, changing one token of the input changes that token of the output alone.
 Exchanging two tokens must not merely exchange the answers. A reference's patches, on the tokens' grid, must carry the tokens' positions.
+Where a foreign model turns queries and keys instead, attention between equal tokens must depend on their distance in rows and columns alone.
 
 ## Why it matters
 Training runs over seven aspect ratios. A learned table of one size, or height and width exchanged, trains without an error and draws
@@ -22,6 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dittool.audit.foreign.positions import check_positions
 from dittool.audit.probe import ModelProbe, relative_change, watch_blocks
 from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Subject
@@ -37,6 +39,8 @@ _NOISE = 1e-4  # what rounding may leave of a difference that must be zero, agai
 
 @torch.no_grad()
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return check_positions(subject.foreign)
     probe = subject.probe
     model = probe.shared_awake
     faults = []

@@ -2,7 +2,7 @@
 
 ## What it checks
 Every bias in the network at its real size: none may stand in a block's q, k, v, attention output or MLP. The evidence names those that do and
-counts what all biases cost.
+counts what all biases cost. In a foreign model's blocks every layer is looked at but norms and what the condition vector feeds.
 
 ## Why it matters
 The recipe has none there: the modulation's shifts already do what they could do, and weights with them fit no other model of the recipe. It is
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from dittool.audit.foreign.biases import check_biases
 from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Subject
 
@@ -29,6 +30,8 @@ _FIX = "build these layers with bias=False"
 
 
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return check_biases(subject.foreign)
     model = subject.probe.at_real_size()
     total = sum(parameter.numel() for parameter in model.parameters())
     biases = {name: parameter.numel() for name, parameter in model.named_parameters() if name.endswith("bias")}

@@ -3,7 +3,7 @@
 ## What it checks
 The network runs forward and backward with the key on and with it off. Forward passes of each block are counted: two with the key on, one with it
 off. The bytes that autograd keeps are measured with saved-tensor hooks and must fall. All gradients must be equal. The preset's own setting
-is then observed to be the one that acts.
+is then observed to be the one that acts. A foreign model is switched by a keyword argument, method or attribute with "checkpoint" in its name.
 
 ## Why it matters
 A flag that is parsed and never used shows only as a crash when memory runs out at the real size, after days of waiting for the machine.
@@ -20,11 +20,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from dittool.audit.foreign.checkpointing import check_checkpointing
 from dittool.audit.probe import ModelProbe
 from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.saved_bytes import SavedBytes
 from dittool.audit.subject import Subject
 from dittool.storage import bytes_text
 
@@ -42,6 +43,8 @@ class _Pass:
 
 
 def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return check_checkpointing(subject.foreign)
     probe = subject.probe
     off, on = (_forward_backward(probe, gradient_checkpointing=wanted) for wanted in (False, True))
     faults = []
@@ -71,17 +74,8 @@ def _forward_backward(probe: ModelProbe, gradient_checkpointing: bool) -> _Pass:
     runs: Counter[int] = Counter()
     for index, block in enumerate(model.blocks):
         block.attention.register_forward_pre_hook(lambda *_, index=index: runs.update([index]))
-    kept: dict[int, int] = {}  # storage → bytes: tensors that share memory are kept once
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in parameters:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with SavedBytes(model) as saved:
         answer = model(inputs.z, inputs.t, inputs.conditions)
-    saved = sum(kept.values())
     answer.square().sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return _Pass([runs[index] for index in range(len(model.blocks))], saved, gradients)
+    return _Pass([runs[index] for index in range(len(model.blocks))], saved.bytes, gradients)

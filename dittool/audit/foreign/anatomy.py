@@ -1,0 +1,222 @@
+"""Where a foreign model's blocks, modulation and tokens are, found by running it.
+
+Blocks are the members of the longest lists of modules that take tokens and give tokens of the same shape, one after another, when the tokens
+depend on the latent. Modulation is what the condition vector feeds inside a block: linear layers whose input has no token axis and changes with
+the timestep. A parameter that a block holds itself, beside its layers, belongs to the modulation too.
+
+B batch · N tokens · D width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MOST_VECTORS = 12  # of a modulation
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        several = self.output if isinstance(self.output, (tuple, list)) else [self.output]
+        return [value for value in several if isinstance(value, Tensor)]
+
+    @property
+    def streams(self) -> list[tuple[Tensor, Tensor]]:
+        """(tokens in, tokens out) for each output of tokens that an input of the same shape goes with, the nearest one."""
+        found = []
+        for after in self.outputs:
+            before = [one for one in self.tensors if is_tokens(one) and one.shape == after.shape and one.dtype == after.dtype]
+            if is_tokens(after) and before:
+                found.append((min(before, key=lambda one: float((one - after).detach().abs().max())), after))
+        return found
+
+    def again(self, module: nn.Module) -> Call:
+        """The same call of another module of the kind."""
+        return Call(self.args, self.kwargs, module(*self.args, **self.kwargs))
+
+
+def is_tokens(tensor: Tensor) -> bool:
+    """(B, N, D) with more than one token."""
+    return tensor.dim() == 3 and tensor.shape[1] > 1 and tensor.is_floating_point()
+
+
+def is_vector(tensor: Tensor, batch: int) -> bool:
+    """(B, D), or the same with axes of length 1 between."""
+    return tensor.dim() >= 2 and len(tensor) == batch and tensor.numel() == batch * tensor.shape[-1] and tensor.is_floating_point()
+
+
+@contextmanager
+def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
+    """Yields a dict that receives each module's calls, in the order in which modules are first called."""
+    seen: dict[str, list[Call]] = {}
+
+    def hook(name: str):
+        return lambda _module, args, kwargs, output: seen.setdefault(name, []).append(Call(args, kwargs, output))
+
+    hooks = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What was found; names are those of `named_modules`."""
+
+    blocks: tuple[str, ...]  # in the order of the model's forward
+    modulation: dict[str, tuple[str, ...]]  # of each block: its own last linear layers that the condition vector feeds, by their full names
+    inner: dict[str, tuple[str, ...]]  # of each block: all linear layers that a vector feeds
+    shared: tuple[str, ...]  # linear layers outside of the blocks whose output a block takes as its modulation
+    tokens: int = 0  # of the latent in the first block's sequence; 0 when they do not stand together
+    before: int = 0  # other tokens of that sequence in front of them …
+    after: int = 0  # … and behind them
+    stream: int = 0  # which of the first block's streams of tokens it is
+    why_not: str = ""  # why no blocks were found
+
+    def latent_tokens(self, call: Call) -> Tensor:
+        """(B, N, D): the latent's tokens as the first block takes them in a call."""
+        tokens = call.streams[self.stream][0]
+        return tokens[:, self.before : tokens.shape[1] - self.after]
+
+    @cached_property
+    def where(self) -> str:
+        """`blocks.*` for the evidence."""
+        lists = dict.fromkeys(name.rpartition(".")[0] or name for name in self.blocks)
+        counts = {one: sum((name.rpartition(".")[0] or name) == one for name in self.blocks) for one in lists}
+        return ", ".join(f"{count} in {name}" for name, count in counts.items())
+
+
+def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy:
+    """Blocks and modulation of a model with open gates.
+
+    Args:
+        runs: three inputs: one, the same with another latent, the same with another time.
+        forward: runs the model on inputs.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))}
+    members = {f"{name}.{i}" if name else str(i): child for name, one in lists.items() for i, child in enumerate(one) if any(child.children())}
+    plain, other_latent = (_calls(model, members, forward, inputs) for inputs in runs[:2])
+    found: list[str] = []
+    broken = ""
+    for name in lists:
+        if any(name.startswith(f"{block}.") for block in found):
+            continue
+        own = [one for one in members if one.rpartition(".")[0] == name and _transforms(plain.get(one), other_latent.get(one))]
+        if own and not _chained([plain[one][0] for one in own]):
+            broken = f"the members of {name} are not called one after another: their residual stands outside of them"
+        elif own:
+            found += own
+    found = [name for name in plain if name in found]  # in calling order
+    kinds = {type(members[name]) for name in found}
+    alone = {name: module for name, module in model.named_modules() if type(module) in kinds and name not in found}
+    alone = {name: module for name, module in alone.items() if not any(name.startswith(f"{block}.") for block in found)}
+    calls, others = (_calls(model, alone, forward, inputs) for inputs in runs[:2])
+    found += [name for name in calls if _transforms(calls[name], others.get(name))]
+    if not found:
+        why = broken or "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
+        return Anatomy((), {}, {}, (), why_not=why)
+    return _with_modulation(model, found, runs, forward)
+
+
+def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
+    """Tables of a few vectors that a block or a part of it holds beside its layers, as PixArt's scale_shift_table."""
+    tables = {}
+    for prefix, module in block.named_modules():
+        if (any(module.children()) or module is block) and not isinstance(module, nn.MultiheadAttention):
+            for name, parameter in module.named_parameters(recurse=False):
+                if 2 <= parameter.numel() // parameter.shape[-1] <= _MOST_VECTORS < parameter.shape[-1]:
+                    tables[f"{prefix}.{name}".lstrip(".")] = parameter
+    return tables
+
+
+def _with_modulation(model: nn.Module, blocks: list[str], runs: Sequence[Any], forward: Any) -> Anatomy:
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    watched = {**linear, **{name: model.get_submodule(name) for name in blocks}}
+    plain, latent, time = (_calls(model, watched, forward, inputs) for inputs in runs)
+    batch = len(plain[blocks[0]][0].tensors[0])
+
+    def fed_by_time(name: str) -> bool:
+        if name not in plain or name not in time or not plain[name][0].tensors:
+            return False
+        a, b, c = (run[name][0].tensors[0] for run in (plain, time, latent))
+        return is_vector(a, batch) and not torch.equal(a, b) and torch.equal(a, c)
+
+    vectors = [name for name in plain if name in linear and fed_by_time(name)]
+    inner = {block: tuple(name for name in vectors if name.startswith(f"{block}.")) for block in blocks}
+    last = {block: _last_of_chains(model.get_submodule(block), block, inner[block], plain[block][0]) for block in blocks}
+    storages = {_storage(value) for block in blocks if not inner[block] for value in plain[block][0].tensors}
+    shared = tuple(name for name in vectors if _storage(plain[name][0].output) in storages and not any(name.startswith(f"{b}.") for b in blocks))
+    return Anatomy(tuple(blocks), last, inner, shared, *_latent_tokens(plain[blocks[0]][0], latent[blocks[0]][0]))
+
+
+def _latent_tokens(call: Call, other_latent: Call) -> tuple[int, int, int, int]:
+    """(tokens, before, after, stream) of `Anatomy`, from two calls of the first block under different latents."""
+    for stream, ((one, _), (other, _)) in enumerate(zip(call.streams, other_latent.streams, strict=True)):
+        reached = (one - other).abs().amax(dim=(0, 2)).nonzero().flatten().tolist()
+        if reached:
+            together = reached[-1] - reached[0] + 1 == len(reached)
+            return len(reached) if together else 0, reached[0], one.shape[1] - reached[-1] - 1, stream
+    return 0, 0, 0, 0
+
+
+def _calls(model: nn.Module, modules: dict[str, nn.Module], forward: Any, inputs: Any) -> dict[str, list[Call]]:
+    with watch(modules) as seen, torch.no_grad():
+        forward(model, inputs)
+    return seen
+
+
+def _transforms(calls: list[Call] | None, others: list[Call] | None) -> bool:
+    """Whether a module takes tokens that depend on the latent and gives as many of the same width."""
+    if not calls or not others or len(calls[0].tensors) != len(others[0].tensors):
+        return False
+    depends = any(is_tokens(a) and not torch.equal(a, b) for a, b in zip(calls[0].tensors, others[0].tensors, strict=True) if a.shape == b.shape)
+    return depends and bool(calls[0].streams)
+
+
+def _chained(calls: list[Call]) -> bool:
+    """Whether each call takes what the one before gave."""
+    def follows(before: Call, call: Call) -> bool:
+        return any(torch.equal(after, value) for _, after in before.streams for value in call.tensors if value.shape == after.shape)
+
+    return all(follows(before, call) for before, call in pairwise(calls))
+
+
+def _last_of_chains(block: nn.Module, name: str, fed: tuple[str, ...], call: Call) -> tuple[str, ...]:
+    """Those of a block's vector-fed layers whose output reaches no other of them: an MLP's first layer is not the modulation's last."""
+    layers = {one: block.get_submodule(one.removeprefix(f"{name}.")) for one in fed}
+    last = []
+    for one, layer in layers.items():
+        with watch({other: module for other, module in layers.items() if other != one}) as plain, torch.no_grad():
+            call.again(block)
+        moved = layer.register_forward_hook(lambda _module, _inputs, output: output + 1)
+        with watch({other: module for other, module in layers.items() if other != one}) as shifted, torch.no_grad():
+            call.again(block)
+        moved.remove()
+        if all(torch.equal(plain[other][0].tensors[0], shifted[other][0].tensors[0]) for other in plain):
+            last.append(one)
+    return tuple(last)
+
+
+def _storage(tensor: Any) -> int:
+    return tensor.untyped_storage().data_ptr() if isinstance(tensor, Tensor) else -1

@@ -1,0 +1,221 @@
+"""Inputs for a foreign model: guessed from its forward signature for the usual forms, or made by a function of the user's.
+
+The usual forms are (x, t), (x, t, y) with a class label or text tokens, and text with a mask, under the names that are common. Sizes that a
+name does not tell are found by trying the widths that occur in the model.
+
+B batch · C latent channels · L text tokens · H W latent rows and columns
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dittool.errors import UsageError
+
+Inputs = dict[str, Any]  # arguments of forward by name
+
+_LATENT = ("x", "z", "hidden_states", "sample", "latent", "latents", "x_t", "xt", "z_t", "zt", "img", "noisy_latents", "inputs", "input")
+_TIME = ("t", "timestep", "timesteps", "time", "sigma", "noise_labels", "time_step")
+_LABEL = ("y", "class_labels", "labels", "label", "class_label")
+_TEXT = ("text", "context", "encoder_hidden_states", "txt", "caption", "captions", "text_embeds", "prompt_embeds", "text_tokens", "tokens", "cond")
+_MASK = ("mask", "text_mask", "encoder_attention_mask", "context_mask", "txt_mask", "caption_mask")
+_VECTOR = ("pooled_projections", "pooled", "vec", "vector", "cls", "clip_pooled")
+_SIZES = ("input_size", "sample_size", "img_size", "image_size", "latent_size", "img_resolution", "resolution")
+POSITIONS = ("img_ids", "txt_ids")  # of the Flux family: they say where a token is, not what it is
+
+BATCH, TEXT_TOKENS = 2, 7
+_GUESSED_TOKENS = 16  # of a latent that comes as tokens
+_MOST_TRIALS = 2000
+_LARGEST_GUESS = 16  # tokens along a side, of a size that the model itself names
+_HINT = "say how to call it with --example file.py:function, a function of the model (and height, width) that returns forward's arguments"
+
+
+class Example:
+    """Makes a model's inputs, of any latent size that the model's caller may choose."""
+
+    def __init__(self, model: nn.Module, settings: dict[str, Any], function: Callable[..., Any] | None, run: Callable[[nn.Module, Inputs], Tensor]):
+        self._model, self._function, self._run = model, function, run
+        self._parameters = inspect.signature(model.forward).parameters
+        self._base = self._called() if function else self._guessed(model, settings)
+        self.latent = self._role(_LATENT, lambda value: value.dim() in (3, 4))
+        self.time = self._role(_TIME, lambda value: value.dim() <= 1, required=False)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Names of the inputs that are neither the latent, the time, a mask nor a position."""
+        others = [name for name, value in self._base.items() if isinstance(value, Tensor) and name not in (self.latent, self.time, *POSITIONS)]
+        return [name for name in others if not self.is_mask(name)]
+
+    def is_mask(self, name: str) -> bool:
+        """Whether an input says which of another's tokens count: (B, L) of zeros and ones beside a (B, L, ·)."""
+        value = self._base[name]
+        if not isinstance(value, Tensor) or value.dim() != 2 or not bool(((value == 0) | (value == 1)).all()):
+            return False
+        return any(isinstance(other, Tensor) and other.dim() >= 3 and other.shape[-2] == value.shape[1] for other in self._base.values())
+
+    @property
+    def time_is_known(self) -> bool:
+        """Whether the user's own function has said in which range time is."""
+        return self._function is not None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the latent; None when it comes as tokens."""
+        latent = self._base[self.latent]
+        return tuple(latent.shape[-2:]) if latent.dim() == 4 else None
+
+    @property
+    def sizes_can_change(self) -> bool:
+        return self.size is not None or self._function_takes_a_size or "img_ids" in self._base
+
+    def inputs(self, seed: int = 0, size: tuple[int, int] | None = None, batch: int = BATCH) -> Inputs:
+        """One batch with a random latent; `size` in latent cells."""
+        base = self._called(size) if size and self._function_takes_a_size else dict(self._base)
+        shape = list(base[self.latent].shape)
+        if size and len(shape) == 4:
+            shape[-2:] = size
+        elif size and not self._function_takes_a_size and "img_ids" in base:
+            shape[1], base["img_ids"] = math.prod(size), _coordinates(size)
+        base[self.latent] = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(base[self.latent].dtype)
+        if batch < len(base[self.latent]):
+            rows = len(base[self.latent])
+            base = {name: value[:batch] if _has_rows(name, value, rows) else value for name, value in base.items()}
+        return base
+
+    def changed(self, inputs: Inputs, name: str) -> Inputs:
+        """The same inputs with one of them replaced by another of its kind."""
+        value = inputs[name]
+        if name == self.time:
+            other = (value * 0.5 + 0.2) if value.is_floating_point() and value.max() <= 1 else (value * 0.37 + 11).to(value.dtype)
+        elif value.is_floating_point():
+            other = torch.randn(value.shape, generator=torch.Generator().manual_seed(99)).to(value.dtype)
+        else:
+            other = torch.where(value > 0, value - 1, value + 1).to(value.dtype)
+        return {**inputs, name: other}
+
+    @property
+    def _function_takes_a_size(self) -> bool:
+        return self._function is not None and len(inspect.signature(self._function).parameters) >= 3
+
+    def _called(self, size: tuple[int, int] | None = None) -> Inputs:
+        wanted = len(inspect.signature(self._function).parameters)
+        made = self._function(*((self._model, *(size or (None, None)))[:wanted]))
+        if isinstance(made, (tuple, list)):
+            made = dict(zip(self._parameters, made, strict=False))
+        if not isinstance(made, dict) or not any(isinstance(value, Tensor) for value in made.values()):
+            raise UsageError(f"--example returns a {type(made).__name__} without tensors, not forward's arguments", _HINT)
+        return made
+
+    def _role(self, names: tuple[str, ...], fits: Callable[[Tensor], bool], required: bool = True) -> str | None:
+        fitting = [name for name, value in self._base.items() if isinstance(value, Tensor) and fits(value) and name not in POSITIONS]
+        known = [name for name in names if name in fitting]
+        found = (known or [name for name in fitting if self._base[name].is_floating_point()] or [None])[0]
+        if found is None and required:
+            raise UsageError(f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 or 4 dimensions", _HINT)
+        return found
+
+    # Guessing
+
+    def _guessed(self, model: nn.Module, settings: dict[str, Any]) -> Inputs:
+        choices: dict[str, list[Any]] = {}
+        for name, parameter in self._parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                continue
+            found = _candidates(name, model, settings)
+            if found:
+                choices[name] = found
+            elif parameter.default is parameter.empty:
+                raise UsageError(f"forward({', '.join(self._parameters)}): what '{name}' is cannot be guessed", _HINT)
+        latent = next((name for name in choices if name in _LATENT), None)
+        if latent is None:
+            usual = ", ".join(_LATENT[:5])
+            raise UsageError(f"forward({', '.join(self._parameters)}) has no argument with a usual name of a latent ({usual} …)", _HINT)
+        error: Exception | None = None
+        for values in itertools.islice(itertools.product(*choices.values()), _MOST_TRIALS):
+            inputs = _with_positions(dict(zip(choices, values, strict=True)), self._parameters, latent)
+            try:
+                self._run(model, inputs)
+                return inputs
+            except Exception as raised:  # this guess was wrong
+                error = raised
+        raise UsageError(f"forward({', '.join(self._parameters)}) runs with none of the guesses; the last says: {error}", _HINT) from error
+
+
+def _candidates(name: str, model: nn.Module, settings: dict[str, Any]) -> list[Any]:
+    """Values to try for an argument, by its name; none for a name that is not known."""
+    generator = torch.Generator().manual_seed(0)
+
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    told = [value for setting, value in settings.items() if isinstance(value, int) and not isinstance(value, bool) and _goes_with(setting, name)]
+    widths = list(dict.fromkeys([*told, *(module.in_features for module in model.modules() if isinstance(module, nn.Linear))]))
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    label = [torch.arange(BATCH) % max(min(tables) - 1, 1)] if tables else []
+    vectors, tokens = [normal(BATCH, width) for width in widths], [normal(BATCH, TEXT_TOKENS, width) for width in widths]
+    if name in _LATENT:
+        in_tokens = "img_ids" in inspect.signature(model.forward).parameters
+        tokens_of_latent = [normal(BATCH, _GUESSED_TOKENS, width) for width in widths]
+        return tokens_of_latent if in_tokens else _latents(model, settings, widths, normal) + tokens_of_latent
+    if name in _TIME:
+        t = torch.linspace(0.15, 0.85, BATCH)
+        return [t * 1000, (t * 1000).long()]
+    if name in _LABEL:
+        return label + tokens + [one[:, None] for one in tokens] + vectors
+    if name in _TEXT:
+        return tokens + vectors
+    if name in _VECTOR:
+        return vectors
+    if name in _MASK:
+        keep = torch.arange(TEXT_TOKENS)[None] < torch.tensor([TEXT_TOKENS - 2 * i for i in range(BATCH)])[:, None]
+        return [keep, keep.float(), keep.long()]
+    return []
+
+
+def _goes_with(setting: str, name: str) -> bool:
+    """Whether a setting's name says the width of an argument: in_channels of a latent, text_dim of text, pooled_projection_dim of a vector."""
+    kinds = ((_LATENT, ("in_channels",)), (_VECTOR, ("pool", "vec")), ((*_TEXT, *_LABEL), ("text", "caption", "context", "joint", "cross")))
+    return any(name in names and any(part in setting for part in parts) for names, parts in kinds)
+
+
+def _latents(model: nn.Module, settings: dict[str, Any], widths: list[int], normal: Callable[..., Tensor]) -> list[Tensor]:
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    patch = convolution.stride[0] if convolution else settings.get("patch_size", 2)
+    patch = patch if isinstance(patch, int) else patch[0]
+    channels = [convolution.in_channels] if convolution else []
+    channels += [settings[name] for name in ("in_channels", "channels", "latent_channels") if isinstance(settings.get(name), int)]
+    channels += [width // patch**2 for width in widths if width % patch**2 == 0]
+    named = [settings.get(name, vars(model).get(name)) for name in _SIZES]
+    sides = [side[0] if isinstance(side, (tuple, list)) else side for side in named if isinstance(side, (int, tuple, list))]
+    largest = patch * _LARGEST_GUESS
+    sides = [side for side in sides if side <= largest] + [8 * patch] + [side for side in sides if side > largest]
+    return [normal(BATCH, count, side, side) for count in dict.fromkeys(channels) for side in dict.fromkeys(sides)]
+
+
+def _with_positions(inputs: Inputs, parameters: Any, latent: str) -> Inputs:
+    """Adds the token coordinates of the Flux family where forward asks for them."""
+    if "img_ids" in parameters:
+        side = math.isqrt(inputs[latent].shape[1])
+        inputs["img_ids"] = _coordinates((side, side))
+    if "txt_ids" in parameters:
+        inputs["txt_ids"] = torch.zeros(TEXT_TOKENS, 3)
+    return inputs
+
+
+def _coordinates(grid: tuple[int, int]) -> Tensor:
+    """(h·w, 3): zero, row and column of each token in row-major order."""
+    index = torch.arange(math.prod(grid))
+    return torch.stack([torch.zeros_like(index), index // grid[1], index % grid[1]], dim=1).float()
+
+
+def _has_rows(name: str, value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and name not in POSITIONS and value.dim() > 0 and len(value) == rows

@@ -1,0 +1,99 @@
+"""C1 on a foreign factory: does each keyword argument change anything that can be seen?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dittool.audit.foreign.checkpointing import TrainingPass, gradients_apart, training_pass
+from dittool.audit.foreign.model import ForeignModel, answer
+from dittool.audit.probe import wake
+from dittool.audit.rule import Finding, failed, passed, skipped
+
+FIX = "let the argument act, or remove it"
+_LOOKED_AT = ("shapes", "first weights", "answer", "answer in training", "what is kept for backward", "gradients", "modules")
+ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
+
+
+def check_keywords(foreign: ForeignModel) -> list[Finding]:
+    settings = foreign.factory.settings
+    if not settings:
+        return skipped("the factory has no keyword arguments")
+    seen = _Seen(foreign, foreign.fresh())
+    found: dict[str, tuple[str, str]] = {name: _judge(foreign, seen, name, value) for name, value in settings.items()}
+    dead = {name: what for name, (kind, what) in found.items() if kind == DEAD}
+    unseen = {name: what for name, (kind, what) in found.items() if kind == UNSEEN}
+    acting = {name: what for name, (kind, what) in found.items() if kind == ACTS}
+    findings = [one for name, what in dead.items() for one in failed(f"{name}: {what}", FIX)]
+    if acting and not dead:
+        shown = ", ".join(f"{name} ({what})" for name, what in acting.items())
+        findings += passed(f"{len(acting)} of {len(found)} arguments act: {shown}")
+    if unseen:
+        findings += skipped("not judged: " + ", ".join(f"{name} ({what})" for name, what in unseen.items()))
+    return findings
+
+
+class _Seen:
+    """What can be seen of a model: structure, first weights, answers, bytes kept for backward, gradients."""
+
+    def __init__(self, foreign: ForeignModel, model: nn.Module) -> None:
+        self.structure = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.modules = [(name, type(module), module.extra_repr()) for name, module in model.named_modules()]
+        self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        wake(model, 0)
+        self._inputs = foreign.example.inputs()
+        with torch.no_grad():
+            self.answer = answer(model, self._inputs)
+        self.training: TrainingPass = training_pass(foreign, model)
+
+    def difference(self, foreign: ForeignModel, model: nn.Module) -> str:
+        """What differs in another model, "" when nothing does. The cheap things are looked at first."""
+        if {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} != self.structure:
+            return "shapes"
+        if not all(torch.equal(tensor, self.weights[name]) for name, tensor in model.state_dict().items()):
+            return "first weights"
+        wake(model, 0)
+        with torch.no_grad():
+            given = answer(model, self._inputs)
+        if given.shape != self.answer.shape or not torch.equal(given, self.answer):
+            return "answer"
+        trained = training_pass(foreign, model)
+        if not torch.equal(trained.answer, self.training.answer):
+            return "answer in training"
+        if trained.runs != self.training.runs or trained.saved != self.training.saved:
+            return "what is kept for backward"
+        if gradients_apart(self.training, trained)[1] > 0:
+            return "gradients"
+        return "modules" if [(name, type(module), module.extra_repr()) for name, module in model.named_modules()] != self.modules else ""
+
+
+def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[str, str]:
+    others = _other_values(value)
+    if not others:
+        return UNSEEN, "None" if value is None else f"a {type(value).__name__}, for which no other value is known"
+    tried, errors = [], []
+    for other in others:
+        try:
+            difference = seen.difference(foreign, foreign.fresh(**{name: other}))
+        except Exception as error:  # this value does not go with the others
+            errors.append(type(error).__name__)
+            continue
+        if difference:
+            return ACTS, difference
+        tried.append(other)
+    if tried:
+        return DEAD, f"{value!r} → {', '.join(repr(one) for one in tried)} changes none of {len(_LOOKED_AT)} things: {', '.join(_LOOKED_AT)}"
+    return UNSEEN, f"{', '.join(repr(one) for one in others)} raise {errors[0]}"
+
+
+def _other_values(value: Any) -> list[Any]:
+    """Other values of the same type, the more different ones last."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [one for one in dict.fromkeys((value * 2, value + 1, value // 2, value - 1)) if one > 0 and one != value]
+    if isinstance(value, float):
+        return [one for one in dict.fromkeys((value * 2, value / 2, 0.5, 0.9)) if one != value and (one <= 1 or value > 1)]
+    return []

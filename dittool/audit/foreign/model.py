@@ -1,0 +1,97 @@
+"""A foreign model to try out: built as often as a rule needs it, with its example inputs and its anatomy."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dittool.audit.foreign.anatomy import Anatomy, Call, find_anatomy, watch
+from dittool.audit.foreign.example import Example, Inputs
+from dittool.audit.foreign.factory import Factory
+from dittool.audit.probe import wake
+from dittool.errors import DitError, UsageError
+
+
+class ForeignModel:
+    """A factory, how to call what it makes, and where its parts are. Everything is seeded: two builds have the same weights."""
+
+    def __init__(self, factory: Factory, example: Callable[..., Any] | None = None) -> None:
+        self.factory, self._function = factory, example
+        try:
+            model = factory.build()
+        except DitError:
+            raise
+        except (Exception, SystemExit) as error:
+            given = ", ".join(f"{name}={value!r}" for name, value in factory.kwargs.items())
+            raise UsageError(
+                f"{factory.target}({given}) raises {type(error).__name__}: {error}", """give its arguments with --kwargs '{"depth": 4}'"""
+            ) from error
+        self.example = Example(model, factory.settings | _configured(model), example, answer)
+        try:
+            answer(model, self.example.inputs())
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"{factory.target}: forward raises {type(error).__name__} on the example: {error}", "correct --example") from error
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+
+    def fresh(self, seed: int = 0, **changes: Any) -> nn.Module:
+        """As the factory leaves it, in evaluation mode."""
+        return self.factory.build(seed, **changes)
+
+    def awake(self, seed: int = 0, **changes: Any) -> nn.Module:
+        """With everything that begins at zero drawn at random, as if training had opened its gates."""
+        model = self.fresh(seed, **changes)
+        wake(model, seed)
+        return model
+
+    @cached_property
+    def shared_awake(self) -> nn.Module:
+        """`awake()`, built once for all rules that only run it."""
+        return self.awake()
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        inputs, example = self.example.inputs(), self.example
+        runs = [inputs, example.changed(inputs, example.latent), example.changed(inputs, example.time) if example.time else inputs]
+        return find_anatomy(self.shared_awake, runs, answer)
+
+    def block_calls(self, model: nn.Module, inputs: Inputs) -> dict[str, Call]:
+        """Each block's call while the model runs once."""
+        with watch({name: model.get_submodule(name) for name in self.anatomy.blocks}) as seen, torch.no_grad():
+            answer(model, inputs)
+        return {name: seen[name][0] for name in self.anatomy.blocks}
+
+
+def answer(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The first tensor that the model returns."""
+    with contextlib.redirect_stdout(sys.stderr):
+        output = model(**inputs)
+    found = next(_tensors(output), None)
+    if found is None:
+        raise TypeError(f"forward returns a {type(output).__name__} without a tensor")
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _tensors(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _tensors(inner)
+
+
+def _configured(model: nn.Module) -> dict[str, Any]:
+    """What a model remembers of its own configuration, as diffusers' do."""
+    config = getattr(model, "config", None)
+    try:
+        return dict(config)
+    except (TypeError, ValueError):
+        return {}

@@ -1,0 +1,49 @@
+"""Every key acts: changing it changes something that can be seen.
+
+## What it checks
+Each key of a preset or of a checkpoint's configuration is set to other values that are valid. What is built and drawn from it must change:
+the network's shapes, its answer, the bytes that it keeps for backward; timesteps, dropout modes, learning rates, decays; buckets, stored
+patches, normalisation; latents drawn with its sampling. Keys that act only while a run trains, embeds or validates are named as not judged.
+
+Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type. The model is built again and
+compared: names and shapes of its tensors, its first weights, its answer, its answer in training, the bytes that it keeps for backward, its
+gradients. An argument that changes none of them, at any value that the factory takes, fails. One without another value of its type to try, or whose
+other values are refused, is named as not judged.
+
+## Why it matters
+A flag that is parsed and never read makes runs that differ in name only. Gradient checkpointing, dropout and normalisation of queries and keys have
+all been such flags in published repositories.
+
+## Example
+`def DiT(depth, qk_norm=False)` whose attention never looks at `qk_norm` fails: "qk_norm: False → True changes none of 7 things".
+
+## Fix
+Let the argument act, or remove it.
+"""
+
+from __future__ import annotations
+
+from dittool.audit.foreign.keywords import check_keywords
+from dittool.audit.key_effects import ACTS, DEAD, key_effects
+from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.subject import Subject
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "C1", "live-keys", "error", ("model",), "0.1"
+
+_FIX = "let the key act where its section is read, or remove it from the schema"
+
+
+def check(subject: Subject) -> list[Finding]:
+    if subject.foreign is not None:
+        return check_keywords(subject.foreign)
+    effects = key_effects(subject.config, subject.probe)
+    acting = [name for name, effect in effects.items() if effect.kind == ACTS]
+    dead = {name: effect.told for name, effect in effects.items() if effect.kind == DEAD}
+    findings = [one for name, told in dead.items() for one in failed(f"{name}: {told}", _FIX)]
+    if not dead:
+        findings += passed(f"{len(acting)} of {len(effects)} keys change what is built or drawn")
+    reasons: dict[str, list[str]] = {}
+    for name, effect in effects.items():
+        if effect.kind not in (ACTS, DEAD):
+            reasons.setdefault(effect.told, []).append(name)
+    return findings + skipped("not judged: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()))
