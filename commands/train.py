@@ -25,6 +25,7 @@ def main(
     strict: Annotated[bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")] = False,
     init: Annotated[Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Train without auditing the configuration first.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -52,6 +53,8 @@ def main(
     if dry_run:
         _show_plan(config, data, console)
         return
+    if not (no_audit or resume):
+        _require_audited(config, preset, out, console)
     named = [override.partition("=")[0].strip() for override in overrides]
     draw, judge = draw_preview(data), judge_on_the_way(data, out, console)
     done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw, judge=judge, talk=console)
@@ -65,6 +68,25 @@ def main(
     console.result(f"step {done.step}: loss {done.loss:.4f}{evaluated}, {done.samples_per_second:.3g} samples/s")
     console.result(str(done.checkpoint))
     console.note(f"log, plot and pictures in {done.folder}; next: dit validate {done.folder}")
+
+
+def _require_audited(config: Any, name: str, out: Path, console: Console) -> None:
+    """Ends with exit code 1 when a rule fails. Under torchrun the first process audits for all."""
+    import os
+
+    from dittool.audit.before_training import audit_before_training
+    from dittool.audit.report import COLUMNS, as_json, summary_line, table_rows
+    from dittool.errors import ANSWER_IS_NO
+
+    if os.environ.get("RANK", "0") != "0" or (result := audit_before_training(config, name, out, console)) is None:
+        return
+    if result.ok:
+        console.note(summary_line(result))
+        return
+    console.json(as_json(result))
+    console.table(COLUMNS, table_rows(result), title=name)
+    console.error(f"{name}: the audit failed: {summary_line(result)}", "correct the configuration, or train without the audit: --no-audit")
+    raise typer.Exit(ANSWER_IS_NO)
 
 
 def _show_plan(config: Any, data: Path, console: Console) -> None:

@@ -21,7 +21,7 @@ from dittool.train.loop import train
 def torchrun(processes: int, out, tiny_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
     options = [word for override in (*tiny_shards.overrides, *overrides) for word in ("-s", override)]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "dittool", "train",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "dittool", "train", "--no-audit",
         "--data", str(tiny_shards.folder), "--out", str(out), *(["--resume"] if resume else ["--preset", "demo"]), *options,
     ]  # fmt: skip
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
