@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dittool.audit.foreign.layouts import LAYOUTS, Layout, find_layout
 from dittool.ckpt.safe_load import check_pt, check_safetensors, load_mapped, load_weights
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config
-from dittool.errors import UsageError
+from dittool.errors import BadDataError, UsageError
 from dittool.objective.schedule import is_decayed
 
 
@@ -77,6 +78,20 @@ class CheckpointView:
         except UsageError as error:
             return error.message
         return ""
+
+    @cached_property
+    def layout(self) -> Layout | None:
+        """Which published family's names the weights have; None for our own and for unknown ones."""
+        try:
+            return None if self.ours or self.config is not None else find_layout(self.weights())
+        except BadDataError:
+            return None  # no weights under any usual key
+
+    @property
+    def layout_problem(self) -> str:
+        """Why rules that read somebody else's weights cannot."""
+        known = ", ".join(one.name for one in LAYOUTS)
+        return f"the weights have the names of none of the known layouts ({known}), so their parts cannot be told"
 
     @property
     def step(self) -> int:

@@ -94,7 +94,9 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
 
 def _why_not(rule: Rule, subject: Subject) -> str:
     if subject.without_configuration and {"model", "preset"} & set(rule.scopes):
-        return "the file does not say which configuration it belongs to, so there is no network to try out"
+        layout = subject.checkpoint.layout
+        named = f"weights of the layout {layout.name}; " if layout else ""
+        return f"{named}the file does not say which configuration it belongs to, so there is no network to try out"
     if subject.foreign:
         return "a model alone: what this rule judges stands in the training that is planned with it"
     return f"judges a {' or '.join(rule.scopes)}, and this is {subject.kind}"

@@ -129,7 +129,8 @@ def test_evaluation_and_pictures_do_not_disturb_training(tiny_run, tiny_shards, 
 def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_run, tiny_shards, tmp_path):
     out = tmp_path / "run"
     overrides = [word for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000") for word in ("-s", override)]
-    command = [sys.executable, "-m", "dittool", "train", "--no-audit", "--preset", "demo", "--data", str(tiny_shards.folder), "--out", str(out), *overrides]
+    places = ["--data", str(tiny_shards.folder), "--out", str(out)]
+    command = [sys.executable, "-m", "dittool", "train", "--no-audit", "--preset", "demo", *places, *overrides]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
     deadline = time.monotonic() + 60
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():

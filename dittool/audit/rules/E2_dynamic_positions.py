@@ -23,13 +23,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dittool.audit.foreign.layouts import stored_positions
 from dittool.audit.foreign.positions import check_positions
 from dittool.audit.probe import ModelProbe, relative_change, watch_blocks
-from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.models.dit import DiT, patchify
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model",), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "checkpoint"), "0.1"
 
 _SHAPES = ((3, 3), (2, 4), (4, 2), (1, 6))  # (rows, columns) in tokens
 _ODD = (2, 3)
@@ -41,6 +42,8 @@ _NOISE = 1e-4  # what rounding may leave of a difference that must be zero, agai
 def check(subject: Subject) -> list[Finding]:
     if subject.foreign is not None:
         return check_positions(subject.foreign)
+    if subject.without_configuration:
+        return _check_weights(subject)
     probe = subject.probe
     model = probe.shared_awake
     faults = []
@@ -60,6 +63,17 @@ def check(subject: Subject) -> list[Finding]:
     shapes = ", ".join(f"{rows}×{columns}" for rows, columns in _SHAPES)
     held = "positions are not learned, split into row and column, and bind tokens to places"
     return passed(f"runs at {shapes} tokens and answers in kind; {held}{probe.note}")
+
+
+def _check_weights(subject: Subject) -> list[Finding]:
+    view = subject.checkpoint
+    if view.layout is None:
+        return skipped(view.layout_problem)
+    if stored := stored_positions(view.weights(), view.layout):
+        name, tensor = next(iter(stored.items()))
+        return failed(f"{view.layout.name}: {name} holds positions of a fixed size, {tuple(tensor.shape)}", _FIX)
+    unseen = "whether they follow the grid shows only when the model runs"
+    return skipped(f"{view.layout.name}: no positions among {len(view.weights())} tensors; {unseen}")
 
 
 def _position_faults(probe: ModelProbe, model: DiT) -> list[str]:

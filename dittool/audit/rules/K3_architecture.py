@@ -2,7 +2,7 @@
 
 ## What it checks
 Names and shapes of the raw and of the averaged weights against the network of the checkpoint's own configuration and data, built without memory; with
-`--preset`, against the preset's.
+`--preset`, against the preset's. Somebody else's weights in a known layout (DiT, SiT, PixArt, SD3, Flux) must have the same tensors in every block.
 
 ## Why it matters
 Loading in part, with what is missing left at random, gives a model that runs and was never trained.
@@ -20,6 +20,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.foreign.layouts import incomplete_blocks
 from dittool.audit.probe import ModelProbe
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
@@ -36,6 +38,8 @@ def check(subject: Subject) -> list[Finding]:
     keys = [key for key in ("model", "ema") if key in view.content] if view.ours else [None]
     against = {"its own configuration": view.config, "the preset": subject.expected}
     against = {name: config for name, config in against.items() if config is not None}
+    if not against and view.layout is not None:
+        return _check_layout(view)
     if not against:
         return skipped(view.config_problem or "the file does not say which network it belongs to: name one with --preset")
     findings = []
@@ -49,6 +53,14 @@ def check(subject: Subject) -> list[Finding]:
     parameters = sum(tensor.numel() for tensor in weights.values())
     what = "raw and averaged, " if len(keys) > 1 else ""
     return passed(f"{what}{len(weights)} tensors, {parameters:,} parameters, as {' and '.join(against)} says")
+
+
+def _check_layout(view: CheckpointView) -> list[Finding]:
+    blocks, lacking = incomplete_blocks(view.weights(), view.layout)
+    if lacking:
+        which = f"{len(lacking)} tensors are missing or differ from other blocks' in shape, first {', '.join(lacking[:_SHOWN])}"
+        return failed(f"{view.layout.name}: {which}", _FIX)
+    return passed(f"{view.layout.name}: {blocks} blocks with the same names and shapes, but for the last; {len(view.weights())} tensors")
 
 
 def _difference(weights: Mapping[str, Tensor], config: Config, dims: dict[str, int] | None) -> str:

@@ -2,7 +2,7 @@
 
 ## What it checks
 Of the raw weights: no tensor that begins at zero, and no single one of a modulation's vectors, is still zero. Of the optimizer: no parameter's
-second moment is zero, which says that no gradient has ever reached it.
+second moment is zero, which says that no gradient has ever reached it. Of somebody else's weights in a known layout each gate of each block.
 
 ## Why it matters
 A gate that stays zero is a branch that was never trained. A null token that was never used leaves guidance to subtract a random vector.
@@ -16,6 +16,8 @@ Give every mode of `[dropout]` a share; follow the parameter through the model w
 
 from __future__ import annotations
 
+from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.foreign.layouts import gates
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 
@@ -28,6 +30,8 @@ _FIX = "give every mode of [dropout] a share and follow the parameter through th
 
 def check(subject: Subject) -> list[Finding]:
     view = subject.checkpoint
+    if view.layout is not None:
+        return _check_layout(view)
     if not view.ours or subject.config is None or "model" not in view.content:
         return skipped("no raw weights of a known network: what has been trained cannot be told")
     if view.content.get("samples_seen", 0) < _FEWEST_SAMPLES:
@@ -46,3 +50,11 @@ def check(subject: Subject) -> list[Finding]:
     if faults:
         return [finding for fault in faults for finding in failed(f"after {view.step:,} updates {fault}", _FIX)]
     return passed(f"all {len(zero_first)} tensors that began at zero have left it; gradient has reached all {len(moments)} parameters with moments")
+
+
+def _check_layout(view: CheckpointView) -> list[Finding]:
+    found = gates(view.weights(), view.layout)
+    closed = [name for name, open_ in found.items() if not open_]
+    if closed:
+        return failed(f"{view.layout.name}: {len(closed)} of {len(found)} gates are zero throughout, first {', '.join(closed[:_SHOWN])}", _FIX)
+    return passed(f"{view.layout.name}: all {len(found)} gates of the blocks have left zero; what else was trained, weights alone do not tell")

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
+from dittool.ckpt.safe_load import is_state_dict
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K6", "ema-and-raw", "error", ("checkpoint",), "0.1"
 
@@ -33,6 +35,8 @@ _FIX = "update the average after every optimizer step and store it under 'ema', 
 
 def check(subject: Subject) -> list[Finding]:
     view = subject.checkpoint
+    if not view.ours and is_state_dict(view.content.get("model")) and is_state_dict(view.content.get("ema")):
+        return _check_foreign(view)
     if not view.ours or not {"model", "ema", "optimizer", "step"} <= view.content.keys():
         return skipped("not both kinds of weights with an optimizer's state: which these are cannot be told")
     raw, ema = view.weights("model"), view.weights("ema")
@@ -50,6 +54,17 @@ def check(subject: Subject) -> list[Finding]:
         return failed(f"{figures}; what is called raw lies behind the last updates (cosine {ahead:+.2g}): the names are exchanged", _FIX)
     told = "the raw ones are ahead along the last updates" if ahead > _CLEAR else "the last updates do not tell which is which"
     return passed(f"{figures}; {told} (cosine {ahead:+.2g})")
+
+
+def _check_foreign(view: CheckpointView) -> list[Finding]:
+    """Somebody else's file with both: whether they differ; which is which, only our own optimizer's names would tell."""
+    raw, ema = view.weights("model"), view.weights("ema")
+    common = [name for name in raw if name in ema and raw[name].shape == ema[name].shape and raw[name].is_floating_point()]
+    differing = [name for name in common if not torch.equal(raw[name], ema[name])]
+    if not differing:
+        return failed(f"all {len(common)} tensors of 'model' and 'ema' are equal: nothing is averaged, or one was saved twice", _FIX)
+    distance = _norm(raw[name] - ema[name] for name in common) / max(_norm(raw[name] for name in common), 1e-30)
+    return passed(f"{len(differing)} of {len(common)} tensors of 'model' and 'ema' differ, by {distance:.2g} of the raw weights' norm")
 
 
 def _ahead(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], moments: Mapping[str, Any], names: list[str]) -> float:
