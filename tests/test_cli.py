@@ -225,8 +225,10 @@ def test_presets_are_listed_with_what_tells_them_apart(dit):
         config = load_config(name)
         assert config.description in shown.out
         (row,) = (line.split() for line in shown.out.splitlines() if line.startswith(f"{name} ") and config.description not in line)
-        assert row[1] == f"{config.model.depth}/{config.model.width}/{config.model.heads}"
-        assert ("patches" in row, row[-2:]) == (config.model.patches, [f"{config.train.steps:,}", str(config.train.batch_size)])
+        sizes = (getattr(config.model, key, None) for key in ("depth", "width", "heads"))
+        assert row[1] == "/".join(str(size) for size in sizes if size is not None)
+        assert row[-2:] == [f"{config.train.steps:,}", f"{config.train.batch_size:,}"]
+        assert ("patches" in row) == (config.model.arch == "dit" and config.model.patches)
 
 
 def test_a_printed_preset_is_a_preset(dit, tmp_path):
@@ -240,6 +242,18 @@ def test_presets_as_json(dit):
     assert next(row for row in listed if row["name"] == "nano")["conditions"] == ["text", "CLS"]
     printed = json.loads(dit("presets", "nano", "--json").out)
     assert config_from_dict(printed["config"], "stdout") == load_config("nano")
+
+
+def test_a_presets_tensors_are_listed_with_their_total(dit):
+    shown = dit("presets", "drift-b2", "--params")
+    assert shown.code == 0 and "133,088,720 parameters in 160 tensors" in shown.out
+    listed = json.loads(dit("presets", "nano", "--params", "--json").out)
+    assert listed["parameters"] == sum(tensor["parameters"] for tensor in listed["tensors"]) == sum(count for _, count in listed["groups"].values())
+
+
+def test_tensors_of_no_preset_are_told(dit):
+    told = dit("presets", "--params")
+    assert told.code == 2 and "no preset is named" in told.err
 
 
 def test_an_override_without_a_preset_is_told(dit):

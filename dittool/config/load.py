@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from dittool.config.drift_schema import FAMILIES, AnyConfig
 from dittool.config.presets import preset_path
-from dittool.config.schema import EXCLUSIVE, Config
+from dittool.config.schema import EXCLUSIVE, Section
 from dittool.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -39,7 +40,7 @@ class ConfigError(UsageError):
         self.problems = list(problems)
 
 
-def load_config(preset: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(preset: str, overrides: Sequence[str] = ()) -> AnyConfig:
     """The configuration of a preset (a shipped name or a path ending in `.toml`) with `section.key=value` overrides.
 
     Raises `UsageError` for a missing or unreadable file and `ConfigError` for its content.
@@ -51,17 +52,17 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> Config:
     return _validated(tree, origin, problems)
 
 
-def config_from_dict(tree: dict[str, Any], source: str) -> Config:
+def config_from_dict(tree: dict[str, Any], source: str) -> AnyConfig:
     """The configuration in a plain dict, for instance a checkpoint's; `source` names it in errors."""
     return _validated(tree, {(): source}, [])
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: AnyConfig) -> dict[str, Any]:
     """Plain values, complete with defaults, without empty keys; `config_from_dict` turns them back."""
     return config.model_dump(by_alias=True, exclude_none=True)
 
 
-def config_to_toml(config: Config) -> str:
+def config_to_toml(config: AnyConfig) -> str:
     """The whole resolved configuration as TOML; as a preset file it gives the same `Config` again."""
     import tomli_w
 
@@ -181,25 +182,36 @@ def _override_value(text: str) -> Any:
         return text  # a bare word is a string
 
 
-def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> Config:
+def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> AnyConfig:
+    family = _family(tree, origin)
     try:
-        config = Config.model_validate(tree)
+        config = family.model_validate(tree)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-        problems = problems + [_problem(mistake, origin) for mistake in mistakes + _hidden_mistakes(tree, mistakes)]
+        problems = problems + [_problem(mistake, origin, family) for mistake in mistakes + _hidden_mistakes(tree, mistakes, family)]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any]) -> list[Any]:
+def _family(tree: dict[str, Any], origin: Origin) -> type[Section]:
+    """The kind of configuration that `model.arch` names; without it the first one. Raises `ConfigError` for a name that is none."""
+    model = tree.get("model")
+    arch = model.get("arch", "dit") if isinstance(model, dict) else "dit"
+    if not isinstance(arch, str) or arch not in FAMILIES:
+        known = ", ".join(f"'{name}'" for name in FAMILIES)
+        raise ConfigError([f"model.arch: must be one of {known}, not {_shown(arch)} ({_origin_of(('model', 'arch'), origin)})"])
+    return FAMILIES[arch]
+
+
+def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any], family: type[Section]) -> list[Any]:
     """Rules between keys that were not checked because the same section has an unknown key: found without that key."""
     known = tree
     for mistake in mistakes:
         if mistake["type"] == "extra_forbidden":
             known = _without(known, mistake["loc"])
     try:
-        Config.model_validate(known)
+        family.model_validate(known)
     except ValidationError as error:
         seen = {(mistake["loc"], mistake["type"]) for mistake in mistakes}
         return [mistake for mistake in error.errors(include_url=False) if (mistake["loc"], mistake["type"]) not in seen]
@@ -213,12 +225,12 @@ def _without(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return {other: value for other, value in tree.items() if other != key}
 
 
-def _problem(mistake: Any, origin: Origin) -> str:
+def _problem(mistake: Any, origin: Origin, family: type[Section]) -> str:
     path = tuple(str(part) for part in mistake["loc"])
     kind, value = mistake["type"], mistake["input"]
     key, where = ".".join(path) or "configuration", _origin_of(path, origin)
     if kind == "extra_forbidden":
-        return f"{key}: unknown {'section' if isinstance(value, dict) else 'key'}{_suggestion(path)} ({where})"
+        return f"{key}: unknown {'section' if isinstance(value, dict) else 'key'}{_suggestion(path, family)} ({where})"
     if kind == "missing":
         return f"{key}: missing; it has no default ({where})"
     if kind == "model_type":
@@ -247,9 +259,9 @@ def _origin_of(path: tuple[str, ...], origin: Origin) -> str:
     return ", ".join([place, *(text for text in overrides if text != place)])
 
 
-def _suggestion(path: tuple[str, ...]) -> str:
+def _suggestion(path: tuple[str, ...], family: type[Section]) -> str:
     """`, did you mean 'train.lr'?` when a valid key is near in name, wherever its section is."""
-    valid = [".".join(known) for known in _known_keys(Config)]
+    valid = [".".join(known) for known in _known_keys(family)]
     key = ".".join(path)
     if same_name := [known for known in valid if known.split(".")[-1] == path[-1]]:
         return f", did you mean '{same_name[0]}'?"

@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dittool.errors import UsageError
+
+if TYPE_CHECKING:
+    from dittool.config.drift_schema import AnyConfig
 
 
 def preset_folder() -> Path:
@@ -32,3 +36,24 @@ def preset_path(name: str) -> Path:
     close = difflib.get_close_matches(name, preset_names(), n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
     raise UsageError(f"preset '{name}' does not exist; shipped are {', '.join(preset_names())}", f"{guess}see them with: dit presets")
+
+
+def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
+    """One row of the list of presets. `heads` and `area` are None for a family that has none."""
+    model, train = config.model, config.train
+    data = getattr(config, "data", None)  # points of the plane come from no data set
+    conditions = {"drift": ["class", "alpha"], "drift-toy": []}.get(model.arch, ["text", "CLS"])
+    return {
+        "name": name,
+        "description": config.description,
+        "arch": model.arch,
+        "depth": model.depth,
+        "width": model.width,
+        "heads": getattr(model, "heads", None),
+        "conditions": [*conditions, "patches"] if getattr(model, "patches", False) else conditions,
+        "area": None if data is None else data.area or data.buckets,
+        "precision": train.precision,
+        "steps": train.steps,
+        "warmup_steps": train.warmup_steps,
+        "batch": train.batch_size or f"{train.tokens_per_batch:,} tokens",
+    }

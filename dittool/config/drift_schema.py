@@ -1,0 +1,180 @@
+"""What can be configured for the one-step generator, beside the sections that it shares with the first model.
+
+`model.arch` decides which of the three kinds of configuration a preset is: `FAMILIES` below. Sections of another kind are errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dittool.config.schema import (
+    Checkpoint,
+    Config,
+    Counted,
+    Data,
+    Ema,
+    Encoders,
+    Positive,
+    PositiveFloat,
+    Section,
+    Size,
+    Train,
+    _require,
+    parse_size,
+)
+
+
+class Generator(Section):
+    """The class-conditioned transformer. Defaults are those of the documented implementation; `drift-b2-paper` sets the authors' parts."""
+
+    arch: Literal["drift"]
+    depth: Positive
+    width: Positive
+    heads: Positive
+    mlp_width: Positive  # inner width of SwiGLU
+    patch_size: Positive = 2  # latent cells along one side of a token
+    channels: Positive = 4  # of the latent; must be the data's
+    input: Size = "32x32"  # latent cells, WIDTHxHEIGHT; positions are learned, so the model draws at this size only
+    classes: Positive = 1000  # rows of the class table; there is no null class
+    registers: Counted = 16  # in-context tokens in front of the patches
+    register_tensors: Literal["base_and_position", "one"] = "base_and_position"  # two learned tensors that are added, or their sum as one
+    style_tokens: Counted = 32  # random code words whose embeddings are summed into the condition
+    style_codebook: Positive = 64  # code words to choose from
+    style_tables: Literal["shared", "separate"] = "shared"  # one codebook for all style tokens, or one each
+    alpha_embedding: Literal["mlp", "sinusoid"] = "mlp"  # of the guidance scale
+    patch_embedding: Literal["conv", "linear"] = "conv"
+    norm: Literal["rms", "layer"] = "rms"  # of tokens, with a learned gain
+    qk_norm: Literal["rms", "rms_gain", "l2", "none"] = "rms"  # of queries and keys; l2 keeps attention almost uniform: dit audit --explain G1
+    rope: Literal["none", "1d", "2d"] = "2d"  # rotary positions: none, over all tokens, or axial on the patches with registers unrotated
+    swiglu: Literal["fused", "split"] = "fused"  # value and gate as one matrix or two
+    output_modulation: bool = False  # adaLN shift and scale before the output layer
+    zero_output: bool = False  # the output layer begins at zero
+    embedding_std: PositiveFloat = 0.02  # of class and style embeddings at step 0
+    gradient_checkpointing: bool = False  # recompute each block in backward
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of the latent."""
+        columns, rows = parse_size(self.input)
+        return rows, columns
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Generator:
+        head, needed = self.width // self.heads, {"none": 1, "1d": 2, "2d": 4}[self.rope]
+        rows, columns = self.cells
+        _require(
+            (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
+            (head % needed == 0, f"a head of {head} channels is not divisible by {needed}, which rope = \"{self.rope}\" needs"),
+            (rows % self.patch_size + columns % self.patch_size == 0, f"input {self.input} is not whole tokens of patch_size {self.patch_size}"),
+            (self.registers > 0 or self.register_tensors == "base_and_position", 'register_tensors = "one" has no effect without registers'),
+            (self.style_tokens > 0 or self.style_tables == "shared", 'style_tables = "separate" has no effect without style_tokens'),
+        )
+        return self
+
+
+class ToyGenerator(Section):
+    """A small network from noise to points of the plane."""
+
+    arch: Literal["drift-toy"]
+    depth: Positive = 3  # hidden layers
+    width: Positive = 128
+    noise: Annotated[int, Field(ge=2)] = 8  # dimensions of the noise
+
+
+Feature = Literal["raw", "locations", "moments", "patches2", "patches4"]
+
+
+class Drift(Section):
+    """The objective: which fields, of which samples. A group is one class with one guidance scale."""
+
+    generated: Annotated[int, Field(ge=2)] = 64  # samples of a group; they are each other's negatives
+    positives: Positive = 64  # real samples of the group's class
+    unconditional: Counted = 16  # real samples of any class, negatives whose weight makes the guidance
+    temperatures: list[PositiveFloat] = Field(default=[0.02, 0.05, 0.2], min_length=1)  # of the kernel, in mean distances
+    normalise_distances: bool = True  # distances in units of their mean over the field
+    normalise_drift: bool = True  # each temperature's drift in units of its root mean square
+    repulsion: Annotated[float, Field(ge=0)] = 1.0  # factor; anything but 1 breaks the antisymmetry: a negative control, not a setting
+    features: list[Feature] = Field(default=["raw"], min_length=1)  # one field for each vector of each kind: docs/drifting.md
+    alpha_max: Annotated[float, Field(ge=1)] = 4.0  # guidance scales are drawn from [1, alpha_max] …
+    alpha_exponent: Annotated[float, Field(ge=0)] = 3.0  # … with density proportional to alpha to the power of minus this
+    class_queue: Positive = 128  # newest real samples kept for each class
+    global_queue: Positive = 1000  # newest real samples kept over all classes
+    pushed: Positive = 64  # real samples that enter the queues with each step
+    kernel_values: Positive = 1 << 24  # entries of the kernel computed at once: bounds memory, changes no result
+
+    @model_validator(mode="after")
+    def _drawn_without_replacement(self) -> Drift:
+        _require(
+            (self.positives <= self.class_queue, f"positives {self.positives} is above class_queue {self.class_queue}"),
+            (self.unconditional <= self.global_queue, f"unconditional {self.unconditional} is above global_queue {self.global_queue}"),
+            (self.unconditional > 0 or self.alpha_max == 1, "guidance scales above 1 need unconditional negatives; set alpha_max = 1"),
+            (len(set(self.temperatures)) == len(self.temperatures), "a temperature stands in temperatures twice"),
+            (len(set(self.features)) == len(self.features), "a kind stands in features twice"),
+        )
+        return self
+
+
+class Toy(Section):
+    """What the toy learns, and where it begins."""
+
+    distribution: Literal["two-modes", "checkerboard"] = "two-modes"
+    start: Literal["middle", "far", "collapsed"] = "middle"  # of the generated points before the first step
+
+
+class OneStep(Section):
+    """Defaults of `dit sample`."""
+
+    alpha: Annotated[float, Field(ge=1)] = 1.5  # guidance scale
+
+
+def _require_whole_groups(train: Train, drift: Drift) -> None:
+    whole = train.batch_size % drift.generated == 0
+    _require((whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"))
+
+
+class DriftConfig(Section):
+    """A one-step generator on latents."""
+
+    description: str
+    model: Generator
+    encoders: Encoders
+    data: Data
+    drift: Drift = Drift()
+    train: Train
+    ema: Ema = Ema()
+    checkpoint: Checkpoint = Checkpoint()
+    sample: OneStep = OneStep()
+
+    @model_validator(mode="after")
+    def _fits(self) -> DriftConfig:
+        _require_whole_groups(self.train, self.drift)
+        _require((self.sample.alpha <= self.drift.alpha_max, f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}"))
+        return self
+
+
+class ToyConfig(Section):
+    """The same objective on points of the plane."""
+
+    description: str
+    model: ToyGenerator
+    toy: Toy = Toy()
+    drift: Drift = Drift()
+    train: Train
+    ema: Ema = Ema()
+    checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _fits(self) -> ToyConfig:
+        _require_whole_groups(self.train, self.drift)
+        drift = self.drift
+        _require(
+            (drift.features == ["raw"], f'a toy has points for features: drift.features must be ["raw"], not {drift.features}'),
+            (drift.alpha_max == 1 and drift.unconditional == 0, "a toy has no guidance: drift.alpha_max must be 1 and drift.unconditional 0"),
+        )
+        return self
+
+
+FAMILIES = {"dit": Config, "drift": DriftConfig, "drift-toy": ToyConfig}
+AnyConfig = Config | DriftConfig | ToyConfig
