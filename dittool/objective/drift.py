@@ -1,0 +1,160 @@
+"""The drifting field ("Generative Modeling via Drifting", arXiv 2602.04770): where each generated sample should move, in one training step.
+
+    k(x, y) = exp(−‖x − y‖ / τ)                                          attraction to positives, repulsion from negatives
+    A = √(softmax over a row · softmax over a column)                    of the joint logits over [positives | negatives]
+    W⁺ = A⁺ · rowsum(A⁻)      W⁻ = A⁻ · rowsum(A⁺)                      so that both sides weigh the same in every row
+    V(x) = Σ W⁺ y⁺ − Σ W⁻ y⁻                                            changes its sign when positives and negatives change places
+    loss = mean ‖f(ε) − stopgrad(f(ε) + V)‖²                             its value is mean ‖V‖², its gradient −2V / numel
+
+Negatives of a sample are the others of its batch, and unconditional real samples whose weight makes the guidance. One field stands for
+one class and one feature vector; fields are computed side by side and share nothing, so that any split of them gives the same numbers.
+
+G fields · N generated · P positives · U unconditional · M = N + U negatives · C channels · L feature vectors of a sample · K classes
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_TINY = 1e-20  # keeps 0/0 away where a field is zero throughout
+
+
+@dataclass(frozen=True)
+class FieldSettings:
+    """How fields are computed; the keys are explained in config/drift_schema.py."""
+
+    temperatures: Sequence[float]
+    normalise_distances: bool = True
+    normalise_drift: bool = True
+    repulsion: float = 1.0
+    kernel_values: int = 1 << 24
+
+
+def alpha_from_uniform(uniform: Tensor, largest: float, exponent: float) -> Tensor:
+    """Guidance scales with density ∝ α^(−exponent) on [1, largest], by inverse distribution function from draws in [0, 1)."""
+    if exponent == 1:
+        return largest**uniform
+    power = 1 - exponent
+    return (1 + uniform * (largest**power - 1)) ** (1 / power)
+
+
+def unconditional_weight(alpha: Tensor, generated: int, unconditional: int) -> Tensor:
+    """w = (α − 1)·(N − 1)/U: negatives are then (α − 1)/α parts unconditional data and 1/α parts the generated distribution.
+
+    The field vanishes where that mixture is the data of the class, p_c = q/α + (α − 1)/α · p_∅, so training heads for
+    q = α·p_c − (α − 1)·p_∅: guidance with scale α, learned into one evaluation.
+    """
+    return (alpha - 1) * (generated - 1) / max(unconditional, 1)
+
+
+def field_at(x: Tensor, positives: Tensor, negatives: Tensor, temperature: float, *, weights: Tensor | None = None, own: bool = False,
+             repulsion: float = 1.0, unit: Tensor | None = None) -> Tensor:  # fmt: skip
+    """V at the points x, for one temperature.
+
+    Args:
+        x: (G, N, C). positives: (G, P, C). negatives: (G, M, C).
+        weights: (G, M), how many copies of a negative there are; any number ≥ 0. None: one of each.
+        own: the first N negatives are x itself; a sample does not repel itself.
+        repulsion: factor on the negatives' part. Not 1 in negative controls only.
+        unit: (G,) length of 1 in the kernel; None: 1.
+
+    Returns: (G, N, C). Written as displacements, W⁺(y⁺ − x) − W⁻(y⁻ − x): with equal weights on both sides the x cancel, and without them
+    (a control) the field still does not depend on where the origin lies.
+    """
+    count = positives.shape[1]
+    unit = x.new_ones(len(x)) if unit is None else unit
+    distances = torch.cat([torch.cdist(x, positives), torch.cdist(x, negatives)], dim=2)  # (G, N, P + M)
+    logits = -distances / (temperature * unit[:, None, None])
+    if own:
+        diagonal = torch.arange(x.shape[1], device=x.device)
+        logits[:, diagonal, count + diagonal] = -math.inf
+    # A negative that stands there w times has w columns: each adds to the sums of the rows and has its own sum, which w does not change.
+    log_copies = logits.new_zeros(len(x), 1, logits.shape[2])
+    if weights is not None:
+        log_copies[:, 0, count:] = weights.log()
+    by_row, by_column = (logits + log_copies).log_softmax(dim=2), logits.log_softmax(dim=1) + log_copies
+    a_positive, a_negative = ((by_row + by_column) / 2).exp().split([count, negatives.shape[1]], dim=2)
+    w_positive = a_positive * a_negative.sum(dim=2, keepdim=True)  # (G, N, P)
+    w_negative = repulsion * a_negative * a_positive.sum(dim=2, keepdim=True)  # (G, N, M)
+    pulled, pushed = w_positive @ positives, w_negative @ negatives
+    return pulled - pushed - (w_positive.sum(dim=2, keepdim=True) - w_negative.sum(dim=2, keepdim=True)) * x
+
+
+@torch.no_grad()
+def total_drift(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings) -> tuple[Tensor, Tensor]:
+    """The drift of each generated sample, summed over temperatures.
+
+    Distances are measured in units of their mean over the field, each temperature's drift in units of its root mean square.
+
+    Args:
+        x: (G, N, C), N ≥ 2. positives: (G, P, C). unconditional: (G, U, C), U may be 0.
+        weight: (G,) of each unconditional sample.
+
+    Returns: the drift (G, N, C) in normalised features, and the factor (G,) that normalises features: √C over the mean distance, so that
+    their coordinates are of order 1 whatever C is.
+    """
+    at_once = max(1, settings.kernel_values // (x.shape[1] * (positives.shape[1] + x.shape[1] + unconditional.shape[1])))
+    parts = [
+        _drift_of_fields(*(tensor[start : start + at_once].float() for tensor in (x, positives, unconditional, weight)), settings)
+        for start in range(0, len(x), at_once)
+    ]
+    drifts, factors = zip(*parts, strict=True)
+    return torch.cat(drifts), torch.cat(factors)
+
+
+def drift_loss(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings) -> Tensor:
+    """The loss of each field, (G,): mean ‖x̃ − stopgrad(x̃ + V)‖² over samples and channels of the normalised features x̃.
+
+    Shapes as for `total_drift`; gradient flows into x alone.
+    """
+    drift, factor = total_drift(x, positives, unconditional, weight, settings)
+    normalised = x.float() * factor[:, None, None]
+    return (normalised - (normalised + drift).detach()).square().mean(dim=(1, 2))
+
+
+def multi_feature_loss(
+    generated: Mapping[str, Tensor], positives: Mapping[str, Tensor], unconditional: Mapping[str, Tensor], weight: Tensor, settings: FieldSettings
+) -> dict[str, Tensor]:
+    """One field for each class and each feature vector; by kind of feature, the mean loss of its fields. Their sum is what is minimised.
+
+    Args:
+        generated: kind → (K, N, L, C); positives: (K, P, L, C); unconditional: (K, U, L, C), with L and C of the kind.
+        weight: (K,) of each unconditional sample.
+    """
+    losses = {}
+    for kind, x in generated.items():
+        fields = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (x, positives[kind], unconditional[kind]))  # 3 × (K·L, ·, C)
+        losses[kind] = drift_loss(*fields, weight.repeat_interleave(x.shape[2]), settings).mean()
+    return losses
+
+
+def _drift_of_fields(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings) -> tuple[Tensor, Tensor]:
+    centre = positives.mean(dim=1, keepdim=True)  # distances do not change, and float32 keeps more of them
+    x, positives, unconditional = x - centre, positives - centre, unconditional - centre
+    negatives = torch.cat([x, unconditional], dim=1)  # (G, M, C)
+    weights = torch.cat([x.new_ones(x.shape[:2]), weight[:, None].expand(-1, unconditional.shape[1])], dim=1)  # (G, M)
+    if settings.normalise_distances:
+        mean = _mean_distance(x, positives, unconditional, weight)
+        factor = math.sqrt(x.shape[2]) / mean.clamp_min(_TINY)
+    else:
+        mean, factor = x.new_ones(len(x)), x.new_ones(len(x))
+    total = torch.zeros_like(x)
+    for temperature in settings.temperatures:
+        drift = field_at(x, positives, negatives, temperature, weights=weights, own=True, repulsion=settings.repulsion, unit=mean.clamp_min(_TINY))
+        drift = drift * factor[:, None, None]
+        if settings.normalise_drift:
+            drift = drift / drift.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(_TINY)
+        total += drift
+    return total, factor
+
+
+def _mean_distance(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor) -> Tensor:
+    """(G,) mean distance from a generated sample to its positives and negatives, itself left out, copies counted."""
+    n = x.shape[1]
+    sums = torch.cdist(x, positives).sum(dim=(1, 2)) + torch.cdist(x, x).sum(dim=(1, 2)) + weight * torch.cdist(x, unconditional).sum(dim=(1, 2))
+    return sums / (n * positives.shape[1] + n * (n - 1) + weight * n * unconditional.shape[1])
