@@ -32,6 +32,7 @@ def main(
     example: Annotated[
         str | None, typer.Option("--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False)
     ] = None,
+    spec: Annotated[str | None, typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False)] = None,
     explain: Annotated[str | None, typer.Option("--explain", metavar="CODE", help="Print a rule's page, or all.", show_default=False)] = None,
     format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: JsonOption = False,
@@ -53,6 +54,9 @@ def main(
         return
     if not targets:
         raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
+    if spec is not None:
+        _show_parity(console, form, targets, spec)
+        return
     audits = [audit(target, preset, _codes(select), _codes(ignore), rules, console, kwargs, example) for target in targets]
     _show(console, form, audits)
     codes = {one.exit_code for one in audits}
@@ -85,3 +89,21 @@ def _show(console: Console, form: Format, audits: list[Any]) -> None:
         else:
             console.table(report.COLUMNS, report.table_rows(one), title=one.target)
             console.result(report.summary_line(one))
+
+
+def _show_parity(console: Console, form: Format, targets: list[str], name: str) -> None:
+    from dittool.audit import spec
+    from dittool.audit.subject import open_subject
+    from dittool.errors import ANSWER_IS_NO
+
+    found = [spec.parity(open_subject(target), name) for target in targets]
+    each = [spec.as_json(one) for one in found]
+    console.json(each[0] if len(each) == 1 else {"parities": each, "ok": all(one.ok for one in found)})
+    for one in found:
+        if form is Format.markdown:
+            console.result(spec.as_markdown(one).rstrip("\n"))
+        else:
+            console.table(spec.COLUMNS, spec.table_rows(one), title=one.title)
+            console.result(spec.summary_line(one))
+    if not all(one.ok for one in found):
+        raise typer.Exit(ANSWER_IS_NO)

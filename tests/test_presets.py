@@ -30,7 +30,7 @@ def test_a_preset_is_built_with_the_parameters_that_the_readme_says(name):
 def test_a_presets_audit_finds_nothing_wrong(name):
     found = audit(name)
     assert found.ok, [judged.finding for judged in found.findings if judged.finding.status == "fail"]
-    assert found.counts["pass"] >= 8
+    assert found.counts["pass"] >= {"dit": 8, "drift": 7, "drift-toy": 2}[load_config(name).model.arch]
 
 
 def test_every_preset_with_patches_can_sample_what_it_learns():

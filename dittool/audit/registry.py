@@ -40,6 +40,9 @@ BUILT_IN = {
     "D7": "D7_integrity",
     "D8": "D8_captions",
     "D9": "D9_balance",
+    # the one-step generator
+    "G1": "G1_attention_entropy",
+    "G2": "G2_live_generator",
     # checkpoints
     "K1": "K1_container",
     "K2": "K2_finite",

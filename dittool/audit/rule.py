@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "skip"
 ERROR, WARNING = "error", "warning"
-SCOPES = ("model", "checkpoint", "preset", "data")
+SCOPES = ("model", "generator", "checkpoint", "preset", "plan", "data")
 HEADINGS = ("What it checks", "Why it matters", "Example", "Fix")
 
 _CODE = re.compile(r"[A-Z]+[0-9]+")

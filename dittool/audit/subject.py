@@ -1,7 +1,8 @@
 """What is audited: a preset, a checkpoint, a run, shards, a derived folder or a foreign model. Parts are read when a rule asks for them.
 
 A subject has up to four parts, and a rule's SCOPE says which it needs: `preset`, a configuration; `model`, a network that can be built
-or loaded; `checkpoint`, a file of weights; `data`, features.
+or loaded; `checkpoint`, a file of weights; `data`, features. A one-step generator's network is a `generator` instead, and its configuration a
+`plan`: steps, rates and averages, which every family has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import DataView, open_derived, open_shards
 from dittool.audit.foreign.factory import load_attribute, load_factory
 from dittool.audit.foreign.model import ForeignModel
+from dittool.audit.generator_probe import GeneratorProbe, probe_of
 from dittool.audit.probe import ModelProbe
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
 from dittool.config.load import load_config
@@ -41,6 +43,9 @@ class Subject:
     @property
     def parts(self) -> set[str]:
         """Which scopes of rules apply."""
+        if self.config is not None and self.config.model.arch != "dit":
+            network = {"generator", "plan"} if self.config.model.arch == "drift" else {"plan"}
+            return network | ({"checkpoint"} if self.checkpoint is not None else set())
         present = {"preset": self.config, "model": self.foreign or self.config, "checkpoint": self.checkpoint, "data": self.data}
         return {name for name, part in present.items() if part is not None}
 
@@ -50,11 +55,11 @@ class Subject:
         return self.checkpoint is not None and self.config is None
 
     @cached_property
-    def probe(self) -> ModelProbe:
+    def probe(self) -> ModelProbe | GeneratorProbe:
         """The configuration's network, to be tried out. Only for subjects with the part `model`."""
         if self.config is None:
             raise ValueError(f"{self.target} has no configuration to build a network from")
-        return ModelProbe(self.config, self.checkpoint.dims(self.config) if self.checkpoint else None)
+        return probe_of(self.config, self.checkpoint.dims(self.config) if self.checkpoint else None)
 
     def trained_model(self) -> DiT | None:
         """The network with the checkpoint's weights, the averaged ones where there are any; None when they do not fit its configuration."""

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dittool.models.dit import patchify, unpatchify
 from dittool.models.layers import QKNorm, TimestepEmbedding, modulate
-from dittool.models.rotary import rotary_angles, rotate
+from dittool.models.rotary import cached_angles, rotate
 
 _ALPHA_CHANNELS = 128  # hidden width of the guidance scale's MLP
 _SINUSOID_GAIN = 0.02  # of the authors' guidance embedding, behind its norm
@@ -151,7 +151,7 @@ class AlphaSinusoid(nn.Module):
         self.norm = nn.RMSNorm(width, eps=_EPS)
 
     def forward(self, alpha: Tensor) -> Tensor:  # (B,) → (B, D)
-        return _SINUSOID_GAIN * self.norm(self.mlp(alpha))
+        return _SINUSOID_GAIN * self.norm(self.mlp(alpha).float())
 
 
 class DriftDiT(nn.Module):
@@ -181,8 +181,6 @@ class DriftDiT(nn.Module):
         if config.output_modulation:
             self.output_modulation = nn.Linear(width, 2 * width)
         self.output = nn.Linear(width, patch_values)
-        angles = None if config.rope == "none" else rotary_angles(config.rope, config.registers, config.grid, width // config.heads)
-        self.register_buffer("angles", angles, persistent=False)
         self.initialize_weights()
 
     def initialize_weights(self) -> None:
@@ -218,11 +216,10 @@ class DriftDiT(nn.Module):
         x = self.embed(noise) + self.positions  # (B, h·w, D)
         if config.registers:
             x = torch.cat([self.register_tokens(c), x], dim=1)  # (B, N, D)
+        angles = self.angles(x.device)
         for block in self.blocks:
-            if config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, c, self.angles, use_reentrant=False)
-            else:
-                x = block(x, c, self.angles)
+            recomputed = config.gradient_checkpointing and self.training
+            x = checkpoint(block, x, c, angles, use_reentrant=False) if recomputed else block(x, c, angles)
         x = self.output_norm(x[:, config.registers :])
         if config.output_modulation:
             x = modulate(x, *self.output_modulation(F.silu(c)).chunk(2, dim=1))
@@ -233,6 +230,13 @@ class DriftDiT(nn.Module):
         if self.config.patch_embedding == "conv":
             return self.patch_embedding(noise).flatten(2).transpose(1, 2)
         return self.patch_embedding(patchify(noise, self.config.patch_size))
+
+    def angles(self, device: torch.device) -> Tensor | None:
+        """Rotary angles of all tokens, (N, K/2)."""
+        config = self.config
+        if config.rope == "none":
+            return None
+        return cached_angles(config.rope, config.registers, config.grid, config.width // config.heads, device)
 
     def condition(self, alpha: Tensor, conditions: ClassConditions) -> Tensor:
         """c = class + α embedding + Σ style, (B, D)."""

@@ -8,6 +8,8 @@ R registers · h w grid in tokens · N = R + h·w tokens · K channels of a head
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,13 @@ def rotary_angles(kind: str, registers: int, grid: tuple[int, int], channels: in
     rows, columns = (axis.flatten() for axis in torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"))
     patches = torch.cat([_angles(rows, channels // 4), _angles(columns, channels // 4)], dim=1)  # (h·w, K/2)
     return torch.cat([torch.zeros(registers, channels // 2), patches])
+
+
+@lru_cache(maxsize=64)
+def cached_angles(kind: str, registers: int, grid: tuple[int, int], channels: int, device: torch.device) -> Tensor:
+    """`rotary_angles`, kept on the device for the models seen last."""
+    with torch.inference_mode(False):  # sampling may ask first, and training must be able to use what it got
+        return rotary_angles(kind, registers, grid, channels).to(device)
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:

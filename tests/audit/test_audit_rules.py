@@ -6,6 +6,7 @@ import re
 
 import planted_checkpoints  # noqa: F401  (fill the list)
 import planted_data  # noqa: F401
+import planted_generators  # noqa: F401
 import planted_models  # noqa: F401
 import pytest
 from planted import PLANTED
@@ -13,6 +14,7 @@ from planted import PLANTED
 from dittool.audit.registry import BUILT_IN, built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
+from dittool.config.presets import preset_names
 
 RULES = {rule.code: rule for rule in built_in_rules()}
 
@@ -44,7 +46,7 @@ def test_no_rule_finds_a_fault_in_what_is_clean(clean, target):
     assert [judged for judged in result.findings if judged.finding.status not in ("pass", "skip")] == []
 
 
-@pytest.mark.parametrize("preset", ["demo", "nano", "nano-patches", "medium", "base", "large"])
+@pytest.mark.parametrize("preset", preset_names())
 def test_every_shipped_preset_is_clean(preset):
     result = audit_subject(open_subject(preset), list(RULES.values()))
     assert not result.crashes
@@ -55,7 +57,7 @@ def test_every_shipped_preset_is_clean(preset):
 
 def test_every_rule_passes_on_something_clean(clean):
     """A rule that only ever skips proves nothing."""
-    subjects = [open_subject("demo"), open_subject(str(clean / "shards")), open_subject(str(clean / "run"))]
+    subjects = [open_subject("demo"), open_subject("drift-b2"), open_subject(str(clean / "shards")), open_subject(str(clean / "run"))]
     results = [audit_subject(subject, list(RULES.values())) for subject in subjects]
     assert {judged.rule.code for result in results for judged in result.findings if judged.finding.status == "pass"} == set(BUILT_IN)
 

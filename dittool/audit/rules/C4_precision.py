@@ -28,7 +28,7 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.ckpt.safe_load import named_tensors
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "C4", "precision", "error", ("model", "checkpoint"), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "C4", "precision", "error", ("model", "generator", "checkpoint"), "0.1"
 
 _FIX = "keep weights, average and moments in fp32; run the model under torch.autocast(device, torch.bfloat16) for bf16"
 _KEPT = ("model", "ema", "optimizer")

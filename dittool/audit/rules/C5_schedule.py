@@ -24,7 +24,7 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.objective import schedule
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "C5", "schedule", "error", ("preset", "checkpoint"), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "C5", "schedule", "error", ("preset", "plan", "checkpoint"), "0.1"
 
 _CLOSE = 1e-6  # relative
 

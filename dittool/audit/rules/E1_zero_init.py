@@ -28,7 +28,7 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.models.dit import DiT
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "E1", "zero-init", "error", ("model",), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E1", "zero-init", "error", ("model", "generator"), "0.1"
 
 _FIX = "multiply each branch by its own gate, and set the modulation's last layer to zero in initialize_weights"
 _INPUTS = 3

@@ -25,7 +25,7 @@ from dittool.audit.subject import Subject
 from dittool.ckpt.safe_load import is_state_dict, non_finite_tensors
 from dittool.objective import schedule
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "E4", "ema-warmup", "error", ("preset", "checkpoint"), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E4", "ema-warmup", "error", ("preset", "plan", "checkpoint"), "0.1"
 
 _MOST_OLD = 0.1  # of the final average
 _HIGHEST_FIRST = 0.5

@@ -29,7 +29,7 @@ from dittool.audit.saved_bytes import SavedBytes
 from dittool.audit.subject import Subject
 from dittool.storage import bytes_text
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "E5", "gradient-checkpointing", "error", ("model",), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E5", "gradient-checkpointing", "error", ("model", "generator"), "0.1"
 
 _FIX = "wrap each block in torch.utils.checkpoint.checkpoint(..., use_reentrant=False) when model.gradient_checkpointing is on and the model trains"
 _TOLERANCE = 1e-5  # of gradients, relative to the largest

@@ -20,9 +20,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+<<<<<<< HEAD
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.foreign.layouts import incomplete_blocks
 from dittool.audit.probe import ModelProbe
+=======
+from dittool.audit.generator_probe import probe_of
+>>>>>>> 809b7fc (dit audit --spec drifting: the parity spine as data, measured; two rules for generators)
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.config.schema import Config
@@ -65,7 +69,7 @@ def _check_layout(view: CheckpointView) -> list[Finding]:
 
 def _difference(weights: Mapping[str, Tensor], config: Config, dims: dict[str, int] | None) -> str:
     """Counts and first names; "" when there is none. Without `dims` it is another kind of network, and all names differ."""
-    wanted = ModelProbe(config, dims).at_real_size().state_dict()
+    wanted = probe_of(config, dims).at_real_size().state_dict()
     kinds = {
         "missing": [name for name in wanted if name not in weights],
         "unexpected": [name for name in weights if name not in wanted],
