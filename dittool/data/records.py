@@ -59,6 +59,7 @@ class Record:
     bucket: str = ""  # "WIDTHxHEIGHT"
     crop: tuple[float, float, float, float] | None = None  # the part of the upright image that fills the bucket
     flags: tuple[str, ...] = field(default=())  # used, but worth knowing: "exif-rotated", "alpha-composited" …
+    cls: str = ""  # the image's class, where the source has classes: the name of its folder
     flipped: bool = False  # the second variant of an image: the bucketed image mirrored left to right, left and right swapped in the caption
 
     @property

@@ -40,6 +40,9 @@ def scan(source: Path, buckets: Sequence[Bucket], talk: Talk = SILENT, flip: Lit
     listed = list_source(source)
     if listed.ignored:
         talk.note(f"{source}: not looked at: " + ", ".join(f"{count} {kind}" for kind, count in sorted(listed.ignored.items())))
+    if listed.kind == "classes":
+        count = len({item.cls for item in listed.items if item.cls})
+        talk.note(f"{source}: no captions there, so its {count} folders are taken as classes and their names as captions")
     if linked := listed.ignored.get("linked folder"):
         talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
     if tars := listed.ignored.get(TAR_SUFFIX):
@@ -114,7 +117,7 @@ def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket]) 
 
 
 def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket]) -> Record:
-    record = Record(safe_key(item.name), item.name, item.image, REFUSED, item.reason, item.detail)
+    record = Record(safe_key(item.name), item.name, item.image, REFUSED, item.reason, item.detail, cls=item.cls)
     if item.reason:
         return record
     try:

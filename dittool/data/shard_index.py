@@ -103,6 +103,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     for row in index["shards"]:
         _check_row(path, row)
     _check_identity(path, index)
+    classes = index.get("classes", [])  # older sets have none
+    if not isinstance(classes, list) or not all(map(_is_text, classes)) or len(set(classes)) != len(classes):
+        raise BadDataError(f"{path}: classes is no list of different names", _AGAIN)
     return index
 
 

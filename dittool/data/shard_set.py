@@ -77,6 +77,11 @@ class ShardSet:
         return self._require_index()["dims"]
 
     @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of their numbers; empty for a set without classes."""
+        return self._require_index().get("classes", [])
+
+    @property
     def source(self) -> Path:
         """The folder of images that were embedded; it may be gone or on another machine."""
         return Path(self._require_index()["source"])

@@ -89,6 +89,7 @@ def shard(
         write_json(out / INDEX_NAME, {
             "version": INDEX_VERSION, "identity_hash": identity_hash(writer.card), "identity": writer.card, "holdout": share, "seed": seed,
             "source": store.source, "dims": statistics[0].dims, "statistics": summary(statistics), "shards": rows,
+            "classes": sorted({record.cls for record in chosen if record.cls}),
         })  # fmt: skip
         (out / _JOURNAL).unlink(missing_ok=True)
     return ShardSummary(out, rows, len(records) - len(chosen), writer.count_kept)

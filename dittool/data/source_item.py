@@ -25,6 +25,7 @@ class SourceItem:
     image: str = ""  # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
     caption: Any = ""  # a Path or a TarMember to read it from, or what stands in the list: text, or a list of texts; not checked yet
     bucket_hint: str = ""  # "WIDTHxHEIGHT" as a list gave it
+    cls: str = ""  # class, in a folder of class folders
     reason: str = ""
     detail: str = ""
 
@@ -33,7 +34,7 @@ class SourceItem:
 class Source:
     """A listed source."""
 
-    kind: str  # "folder", "metadata", "manifest", "table" or "tar"
+    kind: str  # "folder", "classes", "metadata", "manifest", "table" or "tar"
     root: Path  # image paths are relative to it
     items: list[SourceItem]  # in the order of their names
     ignored: dict[str, int] = field(default_factory=dict)  # what else lies there: suffix or kind → how many

@@ -1,6 +1,7 @@
 """What a source holds: which images, called what, with which captions. Nothing is opened here but the lists themselves.
 
-Kinds of source, each read in its own module: a folder with texts beside images (source_folder), a folder with metadata.jsonl and a .jsonl
+Kinds of source, each read in its own module: a folder with texts beside images (source_folder), a folder of class folders without texts
+(source_classes), a folder with metadata.jsonl and a .jsonl
 manifest (source_json), a .csv, .tsv or .parquet table (source_table), a WebDataset .tar of images or a folder of such (source_tar).
 Every image, every caption without an image and every line ends as one item; those that cannot be used say why.
 """
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dittool.data.records import safe_key
+from dittool.data.source_classes import classes_source, is_class_folder
 from dittool.data.source_folder import folder_source, walk
 from dittool.data.source_item import CAPTION_SUFFIX, IMAGE_SUFFIXES, Source, SourceItem, shown
 from dittool.data.source_json import METADATA, manifest_source, metadata_source
@@ -65,7 +67,7 @@ def _list_folder(folder: Path) -> Source:
     tars = walked.having(TAR_SUFFIX)
     if tars and not walked.having(*IMAGE_SUFFIXES):
         return tars_source(folder, tars, walked)
-    return folder_source(folder, walked)
+    return classes_source(folder, walked) if is_class_folder(walked) else folder_source(folder, walked)
 
 
 # --- names ---
