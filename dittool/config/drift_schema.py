@@ -80,7 +80,7 @@ class ToyGenerator(Section):
     arch: Literal["drift-toy"]
     depth: Positive = 3  # hidden layers
     width: Positive = 128
-    noise: Annotated[int, Field(ge=2)] = 8  # dimensions of the noise
+    noise: Annotated[int, Field(ge=2)] = 2  # dimensions of the noise
 
 
 Feature = Literal["raw", "locations", "moments", "patches2", "patches4"]

@@ -18,7 +18,7 @@ class ToyGenerator(nn.Module):
     def __init__(self, depth: int, width: int, noise: int, start: str) -> None:
         super().__init__()
         sizes = [noise, *[width] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.blocks = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.output = nn.Linear(width, 2)
         self.skip = nn.Linear(noise, 2)
         centre, spread = STARTS[start]
@@ -31,6 +31,6 @@ class ToyGenerator(nn.Module):
     def forward(self, noise: Tensor, alpha: Tensor, conditions: ClassConditions) -> Tensor:
         """noise: (B, dimensions). The other two are the same for all points and are not read. Returns (B, 2)."""
         x = noise
-        for layer in self.layers:
+        for layer in self.blocks:
             x = torch.nn.functional.silu(layer(x))
         return self.skip(noise) + self.output(x)

@@ -52,8 +52,10 @@ def unconditional_weight(alpha: Tensor, generated: int, unconditional: int) -> T
     return (alpha - 1) * (generated - 1) / max(unconditional, 1)
 
 
-def field_at(x: Tensor, positives: Tensor, negatives: Tensor, temperature: float, *, weights: Tensor | None = None, own: bool = False,
-             repulsion: float = 1.0, unit: Tensor | None = None) -> Tensor:  # fmt: skip
+def field_at(
+    x: Tensor, positives: Tensor, negatives: Tensor, temperature: float, *, weights: Tensor | None = None, own: bool = False, repulsion: float = 1.0,
+    distances: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """V at the points x, for one temperature.
 
     Args:
@@ -61,15 +63,14 @@ def field_at(x: Tensor, positives: Tensor, negatives: Tensor, temperature: float
         weights: (G, M), how many copies of a negative there are; any number ≥ 0. None: one of each.
         own: the first N negatives are x itself; a sample does not repel itself.
         repulsion: factor on the negatives' part. Not 1 in negative controls only.
-        unit: (G,) length of 1 in the kernel; None: 1.
+        distances: (G, N, P + M), those that the kernel reads, where they are known or are to be in another unit than the points.
 
     Returns: (G, N, C). Written as displacements, W⁺(y⁺ − x) − W⁻(y⁻ − x): with equal weights on both sides the x cancel, and without them
     (a control) the field still does not depend on where the origin lies.
     """
     count = positives.shape[1]
-    unit = x.new_ones(len(x)) if unit is None else unit
-    distances = torch.cat([torch.cdist(x, positives), torch.cdist(x, negatives)], dim=2)  # (G, N, P + M)
-    logits = -distances / (temperature * unit[:, None, None])
+    distances = torch.cdist(x, torch.cat([positives, negatives], dim=1)) if distances is None else distances
+    logits = distances / -temperature  # (G, N, P + M)
     if own:
         diagonal = torch.arange(x.shape[1], device=x.device)
         logits[:, diagonal, count + diagonal] = -math.inf
@@ -138,14 +139,14 @@ def _drift_of_fields(x: Tensor, positives: Tensor, unconditional: Tensor, weight
     x, positives, unconditional = x - centre, positives - centre, unconditional - centre
     negatives = torch.cat([x, unconditional], dim=1)  # (G, M, C)
     weights = torch.cat([x.new_ones(x.shape[:2]), weight[:, None].expand(-1, unconditional.shape[1])], dim=1)  # (G, M)
+    distances = torch.cdist(x, torch.cat([positives, negatives], dim=1))  # (G, N, P + M)
+    factor = x.new_ones(len(x))
     if settings.normalise_distances:
-        mean = _mean_distance(x, positives, unconditional, weight)
-        factor = math.sqrt(x.shape[2]) / mean.clamp_min(_TINY)
-    else:
-        mean, factor = x.new_ones(len(x)), x.new_ones(len(x))
+        mean = _mean_distance(distances, positives.shape[1], weights).clamp_min(_TINY)
+        distances, factor = distances / mean[:, None, None], math.sqrt(x.shape[2]) / mean
     total = torch.zeros_like(x)
     for temperature in settings.temperatures:
-        drift = field_at(x, positives, negatives, temperature, weights=weights, own=True, repulsion=settings.repulsion, unit=mean.clamp_min(_TINY))
+        drift = field_at(x, positives, negatives, temperature, weights=weights, own=True, repulsion=settings.repulsion, distances=distances)
         drift = drift * factor[:, None, None]
         if settings.normalise_drift:
             drift = drift / drift.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(_TINY)
@@ -153,8 +154,9 @@ def _drift_of_fields(x: Tensor, positives: Tensor, unconditional: Tensor, weight
     return total, factor
 
 
-def _mean_distance(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor) -> Tensor:
+def _mean_distance(distances: Tensor, positives: int, weights: Tensor) -> Tensor:
     """(G,) mean distance from a generated sample to its positives and negatives, itself left out, copies counted."""
-    n = x.shape[1]
-    sums = torch.cdist(x, positives).sum(dim=(1, 2)) + torch.cdist(x, x).sum(dim=(1, 2)) + weight * torch.cdist(x, unconditional).sum(dim=(1, 2))
-    return sums / (n * positives.shape[1] + n * (n - 1) + weight * n * unconditional.shape[1])
+    count = distances.shape[1]
+    copies = torch.cat([weights.new_ones(len(weights), positives), weights], dim=1)  # (G, P + M)
+    own = distances[:, :, positives : positives + count].diagonal(dim1=1, dim2=2).sum(dim=1)  # 0 but for rounding
+    return ((distances.sum(dim=1) * copies).sum(dim=1) - own) / (count * (copies.sum(dim=1) - 1))

@@ -1,1 +1,144 @@
-"""One evaluation from noise to latents."""
+"""One-step generation: a class, a guidance scale and a seed become an image in one evaluation of the network.
+
+Image i has seed + i and depends on nothing else, so that one of several can be drawn again alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dittool.ckpt.fit import require_fit
+from dittool.ckpt.safe_load import load_checkpoint
+from dittool.config.drift_schema import DriftConfig
+from dittool.config.load import config_from_dict
+from dittool.console import SILENT, Talk
+from dittool.data.provenance import Provenance
+from dittool.encoders.pretrained import device_of_choice
+from dittool.encoders.vae import LatentCodec, load_codec
+from dittool.errors import BadDataError, UsageError
+from dittool.models.build import build_generator
+from dittool.models.drift_dit import ClassConditions
+from dittool.sampling.draw import DrawnImage, write_png
+from dittool.seeding import derive_seed
+from dittool.storage import file_sha256, output_folder
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class OneStepRequest:
+    """What `dit sample --class` was asked for."""
+
+    checkpoint: Path
+    classes: tuple[str, ...]  # names or numbers; empty: every class
+    alpha: float | None  # guidance scale; None: the run's own
+    count: int  # images of each class
+    seed: int
+
+
+class OneStepPipeline:
+    """A trained generator, ready to draw. Uses the EMA weights."""
+
+    def __init__(self, model: nn.Module, config: DriftConfig, data: Provenance, classes: list[str], step: int) -> None:
+        self.device = device_of_choice()
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.config, self.data, self.classes, self.step = config, data, classes, step
+
+    @staticmethod
+    def load(checkpoint: Path) -> OneStepPipeline:
+        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError` for one of another family."""
+        content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
+        config = config_from_dict(content["config"], str(checkpoint))
+        if config.model.arch != "drift":
+            raise UsageError(f"{checkpoint}: --class and --alpha draw from a one-step generator, and this is '{config.model.arch}'", "use --prompt")
+        model = build_generator(config)
+        require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
+        model.load_state_dict(content["ema"])
+        return OneStepPipeline(model, config, Provenance.from_dict(content["data"]), content["classes"], content["step"])
+
+    @cached_property
+    def codec(self) -> LatentCodec:
+        card = self.data.identity["encoders"]["vae"]
+        codec = load_codec(card["id"])
+        if codec.card["weights"] != card["weights"]:
+            raise BadDataError(f"codec '{card['id']}' has other weights than in training", "restore the weights of that time, or train again")
+        return codec
+
+    def label(self, name: str) -> int:
+        """The number of a class given by its name or number. Raises `UsageError` with the nearest name."""
+        if name in self.classes:
+            return self.classes.index(name)
+        if name.isdecimal() and int(name) < len(self.classes):
+            return int(name)
+        close = difflib.get_close_matches(name, self.classes, n=1)
+        shown = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
+        guess = f"did you mean '{close[0]}'? " if close else ""
+        raise UsageError(f"--class {name}: not one of the {len(self.classes)} classes ({shown})", f"{guess}give a name, or a number from 0")
+
+    def guidance_scale(self, alpha: float | None) -> float:
+        """The run's own, or the wanted one. Raises `UsageError` outside of what was trained."""
+        alpha = self.config.sample.alpha if alpha is None else alpha
+        if not 1 <= alpha <= self.config.drift.alpha_max:
+            largest = self.config.drift.alpha_max
+            raise UsageError(f"--alpha {alpha:g}: trained were scales from 1 to {largest:g}", "choose one between; 1 is no guidance")
+        return alpha
+
+    @torch.inference_mode()
+    def latents(self, labels: list[int], alpha: float, seeds: list[int]) -> Tensor:
+        """Normalised latents (n, C, h, w), one evaluation each."""
+        parts = []
+        for start in range(0, len(seeds), _BATCH):
+            noise, style = self._draws(seeds[start : start + _BATCH])
+            numbers = torch.tensor(labels[start : start + _BATCH], device=self.device)
+            conditions = ClassConditions(numbers, style.to(self.device))
+            parts.append(self.model(noise.to(self.device), torch.full((len(noise),), alpha, device=self.device), conditions).float().cpu())
+        return torch.cat(parts)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Normalised latents → pixels (n, H, W, 3) uint8."""
+        return self.codec.decode(self.data.norm.invert(latents))
+
+    def _draws(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Noise (n, C, h, w) and style (n, S): one seed a sample."""
+        model = self.config.model
+        generators = [torch.Generator().manual_seed(derive_seed("one step", seed)) for seed in seeds]
+        noise = torch.stack([torch.randn(model.channels, *model.cells, generator=generator) for generator in generators])
+        return noise, torch.stack([torch.randint(model.style_codebook, (model.style_tokens,), generator=generator) for generator in generators])
+
+
+def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
+    """Draws and writes the images. `out` is a `.png` file (for one image) or a folder.
+
+    Raises `UsageError`, `BadDataError`, `StorageError`.
+    """
+    pipeline = OneStepPipeline.load(request.checkpoint)
+    alpha = pipeline.guidance_scale(request.alpha)
+    names = [pipeline.classes[pipeline.label(name)] for name in request.classes] or pipeline.classes
+    single_file = out.suffix.lower() == ".png"
+    if single_file and request.count * len(names) > 1:
+        raise UsageError(f"--out {out} names one file for {request.count * len(names)} images", "name a folder, or draw one image")
+    folder = output_folder(out.parent if single_file else out)
+    common: dict[str, Any] = {
+        "checkpoint": str(request.checkpoint), "checkpoint_sha256": file_sha256(request.checkpoint), "step": pipeline.step, "weights": "ema",
+        "alpha": alpha, "evaluations": 1,
+    }  # fmt: skip
+    drawn = []
+    with talk.progress("sample", request.count * len(names), "image") as task:
+        for name in names:
+            seeds = [request.seed + i for i in range(request.count)]
+            images = pipeline.decode(pipeline.latents([pipeline.label(name)] * len(seeds), alpha, seeds))
+            for seed, pixels in zip(seeds, images, strict=True):
+                path = out if single_file else folder / f"class{pipeline.label(name):04d}_seed{seed:06d}.png"
+                drawn.append(DrawnImage(path, common | {"class": name, "seed": seed}))
+                write_png(path, Image.fromarray(pixels), drawn[-1].settings)
+            task.advance(len(seeds))
+    return drawn

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from dittool.ckpt.files import FORMAT_VERSION
+from dittool.config.drift_schema import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import EXCLUSIVE, Config
+from dittool.config.schema import EXCLUSIVE
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
-from dittool.models.build import build_model
-from dittool.models.dit import DiT
+from dittool.models.build import build_any
 from dittool.train.compiled import compile_blocks
 from dittool.train.distributed import Ranks, parts_like, whole
 from dittool.train.ema import EmaModel
@@ -23,7 +24,7 @@ from dittool.train.optim import build_optimizer
 class TrainState:
     """Model, EMA, optimizer and the number of updates made; the same in every process of a run."""
 
-    def __init__(self, config: Config, data: Provenance, ranks: Ranks) -> None:
+    def __init__(self, config: AnyConfig, data: Provenance, ranks: Ranks) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.data, self.ranks, self.device = config, data, ranks, ranks.device
         self.model = self._build()
@@ -38,11 +39,10 @@ class TrainState:
         self.samples_seen = 0  # by all processes together
         self.skipped_updates = 0  # steps without an update, because loss or gradient was not finite
 
-    def _build(self) -> DiT:
-        dims = self.data.dims
-        return build_model(self.config, dims["text"], dims["image"], dims["latent_channels"]).to(self.device)
+    def _build(self) -> nn.Module:
+        return build_any(self.config, self.data.dims).to(self.device)
 
-    def whole_ema(self) -> DiT:
+    def whole_ema(self) -> nn.Module:
         """The averaged model in one piece, to evaluate and to draw with. All processes must ask together."""
         if not self.ranks.sharded:
             return self.ema.model
@@ -82,7 +82,7 @@ class TrainState:
         return {**saved, "state": parts}
 
 
-def require_same_run(checkpoint: dict[str, Any], config: Config, data: Provenance, named: set[str]) -> list[str]:
+def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Provenance, named: set[str]) -> list[str]:
     """The differences between a checkpoint and the run that would continue it, all of them named on the command line.
 
     Args:

@@ -20,13 +20,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-<<<<<<< HEAD
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.foreign.layouts import incomplete_blocks
-from dittool.audit.probe import ModelProbe
-=======
 from dittool.audit.generator_probe import probe_of
->>>>>>> 809b7fc (dit audit --spec drifting: the parity spine as data, measured; two rules for generators)
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.config.schema import Config

@@ -1,0 +1,55 @@
+"""Draws the one-step demo's data: square images in a folder for each colour and shape, and reads drawn ones back.
+
+    red-circle/scene-0001.png …     12 classes; place and background of the object vary within a class
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dittool.console import SILENT, Talk
+from dittool.demo.checker import see
+from dittool.demo.drawing import COLOURS, SHAPES, draw_scene, plan_scenes
+from dittool.storage import output_folder, write_atomic
+
+CLASSES = tuple(sorted(f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES))
+_SEEN_SIDE = 128  # pixels: images are enlarged to this before they are read, the size that the checker was made for
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """Of the images of one class, what the pixels show."""
+
+    images: int
+    colour: float  # share with the class's colour
+    shape: float
+    both: float
+    kinds: int  # different places and backgrounds among those that are right
+
+
+def draw_class_folders(folder: Path, count: int, seed: int, side: int, talk: Talk = SILENT) -> None:
+    """Writes `count` images of `side` × `side` pixels. Drawing again what is there already changes nothing."""
+    with talk.progress("draw", count, "image") as task:
+        for number, scene in enumerate(plan_scenes(count, seed), start=1):
+            path = output_folder(folder / f"{scene.colour}-{scene.shape}") / f"scene-{number:04d}.png"
+            buffer = io.BytesIO()
+            draw_scene(replace(scene, width=side, height=side)).save(buffer, format="PNG")
+            if not path.is_file() or path.read_bytes() != buffer.getvalue():
+                write_atomic(path, buffer.getvalue())
+            task.advance()
+
+
+def recognise(images: np.ndarray, name: str) -> Recognised:
+    """What the checker reads from images (n, H, W, 3) uint8 that should be of a class."""
+    colour, shape = name.split("-")
+    seen = [see(np.asarray(Image.fromarray(image).resize((_SEEN_SIDE, _SEEN_SIDE), Image.Resampling.BICUBIC))) for image in images]
+    right = [one for one in seen if one.colour == colour and one.shape == shape]
+    return Recognised(
+        len(seen), float(np.mean([one.colour == colour for one in seen])), float(np.mean([one.shape == shape for one in seen])),
+        len(right) / len(seen), len({(one.position, one.background) for one in right}),
+    )  # fmt: skip

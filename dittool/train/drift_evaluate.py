@@ -1,0 +1,62 @@
+"""What a one-step generator is judged by on the way: what it draws beside real samples, always from the same noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.models.drift_dit import ClassConditions
+from dittool.objective.energy import energy_distance
+from dittool.objective.toy import judge
+from dittool.seeding import derive_seed
+from dittool.train.drift_data import ClassSamples
+
+_POINTS = 2000  # of a toy
+_LARGEST_SET = 256  # real samples
+_BATCH = 64
+
+
+class ToyEvaluation:
+    """Energy distance, mode share, spread and stray points."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        self._config = config
+
+    def points(self, model: nn.Module, device: torch.device) -> Tensor:
+        """(2000, 2), from fixed noise."""
+        noise = torch.randn(_POINTS, self._config.model.noise, generator=torch.Generator().manual_seed(derive_seed("toy evaluation")))
+        none = torch.zeros(_POINTS, dtype=torch.int64, device=device)
+        with torch.inference_mode():
+            return model(noise.to(device), torch.ones(_POINTS, device=device), ClassConditions(none, none[:, None])).cpu()
+
+    def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        found = judge(self._config.toy.distribution, self.points(model, device))
+        return {f"eval_{name}": value for name, value in vars(found).items()}
+
+
+class LatentEvaluation:
+    """Energy distance between real latents and as many drawn ones of the same classes, without guidance (α = 1)."""
+
+    def __init__(self, config: DriftConfig, samples: ClassSamples) -> None:
+        self._config = config
+        count = min(len(samples), _LARGEST_SET)
+        numbers = torch.arange(count)
+        self._real = samples.latents(numbers)  # (n, C, h, w)
+        self._labels = torch.tensor([samples.label(number) for number in range(count)])
+
+    def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        drawn = self._draw(model, device)
+        return {"eval_energy": energy_distance(drawn.flatten(1), self._real.flatten(1))}
+
+    @torch.inference_mode()
+    def _draw(self, model: nn.Module, device: torch.device) -> Tensor:
+        config, generator = self._config.model, torch.Generator().manual_seed(derive_seed("latent evaluation"))
+        noise = torch.randn(self._real.shape, generator=generator)
+        style = torch.randint(config.style_codebook, (len(noise), config.style_tokens), generator=generator)
+        parts = []
+        for start in range(0, len(noise), _BATCH):
+            rows = slice(start, start + _BATCH)
+            z, labels, words = (each[rows].to(device) for each in (noise, self._labels, style))
+            parts.append(model(z, torch.ones(len(z), device=device), ClassConditions(labels, words)).float().cpu())
+        return torch.cat(parts)
