@@ -9,8 +9,10 @@ import numpy as np
 from dittool.config.schema import Config
 from dittool.data.arrays import npy_bytes
 from dittool.data.buckets import Bucket, buckets_from_config
+from dittool.data.identity import identity_hash, new_card
+from dittool.data.patch_storage import FP16
 from dittool.data.records import FEATURES, RECORD_MEMBER
-from dittool.data.shard_index import TRAIN, index_shard
+from dittool.data.shard_index import INDEX_VERSION, TRAIN, index_shard
 from dittool.data.shard_set import ShardSet
 from dittool.data.shards import tar_member
 from dittool.encoders.known import known_dims
@@ -44,13 +46,17 @@ def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:
             for member, data in [(RECORD_MEMBER, b"{}"), *_arrays(bucket, dims, number)]:
                 file.writelines(tar_member(f"{key}.{member}", data))
         file.write(bytes(1024))  # the end of a tar
-    vae = {"id": names.vae, "channels": dims["latent_channels"], "stride": _STRIDE, "scale": 1.0, "shift": 0.0}
-    image, text = {"id": names.image, "patch_size": _PATCH}, {"id": names.text}
-    card = {"patch_storage": "fp16", "buckets": [bucket.name], "encoders": {"image": image, "text": text, "vae": vae}}
-    statistics = {"latent_mean": [0.0] * dims["latent_channels"], "latent_std": [1.0] * dims["latent_channels"]}
-    widths = {"text": dims["text_dim"], "image": dims["image_dim"], "latent_channels": dims["latent_channels"]}
+    image_dim, text_dim, channels = dims["image_dim"], dims["text_dim"], dims["latent_channels"]
+    card = new_card([bucket.name], FP16) | {"encoders": {
+        "image": {"id": names.image, "width": image_dim, "patch_size": _PATCH},
+        "text": {"id": names.text, "width": text_dim, "max_tokens": names.max_text_tokens},
+        "vae": {"id": names.vae, "channels": channels, "stride": _STRIDE, "scale": 1.0, "shift": 0.0},
+    }}  # fmt: skip
+    noise = {f"{name}_{key}": [value] * size for name, size in (("latent", channels), ("cls", image_dim), ("patch", image_dim))
+             for key, value in (("mean", 0.0), ("std", 1.0))}  # fmt: skip
     write_json(folder / "index.json", {
-        "version": 1, "identity": card, "identity_hash": "", "statistics": statistics, "dims": widths, "source": "",
+        "version": INDEX_VERSION, "identity": card, "identity_hash": identity_hash(card), "statistics": noise,
+        "dims": {"text": text_dim, "image": image_dim, "latent_channels": channels}, "source": "",
         "shards": [index_shard(folder, tar, bucket.name, TRAIN)],
     })  # fmt: skip
     return ShardSet.open(folder)
