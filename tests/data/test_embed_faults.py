@@ -359,7 +359,7 @@ def test_the_one_image_that_an_encoder_rejects_is_found_in_its_batch(images, con
 
     victim = min(source.glob("*.png"))
     Image.new("RGB", (128, 128), (1, 2, 3)).save(victim)
-    monkeypatch.setattr(embed_passes, "load_image_encoder", lambda name, dtype: FailingEncoder((1, 2, 3)))
+    monkeypatch.setattr(embed_passes, "load_image_encoder", lambda name, dtype, talk: FailingEncoder((1, 2, 3)))
     done = embed(source, tmp_path / "derived", config)
     refused = [record for record in done.records if not record.used]
     assert [(record.name, record.reason) for record in refused] == [(victim.stem, "encode:dinov3:not-encodable")]
@@ -367,7 +367,7 @@ def test_the_one_image_that_an_encoder_rejects_is_found_in_its_batch(images, con
 
 
 def test_an_encoder_that_rejects_everything_is_at_fault_not_the_images(images, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed_passes, "load_image_encoder", lambda name, dtype: FailingEncoder(None))
+    monkeypatch.setattr(embed_passes, "load_image_encoder", lambda name, dtype, talk: FailingEncoder(None))
     with pytest.raises(BadDataError, match="not finite, in fp32 either"):
         embed(images, tmp_path / "derived", config)
     assert all(record.used for record in FeatureStore(tmp_path / "derived").read_records())
