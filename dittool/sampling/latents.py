@@ -5,7 +5,7 @@ B samples · K branches of the guidance · C H W latent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from dittool.models.dit import DiT, KeysValues
 from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
 
+_MANY_PATCHES = 1024  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md
 _SLACK = 1e-9  # of a time at the interval's edge: 0.3 of a grid is 0.30000000000000004
 
 
@@ -43,7 +44,8 @@ class SamplingCost:
 def sample_latents(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, start: float = 1.0) -> Tensor:
     """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at t = 0.
 
-    The context does not depend on t, so its keys and values are computed once; all branches run as one batch.
+    The context does not depend on t, so its keys and values are computed once. All branches run as one batch; with a reference of very
+    many patches as two.
     With `start` below 1, `noise` is z_t of an image on its way.
     """
     inside, outside = _rules(settings, conditions.text is not None, conditions.cls is not None)
@@ -67,26 +69,58 @@ def sampling_cost(settings: SampleSettings, has_text: bool, has_reference: bool,
 
 
 @dataclass(frozen=True)
-class _Branches:
-    """The branches of one rule over a batch, ready for every t."""
+class _Batch:
+    """Branches that run together, ready for every t."""
 
-    rule: Guidance
+    names: list[str]
     context: Context  # (K·B, M, D)
     keys_values: KeysValues
 
     @staticmethod
+    def of(model: DiT, conditions: Conditions, noise: Tensor, names: list[str]) -> _Batch:
+        rows = len(names) * len(noise)
+        repeated = conditions.map(lambda tensor: tensor.repeat(len(names), *[1] * (tensor.dim() - 1)))
+        context = model.context(repeated, _kept(names, len(noise), noise.device), rows, model.token_grid(noise))
+        return _Batch(names, context, model.keys_values(context))
+
+    def velocities(self, model: DiT, z: Tensor, t: float) -> Tensor:
+        """(B, C, H, W) → (K, B, C, H, W)."""
+        count, batch = len(self.names), len(z)
+        times = torch.full((count * batch,), t, device=z.device)
+        velocities = model.velocity(z.repeat(count, 1, 1, 1), times, self.context, self.keys_values)  # (K·B, C, H, W)
+        return velocities.float().unflatten(0, (count, batch))
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """The branches of one rule: as one batch, or those without the reference apart, where its many patches are one null token."""
+
+    rule: Guidance
+    batches: list[_Batch]
+
+    @staticmethod
     def of(model: DiT, conditions: Conditions, noise: Tensor, rule: Guidance) -> _Branches:
-        count, batch = len(rule.branches), len(noise)
-        repeated = conditions.map(lambda tensor: tensor.repeat(count, *[1] * (tensor.dim() - 1)))
-        context = model.context(repeated, _kept(rule, batch, noise.device), count * batch, model.token_grid(noise))
-        return _Branches(rule, context, model.keys_values(context))
+        if conditions.patches is None or conditions.patches.shape[1] < _MANY_PATCHES:
+            return _Branches(rule, [_Batch.of(model, conditions, noise, rule.branches)])
+        batches = []
+        for with_reference in (False, True):
+            if names := [name for name in rule.branches if BRANCHES[name][1] == with_reference]:
+                batches.append(_Batch.of(model, _used(conditions, names), noise, names))
+        return _Branches(rule, batches)
 
     def velocity(self, model: DiT, z: Tensor, t: float) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        count, batch = len(self.rule.branches), len(z)
-        times = torch.full((count * batch,), t, device=z.device)
-        branches = model.velocity(z.repeat(count, 1, 1, 1), times, self.context, self.keys_values)  # (K·B, C, H, W)
-        return self.rule.combine(branches.float().unflatten(0, (count, batch)))
+        velocities = {name: one for batch in self.batches for name, one in zip(batch.names, batch.velocities(model, z, t), strict=True)}
+        return self.rule.combine(torch.stack([velocities[name] for name in self.rule.branches]))
+
+
+def _used(conditions: Conditions, names: list[str]) -> Conditions:
+    """Without what none of these branches keeps: then its null is a single token."""
+    if not any(BRANCHES[name][0] for name in names):
+        conditions = replace(conditions, text=None, text_mask=None)
+    if not any(BRANCHES[name][1] for name in names):
+        conditions = replace(conditions, cls=None, patches=None)
+    return conditions
 
 
 def _rules(settings: SampleSettings, has_text: bool, has_reference: bool) -> tuple[Guidance, Guidance]:
@@ -99,8 +133,8 @@ def _within(t: float, interval: tuple[float, float]) -> bool:
     return interval[0] - _SLACK <= t <= interval[1] + _SLACK
 
 
-def _kept(rule: Guidance, batch: int, device: torch.device) -> Kept:
-    text, reference = zip(*(BRANCHES[name] for name in rule.branches), strict=True)
+def _kept(names: list[str], batch: int, device: torch.device) -> Kept:
+    text, reference = zip(*(BRANCHES[name] for name in names), strict=True)
     return Kept(
         torch.tensor(text, device=device).repeat_interleave(batch),
         torch.tensor(reference, device=device).repeat_interleave(batch),

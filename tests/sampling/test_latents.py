@@ -68,6 +68,20 @@ def test_the_context_is_computed_once_a_sample_for_all_branches_in_one_batch(pip
     assert counted.rows["velocity"] == [branches * 2] * evaluations
 
 
+def test_with_many_patches_the_branches_without_them_have_one_null_token_and_a_batch_of_their_own(pipeline, inputs, monkeypatch):
+    counted = Counted(monkeypatch, pipeline.model)
+    contexts = []
+    monkeypatch.setattr(pipeline.model.blocks[0].cross_attention, "keys_values", lambda tokens: contexts.append(tuple(tokens.shape[:2])) or tokens)
+    monkeypatch.setattr(pipeline.model, "velocity", lambda z, *_: z)
+    conditions, noise = inputs
+    text, patches = conditions.text.shape[1], conditions.patches.shape[1]
+    sample_latents(pipeline.model, conditions, noise, pipeline.settings)
+    monkeypatch.setattr(latents, "_MANY_PATCHES", patches)
+    sample_latents(pipeline.model, conditions, noise, pipeline.settings)
+    assert contexts == [(6, text + 1 + patches), (4, text + 1 + 1), (2, 1 + 1 + patches)]
+    assert counted.rows["context"] == [6, 4, 2]
+
+
 def test_outside_of_the_interval_only_the_conditional_branch_runs(pipeline, inputs, monkeypatch):
     counted = Counted(monkeypatch, pipeline.model)
     settings = dataclasses.replace(pipeline.settings, steps=10, guidance_interval=(0.3, 0.7))
@@ -81,8 +95,10 @@ def test_outside_of_the_interval_only_the_conditional_branch_runs(pipeline, inpu
 @pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.25, 0.75), (0.9, 0.95)])
 @pytest.mark.parametrize("kind", ["additive", "nested"])
-def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, solver, interval, kind):
+@pytest.mark.parametrize("many", [1, 1024])
+def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, monkeypatch, solver, interval, kind, many):
     """The plain way: a whole forward pass, context included, for each branch and step."""
+    monkeypatch.setattr(latents, "_MANY_PATCHES", many)
     conditions, noise = inputs
     settings = dataclasses.replace(pipeline.settings, steps=4, solver=solver, guidance=kind, guidance_interval=interval)
 
