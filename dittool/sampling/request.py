@@ -142,8 +142,9 @@ def _changes(options: SampleOptions) -> dict[str, Any]:
         Sample.model_validate({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: " if first["loc"] else "--"
-        raise UsageError(f"{option}{first['msg'].removeprefix('Value error, ')}", "see dit sample --help") from error
+        text = first["msg"].removeprefix("Value error, ")
+        told = f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {text}" if first["loc"] else f"--{text.replace('_', '-')}"
+        raise UsageError(told, "see dit sample --help") from error
     return given
 
 

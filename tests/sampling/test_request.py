@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dittool.config.schema import Sample
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.grid import labelled, parse_grid
 from dittool.sampling.prompts import read_prompts
@@ -44,7 +46,7 @@ def test_options_become_changes(checkpoint, picture):
         ({"prompt": "x", "solver": "hein"}, "--solver 'hein' does not exist; there are euler, heun, ab2", "did you mean 'heun'?"),
         ({"prompt": "x", "guidance": "adaptive"}, "--guidance 'adaptive'", "did you mean 'additive'?"),
         ({"prompt": "x", "cfg_text": float("nan")}, "--cfg-text nan", "help"),
-        ({"prompt": "x", "guidance_interval": (0.8, 0.2)}, "ends before it begins", "help"),
+        ({"prompt": "x", "guidance_interval": (0.8, 0.2)}, "--guidance-interval [0.8, 0.2] ends before it begins", "help"),
         ({"prompt": "x", "guidance_interval": (0.0, 1.5)}, "--guidance-interval", "help"),
         ({"prompt": "x", "strength": 0.5}, "--strength has no effect without --init", "--init"),
         ({"prompt": "x", "size": "64"}, "WIDTHxHEIGHT", "1216x832"),
@@ -174,6 +176,10 @@ def test_a_file_without_prompts_or_without_text_is_refused(tmp_path):
 def test_wrong_options_are_told_in_one_line(dit, arguments, code, said):
     outcome = dit("sample", *arguments)
     assert outcome.code == code and said in outcome.err and "Traceback" not in outcome.err
+
+
+def test_the_help_names_every_solver(dit):
+    assert "|".join(get_args(Sample.model_fields["solver"].annotation)) in dit("sample", "--help").out
 
 
 def test_a_size_that_is_not_whole_tokens_is_a_usage_error(dit, checkpoint, tmp_path):
