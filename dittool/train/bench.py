@@ -22,7 +22,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
 from dittool.data.stream import Batch, BatchStream
 from dittool.encoders.vae import load_codec
-from dittool.errors import WeightsMissingError
+from dittool.errors import UsageError, WeightsMissingError
 from dittool.models.build import build_model
 from dittool.objective.flow import dropout_modes, flow_loss, timesteps
 from dittool.train.batches import training_stream
@@ -65,7 +65,9 @@ class Bench:
 
 
 def bench(config: Config, talk: Talk = SILENT) -> Bench:
-    """Measures a preset. Raises `UsageError` for encoders of unknown width, and what training would raise."""
+    """Measures a preset. Raises `UsageError` for encoders of unknown width and for another family of models, and what training would raise."""
+    if config.model.arch != "dit":
+        raise UsageError(f"models of the family '{config.model.arch}' are not measured yet", "choose one of the others: dit presets")
     bucket, batch_size = squarest(config), config.train.batch_size
     with tempfile.TemporaryDirectory() as scratch, process_group(config.train.parallel) as ranks, talk.progress("measure", 6, "part") as task:
         samples = 4 * (batch_size or 8)

@@ -74,6 +74,11 @@ def test_the_command_prints_a_table_or_one_object(dit, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_another_family_of_models_is_refused_by_name(dit):
+    refused = dit("bench", "--preset", "drift-toy")
+    assert refused.code == 2 and "are not measured yet" in refused.err
+
+
 def test_encoders_of_unknown_width_are_named(dit):
     refused = dit("bench", "--preset", "demo", "-s", "encoders.image=some/where")
     assert refused.code == 2 and "some/where" in refused.err
