@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 from enum import Enum
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ class Format(str, Enum):
     table = "table"
     json = "json"
     markdown = "markdown"
+    sarif = "sarif"
+    junit = "junit"
 
 
 def main(
@@ -77,11 +80,14 @@ def _explain(console: Console, rules: Any, code: str) -> None:
 
 
 def _show(console: Console, form: Format, audits: list[Any]) -> None:
-    from dittool.audit import report
+    from dittool.audit import report, sarif
 
     if form is Format.json:
         each = [report.as_json(one) for one in audits]
         console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(one.ok for one in audits)})
+        return
+    if form in (Format.sarif, Format.junit):
+        console.result(jsonlib.dumps(sarif.as_sarif(audits), indent=2) if form is Format.sarif else sarif.as_junit(audits).rstrip("\n"))
         return
     for one in audits:
         if form is Format.markdown:

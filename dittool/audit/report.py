@@ -8,8 +8,10 @@ from typing import Any
 from dittool.audit.registry import built_in_rules
 from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Rule
 from dittool.audit.runner import Audit, Judged
+from dittool.errors import ANSWER_IS_NO, BUG, DONE
 
 _MARKS = {PASS: "✔ pass", WARN: "! warn", FAIL: "✘ fail", SKIP: "– skip"}
+_EXIT = {DONE: "no rule failed", ANSWER_IS_NO: "a rule failed", BUG: "a rule is broken itself, so not everything was judged"}
 COLUMNS = ("rule", "", "evidence")
 
 
@@ -45,11 +47,12 @@ def as_json(audit: Audit) -> dict[str, Any]:
 
 def as_markdown(audit: Audit) -> str:
     """A compliance review to paste: a summary table, then each rule with its evidence, what is right, what is missing, and the fix."""
-    lines = [f"# Audit of `{audit.target}`", "", summary_line(audit) + ".", "", "| rule | status | evidence |", "| --- | --- | --- |"]
+    ends = f"Exit code {audit.exit_code}: {_EXIT[audit.exit_code]}."
+    lines = [f"# Audit of `{audit.target}`", "", f"{summary_line(audit)}. {ends}", "", "| rule | status | evidence |", "| --- | --- | --- |"]
     lines += [f"| {_cell(rule)} | {_MARKS[status].split()[1]} | {_cell(evidence)} |" for rule, status, evidence in _summary(audit)]
     for rule in dict.fromkeys(judged.rule for judged in audit.findings):
         findings = [judged.finding for judged in audit.findings if judged.rule is rule]
-        lines += ["", f"## {rule.code} {rule.name}: {_worst(finding.status for finding in findings)}", "", rule.promise]
+        lines += ["", f"## {rule.code} {rule.name}: {_worst(finding.status for finding in findings)}", "", f"**Must hold:** {rule.promise}"]
         for title, statuses in (("Right", (PASS,)), ("Missing", (FAIL,)), ("Doubtful", (WARN,)), ("Not judged", (SKIP,))):
             texts = [finding for finding in findings if finding.status in statuses]
             lines += [line for finding in texts for line in ("", f"**{title}:** {finding.evidence}")]

@@ -2,58 +2,134 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
 
-from dittool.audit.registry import built_in_rules
-from dittool.audit.runner import audit_subject
+from dittool.audit.foreign.factory import load_factory
+from dittool.audit.foreign.model import ForeignModel
 from dittool.audit.subject import open_subject
+from dittool.errors import UsageError
 
-MODELS = Path(__file__).with_name("foreign_models.py")
-JUDGED = ("E1", "E2", "E3", "E5", "C1", "C4", "C6")
-RULES = [rule for rule in built_in_rules() if rule.code in JUDGED]
-
-CLEAN = ("fused", "text", "single", "sequence", "rotary", "streams")
-FAULTS = {  # factory → the rules that must find its fault
-    "fused_open_modulation": {"E1"},
-    "fused_transposed_positions": {"E2"},
-    "fused_no_positions": {"E2"},
-    "fused_columns_for_rows": {"E2"},
-    "fused_deaf_to_class": {"C6"},
-    "fused_unscaled_time": {"C6"},
-    "fused_ignored_qk_norm": {"C1"},
-    "fused_half": {"C4"},
-    "text_six_vectors_no_gates": {"E1"},
-    "text_mask_ignored": {"C6"},
-    "text_biased_attention": {"E3"},
-    "text_dead_blocks": {"E1", "C6"},
-    "single_random_tables": {"E1"},
-    "sequence_zero_projections": {"E1"},
-    "sequence_learned_positions": {"E2"},
-    "sequence_stored_positions": {"E2"},
-    "rotary_transposed": {"E2"},
-    "rotary_in_raster_order": {"E2"},
-    "rotary_query_bias": {"E3"},
-    "streams_checkpointing_ignored": {"E5", "C1"},
-    "streams_half_recomputed": {"E5"},
-    "streams_pooled_unread": {"C6"},
-}
-EXAMPLES = {"fused_unscaled_time": "unit_time"}
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def statuses(factory: str) -> dict[str, set[str]]:
-    example = f"{MODELS}:{EXAMPLES[factory]}" if factory in EXAMPLES else None
-    result = audit_subject(open_subject(f"{MODELS}:{factory}", example=example), RULES)
-    assert not result.crashes, result.crashes
-    found: dict[str, set[str]] = {}
-    for judged in result.findings:
-        found.setdefault(judged.rule.code, set()).add(judged.finding.status)
-    return found
+@pytest.mark.parametrize("factory", CLEAN)
+def test_a_clean_model_alarms_no_rule(factory):
+    assert alarms(factory) == set()
 
 
-@pytest.mark.parametrize("factory", [*CLEAN, *FAULTS])
+@pytest.mark.parametrize("factory", FAULTS)
 def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
-    found = statuses(factory)
-    assert {code for code, these in found.items() if these & {"fail", "warn"}} == FAULTS.get(factory, set())
-    assert "pass" in set().union(*found.values())
+    assert alarms(factory) == FAULTS[factory][0]
+
+
+def test_the_matrix_in_the_docs_is_what_is_found():
+    assert (DOCS / "audit-matrix.md").read_text() == matrix_page(), "python tests/audit/foreign_matrix.py > docs/audit-matrix.md"
+
+
+# What is found without names
+
+
+@pytest.mark.parametrize(
+    ("factory", "blocks", "last"),
+    [
+        ("fused", ("blocks.0", "blocks.1"), "blocks.0.adaLN_modulation.1"),
+        ("rotary", ("trunk.layers.0", "trunk.layers.1"), "trunk.layers.0.adaLN"),
+        ("streams", ("joint_blocks.0", "low_rank_blocks.0"), "low_rank_blocks.0.mod.2"),  # not the first layer of the two
+    ],
+)
+def test_blocks_and_modulation_are_found_by_what_they_do(factory, blocks, last):
+    anatomy = open_subject(f"{MODELS}:{factory}").foreign.anatomy
+    assert anatomy.blocks == blocks
+    assert last in {layer for layers in anatomy.modulation.values() for layer in layers}
+
+
+def test_tokens_in_front_of_the_latents_are_told_apart():
+    anatomy = open_subject(f"{MODELS}:sequence").foreign.anatomy
+    assert (anatomy.tokens, anatomy.before, anatomy.after) == (64, 8, 0)  # one of time and seven of text in front
+
+
+def test_a_shared_modulation_is_found_outside_of_the_blocks():
+    assert open_subject(f"{MODELS}:single").foreign.anatomy.shared == ("t_block.1",)
+
+
+# The command
+
+
+def test_a_foreign_model_is_audited_from_the_command_line(dit):
+    outcome = dit("audit", f"{MODELS}:fused_open_modulation", "--kwargs", '{"depth": 1}', "--json")
+    answer = json.loads(outcome.out)
+    found = {one["code"]: one for one in answer["findings"]}
+    assert outcome.code == 1 and answer["kind"] == "foreign model"
+    assert found["E1"]["status"] == "fail" and "1 in blocks" in found["E1"]["evidence"] and found["E1"]["fix"]
+    for code in ("E4", "C2", "C3", "C5", "C7"):
+        assert found[code]["status"] == "skip" and "model alone" in found[code]["evidence"]
+    assert not any(code[0] in "DK" for code in found)
+
+
+def test_a_factory_may_stand_in_a_package(monkeypatch):
+    monkeypatch.syspath_prepend(MODELS.parent)
+    assert open_subject("foreign_models:rotary", kwargs='{"n_layers": 1}').foreign.anatomy.blocks == ("trunk.layers.0",)
+
+
+def test_an_example_function_may_take_a_size(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "def example(model, height, width):\n"
+        "    height, width = height or 8, width or 4\n"
+        "    return torch.randn(2, 4, height, width), torch.tensor([0.1, 0.9]), torch.tensor([3, 5])\n"
+    )
+    foreign = open_subject(f"{MODELS}:fused", example=f"{tmp_path}/mine.py:example").foreign
+    assert foreign.example.size == (8, 4) and foreign.example.inputs(size=(6, 10))["x"].shape == (2, 4, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("target", "kwargs", "message"),
+    [
+        ("nowhere.py:Model", None, "no such file"),
+        (f"{MODELS}:missing", None, "no class or function missing; it has"),
+        ("no_such_package:Model", None, "ModuleNotFoundError"),
+        (f"{MODELS}:fused", "{depth: 1}", "--kwargs is not JSON"),
+        (f"{MODELS}:fused", "[1]", "not a JSON object"),
+        (f"{MODELS}:fused", '{"width": 1}', "unexpected keyword argument 'width'"),
+        (f"{MODELS}:sincos", '{"rows": 2, "columns": 2}', "returns a Tensor, not a torch.nn.Module"),
+        ("demo", '{"depth": 1}', "belong to a model factory"),
+    ],
+)
+def test_a_wrong_target_is_told_with_its_reason(target, kwargs, message):
+    with pytest.raises(UsageError) as caught:
+        open_subject(target, kwargs=kwargs)
+    assert message in caught.value.message and caught.value.hint
+
+
+def test_a_forward_that_cannot_be_guessed_asks_for_an_example(tmp_path):
+    (tmp_path / "odd.py").write_text("from torch import nn\nclass Odd(nn.Linear):\n    def forward(self, quux): return quux\n")
+    with pytest.raises(UsageError, match="what 'quux' is cannot be guessed") as caught:
+        open_subject(f"{tmp_path}/odd.py:Odd", kwargs='{"in_features": 2, "out_features": 2}')
+    assert "--example" in caught.value.hint
+
+
+def test_a_model_without_blocks_is_skipped_and_never_passed(tmp_path):
+    (tmp_path / "flat.py").write_text(
+        "from torch import nn\n"
+        "class Flat(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.a = nn.Conv2d(4, 4, 1)\n"
+        "    def forward(self, x, t): return self.a(x) * t[:, None, None, None]\n"
+    )
+    from dittool.audit.registry import built_in_rules
+    from dittool.audit.runner import audit_subject
+
+    subject = open_subject(f"{tmp_path}/flat.py:Flat")
+    found = {one.rule.code: one.finding for one in audit_subject(subject, built_in_rules()).findings}
+    for code in ("E1", "E2", "E3", "E5"):
+        assert found[code].status == "skip" and "no list of modules" in found[code].evidence
+
+
+def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
+    (tmp_path / "loud.py").write_text(f"import sys\nsys.path.insert(0, {str(MODELS.parent)!r})\nfrom foreign_models import fused\nprint('hello')\n")
+    ForeignModel(load_factory(f"{tmp_path}/loud.py:fused"))
+    captured = capsys.readouterr()
+    assert captured.out == "" and "hello" in captured.err

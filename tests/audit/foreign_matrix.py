@@ -1,0 +1,74 @@
+"""Planted faults in foreign models against rules: what is found, what is missed, what is alarmed at for nothing.
+
+To make docs/audit-matrix.md again: python tests/audit/foreign_matrix.py > docs/audit-matrix.md
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from dittool.audit.registry import built_in_rules
+from dittool.audit.runner import audit_subject
+from dittool.audit.subject import open_subject
+
+MODELS = Path(__file__).with_name("foreign_models.py")
+JUDGED = ("E1", "E2", "E3", "E5", "C1", "C4", "C6")
+CLEAN = ("fused", "text", "single", "sequence", "rotary", "streams")
+FAULTS = {  # factory → the rules that must find its fault, and what it is
+    "fused_open_modulation": ({"E1"}, "the final layer is zero, the blocks' modulation is not"),
+    "fused_transposed_positions": ({"E2"}, "height and width exchanged in sin-cos positions"),
+    "fused_no_positions": ({"E2"}, "no positions"),
+    "fused_columns_for_rows": ({"E2"}, "tokens put back together column by column"),
+    "fused_deaf_to_class": ({"C6"}, "a class label that is read and never used"),
+    "fused_unscaled_time": ({"C6"}, "t in [0, 1] fed without its factor of 1000"),
+    "fused_ignored_qk_norm": ({"C1"}, "an argument qk_norm that is parsed and never used"),
+    "fused_half": ({"C4"}, "master weights in bf16"),
+    "text_six_vectors_no_gates": ({"E1"}, "six modulation vectors, all zero, and no gates"),
+    "text_mask_ignored": ({"C6"}, "the caption's mask is never used"),
+    "text_biased_attention": ({"E3"}, "biases in separate q, k, v"),
+    "text_dead_blocks": ({"E1", "C6"}, "blocks that return their input whatever their gates say"),
+    "single_random_tables": ({"E1"}, "one shared modulation of zero, random tables added in each block"),
+    "sequence_zero_projections": ({"E1"}, "no gates; the identity only because projections begin at zero"),
+    "sequence_learned_positions": ({"E2"}, "a learned table of positions"),
+    "sequence_stored_positions": ({"E2"}, "sin-cos positions of a fixed size in the state dict"),
+    "rotary_transposed": ({"E2"}, "height and width exchanged in rotary angles"),
+    "rotary_in_raster_order": ({"E2"}, "rotary angles from the place in the sequence"),
+    "rotary_query_bias": ({"E3"}, "a bias of the queries as a parameter of its own"),
+    "streams_checkpointing_ignored": ({"E5", "C1"}, "an argument use_checkpoint that is parsed and never used"),
+    "streams_half_recomputed": ({"E5"}, "checkpointing reaches one of two kinds of blocks"),
+    "streams_pooled_unread": ({"C6"}, "a pooled vector that is projected and multiplied by zero"),
+}
+EXAMPLES = {"fused_unscaled_time": "unit_time"}
+
+
+@cache
+def alarms(factory: str) -> frozenset[str]:
+    """Codes of the rules that fail, or warn, on a factory's model. Raises AssertionError when a rule breaks or none judges."""
+    example = f"{MODELS}:{EXAMPLES[factory]}" if factory in EXAMPLES else None
+    result = audit_subject(open_subject(f"{MODELS}:{factory}", example=example), [rule for rule in built_in_rules() if rule.code in JUDGED])
+    assert not result.crashes, result.crashes
+    assert result.counts["pass"]
+    return frozenset(judged.rule.code for judged in result.findings if judged.finding.status in ("fail", "warn"))
+
+
+def matrix_page() -> str:
+    """docs/audit-matrix.md."""
+    missed = sum(len(wanted - alarms(factory)) for factory, (wanted, _) in FAULTS.items())
+    false = sum(len(alarms(factory)) for factory in CLEAN) + sum(len(alarms(factory) - wanted) for factory, (wanted, _) in FAULTS.items())
+    lines = [
+        "# Planted faults in foreign models", "",
+        "Generated from tests/audit/foreign_models.py; to make it again: `python tests/audit/foreign_matrix.py > docs/audit-matrix.md`.", "",
+        f"{len(FAULTS)} faults in {len(CLEAN)} styles of models, each beside a clean twin (in bold), audited with `dit audit file.py:factory`.",
+        f"**{missed} missed, {false} false alarms.** ● found · ✘ missed · ! alarm for nothing", "",
+        f"| model | planted fault | {' | '.join(JUDGED)} |", f"| --- | --- |{' --- |' * len(JUDGED)}",
+    ]  # fmt: skip
+    for factory in sorted([*CLEAN, *FAULTS], key=lambda name: (CLEAN.index(name.split("_")[0]), name not in CLEAN)):
+        wanted, fault = FAULTS.get(factory, (set(), ""))
+        marks = ["●" if code in wanted & alarms(factory) else "✘" if code in wanted else "!" if code in alarms(factory) else "" for code in JUDGED]
+        lines.append(f"| {factory if fault else f'**{factory}**'} | {fault} | {' | '.join(marks)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(matrix_page(), end="")
