@@ -46,4 +46,4 @@ def check(subject: Subject) -> list[Finding]:
     for name, effect in effects.items():
         if effect.kind not in (ACTS, DEAD):
             reasons.setdefault(effect.told, []).append(name)
-    return findings + skipped("not judged: " + "; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()))
+    return findings + skipped("; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()))

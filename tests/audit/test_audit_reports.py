@@ -1,0 +1,96 @@
+"""Reports for machines and for people: SARIF against the published schema, JUnit, the review, the width of the table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from dittool.audit import sarif
+from dittool.audit.rule import HEADINGS, Finding, Rule
+from dittool.audit.runner import Audit, Crash, Judged
+
+HERE, DOCS = Path(__file__).parent, Path(__file__).parents[2] / "docs"
+PAGE = "It holds.\n" + "".join(f"\n## {heading}\nText.\n" for heading in HEADINGS)
+
+
+def rule(code: str, severity: str = "error") -> Rule:
+    return Rule(code, f"name-of-{code}", severity, ("preset",), "0.1", PAGE, lambda subject: [])
+
+
+@pytest.fixture
+def every_status() -> Audit:
+    """All statuses, a rule that broke, and text that XML and JSON must escape."""
+    findings = [
+        Judged(rule("X1"), Finding("pass", "0 < 1 & 2 > 1")),
+        Judged(rule("X2"), Finding("fail", 'the file "a|b.pt" \x1b[31m says 3', "remove <it>")),
+        Judged(rule("X3", "warning"), Finding("warn", "4 of 5", "look at it")),
+        Judged(rule("X4"), Finding("skip", "no data")),
+    ]
+    return Audit("runs/a b/c#1.pt", "checkpoint", findings, [Crash(rule("X5"), "ValueError: \x00")])
+
+
+@pytest.fixture(scope="module")
+def validate():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((HERE / "sarif-2.1.0-rtm.5.json").read_text())
+    return jsonschema.Draft4Validator(schema, format_checker=jsonschema.FormatChecker()).validate
+
+
+def test_sarif_keeps_to_the_published_schema(every_status, validate):
+    document = sarif.as_sarif([every_status, Audit("demo", "preset", every_status.findings, []), Audit("m.py:F", "foreign model", [], [])])
+    validate(json.loads(json.dumps(document)))
+
+
+def test_sarif_has_a_result_a_finding_with_its_level_and_fix(every_status):
+    (run,) = sarif.as_sarif([every_status])["runs"]
+    assert [(one["ruleId"], one["kind"], one["level"]) for one in run["results"]] == [
+        ("X1", "pass", "none"), ("X2", "fail", "error"), ("X3", "fail", "warning"), ("X4", "notApplicable", "none"),
+    ]  # fmt: skip
+    assert run["results"][1]["message"]["text"].endswith("Fix: remove <it>")
+    assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "runs/a%20b/c%231.pt"
+    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == ["X1", "X2", "X3", "X4"]
+    assert run["invocations"][0]["executionSuccessful"] is False and run["invocations"][0]["exitCode"] == 1
+
+
+def test_junit_counts_failures_skips_and_broken_rules(every_status):
+    root = ElementTree.fromstring(sarif.as_junit([every_status]))
+    (suite,) = root
+    assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "5", "failures": "1", "errors": "1", "skipped": "1",
+    }  # fmt: skip
+    cases = {case.get("name").split()[0]: case for case in suite}
+    assert "says 3" in cases["X2"].find("failure").get("message") and "remove <it>" in cases["X2"].find("failure").text
+    assert cases["X4"].find("skipped") is not None and cases["X5"].find("error") is not None and cases["X1"].find("failure") is None
+
+
+def test_the_command_prints_both_whole_for_several_targets(dit, clean, validate):
+    targets = ("demo", clean / "shards", "--select", "E3,D4")
+    validate(document := json.loads(dit("audit", *targets, "--format", "sarif").out))
+    assert [len(run["results"]) for run in document["runs"]] == [2, 2]
+    suites = ElementTree.fromstring(dit("audit", *targets, "--format", "junit").out.encode())
+    assert [suite.get("name") for suite in suites] == ["demo", str(clean / "shards")]
+
+
+def test_the_table_is_at_most_100_columns_wide(dit):
+    lines = dit("audit", "demo", "--select", "C1,C2,E5", "--quiet").out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any("✔ pass" in line for line in lines) and any("– skip" in line for line in lines)
+
+
+# The example in the docs
+
+
+def without_figures(text: str) -> str:
+    """Measured figures differ in their last digits from machine to machine."""
+    return re.sub(r"[-+]?\d[\d,.]*(e-?\d+)?", "0", text)
+
+
+def test_the_example_review_in_the_docs_is_current(dit):
+    review = dit("audit", "demo", "--format", "markdown", "--quiet").out
+    example = (DOCS / "audit-example.md").read_text()
+    assert without_figures(example) == without_figures(review), "make it again: dit audit demo --format markdown > docs/audit-example.md"
+    assert "Exit code 0: no rule failed." in review and review.count("**Must hold:** ") == review.count("\n## ") == 12
