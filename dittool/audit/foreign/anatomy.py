@@ -139,6 +139,17 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
     return _with_modulation(model, found, runs, forward)
 
 
+def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> dict[Any, list[str]]:
+    """Blocks of one class with the same parts, names and shapes, together."""
+    groups: dict[Any, list[str]] = {}
+    for name in blocks:
+        block = model.get_submodule(name)
+        parts = tuple((part, type(module), module.extra_repr()) for part, module in block.named_modules())
+        shapes = tuple((parameter, tuple(tensor.shape)) for parameter, tensor in block.named_parameters())
+        groups.setdefault((parts, shapes), []).append(name)
+    return groups
+
+
 def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
     """Tables of a few vectors that a block or a part of it holds beside its layers, as PixArt's scale_shift_table."""
     tables = {}
@@ -164,7 +175,11 @@ def _with_modulation(model: nn.Module, blocks: list[str], runs: Sequence[Any], f
 
     vectors = [name for name in plain if name in linear and fed_by_time(name)]
     inner = {block: tuple(name for name in vectors if name.startswith(f"{block}.")) for block in blocks}
-    last = {block: _last_of_chains(model.get_submodule(block), block, inner[block], plain[block][0]) for block in blocks}
+    last: dict[str, tuple[str, ...]] = {}
+    for alike in alike_blocks(model, blocks).values():
+        first = _last_of_chains(model.get_submodule(alike[0]), alike[0], inner[alike[0]], plain[alike[0]][0])
+        for block in alike:
+            last[block] = tuple(f"{block}{name.removeprefix(alike[0])}" for name in first)
     storages = {_storage(value) for block in blocks if not inner[block] for value in plain[block][0].tensors}
     shared = tuple(name for name in vectors if _storage(plain[name][0].output) in storages and not any(name.startswith(f"{b}.") for b in blocks))
     return Anatomy(tuple(blocks), last, inner, shared, *_latent_tokens(plain[blocks[0]][0], latent[blocks[0]][0]))

@@ -73,7 +73,8 @@ def training_pass(foreign: ForeignModel, model: nn.Module, seed: int = 0) -> Tra
         with SavedBytes(model) as saved:
             given = answer(model, foreign.example.inputs())
         given.float().square().sum().backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
     return TrainingPass(runs, saved.bytes, gradients, given.detach())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.probe import LARGEST_BUILT
 from dittool.errors import UsageError
 
 Inputs = dict[str, Any]  # arguments of forward by name
@@ -33,6 +34,7 @@ POSITIONS = ("img_ids", "txt_ids")  # of the Flux family: they say where a token
 BATCH, TEXT_TOKENS = 2, 7
 _GUESSED_TOKENS = 16  # of a latent that comes as tokens
 _MOST_TRIALS = 2000
+_FEW = 4  # tokens along a side, for a large network
 _LARGEST_GUESS = 16  # tokens along a side, of a size that the model itself names
 _HINT = "say how to call it with --example file.py:function, a function of the model (and height, width) that returns forward's arguments"
 
@@ -41,7 +43,7 @@ class Example:
     """Makes a model's inputs, of any latent size that the model's caller may choose."""
 
     def __init__(self, model: nn.Module, settings: dict[str, Any], function: Callable[..., Any] | None, run: Callable[[nn.Module, Inputs], Tensor]):
-        self._model, self._function, self._run = model, function, run
+        self._model, self._function, self._run = model if function else None, function, run  # a large one is not kept for nothing
         self._parameters = inspect.signature(model.forward).parameters
         self._base = self._called() if function else self._guessed(model, settings)
         self.latent = self._role(_LATENT, lambda value: value.dim() in (3, 4))
@@ -197,6 +199,8 @@ def _latents(model: nn.Module, settings: dict[str, Any], widths: list[int], norm
     named = [settings.get(name, vars(model).get(name)) for name in _SIZES]
     sides = [side[0] if isinstance(side, (tuple, list)) else side for side in named if isinstance(side, (int, tuple, list))]
     largest = patch * _LARGEST_GUESS
+    if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT:
+        sides.insert(0, patch * _FEW)  # few tokens first: a network of this size takes its time
     sides = [side for side in sides if side <= largest] + [8 * patch] + [side for side in sides if side > largest]
     return [normal(BATCH, count, side, side) for count in dict.fromkeys(channels) for side in dict.fromkeys(sides)]
 

@@ -13,6 +13,7 @@ from dittool.audit.probe import wake
 from dittool.audit.rule import Finding, failed, passed, skipped
 
 FIX = "let the argument act, or remove it"
+_LARGEST = 100_000_000  # parameters
 _LOOKED_AT = ("shapes", "first weights", "answer", "answer in training", "what is kept for backward", "gradients", "modules")
 ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
 
@@ -21,6 +22,8 @@ def check_keywords(foreign: ForeignModel) -> list[Finding]:
     settings = foreign.factory.settings
     if not settings:
         return skipped("the factory has no keyword arguments")
+    if foreign.parameters > _LARGEST:
+        return skipped(f"{foreign.parameters:,} parameters: too many to build for each argument; name a smaller model with --kwargs")
     seen = _Seen(foreign, foreign.fresh())
     found: dict[str, tuple[str, str]] = {name: _judge(foreign, seen, name, value) for name, value in settings.items()}
     dead = {name: what for name, (kind, what) in found.items() if kind == DEAD}

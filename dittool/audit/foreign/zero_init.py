@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.foreign.anatomy import Call, modulation_tables
+from dittool.audit.foreign.anatomy import Call, alike_blocks, modulation_tables
 from dittool.audit.foreign.model import ForeignModel
+from dittool.audit.probe import LARGEST_BUILT
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 
 FIX = "multiply each branch by its own gate, and set weight and bias of the modulation's last layer to zero when the model is built"
@@ -23,14 +24,16 @@ def check_zero_init(foreign: ForeignModel) -> list[Finding]:
     model = foreign.fresh()
     runs = [foreign.block_calls(model, foreign.example.inputs(seed=seed)) for seed in range(_INPUTS)]
     moved = {name: max(_change(run[name]) for run in runs) for name in anatomy.blocks}
-    gateless = {name: _change_without_modulation(foreign, model, name, runs[0][name]) for name in anatomy.blocks}
+    large = foreign.parameters > LARGEST_BUILT
+    tried = [alike[0] for alike in alike_blocks(model, anatomy.blocks).values()] if large else anatomy.blocks
+    gateless = {name: _change_without_modulation(foreign, model, name, runs[0][name]) for name in tried}
     awake = foreign.shared_awake
     opened = {name: _change(call) for name, call in foreign.block_calls(awake, foreign.example.inputs()).items()}
     left = _modulation_left(foreign, model)
 
     faults: list[Finding] = []
     worst = max(anatomy.blocks, key=moved.get)
-    without = max(anatomy.blocks, key=gateless.get)
+    without = max(tried, key=gateless.get)
     gates = f"no gate closes {without}: with its modulation at zero and its other weights redrawn it still moves tokens by {gateless[without]:.2g}"
     if moved[worst] > 0:
         reason = gates if gateless[without] > 0 else f"its gates are there but open: {left or 'the modulation is not zero'}"
