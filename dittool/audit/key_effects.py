@@ -191,7 +191,7 @@ def _other_values(key: Key, value: Any) -> list[Any]:
         return [one for one in dict.fromkeys((value * 2, value // 2, value + 4, value + 1)) if one != value]
     if isinstance(value, float):
         return [one for one in dict.fromkeys((value * 2, value / 2, value + 0.05, value - 0.05)) if one != value]
-    return {"area": ["256x256", "1024x1024"], "buckets": [["256x256"]]}.get(key[1], [])
+    return {"area": ["256x256", "1024x1024"], "buckets": [["256x256"]], "guidance_interval": [[0.2, 0.6]]}.get(key[1], [])
 
 
 def _choices(key: Key) -> tuple[Any, ...]:
