@@ -133,3 +133,8 @@ def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
     ForeignModel(load_factory(f"{tmp_path}/loud.py:fused"))
     captured = capsys.readouterr()
     assert captured.out == "" and "hello" in captured.err
+
+
+def test_branches_whose_residual_stands_outside_are_not_taken_for_blocks():
+    anatomy = open_subject(f"{MODELS}:outside").foreign.anatomy
+    assert anatomy.blocks == () and "their residual stands outside of them" in anatomy.why_not

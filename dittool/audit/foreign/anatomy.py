@@ -118,15 +118,14 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
     members = {f"{name}.{i}" if name else str(i): child for name, one in lists.items() for i, child in enumerate(one) if any(child.children())}
     plain, other_latent = (_calls(model, members, forward, inputs) for inputs in runs[:2])
     found: list[str] = []
-    broken = ""
+    branches: list[str] = []
     for name in lists:
-        if any(name.startswith(f"{block}.") for block in found):
+        if any(name.startswith(f"{seen}.") for seen in (*found, *branches)):
             continue
         own = [one for one in members if one.rpartition(".")[0] == name and _transforms(plain.get(one), other_latent.get(one))]
-        if own and not _chained([plain[one][0] for one in own]):
-            broken = f"the members of {name} are not called one after another: their residual stands outside of them"
-        elif own:
-            found += own
+        if isinstance(lists[name], nn.Sequential) and not any(_mixes(members[one], plain[one][0]) for one in own):
+            continue  # an embedding's or an MLP's
+        (found if _chained([plain[one][0] for one in own]) else branches).extend(own)
     found = [name for name in plain if name in found]  # in calling order
     kinds = {type(members[name]) for name in found}
     alone = {name: module for name, module in model.named_modules() if type(module) in kinds and name not in found}
@@ -134,7 +133,8 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
     calls, others = (_calls(model, alone, forward, inputs) for inputs in runs[:2])
     found += [name for name in calls if _transforms(calls[name], others.get(name))]
     if not found:
-        why = broken or "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
+        outside = f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them" if branches else ""
+        why = outside or "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
         return Anatomy((), {}, {}, (), why_not=why)
     return _with_modulation(model, found, runs, forward)
 
@@ -207,6 +207,21 @@ def _transforms(calls: list[Call] | None, others: list[Call] | None) -> bool:
         return False
     depends = any(is_tokens(a) and not torch.equal(a, b) for a, b in zip(calls[0].tensors, others[0].tensors, strict=True) if a.shape == b.shape)
     return depends and bool(calls[0].streams)
+
+
+def _mixes(module: nn.Module, call: Call) -> bool:
+    """Whether a token's answer depends on another token, as an MLP's does not."""
+    tokens = call.streams[0][0]
+    moved = tokens.clone()
+    moved[:, -1] += 1
+
+    def swapped(value: Any) -> Any:
+        return moved if value is tokens else value
+
+    other = Call(tuple(map(swapped, call.args)), {name: swapped(value) for name, value in call.kwargs.items()}, None)
+    with torch.no_grad():
+        answers = zip(call.outputs, other.again(module).outputs, strict=True)
+    return any(is_tokens(one) and not torch.equal(one[:, :-1], two[:, :-1]) for one, two in answers)
 
 
 def _chained(calls: list[Call]) -> bool:
