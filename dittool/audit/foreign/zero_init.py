@@ -44,8 +44,9 @@ def check_zero_init(foreign: ForeignModel) -> list[Finding]:
         faults += failed(f"{dead[0]} returns its input whatever its weights are: it can never learn; {len(dead)} of {len(opened)} blocks", FIX)
     if not faults and left:
         faults += warned(f"every block is the identity, yet the modulation is not all zero at step 0: {left}", FIX)
+    redrawn = f"with all other weights redrawn too{', tried on one block of each kind' if large else ''}"
     return faults or passed(
-        f"max |block(x) − x| = 0 in {anatomy.where}, with all other weights redrawn too; {min(opened.values()):.2g} or more with open gates"
+        f"max |block(x) − x| = 0 in {anatomy.where}, {redrawn}; {min(opened.values()):.2g} or more with open gates"
     )
 
 
