@@ -7,6 +7,8 @@ import pytest
 from misplaced import MISPLACED, builtin_eyes, clean, colour_eyes, textured
 from older import judge, pack
 
+from dittool.audit.rules.D3_alignment import verdict
+from dittool.data.alignment import IDENTITY, Aligned
 from dittool.data.buckets import buckets_for_area, nearest_bucket
 from dittool.demo.drawing import draw_scene, plan_scenes
 
@@ -99,3 +101,20 @@ def test_damaged_samples_among_sound_ones_break_no_rule(photographs, eyes, tmp_p
     assert found["D1"].status == found["D6"].status == "fail"
     assert found["D2"].status == found["D3"].status == "pass"
     assert "60 images" in found["D2"].evidence and "58 images" in found["D3"].evidence
+
+
+@pytest.mark.parametrize(
+    ("stored", "rival", "advantage", "status", "said"),
+    [
+        (0.40, 0.10, -9.0, "pass", "next flipped left to right 10%, 9.0 standard errors behind"),
+        (0.40, 0.39, -1.5, "skip", "not told apart from flipped left to right 39%, 1.5 standard errors behind"),
+        (0.39, 0.40, 1.5, "skip", "not told apart (1.5 standard errors)"),
+        (0.02, 0.40, 9.0, "fail", "flipped left to right explains 40% of the latent's variation, as stored 2% (9.0 standard errors apart)"),
+        (0.04, 0.01, -9.0, "skip", "too weak a signal"),
+        (0.01, 0.04, 9.0, "skip", "too weak a signal"),
+    ],
+)
+def test_d3_passes_and_fails_only_what_is_told_apart(stored, rival, advantage, status, said):
+    found = Aligned({IDENTITY: stored, "flipped left to right": rival}, {"flipped left to right": advantage}, 50)
+    (finding,) = verdict(found)
+    assert finding.status == status and said in finding.evidence
