@@ -86,7 +86,7 @@ def verdict(found: Aligned) -> list[Finding]:
     score, sure = found.scores[best], found.advantage.get(best, 0.0)
     among = f"of {len(found.scores)} arrangements on {found.images} images"
     if score < _WEAKEST:
-        return skipped(f"too weak a signal: the best {among}, {best}, explains {score:.1%} of the latent's variation")
+        return skipped(f"too weak a signal: the best {among}, {best}, explains {score:.1%} of the latent's variation; more images may tell")
     if best != IDENTITY and sure >= _SURE:
         return failed(
             f"{among}, {best} explains {score:.0%} of the latent's variation, as stored {stored:.0%} ({sure:.1f} standard errors apart)",

@@ -46,7 +46,8 @@ def _check_data(subject: Subject) -> list[Finding]:
     if not data.refs:
         return skipped(UNOPENED)
     if data.card is None:
-        return warned("no identity card: which encoders made these features is not known", "make the set with dit embed and dit shard to train on it")
+        claim = f"make the set with dit embed and dit shard, or say what made it: dit shard --index {data.folder} --preset P"
+        return warned(f"no identity card for {len(data.refs)} samples: which encoders made their features is not known", claim)
     faults = _card_faults(data.card)
     if data.index is not None and data.index["identity_hash"] != identity_hash(data.card):
         faults.append(f"the index says identity {data.index['identity_hash'][:12]}…, the card in it has {identity_hash(data.card)[:12]}…")

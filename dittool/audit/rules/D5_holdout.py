@@ -21,7 +21,7 @@ import hashlib
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
-from dittool.audit.subject import Subject
+from dittool.audit.subject import DERIVED, Subject
 from dittool.data.records import LATENT
 from dittool.data.shards import HOLDOUT, TRAIN
 
@@ -34,6 +34,8 @@ def check(subject: Subject) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)
+    if subject.kind == DERIVED:
+        return skipped("a derived folder: dit shard decides which samples are held out")
     if data.index is None:
         return skipped("no index: which samples are held out is not marked in this set")
     counts = {split: sum(ref.split == split for ref in data.refs) for split in (TRAIN, HOLDOUT)}
