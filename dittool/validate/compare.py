@@ -28,6 +28,7 @@ class Side:
 
     name: str  # "nano, step 5,000"
     folder: Path
+    run: Path  # where its log is, if there is one
     results: dict[str, Any]
 
     @property
@@ -119,7 +120,7 @@ def _open(target: Path) -> Side:
         raise BadDataError(f"{path}: not the results of a validation: {expected} should be in it", "make them again with: dit validate RUN")
     folder = path.parent
     run = folder.parent.parent if folder.parent.name == "validation" else folder
-    return Side(f"{run.resolve().name}, step {results['step']:,}", folder, results)
+    return Side(f"{run.resolve().name}, step {results['step']:,}", folder, run, results)
 
 
 def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:

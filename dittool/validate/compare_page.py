@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from PIL import Image
 from dittool import __version__
 from dittool.data.buckets import Bucket
 from dittool.storage import output_folder, write_atomic
+from dittool.train.log import read_log
 from dittool.validate.compare import Comparison, Side
-from dittool.validate.pictures import strip_cells, thumb
+from dittool.validate.pictures import png_uri, strip_cells, thumb
 from dittool.validate.report import environment
 
 _MOST_IMAGES = 60
@@ -31,9 +33,35 @@ def write_comparison(comparison: Comparison, path: Path | None = None) -> Path:
     if path is None:
         path = second.folder / f"compare_with_{first.folder.resolve().parent.parent.name}_{first.folder.name}.html"
     output_folder(path.parent)
-    page = environment().get_template("compare.html").render(comparison=comparison, images=_images(comparison), version=__version__)
+    page = environment().get_template("compare.html").render(
+        comparison=comparison, images=_images(comparison), loss_plot=_loss_plot(comparison), version=__version__
+    )
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
+
+
+def _loss_plot(comparison: Comparison) -> str:
+    """Training losses of both runs over steps, hold-out losses dashed; "" without a log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    logs = [read_log(side.run) for side in comparison.sides]
+    if not any("loss" in row for rows in logs for row in rows):
+        return ""
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
+    for mark, rows, colour in zip("AB", logs, ("C0", "C1"), strict=True):
+        for name, label, style in (("loss", "training", "-"), ("eval_loss", "hold-out, EMA weights", "--")):
+            if points := [(row["step"], row[name]) for row in rows if name in row]:
+                axis.plot(*zip(*points, strict=True), style, color=colour, label=f"{mark}, {label}", linewidth=1.2)
+    axis.set(xlabel="step", ylabel="velocity error (mean square)", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    png = io.BytesIO()
+    figure.savefig(png, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return png_uri(png.getvalue())
 
 
 def _images(comparison: Comparison) -> list[ComparedImage]:

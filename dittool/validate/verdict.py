@@ -27,6 +27,8 @@ CHECKS = {  # name → (title, largest error, what to look for); rounding to 8 a
     ),
 }  # fmt: skip
 
+_NOT_ENOUGH = {*CHECKS, "grad_norm", "loss_ratio"}  # they can say no; a GO needs pictures
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -99,8 +101,8 @@ def value_text(value: float | None) -> str:
 
 
 def verdict(criteria: Sequence[Criterion]) -> str:
-    """GO when at least one threshold was judged and nothing failed."""
-    decided = [criterion.passed for criterion in criteria if criterion.passed is not None and criterion.name not in CHECKS]
+    """GO when at least one threshold of what the model draws was judged and nothing failed."""
+    decided = [criterion.passed for criterion in criteria if criterion.passed is not None and criterion.name not in _NOT_ENOUGH]
     failed = any(criterion.passed is False for criterion in criteria)
     return GO if decided and not failed else NO_GO
 

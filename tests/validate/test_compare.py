@@ -96,6 +96,15 @@ def test_the_page_shows_truth_a_and_b_of_each_image_and_loads_nothing(runs, tmp_
     assert "http" not in html.replace("http-equiv", "") and "default-src 'none'" in html
 
 
+def test_the_loss_curves_of_both_runs_share_one_plot(runs, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
+    for copy, losses in zip(copies, ((1.0, 0.9), (1.0, 0.5)), strict=True):
+        (copy / "log.jsonl").write_text("".join(f'{{"step": {step}, "loss": {loss}}}\n' for step, loss in enumerate(losses, start=1)))
+    with_logs = write_comparison(compare(*copies), tmp_path / "page.html").read_text("utf-8")
+    assert with_logs.count("data:image/png;base64,") == 1
+    assert "data:image/png" not in write_comparison(compare(*runs), tmp_path / "page.html").read_text("utf-8")
+
+
 def test_hostile_results_stay_text_and_reach_no_other_file(runs, tmp_path):
     def hostile(results):
         results["verdict"] = "<script>alert(1)</script>"

@@ -81,6 +81,13 @@ def test_a_verdict_that_nothing_decides_is_no_go_even_when_the_checks_hold():
     assert verdict([]) == "NO-GO"
 
 
+def test_healthy_gradients_and_losses_alone_are_no_go():
+    without_pictures = {key: results()[key] for key in ("mode_losses", "training")}
+    criteria = judge(without_pictures, ALL)
+    assert all(one.passed for one in criteria) and len(criteria) == 2
+    assert verdict(criteria) == "NO-GO"
+
+
 def test_only_tests_that_ran_are_judged():
     criteria = judge({"dino_swap": {"pairs": 9, "closer_to_source": 1.0, "p_value": 0.002}}, ALL)
     assert [one.name for one in criteria if one.passed is not None] == ["swap_closer", "swap_p"]
