@@ -113,7 +113,7 @@ def validate_pipeline(
         outcome = verdict(criteria)
         results |= {
             "criteria": [one.to_json() for one in criteria], "verdict": outcome,
-            "diagnosis": diagnose(results, {one.name: one.passed for one in criteria}), "seconds": round(time.monotonic() - start, 1),
+            "diagnosis": diagnose(results, {one.name: one.passed for one in criteria}, outcome == GO), "seconds": round(time.monotonic() - start, 1),
         }  # fmt: skip
         write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
         report = write_report(folder, results, criteria, tested, pipeline.config, run)

@@ -6,8 +6,8 @@ Captions of samples are drawn from text alone; what the image encoder sees in th
                k(x, y) = exp(−‖x − y‖² / (2σ²)) on tokens of length 1, σ² half the median squared distance between the data's own tokens
 
 It is made like CMMD (arXiv 2401.09603), in the features of this run's image encoder instead of CLIP's: its values compare with each other on
-one data set, never with published CMMD. The floor is the same figure between other images of the data and the same ones; it may be a little
-below 0, as the estimate is unbiased.
+one data set, never with published CMMD. Beside it stands the same figure for other images of the data: what two sets have between them by
+chance. The drawn pictures share their captions with the images, so theirs may be lower; both may be below 0, as the estimate is unbiased.
 
     fid-torchvision   Fréchet distance between Gaussians fitted to Inception's pooled features (arXiv 1706.08500, eq. 6)
 
@@ -44,13 +44,13 @@ class SetMetrics:
 
     images: int
     mmd_dino: float
-    mmd_dino_floor: float | None  # None: too few other images
+    mmd_dino_other_images: float | None  # None: too few other images
     fid_torchvision: float | None  # None: Inception's weights are not in the cache
     feature_width: int  # of the CLS tokens
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "images": self.images, "drawn_from": "captions", "mmd_dino": self.mmd_dino, "mmd_dino_floor": self.mmd_dino_floor,
+            "images": self.images, "drawn_from": "captions", "mmd_dino": self.mmd_dino, "mmd_dino_other_images": self.mmd_dino_other_images,
             "fid_torchvision": self.fid_torchvision,
         }  # fmt: skip
 
@@ -58,7 +58,7 @@ class SetMetrics:
 def measure_set(
     pipeline: Pipeline, shards: ShardSet, refs: Sequence[SampleRef], others: Sequence[SampleRef], inception: Features | None, talk: Talk = SILENT
 ) -> SetMetrics | None:
-    """Draws the captions of `refs` and compares with their images; `others` are further images, for the floor.
+    """Draws the captions of `refs` and compares with their images; `others` are further images of the data.
 
     None for fewer than `FEWEST` samples. Raises `BadDataError` for shards that cannot be read and a model that draws NaN.
     """
@@ -78,9 +78,9 @@ def measure_set(
             task.advance(len(batch))
     real = _stored_cls(shards, ordered)
     width = bandwidth(real)
-    floor = mmd(_stored_cls(shards, others), real, width) if len(others) >= FEWEST else None
+    by_chance = mmd(_stored_cls(shards, others), real, width) if len(others) >= FEWEST else None
     fid = frechet(torch.cat(pooled_drawn), torch.cat(pooled_real)) if inception is not None else None
-    return SetMetrics(len(ordered), mmd(torch.cat(drawn), real, width), floor, fid, real.shape[1])
+    return SetMetrics(len(ordered), mmd(torch.cat(drawn), real, width), by_chance, fid, real.shape[1])
 
 
 def bandwidth(features: Tensor) -> float:

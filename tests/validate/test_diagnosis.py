@@ -22,7 +22,11 @@ def failing(*names):
 
 
 def test_where_nothing_failed_there_is_nothing_to_say():
-    assert diagnose(results(), FINE) == "" == diagnose({}, {"lpips": None})
+    assert diagnose(results(), FINE, go=True) == ""
+
+
+def test_a_no_go_in_which_nothing_failed_says_that_nothing_decided():
+    assert "could decide" in diagnose({}, {"lpips": None, "truth_as_result": True, "grad_norm": True}, go=False)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +47,11 @@ def test_where_nothing_failed_there_is_nothing_to_say():
     ],
 )
 def test_each_pattern_names_its_cause(failed, found, said):
-    assert said in diagnose(results(**found), failing(*failed))
+    assert said in diagnose(results(**found), failing(*failed), go=False)
 
 
 def test_without_mode_losses_the_pattern_alone_speaks():
-    assert "the other condition works" in diagnose({}, failing("swap_closer"))
+    assert "the other condition works" in diagnose({}, failing("swap_closer"), go=False)
 
 
 LOG = [

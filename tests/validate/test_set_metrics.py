@@ -64,7 +64,7 @@ def test_set_metrics_are_measured_only_when_named_and_stand_under_their_own_name
     done = validate_pipeline(oracle(), drawn[0], tmp_path / "named", tests=["set_metrics"])
     part = json.loads((tmp_path / "named" / "results.json").read_text())["set_metrics"]
     assert part["images"] == len(drawn[0].split("holdout")) and part["drawn_from"] == "captions"
-    assert math.isfinite(part["mmd_dino"]) and math.isfinite(part["mmd_dino_floor"])
+    assert math.isfinite(part["mmd_dino"]) and math.isfinite(part["mmd_dino_other_images"])
     assert part["fid_torchvision"] is None and not any(name == "fid" or "cmmd" in name for name in part)
     assert "As a set" in done.report.read_text()
     assert "set_metrics" not in validate_pipeline(oracle(), drawn[0], tmp_path / "default", limit=2).results
