@@ -65,7 +65,7 @@ def _blind(results: Mapping[str, Any]) -> str:
     if closed is not None and closed > _NO_GAP:
         return f"Neither condition works on its own, while both together close {closed:.0%} of the gap: give each more samples alone (dropout)."
     effects = [effect for name in ("text", "reference") if (effect := _effect(results, name)) is not None]
-    seen = f" (others change the velocity by {max(effects):.1%} at most)" if effects else ""
+    seen = " (other ones leave the velocity as it is)" if effects and max(effects) < _NO_EFFECT else ""
     ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("none")
     if ratio is not None and ratio > _BY_HEART:
         by_heart = f"without conditions, held-out loss is {ratio:.2g} × theirs"

@@ -72,12 +72,13 @@ def test_truth_from_normalised_latents(demo, tmp_path):
 
 
 def test_a_model_that_memorised_without_conditions(tmp_path):
-    """Two dozen images again and again, all conditions dropped."""
+    """A dozen small images again and again, all conditions dropped."""
     dropped = [f"dropout.{mode}={share}" for mode, share in (("none", 1.0), ("text_only", 0.0), ("reference_only", 0.0), ("both", 0.0))]
-    config = load_config("demo", [*dropped, "train.steps=900", "train.batch_size=16", "train.sample_every=0", "train.eval_every=0"])
-    draw_dataset(tmp_path / "images", 40, seed=0)
+    small = ["data.area=64x64", "model.depth=4", "train.steps=1500", "train.batch_size=16", "train.lr=1e-3"]
+    config = load_config("demo", [*dropped, *small, "train.sample_every=0", "train.eval_every=0"])
+    draw_dataset(tmp_path / "images", 24, seed=0)
     embed(tmp_path / "images", tmp_path / "derived", config)
-    shard(tmp_path / "derived", tmp_path / "shards", holdout=0.4)
+    shard(tmp_path / "derived", tmp_path / "shards", holdout=0.5)
     run = tmp_path / "run"
     done = train(config, tmp_path / "shards", run)
     failed, diagnosis, results = judged(Pipeline.load(done.checkpoint), run, tmp_path / "shards", tmp_path / "out")
