@@ -36,7 +36,7 @@ def test_a_no_go_in_which_nothing_failed_says_that_nothing_decided():
         (["swap_closer", "gap_closed"], {"reference": 0.2}, "reference is not followed: another one changes the velocity by 20.0%, so it arrives"),
         (["edit_shown"], {"text": 0.001}, "The caption is not followed: another one changes the velocity by 0.1%, so its path into"),
         (["sensitivity"], {"text": 0.3}, "The caption is not followed"),
-        (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.0, "text": 0.0, "reference": 0.0}, "conditions (other ones leave the velocity as it is)."),
+        (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.0, "text": 0.0, "reference": 0.0}, "(other ones leave the velocity as it is)."),
         (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.02, "none": 4.0}, "The training images were learned by heart without looking"),
         (["edit_shown", "swap_closer"], {"gap": 0.7}, "Neither condition works on its own, while both together close 70%"),
         (["gap_closed"], {}, "Both conditions are followed, and the pictures are not near enough: train longer"),
