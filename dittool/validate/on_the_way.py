@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dittool.console import SILENT, Talk
 from dittool.data.shard_set import ShardSet
-from dittool.errors import DitError
+from dittool.errors import DitError, from_os_error
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.run import validate_pipeline
 
@@ -25,8 +25,11 @@ def judge_on_the_way(shards: Path, run: Path, talk: Talk = SILENT) -> Callable[[
         folder = run / "validation" / f"step{pipeline.step:07d}"
         try:
             done = validate_pipeline(own, ShardSet.open(shards), folder, talk=talk, run=run)
-        except DitError as error:
-            talk.warn(f"step {pipeline.step}: not judged: {error.message}; training goes on. {error.hint}")
+        except (DitError, OSError) as error:
+            told = error if isinstance(error, DitError) else from_os_error(error)
+            if told is None:
+                raise
+            talk.warn(f"step {pipeline.step}: not judged: {told.message}; training goes on. {told.hint}")
             return
         failed = ", ".join(one.name for one in done.criteria if one.passed is False)
         talk.note(f"step {pipeline.step}: {done.verdict}{f' ({failed})' if failed else ''}: {done.report}")

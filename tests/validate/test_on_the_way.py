@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -76,13 +77,17 @@ def test_by_default_nothing_is_judged_on_the_way(tiny_shards, tmp_path):
     assert not (tmp_path / "run" / "validation").exists()
 
 
-def test_what_cannot_be_judged_is_told_and_training_goes_on(tiny_run, tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(WeightsMissingError("AlexNet is not here", "name it"), "AlexNet is not here"), (OSError(errno.ENOSPC, "Disk full", "page"), "Disk full")],
+)
+def test_what_cannot_be_judged_is_told_and_training_goes_on(tiny_run, tiny_shards, tmp_path, monkeypatch, error, said):
     def fails(*_, **__):
-        raise WeightsMissingError("AlexNet is not here", "name it")
+        raise error
 
     monkeypatch.setattr(on_the_way, "validate_pipeline", fails)
     run, listener = tmp_path / "run", Listener()
     train(tiny_shards.config_with("validate.every=4"), tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
     assert_same_bits(final_state(tiny_run), final_state(run))
     assert [warning.split(":")[0] for warning in listener.warnings] == ["step 4", "step 8"]
-    assert "AlexNet is not here" in listener.warnings[0] and "training goes on" in listener.warnings[0]
+    assert said in listener.warnings[0] and "training goes on" in listener.warnings[0]
