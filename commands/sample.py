@@ -1,4 +1,7 @@
-"""`dit sample --prompt "a red circle"` draws images from a prompt, a reference image, or both."""
+"""`dit sample --prompt "a red circle"` draws images from a prompt, a reference image, or both.
+
+`dit sample --class red-circle --alpha 1.5` draws from a one-step generator: a class and a guidance scale.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,8 @@ InitOption = Annotated[Path | None, typer.Option("--init", metavar="IMG", help="
 StrengthOption = Annotated[
     float | None, typer.Option("--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default="0.6")
 ]
+ClassOption = Annotated[list[str], typer.Option("--class", metavar="C", help="One step: a class by name or number.", show_default=False)]
+AlphaOption = Annotated[float | None, typer.Option("--alpha", metavar="A", help="One step: guidance scale, 1 is none.", show_default=_OWN)]
 
 
 def main(
@@ -58,6 +63,8 @@ def main(
     grid: GridOption = None,
     init: InitOption = None,
     strength: StrengthOption = None,
+    classes: ClassOption = (),
+    alpha: AlphaOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png file, or a folder.")] = Path("samples"),
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -65,6 +72,7 @@ def main(
 ) -> None:
     """Draw images with a trained model (its EMA weights). Each PNG carries the settings that made it."""
     from dittool.sampling.draw import draw_all
+    from dittool.sampling.one_step import draw_classes, one_step_request
     from dittool.sampling.request import SampleOptions, plan
 
     console = console_for(json, quiet, verbose)
@@ -72,7 +80,10 @@ def main(
         prompt=prompt, prompts=prompts, ref=ref, again=again, checkpoint=checkpoint, size=size, count=count, seed=seed, steps=steps, solver=solver,
         cfg_text=cfg_text, cfg_dino=cfg_dino, guidance=guidance, guidance_interval=guidance_interval, grid=grid, init=init, strength=strength,
     )  # fmt: skip
-    drawn = draw_all(plan(options, console), out, console)
+    if classes or alpha is not None:
+        drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console)
+    else:
+        drawn = draw_all(plan(options, console), out, console)
     console.json({"images": [image.to_json() for image in drawn]})
     for image in drawn:
         console.result(str(image.path))

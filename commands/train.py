@@ -35,7 +35,9 @@ def main(
     from dittool.ckpt.run_folder import recorded_data
     from dittool.config.load import load_config
     from dittool.errors import UsageError
+    from dittool.sampling.one_step_preview import draw_generator
     from dittool.sampling.preview import draw_preview
+    from dittool.train.drift_loop import train_generator
     from dittool.train.loop import train
     from dittool.validate.on_the_way import judge_on_the_way
 
@@ -56,6 +58,14 @@ def main(
     if not (no_audit or resume):
         _require_audited(config, preset, out, console)
     named = [override.partition("=")[0].strip() for override in overrides]
+    if config.model.arch != "dit":
+        made = train_generator(
+            config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw_generator, talk=console
+        )  # fmt: skip
+        if made is not None:
+            console.json(made.to_json())
+            console.result(f"{made.line}\n{made.checkpoint}")
+        return
     draw, judge = draw_preview(data), judge_on_the_way(data, out, console)
     done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw, judge=judge, talk=console)
     if done is None:  # a process of torchrun that only computes

@@ -72,7 +72,7 @@ def audit(
 
 def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:
     """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by name."""
-    fitting = [rule for rule in rules if subject.parts & set(rule.scopes)]
+    fitting = [rule for rule in rules if subject.fits(rule.scopes)]
     findings: list[Judged] = []
     crashes: list[Crash] = []
     with talk.progress(f"audit {subject.target}", len(fitting), "rule") as task:

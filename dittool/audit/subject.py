@@ -7,6 +7,7 @@ or loaded; `checkpoint`, a file of weights; `data`, features. A one-step generat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,11 +44,21 @@ class Subject:
     @property
     def parts(self) -> set[str]:
         """Which scopes of rules apply."""
-        if self.config is not None and self.config.model.arch != "dit":
+        if self.is_one_step:
             network = {"generator", "plan"} if self.config.model.arch == "drift" else {"plan"}
             return network | ({"checkpoint"} if self.checkpoint is not None else set())
         present = {"preset": self.config, "model": self.foreign or self.config, "checkpoint": self.checkpoint, "data": self.data}
         return {name for name, part in present.items() if part is not None}
+
+    @property
+    def is_one_step(self) -> bool:
+        """Whether it is of the second family of models."""
+        return self.config is not None and self.config.model.arch != "dit"
+
+    def fits(self, scopes: Iterable[str]) -> bool:
+        """Whether a rule of these scopes can judge it. One that knows the first family's networks alone cannot judge a generator's weights."""
+        of_the_other_family = self.is_one_step and "model" in scopes and "generator" not in scopes
+        return not self.parts.isdisjoint(scopes) and not of_the_other_family
 
     @property
     def without_configuration(self) -> bool:

@@ -130,8 +130,12 @@ class OneStep(Section):
 
 
 def _require_whole_groups(train: Train, drift: Drift) -> None:
-    whole = train.batch_size % drift.generated == 0
-    _require((whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"))
+    whole = train.batch_size is None or train.batch_size % drift.generated == 0
+    _require(
+        (train.batch_size is not None, "a one-step generator has train.batch_size, not tokens_per_batch: all its samples have one size"),
+        (whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"),
+        (train.skip_nonfinite == 0, "train.skip_nonfinite has no effect on a one-step generator: a step that is not finite ends the run"),
+    )
 
 
 class DriftConfig(Section):
@@ -170,6 +174,7 @@ class ToyConfig(Section):
         _require_whole_groups(self.train, self.drift)
         drift = self.drift
         _require(
+            (self.train.workers == 0, "train.workers has no effect on a toy: it reads no data"),
             (drift.features == ["raw"], f'a toy has points for features: drift.features must be ["raw"], not {drift.features}'),
             (drift.alpha_max == 1 and drift.unconditional == 0, "a toy has no guidance: drift.alpha_max must be 1 and drift.unconditional 0"),
         )

@@ -1,6 +1,8 @@
 """Draws the one-step demo's data: square images in a folder for each colour and shape, and reads drawn ones back.
 
-    red-circle/scene-0001.png …     12 classes; place and background of the object vary within a class
+    red-circle/scene-0001.png …     12 classes; background, size, shade and exact place vary within a class
+
+Objects are larger than in the captioned set and stand in the middle: with 64 pixels a side that leaves a shape enough of them.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from PIL import Image
 
 from dittool.console import SILENT, Talk
 from dittool.demo.checker import see
-from dittool.demo.drawing import COLOURS, SHAPES, draw_scene, plan_scenes
+from dittool.demo.drawing import COLOURS, SHAPES, Scene, draw_scene, plan_scenes
+from dittool.seeding import unit_interval
 from dittool.storage import output_folder, write_atomic
 
 CLASSES = tuple(sorted(f"{colour}-{shape}" for colour in COLOURS for shape in SHAPES))
+_SIZES = (0.5, 0.58)  # of the object, in shares of the side
+_WANDER = 0.04  # largest distance from the middle along each axis
 _SEEN_SIDE = 128  # pixels: images are enlarged to this before they are read, the size that the checker was made for
 
 
@@ -29,7 +34,7 @@ class Recognised:
     colour: float  # share with the class's colour
     shape: float
     both: float
-    kinds: int  # different places and backgrounds among those that are right
+    kinds: int  # different backgrounds among those that are right; 3 are drawn
 
 
 def draw_class_folders(folder: Path, count: int, seed: int, side: int, talk: Talk = SILENT) -> None:
@@ -38,7 +43,7 @@ def draw_class_folders(folder: Path, count: int, seed: int, side: int, talk: Tal
         for number, scene in enumerate(plan_scenes(count, seed), start=1):
             path = output_folder(folder / f"{scene.colour}-{scene.shape}") / f"scene-{number:04d}.png"
             buffer = io.BytesIO()
-            draw_scene(replace(scene, width=side, height=side)).save(buffer, format="PNG")
+            draw_scene(_in_the_middle(scene, number, seed, side)).save(buffer, format="PNG")
             if not path.is_file() or path.read_bytes() != buffer.getvalue():
                 write_atomic(path, buffer.getvalue())
             task.advance()
@@ -51,5 +56,11 @@ def recognise(images: np.ndarray, name: str) -> Recognised:
     right = [one for one in seen if one.colour == colour and one.shape == shape]
     return Recognised(
         len(seen), float(np.mean([one.colour == colour for one in seen])), float(np.mean([one.shape == shape for one in seen])),
-        len(right) / len(seen), len({(one.position, one.background) for one in right}),
+        len(right) / len(seen), len({one.background for one in right if one.background}),
     )  # fmt: skip
+
+
+def _in_the_middle(scene: Scene, number: int, seed: int, side: int) -> Scene:
+    x, y, size = (unit_interval(seed, "class scene", number, what) for what in ("x", "y", "size"))
+    centre = (0.5 + _WANDER * (2 * x - 1), 0.5 + _WANDER * (2 * y - 1))
+    return replace(scene, width=side, height=side, centre=centre, size=_SIZES[0] + (_SIZES[1] - _SIZES[0]) * size)

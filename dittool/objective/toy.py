@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from dittool.objective.energy import energy_distance
 
 _CENTRE, _SPREAD = 2.5, 0.5
 _JUDGED = 2000  # points on either side
-_FLOOR_DRAWS = 12
+_FLOOR_DRAWS = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def judge(distribution: str, points: Tensor, seed: int = 0) -> ToyFigures:
     return ToyFigures(energy_distance(points, real), share, spread, stray)
 
 
+@lru_cache(maxsize=2)
 def floor(distribution: str) -> Floor:
     """Energy distance of real points to other real points: mean and deviation over draws."""
     values = torch.tensor([

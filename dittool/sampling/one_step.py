@@ -6,7 +6,7 @@ Image i has seed + i and depends on nothing else, so that one of several can be 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.fit import require_fit
 from dittool.ckpt.safe_load import load_checkpoint
 from dittool.config.drift_schema import DriftConfig
@@ -27,11 +28,14 @@ from dittool.encoders.vae import LatentCodec, load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions
-from dittool.sampling.draw import DrawnImage, write_png
+from dittool.sampling.draw import DrawnImage
+from dittool.sampling.picture_file import write_png
+from dittool.sampling.request import SampleOptions
 from dittool.seeding import derive_seed
 from dittool.storage import file_sha256, output_folder
 
 _BATCH = 32
+_SHARED_OPTIONS = ("checkpoint", "count", "seed")  # with those of the other family
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,14 @@ class OneStepPipeline:
         generators = [torch.Generator().manual_seed(derive_seed("one step", seed)) for seed in seeds]
         noise = torch.stack([torch.randn(model.channels, *model.cells, generator=generator) for generator in generators])
         return noise, torch.stack([torch.randint(model.style_codebook, (model.style_tokens,), generator=generator) for generator in generators])
+
+
+def one_step_request(options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk = SILENT) -> OneStepRequest:
+    """The request behind a command line with --class or --alpha. Raises `UsageError` for options that one evaluation has no use for."""
+    if strangers := [name for name, value in asdict(options).items() if value is not None and name not in _SHARED_OPTIONS]:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in strangers)
+        raise UsageError(f"{names}: no effect with --class and --alpha", "a one-step generator takes --class, --alpha, -n, --seed, --checkpoint")
+    return OneStepRequest(resolve_checkpoint(options.checkpoint, talk=talk), classes, alpha, options.count or 1, options.seed or 0)
 
 
 def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.models.drift_dit import ClassConditions
 from dittool.objective.energy import energy_distance
-from dittool.objective.toy import judge
+from dittool.objective.toy import ToyFigures, faults, floor, judge
 from dittool.seeding import derive_seed
 from dittool.train.drift_data import ClassSamples
 
@@ -33,6 +33,11 @@ class ToyEvaluation:
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         found = judge(self._config.toy.distribution, self.points(model, device))
         return {f"eval_{name}": value for name, value in vars(found).items()}
+
+    def faults(self, figures: dict[str, float]) -> list[str]:
+        """Why the points of these figures do not pass for real ones."""
+        name = self._config.toy.distribution
+        return faults(name, ToyFigures(**{key.removeprefix("eval_"): value for key, value in figures.items()}), floor(name))
 
 
 class LatentEvaluation:

@@ -44,7 +44,7 @@ from dittool.train.loop import _due, _restore, _warm_start
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState
 
-DrawGenerator = Callable[[nn.Module, TrainState, Path], None]  # draws what averaged weights make into a file
+DrawGenerator = Callable[[nn.Module, DriftConfig | ToyConfig, Provenance, dict[str, Any], Path], None]  # draws what averaged weights make
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,19 @@ class GeneratorSummary:
     checkpoint: Path
     step: int
     figures: dict[str, float]  # of the last evaluation, EMA weights
+    faults: list[str] | None  # of a toy: why its points do not pass for real ones; None: nothing was judged
     seconds: float  # of this call
     steps_per_second: float
+
+    @property
+    def line(self) -> str:
+        """The run in one line."""
+        shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in self.figures.items())
+        verdict = "" if self.faults is None else "; passes for real points" if not self.faults else f"; does not pass: {'; '.join(self.faults)}"
+        return f"step {self.step}: {shown or 'not evaluated'} (EMA weights){verdict}, {self.steps_per_second:.3g} steps/s"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "run": str(self.folder), "folder": str(self.folder), "checkpoint": str(self.checkpoint)}
 
 
 @dataclass
@@ -111,7 +122,7 @@ def train_generator(
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
             if config.model.arch == "drift":
                 record_data(out, data, provenance.identity_hash)
-            run.log = held.enter_context(closing(RunLog(out, state.step)))
+            run.log = held.enter_context(closing(RunLog(out, state.step, config)))
             run.evaluation, run.draw = evaluation, draw
         return _run_steps(run, stop, talk)
 
@@ -133,7 +144,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
             if _due(step, config.train.log_every, last):
                 _log(run, time.monotonic() - start, step - first)
             if run.draw is not None and draws:
-                run.draw(model, state, run.folder / "samples" / f"step{step:07d}_ema.png")
+                _draw(run, model)
             if stopping or _due(step, config.checkpoint.every, last):
                 content = run.content()
                 if state.ranks.first:
@@ -146,7 +157,15 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
     if saved is None:
         return None
     seconds = time.monotonic() - start
-    return GeneratorSummary(run.folder, saved, state.step, figures, seconds, (total - first) / seconds)
+    faults = run.evaluation.faults(figures) if figures and isinstance(run.evaluation, ToyEvaluation) else None
+    return GeneratorSummary(run.folder, saved, state.step, figures, faults, seconds, (total - first) / seconds)
+
+
+def _draw(run: _Run, model: nn.Module) -> None:
+    state, about = run.state, {"step": run.state.step, "classes": run.classes}
+    if isinstance(run.evaluation, ToyEvaluation):
+        about["points"] = run.evaluation.points(model, state.device)
+    run.draw(model, state.config, state.data, about, run.folder / "samples" / f"step{state.step:07d}_ema.png")
 
 
 def train_step(run: _Run) -> None:
@@ -175,6 +194,7 @@ def train_step(run: _Run) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(state.model, state.step)
     state.step += 1
+    state.samples_seen += config.train.batch_size * config.train.accumulate
 
 
 def _losses(run: _Run, groups: Groups, autocast: Any) -> dict[str, Tensor]:

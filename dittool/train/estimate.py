@@ -23,6 +23,7 @@ from dittool.data.shard_set import ShardSet
 from dittool.data.shards import TRAIN
 from dittool.data.stream import Batch
 from dittool.encoders.pretrained import device_of_choice
+from dittool.errors import UsageError
 from dittool.train.batches import training_stream
 from dittool.train.distributed import Ranks
 from dittool.train.loop import require_features, train_step
@@ -76,6 +77,8 @@ class Plan:
 
 def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
     """Measures a plan on this machine. Raises what training would raise for the same data and configuration."""
+    if config.model.arch != "dit":
+        raise UsageError("--dry-run measures the first family of models alone", "try a few steps of it: dit train -s train.steps=20 --out F")
     shards = ShardSet.open(data)
     require_features(config, shards)
     refs = shards.split(TRAIN)
