@@ -36,6 +36,8 @@ def main(
 
     console = console_for(json, quiet, verbose)
     config = load_config(preset, overrides)
+    if config.model.arch != "dit":
+        raise UsageError(f"--preset {preset}: one-step generators are not carried over", "start from their own weights: dit train --init W")
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the name must end in .safetensors", "for example: --out init.safetensors")
 

@@ -63,6 +63,11 @@ class Pipeline:
         """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints."""
         content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
         config = config_from_dict(content["config"], str(checkpoint))
+        if config.model.arch != "dit":
+            raise UsageError(
+                f"{checkpoint}: a one-step generator, which knows classes and neither prompts nor references",
+                "draw with: dit sample --class C --alpha A",
+            )
         data = Provenance.from_dict(content["data"])
         model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
