@@ -35,9 +35,7 @@ def main(
     from dittool.ckpt.run_folder import recorded_data
     from dittool.config.load import load_config
     from dittool.errors import UsageError
-    from dittool.sampling.one_step_preview import draw_generator
     from dittool.sampling.preview import draw_preview
-    from dittool.train.drift_loop import train_generator
     from dittool.train.loop import train
     from dittool.validate.on_the_way import judge_on_the_way
 
@@ -58,16 +56,10 @@ def main(
     if not (no_audit or resume):
         _require_audited(config, preset, out, console)
     named = [override.partition("=")[0].strip() for override in overrides]
+    how = {"resume": resume, "strict": strict, "named_changes": named, "init": init, "talk": console}
     if config.model.arch != "dit":
-        made = train_generator(
-            config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw_generator, talk=console
-        )  # fmt: skip
-        if made is not None:
-            console.json(made.to_json())
-            console.result(f"{made.line}\n{made.checkpoint}")
-        return
-    draw, judge = draw_preview(data), judge_on_the_way(data, out, console)
-    done = train(config, data, out, resume=resume, strict=strict, named_changes=named, init=init, draw=draw, judge=judge, talk=console)
+        return _train_generator(config, data, out, how)
+    done = train(config, data, out, **how, draw=draw_preview(data), judge=judge_on_the_way(data, out, console))
     if done is None:  # a process of torchrun that only computes
         return
     console.json({
@@ -78,6 +70,15 @@ def main(
     console.result(f"step {done.step}: loss {done.loss:.4f}{evaluated}, {done.samples_per_second:.3g} samples/s")
     console.result(str(done.checkpoint))
     console.note(f"log, plot and pictures in {done.folder}; next: dit validate {done.folder}")
+
+
+def _train_generator(config: Any, data: Path, out: Path, how: dict[str, Any]) -> None:
+    from dittool.sampling.one_step_preview import draw_generator
+    from dittool.train.drift_loop import train_generator
+
+    if (done := train_generator(config, data, out, **how, draw=draw_generator)) is not None:
+        how["talk"].json(done.to_json())
+        how["talk"].result(f"{done.line}\n{done.checkpoint}")
 
 
 def _require_audited(config: Any, name: str, out: Path, console: Console) -> None:
