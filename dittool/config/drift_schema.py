@@ -21,8 +21,8 @@ from dittool.config.schema import (
     Section,
     Size,
     Train,
-    _require,
     parse_size,
+    require,
 )
 
 
@@ -64,7 +64,7 @@ class Generator(Section):
     def _divisible(self) -> Generator:
         head, needed = self.width // self.heads, {"none": 1, "1d": 2, "2d": 4}[self.rope]
         rows, columns = self.cells
-        _require(
+        require(
             (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
             (head % needed == 0, f"a head of {head} channels is not divisible by {needed}, which rope = \"{self.rope}\" needs"),
             (rows % self.patch_size + columns % self.patch_size == 0, f"input {self.input} is not whole tokens of patch_size {self.patch_size}"),
@@ -106,7 +106,7 @@ class Drift(Section):
 
     @model_validator(mode="after")
     def _drawn_without_replacement(self) -> Drift:
-        _require(
+        require(
             (self.positives <= self.class_queue, f"positives {self.positives} is above class_queue {self.class_queue}"),
             (self.unconditional <= self.global_queue, f"unconditional {self.unconditional} is above global_queue {self.global_queue}"),
             (self.unconditional > 0 or self.alpha_max == 1, "guidance scales above 1 need unconditional negatives; set alpha_max = 1"),
@@ -131,7 +131,7 @@ class OneStep(Section):
 
 def _require_whole_groups(train: Train, drift: Drift) -> None:
     whole = train.batch_size is None or train.batch_size % drift.generated == 0
-    _require(
+    require(
         (train.batch_size is not None, "a one-step generator has train.batch_size, not tokens_per_batch: all its samples have one size"),
         (whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"),
         (train.skip_nonfinite == 0, "train.skip_nonfinite has no effect on a one-step generator: a step that is not finite ends the run"),
@@ -154,7 +154,7 @@ class DriftConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> DriftConfig:
         _require_whole_groups(self.train, self.drift)
-        _require((self.sample.alpha <= self.drift.alpha_max, f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}"))
+        require((self.sample.alpha <= self.drift.alpha_max, f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}"))
         return self
 
 
@@ -173,7 +173,7 @@ class ToyConfig(Section):
     def _fits(self) -> ToyConfig:
         _require_whole_groups(self.train, self.drift)
         drift = self.drift
-        _require(
+        require(
             (self.train.workers == 0, "train.workers has no effect on a toy: it reads no data"),
             (drift.features == ["raw"], f'a toy has points for features: drift.features must be ["raw"], not {drift.features}'),
             (drift.alpha_max == 1 and drift.unconditional == 0, "a toy has no guidance: drift.alpha_max must be 1 and drift.unconditional 0"),

@@ -30,7 +30,7 @@ def _checked_size(text: str) -> str:
     return text
 
 
-def _require(*rules: tuple[bool, str]) -> None:
+def require(*rules: tuple[bool, str]) -> None:
     """Raises ValueError with the texts of all rules that do not hold."""
     if broken := "; ".join(text for holds, text in rules if not holds):
         raise ValueError(broken)
@@ -64,7 +64,7 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Model:
-        _require(
+        require(
             (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
             (self.width % 4 == 0, f"width {self.width} is not divisible by 4, which the 2-D sin-cos positions need"),
             (self.patches or self.patch_positions, "patch_positions = false has no effect when patches = false; remove it"),
@@ -92,7 +92,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> Data:
-        _require(((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"))
+        require(((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"))
         return self
 
 
@@ -112,7 +112,7 @@ class Dropout(Section):
     @model_validator(mode="after")
     def _sums_to_one(self) -> Dropout:
         total = self.none + self.text_only + self.reference_only + self.both
-        _require((abs(total - 1) <= 1e-6, f"the four shares sum to {total:g}, not 1"))
+        require((abs(total - 1) <= 1e-6, f"the four shares sum to {total:g}, not 1"))
         return self
 
 
@@ -143,7 +143,7 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _schedule(self) -> Train:
-        _require(
+        require(
             (self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises"),
             (self.min_lr <= self.lr, f"min_lr {self.min_lr:g} is above lr {self.lr:g}"),
             ((self.batch_size is None) != (self.tokens_per_batch is None), "exactly one of batch_size and tokens_per_batch must be given"),
@@ -159,7 +159,7 @@ class Ema(Section):
 
     @model_validator(mode="after")
     def _warmup(self) -> Ema:
-        _require(
+        require(
             (self.warmup != "linear" or self.warmup_steps is not None, 'warmup = "linear" needs warmup_steps'),
             (
                 self.warmup != "power" or self.warmup_steps is None,
@@ -188,7 +188,7 @@ class Sample(Section):
     @model_validator(mode="after")
     def _interval(self) -> Sample:
         low, high = self.guidance_interval
-        _require((low <= high, f"guidance_interval [{low:g}, {high:g}] ends before it begins; t runs from 0, the image, to 1, the noise"))
+        require((low <= high, f"guidance_interval [{low:g}, {high:g}] ends before it begins; t runs from 0, the image, to 1, the noise"))
         return self
 
 
@@ -207,7 +207,7 @@ class Thresholds(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Thresholds:
         low, high = self.grad_norm or (0, 1)
-        _require((low < high, f"grad_norm [{low:g}, {high:g}] is empty: the least comes first"))
+        require((low < high, f"grad_norm [{low:g}, {high:g}] is empty: the least comes first"))
         return self
 
 

@@ -86,7 +86,8 @@ def _sample_faults(shards: ShardSet, ref: SampleRef, statistics: ShardStatistics
     bad = [(feature.name, int((~np.isfinite(array)).sum())) for feature, array in arrays.items()]
     if faults := [Fault(where, f"{name} has {count} values that are not finite") for name, count in bad if count]:
         return faults
-    if shards.index is not None and (found := widths(arrays)) != shards.dims:
-        return [Fault(where, f"widths {found}, the index says {shards.dims}")]
+    expected = statistics.dims if shards.index is None else shards.dims
+    if expected and (found := widths(arrays)) != expected:
+        return [Fault(where, f"widths {found}, where {'the first sample has' if shards.index is None else 'the index says'} {expected}")]
     statistics.add(arrays)
     return []

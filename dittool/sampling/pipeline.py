@@ -16,6 +16,7 @@ from dittool.config.load import config_from_dict
 from dittool.config.schema import Config, parse_size
 from dittool.data.buckets import LARGEST_AREA, Bucket, nearest_bucket
 from dittool.data.images import fit_to_bucket, open_image
+from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.encoders.image import ImageEncoder, load_image_encoder, patch_grid
 from dittool.encoders.pretrained import device_of_choice
@@ -37,7 +38,7 @@ class Reference:
     """A reference image's features."""
 
     cls: Tensor  # (image width,)
-    patches: Tensor  # (N, image width), row-major
+    patches: Tensor  # (N, image width), row-major, as the shards would give them back
     grid: tuple[int, int]  # (rows, columns)
     bucket: Bucket
 
@@ -109,10 +110,16 @@ class Pipeline:
 
     def reference_from_pixels(self, pixels: np.ndarray) -> list[Reference]:
         """References from bucketed images of one size, (B, H, W, 3) uint8."""
-        features = self.image_encoder.encode(pixels)
-        height, width = pixels.shape[1:3]
-        grid = patch_grid(width, height, self.image_patch_size)
-        return [Reference(cls, patches, grid, Bucket(width, height)) for cls, patches in zip(features.cls, features.patches, strict=True)]
+        features, storage = self.image_encoder.encode(pixels), self.data.identity["patch_storage"]
+        bucket = Bucket(width=pixels.shape[2], height=pixels.shape[1])
+        whole, grid = patch_grid(bucket.width, bucket.height, self.image_patch_size), self.reference_grid(bucket)
+        stored = [encode_patches(patches.numpy(), whole, storage) for patches in features.patches]
+        as_trained = [torch.from_numpy(decode_patches(patches, storage)) for patches in stored]
+        return [Reference(cls, patches, grid, bucket) for cls, patches in zip(features.cls, as_trained, strict=True)]
+
+    def reference_grid(self, bucket: Bucket) -> tuple[int, int]:
+        """(rows, columns) of a reference's patches as the model was trained on them: pooled ones fill a smaller grid."""
+        return stored_grid(patch_grid(bucket.width, bucket.height, self.image_patch_size), self.data.identity["patch_storage"])
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Text features (B, L, D), padded, and their mask (B, L)."""
@@ -125,7 +132,7 @@ class Pipeline:
         """`count` times the same prompt and reference; either may be absent."""
         text, mask = (None, None) if prompt is None else self.encode_prompts([prompt])
         if reference is None:
-            one = Conditions(text, mask, None, None, patch_grid(bucket.width, bucket.height, self.image_patch_size))
+            one = Conditions(text, mask, None, None, self.reference_grid(bucket))
         else:
             patches = reference.patches[None] if self.config.model.patches else None
             one = Conditions(text, mask, reference.cls[None], patches, reference.grid)

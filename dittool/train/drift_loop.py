@@ -40,7 +40,7 @@ from dittool.train.distributed import Ranks, process_group, whole
 from dittool.train.drift_data import ClassSamples, Groups, LatentStream, ToyStream
 from dittool.train.drift_evaluate import LatentEvaluation, ToyEvaluation
 from dittool.train.log import RunLog
-from dittool.train.loop import _due, _restore, _warm_start
+from dittool.train.loop import due, restore, warm_start
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState
 
@@ -136,16 +136,16 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
             train_step(run)
             stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
-            evaluates, draws = _due(step, config.train.eval_every, last), _due(step, config.train.sample_every, last)
+            evaluates, draws = due(step, config.train.eval_every, last), due(step, config.train.sample_every, last)
             model = state.whole_ema() if evaluates or draws else None
             if run.evaluation is not None and evaluates:
                 figures = run.evaluation.figures(model, state.device)
                 run.log.write(step, figures)
-            if _due(step, config.train.log_every, last):
+            if due(step, config.train.log_every, last):
                 _log(run, time.monotonic() - start, step - first)
             if run.draw is not None and draws:
                 _draw(run, model)
-            if stopping or _due(step, config.checkpoint.every, last):
+            if stopping or due(step, config.checkpoint.every, last):
                 content = run.content()
                 if state.ranks.first:
                     saved = save_checkpoint(run.checkpoints, content, final=last, summary=figures)
@@ -236,12 +236,12 @@ def _begin(run: _Run, resume: bool, strict: bool, named: set[str], init: Path | 
     """Fresh, warm-started, or exactly where a checkpoint left it."""
     if resume:
         newest = newest_checkpoint(run.checkpoints, talk, strict)
-        _restore(newest, run.state, named, talk)
+        restore(newest, run.state, named, talk)
         if isinstance(run.stream, LatentStream):
             run.stream.restore(load_checkpoint(newest.path)["queues"])
         return
     if init is not None:
-        _warm_start(run.state, init)
+        warm_start(run.state, init)
     if isinstance(run.stream, LatentStream):
         run.stream.fill()
 

@@ -158,7 +158,7 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
             axis.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
-    axis.set(xlabel="step", ylabel="velocity error (mean square)", ylim=(0, None))
+    axis.set(xlabel="step", ylabel="loss (mean square)", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")

@@ -104,9 +104,9 @@ def train(
         # State: fresh, warm-started, or exactly where a checkpoint left it.
         state = TrainState(config, provenance, ranks)
         if resume:
-            _restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
+            restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
         elif init is not None:
-            _warm_start(state, init)
+            warm_start(state, init)
         run = _Run(out, checkpoints, state, stream)
         if ranks.first:
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
@@ -147,14 +147,14 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
                 _skip_update(run, failure, talk)
             stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
             step, last = state.step, state.step == total
-            evaluates, draws = _due(step, train_config.eval_every, last), _due(step, train_config.sample_every, last)
-            judges = _due(step, state.config.validate_.every, last) and not stopping
+            evaluates, draws = due(step, train_config.eval_every, last), due(step, train_config.sample_every, last)
+            judges = due(step, state.config.validate_.every, last) and not stopping
             if evaluates or draws or judges:
                 pipeline.model, pipeline.step = state.whole_ema(), step
             if run.evaluation is not None and evaluates:
                 eval_loss = run.evaluation.loss(pipeline.model, state.device)
                 run.log.write(step, {"eval_loss": eval_loss})
-            if _due(step, train_config.log_every, last):
+            if due(step, train_config.log_every, last):
                 figures = meter.summary()
                 if run.log is not None and figures:
                     run.log.write(step, figures)
@@ -162,7 +162,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
                 run.log.plot()
             if run.draw is not None and draws:
                 run.draw(pipeline, run.folder / "samples" / f"step{step:07d}_ema.png")
-            if stopping or _due(step, state.config.checkpoint.every, last):
+            if stopping or due(step, state.config.checkpoint.every, last):
                 content = state.to_checkpoint()
                 if state.ranks.first:
                     saved = save_checkpoint(run.checkpoints, content, final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
@@ -180,7 +180,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     return TrainSummary(run.folder, saved, state.step, loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds)
 
 
-def _due(step: int, every: int, last: bool) -> bool:
+def due(step: int, every: int, last: bool) -> bool:
     """Whether something that happens every so many steps (0: never) happens after this one."""
     return every > 0 and (last or step % every == 0)
 
@@ -270,7 +270,7 @@ def _evaluation(config: Config, shards: ShardSet, provenance: Provenance) -> Eva
     return Evaluation(shards, held, provenance.norm, config.flow.timestep_sampling, config.flow.shift, config.model.patches)
 
 
-def _restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> None:
+def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> None:
     total = state.config.train.steps
     content = load_checkpoint(newest.path)
     for change in require_same_run(content, state.config, state.data, named):
@@ -284,7 +284,7 @@ def _restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: T
     talk.note(f"resumed from {newest.path} at step {state.step}")
 
 
-def _warm_start(state: TrainState, init: Path) -> None:
+def warm_start(state: TrainState, init: Path) -> None:
     weights = load_weights(init)
     require_fit(weights, state.model.state_dict(), str(init))
     require_finite(weights, str(init))

@@ -27,9 +27,7 @@ from torch import Tensor
 
 from dittool.console import SILENT, Talk
 from dittool.data.buckets import Bucket
-from dittool.data.patch_storage import stored_grid
 from dittool.data.shard_set import SampleRef, ShardSet
-from dittool.encoders.image import patch_grid
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.samples import bucket_batches, draw, noise_of
@@ -122,7 +120,7 @@ def _root(covariance: Tensor) -> Tensor:
 
 def _draw_captions(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef]) -> np.ndarray:
     text, mask = pipeline.encode_prompts([shards.read_record(ref).caption for ref in refs])
-    grid = stored_grid(patch_grid(bucket.width, bucket.height, pipeline.image_patch_size), shards.patch_storage)
+    grid = pipeline.reference_grid(bucket)
     return draw(pipeline, Conditions(text, mask, None, None, grid), noise_of(pipeline, bucket, [ref.id for ref in refs], "set"))
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from dittool.console import SILENT, Talk
 from dittool.data.buckets import Bucket
-from dittool.data.patch_storage import decode_patches, encode_patches
 from dittool.data.records import Record
 from dittool.data.shard_set import Sample, ShardSet
 from dittool.sampling.pipeline import Pipeline
@@ -137,7 +136,7 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
         conditions = replace(conditions, patches=None)
     results = draw(pipeline, conditions, noise_of(pipeline, bucket, [subject.ref.id for subject in batch]))
     seen = pipeline.reference_from_pixels(results)
-    features = torch.stack([one.cls for one in seen]), torch.stack([_as_stored(one.patches, one.grid, shards.patch_storage) for one in seen])
+    features = torch.stack([one.cls for one in seen]), torch.stack([one.patches for one in seen])
     of_cls, of_patches = margins_between(features, _features(originals), _features(references)).tolist()
 
     shown = pipeline.codec.decode(torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32)))
@@ -150,11 +149,6 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
         records = shards.read_record(subject.ref), shards.read_record(subject.partner)
         pairs.append(SwappedPair(*records, (of_cls[i] + of_patches[i]) / 2, of_cls[i], of_patches[i], file, pictures))
     return pairs
-
-
-def _as_stored(patches: Tensor, grid: tuple[int, int], storage: str) -> Tensor:
-    """Patches (N, C) as they would come back from the shards, which may hold them pooled: (N or fewer, C)."""
-    return torch.from_numpy(decode_patches(encode_patches(patches.numpy(), grid, storage), storage))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -23,10 +23,8 @@ from PIL import Image
 
 from dittool.console import SILENT, Talk
 from dittool.data.buckets import Bucket
-from dittool.data.patch_storage import stored_grid
 from dittool.data.shard_set import ShardSet
 from dittool.demo.checker import ATTRIBUTES, parse_caption, shows
-from dittool.encoders.image import patch_grid
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
@@ -139,7 +137,7 @@ def _edit_batch(pipeline: Pipeline, bucket: Bucket, edits: list[Edit], distance:
     same, other = noise_of(pipeline, bucket, ids), noise_of(pipeline, bucket, ids, "other noise")
     prompts = [edit.caption for edit in edits] + [edit.edited for edit in edits] + [edit.caption for edit in edits]
     text, mask = pipeline.encode_prompts(prompts)
-    grid = stored_grid(patch_grid(bucket.width, bucket.height, pipeline.image_patch_size), pipeline.data.identity["patch_storage"])
+    grid = pipeline.reference_grid(bucket)
     pixels = draw(pipeline, Conditions(text, mask, None, None, grid), torch.cat([same, same, other]))
     original, edited, reseeded = np.split(pixels, 3)
     changes, changes_of_seed = distance.measure(edited, original), distance.measure(reseeded, original)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from dittool.ckpt.run_folder import recorded_data, run_folder
+from dittool.data.features import FeatureStore
+from dittool.data.records import IMAGE_PATCHES
 from dittool.data.shard_set import ShardSet
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
@@ -397,3 +399,10 @@ def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_
     for conditions, noise in seen:
         rows, columns = noise.shape[2] // 2, noise.shape[3] // 2  # the encoder's patches: two latent cells each
         assert conditions.patch_grid == ((rows + 1) // 2, (columns + 1) // 2)
+    image = next(path for path in sorted(tiny_shards.images.iterdir()) if path.suffix == ".png")
+    reference = model.encode_reference(image)
+    record = next(record for record in FeatureStore(tmp_path / "derived").read_records() if record.image == image.name)
+    stored = FeatureStore(tmp_path / "derived").read(IMAGE_PATCHES, record.id)
+    assert np.allclose(reference.patches, stored.astype(np.float32), atol=2e-3)
+    for drawn in (model.conditions(None, reference, reference.bucket, 1), model.conditions("a red circle", None, reference.bucket, 1)):
+        assert drawn.patch_grid[0] * drawn.patch_grid[1] == len(stored)
