@@ -6,6 +6,7 @@ fsync of the folder. Whatever interrupts this leaves the old file, and at worst 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -41,6 +42,28 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Non
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def append_durably(path: Path, line: bytes) -> None:
+    """Appends a line, behind the last whole one: half a line is what a killed or failed writer left. Call it with the file held."""
+    is_new = not path.exists()
+    with path.open("ab" if is_new else "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(0)
+            size = _end_of_last_line(file, size)
+            file.seek(size)
+            file.truncate()
+        try:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+    if is_new:
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -122,6 +145,22 @@ def require_free(folder: Path, needed: int, what: str) -> None:
 
 
 @contextmanager
+def full_disk_told(path: Path, needed: int) -> Iterator[None]:
+    """Around the writing of `needed` bytes: a full disk, quota or size limit becomes a `StorageError` with both numbers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        status = os.statvfs(path.parent)
+        free = status.f_bavail * status.f_frsize
+        raise StorageError(
+            f"{path}: {error.strerror}: {bytes_text(needed)} to write, {bytes_text(free)} free",
+            "free some space, then run the same command again: what is made stays",
+        ) from error
+
+
+@contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Holds the folder for one writer; the kernel lets go when the process ends, however it ends. Raises `StorageError` naming the owner."""
     path = folder / ".lock"
@@ -146,6 +185,18 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     raise AssertionError("unreachable")
+
+
+def _end_of_last_line(file: Any, size: int) -> int:
+    """The position behind the last newline, 0 when there is none."""
+    block = 1 << 16
+    while size:
+        start = max(0, size - block)
+        file.seek(start)
+        if (found := file.read(size - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        size = start
+    return 0
 
 
 def _umask() -> int:

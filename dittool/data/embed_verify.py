@@ -14,8 +14,9 @@ from dittool.console import SILENT, Talk
 from dittool.data.arrays import parse_npy
 from dittool.data.buckets import Bucket
 from dittool.data.embed_pipeline import decoder_count
-from dittool.data.features import FeatureStore, Journal, Made, digest_of, source_of
+from dittool.data.features import FeatureStore
 from dittool.data.identity import ENCODER_OF_STAGE
+from dittool.data.journal import Journal, Made, digest_of, source_of
 from dittool.data.patch_storage import FP16, STORED_DTYPE, decode_patches, stored_shape
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, Feature, Record
 from dittool.encoders.image import patch_grid

@@ -7,14 +7,10 @@ after the features are on disk: a line in it is a promise that they are. A batch
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +18,12 @@ import numpy as np
 
 from dittool.data.arrays import npy_bytes, read_npy
 from dittool.data.identity import ENCODER_OF_STAGE, differences, new_card, rebuild_command, require_card, require_same_identity, stages_made_stale
+from dittool.data.journal import Digests, Journal, Made, append_journal, digest_of, read_journal, rewrite_journal, source_of
 from dittool.data.parts import Part, shared_files
 from dittool.data.quarantine import with_earlier_refusals
 from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
-from dittool.errors import BadDataError, StorageError
-from dittool.storage import TEMPORARY_PREFIX, bytes_text, read_json, read_json_lines, sync_folder, write_atomic, write_json
-
-Digests = Mapping[str, Mapping[str, str]]  # record id → feature's name → digest of its file
-_DIGEST_LETTERS = 16  # of a SHA-256: enough to see damage, and a third of the journal's size
-
-
-@dataclass(frozen=True)
-class Made:
-    """What the journal says about the features of one record and stage."""
-
-    source: str  # `source_of` the record they were made from
-    digests: Mapping[str, str] = field(default_factory=dict)  # feature's name → digest of its file; older journals have none
-
-
-Journal = dict[tuple[str, str], Made]  # by (record id, stage)
+from dittool.errors import BadDataError
+from dittool.storage import TEMPORARY_PREFIX, full_disk_told, read_json, sync_folder, write_json
 
 
 class FeatureStore:
@@ -180,13 +163,9 @@ class FeatureStore:
         The file's bytes are on disk when this returns; its name is when `append_journal` does. Raises `StorageError` when the disk is full.
         """
         path, content = self.path(feature, record_id), npy_bytes(stored)
-        try:
+        with full_disk_told(path, len(content)):
             path.parent.mkdir(exist_ok=True)
             self._write_file(path, content)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                raise _disk_full(path, len(content), error) from error
-            raise
         return digest_of(content)
 
     def bytes_present(self, stage: str, records: Iterable[Record]) -> int:
@@ -205,22 +184,8 @@ class FeatureStore:
         return {key: made.source for key, made in self.read_journal_entries().items()}
 
     def read_journal_entries(self) -> Journal:
-        """(record id, stage) → source and digests, of features that are on disk. Raises `BadDataError` for a journal that is not one."""
-        if not self._journal_path.exists():
-            return {}
-        entries: Journal = {}
-        for number, line in enumerate(read_json_lines(self._journal_path), start=1):
-            try:
-                if "made" in line:
-                    entries |= {(key, line["stage"]): Made(made["source"], made.get("files", {})) for key, made in line["made"].items()}
-                else:  # a line of version 0.1: one record
-                    entries[line["id"], line["stage"]] = Made(line["source"])
-            except (TypeError, KeyError, AttributeError) as error:
-                raise BadDataError(
-                    f"{self._journal_path}: value {number} is no journal line ({error!r})",
-                    "remove that line and run dit embed again: its features are made anew",
-                ) from error
-        return entries
+        """The whole of it. Raises `BadDataError` for a journal that is not one."""
+        return read_journal(self._journal_path)
 
     def prune_journal(self, used: Iterable[Record]) -> dict[tuple[str, str], str]:
         """Drops torn, superseded, orphaned and stale lines, and returns what the journal says then.
@@ -233,23 +198,16 @@ class FeatureStore:
             return record_id in by_id and made.source == source_of(stage, by_id[record_id])
 
         with shared_files(self.folder):
-            self._rewrite_journal(current)
+            rewrite_journal(self._journal_path, current)
             return self.read_journal()
 
     def append_journal(self, stage: str, records: Iterable[Record], digests: Digests | None = None) -> None:
         """Enters features whose files are written, as one line, after making their names durable."""
-        rows = {record.id: {"source": source_of(stage, record), "files": dict((digests or {}).get(record.id, {}))} for record in records}
         for feature in FEATURES:
             if feature.stage == stage and (self.folder / feature.name).is_dir():
                 sync_folder(self.folder / feature.name)
-        line = _journal_line(stage, rows)
         with shared_files(self.folder):
-            try:
-                _append_durably(self._journal_path, line)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                    raise _disk_full(self._journal_path, len(line), error) from error
-                raise
+            append_journal(self._journal_path, stage, records, digests or {})
 
     def missing(self, stage: str, records: Iterable[Record], journal: dict[tuple[str, str], str]) -> list[Record]:
         """Records whose features of this stage are absent or stale."""
@@ -262,14 +220,7 @@ class FeatureStore:
 
     def _forget(self, stages: Iterable[str]) -> None:
         dropped = set(stages)
-        self._rewrite_journal(lambda _, stage, __: stage not in dropped)
-
-    def _rewrite_journal(self, keep: Callable[[str, str, Made], bool]) -> None:
-        entries = self.read_journal_entries()
-        kept = {key: made for key, made in entries.items() if keep(*key, made)}
-        if len(kept) < len(entries):
-            rows = ((stage, {key: {"source": made.source, "files": dict(made.digests)}}) for (key, stage), made in kept.items())
-            write_atomic(self._journal_path, b"".join(_journal_line(stage, made) for stage, made in rows))
+        rewrite_journal(self._journal_path, lambda _, stage, __: stage not in dropped)
 
     def _write_file(self, path: Path, content: bytes) -> None:
         handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{self._part.name}-", dir=path.parent)
@@ -286,22 +237,6 @@ class FeatureStore:
             raise
 
 
-def source_of(stage: str, record: Record) -> str:
-    """What a stage's features are made from: the image's bytes, bucket and side, or the caption."""
-    if stage == "t5":
-        return hashlib.sha256(record.caption.encode()).hexdigest()
-    return f"{record.image_sha256} {record.bucket}" + (" flipped" if record.flipped else "")
-
-
-def digest_of(content: bytes) -> str:
-    """What the journal remembers of a feature's file."""
-    return hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
-
-
-def _journal_line(stage: str, made: Mapping[str, Any]) -> bytes:
-    return (json.dumps({"stage": stage, "made": made}) + "\n").encode()
-
-
 def _file_mode() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -309,49 +244,6 @@ def _file_mode() -> int:
 
 
 _FILE_MODE = _file_mode()  # read once: asking for the umask means setting it, which threads must not do at the same time
-
-
-def _append_durably(path: Path, line: bytes) -> None:
-    """Appends a line, behind the last whole one: half a line is what a killed or failed writer left. Call it with the file held."""
-    is_new = not path.exists()
-    with path.open("ab" if is_new else "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(0)
-            size = _end_of_last_line(file, size)
-            file.seek(size)
-            file.truncate()
-        try:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                os.truncate(path, size)
-            raise
-    if is_new:
-        sync_folder(path.parent)
-
-
-def _end_of_last_line(file: Any, size: int) -> int:
-    """The position behind the last newline, 0 when there is none."""
-    block = 1 << 16
-    while size:
-        start = max(0, size - block)
-        file.seek(start)
-        if (found := file.read(size - start).rfind(b"\n")) >= 0:
-            return start + found + 1
-        size = start
-    return 0
-
-
-def _disk_full(path: Path, needed: int, error: OSError) -> StorageError:
-    status = os.statvfs(path.parent)
-    free = status.f_bavail * status.f_frsize
-    return StorageError(
-        f"{path}: {error.strerror}: {bytes_text(needed)} to write, {bytes_text(free)} free",
-        "free some space, then run the same command again: what is made stays",
-    )
 
 
 def _only_buckets_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:

@@ -25,8 +25,9 @@ import numpy as np
 from dittool.config.load import load_config
 from dittool.console import SILENT, Talk
 from dittool.data.arrays import parse_npy, read_npy_bytes
-from dittool.data.features import FeatureStore, digest_of
+from dittool.data.features import FeatureStore
 from dittool.data.identity import identity_hash
+from dittool.data.journal import digest_of
 from dittool.data.patch_storage import decode_patches
 from dittool.data.records import FEATURES, IMAGE_PATCHES, RECORD_MEMBER, STAGES, Feature, Record, record_to_bytes
 from dittool.data.shard_index import HOLDOUT, INDEX_NAME, INDEX_VERSION, TRAIN, index_shard, members_path, row_is_intact

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from dittool.config.load import load_config
-from dittool.data import embed_passes, features
+from dittool.data import embed_passes, journal
 from dittool.data.embed import embed
 from dittool.data.embed_pipeline import decoders, loaded_ahead
 from dittool.data.embed_verify import verify
@@ -143,7 +143,7 @@ def test_killed_twice_and_at_any_moment(images, config, whole, tmp_path):
 def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, config, tmp_path, monkeypatch):
     """A kill cannot show this, only the order of the calls can: file synced, then renamed, its folder synced, then the line."""
     calls = []
-    real_fsync, real_replace, real_append = os.fsync, os.replace, features._append_durably
+    real_fsync, real_replace, real_append = os.fsync, os.replace, journal.append_durably
 
     def fsync(descriptor):
         calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
@@ -159,15 +159,15 @@ def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, co
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(features, "_append_durably", append)
+    monkeypatch.setattr(journal, "append_durably", append)
     derived = tmp_path / "derived"
     embed(images, derived, config, ["vae"])
     renames = [number for number, call in enumerate(calls) if call[0] == "rename" and "vae_latents" in call[2]]
-    journal = next(number for number, call in enumerate(calls) if call[0] == "journal")
-    folder = max(number for number, call in enumerate(calls[:journal]) if call == ("fsync", str(derived / "vae_latents")))
-    assert len(renames) == 3 and max(renames) < folder < journal
+    entered = next(number for number, call in enumerate(calls) if call[0] == "journal")
+    folder = max(number for number, call in enumerate(calls[:entered]) if call == ("fsync", str(derived / "vae_latents")))
+    assert len(renames) == 3 and max(renames) < folder < entered
     assert all(("fsync", calls[number][1]) in calls[:number] for number in renames)
-    assert ("fsync", str(derived / "journal.jsonl")) in calls[journal:]
+    assert ("fsync", str(derived / "journal.jsonl")) in calls[entered:]
 
 
 def test_a_killed_run_leaves_no_decoding_process_behind(tmp_path):

@@ -14,8 +14,9 @@ from PIL import Image
 from dittool.config.load import load_config
 from dittool.data.buckets import Bucket
 from dittool.data.embed import embed
-from dittool.data.features import FeatureStore, source_of
+from dittool.data.features import FeatureStore
 from dittool.data.flip import flip_caption, why_not_flipped, with_flips
+from dittool.data.journal import source_of
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, REFUSED, TEXT, USED, Record, is_safe_key
 from dittool.data.scan import load_pixels, scan, summary
 from dittool.data.shard_set import ShardSet
