@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def older_derived(tiny_shards, tmp_path) -> Path:
-    """Features under a journal that keeps no digests, as the first ones did: what a test changes in them is not noticed by its bytes."""
+def older_derived(tiny_shards, tmp_path, forget_digests: Callable[[Path], None]) -> Path:
+    """Features under a journal without digests, so that what a test changes in them is not noticed by its bytes."""
     folder = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
-    journal = folder / "journal.jsonl"
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    for line in lines:
-        for made in line["made"].values():
-            del made["files"]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    forget_digests(folder)
     return folder
