@@ -244,6 +244,7 @@ def test_row_18_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, t
     assert_ends_as(tiny_run, tmp_path / "run")
 
 
+@pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 @pytest.mark.slow
 def test_row_19_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shards, tmp_path):
     out = tmp_path / "run"

@@ -121,6 +121,7 @@ def test_other_errors_pass_as_they_are():
         raise RuntimeError("out of luck")
 
 
+@pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_compiled_processes_end_where_a_plain_one_ends(tiny_shards, tmp_path, parallel):

@@ -17,6 +17,8 @@ from dittool.ckpt.safe_load import load_checkpoint
 from dittool.train.log import read_log
 from dittool.train.loop import train
 
+pytestmark = pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
+
 
 def torchrun(processes: int, out, tiny_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
     options = [word for override in (*tiny_shards.overrides, *overrides) for word in ("-s", override)]

@@ -166,6 +166,7 @@ def test_the_second_run_in_a_folder_is_refused(class_run, class_shards):
         train_generator(class_shards.config(), class_shards.folder, class_run)
 
 
+@pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_take_the_steps_of_one(class_shards, tmp_path, parallel):
