@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dittool.models.conditioning import Conditioning, Conditions, Context, Kept
-from dittool.models.layers import MLP, CrossAttention, SelfAttention, TimestepEmbedding, layer_norm, modulate
+from dittool.models.layers import MLP, CrossAttention, SelfAttention, TimestepEmbedding, gated, layer_norm, modulate
 from dittool.models.positions import cached_positions
 
 KeysValues = list[tuple[Tensor, Tensor]]  # for each block, 2 × (B, heads, M, D/heads)
@@ -57,9 +57,9 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_x, scale_x, gate_x, shift_m, scale_m, gate_m = vectors
         if keys_values is None:
             keys_values = self.cross_attention.keys_values(context)
-        x = x + gate_a[:, None] * self.attention(modulate(layer_norm(x), shift_a, scale_a))
-        x = x + gate_x[:, None] * self.cross_attention(modulate(layer_norm(x), shift_x, scale_x), keys_values, bias)
-        return x + gate_m[:, None] * self.mlp(modulate(layer_norm(x), shift_m, scale_m))
+        x = gated(x, gate_a, self.attention(modulate(layer_norm(x), shift_a, scale_a)))
+        x = gated(x, gate_x, self.cross_attention(modulate(layer_norm(x), shift_x, scale_x), keys_values, bias))
+        return gated(x, gate_m, self.mlp(modulate(layer_norm(x), shift_m, scale_m)))
 
 
 class DiT(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dittool.models.dit import patchify, unpatchify
-from dittool.models.layers import QKNorm, TimestepEmbedding, modulate
+from dittool.models.layers import QKNorm, TimestepEmbedding, gated, modulate
 from dittool.models.rotary import cached_angles, rotate
 
 _ALPHA_CHANNELS = 128  # hidden width of the guidance scale's MLP
@@ -126,8 +126,8 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, c: Tensor, angles: Tensor | None) -> Tensor:
         """x: (B, N, D) tokens; c: (B, D) condition vector; angles: (N, K/2)."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(c)).chunk(6, dim=1)  # 6 × (B, D)
-        x = x + gate_a[:, None] * self.attention(modulate(self.attention_norm(x), shift_a, scale_a), angles)
-        return x + gate_m[:, None] * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
+        x = gated(x, gate_a, self.attention(modulate(self.attention_norm(x), shift_a, scale_a), angles))
+        return gated(x, gate_m, self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m)))
 
 
 class AlphaMLP(nn.Module):

@@ -17,7 +17,12 @@ _TIMESTEP_CHANNELS = 256
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x·(1 + scale) + shift, with (B, D) vectors over (B, N, D) tokens."""
-    return x * (1 + scale[:, None]) + shift[:, None]
+    return torch.addcmul(shift[:, None], x, 1 + scale[:, None])
+
+
+def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
+    """x + gate·branch, with a (B, D) gate over (B, N, D) tokens. In one pass over memory, as `modulate`."""
+    return torch.addcmul(x, gate[:, None], branch)
 
 
 def layer_norm(x: Tensor) -> Tensor:
