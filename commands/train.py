@@ -30,7 +30,7 @@ def main(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train a model. SIGINT and SIGTERM finish the step and save; --resume goes on from there, exactly."""
+    """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there, exactly."""
     from dittool.ckpt.files import newest_run
     from dittool.ckpt.run_folder import recorded_data
     from dittool.config.load import load_config

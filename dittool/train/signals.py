@@ -1,13 +1,19 @@
-"""SIGTERM and SIGINT: finish the step, save, then stop. A second signal ends the process at once."""
+"""SIGTERM, SIGINT and SIGHUP: finish the step, save, then stop. A second signal ends the process at once.
+
+SIGHUP comes when the terminal goes away, often twice: from the kernel and from the shell. Under `nohup` it is ignored, and stays so.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from dittool.console import abandon
 
 
 class StopRequest:
@@ -25,11 +31,17 @@ def stop_on_signal() -> Iterator[StopRequest]:
         return
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if request.signal_number is not None:
+        if number == signal.SIGHUP:
+            for stream in terminals:
+                abandon(stream)  # a write to it would be an error in the middle of the step that is to be finished
+        if request.signal_number is None:
+            request.signal_number = number
+        elif number != signal.SIGHUP:
             os._exit(128 + number)
-        request.signal_number = number
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    heard = [number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request
     finally:
