@@ -60,6 +60,25 @@ def test_the_first_prediction_is_zero():
     assert torch.equal(build(awake=False)(z, torch.rand(2), conditions(2)), torch.zeros_like(z))
 
 
+def test_the_zero_output_holds_gradients_back_at_the_first_step_only():
+    model = build(awake=False).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    kept = keep([True, True, False, False], [True, False, True, False])
+
+    def parts_with_gradient() -> set[str]:
+        torch.manual_seed(3)
+        optimizer.zero_grad()
+        z, target = torch.randn(4, 16, 6, 8), torch.randn(4, 16, 6, 8)
+        (model(z, torch.rand(4), conditions(4), kept) - target).square().mean().backward()
+        optimizer.step()
+        return {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+
+    assert parts_with_gradient() == {"output.weight", "output.bias"}
+    second = parts_with_gradient()
+    assert {f"blocks.{index}.modulation.weight" for index in range(3)} <= second  # the gates open
+    assert parts_with_gradient() == {name for name, _ in model.named_parameters()}
+
+
 def test_modulation_has_nine_vectors_and_attention_no_bias():
     block = build().blocks[0]
     assert block.modulation.weight.shape == (9 * 32, 32)
