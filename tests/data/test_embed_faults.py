@@ -1,8 +1,4 @@
-"""Embedding under faults: killed at any file event, disk full at any write, inputs that change, encoders that give nonsense.
-
-The kills need no help from the source: an audit hook in a child process counts what Python does to files and folders of the derived folder,
-and ends the process at the n-th event, as kill -9 would.
-"""
+"""Embedding under faults: killed at any file event, disk full at any write, inputs that change, encoders that give nonsense."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killed import killed_at
 
 from dittool.config.load import load_config
 from dittool.data import embed_passes, journal
@@ -30,31 +27,7 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, StorageError
 
 CONFIG = ("data.area=None", 'data.buckets=["64x64"]')
-KILLED_AT_EVENTS = """
-import os, sys
-from pathlib import Path
-from dittool.config.load import load_config
-from dittool.data.embed import embed
-from dittool.data.embed_passes import load_pass
-source, folder, overrides = Path(sys.argv[1]), sys.argv[2], sys.argv[3].split("|")
-config = load_config("demo", overrides)
-load_pass("dinov3", config)  # imports what is slow to import, once for all the children
-for dies_at in map(int, sys.argv[4:]):
-    child = os.fork()
-    if child == 0:
-        derived, count = f"{folder}/killed{dies_at}", 0
-        def hook(event, arguments):
-            global count
-            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate") and str(arguments[0]).startswith(derived):
-                count += 1
-                if count == dies_at:
-                    os._exit(9)  # nothing is flushed, nothing is cleaned up
-        sys.addaudithook(hook)
-        embed(source, Path(derived), config)
-        print(dies_at, count, flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
+EMBED = ("--preset", "demo", "--quiet", *(word for override in CONFIG for word in ("-s", override)))
 FULL_AT_BYTE = """
 import resource, signal, sys
 from dittool.cli import run
@@ -91,13 +64,6 @@ def features_of(derived):
     return {str(path.relative_to(derived)): path.read_bytes() for path in derived.rglob("*.npy") if not path.name.startswith(".tmp-")}
 
 
-def killed_at(events, images, folder):
-    """Runs that die at their n-th file event, each into its own folder; those that came to their end all the same, with their number of events."""
-    command = [sys.executable, "-c", KILLED_AT_EVENTS, images, folder, "|".join(CONFIG), *events]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
-    return dict(tuple(map(int, line.split())) for line in done.stdout.splitlines())
-
-
 def assert_the_next_run_completes(images, derived, config, whole):
     embed(images, derived, config)
     assert features_of(derived) == features_of(whole)
@@ -111,17 +77,18 @@ def assert_the_next_run_completes(images, derived, config, whole):
 
 def test_killed_at_a_file_event_the_next_run_completes_with_the_same_bytes(images, config, whole, tmp_path):
     events = (2, 15, 37, 52, 80)
-    assert killed_at(events, images, tmp_path) == {}
+    assert killed_at(events, tmp_path, "embed", images, "--out", "OUT", *EMBED) == {}
     for event in events:
         assert_the_next_run_completes(images, tmp_path / f"killed{event}", config, whole)
 
 
 @pytest.mark.slow
 def test_killed_at_every_file_event_the_next_run_completes_with_the_same_bytes(images, config, whole, tmp_path):
-    last = killed_at([0], images, tmp_path)[0]
-    assert last > 80
-    survived = killed_at(range(1, last + 1), images, tmp_path)
-    assert all(count < event for event, count in survived.items())  # threads meet: a run may have an event more or less
+    command = ("embed", images, "--out", "OUT", *EMBED)
+    last, code = killed_at([0], tmp_path, *command)[0]
+    assert last > 80 and code == 0
+    survived = killed_at(range(1, last + 1), tmp_path, *command)
+    assert all(count < event and code == 0 for event, (count, code) in survived.items())  # threads meet: a run may have an event more or less
     for event in range(1, last + 1):
         derived = tmp_path / f"killed{event}"
         assert_the_next_run_completes(images, derived, config, whole)
@@ -130,8 +97,7 @@ def test_killed_at_every_file_event_the_next_run_completes_with_the_same_bytes(i
 
 @pytest.mark.slow
 def test_killed_twice_and_at_any_moment(images, config, whole, tmp_path):
-    command = [sys.executable, "-m", "dittool", "embed", images, "--preset", "demo", "--out", tmp_path / "derived", "-q"]
-    command += [word for override in CONFIG for word in ("-s", override)]
+    command = [sys.executable, "-m", "dittool", "embed", images, "--out", tmp_path / "derived", *EMBED]
     for seconds in (2.0, 2.5, 3.0, 3.5, 4.0):
         running = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, start_new_session=True)
         time.sleep(seconds)
@@ -315,8 +281,6 @@ class NonsenseCodec:
         return latents
 
 
-
-
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "not-finite"), (1e6, "not-finite"), (0.0, "constant")])
 def test_an_image_whose_features_are_nonsense_is_refused_and_the_others_go_on(images, config, tmp_path, monkeypatch, value, reason):
     source, derived = tmp_path / "images", tmp_path / "derived"
@@ -378,7 +342,6 @@ def test_processes_decode_what_threads_decode(images, config, monkeypatch, tmp_p
     monkeypatch.setattr("dittool.data.embed_pipeline._SMALL", 0)
     embed(images, tmp_path / "derived", config)
     assert features_of(tmp_path / "derived") == features_of(whole)
-
 
 
 def test_a_decoding_process_imports_no_torch():

@@ -9,9 +9,9 @@ import random
 import resource
 import shutil
 import signal
-import sys
 
 import pytest
+from killed import KILLED, die_at
 
 from dittool.data.provenance import Provenance
 from dittool.data.shard_set import ShardSet
@@ -22,7 +22,6 @@ from dittool.errors import BadDataError, DitError
 from dittool.storage import read_json, write_json
 
 SMALL = {"limit": 7, "shard_size": 3, "holdout": 0.3}
-FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
 
 
 def digests(folder) -> dict[str, str]:
@@ -43,26 +42,16 @@ def shard_in_a_process_that_dies(derived, out, event: int) -> bool:
     """Runs `shard` in a forked process that is killed just before its n-th file event under `out`. False: it got to the end before."""
     child = os.fork()
     if child == 0:
-        count = 0
-
-        def on_event(name, arguments):
-            nonlocal count
-            if name in FILE_EVENTS and str(arguments[0]).startswith(str(out)):
-                count += 1
-                if count == event:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
         try:
-            sys.addaudithook(on_event)
+            die_at(event, str(out))
             shard(derived, out, **SMALL)
             os._exit(0)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the call failed otherwise than by the kill"
-    return False
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, KILLED), "the call failed otherwise than by the kill"
+    return code == KILLED
 
 
 def assert_says_what_it_is(out) -> None:

@@ -16,6 +16,7 @@ import time
 
 import pytest
 import torch
+from killed import killed_at
 from PIL import Image
 
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_checkpoint
@@ -26,38 +27,6 @@ from dittool.train import log, loop
 from dittool.train.log import read_log
 from dittool.train.loop import train
 from dittool.train.signals import stop_on_signal
-
-# Runs a command line again and again, each time in a child with a folder of its own, and ends the child at its n-th event with a file there.
-KILLED_AT_EVENTS = """
-import json, os, sys
-import torch.utils.tensorboard, matplotlib.pyplot
-import dittool.train.loop, dittool.validate.run, dittool.sampling.draw, dittool.sampling.preview
-from dittool.cli import run
-folder, command = sys.argv[1], json.loads(sys.argv[2])
-for dies_at in map(int, sys.argv[3:]):
-    child = os.fork()
-    if child == 0:
-        out, count = f"{folder}/killed{dies_at}", 0
-        def hook(event, arguments):
-            global count
-            if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate") and str(arguments[0]).startswith(out):
-                count += 1
-                if count == dies_at:
-                    os._exit(9)  # nothing is flushed, nothing is cleaned up
-        sys.addaudithook(hook)
-        code = run([word.replace("OUT", out) for word in command])
-        print(dies_at, count, code, flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
-
-
-def killed_at(events, folder, *command) -> dict[int, tuple[int, int]]:
-    """{event: (events in all, exit code)} of the runs that came to their end before they could be killed."""
-    words = [sys.executable, "-c", KILLED_AT_EVENTS, folder, json.dumps([str(word) for word in command]), *events]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
-    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines() if line[:1].isdigit()]
-    return {event: (count, code) for event, count, code in lines}
 
 
 def options_of(tiny_shards) -> list[str]:
