@@ -58,7 +58,8 @@ CATALOGUE: dict[int, tuple[str, tuple[str, ...]]] = {
     )),
     16: ("SIGTERM during a save", (RUNS,)),
     17: ("SIGHUP, and a reader of stdout that has gone", (
-        RUNS, "test_cli.py::test_a_reader_that_leaves_ends_nothing_with_a_traceback", "test_cli.py::test_closed_streams_end_nothing",
+        RUNS, "train/test_signals.py::test_a_run_whose_terminal_goes_away_saves",
+        "test_cli.py::test_a_reader_that_leaves_ends_nothing_with_a_traceback", "test_cli.py::test_closed_streams_end_nothing",
     )),
     18: ("a worker process killed", (RUNS, f"{EMBED}::test_a_decoding_process_that_is_killed_is_named")),
     19: ("one rank dies", (RUNS,)),
