@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from dittool.console import Talk
+
 if TYPE_CHECKING:
     from dittool.config.schema import Config
     from dittool.data.features import FeatureStore
@@ -34,6 +36,31 @@ class Outcome:
 def _plain_surroundings(monkeypatch):
     for name in ("DIT_DEBUG", "DIT_LPIPS_BACKBONE", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
+
+
+class Listener(Talk):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.fixture(scope="session")
+def new_listener() -> type[Listener]:
+    """For fixtures of a wider scope, and where one is not enough."""
+    return Listener
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from dittool.ckpt.files import save_checkpoint
-from dittool.console import Talk
 
 
 def small_state(step: int, seed: int = 0) -> dict[str, Any]:
@@ -32,25 +31,6 @@ def small_state(step: int, seed: int = 0) -> dict[str, Any]:
         "rng": {"torch": torch.get_rng_state()},
         "data": {"identity_hash": "abc", "dims": {"text": 4, "image": 4, "latent_channels": 16}},
     }
-
-
-class Listener(Talk):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-@pytest.fixture
-def listener() -> Listener:
-    return Listener()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 from picture_files import BLUE, GREEN, RED, WHITE, encoded, exif_of, picture
 from PIL import Image
 
-from dittool.console import Talk
 from dittool.data.buckets import Bucket
 from dittool.data.images import ImageRefused, fit_to_bucket
 from dittool.data.records import read_records, write_records
@@ -225,32 +224,19 @@ def test_lines_of_a_text_file_are_one_caption(tmp_path):
 # --- what is said on the way ---
 
 
-class Listener(Talk):
-    def __init__(self):
-        self.notes, self.warnings = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
-
-
-def test_what_is_passed_over_is_said(tmp_path):
+def test_what_is_passed_over_is_said(tmp_path, listener):
     put(tmp_path / "in", "a.png", picture())
     (tmp_path / "in/README.md").write_text("x")
     (tmp_path / "more").mkdir()
     (tmp_path / "in/more").symlink_to(tmp_path / "more")
-    listener = Listener()
     scan(tmp_path / "in", BUCKETS, listener)
     assert len(listener.notes) == 1 and "1 .md" in listener.notes[0]
     assert len(listener.warnings) == 1 and "1 linked folders are not followed" in listener.warnings[0]
 
 
-def test_tars_beside_images_are_not_read_and_that_is_said(tmp_path):
+def test_tars_beside_images_are_not_read_and_that_is_said(tmp_path, listener):
     put(tmp_path, "a.png", picture())
     (tmp_path / "more.tar").write_bytes(b"x")
-    listener = Listener()
     assert len(scan(tmp_path, BUCKETS, listener)) == 1
     assert listener.warnings == [f"{tmp_path}: 1 .tar files beside the images are not read; give them a folder of their own"]
 

@@ -10,7 +10,6 @@ from string import ascii_lowercase
 import pytest
 import torch
 
-from dittool.console import Talk
 from dittool.encoders import text as text_module
 from dittool.encoders.pretrained import in_fp32
 from dittool.encoders.text import load_text_encoder
@@ -97,14 +96,6 @@ def test_no_captions_are_no_features(folders):
 # Overflow
 
 
-class Ears(Talk):
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-
 def overflow_on(encoder, letter: str, dtypes: set[torch.dtype]) -> None:
     """Makes captions that begin with this letter come out as NaN while the weights have one of these dtypes."""
     marked: list[torch.Tensor] = []
@@ -120,9 +111,8 @@ def overflow_on(encoder, letter: str, dtypes: set[torch.dtype]) -> None:
     encoder._model.encoder.final_layer_norm.register_forward_hook(spoil)
 
 
-def test_a_caption_that_overflows_in_bf16_is_computed_again_in_fp32_and_told(folders):
-    ears = Ears()
-    encoder = load_text_encoder(str(folders / "t5"), "bf16", 64, ears)
+def test_a_caption_that_overflows_in_bf16_is_computed_again_in_fp32_and_told(folders, listener):
+    encoder = load_text_encoder(str(folders / "t5"), "bf16", 64, listener)
     with in_fp32(encoder._model, torch.bfloat16):
         in_fp32_alone = encoder._model(input_ids=torch.tensor([encoder._tokenizer("red bird").input_ids])).last_hidden_state[0]
     plain = encoder.encode(["a dog"])[0].hidden
@@ -130,7 +120,7 @@ def test_a_caption_that_overflows_in_bf16_is_computed_again_in_fp32_and_told(fol
     dog, bird = encoder.encode(["a dog", "red bird"])
     torch.testing.assert_close(bird.hidden, in_fp32_alone, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(dog.hidden, plain, rtol=0.02, atol=0.02)  # still bf16
-    assert len(ears.warnings) == 1 and "1 captions" in ears.warnings[0] and "fp32" in ears.warnings[0]
+    assert len(listener.warnings) == 1 and "1 captions" in listener.warnings[0] and "fp32" in listener.warnings[0]
 
 
 def test_after_the_detour_through_fp32_the_weights_are_the_same_bits(folders):

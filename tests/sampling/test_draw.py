@@ -11,22 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dittool.console import Talk
+from dittool.console import SILENT
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.draw import draw, draw_all
 from dittool.sampling.picture_file import SETTINGS_KEY, read_settings, write_png
 from dittool.sampling.request import DrawRequest, SampleOptions, plan
-
-
-class Heard(Talk):
-    def __init__(self):
-        self.notes, self.warnings = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -39,9 +28,9 @@ def request(checkpoint, **changes):
     return dataclasses.replace(plain, **changes)
 
 
-def again(path, talk=None, out=None, **options):
+def again(path, talk=SILENT, out=None, **options):
     (asked,) = plan(SampleOptions(again=path, **options))
-    return draw(asked, out or path.parent / "again", talk or Heard())
+    return draw(asked, out or path.parent / "again", talk)
 
 
 def pixels(path):
@@ -96,18 +85,16 @@ def test_nan_is_not_drawn(checkpoint, tmp_path, monkeypatch):
     assert list(tmp_path.glob("*.png")) == []
 
 
-def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path):
-    heard = Heard()
-    draw(request(checkpoint, size=(64, 96), changes={"steps": 3, "solver": "heun"}), tmp_path, heard)
-    assert "6 evaluations, 12 model passes" in heard.notes[0]
-    assert "64x96 is no size of the training" in heard.notes[1] and "128x128" in heard.notes[1]
+def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path, listener):
+    draw(request(checkpoint, size=(64, 96), changes={"steps": 3, "solver": "heun"}), tmp_path, listener)
+    assert "6 evaluations, 12 model passes" in listener.notes[0]
+    assert "64x96 is no size of the training" in listener.notes[1] and "128x128" in listener.notes[1]
 
 
-def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_told(checkpoint, reference, tmp_path):
-    heard = Heard()
-    draw(request(checkpoint, changes={"cfg_dino": 4.0}), tmp_path, heard)
-    draw(request(checkpoint, reference=reference, changes={"cfg_text": 0.0}), tmp_path, heard)
-    assert heard.warnings == ["--cfg-dino has no effect without --ref", "--prompt has no effect at --cfg-text 0"]
+def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_told(checkpoint, reference, tmp_path, listener):
+    draw(request(checkpoint, changes={"cfg_dino": 4.0}), tmp_path, listener)
+    draw(request(checkpoint, reference=reference, changes={"cfg_text": 0.0}), tmp_path, listener)
+    assert listener.warnings == ["--cfg-dino has no effect without --ref", "--prompt has no effect at --cfg-text 0"]
 
 
 # Drawn again
@@ -167,7 +154,7 @@ def test_other_options_change_the_picture_and_nothing_else(checkpoint, reference
     assert differs == {"prompt", "cfg_text", "batch"}
 
 
-def test_it_says_when_the_checkpoint_or_the_reference_is_another(checkpoint, reference, tiny_shards, tmp_path):
+def test_it_says_when_the_checkpoint_or_the_reference_is_another(checkpoint, reference, tiny_shards, tmp_path, listener):
     moved = tmp_path / "moved.pt"
     shutil.copy(checkpoint, moved)
     own = tmp_path / "reference.png"
@@ -175,11 +162,10 @@ def test_it_says_when_the_checkpoint_or_the_reference_is_another(checkpoint, ref
     (image,) = draw(request(moved, reference=own), tmp_path / "a.png")
     shutil.copy(max(tiny_shards.images.glob("*.png")), own)
     shutil.copy(checkpoint.parent / "checkpoint_step0000003.pt", moved)
-    heard = Heard()
-    (repeated,) = again(image.path, heard)
+    (repeated,) = again(image.path, listener)
     assert repeated.same_pixels is False
-    assert [text.split(" is not the ")[1].split()[0] for text in heard.warnings[:2]] == ["checkpoint", "reference"]
-    assert "pixels differ" in heard.warnings[2]
+    assert [text.split(" is not the ")[1].split()[0] for text in listener.warnings[:2]] == ["checkpoint", "reference"]
+    assert "pixels differ" in listener.warnings[2]
 
 
 def test_files_that_moved_are_asked_for_and_may_be_named(checkpoint, reference, tmp_path):
@@ -193,14 +179,13 @@ def test_files_that_moved_are_asked_for_and_may_be_named(checkpoint, reference, 
     assert again(image.path, ref=reference)[0].same_pixels is True
 
 
-def test_other_threads_or_libraries_are_named_when_the_pixels_differ(checkpoint, tmp_path):
+def test_other_threads_or_libraries_are_named_when_the_pixels_differ(checkpoint, tmp_path, listener):
     (image,) = draw(request(checkpoint), tmp_path / "a.png")
     changed = pixels(image.path).copy()
     changed[0, 0] ^= 1
     write_png(image.path, Image.fromarray(changed), {**image.settings, "made_with": {**image.settings["made_with"], "threads": 64}})
-    heard = Heard()
-    assert again(image.path, heard)[0].same_pixels is False
-    assert "threads 1, then 64" in heard.warnings[0]
+    assert again(image.path, listener)[0].same_pixels is False
+    assert "threads 1, then 64" in listener.warnings[0]
 
 
 def test_what_is_read_back_is_what_was_written(checkpoint, tmp_path):

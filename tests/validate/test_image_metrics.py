@@ -9,20 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dittool.console import Talk
 from dittool.errors import UsageError, WeightsMissingError
 from dittool.validate import torchvision_cache
 from dittool.validate.metrics import HIGHEST_PSNR, find_lpips, gap_closed, load_lpips, pixel_rms, psnr, ssim
 
 ALEXNET = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
-
-
-class Listener(Talk):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="session")
@@ -120,18 +111,17 @@ def test_a_named_file_that_is_not_there_is_exit_code_7_however_it_was_named(tmp_
         find_lpips(None, 128)
 
 
-def test_without_any_weights_there_is_no_lpips_and_one_note():
-    listener = Listener()
+def test_without_any_weights_there_is_no_lpips_and_one_note(listener):
     assert find_lpips(None, 128, listener) is None
     assert len(listener.notes) == 1 and "SSIM" in listener.notes[0]
 
 
-def test_torchvisions_cache_is_used_and_a_damaged_one_only_noted(backbone, tmp_path, monkeypatch):
+def test_torchvisions_cache_is_used_and_a_damaged_one_only_noted(backbone, tmp_path, monkeypatch, new_listener):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     cached = tmp_path / "hub" / "checkpoints" / torchvision_cache.ALEXNET
     cached.parent.mkdir(parents=True)
     torch.save(backbone, cached, _use_new_zipfile_serialization=False)  # an old container, which only the published hash excuses
-    listener = Listener()
+    listener = new_listener()
     assert find_lpips(None, 128, listener) is None
     assert "7be5be79" in listener.notes[0]
     monkeypatch.setattr(torchvision_cache, "file_sha256", lambda path: "7be5be79" + "0" * 56)
@@ -139,7 +129,7 @@ def test_torchvisions_cache_is_used_and_a_damaged_one_only_noted(backbone, tmp_p
     monkeypatch.undo()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     cached.write_bytes(b"half a download")
-    listener = Listener()
+    listener = new_listener()
     assert find_lpips(None, 128, listener) is None
     assert torchvision_cache.ALEXNET in listener.notes[0]
 

@@ -9,22 +9,10 @@ import pytest
 import torch
 
 from dittool.ckpt.safe_load import load_checkpoint
-from dittool.console import Talk
 from dittool.errors import WeightsMissingError
 from dittool.train.loop import train
 from dittool.validate import on_the_way
 from dittool.validate.on_the_way import judge_on_the_way
-
-
-class Listener(Talk):
-    def __init__(self):
-        self.notes, self.warnings = [], []
-
-    def note(self, text):
-        self.notes.append(text)
-
-    def warn(self, text):
-        self.warnings.append(text)
 
 
 def final_state(run):
@@ -40,9 +28,9 @@ def assert_same_bits(a, b):
 
 
 @pytest.fixture(scope="module")
-def judged_run(tiny_shards, tmp_path_factory):
+def judged_run(tiny_shards, tmp_path_factory, new_listener):
     """The run of `tiny_run`, judged at steps 3, 6 and 8; with what was said."""
-    run, listener = tmp_path_factory.mktemp("judged") / "run", Listener()
+    run, listener = tmp_path_factory.mktemp("judged") / "run", new_listener()
     config = tiny_shards.config_with("validate.every=3", "validate.limit=2")
     train(config, tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
     return run, listener
@@ -81,12 +69,12 @@ def test_by_default_nothing_is_judged_on_the_way(tiny_shards, tmp_path):
     ("error", "said"),
     [(WeightsMissingError("AlexNet is not here", "name it"), "AlexNet is not here"), (OSError(errno.ENOSPC, "Disk full", "page"), "Disk full")],
 )
-def test_what_cannot_be_judged_is_told_and_training_goes_on(tiny_run, tiny_shards, tmp_path, monkeypatch, error, said):
+def test_what_cannot_be_judged_is_told_and_training_goes_on(tiny_run, tiny_shards, tmp_path, monkeypatch, listener, error, said):
     def fails(*_, **__):
         raise error
 
     monkeypatch.setattr(on_the_way, "validate_pipeline", fails)
-    run, listener = tmp_path / "run", Listener()
+    run = tmp_path / "run"
     train(tiny_shards.config_with("validate.every=4"), tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
     assert_same_bits(final_state(tiny_run), final_state(run))
     assert [warning.split(":")[0] for warning in listener.warnings] == ["step 4", "step 8"]
