@@ -1,6 +1,12 @@
 """The library core of `dit`: everything the commands do, importable without Typer and without printing."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dittool.sampling.pipeline import Pipeline
 
 __version__ = "0.1.0"
 
@@ -8,3 +14,16 @@ __version__ = "0.1.0"
 _CHECKOUT = Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "commands").is_dir():
     __path__.append(str(_CHECKOUT))
+
+
+def load(run: str | Path | None = None) -> Pipeline:
+    """A trained model to be called: `load("runs/nano")(prompt="a red circle", reference="one.png")` is a list of PIL images.
+
+    `run` is a run's folder or a checkpoint file; without it, the newest run in `runs/`. Raises `UsageError` for a path that is not
+    there, `BadDataError` for a run without a checkpoint that is whole; one that is passed over is told as a Python warning.
+    """
+    from dittool.ckpt.files import resolve_checkpoint
+    from dittool.console import PythonWarnings
+    from dittool.sampling.pipeline import Pipeline
+
+    return Pipeline.load(resolve_checkpoint(None if run is None else Path(run), talk=PythonWarnings()))

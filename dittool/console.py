@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -45,6 +46,13 @@ class Talk:
 
 
 SILENT = Talk()
+
+
+class PythonWarnings(Talk):
+    """For notebooks and scripts: what the user would want to change becomes a Python warning, the rest is not said."""
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
 
 class Console(Talk):

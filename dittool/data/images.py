@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dittool.data.buckets import Bucket, crop_box
 from dittool.errors import BadDataError
@@ -41,6 +41,7 @@ _NEVER_OPENED = (
     (b"\0\0\1\0", "an icon"), (b"PK\3\4", "a zip archive"),
 )  # fmt: skip
 _READ_MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "YCbCr", "CMYK", "I;16", "I;16B", "I;16L", "I;16N"))
+_PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
 _UPRIGHT = {  # EXIF orientation → what makes it upright; other values mean nothing and are ignored
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -133,6 +134,13 @@ def open_image(path: Path) -> OpenedImage:
         return decode_image(read_image_file(path))
     except ImageRefused as refused:
         raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """An image that is open already, as a file of it would be read: (H, W, 3) uint8, upright, over `BACKGROUND`. Raises `ImageRefused`."""
+    upright, raw = ImageOps.exif_transpose(image), io.BytesIO()
+    (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(raw, "PNG")
+    return decode_image(raw.getvalue()).pixels
 
 
 def fit_to_bucket(pixels: np.ndarray, bucket: Bucket) -> tuple[np.ndarray, tuple[float, float, float, float]]:

@@ -15,15 +15,13 @@ from PIL import Image
 from dittool import __version__
 from dittool.console import SILENT, Talk, Task
 from dittool.data.images import open_image
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SampleSettings, SamplingCost, sampling_cost
 from dittool.sampling.picture_file import same_pixels, write_png
-from dittool.sampling.pipeline import Pipeline
+from dittool.sampling.pipeline import AT_ONCE, Pipeline
 from dittool.sampling.request import DrawRequest
 from dittool.storage import file_sha256, output_folder
-
-_BATCH = 4  # images drawn together, between two signs of progress
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class _Subject:
     def pictures(self, task: Task) -> Iterator[tuple[int, Image.Image, dict[str, Any]]]:
         """(seed, picture, settings) of each picture of the request."""
         request, keep = self.request, self.request.repeat.keep if self.request.repeat else None
-        at_once = _BATCH if request.grid is None else 1
+        at_once = AT_ONCE if request.grid is None else 1
         for start in range(0, request.count, at_once):
             batch = [request.seed + index for index in range(start, min(start + at_once, request.count))]
             drawn = [[self._pixels(batch, cell) for cell in row] for row in self.cells]  # rows × columns × (B, H, W, 3)
@@ -122,9 +120,7 @@ class _Subject:
         """(len(seeds), H, W, 3) uint8. Raises `BadDataError` when the model draws NaN or infinity."""
         conditions = self.conditions.map(lambda tensor: tensor.expand(len(seeds), *tensor.shape[1:]))
         latents = self.pipeline.latents(conditions, self.pipeline.noise(self.bucket, seeds), settings, self.init, self.request.strength)
-        if not torch.isfinite(latents).all():
-            raise BadDataError(f"{self.request.checkpoint}: drawn latents hold NaN or infinity", "audit it: dit audit CHECKPOINT")
-        return self.pipeline.decode(latents)
+        return self.pipeline.decode_drawn(latents)
 
 
 def _pictures(request: DrawRequest) -> int:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dittool.ckpt.fit import require_fit
 from dittool.ckpt.safe_load import load_checkpoint
-from dittool.config.load import config_from_dict
+from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, parse_size
 from dittool.data.buckets import LARGEST_AREA, Bucket, nearest_bucket
-from dittool.data.images import fit_to_bucket, open_image
+from dittool.data.images import fit_to_bucket, open_image, pixels_of
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.encoders.image import ImageEncoder, load_image_encoder, patch_grid
@@ -30,6 +32,7 @@ from dittool.objective.flow import interpolate
 from dittool.sampling.latents import SampleSettings, sample_latents
 from dittool.seeding import derive_seed
 
+AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends on it, so one number for all who draw
 _LARGEST_BATCH = 16
 
 
@@ -93,9 +96,9 @@ class Pipeline:
     def image_encoder(self) -> ImageEncoder:
         return self._checked("image", load_image_encoder(self._encoder_id("image"), self.data.identity["encoders"]["image"]["dtype"]))
 
-    def encode_reference(self, path: Path) -> Reference:
+    def encode_reference(self, image: Path | str | Image.Image) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises `BadDataError`."""
-        pixels = open_image(path).pixels
+        pixels = pixels_of(image) if isinstance(image, Image.Image) else open_image(Path(image)).pixels
         fitted, _ = fit_to_bucket(pixels, self.bucket_of(pixels))
         return self.reference_from_pixels(fitted[None])[0]
 
@@ -178,14 +181,43 @@ class Pipeline:
         """Normalised latents (B, C, H, W) → pixels (B, 8·H, 8·W, 3) uint8."""
         return self.codec.decode(self.data.norm.invert(latents))
 
-    def generate(
-        self, prompt: str | None, reference: Reference | None, count: int, seed: int, size: tuple[int, int] | None = None, **changes: object
-    ) -> np.ndarray:
-        """`count` images (B, H, W, 3) uint8; `changes` are fields of `SampleSettings`. Image i has seed + i."""
-        bucket = self.sample_size(size, reference)
-        noise = self.noise(bucket, [seed + i for i in range(count)])
-        latents = self.latents(self.conditions(prompt, reference, bucket, count), noise, replace(self.settings, **changes))
+    def decode_drawn(self, latents: Tensor) -> np.ndarray:
+        """`decode` of what the model has drawn. Raises `BadDataError` when that holds NaN or infinity."""
+        if bad := int((~torch.isfinite(latents)).flatten(1).any(dim=1).sum()):
+            raise BadDataError(f"step {self.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity", "audit it: dit audit CHECKPOINT")
         return self.decode(latents)
+
+    def __call__(
+        self, prompt: str | None = None, reference: Path | str | Image.Image | Reference | None = None, count: int = 1, seed: int = 0,
+        size: tuple[int, int] | str | None = None, **settings: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """`count` pictures of a prompt, a reference or both, as `dit sample` draws them. Picture i has seed + i.
+
+        `size` is (width, height) in pixels or "WxH". `settings` are keys of `[sample]` (steps, solver, cfg_text, cfg_dino, guidance,
+        guidance_interval); what is not given is the run's own. Raises `UsageError` for what cannot be meant, `BadDataError` for a
+        reference that cannot be read and a model that draws NaN.
+        """
+        if prompt is None and reference is None:
+            raise UsageError("neither prompt nor reference: nothing to draw", 'for example: pipe(prompt="a red circle")')
+        chosen = self._settings_with(settings)
+        if count < 1 or seed < 0:
+            raise UsageError(f"count {count} and seed {seed}: at least one picture, and a seed of at least 0", "for example: count=4, seed=7")
+        seen = self.encode_reference(reference) if isinstance(reference, (Path, str, Image.Image)) else reference
+        bucket = self.sample_size(_size(size), seen)
+        conditions, pictures = self.conditions(prompt, seen, bucket, 1), []
+        for start in range(seed, seed + count, AT_ONCE):
+            seeds = list(range(start, min(start + AT_ONCE, seed + count)))
+            repeated = conditions.map(lambda tensor, rows=len(seeds): tensor.expand(rows, *tensor.shape[1:]))
+            pictures += [Image.fromarray(one) for one in self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), chosen))]
+        return pictures
+
+    def _settings_with(self, changes: dict[str, Any]) -> SampleSettings:
+        """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value that it cannot have."""
+        if not changes:
+            return self.settings
+        tree = config_to_dict(self.config)
+        tree["sample"] |= {key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()}
+        return sample_settings(config_from_dict(tree, "the call"))
 
     def _encoder_id(self, kind: str) -> str:
         return self.data.identity["encoders"][kind]["id"]
@@ -199,3 +231,10 @@ class Pipeline:
                 "restore the encoder's weights of that time, or embed and train again with these",
             )
         return encoder
+
+
+def _size(size: tuple[int, int] | str | None) -> tuple[int, int] | None:
+    try:
+        return parse_size(size) if isinstance(size, str) else size
+    except ValueError as error:
+        raise UsageError(f"size {error}", "give (width, height) in pixels, or text: size='1216x832'") from error

@@ -13,7 +13,6 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dittool.data.buckets import Bucket
@@ -96,8 +95,4 @@ def noise_of(pipeline: Pipeline, bucket: Bucket, ids: Sequence[str], purpose: st
 
 def draw(pipeline: Pipeline, conditions: Conditions, noise: Tensor) -> np.ndarray:
     """Pixels (B, H, W, 3) uint8 with the run's own sampling settings. Raises `BadDataError` when the model draws NaN or infinity."""
-    latents = pipeline.latents(conditions, noise)
-    if not torch.isfinite(latents).all():
-        bad = int((~torch.isfinite(latents)).flatten(1).any(dim=1).sum())
-        raise BadDataError(f"step {pipeline.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity", "audit it: dit audit CHECKPOINT")
-    return pipeline.decode(latents)
+    return pipeline.decode_drawn(pipeline.latents(conditions, noise))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dittool import load
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.pipeline import Pipeline
@@ -25,6 +27,11 @@ def pipeline(checkpoint):
     return pipeline
 
 
+def furthest(one, other):
+    """The largest difference of two pictures, of 255."""
+    return int(np.abs(np.asarray(one).astype(int) - np.asarray(other)).max())
+
+
 def test_it_uses_the_ema_weights(checkpoint):
     saved = torch.load(checkpoint, weights_only=True)
     model = Pipeline.load(checkpoint).model.state_dict()
@@ -33,18 +40,18 @@ def test_it_uses_the_ema_weights(checkpoint):
 
 
 def test_prompt_reference_and_both_give_three_images(pipeline, tiny_shards):
-    reference = pipeline.encode_reference(min(tiny_shards.images.glob("*.png")))
-    size = (128, 128)
-    images = [pipeline.generate(*what, 1, 0, size)[0] for what in (("a red circle", None), (None, reference), ("a red circle", reference))]
-    assert all(image.shape == (128, 128, 3) for image in images)
-    assert all(np.abs(a.astype(int) - b).max() > 3 for i, a in enumerate(images) for b in images[:i])
+    reference = min(tiny_shards.images.glob("*.png"))
+    asked = ({"prompt": "a red circle"}, {"reference": reference}, {"prompt": "a red circle", "reference": reference})
+    images = [pipeline(**what, size=(128, 128))[0] for what in asked]
+    assert all(image.size == (128, 128) for image in images)
+    assert all(furthest(a, b) > 3 for i, a in enumerate(images) for b in images[:i])
 
 
 def test_an_image_depends_on_its_seed_and_not_on_its_neighbours(pipeline):
-    batch = pipeline.generate("a red circle", None, 3, seed=5)
-    alone = pipeline.generate("a red circle", None, 1, seed=6)
-    assert np.abs(batch[1].astype(int) - alone[0]).max() <= 1
-    assert np.abs(batch[0].astype(int) - batch[1]).max() > 3
+    batch = pipeline("a red circle", count=6, seed=5)
+    alone = pipeline("a red circle", seed=10)
+    assert furthest(batch[5], alone[0]) <= 1
+    assert furthest(batch[0], batch[5]) > 3
 
 
 def test_the_size_is_the_references_bucket_unless_it_is_asked_for(pipeline, tmp_path):
@@ -53,7 +60,7 @@ def test_the_size_is_the_references_bucket_unless_it_is_asked_for(pipeline, tmp_
     assert pipeline.sample_size(None, reference).name == "160x112"
     assert pipeline.sample_size(None, None).name == "128x128"
     assert pipeline.sample_size((64, 96), reference).name == "64x96"
-    assert pipeline.generate(None, reference, 1, 0, (96, 64))[0].shape == (64, 96, 3)
+    assert pipeline(reference=reference, size="96x64")[0].size == (96, 64)
     with pytest.raises(UsageError, match="multiples of 16"):
         pipeline.sample_size((100, 100), None)
     with pytest.raises(UsageError, match="at most 67,108,864"):
@@ -93,3 +100,67 @@ def test_an_encoder_with_other_weights_than_in_training_is_refused(pipeline):
     pipeline.data.identity["encoders"]["text"]["weights"] = "0" * 64
     with pytest.raises(BadDataError, match="trained with 000000000000"):
         pipeline.encode_prompts(["a red circle"])
+
+
+# From Python
+
+
+def test_three_lines_draw_what_the_command_draws(tiny_run, tiny_shards, dit, tmp_path):
+    reference = min(tiny_shards.images.glob("*.png"))
+    pipe = load(str(tiny_run))
+    images = pipe(prompt="a red circle", reference=str(reference), count=6, seed=3, steps=3, cfg_text=2.0, guidance_interval=(0.2, 1.0))
+    options = ["--prompt", "a red circle", "--ref", reference, "-n", 6, "--seed", 3, "--steps", 3, "--cfg-text", 2, "--guidance-interval", 0.2, 1.0]
+    done = dit("sample", "--checkpoint", tiny_run, *options, "--out", tmp_path)
+    assert done.code == 0, done.err
+    drawn = [Image.open(path) for path in sorted(tmp_path.iterdir())]
+    assert [furthest(*pair) for pair in zip(images, drawn, strict=True)] == [0] * 6
+
+
+def test_without_a_name_the_newest_run_is_loaded_and_a_damaged_checkpoint_is_told(tiny_run, tmp_path, monkeypatch):
+    shutil.copytree(tiny_run, tmp_path / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert load().step == 8
+    (tmp_path / "runs/mine/checkpoints/checkpoint_final.pt").write_bytes(b"half")
+    with pytest.warns(UserWarning, match=r"checkpoint_final\.pt: skipped"):
+        assert load().step == 6
+
+
+def test_a_reference_may_be_a_picture_that_is_open_already(pipeline, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 4), np.uint8)
+    see_through = Image.fromarray(noise, "RGBA")
+    turned = Image.fromarray(noise[..., :3])
+    turned.getexif()[0x0112] = 6
+    for name, picture in (("a.png", see_through), ("b.png", see_through.convert("L")), ("c.png", turned), ("d.tiff", turned.convert("CMYK"))):
+        picture.save(tmp_path / name, exif=picture.getexif())
+        from_file, in_memory = pipeline.encode_reference(tmp_path / name), pipeline.encode_reference(Image.open(tmp_path / name))
+        assert from_file.bucket == in_memory.bucket and torch.equal(from_file.patches, in_memory.patches), name
+
+
+def test_drawing_leaves_the_random_state_of_the_notebook_alone(pipeline):
+    before = torch.get_rng_state()
+    pipeline("a red circle")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({}, "nothing to draw"),
+        ({"prompt": "x", "steps": 0}, "sample.steps"),
+        ({"prompt": "x", "stepz": 3}, "sample.stepz"),
+        ({"prompt": "x", "solver": "hein"}, "sample.solver"),
+        ({"prompt": "x", "size": "64"}, "WIDTHxHEIGHT"),
+        ({"prompt": "x", "count": 0}, "count 0"),
+        ({"prompt": "x", "seed": -1}, "seed -1"),
+    ],
+)
+def test_what_a_call_cannot_mean_is_a_usage_error(pipeline, call, said):
+    with pytest.raises(UsageError) as raised:
+        pipeline(**call)
+    assert said in raised.value.message and raised.value.hint
+
+
+def test_a_model_that_draws_nan_is_an_error_and_no_picture(pipeline, monkeypatch):
+    monkeypatch.setattr("dittool.sampling.pipeline.sample_latents", lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan))
+    with pytest.raises(BadDataError, match="NaN"):
+        pipeline("a red circle")
