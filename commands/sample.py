@@ -72,7 +72,7 @@ def main(
 ) -> None:
     """Draw images with a trained model (its EMA weights). Each PNG carries the settings that made it."""
     from dittool.sampling.draw import draw_all
-    from dittool.sampling.one_step import draw_classes, one_step_request
+    from dittool.sampling.one_step import asks_for_one_step, draw_classes, one_step_request
     from dittool.sampling.request import SampleOptions, plan
 
     console = console_for(json, quiet, verbose)
@@ -80,7 +80,7 @@ def main(
         prompt=prompt, prompts=prompts, ref=ref, again=again, checkpoint=checkpoint, size=size, count=count, seed=seed, steps=steps, solver=solver,
         cfg_text=cfg_text, cfg_dino=cfg_dino, guidance=guidance, guidance_interval=guidance_interval, grid=grid, init=init, strength=strength,
     )  # fmt: skip
-    if classes or alpha is not None:
+    if asks_for_one_step(options, classes, alpha):
         drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console)
     else:
         drawn = draw_all(plan(options, console), out, console)

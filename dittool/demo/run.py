@@ -20,8 +20,10 @@ from dittool.data.embed import embed
 from dittool.data.shards import shard
 from dittool.demo.drawing import draw_dataset
 from dittool.errors import BadDataError
-from dittool.sampling.draw import DrawnImage, DrawRequest, draw
+from dittool.sampling.draw import draw
 from dittool.sampling.preview import draw_preview
+from dittool.sampling.repeat import DrawnImage
+from dittool.sampling.request import DrawRequest
 from dittool.train.loop import train
 from dittool.validate.run import Validation, validate
 

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from dittool import __version__
 from dittool.console import SILENT, Talk, Task
 from dittool.data.images import open_image
 from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SampleSettings, SamplingCost, sampling_cost
-from dittool.sampling.picture_file import same_pixels, write_png
+from dittool.sampling.picture_file import free_path, write_png
 from dittool.sampling.pipeline import AT_ONCE, Pipeline
+from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
 from dittool.storage import file_sha256, output_folder
-
-
-@dataclass(frozen=True)
-class DrawnImage:
-    path: Path
-    settings: dict[str, Any]
-    same_pixels: bool | None = None  # of a picture that was drawn again: whether it came out the same
-
-    def to_json(self) -> dict[str, Any]:
-        same = {} if self.same_pixels is None else {"same_pixels": self.same_pixels}
-        return {"file": str(self.path), "settings": self.settings, **same}
 
 
 def draw(request: DrawRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
@@ -57,8 +45,8 @@ def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) ->
         for request in requests:
             subject = _Subject(pipeline, request, checkpoint_sha256, talk)
             for seed, picture, settings in subject.pictures(task):
-                path = out if single_file else _free_path(folder / _name(request, seed))
-                same = _compare(request, picture, settings, talk)
+                path = out if single_file else free_path(folder / _name(request, seed))
+                same = compare(request.repeat, np.asarray(picture), settings, talk)
                 write_png(path, picture, settings)
                 drawn.append(DrawnImage(path, settings, same))
     return drawn
@@ -80,13 +68,11 @@ class _Subject:
             "prompt": request.prompt, **_file("reference", request.reference), **_file("init", request.init), "strength": request.strength,
             "size": self.bucket.name, **({"grid": [str(axis) for axis in (request.grid.across, request.grid.down)]} if request.grid else {}),
             **asdict(self.settings),
-            "made_with": {
-                "dit": __version__, "torch": torch.__version__, "device": str(pipeline.device), "threads": torch.get_num_threads(),
-            },
+            "made_with": made_with(pipeline.device),
         }  # fmt: skip
         self.common |= asdict(self.cost)
         _tell(pipeline, request, self.bucket.name, self.settings, self.cost, talk)
-        _warn_of_differences(request, self.common, talk)
+        warn_of_other_files(request.repeat, self.common, talk)
 
     @property
     def cells(self) -> list[list[SampleSettings]]:
@@ -135,15 +121,6 @@ def _file(name: str, path: Path | None) -> dict[str, str | None]:
     return {name: str(path) if path else None, f"{name}_sha256": file_sha256(path) if path else None}
 
 
-def _free_path(path: Path) -> Path:
-    """The path, or with the first number that makes it new: pictures drawn before are not overwritten."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}_{number}")
-    return free
-
-
 def _tell(pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleSettings, cost: SamplingCost, talk: Talk) -> None:
     """What this will cost, and which settings have no effect."""
     talk.note(f"{size}, {settings.steps} steps of {settings.solver}; a picture takes {cost.evaluations} evaluations, {cost.passes} model passes")
@@ -154,26 +131,3 @@ def _tell(pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleS
             talk.warn(f"--{scale.replace('_', '-')} has no effect without {option}")
         elif condition is not None and getattr(settings, scale) == 0 and request.grid is None:
             talk.warn(f"{option} has no effect at --{scale.replace('_', '-')} 0")
-
-
-def _warn_of_differences(request: DrawRequest, found: dict[str, Any], talk: Talk) -> None:
-    if request.repeat is None:
-        return
-    for name in ("checkpoint", "reference", "init"):
-        then, now = getattr(request.repeat.settings, f"{name}_sha256"), found[f"{name}_sha256"]
-        if then != now and then is not None:
-            talk.warn(f"{found[name]} is not the {name} that {request.repeat.path} was drawn with: sha256 {now[:12]}…, then {then[:12]}…")
-
-
-def _compare(request: DrawRequest, picture: Image.Image, settings: dict[str, Any], talk: Talk) -> bool | None:
-    """Whether a picture that was to be repeated is the same, bit by bit; None when something else was asked for."""
-    if request.repeat is None or not request.repeat.exact:
-        return None
-    same = same_pixels(request.repeat.path, np.asarray(picture))
-    then, now = request.repeat.settings.made_with, settings["made_with"]
-    if same:
-        talk.note(f"the same pixels as {request.repeat.path}")
-    else:
-        changed = ", ".join(f"{key} {now[key]}, then {then[key]}" for key in now if key in then and then[key] != now[key])
-        talk.warn(f"the pixels differ from those of {request.repeat.path}" + (f"; drawn with {changed}" if changed else ""))
-    return same

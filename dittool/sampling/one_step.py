@@ -1,11 +1,13 @@
 """One-step generation: a class, a guidance scale and a seed become an image in one evaluation of the network.
 
-Image i has seed + i and depends on nothing else, so that one of several can be drawn again alone.
+Image i has seed + i and depends on nothing else, so that one of several can be drawn again alone, but for rounding. `--from` draws its
+whole batch again and gives the same bits.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +30,14 @@ from dittool.encoders.vae import LatentCodec, load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions
-from dittool.sampling.draw import DrawnImage
-from dittool.sampling.picture_file import write_png
+from dittool.sampling.picture_file import free_path, is_of_one_step, read_one_step_settings, write_png
+from dittool.sampling.repeat import DrawnImage, Repeat, compare, made_with, warn_of_other_files
 from dittool.sampling.request import SampleOptions
 from dittool.seeding import derive_seed
 from dittool.storage import file_sha256, output_folder
 
 _BATCH = 32
-_SHARED_OPTIONS = ("checkpoint", "count", "seed")  # with those of the other family
+_SHARED_OPTIONS = ("again", "checkpoint", "count", "seed")  # with those of the other family
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class OneStepRequest:
     alpha: float | None  # guidance scale; None: the run's own
     count: int  # images of each class
     seed: int
+    repeat: Repeat | None = None
 
 
 class OneStepPipeline:
@@ -119,12 +122,39 @@ class OneStepPipeline:
         return noise, torch.stack([torch.randint(model.style_codebook, (model.style_tokens,), generator=generator) for generator in generators])
 
 
+def asks_for_one_step(options: SampleOptions, classes: Sequence[str], alpha: float | None) -> bool:
+    """Whether a command line is meant for a one-step generator: by --class, --alpha, or the picture that --from names."""
+    return bool(classes) or alpha is not None or (options.again is not None and is_of_one_step(options.again))
+
+
 def one_step_request(options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk = SILENT) -> OneStepRequest:
-    """The request behind a command line with --class or --alpha. Raises `UsageError` for options that one evaluation has no use for."""
+    """The request behind a command line that asks for one step. Raises `UsageError` for options that one evaluation has no use for."""
     if strangers := [name for name, value in asdict(options).items() if value is not None and name not in _SHARED_OPTIONS]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in strangers)
         raise UsageError(f"{names}: no effect with --class and --alpha", "a one-step generator takes --class, --alpha, -n, --seed, --checkpoint")
+    if options.again is not None:
+        return _again(options, classes, alpha, talk)
     return OneStepRequest(resolve_checkpoint(options.checkpoint, talk=talk), classes, alpha, options.count or 1, options.seed or 0)
+
+
+def _again(options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk) -> OneStepRequest:
+    """The request that a picture holds, with the options that were given in its place."""
+    path = options.again
+    if not is_of_one_step(path):
+        raise UsageError(f"--class and --alpha: no effect on {path}, which was drawn from a prompt or a reference", "leave them out")
+    inside = read_one_step_settings(path)
+    checkpoint = options.checkpoint or Path(inside.checkpoint)
+    if not checkpoint.exists():
+        raise UsageError(f"{path} was drawn with {checkpoint}: no such file", "say where it is now: --checkpoint PATH")
+    exact = not classes and all(one is None for one in (alpha, options.count, options.seed))
+    if exact:
+        seed, count = inside.batch or (inside.seed, 1)
+    else:
+        seed, count = inside.seed if options.seed is None else options.seed, options.count or 1
+    return OneStepRequest(
+        resolve_checkpoint(checkpoint, talk=talk), classes or (inside.label,), inside.alpha if alpha is None else alpha, count, seed,
+        Repeat(path, inside, inside.seed if exact else None, exact),
+    )  # fmt: skip
 
 
 def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
@@ -133,24 +163,39 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> lis
     Raises `UsageError`, `BadDataError`, `StorageError`.
     """
     pipeline = OneStepPipeline.load(request.checkpoint)
-    alpha = pipeline.guidance_scale(request.alpha)
+    alpha, keep = pipeline.guidance_scale(request.alpha), request.repeat.keep if request.repeat else None
     names = [pipeline.classes[pipeline.label(name)] for name in request.classes] or pipeline.classes
+    total = 1 if keep is not None else request.count * len(names)
     single_file = out.suffix.lower() == ".png"
-    if single_file and request.count * len(names) > 1:
-        raise UsageError(f"--out {out} names one file for {request.count * len(names)} images", "name a folder, or draw one image")
+    if single_file and total > 1:
+        raise UsageError(f"--out {out} names one file for {total} images", "name a folder, or draw one image")
     folder = output_folder(out.parent if single_file else out)
     common: dict[str, Any] = {
         "checkpoint": str(request.checkpoint), "checkpoint_sha256": file_sha256(request.checkpoint), "step": pipeline.step, "weights": "ema",
-        "alpha": alpha, "evaluations": 1,
+        "alpha": alpha, "evaluations": 1, "made_with": made_with(pipeline.device),
     }  # fmt: skip
+    warn_of_other_files(request.repeat, common, talk)
     drawn = []
-    with talk.progress("sample", request.count * len(names), "image") as task:
-        for name in names:
-            seeds = [request.seed + i for i in range(request.count)]
+    with talk.progress("sample", total, "image") as task:
+        for name, seeds in ((name, seeds) for name in names for seeds in _batches(request.seed, request.count)):
             images = pipeline.decode(pipeline.latents([pipeline.label(name)] * len(seeds), alpha, seeds))
             for seed, pixels in zip(seeds, images, strict=True):
-                path = out if single_file else folder / f"class{pipeline.label(name):04d}_seed{seed:06d}.png"
-                drawn.append(DrawnImage(path, common | {"class": name, "seed": seed}))
-                write_png(path, Image.fromarray(pixels), drawn[-1].settings)
-            task.advance(len(seeds))
+                if keep not in (None, seed):
+                    continue
+                settings = common | {"class": name, "seed": seed, "batch": [seeds[0], len(seeds)]}
+                path = out if single_file else free_path(folder / _name(request, pipeline.label(name), seed))
+                same = compare(request.repeat, pixels, settings, talk)
+                write_png(path, Image.fromarray(pixels), settings)
+                drawn.append(DrawnImage(path, settings, same))
+                task.advance()
     return drawn
+
+
+def _batches(first: int, count: int) -> list[list[int]]:
+    """The seeds of images that are drawn together."""
+    return [list(range(start, min(start + _BATCH, first + count))) for start in range(first, first + count, _BATCH)]
+
+
+def _name(request: OneStepRequest, label: int, seed: int) -> str:
+    exact = request.repeat is not None and request.repeat.exact
+    return f"{request.repeat.path.stem}_again.png" if exact else f"class{label:04d}_seed{seed:06d}.png"

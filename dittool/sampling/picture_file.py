@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -28,11 +28,33 @@ _MOST_STEPS, _MOST_AT_ONCE = 10_000, 64  # a file that asks for more asks for th
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class PictureSettings(Section, extra="ignore"):
-    """What stands inside a picture, as far as drawing it again needs it. Paths are as they were given."""
+class _Drawn(Section, extra="ignore"):
+    """What stands inside every picture. Paths are as they were given."""
 
     checkpoint: str
     checkpoint_sha256: _Sha256
+    seed: Counted
+    batch: Annotated[list[Counted], Field(min_length=2, max_length=2)] | None = None  # [first seed, count] of the images drawn together
+    made_with: dict[str, Any] = Field({})
+
+    @model_validator(mode="after")
+    def _of_its_batch(self) -> _Drawn:
+        first, count = self.batch or (self.seed, 1)
+        if not (1 <= count <= _MOST_AT_ONCE and first <= self.seed < first + count):
+            raise ValueError(f"seed {self.seed} is none of a batch of {count} that begins at {first}, or the batch has more than {_MOST_AT_ONCE}")
+        return self
+
+
+class OneStepSettings(_Drawn):
+    """What a picture of a one-step generator needs to be drawn again."""
+
+    label: str = Field(alias="class")
+    alpha: Annotated[float, Field(ge=1)]
+
+
+class PictureSettings(_Drawn):
+    """What a picture of prompt and reference needs to be drawn again."""
+
     prompt: str | None
     reference: str | None
     reference_sha256: _Sha256 | None
@@ -40,8 +62,6 @@ class PictureSettings(Section, extra="ignore"):
     init_sha256: _Sha256 | None = None
     strength: Share = 1.0
     size: Size
-    seed: Counted
-    batch: Annotated[list[Counted], Field(min_length=2, max_length=2)] | None = None  # [first seed, count] of the images drawn together
     grid: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # as the option: across, down
     solver: str
     steps: Annotated[int, Field(gt=0, le=_MOST_STEPS)]
@@ -50,22 +70,21 @@ class PictureSettings(Section, extra="ignore"):
     guidance: Literal["additive", "nested"]
     guidance_interval: list[float] = Field([0.0, 1.0])
     shift: PositiveFloat
-    made_with: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
     def _usable(self) -> PictureSettings:
         self.sampling()
         if self.grid is not None:
             parse_grid(self.grid)
-        first, count = self.batch or (self.seed, 1)
-        if not (1 <= count <= _MOST_AT_ONCE and first <= self.seed < first + count):
-            raise ValueError(f"seed {self.seed} is none of a batch of {count} that begins at {first}, or the batch has more than {_MOST_AT_ONCE}")
         return self
 
     def sampling(self) -> dict[str, Any]:
         """The fields of `SampleSettings`, checked by the rules of `[sample]`."""
         checked = Sample.model_validate({name: getattr(self, name) for name in Sample.model_fields})
         return {**checked.model_dump(), "guidance_interval": tuple(checked.guidance_interval), "shift": self.shift}
+
+
+_Settings = TypeVar("_Settings", PictureSettings, OneStepSettings)
 
 
 def write_png(path: Path, image: Image.Image, settings: dict[str, Any] | None = None) -> None:
@@ -76,11 +95,38 @@ def write_png(path: Path, image: Image.Image, settings: dict[str, Any] | None = 
     write_atomic(path, lambda file: image.save(file, format="PNG", pnginfo=info))
 
 
+def free_path(path: Path) -> Path:
+    """The path, or with the first number that makes it new: pictures drawn before are not overwritten."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    return free
+
+
+def is_of_one_step(path: Path) -> bool:
+    """Whether a picture's settings name a class, as those of a one-step generator do. Raises as `read_settings` does."""
+    try:
+        inside = json.loads(_settings_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{path}: the settings inside cannot be used: no JSON", _HINT) from error
+    return isinstance(inside, dict) and "class" in inside
+
+
 def read_settings(path: Path) -> PictureSettings:
     """The settings inside a picture. Raises `UsageError` when there is no such file and `BadDataError` when they cannot be read."""
+    return _read(path, PictureSettings)
+
+
+def read_one_step_settings(path: Path) -> OneStepSettings:
+    """The same of a picture of a one-step generator."""
+    return _read(path, OneStepSettings)
+
+
+def _read(path: Path, kind: type[_Settings]) -> _Settings:
     text = _settings_text(path)
     try:
-        return PictureSettings.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = "".join(f"{part}: " for part in first["loc"])

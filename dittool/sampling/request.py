@@ -15,8 +15,9 @@ from dittool.config.schema import Sample, parse_size
 from dittool.console import SILENT, Talk
 from dittool.errors import UsageError
 from dittool.sampling.grid import Grid, parse_grid
-from dittool.sampling.picture_file import PictureSettings, read_settings
+from dittool.sampling.picture_file import read_settings
 from dittool.sampling.prompts import read_prompts
+from dittool.sampling.repeat import Repeat
 
 DEFAULT_STRENGTH = 0.6
 
@@ -42,16 +43,6 @@ class SampleOptions:
     grid: tuple[str, str] | None = None
     init: Path | None = None
     strength: float | None = None
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """A picture that is to be drawn again, bit by bit."""
-
-    path: Path
-    settings: PictureSettings
-    keep: int | None  # the one seed of the batch that is written; None: all
-    exact: bool  # False: an option asks for something else than the picture
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from dittool.errors import UsageError
 from dittool.sampling.one_step import OneStepPipeline, OneStepRequest, draw_classes
+from dittool.sampling.picture_file import write_png
 
 
 @pytest.fixture
@@ -58,12 +61,83 @@ def test_every_class_is_drawn_when_none_is_named_and_settings_stand_in_the_pictu
     assert drawn[0].settings["seed"] == 3 and drawn[0].settings["weights"] == "ema" and drawn[0].settings["alpha"] == 1.0
 
 
-def test_the_command_draws_the_same_image_again(dit, checkpoint, tmp_path):
-    for name in ("a.png", "b.png"):
-        told = dit("sample", "--checkpoint", checkpoint, "--class", "green-square", "--alpha", "1.5", "--seed", 4, "--out", tmp_path / name)
-        assert told.code == 0, told.err
-    one, two = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "b.png"))
-    assert np.array_equal(one, two) and one.std() > 0
+def test_a_picture_in_a_folder_is_not_overwritten(checkpoint, tmp_path):
+    first, second = (draw_classes(OneStepRequest(checkpoint, ("green-square",), alpha, 1, 0), tmp_path)[0].path for alpha in (1.0, 2.0))
+    assert second.stem == f"{first.stem}_2" and first.read_bytes() != second.read_bytes()
+
+
+# Drawn again
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_every_picture_of_several_batches_is_drawn_again_to_the_same_bits(dit, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("dittool.sampling.one_step._BATCH", 3)
+    drawn = draw_classes(OneStepRequest(checkpoint, ("green-square", "0"), 1.5, 4, 7), tmp_path)
+    assert [image.settings["batch"] for image in drawn[:4]] == [[7, 3]] * 3 + [[10, 1]]
+    for image in (drawn[1], drawn[3], drawn[6]):
+        told = dit("sample", "--from", image.path, "--out", tmp_path / "again", "--json")
+        (again,) = json.loads(told.out)["images"]
+        assert told.code == 0 and again["same_pixels"] is True and again["settings"] == image.settings
+        assert again["file"] == str(tmp_path / "again" / f"{image.path.stem}_again.png")
+        assert np.array_equal(pixels(again["file"]), pixels(image.path))
+
+
+def test_a_picture_that_has_changed_since_is_not_called_the_same(dit, checkpoint, tmp_path):
+    (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 0), tmp_path)
+    changed = pixels(image.path) ^ 1
+    write_png(image.path, Image.fromarray(changed), image.settings)
+    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
+    assert json.loads(told.out)["images"][0]["same_pixels"] is False and "the pixels differ" in told.err
+
+
+def test_other_options_change_the_picture_and_nothing_else(dit, checkpoint, tmp_path):
+    (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.5, 1, 4), tmp_path)
+    told = dit("sample", "--from", image.path, "--alpha", "2", "-n", 2, "--out", tmp_path / "again", "--json")
+    images = json.loads(told.out)["images"]
+    assert [one["settings"]["seed"] for one in images] == [4, 5] and not any("same_pixels" in one for one in images)
+    assert {key for key in image.settings if image.settings[key] != images[0]["settings"][key]} == {"alpha", "batch"}
+
+
+def test_another_checkpoint_under_the_same_name_is_told(dit, checkpoint, tmp_path):
+    own = Path(shutil.copy(checkpoint, tmp_path / "own.pt"))
+    (image,) = draw_classes(OneStepRequest(own, ("green-square",), 1.0, 1, 0), tmp_path)
+    shutil.copy(checkpoint.parent / "checkpoint_step0000002.pt", own)
+    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
+    assert told.code == 0 and "is not the checkpoint" in " ".join(told.err.split())
+    own.unlink()
+    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
+    assert told.code == 2 and "--checkpoint PATH" in told.err
+
+
+def test_a_picture_from_before_there_were_batches_is_drawn_alone(dit, checkpoint, tmp_path):
+    (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
+    old = {key: value for key, value in image.settings.items() if key not in ("batch", "made_with")}
+    write_png(image.path, Image.fromarray(pixels(image.path)), old)
+    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
+    assert json.loads(told.out)["images"][0]["same_pixels"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"alpha": 0.5}, "alpha"), ({"batch": [0, 65]}, "65"), ({"batch": [6, 2]}, "seed 5"), ({"class": 3}, "class")]
+)
+def test_settings_that_cannot_be_meant_are_named(dit, checkpoint, tmp_path, change, said):
+    (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
+    write_png(image.path, Image.fromarray(pixels(image.path)), image.settings | change)
+    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
+    assert told.code == 3 and "the settings inside cannot be used" in told.err and said in told.err
+
+
+def test_a_class_has_no_effect_on_a_picture_of_a_prompt(dit, tiny_run, tmp_path):
+    assert dit("sample", "--checkpoint", tiny_run, "--prompt", "a red circle", "--out", tmp_path / "a.png").code == 0
+    told = dit("sample", "--from", tmp_path / "a.png", "--class", "green-square")
+    assert told.code == 2 and "drawn from a prompt or a reference" in told.err
+
+
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -88,3 +162,10 @@ def test_a_checkpoint_of_the_first_family_says_so(dit, tiny_run, tmp_path):
 def test_a_prompt_is_not_drawn_from_a_one_step_generator(dit, checkpoint, tmp_path):
     outcome = dit("sample", "--checkpoint", checkpoint, "--prompt", "an owl", "--out", tmp_path / "x")
     assert outcome.code == 2 and "--class" in outcome.err
+
+
+def test_validating_a_one_step_generator_says_what_judges_it_instead(dit, class_run):
+    rows = [json.loads(line) for line in (class_run / "log.jsonl").read_text().splitlines()]
+    assert any("eval_energy" in row for row in rows)
+    outcome = dit("validate", class_run)
+    assert outcome.code == 2 and "one-step generator" in outcome.err and "eval_energy in its log.jsonl" in " ".join(outcome.err.split())
