@@ -6,8 +6,14 @@ Captions of samples are drawn from text alone; what the image encoder sees in th
                k(x, y) = exp(−‖x − y‖² / (2σ²)) on tokens of length 1, σ² half the median squared distance between the data's own tokens
 
 It is made like CMMD (arXiv 2401.09603), in the features of this run's image encoder instead of CLIP's: its values compare with each other on
-one data set, never with published CMMD. Beside it stands the same figure for other images of the data: what two sets have between them by
-chance. The drawn pictures share their captions with the images, so theirs may be lower; both may be below 0, as the estimate is unbiased.
+one data set, never with published CMMD. On few images it is mostly noise, so its spread stands beside it:
+
+    error    standard error of the value, by leaving out one image and its picture at a time (jackknife)
+    chance   between which values 95% of such figures lie where both sets are real: the data's own images, split at random into two sets.
+             A value inside says that these pictures cannot be told from the data by this figure, on so many images, and no more
+    other    the same figure between other images of the data and these: one such split, the one that is there
+
+The drawn pictures share their captions with the images, so theirs may be lower; all may be below 0, as the estimate is unbiased.
 
     fid-torchvision   Fréchet distance between Gaussians fitted to Inception's pooled features (arXiv 1706.08500, eq. 6)
 
@@ -30,9 +36,11 @@ from dittool.data.buckets import Bucket
 from dittool.data.shard_set import SampleRef, ShardSet
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
+from dittool.seeding import derive_seed
 from dittool.validate.samples import bucket_batches, draw, noise_of
 
-FEWEST = 16  # images of each kind: with fewer, both figures are noise
+FEWEST = 16  # images of each kind: with fewer, all figures are noise
+_SPLITS = 400
 Features = Callable[[np.ndarray], Tensor]  # pixels (B, H, W, 3) uint8 → (B, F)
 
 
@@ -42,15 +50,29 @@ class SetMetrics:
 
     images: int
     mmd_dino: float
+    mmd_dino_error: float  # its standard error
+    mmd_dino_chance: tuple[float, float]  # least and most between two sets of real images, of 95% of random splits
     mmd_dino_other_images: float | None  # None: too few other images
     fid_torchvision: float | None  # None: Inception's weights are not in the cache
     feature_width: int  # of the CLS tokens
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "images": self.images, "drawn_from": "captions", "mmd_dino": self.mmd_dino, "mmd_dino_other_images": self.mmd_dino_other_images,
+            "images": self.images, "drawn_from": "captions", "mmd_dino": self.mmd_dino, "mmd_dino_error": self.mmd_dino_error,
+            "mmd_dino_chance": list(self.mmd_dino_chance), "mmd_dino_other_images": self.mmd_dino_other_images,
             "fid_torchvision": self.fid_torchvision,
         }  # fmt: skip
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the pictures are further from the data than two sets of the data are from each other by chance."""
+        return self.mmd_dino > self.mmd_dino_chance[1]
+
+    def __str__(self) -> str:
+        low, high = self.mmd_dino_chance
+        said = "further from the data than that" if self.told_apart else "not to be told from the data"
+        value = f"mmd_dino {self.mmd_dino:.3g} ± {self.mmd_dino_error:.2g}"
+        return f"{self.images} pictures as a set: {value}; real sets are {low:.3g} to {high:.3g} apart by chance, so they are {said}"
 
 
 def measure_set(
@@ -74,11 +96,15 @@ def measure_set(
                 pooled_real.append(inception(pipeline.codec.decode(torch.from_numpy(latents))))
             ordered += batch
             task.advance(len(batch))
-    real = _stored_cls(shards, ordered)
+    real, seen = _stored_cls(shards, ordered), torch.cat(drawn)
     width = bandwidth(real)
-    by_chance = mmd(_stored_cls(shards, others), real, width) if len(others) >= FEWEST else None
+    further = _stored_cls(shards, others) if others else real[:0]
+    other = mmd(further, real, width) if len(others) >= FEWEST else None
     fid = frechet(torch.cat(pooled_drawn), torch.cat(pooled_real)) if inception is not None else None
-    return SetMetrics(len(ordered), mmd(torch.cat(drawn), real, width), by_chance, fid, real.shape[1])
+    error, chance = mmd_error(seen, real, width), mmd_by_chance(torch.cat([real, further]), len(real), width)
+    found = SetMetrics(len(real), mmd(seen, real, width), error, chance, other, fid, real.shape[1])
+    talk.note(str(found))
+    return found
 
 
 def bandwidth(features: Tensor) -> float:
@@ -89,9 +115,37 @@ def bandwidth(features: Tensor) -> float:
 
 def mmd(first: Tensor, second: Tensor, variance: float) -> float:
     """1000 × the unbiased squared MMD between rows of (B, F) and (B', F), each scaled to length 1, with a Gaussian kernel of σ² = `variance`."""
-    x, y = (torch.nn.functional.normalize(part.double(), dim=1) for part in (first, second))
-    within = [_mean_off_diagonal(_kernel(part, part, variance)) for part in (x, y)]
-    return float(1000 * (sum(within) - 2 * _kernel(x, y, variance).mean()))
+    within = [_mean_off_diagonal(_kernel(part, part, variance)) for part in (first, second)]
+    return float(1000 * (sum(within) - 2 * _kernel(first, second, variance).mean()))
+
+
+def mmd_error(first: Tensor, second: Tensor, variance: float) -> float:
+    """Standard error of `mmd` of rows that belong together, (B, F) and (B, F): jackknife over the pairs, B ≥ 3."""
+    count = len(first)
+    left = torch.zeros(count, dtype=torch.float64)  # of the estimate without pair i
+    for part in (first, second):
+        kernel = _kernel(part, part, variance)
+        rows = kernel.sum(dim=1) - kernel.diagonal()
+        left += (rows.sum() - 2 * rows) / ((count - 1) * (count - 2))
+    kernel = _kernel(first, second, variance)
+    left -= 2 * (kernel.sum() - kernel.sum(dim=0) - kernel.sum(dim=1) + kernel.diagonal()) / (count - 1) ** 2
+    return float(1000 * (left.var(correction=0) * (count - 1)).sqrt())
+
+
+def mmd_by_chance(features: Tensor, size: int, variance: float) -> tuple[float, float]:
+    """Between which values 95% of `mmd` lie for two sets of `size` rows each out of one distribution, from random splits of (B, F), always the same.
+
+    Where fewer than 2·size rows are there, halves are compared and their values scaled: the spread falls as 1 / size.
+    """
+    half = min(size, len(features) // 2)
+    shuffled = np.random.Generator(np.random.PCG64(derive_seed("splits", len(features))))
+    orders = torch.from_numpy(np.stack([shuffled.permutation(len(features)) for _ in range(_SPLITS)]))
+    kernel = _kernel(features, features, variance)
+    in_x, in_y = (torch.zeros(len(orders), len(features), dtype=torch.float64).scatter_(1, part, 1.0) for part in orders.split(half, dim=1)[:2])
+    within = sum(((one @ kernel) * one).sum(dim=1) - one @ kernel.diagonal() for one in (in_x, in_y)) / (half * (half - 1))
+    values = 1000 * (within - 2 * ((in_x @ kernel) * in_y).sum(dim=1) / half**2) * half / size
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
 
 
 def frechet(first: Tensor, second: Tensor) -> float:
@@ -104,7 +158,8 @@ def frechet(first: Tensor, second: Tensor) -> float:
     return float(apart + torch.cov(x.T).trace() + other.trace() - 2 * between)
 
 
-def _kernel(x: Tensor, y: Tensor, variance: float) -> Tensor:
+def _kernel(first: Tensor, second: Tensor, variance: float) -> Tensor:
+    x, y = (torch.nn.functional.normalize(part.double(), dim=1) for part in (first, second))
     return torch.exp(-torch.cdist(x, y).square() / (2 * variance))  # (B, B')
 
 

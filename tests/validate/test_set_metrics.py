@@ -13,7 +13,7 @@ from dittool.config.schema import Validate
 from dittool.validate import torchvision_cache
 from dittool.validate.inception import find_inception
 from dittool.validate.run import validate_pipeline
-from dittool.validate.set_metrics import bandwidth, frechet, measure_set, mmd
+from dittool.validate.set_metrics import bandwidth, frechet, measure_set, mmd, mmd_by_chance, mmd_error
 
 
 @pytest.fixture
@@ -50,6 +50,38 @@ def test_the_bandwidth_is_half_the_median_squared_distance_of_the_data():
     assert bandwidth(corners) == pytest.approx(1.0)
 
 
+def test_the_range_of_chance_holds_real_sets_and_not_shifted_ones(generator):
+    real = gaussian(generator, 80)
+    width = bandwidth(real)
+    low, high = mmd_by_chance(real, 40, width)
+    fresh = [mmd(gaussian(generator, 40), gaussian(generator, 40), width) for _ in range(100)]
+    assert 85 <= sum(low <= value <= high for value in fresh) <= 100
+    assert low < 0 < high
+    assert all(mmd(gaussian(generator, 40, mean=1.0), real[:40], width) > high for _ in range(10))
+
+
+def test_the_range_of_chance_narrows_with_the_number_of_images_and_halves_are_scaled_to_the_whole(generator):
+    real = gaussian(generator, 400)
+    width = bandwidth(real)
+    few, many = (np.ptp(mmd_by_chance(real, size, width)) for size in (20, 200))
+    assert few == pytest.approx(10 * many, rel=0.3)
+    assert np.ptp(mmd_by_chance(real[:200], 200, width)) == pytest.approx(many, rel=0.3), "there are only halves of 100"
+    assert mmd_by_chance(real, 50, width) == mmd_by_chance(real, 50, width)
+
+
+def test_the_standard_error_is_the_spread_over_repetitions(generator):
+    width = bandwidth(gaussian(generator, 200))
+    draws = [(gaussian(generator, 40, mean=0.7), gaussian(generator, 40)) for _ in range(150)]
+    spread = np.std([mmd(x, y, width) for x, y in draws])
+    assert np.mean([mmd_error(x, y, width) for x, y in draws]) == pytest.approx(spread, rel=0.25)
+
+
+def test_the_standard_error_is_that_of_leaving_out_each_pair_in_turn(generator):
+    x, y = gaussian(generator, 9), gaussian(generator, 9, mean=0.5)
+    without = [mmd(torch.cat([x[:i], x[i + 1 :]]), torch.cat([y[:i], y[i + 1 :]]), 0.4) for i in range(9)]
+    assert mmd_error(x, y, 0.4) == pytest.approx(math.sqrt(8 / 9 * sum((value - np.mean(without)) ** 2 for value in without)))
+
+
 def test_frechet_is_that_of_two_gaussians(generator):
     x = gaussian(generator, 20000, width=4)
     assert frechet(x, x) == pytest.approx(0, abs=1e-6)
@@ -65,6 +97,8 @@ def test_set_metrics_are_measured_only_when_named_and_stand_under_their_own_name
     part = json.loads((tmp_path / "named" / "results.json").read_text())["set_metrics"]
     assert part["images"] == len(drawn[0].split("holdout")) and part["drawn_from"] == "captions"
     assert math.isfinite(part["mmd_dino"]) and math.isfinite(part["mmd_dino_other_images"])
+    low, high = part["mmd_dino_chance"]
+    assert low < high and part["mmd_dino_error"] > 0
     assert part["fid_torchvision"] is None and not any(name == "fid" or "cmmd" in name for name in part)
     assert "As a set" in done.report.read_text()
     assert "set_metrics" not in validate_pipeline(oracle(), drawn[0], tmp_path / "default", limit=2).results
@@ -79,12 +113,19 @@ def test_a_model_that_draws_noise_is_further_from_the_data_than_one_that_draws_s
         if noisy:
             model.latents = lambda conditions, noise: noise * 3
         refs = shards.split("holdout")
-        values.append(measure_set(model, shards, refs, shards.split("train")[: len(refs)], None).mmd_dino)
-    assert values[1] > values[0] + 20
+        values.append(measure_set(model, shards, refs, shards.split("train")[: len(refs)], None))
+    assert values[1].mmd_dino > values[0].mmd_dino + 20
+    assert [one.told_apart for one in values] == [False, True] and values[0].mmd_dino_chance == values[1].mmd_dino_chance
 
 
 def test_too_few_images_give_no_figure(drawn, oracle):
     assert measure_set(oracle(), drawn[0], drawn[0].split("holdout")[:3], [], None) is None
+
+
+def test_the_figure_is_said_with_its_spread(drawn, oracle, monkeypatch, listener):
+    monkeypatch.setattr("dittool.validate.set_metrics.FEWEST", 4)
+    found = measure_set(oracle(), drawn[0], drawn[0].split("holdout"), [], None, listener)
+    assert f"± {found.mmd_dino_error:.2g}" in listener.notes[-1] and "apart by chance" in listener.notes[-1]
 
 
 def test_there_is_no_fid_without_inceptions_published_weights(tmp_path, monkeypatch):
