@@ -63,13 +63,16 @@ class Pipeline:
         self.image_patch_size = int(data.identity["encoders"]["image"]["patch_size"])
 
     @staticmethod
-    def load(checkpoint: Path, instead: str = "draw with: dit sample --class C --alpha A") -> Pipeline:
-        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError` for a one-step generator, with
-        what to do `instead`."""
+    def load(checkpoint: Path) -> Pipeline:
+        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError` for a one-step generator."""
         content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
         config = config_from_dict(content["config"], str(checkpoint))
         if config.model.arch != "dit":
-            raise UsageError(f"{checkpoint}: a one-step generator, which knows classes and neither prompts nor references", instead)
+            raise UsageError(
+                f"{checkpoint}: a one-step generator, which knows classes and neither prompts nor references",
+                "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured while it trains: eval_energy in "
+                "its log.jsonl (train.eval_every)",
+            )
         data = Provenance.from_dict(content["data"])
         model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")

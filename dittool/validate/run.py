@@ -42,10 +42,6 @@ from dittool.validate.verdict import GO, Criterion, judge, verdict
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
 OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
 _WITH_PICTURES = TESTS[:3]
-_JUDGED_OTHERWISE = (
-    "such a model is judged while it trains: eval_energy in its log.jsonl (train.eval_every) is how far its pictures are from held-out ones; "
-    "look at them with: dit sample --class C, and audit it with: dit audit CHECKPOINT"
-)
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
 
@@ -84,7 +80,7 @@ def validate(
     _require_wanted(tests, limit, split)
     run = run_folder(checkpoint)
     output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
-    pipeline = Pipeline.load(checkpoint, instead=_JUDGED_OTHERWISE)
+    pipeline = Pipeline.load(checkpoint)
     folder = out if out is not None else run / "validation" / f"step{pipeline.step:07d}{'_train' if split == TRAIN else ''}"
     return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, split, lpips_backbone, talk, run, checkpoint)
 

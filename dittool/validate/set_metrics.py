@@ -54,7 +54,6 @@ class SetMetrics:
     mmd_dino_chance: tuple[float, float]  # least and most between two sets of real images, of 95% of random splits
     mmd_dino_other_images: float | None  # None: too few other images
     fid_torchvision: float | None  # None: Inception's weights are not in the cache
-    feature_width: int  # of the CLS tokens
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -102,7 +101,7 @@ def measure_set(
     other = mmd(further, real, width) if len(others) >= FEWEST else None
     fid = frechet(torch.cat(pooled_drawn), torch.cat(pooled_real)) if inception is not None else None
     error, chance = mmd_error(seen, real, width), mmd_by_chance(torch.cat([real, further]), len(real), width)
-    found = SetMetrics(len(real), mmd(seen, real, width), error, chance, other, fid, real.shape[1])
+    found = SetMetrics(len(real), mmd(seen, real, width), error, chance, other, fid)
     talk.note(str(found))
     return found
 

@@ -38,3 +38,11 @@ def oracle(drawn):
         return Oracle(drawn[0], load_config("demo", [*SIMPLE, *overrides]), **faults)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def perfect(drawn, oracle, tmp_path_factory):
+    """The validation of a model without fault. Read only."""
+    from dittool.validate.run import validate_pipeline
+
+    return validate_pipeline(oracle(), drawn[0], tmp_path_factory.mktemp("perfect") / "step0001234")

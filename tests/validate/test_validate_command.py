@@ -1,0 +1,87 @@
+"""`dit validate` on a command line: its files, its exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dittool.ckpt.run_folder import recorded_data, run_folder
+from dittool.data.shard_set import ShardSet
+from dittool.errors import UsageError
+from dittool.sampling.pipeline import Pipeline
+from dittool.storage import write_json
+from dittool.validate.run import validate
+
+
+def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(tiny_shards, tmp_path, dit):
+    from dittool.ckpt.files import save_checkpoint
+    from dittool.data.provenance import Provenance
+    from dittool.train.distributed import Ranks
+    from dittool.train.state import TrainState
+
+    shards = ShardSet.open(tiny_shards.folder)
+    state = TrainState(tiny_shards.config, Provenance.of(shards, shards.split("train"), tiny_shards.config), Ranks(0, 1, torch.device("cpu")))
+    for parameter in state.model.parameters():  # only the EMA weights can draw
+        parameter.data.fill_(float("nan"))
+    run = tmp_path / "runs" / "tiny"
+    checkpoint = save_checkpoint(run / "checkpoints", state.to_checkpoint(), final=True)
+    write_json(run / "run.json", {"data": str(tiny_shards.folder)})
+    (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
+    assert recorded_data(run_folder(checkpoint)) == tiny_shards.folder
+
+    ended = dit("validate", run, "--limit", 3, "--quiet")
+    assert ended.code == 1, ended.err
+    assert "NO-GO" in ended.out and "report.html" in ended.out
+    folder = run / "validation" / "step0000000"
+    assert {"results.json", "report.html", "contact_sheet.png", "loss.png", "reconstruction", "dino_swap", "text_manip"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert "data:image/png;base64," in (folder / "report.html").read_text(), "the loss curve stands in the page"
+
+    ended = dit("validate", checkpoint, "--limit", 2, "--tests", "dino_swap", "--json", "--quiet")
+    assert ended.code == 1
+    printed = json.loads(ended.out)
+    assert printed["verdict"] == "NO-GO" and "reconstruction" not in printed
+
+
+def test_go_is_exit_code_0(drawn, oracle, tmp_path, monkeypatch, dit):
+    monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
+    checkpoint = tmp_path / "checkpoint_final.pt"
+    checkpoint.touch()
+    ended = dit("validate", checkpoint, "--data", drawn[0].folder, "--quiet")
+    assert ended.code == 0, ended.err
+    assert ended.out.rstrip().endswith(str(tmp_path / "validation" / "step0001234" / "report.html"))
+
+
+def test_a_named_backbone_that_is_not_there_is_exit_code_7_before_anything_is_drawn(drawn, oracle, tmp_path, monkeypatch, dit):
+    monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
+    checkpoint = tmp_path / "checkpoint_final.pt"
+    checkpoint.touch()
+    ended = dit("validate", checkpoint, "--data", drawn[0].folder, "--lpips-backbone", tmp_path / "gone.pth", "--quiet")
+    assert ended.code == 7
+    assert not list((tmp_path / "validation").iterdir())
+
+
+def test_an_output_folder_that_cannot_be_is_exit_code_5_before_the_checkpoint_is_read(tmp_path, monkeypatch, dit):
+    monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: pytest.fail("loaded")))
+    checkpoint = tmp_path / "checkpoint_final.pt"
+    checkpoint.touch()
+    (tmp_path / "validation").write_text("a file")
+    assert dit("validate", checkpoint, "--data", tmp_path).code == 5
+
+
+@pytest.mark.parametrize(("tests", "message"), [(["fid"], "'fid'"), ([], "no test")])
+def test_an_unknown_test_is_a_usage_error_that_lists_those_there_are(tmp_path, tests, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        validate(tmp_path / "any.pt", tmp_path, tests=tests)
+    assert "reconstruction, dino_swap, text_manip" in caught.value.hint
+
+
+def test_the_training_set_has_a_folder_of_its_own(drawn, oracle, tmp_path, monkeypatch, dit):
+    monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
+    (tmp_path / "checkpoint_final.pt").touch()
+    for arguments in ((), ("--split", "train")):
+        dit("validate", tmp_path / "checkpoint_final.pt", "--data", drawn[0].folder, "--limit", 2, "--tests", "reconstruction", "--quiet", *arguments)
+    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == ["step0001234", "step0001234_train"]
