@@ -12,12 +12,11 @@ import numpy as np
 from PIL import Image
 
 from dittool.console import SILENT, Talk, Task
-from dittool.data.images import open_image
 from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SampleSettings, SamplingCost, sampling_cost
 from dittool.sampling.picture_file import free_path, write_png
-from dittool.sampling.pipeline import AT_ONCE, Pipeline
+from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
 from dittool.storage import file_sha256, output_folder
@@ -58,7 +57,7 @@ class _Subject:
     def __init__(self, pipeline: Pipeline, request: DrawRequest, checkpoint_sha256: str, talk: Talk) -> None:
         self.pipeline, self.request = pipeline, request
         reference = pipeline.encode_reference(request.reference) if request.reference else None
-        pixels = open_image(request.init).pixels if request.init else None
+        pixels = named_pixels(request.init) if request.init else None
         self.bucket = pipeline.sample_size(request.size, reference, pixels)
         self.init = None if pixels is None else pipeline.encode_init(pixels, self.bucket)
         self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
@@ -131,3 +130,9 @@ def _tell(pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleS
             talk.warn(f"--{scale.replace('_', '-')} has no effect without {option}")
         elif condition is not None and getattr(settings, scale) == 0 and request.grid is None:
             talk.warn(f"{option} has no effect at --{scale.replace('_', '-')} 0")
+        if request.grid is not None and scale in request.changes and request.repeat is None:
+            talk.warn(f"--{scale.replace('_', '-')} has no effect with --grid, whose axes say the scales")
+    if request.init is not None and request.strength == 0:
+        talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
+    elif request.init is not None and request.strength == 1:
+        talk.warn("at --strength 1 nothing of --init is left but its size")

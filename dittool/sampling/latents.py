@@ -15,7 +15,7 @@ from dittool.models.dit import DiT, KeysValues
 from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
 
-_MANY_PATCHES = 1024  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md
+_MANY_PATCHES = 256  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md
 _SLACK = 1e-9  # of a time at the interval's edge: 0.3 of a grid is 0.30000000000000004
 
 
@@ -44,8 +44,8 @@ class SamplingCost:
 def sample_latents(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, start: float = 1.0) -> Tensor:
     """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at t = 0.
 
-    The context does not depend on t, so its keys and values are computed once. All branches run as one batch; with a reference of very
-    many patches as two.
+    The context does not depend on t, so its keys and values are computed once. All branches run as one batch; with a reference of many
+    patches as two.
     With `start` below 1, `noise` is z_t of an image on its way.
     """
     inside, outside = _rules(settings, conditions.text is not None, conditions.cls is not None)

@@ -17,7 +17,7 @@ from dittool.ckpt.safe_load import load_checkpoint
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, parse_size
 from dittool.data.buckets import LARGEST_AREA, Bucket, nearest_bucket
-from dittool.data.images import fit_to_bucket, open_image, pixels_of
+from dittool.data.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.encoders.image import ImageEncoder, load_image_encoder, patch_grid
@@ -44,6 +44,15 @@ class Reference:
     patches: Tensor  # (N, image width), row-major, as the shards would give them back
     grid: tuple[int, int]  # (rows, columns)
     bucket: Bucket
+
+
+def named_pixels(image: Path | str | Image.Image) -> np.ndarray:
+    """An image that somebody wants to draw from, (H, W, 3) uint8. Raises `BadDataError` with what can be read."""
+    try:
+        return pixels_of(image) if isinstance(image, Image.Image) else open_image(Path(image)).pixels
+    except ImageRefused as refused:
+        kinds = f"JPEG, PNG, WebP, GIF, BMP or TIFF of at least {SHORTEST_SIDE} pixels a side and at most {LARGEST_ASPECT:g}:1"
+        raise BadDataError(refused.message, f"crop or convert it, or name another: {kinds}") from refused
 
 
 def sample_settings(config: Config) -> SampleSettings:
@@ -99,7 +108,7 @@ class Pipeline:
 
     def encode_reference(self, image: Path | str | Image.Image) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises `BadDataError`."""
-        pixels = pixels_of(image) if isinstance(image, Image.Image) else open_image(Path(image)).pixels
+        pixels = named_pixels(image)
         fitted, _ = fit_to_bucket(pixels, self.bucket_of(pixels))
         return self.reference_from_pixels(fitted[None])[0]
 

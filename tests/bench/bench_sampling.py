@@ -1,10 +1,13 @@
 """Wall time of sampling beside the plain three-pass loop, as a ratio. Run: python tests/bench/bench_sampling.py
 
-    plain   each step runs the model once for each branch of the guidance, context and all: the null condition as N equal patches
-    ours    `sample_latents`: the context's keys and values once, the branches in one batch
+    plain         each step runs the model once for each branch of the guidance, context and all: the null condition as N equal patches
+    one batch     `sample_latents`: the context's keys and values once, the branches in one batch
+    two batches   the same with the branches that do not keep the reference apart: its N null patches are one token there
 
-Both draw the same latents; how far apart they are is printed. A model of nano's width and few blocks, features of DINOv3-L and T5-large. Medians
-over rounds in which the two take turns; on a machine that does other work only the ratios mean anything, that of CPU time the most.
+All draw the same latents; how far the furthest is from the plain one is printed. A model of nano's width and few blocks, features of DINOv3-L and
+T5-large. Medians over rounds in which they take turns; on a machine that does other work CPU time means more than wall time, and
+`chrt --rr 5 python tests/bench/bench_sampling.py` keeps other work away. The last column is the share of a step that the modulation takes, and
+what is left of that share when the vectors of all steps are computed at once.
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import dataclasses
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.models.conditioning import Conditions, Kept
 from dittool.models.dit import DiT, DiTConfig
+from dittool.sampling import latents
 from dittool.sampling.guidance import BRANCHES
 from dittool.sampling.latents import SampleSettings, sample_latents
 from dittool.sampling.solvers import euler, time_grid
@@ -34,6 +40,7 @@ NANO = DiTConfig(
     latent_channels=16, text_width=1024, image_width=1024,
 )  # fmt: skip
 CAPTION_TOKENS = 48
+BRANCHES_RUN, STEPS = 3, 50  # of the modulation's rows: one sample, the usual number of steps
 
 
 def awake_model(depth: int, patches: bool) -> DiT:
@@ -65,6 +72,19 @@ def three_passes(model: DiT, conditions: Conditions, noise: Tensor, settings: Sa
     return euler(velocity, noise, time_grid(settings.steps, settings.shift))
 
 
+def ours(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, apart_from: int) -> Tensor:
+    """`sample_latents` with two batches for references of at least `apart_from` patches."""
+    latents._MANY_PATCHES = apart_from
+    return sample_latents(model, conditions, noise, settings)
+
+
+@torch.inference_mode()
+def modulated(model: DiT, rows: int, calls: int) -> Tensor:
+    """The modulation of all blocks for `rows` condition vectors, `calls` times."""
+    c = torch.randn(rows, model.config.width)
+    return [[block.modulation(F.silu(c)) for block in model.blocks] for _ in range(calls)][-1][-1]
+
+
 def timed(work: Callable[[], Tensor]) -> tuple[float, float, Tensor]:
     """Wall seconds, CPU seconds of this process, and what was made."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -75,14 +95,20 @@ def timed(work: Callable[[], Tensor]) -> tuple[float, float, Tensor]:
 def compare(side: int, patches: bool, depth: int, settings: SampleSettings, rounds: int) -> str:
     """A row of the table."""
     model, subject = awake_model(depth, patches), inputs((side, side), patches)
-    contenders = [partial(three_passes, model, *subject, settings), partial(sample_latents, model, *subject, settings)]
+    contenders = [partial(three_passes, model, *subject, settings)]
+    contenders += [partial(ours, model, *subject, settings, apart_from) for apart_from in ((sys.maxsize, 1) if patches else (sys.maxsize,))]
     taken = [[timed(contender) for contender in contenders] for _ in range(rounds)]
-    plain, ours = (statistics.median(one[index][0] for one in taken) / settings.steps for index in (0, 1))
-    wall, cpu = (statistics.median(one[1][clock] / one[0][clock] for one in taken) for clock in (0, 1))
+    seconds = [statistics.median(one[index][1] for one in taken) / settings.steps for index in range(len(contenders))]
+    ratios = [[statistics.median(one[index][clock] / one[0][clock] for one in taken) for index in range(1, len(contenders))] for clock in (1, 0)]
     first = taken[0][0][2]
-    apart = float((taken[0][1][2] - first).norm() / first.norm())
+    apart = max(float((one[2] - first).norm() / first.norm()) for one in taken[0][1:])
+    each, at_once = (
+        statistics.median(timed(partial(modulated, model, rows, calls))[1] for _ in range(rounds)) / STEPS
+        for rows, calls in ((BRANCHES_RUN, STEPS), (BRANCHES_RUN * STEPS, 1))
+    )
     what = f"CLS and {side * side} patches" if patches else "CLS"
-    return f"| {side * side} | {what} | {plain:.2f} | {ours:.2f} | {wall:.2f} | {cpu:.2f} | {apart:.0e} |"
+    cells = [", ".join(f"{value:.2f}" for value in values) for values in (seconds, *ratios)]
+    return f"| {side * side} | {what} | {' | '.join(cells)} | {apart:.0e} | {each / seconds[1]:.1%}, {at_once / seconds[1]:.1%} |"
 
 
 def main() -> None:
@@ -90,11 +116,11 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=2, help="blocks; nano has 12")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 64], help="of the square of latent tokens")
+    parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64], help="of the square of latent tokens")
     options = parser.parse_args()
     settings = SampleSettings("euler", options.steps, 3.0, 2.0, "additive", 1.0)
     print(f"{options.depth} blocks of width {NANO.width}, {options.steps} steps, {torch.get_num_threads()} threads, {options.rounds} rounds\n")
-    print("| latent tokens | reference | plain, s a step | ours, s a step | ours / plain, wall | the same, CPU time | apart |")
+    print("| latent tokens | reference | CPU s a step: plain, one batch, two | one, two / plain, CPU time | the same, wall | apart | modulation |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for side in options.sides:
         for patches in (False, True):

@@ -14,6 +14,7 @@ from PIL import Image
 from dittool.console import SILENT
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.draw import draw, draw_all
+from dittool.sampling.grid import parse_grid
 from dittool.sampling.picture_file import SETTINGS_KEY, read_settings, write_png
 from dittool.sampling.request import DrawRequest, SampleOptions, plan
 
@@ -74,8 +75,9 @@ def test_one_file_for_several_images_is_refused(checkpoint, tmp_path):
 def test_a_reference_that_is_no_image_is_named(checkpoint, tmp_path):
     (tmp_path / "page.png").write_text("<html>")
     for field in ("reference", "init"):
-        with pytest.raises(BadDataError, match=r"page\.png"):
+        with pytest.raises(BadDataError, match=r"page\.png") as raised:
             draw(request(checkpoint, **{field: tmp_path / "page.png"}), tmp_path)
+        assert "name another" in raised.value.hint and "source" not in raised.value.hint
 
 
 def test_nan_is_not_drawn(checkpoint, tmp_path, monkeypatch):
@@ -95,6 +97,16 @@ def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_tol
     draw(request(checkpoint, changes={"cfg_dino": 4.0}), tmp_path, listener)
     draw(request(checkpoint, reference=reference, changes={"cfg_text": 0.0}), tmp_path, listener)
     assert listener.warnings == ["--cfg-dino has no effect without --ref", "--prompt has no effect at --cfg-text 0"]
+
+
+def test_settings_that_a_grid_or_the_strength_make_void_are_told(checkpoint, reference, tmp_path, listener):
+    grid = parse_grid(("cfg-text=1,2", "cfg-dino=0"))
+    draw(request(checkpoint, grid=grid, changes={"cfg_text": 5.0}), tmp_path, listener)
+    for strength in (0.0, 0.5, 1.0):
+        draw(request(checkpoint, init=reference, strength=strength), tmp_path, listener)
+    assert [warning.split(":")[0].split(",")[0] for warning in listener.warnings] == [
+        "--cfg-text has no effect with --grid", "at --strength 0 nothing is drawn", "at --strength 1 nothing of --init is left but its size",
+    ]  # fmt: skip
 
 
 # Drawn again
