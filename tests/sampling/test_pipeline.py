@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dittool import load
+from dittool.data.buckets import nearest_bucket
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.pipeline import Pipeline
@@ -134,6 +135,25 @@ def test_a_reference_may_be_a_picture_that_is_open_already(pipeline, tmp_path):
         picture.save(tmp_path / name, exif=picture.getexif())
         from_file, in_memory = pipeline.encode_reference(tmp_path / name), pipeline.encode_reference(Image.open(tmp_path / name))
         assert from_file.bucket == in_memory.bucket and torch.equal(from_file.patches, in_memory.patches), name
+
+
+def test_a_reference_of_any_shape_and_kind_is_seen_as_in_training(pipeline, tmp_path):
+    upright = Image.fromarray(np.random.default_rng(1).integers(0, 255, (150, 50, 3), np.uint8))
+    upright.save(tmp_path / "tall.png")
+    seen = pipeline.encode_reference(tmp_path / "tall.png")
+    assert seen.bucket == nearest_bucket(50, 150, pipeline.buckets) and seen.bucket.height > 1.5 * seen.bucket.width
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6  # to be turned back
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    assert torch.equal(pipeline.encode_reference(tmp_path / "turned.png").patches, seen.patches)
+    upright.convert("L").save(tmp_path / "grey.png")
+    upright.convert("L").convert("RGB").save(tmp_path / "grey_rgb.png")
+    grey, as_rgb = (pipeline.encode_reference(tmp_path / name) for name in ("grey.png", "grey_rgb.png"))
+    assert torch.equal(grey.cls, as_rgb.cls) and not torch.equal(grey.cls, seen.cls)
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGB", (64, 64), "white").save(tmp_path / "white.png")
+    clear, white = (pipeline.encode_reference(tmp_path / name) for name in ("clear.png", "white.png"))
+    assert torch.equal(clear.patches, white.patches), "hidden colours stay hidden"
 
 
 def test_drawing_leaves_the_random_state_of_the_notebook_alone(pipeline):
