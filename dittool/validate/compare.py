@@ -16,6 +16,7 @@ from dittool.errors import BadDataError, UsageError
 from dittool.objective.flow import MODES
 from dittool.storage import read_json
 from dittool.validate.swap import sign_flip_p
+from dittool.validate.verdict import CHECKS
 
 RESULTS = "results.json"
 _CONTRACT = ("step", "criteria", "verdict")  # what every results.json holds
@@ -130,7 +131,8 @@ def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
     for name in dict.fromkeys([*criteria[0], *criteria[1]]):
         both = [found.get(name) for found in criteria]
         known = both[0] or both[1]
-        direction = None if isinstance(known["threshold"], list) else known.get("lower_is_better")
+        neither = name in CHECKS or isinstance(known["threshold"], list)  # a check holds or does not; within a range no place is better
+        direction = None if neither else known.get("lower_is_better")
         rows.append(Row(known.get("title", name), tuple(one and one["value"] for one in both), direction))
     decisive = [_at(results, ("reconstruction", "metric")) for results in (first, second)]
     for name, (title, lower) in _METRICS.items():

@@ -36,6 +36,7 @@ def test_the_better_side_of_every_figure_is_found(runs):
     for words in ("share of the gap closed (ssim)", "closer to the swapped-in reference", "whose edit shows", "mean PSNR", "swap, mean margin"):
         assert [side for title, side in better.items() if words in title] == [1], words
     assert [row.title for row in found.rows] == list(dict.fromkeys(row.title for row in found.rows)), "no figure stands there twice"
+    assert [side for title, side in better.items() if title.startswith("check:")] == [None, None], "a check holds or does not"
     turned = compare(*reversed(runs))
     assert {row.title: row.better for row in turned.rows} == {title: None if side is None else 1 - side for title, side in better.items()}
 
