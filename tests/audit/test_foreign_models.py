@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
 
-from dittool.audit.foreign.factory import load_factory
+from dittool.audit.foreign import checkpointing, example, model, zero_init
+from dittool.audit.foreign.factory import Factory, load_factory
 from dittool.audit.foreign.model import ForeignModel
+from dittool.audit.registry import built_in_rules
+from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
 from dittool.errors import UsageError
 
@@ -28,6 +33,42 @@ def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
 
 def test_the_matrix_in_the_docs_is_what_is_found():
     assert (DOCS / "audit-matrix.md").read_text() == matrix_page(), "python tests/audit/foreign_matrix.py > docs/audit-matrix.md"
+
+
+# Large models
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch):
+    for module in (model, zero_init, example):
+        monkeypatch.setattr(module, "LARGEST_BUILT", 0)
+
+
+@pytest.mark.parametrize("factory", [*CLEAN, *FAULTS])
+def test_a_large_model_is_judged_alike_from_copies_that_share_its_weights(factory, everything_is_large):
+    assert alarms.__wrapped__(factory) == FAULTS.get(factory, (set(), ""))[0]
+
+
+def test_a_large_model_is_built_once_and_left_as_it_was(everything_is_large, monkeypatch):
+    built = []
+    original = Factory.build
+    monkeypatch.setattr(Factory, "build", lambda *given, **changes: built.append(original(*given, **changes)) or built[-1])
+    subject = open_subject(f"{MODELS}:streams")
+    before = {name: tensor.clone() for name, tensor in built[0].state_dict().items()}
+    audit_subject(subject, [rule for rule in built_in_rules() if rule.code in ("E1", "E2", "E3", "C4", "C6")])
+    assert len(built) == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in built[0].state_dict().items())
+    assert all(parameter.grad is None for parameter in built[0].parameters())
+
+
+def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch):
+    monkeypatch.setattr(checkpointing, "_KEPT_ENTRIES", 50)
+    foreign = open_subject(f"{MODELS}:streams").foreign
+    one, other = (checkpointing.training_pass(foreign, foreign.awake()) for _ in range(2))
+    assert max(len(gradient.flatten()) for gradient in one.gradients.values()) < 100
+    assert checkpointing.gradients_apart(one, other)[1] == 0
+    moved = {name: gradient * 1.1 for name, gradient in other.gradients.items()}
+    assert checkpointing.gradients_apart(one, replace(other, gradients=moved))[1] > 0.05
 
 
 # What is found without names
@@ -119,13 +160,21 @@ def test_a_model_without_blocks_is_skipped_and_never_passed(tmp_path):
         "    def __init__(self):\n        super().__init__(); self.a = nn.Conv2d(4, 4, 1)\n"
         "    def forward(self, x, t): return self.a(x) * t[:, None, None, None]\n"
     )
-    from dittool.audit.registry import built_in_rules
-    from dittool.audit.runner import audit_subject
-
     subject = open_subject(f"{tmp_path}/flat.py:Flat")
     found = {one.rule.code: one.finding for one in audit_subject(subject, built_in_rules()).findings}
     for code in ("E1", "E2", "E3", "E5"):
         assert found[code].status == "skip" and "no list of modules" in found[code].evidence
+
+
+def test_a_model_without_a_time_fails_and_breaks_nothing(tmp_path):
+    (tmp_path / "timeless.py").write_text(
+        "from torch import nn\n"
+        "class Timeless(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.a = nn.Conv2d(4, 4, 1)\n"
+        "    def forward(self, x): return self.a(x)\n"
+    )
+    result = audit_subject(open_subject(f"{tmp_path}/timeless.py:Timeless"), [rule for rule in built_in_rules() if rule.code == "C6"])
+    assert not result.crashes and "no input is a timestep" in result.findings[0].finding.evidence
 
 
 def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):

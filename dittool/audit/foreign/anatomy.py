@@ -10,7 +10,7 @@ B batch · N tokens · D width
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -80,6 +80,27 @@ def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
             one.remove()
 
 
+class _Enough(Exception):
+    """Ends a forward pass of which the rest is not wanted."""
+
+
+@contextmanager
+def ending_with(module: nn.Module) -> Iterator[list[Call]]:
+    """Inside the `with` a model runs no further than to the end of this module's first call, which the list then holds."""
+    seen: list[Call] = []
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen.append(Call(args, kwargs, output))
+        raise _Enough
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        with suppress(_Enough):
+            yield seen
+    finally:
+        handle.remove()
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """What was found; names are those of `named_modules`."""
@@ -130,8 +151,9 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
     kinds = {type(members[name]) for name in found}
     alone = {name: module for name, module in model.named_modules() if type(module) in kinds and name not in found}
     alone = {name: module for name, module in alone.items() if not any(name.startswith(f"{block}.") for block in found)}
-    calls, others = (_calls(model, alone, forward, inputs) for inputs in runs[:2])
-    found += [name for name in calls if _transforms(calls[name], others.get(name))]
+    if alone:
+        calls, others = (_calls(model, alone, forward, inputs) for inputs in runs[:2])
+        found += [name for name in calls if _transforms(calls[name], others.get(name))]
     if not found:
         outside = f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them" if branches else ""
         why = outside or "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"

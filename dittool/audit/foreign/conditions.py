@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.foreign.anatomy import is_vector, watch
+from dittool.audit.foreign.anatomy import ending_with, is_vector, watch
 from dittool.audit.foreign.example import Inputs
 from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.probe import relative_change
@@ -26,7 +28,7 @@ def check_conditions(foreign: ForeignModel) -> list[Finding]:
     faults = [f"{name}: the answer does not change with it ({change:.1g})" for name, change in changes.items() if change < _LEAST]
     leaks = {name: relative_change(plain, _answer(model, other)) for name, other in _under_masks(foreign, inputs).items()}
     faults += [f"{name}: shows in the answer under its mask (relative change {change:.2g})" for name, change in leaks.items() if change > _LEAST]
-    turns = _turns(foreign, inputs)
+    turns = _turns(foreign, inputs) if example.time else {}
     told = ""
     if example.time is None:
         faults += ["no input is a timestep: it is not a diffusion model that can be conditioned on t"]
@@ -64,7 +66,7 @@ def _under_masks(foreign: ForeignModel, inputs: Inputs) -> dict[str, Inputs]:
 
 
 def _turns(foreign: ForeignModel, inputs: Inputs) -> dict[float, float]:
-    """How far t's embedding moves over a fifth of [0, 1] and of [0, 1000]; empty when no layer is fed by t alone."""
+    """How far t's embedding moves over a fifth of [0, 1] and of [0, 1000]; empty when no layer before the second block is fed by t alone."""
     example, model = foreign.example, foreign.shared_awake
     time = inputs[example.time]
     if not time.is_floating_point():
@@ -73,7 +75,8 @@ def _turns(foreign: ForeignModel, inputs: Inputs) -> dict[float, float]:
     others = [example.changed(inputs, name) for name in (example.latent, *example.conditions)]
 
     def seen(given: Inputs) -> dict[str, Tensor]:
-        with watch(linear) as calls, torch.no_grad():
+        first = [model.get_submodule(name) for name in foreign.anatomy.blocks[:1]]
+        with watch(linear) as calls, ending_with(first[0]) if first else nullcontext(), torch.no_grad():
             answer(model, given)
         return {name: calls[name][0].outputs[0] for name in calls}
 
@@ -94,9 +97,13 @@ def _turns(foreign: ForeignModel, inputs: Inputs) -> dict[float, float]:
 def _without_gradient(foreign: ForeignModel) -> list[str]:
     """Parameters that no gradient reaches in several passes in training mode, where dropped conditions come too."""
     model = foreign.awake().train()
+    without = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for seed in range(_TRAINING_PASSES):
             answer(model, foreign.example.inputs(seed=seed)).float().square().sum().backward()
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()]
+            without = {name: parameter for name, parameter in without.items() if parameter.grad is None or not parameter.grad.any()}
+            model.zero_grad(set_to_none=True)
+            if not without:
+                break
+    return list(without)

@@ -1,10 +1,14 @@
-"""A foreign model to try out: built as often as a rule needs it, with its example inputs and its anatomy."""
+"""A foreign model to try out: built as often as a rule needs it, with its example inputs and its anatomy.
+
+Drawing the weights of a large model takes many seconds and gigabytes, so that one is built once, and rules get copies that share its weights.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +18,7 @@ from torch import Tensor, nn
 from dittool.audit.foreign.anatomy import Anatomy, Call, find_anatomy, watch
 from dittool.audit.foreign.example import Example, Inputs
 from dittool.audit.foreign.factory import Factory
-from dittool.audit.probe import wake
+from dittool.audit.probe import LARGEST_BUILT, is_zero, wake
 from dittool.errors import DitError, UsageError
 
 
@@ -38,15 +42,39 @@ class ForeignModel:
         except (Exception, SystemExit) as error:
             raise UsageError(f"{factory.target}: forward raises {type(error).__name__} on the example: {error}", "correct --example") from error
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._only = model if self.large else None
+
+    @property
+    def large(self) -> bool:
+        """Whether it is too large to be built again and again."""
+        return self.parameters > LARGEST_BUILT
 
     def fresh(self, seed: int = 0, **changes: Any) -> nn.Module:
-        """As the factory leaves it, in evaluation mode."""
-        return self.factory.build(seed, **changes)
+        """As the factory leaves it, in evaluation mode. A large one shares its weights with others: who changes them puts them back."""
+        changes = {name: value for name, value in changes.items() if self.factory.settings.get(name, not value) != value}
+        if self._only is None or seed or changes:
+            return self.factory.build(seed, **changes)
+        return _sharing_weights(self._only)
 
     def awake(self, seed: int = 0, **changes: Any) -> nn.Module:
         """With everything that begins at zero drawn at random, as if training had opened its gates."""
         model = self.fresh(seed, **changes)
         wake(model, seed)
+        return model
+
+    def under_other_weights(self) -> nn.Module:
+        """`awake()` with other weights; a large one has those of its blocks in common with the first."""
+        if self._only is None:
+            return self.awake(seed=1)
+        inside = tuple(f"{block}." for block in self.anatomy.blocks)
+        model = _sharing_weights(self._only, {name for name, _ in self._only.named_parameters() if name.startswith(inside)})
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if not name.startswith(inside):
+                    mean, spread = float(parameter.mean()), float(parameter.std(correction=0))
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + mean)
+        wake(model, seed=1)
         return model
 
     @cached_property
@@ -75,6 +103,12 @@ def answer(model: nn.Module, inputs: Inputs) -> Tensor:
     if found is None:
         raise TypeError(f"forward returns a {type(output).__name__} without a tensor")
     return found
+
+
+def _sharing_weights(model: nn.Module, names: Set[str] | None = None) -> nn.Module:
+    """A copy whose parameters (of these names) are those of the model, but for the ones that are zero throughout, which `wake` writes to."""
+    shared = [one for name, one in model.named_parameters() if (names is None or name in names) and not is_zero(one)]
+    return copy.deepcopy(model, {id(one): one for one in shared})
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

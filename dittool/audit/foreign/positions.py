@@ -6,12 +6,14 @@ B batch · C latent channels · N tokens · D width · h w grid in tokens
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.foreign.anatomy import Call, watch
+from dittool.audit.foreign.anatomy import Call, ending_with
 from dittool.audit.foreign.attention import attention_logits
 from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.probe import relative_change
@@ -54,16 +56,25 @@ def stored_positions(foreign: ForeignModel) -> list[str]:
     plain, plain_answer = _signature(foreign, model, inputs), _answer(model, inputs)
     stored, sides = [], {foreign.anatomy.tokens, math.isqrt(foreign.anatomy.tokens)}
     for name, tensor in _loose_tensors(model, foreign.anatomy.blocks):
-        kept = tensor.detach().clone()
-        with torch.no_grad():
-            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
-        moved = relative_change(plain, _signature(foreign, model, inputs)) > _NOISE if plain.any() else bool(_signature(foreign, model, inputs).any())
         turns = not isinstance(tensor, nn.Parameter) and tensor.dim() >= 2 and bool(sides & set(tensor.shape))
-        if moved or (turns and relative_change(plain_answer, _answer(model, inputs)) > _NOISE):
-            stored.append(f"{name} {tuple(tensor.shape)}")
-        with torch.no_grad():
-            tensor.copy_(kept)
+        with _redrawn(tensor):
+            other = _signature(foreign, model, inputs)
+            moved = relative_change(plain, other) > _NOISE if plain.any() else bool(other.any())
+            if moved or (turns and relative_change(plain_answer, _answer(model, inputs)) > _NOISE):
+                stored.append(f"{name} {tuple(tensor.shape)}")
     return [f"{len(stored)} tensors of the state dict hold positions of a fixed size, first {stored[0]}"] if stored else []
+
+
+@contextmanager
+@torch.no_grad()
+def _redrawn(tensor: Tensor) -> Iterator[None]:
+    """A tensor with other values for a while."""
+    kept = tensor.clone()
+    tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
+    try:
+        yield
+    finally:
+        tensor.copy_(kept)
 
 
 def _loose_tensors(model: nn.Module, blocks: tuple[str, ...]) -> list[tuple[str, Tensor]]:
@@ -85,10 +96,9 @@ def _signature(foreign: ForeignModel, model: nn.Module, inputs: dict[str, Any]) 
 
 def _first_tokens(foreign: ForeignModel, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """(B, N, D): the latent's tokens as the first block takes them."""
-    name = foreign.anatomy.blocks[0]
-    with watch({name: model.get_submodule(name)}) as seen, torch.no_grad():
+    with ending_with(model.get_submodule(foreign.anatomy.blocks[0])) as seen, torch.no_grad():
         answer(model, inputs)
-    return foreign.anatomy.latent_tokens(seen[name][0])
+    return foreign.anatomy.latent_tokens(seen[0])
 
 
 @torch.no_grad()
@@ -141,7 +151,7 @@ def _faults_on(foreign: ForeignModel, grid: Grid, patch: int, stored: bool) -> l
     here = _signature(foreign, model, blank)
     scale, noise = float(here.abs().max()), max(_NOISE, 16 * torch.finfo(here.dtype).eps)
     if scale > 0 and not stored:
-        elsewhere = _signature(foreign, foreign.awake(seed=1), blank)
+        elsewhere = _signature(foreign, foreign.under_other_weights(), blank)
         learned = float((here - elsewhere).abs().max()) / scale
         if learned > noise:
             faults.append(f"positions differ by {learned:.2g} of their size between two sets of weights: they are learned")
