@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.foreign.gradients import gradients_to
 from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.saved_bytes import SavedBytes
@@ -67,24 +68,28 @@ def check_checkpointing(foreign: ForeignModel) -> list[Finding]:
 def training_pass(foreign: ForeignModel, model: nn.Module, seed: int = 0) -> TrainingPass:
     """Forward and backward in training mode, with seeded random draws."""
     model.train()
-    for parameter in model.parameters():
-        parameter.grad = None
-    with torch.random.fork_rng(devices=[]), _counted(model, foreign.anatomy.blocks) as runs:
+    kept = {name: torch.zeros_like(_some(parameter)) for name, parameter in model.named_parameters()}  # ahead, lest they split the heap
+    reached: set[str] = set()
+
+    def take(name: str, gradient: Tensor) -> None:
+        kept[name] += _some(gradient)
+        reached.add(name)
+
+    with torch.random.fork_rng(devices=[]), _counted(model, foreign.anatomy.blocks) as runs, gradients_to(take, model):
         torch.manual_seed(seed)
         with SavedBytes(model) as saved:
             given = answer(model, foreign.example.inputs())
         given.float().square().sum().backward()
-    gradients = {name: _some(parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None}
-    model.zero_grad(set_to_none=True)
-    return TrainingPass(runs, saved.bytes, gradients, given.detach())
+    return TrainingPass(runs, saved.bytes, {name: gradient for name, gradient in kept.items() if name in reached}, given.detach())
 
 
+@torch.no_grad()
 def _some(gradient: Tensor) -> Tensor:
-    """A gradient, or of a large one its root mean square and some 100,000 entries from all its rows and columns: two models' fit into memory."""
+    """A gradient, or of a large one its mean and some 100,000 entries from all its rows and columns."""
     if gradient.numel() <= _KEPT_ENTRIES:
         return gradient
     step = gradient.numel() // _KEPT_ENTRIES | 1  # odd, so that widths of an even number do not hide columns
-    return torch.cat([gradient.flatten()[::step], gradient.square().mean().sqrt()[None]])
+    return torch.cat([gradient.flatten()[::step], gradient.mean()[None]])
 
 
 @contextmanager

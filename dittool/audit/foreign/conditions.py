@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from dittool.audit.foreign.anatomy import ending_with, is_vector, watch
 from dittool.audit.foreign.example import Inputs
+from dittool.audit.foreign.gradients import gradients_to
 from dittool.audit.foreign.model import ForeignModel, answer
-from dittool.audit.probe import relative_change
+from dittool.audit.probe import is_zero, relative_change
 from dittool.audit.rule import Finding, failed, passed
 
 FIX = "follow the input through the model's forward: it must reach the blocks or their modulation"
@@ -97,13 +98,16 @@ def _turns(foreign: ForeignModel, inputs: Inputs) -> dict[float, float]:
 def _without_gradient(foreign: ForeignModel) -> list[str]:
     """Parameters that no gradient reaches in several passes in training mode, where dropped conditions come too."""
     model = foreign.awake().train()
-    without = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with torch.random.fork_rng(devices=[]):
+    without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    def take(name: str, gradient: Tensor) -> None:
+        if not is_zero(gradient):
+            without.discard(name)
+
+    with torch.random.fork_rng(devices=[]), gradients_to(take, model):
         torch.manual_seed(0)
         for seed in range(_TRAINING_PASSES):
             answer(model, foreign.example.inputs(seed=seed)).float().square().sum().backward()
-            without = {name: parameter for name, parameter in without.items() if parameter.grad is None or not parameter.grad.any()}
-            model.zero_grad(set_to_none=True)
             if not without:
                 break
-    return list(without)
+    return [name for name, _ in model.named_parameters() if name in without]
