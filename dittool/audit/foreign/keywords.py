@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dittool.audit.foreign.anatomy import alike_blocks
 from dittool.audit.foreign.checkpointing import TrainingPass, gradients_apart, training_pass
+from dittool.audit.foreign.guesses import guess_values
 from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.probe import wake
 from dittool.audit.rule import Finding, failed, passed, skipped
 
 FIX = "let the argument act, or remove it"
 _LARGEST = 100_000_000  # parameters
+_FEW_BLOCKS = 2
 _LOOKED_AT = ("shapes", "first weights", "answer", "answer in training", "what is kept for backward", "gradients", "modules")
 ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
 
@@ -22,20 +25,43 @@ def check_keywords(foreign: ForeignModel) -> list[Finding]:
     settings = foreign.factory.settings
     if not settings:
         return skipped("the factory has no keyword arguments")
+    note = ""
     if foreign.parameters > _LARGEST:
-        return skipped(f"{foreign.parameters:,} parameters: too many to build for each argument; name a smaller model with --kwargs")
+        size, fewer = f"{foreign.parameters:,} parameters", _fewer_blocks(foreign)
+        foreign = foreign.with_arguments(**fewer) if fewer else foreign
+        if foreign.parameters > _LARGEST:
+            return skipped(f"{size}: too many to build for each argument; name a smaller model with --kwargs")
+        settings = foreign.factory.settings
+        note = f" (tried with {', '.join(f'{name}={value}' for name, value in fewer.items())}; the real one has {size})"
     seen = _Seen(foreign, foreign.fresh())
     found: dict[str, tuple[str, str]] = {name: _judge(foreign, seen, name, value) for name, value in settings.items()}
     dead = {name: what for name, (kind, what) in found.items() if kind == DEAD}
     unseen = {name: what for name, (kind, what) in found.items() if kind == UNSEEN}
     acting = {name: what for name, (kind, what) in found.items() if kind == ACTS}
-    findings = [one for name, what in dead.items() for one in failed(f"{name}: {what}", FIX)]
+    findings = [one for name, what in dead.items() for one in failed(f"{name}: {what}{note}", FIX)]
     if acting and not dead:
         shown = ", ".join(f"{name} ({what})" for name, what in acting.items())
-        findings += passed(f"{len(acting)} of {len(found)} arguments act: {shown}")
+        findings += passed(f"{len(acting)} of {len(found)} arguments act: {shown}{note}")
     if unseen:
         findings += skipped(", ".join(f"{name} ({what})" for name, what in unseen.items()))
     return findings
+
+
+def _fewer_blocks(foreign: ForeignModel) -> dict[str, int]:
+    """Values for the arguments that say how many blocks there are, in all or of a kind."""
+    blocks, settings = foreign.anatomy.blocks, foreign.factory.settings
+    counts = {len(blocks), *map(len, alike_blocks(foreign.shared_awake, blocks).values())}
+    possible = [name for name, value in settings.items() if type(value) is int and value > _FEW_BLOCKS and value in counts]
+    return {name: _FEW_BLOCKS for name in possible if _has_fewer(foreign, name)}
+
+
+def _has_fewer(foreign: ForeignModel, name: str) -> bool:
+    """Whether blocks are missing when an argument is small."""
+    try:
+        modules = dict(foreign.fresh(**{name: _FEW_BLOCKS}).named_modules())
+    except Exception:  # it means something else
+        return False
+    return any(block not in modules for block in foreign.anatomy.blocks)
 
 
 class _Seen:
@@ -73,11 +99,9 @@ class _Seen:
 
 
 def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[str, str]:
-    others = _other_values(value)
-    if not others:
-        return UNSEEN, "None" if value is None else f"a {type(value).__name__}, for which no other value is known"
+    guess = guess_values(foreign.factory.make, name, value)
     tried, errors = [], []
-    for other in others:
+    for other in guess.values:
         try:
             difference = seen.difference(foreign, foreign.fresh(**{name: other}))
         except Exception as error:  # this value does not go with the others
@@ -86,17 +110,9 @@ def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[s
         if difference:
             return ACTS, difference
         tried.append(other)
+    shown = ", ".join(repr(one) for one in tried or guess.values)
+    if tried and guess.sure:
+        return DEAD, f"{value!r} → {shown} changes none of {len(_LOOKED_AT)} things: {', '.join(_LOOKED_AT)}"
     if tried:
-        return DEAD, f"{value!r} → {', '.join(repr(one) for one in tried)} changes none of {len(_LOOKED_AT)} things: {', '.join(_LOOKED_AT)}"
-    return UNSEEN, f"{', '.join(repr(one) for one in others)} raise {errors[0]}"
-
-
-def _other_values(value: Any) -> list[Any]:
-    """Other values of the same type, the more different ones last."""
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, int):
-        return [one for one in dict.fromkeys((value * 2, value + 1, value // 2, value - 1)) if one > 0 and one != value]
-    if isinstance(value, float):
-        return [one for one in dict.fromkeys((value * 2, value / 2, 0.5, 0.9)) if one != value and (one <= 1 or value > 1)]
-    return []
+        return UNSEEN, f"{value!r} → {shown} changes nothing, and whether these are values that it may have is not known"
+    return UNSEEN, f"{shown} raise {errors[0]}" if errors else guess.why_none

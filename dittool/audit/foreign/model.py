@@ -9,6 +9,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +44,10 @@ class ForeignModel:
             raise UsageError(f"{factory.target}: forward raises {type(error).__name__} on the example: {error}", "correct --example") from error
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self._only = model if self.large else None
+
+    def with_arguments(self, **changes: Any) -> ForeignModel:
+        """The factory's model under other arguments."""
+        return ForeignModel(replace(self.factory, kwargs={**self.factory.kwargs, **changes}), self._function)
 
     @property
     def large(self) -> bool:

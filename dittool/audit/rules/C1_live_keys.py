@@ -5,10 +5,11 @@ Each key of a preset or of a checkpoint's configuration is set to other values t
 the network's shapes, its answer, the bytes that it keeps for backward; timesteps, dropout modes, learning rates, decays; buckets, stored
 patches, normalisation; latents drawn with its sampling. Keys that act only while a run trains, embeds or validates are named as not judged.
 
-Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type. The model is built again and
-compared: names and shapes of its tensors, its first weights, its answer, its answer in training, the bytes that it keeps for backward, its
-gradients. An argument that changes none of them, at any value that the factory takes, fails. One without another value of its type to try, or whose
-other values are refused, is named as not judged.
+Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type: a list with one element changed,
+a text to the literals that the file compares it with, None to what its annotation says. The model is built again, a very large one with fewer
+blocks, and compared: names and shapes of its tensors, its first weights, its answer, its answer in training, the bytes that it keeps for backward,
+its gradients. An argument that changes none of them, at any value that the factory takes, fails. One without another value to try, or whose other
+values are refused or may not be legal, is named as not judged.
 
 ## Why it matters
 A flag that is parsed and never read makes runs that differ in name only. Gradient checkpointing, dropout and normalisation of queries and keys have
