@@ -3,7 +3,8 @@
 ## What it checks
 Each key of a preset or of a checkpoint's configuration is set to other values that are valid. What is built and drawn from it must change:
 the network's shapes, its answer, the bytes that it keeps for backward; timesteps, dropout modes, learning rates, decays; buckets, stored
-patches, normalisation; latents drawn with its sampling. Keys that act only while a run trains, embeds or validates are named as not judged.
+patches, normalisation; latents drawn with its sampling. Keys that act only while a run trains, embeds or validates are named as not judged;
+those of training are each shown to act by short runs in tests/train/test_live_keys.py.
 
 Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type: a list with one element changed,
 a text to the literals that the file compares it with, None to what its annotation says. The model is built again, a very large one with fewer
