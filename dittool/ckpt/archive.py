@@ -22,8 +22,9 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "the number is in the 64-bit field"
 _ENCRYPTED, _SIZES_AFTER_DATA, _UTF8_NAME = 0x1, 0x8, 0x800
+_LONGEST_END = 22 + 0xFFFF  # the end record and the longest comment behind it
 _LONGEST_DESCRIPTOR = 24  # sizes and checksum behind a member's data
-_MOST_DIRECTORY_BYTES = 64 << 20
+_MOST_DIRECTORY_BYTES = 16 << 20  # some hundred thousand members
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ def read_archive(file: BinaryIO, size: int, path: Path) -> dict[str, Member]:
     return members
 
 
+def ends_as_archive(file: BinaryIO, size: int) -> bool:
+    """Whether a zip's end record stands where readers look for one, whatever the file begins with."""
+    file.seek(max(0, size - _LONGEST_END))
+    tail = file.read(_LONGEST_END)
+    return 0 <= tail.rfind(b"PK\x05\x06") <= len(tail) - _END.size
+
+
 def _directory(file: BinaryIO, size: int, path: Path) -> tuple[int, int, int]:
     """Offset, length in bytes and number of entries of the central directory."""
     end = size - _END.size
@@ -82,6 +90,8 @@ def _directory(file: BinaryIO, size: int, path: Path) -> tuple[int, int, int]:
         raise _cut_short(path, size)
     signature, disk, first_disk, here, count, length, offset, comment = _END.unpack(_take(file, end, _END.size, path))
     if signature != b"PK\x05\x06" or comment:
+        if ends_as_archive(file, size):
+            raise unsafe(path, "a zip archive with something behind its end")
         raise _cut_short(path, size)
     directory_end, narrow = end, (here, count, length, offset)
     locator_at = end - _END64_LOCATOR.size
@@ -176,6 +186,6 @@ def _take(file: BinaryIO, offset: int, count: int, path: Path) -> bytes:
 
 def _cut_short(path: Path, size: int) -> BadDataError:
     return BadDataError(
-        f"{path}: a zip archive that does not end as one after {size:,} bytes: it was cut short, or something was appended to it",
+        f"{path}: a zip archive that does not end as one after {size:,} bytes: it was cut short",
         "copy or download it again",
     )

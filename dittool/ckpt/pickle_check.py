@@ -20,9 +20,11 @@ from typing import Any
 from dittool.ckpt.archive import unsafe
 from dittool.ckpt.tensor_spec import DTYPE_BYTES, TensorSpec, is_shape
 
-LARGEST_PICKLE = 32 << 20  # bytes; ten thousand tensors take about one megabyte
-_MOST_INSTRUCTIONS = 2_000_000  # about forty for a tensor
-_MOST_VALUES = 2_000_000  # counting a shared value as often as it is referred to
+# Together they keep what following any file takes below 256 MB; a value takes up to a few hundred bytes, a text four for each of its own.
+LARGEST_PICKLE = 16 << 20  # bytes; ten thousand tensors take about one megabyte
+_MOST_INSTRUCTIONS = 1_500_000  # about thirty for a tensor
+_MOST_VALUES = 400_000  # put into dicts and lists, or in all when a shared value is counted as often as it is referred to
+_MOST_WAITING = 100_000  # values on the stack; torch.save collects a thousand at a time
 _DEEPEST = 64
 _KEY_RANGE = range(-(2**31), 2**31)  # far larger keys can be chosen to collide in a dict
 
@@ -89,6 +91,8 @@ class _Reader:
         self._stack: list[Any] = []
         self._outer_stacks: list[list[Any]] = []  # one for each open MARK
         self._memo: dict[int, Any] = {}
+        self._held = 0  # values put into dicts and lists
+        self._globals: dict[str, _Global] = {}
         self._storages: dict[str, _Storage] = {}
         self._attributes: list[Any] = []  # _metadata of state dicts: checked with the rest, then left out
 
@@ -97,6 +101,8 @@ class _Reader:
             raise self._refuse(f"a pickle of {len(self._data):,} bytes, the limit is {LARGEST_PICKLE:,}")
         for name, argument in self._instructions():
             self._step(name, argument)
+            if len(self._stack) + len(self._outer_stacks) > _MOST_WAITING:
+                raise self._refuse(f"more than {_MOST_WAITING:,} values on the pickle's stack")
         value = self._pop()
         if self._stack or self._outer_stacks:
             raise self._refuse("a pickle that leaves values on its stack")
@@ -189,6 +195,7 @@ class _Reader:
 
     def _extend_list(self, items: list[Any]) -> None:
         self._top((list,), "list").extend(items)
+        self._count(items)
 
     def _set_item(self, _: None) -> None:
         value, key = self._pop(), self._pop()
@@ -205,13 +212,19 @@ class _Reader:
             if type(key) is not str and not (type(key) is int and key in _KEY_RANGE):
                 raise self._refuse(f"a dict key that is neither text nor a small number ({type(key).__name__})")
             target[key] = value
+        self._count(items)
+
+    def _count(self, items: list[Any]) -> None:
+        self._held += len(items)
+        if self._held > 2 * _MOST_VALUES:  # keys and values
+            raise self._refuse(f"more than {2 * _MOST_VALUES:,} values in dicts and lists")
 
     # What would import or call something
 
     def _global(self, name: str) -> None:
         if name not in _GLOBALS:
             raise self._refuse(f"global {name.replace(' ', '.', 1):.200}")
-        self._stack.append(_Global(name))
+        self._stack.append(self._globals.setdefault(name, _Global(name)))
 
     def _persistent_id(self, _: None) -> None:
         pid = self._pop()

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file as load_safetensors_file
 from torch import Tensor
 
-from dittool.ckpt.archive import read_archive, unsafe
+from dittool.ckpt.archive import ends_as_archive, read_archive, unsafe
 from dittool.ckpt.pickle_check import LARGEST_PICKLE, read_pickle
 from dittool.ckpt.safetensors_check import SafetensorsHeader, read_header
 from dittool.ckpt.tensor_spec import DTYPE_BYTES, TensorSpec
@@ -227,6 +227,8 @@ def _require_zip(file: BinaryIO, size: int, path: Path) -> None:
         return
     if not head:
         raise BadDataError(f"{path}: an empty file (0 bytes), not a PyTorch checkpoint", "copy or download it again")
+    if ends_as_archive(file, size):
+        raise unsafe(path, "a zip archive behind something else, two files in one")
     if other := _other_kind(head):
         raise BadDataError(f"{path}: {other}, not a PyTorch checkpoint", "name another file, or fetch this one again")
     if head[257:262] == b"ustar" or (head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,3 +46,21 @@ def folder(tmp_path: Path) -> Path:
     for step in (1, 2, 3, 4):
         save_checkpoint(checkpoints, small_state(step))
     return checkpoints
+
+
+@pytest.fixture
+def valid(tmp_path, state) -> Path:
+    return save_checkpoint(tmp_path / "valid", state(1))
+
+
+@pytest.fixture
+def tripwire(monkeypatch):
+    """Fails the test when anything that a pickle could call is called."""
+
+    def sprung(*_arguments, **_options):
+        pytest.fail("the file's code was run")
+
+    for name in ("system", "popen", "execv", "_exit"):
+        monkeypatch.setattr(os, name, sprung)
+    monkeypatch.setattr("builtins.eval", sprung)
+    monkeypatch.setattr("builtins.exec", sprung)

@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
-import pickle
-import random
 import re
 import resource
 import struct
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from handmade import END, FOUR_FLOATS, LOCAL, archive, honest_members, number, program, pt, rewritten, storage, tensor, text
+from hostile import CALLING, HOSTILE, OTHER_MEMBERS, OVERSIZED, SPOILT_ARCHIVES
 from torch import nn
 
-from dittool.ckpt.files import save_checkpoint
 from dittool.ckpt.fit import require_finite, require_fit
-from dittool.ckpt.safe_load import check_pt, check_safetensors, load_checkpoint, load_weights, non_finite_tensors
+from dittool.ckpt.safe_load import check_pt, load_checkpoint, load_weights, non_finite_tensors
 from dittool.ckpt.tensor_spec import TensorSpec
 from dittool.errors import BadDataError, UnsafeFileError
-
-# Building files by hand
-
-
-def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as file:
-        for name, data in members.items():
-            file.writestr(name, data)
-    return path
-
-
-def pt(path: Path, program: bytes, storages: dict[str, bytes] | None = None) -> Path:
-    """A `.pt` with this pickle and these storages."""
-    members = {"a/data.pkl": program, "a/version": b"3\n", **{f"a/data/{key}": data for key, data in (storages or {}).items()}}
-    return archive(path, members)
-
-
-def program(body: bytes) -> bytes:
-    return b"\x80\x02" + body + b"."
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def number(value: int) -> bytes:
-    raw = value.to_bytes(255, "little", signed=True) if value.bit_length() > 64 else value.to_bytes(9, "little", signed=True)
-    return b"\x8a" + bytes([len(raw)]) + raw
-
-
-def numbers(*values: int) -> bytes:
-    return b"(" + b"".join(map(number, values)) + b"t"
-
-
-def storage(key: str = "0", count: int = 4, kind: str = "FloatStorage", location: str = "cpu") -> bytes:
-    return b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text(location) + number(count) + b"tQ"
-
-
-def tensor(store: bytes, offset: int = 0, shape: tuple[int, ...] = (4,), stride: tuple[int, ...] = (1,)) -> bytes:
-    hooks = b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + store + number(offset) + numbers(*shape) + numbers(*stride) + b"\x89" + hooks + b"tR"
-
-
-FOUR_FLOATS = {"0": bytes(16)}
-
-
-@pytest.fixture
-def valid(tmp_path, state) -> Path:
-    return save_checkpoint(tmp_path / "valid", state(1))
-
-
-@pytest.fixture
-def tripwire(monkeypatch):
-    """Fails the test when anything that a pickle could call is called."""
-
-    def sprung(*_arguments, **_options):
-        pytest.fail("the file's code was run")
-
-    for name in ("system", "popen", "execv", "_exit"):
-        monkeypatch.setattr(os, name, sprung)
-    monkeypatch.setattr("builtins.eval", sprung)
-    monkeypatch.setattr("builtins.exec", sprung)
-
-
-class Calls:
-    """Pickles as a call of `function(*arguments)`."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
 
 # Honest files
 
@@ -147,17 +69,6 @@ def test_a_file_built_by_hand_as_torch_builds_it_loads(tmp_path):
 # Code that would run
 
 
-CALLS = {
-    "os.system": Calls(os.system, "touch owned"),
-    "eval": Calls(eval, "1"),
-    "getattr": Calls(getattr, "text", "upper"),
-    "import": Calls(__import__, "os"),
-    "a nested call": {"model": {"w": [Calls(print, "x")]}},
-    "torch.load": Calls(torch.load, "other.pt"),
-}
-CALLING = {f"{name}, protocol {protocol}": pickle.dumps(call, protocol) for name, call in CALLS.items() for protocol in range(6)}
-
-
 @pytest.mark.parametrize("name", CALLING)
 def test_57_a_pickle_that_calls_something_is_refused_unread(tmp_path, tripwire, name):
     with pytest.raises(UnsafeFileError, match=r"a\.pt: refused without loading it: (global|a pickle that is not of protocol 2)"):
@@ -168,58 +79,6 @@ def test_57_the_refusal_names_the_global(tmp_path):
     path = pt(tmp_path / "a.pt", program(b"cos\nsystem\n" + text("id") + b"\x85R"))
     with pytest.raises(UnsafeFileError, match=r"global os\.system"):
         check_pt(path)
-
-
-OTHER_CLASS = b"(" + text("storage") + b"ctorch\nSize\n" + text("0") + text("cpu") + number(4) + b"tQ"
-OTHER_KIND = b"(" + text("module") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4) + b"tQ"
-HOSTILE = {
-    "a name built at run time": (text("os") + text("system") + b"\x93" + text("id") + b"\x85R", "instruction STACK_GLOBAL"),
-    "INST": (b"(" + text("id") + b"ios\nsystem\n", "instruction INST"),
-    "OBJ": (b"(cos\nsystem\n" + text("id") + b"o", "global os.system"),
-    "OBJ of an allowed global": (b"(ccollections\nOrderedDict\no", "instruction OBJ"),
-    "NEWOBJ": (b"ccollections\nOrderedDict\n)\x81", "instruction NEWOBJ"),
-    "EXT1": (b"\x82\x01", "instruction EXT1"),
-    "EXT4": (b"\x84\x01\0\0\0", "instruction EXT4"),
-    "text persistent id": (b"Pcmd\n", "instruction PERSID"),
-    "persistent id of another kind": (OTHER_KIND, "persistent id"),
-    "persistent id that is a number": (number(0) + b"Q", "persistent id"),
-    "persistent id with another class": (OTHER_CLASS, "persistent id"),
-    "REDUCE of a result": (b"ccollections\nOrderedDict\n)R)R", "call of something that is not a known function"),
-    "REDUCE of text": (text("os.system") + text("id") + b"\x85R", "call of something that is not a known function"),
-    "REDUCE with surplus arguments": (b"ccollections\nOrderedDict\n" + text("x") + b"\x85R", "collections.OrderedDict with arguments"),
-    "BUILD on a dict": (b"}}" + text("__class__") + number(1) + b"sb", "treats another value as a state dict"),
-    "BUILD of another attribute": (b"ccollections\nOrderedDict\n)R}" + text("items") + number(1) + b"sb", "other attributes"),
-    "a function as a value": (b"ctorch._utils\n_rebuild_tensor_v2\n", "bare torch._utils._rebuild_tensor_v2"),
-    "a storage as a value": (storage(), "bare storage"),
-    "a module as prefix": (b"ctorch.serialization\nos.system\n", "global torch.serialization.os.system"),
-    "a space in the module": (b"ccollections x\nOrderedDict\n", "global collections.x OrderedDict"),
-    "an unknown instruction": (b"\xff", "malformed pickle"),
-    "escapes in a global": (b"ccollection\\x73\nOrderedDict\n", "global collection\\x73.OrderedDict"),
-    "a global cut short": (b"ccollections", "malformed pickle"),
-    "an argument cut short": (b"X\xff\xff\xff\x7fab", "malformed pickle"),
-    "text that is not UTF-8": (b"X\x01\0\0\0\xff", "malformed pickle"),
-    "POP": (b"NN0", "instruction POP"),
-    "DUP": (b"N2\x86", "instruction DUP"),
-    "old text number": (b"I1\n", "instruction INT"),
-    "bytes": (b"C\x01x", "instruction SHORT_BINBYTES"),
-    "a set": (b"\x8f", "instruction EMPTY_SET"),
-    "an empty stack": (b"R", "takes more from its stack"),
-    "values left over": (b"NN", "leaves values on its stack"),
-    "an open mark": (b"(N", "leaves values on its stack"),
-    "a mark never set": (b"t", "mark that was never set"),
-    "a memo never set": (b"h\x05", "memo index 5, which was never set"),
-    "a huge memo index": (b"Nr\xff\xff\xff\xff", "memo index 4,294,967,295"),
-    "a tuple as key": (b"}))s", "neither text nor a small number"),
-    "a key without value": (b"}(" + text("x") + b"u", "key without a value"),
-    "APPEND to a dict": (b"}Na", "treats another value as a list"),
-    "deep nesting": (b"]" * 70 + b"a" * 69, "nested deeper than 64"),
-    "a list inside itself": (b"]q\0h\0a", "nested deeper than 64"),
-    "a memo bomb": (b"()q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"t", "unfold to more than"),
-    "memory by a constructor": (b"c__builtin__\nbytearray\n" + number(2**40) + b"\x85R", "global __builtin__.bytearray"),
-    "memory by a tensor class": (b"ctorch\nFloatTensor\n" + number(2**40) + b"\x85R", "global torch.FloatTensor"),
-    "a wide memo bomb": (b"]q\0(" + b"N" * 2000 + b"e](" + b"h\0" * 2000 + b"e\x86", "unfold to more than"),
-    "PROTO again": (b"\x80\x02N", "instruction PROTO"),
-}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -236,28 +95,6 @@ def test_57_nothing_may_stand_behind_the_end_of_the_pickle(tmp_path):
 
 
 # Memory that would be taken
-
-
-OVERSIZED = {
-    "a storage larger than its file": (tensor(storage(count=2**40), shape=(2**40,)), "storage '0' of 1099511627776 float32 values"),
-    "a storage smaller than its file": (tensor(storage(count=2), shape=(2,)), "storage '0' of 2 float32 values"),
-    "a storage of negative size": (tensor(storage(count=-1)), "storage '0' of -1"),
-    "a storage that is not there": (tensor(storage("1")), "storage '1', which is not in the archive"),
-    "a shape beyond the storage": (tensor(storage(), shape=(2**28,)), "tensor of shape (268435456,)"),
-    "a stride beyond the storage": (tensor(storage(), shape=(2, 2), stride=(2**40, 1)), "tensor of shape (2, 2)"),
-    "an offset beyond the storage": (tensor(storage(), offset=1), "tensor of shape (4,) at 1"),
-    "an empty tensor beyond the storage": (tensor(storage(), offset=2**40, shape=(0,)), "at 1099511627776"),
-    "one value repeated": (tensor(storage(), shape=(2**40,), stride=(0,)), "tensor of shape (1099511627776,)"),
-    "a negative offset": (tensor(storage(), offset=-1), "arguments that torch.save never gives it"),
-    "a negative length": (tensor(storage(), shape=(-1,)), "arguments that torch.save never gives it"),
-    "a negative stride": (tensor(storage(), stride=(-1,)), "arguments that torch.save never gives it"),
-    "strides of another rank": (tensor(storage(), shape=(2, 2)), "arguments that torch.save never gives it"),
-    "a length of 600 digits": (tensor(storage(), shape=(2**2000,)), "arguments that torch.save never gives it"),
-    "65 dimensions": (tensor(storage(), shape=(1,) * 65, stride=(1,) * 65), "arguments that torch.save never gives it"),
-    "a key with a path": (tensor(storage("../0")), "storage with the key '../0'"),
-    "an odd device": (tensor(storage(location="cpu;id")), "on the device 'cpu;id'"),
-    "two dtypes of one storage": (b"(" + tensor(storage()) + tensor(storage(count=2, kind="LongStorage"), shape=(2,)) + b"t", "with two dtypes"),
-}
 
 
 @pytest.mark.parametrize("name", OVERSIZED)
@@ -293,33 +130,6 @@ def test_bools_that_are_neither_0_nor_1_are_refused(tmp_path):
 # The archive around it
 
 
-def honest_members() -> dict[str, bytes]:
-    return {"a/data.pkl": program(b"}" + text("w") + tensor(storage()) + b"s"), "a/version": b"3\n", "a/data/0": bytes(16)}
-
-
-def rewritten(raw: bytes, signature: bytes, offset: int, form: str, value: int, which: int = 0) -> bytes:
-    """The archive's bytes with one field of its `which`-th header of a kind changed."""
-    position = [match.start() for match in re.finditer(re.escape(signature), raw)][which] + offset
-    return raw[:position] + struct.pack(form, value) + raw[position + struct.calcsize(form) :]
-
-
-LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
-SPOILT_ARCHIVES = {
-    "compressed": (lambda raw: rewritten(raw, CENTRAL, 10, "<H", 8), "is compressed"),
-    "compressed by its own header only": (lambda raw: rewritten(raw, LOCAL, 8, "<H", 8), "contradict each other"),
-    "encrypted": (lambda raw: rewritten(rewritten(raw, CENTRAL, 8, "<H", 1), LOCAL, 6, "<H", 1), "is encrypted"),
-    "odd flags": (lambda raw: rewritten(rewritten(raw, CENTRAL, 8, "<H", 0x20), LOCAL, 6, "<H", 0x20), "flags that torch.save never sets"),
-    "sizes that differ": (lambda raw: rewritten(raw, LOCAL, 22, "<I", 7), "contradict each other"),
-    "a name that differs": (lambda raw: raw.replace(b"a/data.pkl", b"a/dota.pkl", 1), "contradict each other"),
-    "two members at one place": (lambda raw: rewritten(raw, CENTRAL, 42, "<I", 0, which=1), "overlaps another"),
-    "a count that is wrong": (lambda raw: rewritten(rewritten(raw, END, 8, "<H", 2), END, 10, "<H", 2), "its end record says 2"),
-    "a directory elsewhere": (lambda raw: rewritten(raw, END, 16, "<I", 5), "does not describe this file"),
-    "a directory of other things": (lambda raw: raw.replace(CENTRAL, b"PK\x01\x03", 1), "directory is malformed"),
-    "a member beyond the end": (lambda raw: rewritten(raw, CENTRAL, 42, "<I", 2**31, which=2), "leaves a gap"),
-    "a 64-bit size that is missing": (lambda raw: rewritten(raw, CENTRAL, 24, "<I", 0xFFFFFFFF), "lacks a 64-bit size"),
-}
-
-
 @pytest.mark.parametrize("name", SPOILT_ARCHIVES)
 def test_57_an_archive_that_could_be_read_in_two_ways_is_refused(tmp_path, name):
     spoil, said = SPOILT_ARCHIVES[name]
@@ -340,21 +150,8 @@ def test_57_the_two_end_records_that_torch_writes_must_agree(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(
-    ("extra", "said"),
-    [
-        ({"b/data.pkl": b"x"}, "two root folders, 'a' and 'b'"),
-        ({"a/DATA.PKL": b"x"}, "holds 'DATA.PKL' twice"),
-        ({"a/../data.pkl": b"x"}, "member with the name"),
-        ({"/etc/x": b"x"}, "member with the name"),
-        ({"data.pkl": b"x"}, "member with the name"),
-        ({"a/x\\y": b"x"}, "member with the name"),
-        ({"a/é": b"x"}, "member with the name"),
-        ({"a/code/model.py": b"import os"}, "TorchScript"),
-        ({"a/constants.pkl": b"x"}, "TorchScript"),
-        ({"a/readme": b"x"}, "member 'readme'"),
-    ],
-)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("extra", "said"), OTHER_MEMBERS)
 def test_57_an_archive_with_other_members_is_refused(tmp_path, extra, said):
     with pytest.raises(UnsafeFileError, match=re.escape(said)):
         check_pt(archive(tmp_path / "a.pt", {**honest_members(), **extra}))
@@ -512,171 +309,3 @@ def test_59_tensors_with_nan_are_named_wherever_they_are():
     assert non_finite_tensors(state) == ["model.a", "list.0", "half"]
     with pytest.raises(BadDataError, match=r"init: 1 tensors hold NaN or infinity: a"):
         require_finite(state["model"], "init")
-
-
-# .safetensors
-
-
-def safetensors(path: Path, header: dict | bytes, data: bytes = b"", length: int | None = None) -> Path:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(raw) if length is None else length) + raw + data)
-    return path
-
-
-def entry(begin: int = 0, end: int = 8, dtype: str = "F32", shape: tuple[int, ...] = (2,)) -> dict:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
-
-
-def test_56_honest_safetensors_load(tmp_path):
-    tensors = {"a": torch.randn(2, 3), "b": torch.tensor(True), "c": torch.zeros(0), "d": torch.randn(4).bfloat16(), "e": torch.tensor(1)}
-    save_file(tensors, tmp_path / "a.safetensors", {"step": "3"})
-    header = check_safetensors(tmp_path / "a.safetensors")
-    assert header.metadata == {"step": "3"} and header.tensors["a"] == TensorSpec("float32", (2, 3))
-    loaded = load_weights(tmp_path / "a.safetensors")
-    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
-
-
-DUPLICATE = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}'
-UNSAFE_HEADERS = {
-    "a name twice": (DUPLICATE, bytes(8), "the name 'w' twice"),
-    "a key of a tensor twice": (b'{"w":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', bytes(8), "the name 'dtype' twice"),
-    "leading spaces": (b"  " + json.dumps({"w": entry()}).encode(), bytes(8), "does not begin with '{'"),
-    "a name with a path": ({"../../etc/x": entry()}, bytes(8), "the name '../../etc/x'"),
-    "an absolute name": ({"/etc/x": entry()}, bytes(8), "the name '/etc/x'"),
-    "no name": ({"": entry()}, bytes(8), "the name ''"),
-    "a name with a NUL": ({"a\0b": entry()}, bytes(8), "the name"),
-    "an overlap": ({"a": entry(0, 8), "b": entry(4, 12)}, bytes(12), "'b' begins at byte 4"),
-    "a hole": ({"a": entry(0, 8), "b": entry(12, 20)}, bytes(20), "'b' begins at byte 12"),
-    "a late start": ({"a": entry(4, 12)}, bytes(12), "'a' begins at byte 4"),
-    "trailing bytes": ({"a": entry()}, bytes(9), "1 bytes behind the last tensor"),
-    "bytes that do not fit the shape": ({"a": entry(0, 4)}, bytes(4), "needs 8 bytes and is given 4"),
-    "begin after end": ({"a": entry(8, 0)}, bytes(8), "is given -8"),
-    "negative": ({"a": entry(shape=(-1,))}, bytes(8), "with the shape"),
-    "overflowing": ({"a": entry(shape=(2**62, 2**62))}, bytes(8), "is given 8"),
-    "a shape of text": ({"a": {**entry(), "shape": "2"}}, bytes(8), "with the shape"),
-    "a shape of truths": ({"a": {**entry(0, 4), "shape": [True]}}, bytes(4), "with the shape"),
-    "a surplus key": ({"a": {**entry(), "x": 1}}, bytes(8), "is not described by"),
-    "not an object": (b"[]", b"", "does not begin"),
-    "not JSON": (b"{nope}", b"", "not JSON"),
-    "not UTF-8": (b'{"\xff":1}', b"", "not JSON"),
-    "5,000 levels": (b'{"a":' * 5000 + b"1" + b"}" * 5000, b"", "not JSON|is not described by"),
-    "metadata that is no text": ({"__metadata__": {"a": 1}}, b"", "metadata"),
-    "bools of 2": ({"a": entry(0, 2, "BOOL")}, b"\x02\x01", "bytes other than 0 and 1"),
-}
-
-
-@pytest.mark.parametrize("name", UNSAFE_HEADERS)
-def test_56_a_safetensors_header_that_no_writer_makes_is_refused(tmp_path, name):
-    header, data, said = UNSAFE_HEADERS[name]
-    with pytest.raises(UnsafeFileError, match=said if "|" in said else re.escape(said)):
-        load_weights(safetensors(tmp_path / "a.safetensors", header, data))
-
-
-def test_56_the_library_alone_would_have_taken_a_name_twice(tmp_path):
-    """The negative control: F32 silently becomes I32."""
-    from safetensors.torch import load_file
-
-    assert load_file(safetensors(tmp_path / "a.safetensors", DUPLICATE, bytes(8)))["w"].dtype == torch.int32
-
-
-@pytest.mark.parametrize(
-    ("header", "data", "length", "said"),
-    [
-        ({"a": entry()}, bytes(7), None, "cut short"),
-        ({"a": entry()}, bytes(8), 2**63, "cut short"),
-        ({"a": entry()}, bytes(8), 2**64 - 1, "cut short"),
-        ({"a": entry(dtype="F31")}, bytes(8), None, "unknown dtype 'F31'"),
-        (b"<!doctype html><html></html>", b"", 0x7079746F64213C3C, "cut short|HTML"),
-    ],
-)
-def test_56_a_damaged_safetensors_file_gets_one_clear_sentence(tmp_path, header, data, length, said):
-    with pytest.raises(BadDataError, match=said):
-        load_weights(safetensors(tmp_path / "a.safetensors", header, data, length))
-
-
-def test_56_a_huge_header_is_refused_unread(tmp_path):
-    path = tmp_path / "a.safetensors"
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", 99_000_000) + b"{")
-        file.truncate(100_000_000)
-    with pytest.raises(UnsafeFileError, match="header of 99,000,000 bytes"):
-        load_weights(path)
-
-
-def test_a_safetensors_file_under_another_name_is_recognised(tmp_path):
-    save_file({"a": torch.ones(2)}, tmp_path / "a.pt")
-    with pytest.raises(BadDataError, match="safetensors file under another name"):
-        load_weights(tmp_path / "a.pt")
-    (tmp_path / "b.safetensors").write_bytes(b"")
-    with pytest.raises(BadDataError, match="an empty file"):
-        load_weights(tmp_path / "b.safetensors")
-
-
-# Fuzzing
-
-
-def mutated(raw: bytes, random_source: random.Random) -> bytes:
-    """Up to four bytes changed, removed, doubled or inserted."""
-    data = bytearray(raw)
-    for _ in range(random_source.randint(1, 4)):
-        position = random_source.randrange(len(data))
-        kind = random_source.randrange(4)
-        if kind == 0:
-            data[position] = random_source.randrange(256)
-        elif kind == 1:
-            del data[position : position + random_source.randint(1, 8)]
-        elif kind == 2:
-            data[position:position] = data[position : position + random_source.randint(1, 40)]
-        else:
-            data[position:position] = random_source.randbytes(random_source.randint(1, 4))
-    return bytes(data)
-
-
-def fuzz(path: Path, variants: list[bytes]) -> int:
-    """Loads every variant; each must load or be refused with a sentence. Returns how many loaded."""
-    loaded = 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for variant in variants:
-        path.write_bytes(variant)
-        try:
-            load_weights(path)
-            loaded += 1
-        except (BadDataError, UnsafeFileError) as refusal:
-            assert path.name in refusal.message and refusal.hint
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
-    return loaded
-
-
-def fuzzed_pickles(tmp_path: Path, count: int) -> int:
-    buffer = io.BytesIO()
-    torch.save({"w": torch.arange(4.0), "plain": [1, "x", None]}, buffer)
-    honest = zipfile.ZipFile(buffer).read("archive/data.pkl")
-    source, variants = random.Random(1), []
-    for _ in range(count):
-        pt(tmp_path / "made.pt", mutated(honest, source), FOUR_FLOATS)
-        variants.append((tmp_path / "made.pt").read_bytes())
-    return fuzz(tmp_path / "fuzzed.pt", variants)
-
-
-def fuzzed_files(tmp_path: Path, valid: Path, count: int) -> int:
-    source, raw = random.Random(2), valid.read_bytes()
-    return fuzz(tmp_path / "fuzzed.pt", [mutated(raw, source) for _ in range(count)])
-
-
-def fuzzed_safetensors(tmp_path: Path, count: int) -> int:
-    save_file({"a": torch.ones(2), "b": torch.ones(3, dtype=torch.bool)}, tmp_path / "made.safetensors")
-    source, raw = random.Random(3), (tmp_path / "made.safetensors").read_bytes()
-    return fuzz(tmp_path / "fuzzed.safetensors", [mutated(raw, source) for _ in range(count)])
-
-
-def test_mutations_of_honest_files_load_or_are_refused_and_nothing_else(tmp_path, valid, tripwire):
-    assert fuzzed_pickles(tmp_path, 150) < 150
-    assert fuzzed_files(tmp_path, valid, 150) < 150
-    assert fuzzed_safetensors(tmp_path, 150) < 150
-
-
-@pytest.mark.slow
-def test_thousands_of_mutations_load_or_are_refused_and_nothing_else(tmp_path, valid, tripwire):
-    assert fuzzed_pickles(tmp_path, 10_000) < 5_000
-    assert fuzzed_files(tmp_path, valid, 10_000) < 10_000
-    assert fuzzed_safetensors(tmp_path, 10_000) < 5_000
