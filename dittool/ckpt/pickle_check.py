@@ -22,7 +22,7 @@ from dittool.ckpt.tensor_spec import DTYPE_BYTES, TensorSpec, is_shape
 
 # Together they keep what following any file takes below 256 MB; a value takes up to a few hundred bytes, a text four for each of its own.
 LARGEST_PICKLE = 16 << 20  # bytes; ten thousand tensors take about one megabyte
-_MOST_INSTRUCTIONS = 1_500_000  # about thirty for a tensor
+_MOST_INSTRUCTIONS = 2_000_000  # about thirty for a tensor
 _MOST_VALUES = 400_000  # put into dicts and lists, or in all when a shared value is counted as often as it is referred to
 _MOST_WAITING = 100_000  # values on the stack; torch.save collects a thousand at a time
 _DEEPEST = 64

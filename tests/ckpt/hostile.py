@@ -278,10 +278,10 @@ def _write_streams_and_polyglots(new: Callable[..., Path], payload: bytes, hones
 def _write_bombs(new: Callable[..., Path]) -> None:
     """Small files, or files of holes, that want gigabytes or hours of who reads them."""
     archive(new(), {**honest_members(), "a/data/1": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
-    for body in (b"}" * 1_400_000, b"(" * 1_400_000, b"ctorch\nSize\n" * 1_000_000, b"](" + b"}" * 1_400_000 + b"e", text("ab") * 1_000_000):
+    for body in (b"}" * 1_900_000, b"(" * 1_900_000, b"ctorch\nSize\n" * 1_000_000, b"](" + b"}" * 1_900_000 + b"e", text("ab") * 1_000_000):
         pt(new(), program(body))
     pt(new(), program(b"]" + (b"(" + b"}" * 90_000 + b"e") * 12))
-    pt(new(), program((b"(" + b"}" * 90_000 + b"t") * 12))
+    pt(new(), program((b"(" + b"}" * 90_000 + b"t") * 20))
     pt(new(), program(text("a" * (32 << 20) + "\U0001f600")))
     for header in (b'{"a":[' + b"[]," * 2_700_000 + b"1]}", b"{" + b",".join(b'"%x":1' % i for i in range(700_000)) + b',"aa":1,"aa":1}'):
         safetensors(new(".safetensors"), header)
