@@ -5,71 +5,30 @@ B batch · C latent channels
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import nn
 
-from dittool.audit.probe import LARGEST_BUILT, Inputs, ModelProbe, wake
+from dittool.audit.probe import TWIN_DEPTH, TWIN_HEADS, Inputs, ModelProbe, Probe
 from dittool.config.drift_schema import AnyConfig, DriftConfig, ToyConfig
-from dittool.models.build import build_generator, parameter_count
+from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions
 
-_TWIN_DEPTH, _TWIN_HEADS = 2, 2
 
-
-class GeneratorProbe:
-    """Builds the generator of a configuration as often as a rule needs it, always with the same weights."""
+class GeneratorProbe(Probe):
+    """The one-step generators to try out."""
 
     def __init__(self, config: DriftConfig | ToyConfig) -> None:
         self.config = config
 
-    @cached_property
-    def parameters(self) -> int:
-        """Of the network at its real size."""
-        return parameter_count(self.config, 0, 0, 0)
+    def _built(self, config: DriftConfig | ToyConfig) -> nn.Module:
+        return build_generator(config)
 
-    @property
-    def note(self) -> str:
-        """For the evidence: what was tried instead of the real size, "" when it was that."""
-        if self.parameters <= LARGEST_BUILT:
-            return ""
-        twin = self._tried.model
-        return f" (tried on a twin of depth {twin.depth}, width {twin.width}; the real one has {self.parameters:,} parameters)"
-
-    @cached_property
-    def _tried(self) -> DriftConfig | ToyConfig:
-        if self.parameters <= LARGEST_BUILT:
-            return self.config
+    def _smaller(self) -> dict[str, int]:
         model = self.config.model
-        heads = min(_TWIN_HEADS, model.heads)
+        heads = min(TWIN_HEADS, model.heads)
         width = model.width // model.heads * heads
         hidden = max(1, model.mlp_width * width // model.width)
-        smaller = {"depth": min(_TWIN_DEPTH, model.depth), "heads": heads, "width": width, "mlp_width": hidden}
-        return self.config.model_copy(update={"model": model.model_copy(update=smaller)})
-
-    def at_real_size(self) -> nn.Module:
-        """The network on the meta device: names and shapes, no memory."""
-        with torch.device("meta"):
-            return build_generator(self.config)
-
-    def fresh(self, seed: int = 0, **changes: object) -> nn.Module:
-        """The network at step 0, in evaluation mode; `changes` are keys of `[model]`."""
-        config = self._tried.model_copy(update={"model": self._tried.model.model_copy(update=changes)})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return build_generator(config).eval()
-
-    def awake(self, seed: int = 0, **changes: object) -> nn.Module:
-        """The network with everything that begins at zero drawn at random, as if training had opened its gates."""
-        model = self.fresh(seed, **changes)
-        wake(model, seed)
-        return model
-
-    @cached_property
-    def shared_awake(self) -> nn.Module:
-        """`awake()`, built once for all rules that only run it."""
-        return self.awake()
+        return {"depth": min(TWIN_DEPTH, model.depth), "heads": heads, "width": width, "mlp_width": hidden}
 
     def inputs(self, batch: int = 2, seed: int = 0) -> Inputs:
         """Random noise (as z), guidance scales (as t), classes and styles."""

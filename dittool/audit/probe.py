@@ -8,6 +8,7 @@ B batch · C latent channels · L text tokens · N patches · h w grid in tokens
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +17,16 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.awake import Wakeable, wake
+from dittool.config.drift_schema import AnyConfig
 from dittool.config.schema import Config
-from dittool.models.build import build_model, parameter_count
+from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 
 USUAL_DIMS = {"text": 64, "image": 64, "latent_channels": 16}  # for a preset without data; the rules' answers do not depend on them
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is tried as a twin
-_TWIN_DEPTH, _TWIN_HEADS = 2, 2
-_WAKING_STD = 0.05  # of parameters that begin at zero, when gates are opened
-_ENTRIES_TRIED = 64
+TWIN_DEPTH, TWIN_HEADS = 2, 2
 _TEXT_TOKENS = 6
 GRID = (2, 3)  # (rows, columns) in tokens: not square, so that a transposition shows
 
@@ -39,16 +40,28 @@ class Inputs:
     conditions: Conditions
 
 
-class ModelProbe:
-    """Builds the network of a configuration as often as a rule needs it, always with the same weights."""
+class Probe(Wakeable):
+    """Builds the network of a configuration, always with the same weights; a very large one as a twin."""
 
-    def __init__(self, config: Config, dims: dict[str, int] | None) -> None:
-        self.config, self.dims = config, dims or USUAL_DIMS
+    config: AnyConfig
+
+    def at_real_size(self) -> nn.Module:
+        """The network on the meta device: names and shapes, no memory."""
+        with torch.device("meta"):
+            return self._built(self.config)
+
+    @abstractmethod
+    def _built(self, config: AnyConfig) -> nn.Module:
+        """The network of a configuration of this family."""
+
+    @abstractmethod
+    def _smaller(self) -> dict[str, int]:
+        """Keys of `[model]` that make a twin."""
 
     @cached_property
     def parameters(self) -> int:
         """Of the network at its real size."""
-        return parameter_count(self.config, self.dims["text"], self.dims["image"], self.dims["latent_channels"])
+        return sum(parameter.numel() for parameter in self.at_real_size().parameters())
 
     @property
     def note(self) -> str:
@@ -59,44 +72,43 @@ class ModelProbe:
         return f" (tried on a twin of depth {twin.depth}, width {twin.width}; the real one has {self.parameters:,} parameters)"
 
     @cached_property
-    def _tried(self) -> Config:
-        if self.parameters <= LARGEST_BUILT:
-            return self.config
-        model = self.config.model
-        heads = min(_TWIN_HEADS, model.heads)
-        smaller = {"depth": min(_TWIN_DEPTH, model.depth), "heads": heads, "width": model.width // model.heads * heads}
-        return self.config.model_copy(update={"model": model.model_copy(update=smaller)})
+    def _tried(self) -> AnyConfig:
+        return self.config if self.parameters <= LARGEST_BUILT else with_model(self.config, self._smaller())
 
-    def at_real_size(self) -> DiT:
-        """The network on the meta device: names and shapes, no memory."""
-        with torch.device("meta"):
-            return build_model(self.config, **_widths(self.dims))
-
-    def fresh(self, seed: int = 0, **changes: object) -> DiT:
+    def fresh(self, seed: int = 0, **changes: object) -> nn.Module:
         """The network at step 0, in evaluation mode; `changes` are keys of `[model]`."""
-        config = self._tried.model_copy(update={"model": self._tried.model.model_copy(update=changes)})
+        return self._seeded(with_model(self._tried, changes), seed).eval()
+
+    def _seeded(self, config: AnyConfig, seed: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build_model(config, **_widths(self.dims)).eval()
+            return self._built(config)
 
-    def awake(self, seed: int = 0, **changes: object) -> DiT:
-        """The network with everything that begins at zero drawn at random, as if training had opened its gates."""
-        model = self.fresh(seed, **changes)
-        wake(model, seed)
-        return model
 
-    @cached_property
-    def shared_awake(self) -> DiT:
-        """`awake()`, built once for all rules that only run it."""
-        return self.awake()
+def with_model(config: AnyConfig, changes: dict[str, object]) -> AnyConfig:
+    """The configuration with other keys of `[model]`, which are not validated."""
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+
+class ModelProbe(Probe):
+    """The first family's networks to try out, with inputs of any grid."""
+
+    def __init__(self, config: Config, dims: dict[str, int] | None) -> None:
+        self.config, self.dims = config, dims or USUAL_DIMS
+
+    def _built(self, config: Config) -> DiT:
+        dims = self.dims
+        return build_model(config, text_dim=dims["text"], image_dim=dims["image"], latent_channels=dims["latent_channels"])
+
+    def _smaller(self) -> dict[str, int]:
+        model = self.config.model
+        heads = min(TWIN_HEADS, model.heads)
+        return {"depth": min(TWIN_DEPTH, model.depth), "heads": heads, "width": model.width // model.heads * heads}
 
     @cached_property
     def one_block(self) -> DiT:
         """The network at its real width with a single block, awake: small enough whatever the depth."""
-        one = self.config.model_copy(update={"model": self.config.model.model_copy(update={"depth": 1})})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = build_model(one, **_widths(self.dims))
+        model = self._seeded(with_model(self.config, {"depth": 1}), seed=0)
         wake(model, 0)
         return model.eval()
 
@@ -117,20 +129,6 @@ class ModelProbe:
         return Inputs(z, torch.rand(batch, generator=generator) * 0.8 + 0.1, conditions)
 
 
-def wake(model: nn.Module, seed: int) -> None:
-    """Draws every parameter that is zero throughout from N(0, 0.05²)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if is_zero(parameter):
-                parameter.normal_(std=_WAKING_STD, generator=generator)
-
-
-def is_zero(tensor: Tensor) -> bool:
-    """Whether a tensor is zero throughout; of one that is not, most often a few entries are read."""
-    return not tensor.flatten()[:_ENTRIES_TRIED].any() and not tensor.any()
-
-
 @contextmanager
 def watch_blocks(model: DiT) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yields a list that receives each block's input and output tokens, (B, N, D), whenever the model runs."""
@@ -146,7 +144,3 @@ def watch_blocks(model: DiT) -> Iterator[list[tuple[Tensor, Tensor]]]:
 def relative_change(a: Tensor, b: Tensor) -> float:
     """Root mean square of a − b over that of a."""
     return float((a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp_min(1e-30))
-
-
-def _widths(dims: dict[str, int]) -> dict[str, int]:
-    return {"text_dim": dims["text"], "image_dim": dims["image"], "latent_channels": dims["latent_channels"]}

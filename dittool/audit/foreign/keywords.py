@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from dittool.audit.awake import wake
 from dittool.audit.foreign.anatomy import alike_blocks
 from dittool.audit.foreign.checkpointing import TrainingPass, gradients_apart, training_pass
 from dittool.audit.foreign.guesses import guess_values
 from dittool.audit.foreign.model import ForeignModel, answer
-from dittool.audit.probe import wake
 from dittool.audit.rule import Finding, failed, passed, skipped
 
 FIX = "let the argument act, or remove it"

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.awake import Wakeable, is_zero, wake
 from dittool.audit.foreign.anatomy import Anatomy, Call, find_anatomy, watch
 from dittool.audit.foreign.example import Example, Inputs
 from dittool.audit.foreign.factory import Factory
-from dittool.audit.probe import LARGEST_BUILT, is_zero, wake
+from dittool.audit.probe import LARGEST_BUILT
 from dittool.errors import DitError, UsageError
 
 
-class ForeignModel:
+class ForeignModel(Wakeable):
     """A factory, how to call what it makes, and where its parts are. Everything is seeded: two builds have the same weights."""
 
     def __init__(self, factory: Factory, example: Callable[..., Any] | None = None) -> None:
@@ -61,12 +62,6 @@ class ForeignModel:
             return self.factory.build(seed, **changes)
         return _sharing_weights(self._only)
 
-    def awake(self, seed: int = 0, **changes: Any) -> nn.Module:
-        """With everything that begins at zero drawn at random, as if training had opened its gates."""
-        model = self.fresh(seed, **changes)
-        wake(model, seed)
-        return model
-
     def under_other_weights(self) -> nn.Module:
         """`awake()` with other weights; a large one has those of its blocks in common with the first."""
         if self._only is None:
@@ -81,11 +76,6 @@ class ForeignModel:
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + mean)
         wake(model, seed=1)
         return model
-
-    @cached_property
-    def shared_awake(self) -> nn.Module:
-        """`awake()`, built once for all rules that only run it."""
-        return self.awake()
 
     @cached_property
     def anatomy(self) -> Anatomy:

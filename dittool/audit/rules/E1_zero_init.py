@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import torch
 
+from dittool.audit.awake import wake
 from dittool.audit.foreign.zero_init import check_zero_init
-from dittool.audit.probe import ModelProbe, wake, watch_blocks
+from dittool.audit.probe import ModelProbe, watch_blocks
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.models.dit import DiT
