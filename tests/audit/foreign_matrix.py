@@ -13,8 +13,9 @@ from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
 
 MODELS = Path(__file__).with_name("foreign_models.py")
+MORE_MODELS = MODELS.with_name("more_foreign_models.py")
 JUDGED = ("E1", "E2", "E3", "E5", "C1", "C4", "C6")
-CLEAN = ("fused", "text", "single", "sequence", "rotary", "streams")
+CLEAN = ("fused", "text", "single", "sequence", "rotary", "streams", "parallel", "staged")
 FAULTS = {  # factory → the rules that must find its fault, and what it is
     "fused_open_modulation": ({"E1"}, "the final layer is zero, the blocks' modulation is not"),
     "fused_transposed_positions": ({"E2"}, "height and width exchanged in sin-cos positions"),
@@ -38,6 +39,10 @@ FAULTS = {  # factory → the rules that must find its fault, and what it is
     "streams_checkpointing_ignored": ({"E5", "C1"}, "an argument use_checkpoint that is parsed and never used"),
     "streams_half_recomputed": ({"E5"}, "checkpointing reaches one of two kinds of blocks"),
     "streams_pooled_unread": ({"C6"}, "a pooled vector that is projected and multiplied by zero"),
+    "parallel_ungated_mlp": ({"E1"}, "one gate for two branches that stand side by side, and the second is added past it"),
+    "parallel_checkpointing_ignored": ({"E5"}, "an attribute gradient_checkpointing that is set and never used"),
+    "staged_open_second_stage": ({"E1"}, "the second of two stages' modulations is not zero"),
+    "staged_deaf_to_time": ({"C6"}, "a timestep that is embedded and multiplied by zero"),
 }
 EXAMPLES = {"fused_unscaled_time": "unit_time"}
 
@@ -46,7 +51,8 @@ EXAMPLES = {"fused_unscaled_time": "unit_time"}
 def alarms(factory: str) -> frozenset[str]:
     """Codes of the rules that fail, or warn, on a factory's model. Raises AssertionError when a rule breaks or none judges."""
     example = f"{MODELS}:{EXAMPLES[factory]}" if factory in EXAMPLES else None
-    result = audit_subject(open_subject(f"{MODELS}:{factory}", example=example), [rule for rule in built_in_rules() if rule.code in JUDGED])
+    models = MORE_MODELS if factory.startswith(("parallel", "staged")) else MODELS
+    result = audit_subject(open_subject(f"{models}:{factory}", example=example), [rule for rule in built_in_rules() if rule.code in JUDGED])
     assert not result.crashes, result.crashes
     assert result.counts["pass"]
     return frozenset(judged.rule.code for judged in result.findings if judged.finding.status in ("fail", "warn"))
@@ -58,7 +64,8 @@ def matrix_page() -> str:
     false = sum(len(alarms(factory)) for factory in CLEAN) + sum(len(alarms(factory) - wanted) for factory, (wanted, _) in FAULTS.items())
     lines = [
         "# Planted faults in foreign models", "",
-        "Generated from tests/audit/foreign_models.py; to make it again: `python tests/audit/foreign_matrix.py > docs/audit-matrix.md`.", "",
+        "Generated from tests/audit/foreign_models.py and more_foreign_models.py; to make it again:", "",
+        "    python tests/audit/foreign_matrix.py > docs/audit-matrix.md", "",
         f"{len(FAULTS)} faults in {len(CLEAN)} styles of models, each beside a clean twin (in bold), audited with `dit audit file.py:factory`.",
         f"**{missed} missed, {false} false alarms.** ● found · ✘ missed · ! alarm for nothing", "",
         f"| model | planted fault | {' | '.join(JUDGED)} |", f"| --- | --- |{' --- |' * len(JUDGED)}",

@@ -2,7 +2,7 @@
 
 Blocks are the members of the longest lists of modules that take tokens and give tokens of the same shape, one after another, when the tokens
 depend on the latent. Modulation is what the condition vector feeds inside a block: linear layers whose input has no token axis and changes with
-the timestep. A parameter that a block holds itself, beside its layers, belongs to the modulation too.
+the timestep or another condition. A parameter that a block holds itself, beside its layers, belongs to the modulation too.
 
 B batch · N tokens · D width
 """
@@ -132,7 +132,7 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
     """Blocks and modulation of a model with open gates.
 
     Args:
-        runs: three inputs: one, the same with another latent, the same with another time.
+        runs: three inputs: one, the same with another latent, the same with another time and other conditions.
         forward: runs the model on inputs.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))}
@@ -186,16 +186,16 @@ def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
 def _with_modulation(model: nn.Module, blocks: list[str], runs: Sequence[Any], forward: Any) -> Anatomy:
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     watched = {**linear, **{name: model.get_submodule(name) for name in blocks}}
-    plain, latent, time = (_calls(model, watched, forward, inputs) for inputs in runs)
+    plain, latent, conditioned = (_calls(model, watched, forward, inputs) for inputs in runs)
     batch = len(plain[blocks[0]][0].tensors[0])
 
-    def fed_by_time(name: str) -> bool:
-        if name not in plain or name not in time or not plain[name][0].tensors:
+    def fed_by_conditions(name: str) -> bool:
+        if name not in plain or name not in conditioned or not plain[name][0].tensors:
             return False
-        a, b, c = (run[name][0].tensors[0] for run in (plain, time, latent))
+        a, b, c = (run[name][0].tensors[0] for run in (plain, conditioned, latent))
         return is_vector(a, batch) and not torch.equal(a, b) and torch.equal(a, c)
 
-    vectors = [name for name in plain if name in linear and fed_by_time(name)]
+    vectors = [name for name in plain if name in linear and fed_by_conditions(name)]
     inner = {block: tuple(name for name in vectors if name.startswith(f"{block}.")) for block in blocks}
     last: dict[str, tuple[str, ...]] = {}
     for alike in alike_blocks(model, blocks).values():

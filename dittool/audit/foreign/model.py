@@ -80,7 +80,10 @@ class ForeignModel(Wakeable):
     @cached_property
     def anatomy(self) -> Anatomy:
         inputs, example = self.example.inputs(), self.example
-        runs = [inputs, example.changed(inputs, example.latent), example.changed(inputs, example.time) if example.time else inputs]
+        conditioned = inputs
+        for name in (example.time, *example.conditions):
+            conditioned = example.changed(conditioned, name) if name else conditioned
+        runs = [inputs, example.changed(inputs, example.latent), conditioned]
         return find_anatomy(self.shared_awake, runs, answer)
 
     def block_calls(self, model: nn.Module, inputs: Inputs) -> dict[str, Call]:
