@@ -61,6 +61,15 @@ def test_a_large_model_is_built_once_and_left_as_it_was(everything_is_large, mon
     assert all(parameter.grad is None for parameter in built[0].parameters())
 
 
+def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large, tmp_path):
+    (tmp_path / "locked.py").write_text(
+        f"import sys, threading\nsys.path.insert(0, {str(MODELS.parent)!r})\nimport foreign_models\n"
+        "def locked():\n    model = foreign_models.fused()\n    model.lock = threading.Lock()\n    return model\n"
+    )
+    result = audit_subject(open_subject(f"{tmp_path}/locked.py:locked"), [rule for rule in built_in_rules() if rule.code in ("E1", "E2", "C6")])
+    assert not result.crashes and result.counts["pass"] == 3
+
+
 def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch):
     monkeypatch.setattr(checkpointing, "_KEPT_ENTRIES", 50)
     foreign = open_subject(f"{MODELS}:streams").foreign

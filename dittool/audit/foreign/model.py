@@ -60,7 +60,11 @@ class ForeignModel(Wakeable):
         changes = {name: value for name, value in changes.items() if self.factory.settings.get(name, not value) != value}
         if self._only is None or seed or changes:
             return self.factory.build(seed, **changes)
-        return _sharing_weights(self._only)
+        try:
+            return _sharing_weights(self._only)
+        except Exception:  # it holds something that cannot be copied
+            self._only = None
+            return self.factory.build()
 
     def under_other_weights(self) -> nn.Module:
         """`awake()` with other weights; a large one has those of its blocks in common with the first."""
