@@ -19,6 +19,7 @@ from dittool.config.schema import (
     Positive,
     PositiveFloat,
     Section,
+    Share,
     Size,
     Train,
     parse_size,
@@ -97,6 +98,7 @@ class Drift(Section):
     normalise_drift: bool = True  # each temperature's drift in units of its root mean square
     repulsion: Annotated[float, Field(ge=0)] = 1.0  # factor; anything but 1 breaks the antisymmetry: a negative control, not a setting
     features: list[Feature] = Field(default=["raw"], min_length=1)  # one field for each vector of each kind: docs/drifting.md
+    encoder: Literal["seeded", "trained"] = "seeded"  # whose maps: fixed random convolutions, or a small encoder trained first
     alpha_max: Annotated[float, Field(ge=1)] = 4.0  # guidance scales are drawn from [1, alpha_max] …
     alpha_exponent: Annotated[float, Field(ge=0)] = 3.0  # … with density proportional to alpha to the power of minus this
     class_queue: Positive = 128  # newest real samples kept for each class
@@ -113,6 +115,22 @@ class Drift(Section):
             (len(set(self.temperatures)) == len(self.temperatures), "a temperature stands in temperatures twice"),
             (len(set(self.features)) == len(self.features), "a kind stands in features twice"),
         )
+        return self
+
+
+class FeatureEncoder(Section):
+    """The small encoder that `drift.encoder = "trained"` trains on the training latents before the first step, and then freezes."""
+
+    width: Positive = 32  # channels of its map at full resolution; the map at half resolution has twice as many
+    steps: Positive = 400
+    batch_size: Positive = 64
+    lr: PositiveFloat = 2e-3  # peak; it falls to 0
+    masked: Share = 0.5  # of the patches of 2x2 cells, hidden from it and filled in by it
+    labels: bool = True  # it learns to name the classes as well
+
+    @model_validator(mode="after")
+    def _learns(self) -> FeatureEncoder:
+        require((self.labels or self.masked > 0, "with masked = 0 and labels = false there is nothing to learn"))
         return self
 
 
@@ -146,6 +164,7 @@ class DriftConfig(Section):
     encoders: Encoders
     data: Data
     drift: Drift = Drift()
+    feature_encoder: FeatureEncoder = FeatureEncoder()
     train: Train
     ema: Ema = Ema()
     checkpoint: Checkpoint = Checkpoint()
@@ -154,7 +173,12 @@ class DriftConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> DriftConfig:
         _require_whole_groups(self.train, self.drift)
-        require((self.sample.alpha <= self.drift.alpha_max, f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}"))
+        trained, maps_wanted = self.drift.encoder == "trained", self.drift.features != ["raw"]
+        require(
+            (self.sample.alpha <= self.drift.alpha_max, f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}"),
+            (maps_wanted or not trained, 'drift.encoder = "trained" has no effect when drift.features is ["raw"]'),
+            (trained or self.feature_encoder == FeatureEncoder(), 'feature_encoder has no effect unless drift.encoder = "trained"'),
+        )
         return self
 
 
@@ -176,6 +200,7 @@ class ToyConfig(Section):
         require(
             (self.train.workers == 0, "train.workers has no effect on a toy: it reads no data"),
             (drift.features == ["raw"], f'a toy has points for features: drift.features must be ["raw"], not {drift.features}'),
+            (drift.encoder == "seeded", "drift.encoder has no effect on a toy: its points are their own features"),
             (drift.alpha_max == 1 and drift.unconditional == 0, "a toy has no guidance: drift.alpha_max must be 1 and drift.unconditional 0"),
         )
         return self

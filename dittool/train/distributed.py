@@ -83,6 +83,12 @@ class Ranks:
         dist.all_gather_object(gathered, names)
         return [name for part in gathered for name in part]
 
+    def take_from_first(self, module: nn.Module) -> None:
+        """The first process's parameters and buffers in all of them. The module is whole in each."""
+        if self.count > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all get the same answer."""
         if self.count == 1:

@@ -47,21 +47,21 @@ class LatentEvaluation:
         self._config = config
         count = min(len(samples), _LARGEST_SET)
         numbers = torch.arange(count)
-        self._real = samples.latents(numbers)  # (n, C, h, w)
-        self._labels = torch.tensor([samples.label(number) for number in range(count)])
+        self.real = samples.latents(numbers)  # (n, C, h, w)
+        self.labels = torch.tensor([samples.label(number) for number in range(count)])
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         drawn = self._draw(model, device)
-        return {"eval_energy": energy_distance(drawn.flatten(1), self._real.flatten(1))}
+        return {"eval_energy": energy_distance(drawn.flatten(1), self.real.flatten(1))}
 
     @torch.inference_mode()
     def _draw(self, model: nn.Module, device: torch.device) -> Tensor:
         config, generator = self._config.model, torch.Generator().manual_seed(derive_seed("latent evaluation"))
-        noise = torch.randn(self._real.shape, generator=generator)
+        noise = torch.randn(self.real.shape, generator=generator)
         style = torch.randint(config.style_codebook, (len(noise), config.style_tokens), generator=generator)
         parts = []
         for start in range(0, len(noise), _BATCH):
             rows = slice(start, start + _BATCH)
-            z, labels, words = (each[rows].to(device) for each in (noise, self._labels, style))
+            z, labels, words = (each[rows].to(device) for each in (noise, self.labels, style))
             parts.append(model(z, torch.ones(len(z), device=device), ClassConditions(labels, words)).float().cpu())
         return torch.cat(parts)

@@ -31,6 +31,7 @@ from dittool.data.provenance import Provenance
 from dittool.data.shard_set import ShardSet
 from dittool.data.shards import HOLDOUT, TRAIN
 from dittool.encoders.drift_features import DriftFeatures
+from dittool.encoders.latent_encoder import SeededEncoder
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
 from dittool.models.drift_dit import ClassConditions
 from dittool.objective.drift import FieldSettings, multi_feature_loss, unconditional_weight
@@ -39,6 +40,7 @@ from dittool.storage import folder_lock, output_folder, sweep_temporaries, write
 from dittool.train.distributed import Ranks, process_group, whole
 from dittool.train.drift_data import ClassSamples, Groups, LatentStream, ToyStream
 from dittool.train.drift_evaluate import LatentEvaluation, ToyEvaluation
+from dittool.train.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.train.log import RunLog
 from dittool.train.loop import due, restore, warm_start
 from dittool.train.signals import StopRequest, stop_on_signal
@@ -77,8 +79,9 @@ class _Run:
     folder: Path
     state: TrainState
     stream: ToyStream | LatentStream
-    features: DriftFeatures | None  # None: the samples are their own features
     classes: list[str]
+    features: DriftFeatures | None = None  # None: the samples are their own features
+    encoder: FeatureEncoder | None = None  # trained for these features; None: not trained
     log: RunLog | None = None
     evaluation: ToyEvaluation | LatentEvaluation | None = None
     draw: DrawGenerator | None = None
@@ -90,8 +93,9 @@ class _Run:
         return self.folder / "checkpoints"
 
     def content(self) -> dict[str, Any]:
-        """A checkpoint: that of every run, with the queues' sample numbers and the names of the classes."""
-        return {**self.state.to_checkpoint(), "queues": self.stream.state(), "classes": self.classes}
+        """A checkpoint: that of every run, with the queues' sample numbers, the names of the classes, and the encoder where one was trained."""
+        encoder = {} if self.encoder is None else {"feature_encoder": self.encoder.to_checkpoint()}
+        return {**self.state.to_checkpoint(), "queues": self.stream.state(), "classes": self.classes, **encoder}
 
 
 def train_generator(
@@ -115,15 +119,16 @@ def train_generator(
         if not resume and list_checkpoints(out / "checkpoints"):
             raise UsageError(f"{out}: holds checkpoints of an earlier run", f"go on with --resume, choose another --out, or remove it: rm -r {out}")
         state = TrainState(config, provenance, ranks)
-        features = None if config.model.arch == "drift-toy" else DriftFeatures(config.drift.features, config.model.channels).to(ranks.device)
-        run = _Run(out, state, stream, features, classes)
-        _begin(run, resume, strict, set(named_changes), init, talk)
+        run = _Run(out, state, stream, classes)
+        saved = _begin(run, resume, strict, set(named_changes), init, talk)
         if ranks.first:
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
             if config.model.arch == "drift":
                 record_data(out, data, provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step, config)))
             run.evaluation, run.draw = evaluation, draw
+        if isinstance(stream, LatentStream):
+            _freeze_features(run, evaluation, saved, talk)
         return _run_steps(run, stop, talk)
 
 
@@ -232,18 +237,36 @@ def _require_equal_shares(config: DriftConfig | ToyConfig, ranks: Ranks) -> None
         )
 
 
-def _begin(run: _Run, resume: bool, strict: bool, named: set[str], init: Path | None, talk: Talk) -> None:
-    """Fresh, warm-started, or exactly where a checkpoint left it."""
+def _begin(run: _Run, resume: bool, strict: bool, named: set[str], init: Path | None, talk: Talk) -> dict[str, Any]:
+    """Fresh, warm-started, or exactly where a checkpoint left it. Returns that checkpoint, empty when there is none."""
     if resume:
         newest = newest_checkpoint(run.checkpoints, talk, strict)
         restore(newest, run.state, named, talk)
+        saved = load_checkpoint(newest.path)
         if isinstance(run.stream, LatentStream):
-            run.stream.restore(load_checkpoint(newest.path)["queues"])
-        return
+            run.stream.restore(saved["queues"])
+        return saved
     if init is not None:
         warm_start(run.state, init)
     if isinstance(run.stream, LatentStream):
         run.stream.fill()
+    return {}
+
+
+def _freeze_features(run: _Run, judged: LatentEvaluation, saved: dict[str, Any], talk: Talk) -> None:
+    """What the fields are computed in. A trained encoder comes from the checkpoint, unless a resumed run asks for another one."""
+    config, ranks = run.state.config, run.state.ranks
+    if config.drift.encoder == "trained":
+        kept = saved.get("feature_encoder")
+        if kept is not None and saved["config"]["feature_encoder"] == config_to_dict(config)["feature_encoder"]:
+            run.encoder = FeatureEncoder.from_checkpoint(kept, config, ranks)
+        else:
+            run.encoder = train_feature_encoder(config, run.stream.samples, judged, ranks, talk)
+            talk.note(run.encoder.line)
+            if run.log is not None:
+                run.log.write(run.state.step, {f"feature_encoder_{name}": value for name, value in run.encoder.figures.items()})
+    encoder = SeededEncoder(config.model.channels) if run.encoder is None else run.encoder.encoder
+    run.features = DriftFeatures(config.drift.features, encoder).to(ranks.device)
 
 
 def _toy(config: ToyConfig) -> tuple[ToyStream, Provenance, ToyEvaluation, list[str]]:

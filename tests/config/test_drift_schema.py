@@ -58,10 +58,19 @@ def test_a_misspelt_key_is_answered_with_one_of_its_own_family():
         ("drift.generated=100", "train.batch_size 4096 is not whole groups of drift.generated 100"),
         ("drift.temperatures=[0.1, 0.1]", "a temperature stands in temperatures twice"),
         ("sample.alpha=5.0", "sample.alpha 5 is above drift.alpha_max 4"),
+        ("feature_encoder.width=8", 'feature_encoder has no effect unless drift.encoder = "trained"'),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(override, told):
     assert any(told in problem for problem in problems("drift-b2", override))
+
+
+def test_an_encoder_is_trained_only_where_something_is_read_from_it():
+    wanted = "drift.encoder=trained"
+    assert any("has no effect when drift.features is" in problem for problem in problems("drift-b2", wanted, 'drift.features=["raw"]'))
+    idle = problems("drift-b2", wanted, "feature_encoder.masked=0.0", "feature_encoder.labels=false")
+    assert any("nothing to learn" in problem for problem in idle)
+    assert any("no effect on a toy" in problem for problem in problems("drift-toy", wanted))
 
 
 def test_a_toy_has_neither_guidance_nor_features_of_images():
