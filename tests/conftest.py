@@ -140,7 +140,8 @@ def tiny_run(tiny_shards, tmp_path_factory) -> Path:
 SMALL_CLASSES = (
     "model.depth=1", "model.width=16", "model.heads=2", "model.mlp_width=16", "model.registers=2", "model.style_tokens=2", "model.input=4x4",
     'data.buckets=["32x32"]', "data.holdout=0.1", "drift.generated=4", "drift.positives=4", "drift.unconditional=2", "drift.class_queue=6",
-    "drift.global_queue=12", "drift.pushed=5", 'drift.features=["raw", "moments"]', "train.steps=6", "train.batch_size=8", "train.warmup_steps=1",
+    "drift.global_queue=12", "drift.pushed=5", 'drift.features=["raw", "moments"]', "drift.encoder=seeded", "drift.maps_weight=1.0",
+    "train.steps=6", "train.batch_size=8", "train.warmup_steps=1",
     "train.log_every=2", "train.eval_every=3", "train.sample_every=0", "checkpoint.every=2", "checkpoint.keep=9",
 )  # fmt: skip
 

@@ -99,6 +99,7 @@ class Drift(Section):
     repulsion: Annotated[float, Field(ge=0)] = 1.0  # factor; anything but 1 breaks the antisymmetry: a negative control, not a setting
     features: list[Feature] = Field(default=["raw"], min_length=1)  # one field for each vector of each kind: docs/drifting.md
     encoder: Literal["seeded", "trained"] = "seeded"  # whose maps: fixed random convolutions, or a small encoder trained first
+    maps_weight: PositiveFloat = 1.0  # of the losses in maps beside that in raw input
     alpha_max: Annotated[float, Field(ge=1)] = 4.0  # guidance scales are drawn from [1, alpha_max] …
     alpha_exponent: Annotated[float, Field(ge=0)] = 3.0  # … with density proportional to alpha to the power of minus this
     class_queue: Positive = 128  # newest real samples kept for each class
@@ -114,6 +115,10 @@ class Drift(Section):
             (self.unconditional > 0 or self.alpha_max == 1, "guidance scales above 1 need unconditional negatives; set alpha_max = 1"),
             (len(set(self.temperatures)) == len(self.temperatures), "a temperature stands in temperatures twice"),
             (len(set(self.features)) == len(self.features), "a kind stands in features twice"),
+            (
+                self.maps_weight == 1 or ("raw" in self.features and len(self.features) > 1),
+                f"maps_weight weighs maps against raw input, and features is {self.features}",
+            ),
         )
         return self
 

@@ -183,11 +183,11 @@ def train_step(run: _Run) -> None:
         groups = run.stream.groups(*_share(config, state.step, micro, state.ranks)).to(state.device)
         with state.ranks.local_gradients(state.replica, wanted=micro < config.train.accumulate - 1):
             losses = _losses(run, groups, autocast)
-            (sum(losses.values()) / config.train.accumulate).backward()
+            (_minimised(config, losses) / config.train.accumulate).backward()
         run.losses.append({name: loss.detach() for name, loss in losses.items()})
     norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     run.norms.append(norm)
-    loss = state.ranks.mean(sum(run.losses[-1].values()))
+    loss = state.ranks.mean(_minimised(config, run.losses[-1]))
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise NonFiniteError(
             f"step {state.step + 1}: loss {float(loss):g}, gradient norm {float(norm):g}; stopped before the update",
@@ -213,6 +213,11 @@ def _losses(run: _Run, groups: Groups, autocast: Any) -> dict[str, Tensor]:
     with torch.no_grad():
         positives, unconditional = (_features(run, each.flatten(0, 1), count) for each in (groups.positives, groups.unconditional))
     return multi_feature_loss(_features(run, samples, count), positives, unconditional, weight, settings)
+
+
+def _minimised(config: DriftConfig | ToyConfig, losses: dict[str, Tensor]) -> Tensor:
+    """The sum over kinds of features, those of maps weighted."""
+    return sum(loss * (1 if kind == "raw" else config.drift.maps_weight) for kind, loss in losses.items())
 
 
 def _features(run: _Run, samples: Tensor, groups: int) -> dict[str, Tensor]:
@@ -311,7 +316,7 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
 def _log(run: _Run, seconds: float, steps: int) -> None:
     """Means since the last row. All processes must ask together."""
     kinds = {kind: run.state.ranks.mean(torch.stack([one[kind] for one in run.losses]).mean()) for kind in run.losses[0]}
-    figures = {"loss": float(sum(kinds.values())), **{f"loss_{kind}": float(loss) for kind, loss in kinds.items()}}
+    figures = {"loss": float(_minimised(run.state.config, kinds)), **{f"loss_{kind}": float(loss) for kind, loss in kinds.items()}}
     figures |= {"lr": run.state.optimizer.param_groups[0]["lr"], "grad_norm": float(torch.stack(run.norms).mean())}
     figures["steps_per_second"] = steps / seconds
     if run.log is not None:

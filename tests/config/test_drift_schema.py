@@ -69,6 +69,7 @@ def test_an_encoder_is_trained_only_where_something_is_read_from_it():
     wanted = "drift.encoder=trained"
     assert any("has no effect when drift.features is" in problem for problem in problems("drift-b2", wanted, 'drift.features=["raw"]'))
     idle = problems("drift-b2", wanted, "feature_encoder.masked=0.0", "feature_encoder.labels=false")
+    assert any("maps_weight weighs maps" in problem for problem in problems("drift-b2", "drift.maps_weight=0.5", 'drift.features=["raw"]'))
     assert any("nothing to learn" in problem for problem in idle)
     assert any("no effect on a toy" in problem for problem in problems("drift-toy", wanted))
 

@@ -70,6 +70,18 @@ def test_a_resumed_run_ends_with_the_same_bits(class_run, class_shards, tmp_path
     assert_same_bits(final_state(class_run), final_state(out))
 
 
+def test_maps_weigh_what_their_key_says(class_shards, tmp_path):
+    weights = {}
+    for weight in (1.0, 0.25):
+        run = tmp_path / str(weight)
+        train_generator(class_shards.config(f"drift.maps_weight={weight}", "train.steps=2"), class_shards.folder, run)
+        row = next(row for row in read_log(run) if "loss_raw" in row)
+        maps = sum(value for name, value in row.items() if name.startswith("loss_") and name != "loss_raw")
+        assert row["loss"] == pytest.approx(row["loss_raw"] + weight * maps, rel=1e-4)
+        weights[weight] = final_state(run)["model"]["output.weight"]
+    assert not torch.allclose(weights[1.0], weights[0.25], atol=1e-5)
+
+
 def test_a_resumed_run_that_fills_its_queues_anew_does_not_end_with_the_same_bits(class_run, class_shards, tmp_path, monkeypatch):
     """The comparison above can fail."""
     out = stopped_at(class_run, 2, tmp_path / "run")
