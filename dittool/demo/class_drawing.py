@@ -8,6 +8,7 @@ Objects are larger than in the captioned set and stand in the middle: with 64 pi
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,16 +38,20 @@ class Recognised:
     kinds: int  # different backgrounds among those that are right; 3 are drawn
 
 
-def draw_class_folders(folder: Path, count: int, seed: int, side: int, talk: Talk = SILENT) -> None:
-    """Writes `count` images of `side` × `side` pixels. Drawing again what is there already changes nothing."""
+def draw_class_folders(
+    folder: Path, count: int, seed: int, side: int, talk: Talk = SILENT, colours: Collection[str] = tuple(COLOURS)
+) -> None:  # fmt: skip
+    """Writes those of `count` images of `side` × `side` pixels that have one of `colours`. Drawing again what is there changes nothing."""
     with talk.progress("draw", count, "image") as task:
         for number, scene in enumerate(plan_scenes(count, seed), start=1):
+            task.advance()
+            if scene.colour not in colours:
+                continue
             path = output_folder(folder / f"{scene.colour}-{scene.shape}") / f"scene-{number:04d}.png"
             buffer = io.BytesIO()
             draw_scene(_in_the_middle(scene, number, seed, side)).save(buffer, format="PNG")
             if not path.is_file() or path.read_bytes() != buffer.getvalue():
                 write_atomic(path, buffer.getvalue())
-            task.advance()
 
 
 def recognise(images: np.ndarray, name: str) -> Recognised:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,18 @@ from dittool.data.embed import embed
 from dittool.data.shard_index import INDEX_NAME
 from dittool.data.shards import shard
 from dittool.demo.class_drawing import Recognised, draw_class_folders, recognise
+from dittool.demo.drawing import COLOURS
 from dittool.sampling.one_step import OneStepPipeline
 from dittool.sampling.picture_file import write_png
 
 IMAGES, SEED = 720, 0
 
 
-def prepare(root: Path, config: DriftConfig, talk: Talk = SILENT) -> Path:
-    """Shards of drawn class folders under `root`, at the size that the configuration embeds; what is there already stays."""
+def prepare(root: Path, config: DriftConfig, talk: Talk = SILENT, colours: Collection[str] = tuple(COLOURS)) -> Path:
+    """Shards of drawn class folders of `colours` under `root`, at the size that the configuration embeds; what is there already stays."""
     side = int(config.data.buckets[0].split("x")[0])
     images, derived, shards = root / "images", root / "derived", root / "shards"
-    draw_class_folders(images, IMAGES, SEED, side, talk)
+    draw_class_folders(images, IMAGES, SEED, side, talk, colours)
     embed(images, derived, config, talk=talk)
     if not (shards / INDEX_NAME).is_file():
         shard(derived, shards, talk=talk)

@@ -3,6 +3,8 @@
 Every row of the matrix changes some keys of the preset drift-demo; each is trained with every seed, then judged by energy distance to real
 latents and by the share of drawn images that the pixel checker recognises. FOLDER gets results.csv, results.md and results.png. A row that
 stands in results.csv is not run again, and a run that was stopped goes on where it was, so the script may be killed and started again at will.
+The task is the shapes of some colours, `--colours red` by default, so that a row takes minutes;
+a folder belongs to the colours that it was begun with.
 
 A matrix file: one table a row, `["l2 norm"]` with `overrides = ["model.qk_norm=l2"]`. Without one, the rows below are run.
 """
@@ -18,6 +20,7 @@ from statistics import mean, pstdev
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.load import load_config, read_toml
 from dittool.console import Console
+from dittool.data.shard_set import ShardSet
 from dittool.demo.class_run import judge, prepare
 from dittool.sampling.one_step import OneStepPipeline
 from dittool.train.drift_loop import train_generator
@@ -36,7 +39,11 @@ MATRIX: dict[str, list[str]] = {
     "distances not normalised": ["drift.normalise_distances=false"],
     "drift not normalised": ["drift.normalise_drift=false"],
     "τ 0.05 alone": ["drift.temperatures=[0.05]"],
-    "raw input alone": ['drift.features=["raw"]'],
+    "raw input alone": ['drift.features=["raw"]', "drift.encoder=seeded", "drift.maps_weight=1.0"],
+    "maps of the seeded encoder": ["drift.encoder=seeded"],
+    "maps of an encoder without labels": ["feature_encoder.labels=false"],
+    "maps weigh as much as raw input": ["drift.maps_weight=1.0"],
+    "16 drawn samples a group": ["drift.generated=16"],
     "attraction only": ["drift.repulsion=0.0"],
     "repulsion × 2": ["drift.repulsion=2.0"],
 }
@@ -45,7 +52,8 @@ FIELDS = ("name", "seed", "steps", "energy", "colour", "shape", "both", "seconds
 
 def run_one(folder: Path, shards: Path, name: str, overrides: list[str], seed: int, steps: int, console: Console) -> dict[str, object]:
     config = load_config("drift-demo", [
-        *overrides, f"train.seed={seed}", f"train.steps={steps}", f"train.warmup_steps={min(50, steps // 4)}", "train.sample_every=0",
+        *overrides, f"model.classes={len(ShardSet.open(shards).classes)}", f"train.seed={seed}",
+        f"train.steps={steps}", f"train.warmup_steps={min(50, steps // 4)}", "train.sample_every=0",
         f"train.eval_every={steps}",
     ])  # fmt: skip
     run = folder / "runs" / f"{'-'.join(name.split())}_seed{seed}".replace("/", "-")
@@ -95,13 +103,14 @@ def main() -> None:
     parser.add_argument("--matrix", type=Path)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--colours", default="red")
     arguments = parser.parse_args()
     console, folder = Console(), arguments.folder
     matrix = MATRIX if arguments.matrix is None else {name: table["overrides"] for name, table in read_toml(arguments.matrix).items()}
     for name, overrides in matrix.items():  # every mistake before the first hour is spent
         load_config("drift-demo", overrides)
         console.note(f"{name}: {' '.join(overrides) or 'the preset'}")
-    shards = prepare(folder, load_config("drift-demo"), console)
+    shards = prepare(folder, load_config("drift-demo"), console, arguments.colours.split(","))
     results = folder / "results.csv"
     for seed in map(int, arguments.seeds.split(",")):
         for name, overrides in matrix.items():

@@ -28,6 +28,14 @@ def test_backgrounds_vary_within_a_class(tmp_path):
     assert recognise(images_of(tmp_path, "red-circle"), "red-circle").kinds == 3
 
 
+def test_some_colours_alone_are_the_same_images(tmp_path):
+    draw_class_folders(tmp_path / "all", 48, 0, 32)
+    draw_class_folders(tmp_path / "red", 48, 0, 32, colours=["red"])
+    names = {str(path.relative_to(tmp_path / "red")) for path in (tmp_path / "red").rglob("*.png")}
+    assert names == {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").glob("red-*/*.png")} and names
+    assert all((tmp_path / "red" / name).read_bytes() == (tmp_path / "all" / name).read_bytes() for name in names)
+
+
 def test_noise_is_recognised_as_nothing():
     noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     assert recognise(noise, "red-circle").both == 0

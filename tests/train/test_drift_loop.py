@@ -182,7 +182,7 @@ def test_the_second_run_in_a_folder_is_refused(class_run, class_shards):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_take_the_steps_of_one(class_shards, tmp_path, parallel):
-    settings = ("train.lr=1e-4", "train.steps=3", f"train.parallel={parallel}")
+    settings = ("train.lr=1e-4", "train.steps=3", f"train.parallel={parallel}", "drift.encoder=trained", "feature_encoder.steps=3")
     train_generator(class_shards.config(*settings), class_shards.folder, tmp_path / "one")
     (tmp_path / "two.toml").write_text(config_to_toml(class_shards.config(*settings)))
     command = [
@@ -194,6 +194,8 @@ def test_two_processes_take_the_steps_of_one(class_shards, tmp_path, parallel):
     one, two = (final_state(tmp_path / name) for name in ("one", "two"))
     assert one["samples_seen"] == two["samples_seen"] == 24
     assert max(float((one["model"][name] - two["model"][name]).abs().max()) for name in one["model"]) < 1e-4
+    encoders = (each["feature_encoder"]["weights"] for each in (one, two))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*(each.values() for each in encoders), strict=True))
     assert all(torch.equal(torch.as_tensor(one["queues"][name]), torch.as_tensor(two["queues"][name])) for name in one["queues"])
 
 
