@@ -75,6 +75,17 @@ def test_the_seed_of_the_run_decides_and_nothing_else(class_shards):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_every_process_goes_on_with_the_first_ones_weights(monkeypatch):
+    """Each trains its own, and two machines may round differently."""
+    sent = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: sent.append((tensor.data_ptr(), src)))
+    module = torch.nn.BatchNorm1d(2)
+    ALONE.take_from_first(module)
+    assert sent == []
+    Ranks(1, 2, torch.device("cpu")).take_from_first(module)
+    assert sent == [(tensor.data_ptr(), 0) for tensor in [*module.parameters(), *module.buffers()]]
+
+
 def test_whole_patches_are_hidden_in_the_wanted_share():
     hidden = hidden_patches(torch.zeros(400, 4, 8, 6), 0.25, torch.Generator().manual_seed(0))
     assert hidden.shape == (400, 1, 8, 6) and abs(float(hidden.float().mean()) - 0.25) < 0.03
