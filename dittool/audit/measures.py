@@ -70,7 +70,8 @@ def queues(config: DriftConfig) -> Measured:
 
 def features(config: DriftConfig) -> Measured:
     wanted = {"raw", "locations", "moments", "patches2", "patches4"}
-    return set(config.drift.features) == wanted, ", ".join(config.drift.features)
+    figures = f"{', '.join(config.drift.features)}; maps of the {config.drift.encoder} encoder, at weight {config.drift.maps_weight:g}"
+    return set(config.drift.features) == wanted and config.drift.maps_weight == 1, figures
 
 
 def head_width_64(config: DriftConfig) -> Measured:

@@ -54,6 +54,7 @@ def test_the_documented_presets_and_the_papers_take_different_forms():
         ("drift.alpha_max=2.0", "guidance"),
         ("drift.pushed=32", "queues"),
         ('drift.features=["raw"]', "features"),
+        ("drift.maps_weight=0.5", "features"),
     ],
 )
 def test_a_deviation_fails_its_component(override, component):
