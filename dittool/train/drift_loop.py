@@ -57,6 +57,7 @@ class GeneratorSummary:
     checkpoint: Path
     step: int
     figures: dict[str, float]  # of the last evaluation, EMA weights
+    encoder: dict[str, float] | None  # figures of a feature encoder that was trained for this run
     faults: list[str] | None  # of a toy: why its points do not pass for real ones; None: nothing was judged
     seconds: float  # of this call
     steps_per_second: float
@@ -163,7 +164,8 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
         return None
     seconds = time.monotonic() - start
     faults = run.evaluation.faults(figures) if figures and isinstance(run.evaluation, ToyEvaluation) else None
-    return GeneratorSummary(run.folder, saved, state.step, figures, faults, seconds, (total - first) / seconds)
+    encoder = None if run.encoder is None else run.encoder.figures
+    return GeneratorSummary(run.folder, saved, state.step, figures, encoder, faults, seconds, (total - first) / seconds)
 
 
 def _draw(run: _Run, model: nn.Module) -> None:
