@@ -81,7 +81,8 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     name = "grid" if grid else "sample"
     if options.prompts is None:
         if options.prompt is None and options.ref is None:
-            raise UsageError("neither --prompt nor --ref: nothing to draw", 'for example: dit sample --prompt "a red circle"')
+            example = 'for example: dit sample --prompt "a red circle"; with a one-step generator: dit sample --class NAME'
+            raise UsageError("neither --prompt nor --ref: nothing to draw", example)
         wanted = [(name, options.prompt, options.ref, options.seed)]
     else:
         lines = read_prompts(options.prompts)

@@ -40,7 +40,9 @@ def stop_on_signal() -> Iterator[StopRequest]:
             os._exit(128 + number)
 
     terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-    heard = [number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
     previous = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request

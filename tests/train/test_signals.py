@@ -25,6 +25,13 @@ def handlers():
         signal.signal(number, handler)
 
 
+def test_an_interrupt_is_heard_also_where_a_shell_ignores_it_for_jobs_in_the_background():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+
+
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_is_a_request_and_handlers_come_back(number, handlers):
     with stop_on_signal() as stop:
