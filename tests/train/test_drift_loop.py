@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from run_states import assert_same_bits, final_state, stopped_at
 
 from dittool.audit.runner import audit
 from dittool.ckpt.files import list_checkpoints
@@ -25,32 +25,6 @@ from dittool.train.log import read_log
 
 TOY = ("train.steps=6", "train.eval_every=3", "train.sample_every=0", "train.warmup_steps=1", "drift.generated=16", "drift.positives=16",
        "train.batch_size=32", "checkpoint.every=2", "checkpoint.keep=9", "model.width=16", "train.log_every=2")  # fmt: skip
-
-
-def final_state(run) -> dict:
-    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
-
-
-def assert_same_bits(a, b) -> None:
-    for part in ("model", "ema", "queues"):
-        assert a[part].keys() == b[part].keys()
-        assert all(torch.equal(torch.as_tensor(a[part][name]), torch.as_tensor(b[part][name])) for name in a[part])
-    for index, moments in a["optimizer"]["state"].items():
-        assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in moments.items())
-    assert (a["step"], a["samples_seen"]) == (b["step"], b["samples_seen"])
-
-
-def stopped_at(run, step: int, out):
-    """The run as it lay on disk when the checkpoint of `step` was its newest."""
-    shutil.copytree(run, out)
-    for checkpoint in list_checkpoints(out / "checkpoints"):
-        if checkpoint.step > step:
-            checkpoint.path.unlink()
-            checkpoint.path.with_suffix(".json").unlink()
-    return out
-
-
-# Latents
 
 
 def test_a_run_leaves_what_every_run_leaves_and_what_a_generator_needs(class_run, class_shards):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
+from run_states import final_state, same_tensors, stopped_at
 
 from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.safe_load import load_checkpoint
@@ -33,20 +33,12 @@ def encoder_run(class_shards, tmp_path_factory):
     return out
 
 
-def final_state(run) -> dict:
-    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
-
-
 def trained(class_shards, *overrides: str) -> FeatureEncoder:
     config, shards = class_shards.config(*TRAINED, *overrides), ShardSet.open(class_shards.folder)
     refs, held = shards.split(TRAIN), shards.split(HOLDOUT)
     norm = Provenance.of(shards, refs, config).norm
     judged = LatentEvaluation(config, ClassSamples(shards, held, norm, 0, partial=True))
     return train_feature_encoder(config, ClassSamples(shards, refs, norm, 0), judged, ALONE)
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_fills_in_more_and_names_more_classes(class_shards):
@@ -70,8 +62,8 @@ def test_the_seed_of_the_run_decides_and_nothing_else(class_shards):
     torch.manual_seed(2)
     before = torch.get_rng_state()
     again, other = trained(class_shards), trained(class_shards, "train.seed=1")
-    assert same(one.encoder.state_dict(), again.encoder.state_dict())
-    assert not same(one.encoder.state_dict(), other.encoder.state_dict())
+    assert same_tensors(one.encoder.state_dict(), again.encoder.state_dict())
+    assert not same_tensors(one.encoder.state_dict(), other.encoder.state_dict())
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -96,20 +88,11 @@ def test_a_run_tells_of_its_encoder_and_keeps_it(encoder_run):
     first = read_log(encoder_run)[0]
     assert first["step"] == 0 and {"feature_encoder_filled_in", "feature_encoder_accuracy"} <= first.keys()
     kept = [load_checkpoint(one.path)["feature_encoder"]["weights"] for one in list_checkpoints(encoder_run / "checkpoints")]
-    assert len(kept) > 1 and all(same(kept[0], other) for other in kept)  # nothing trains it further
+    assert len(kept) > 1 and all(same_tensors(kept[0], other) for other in kept)  # nothing trains it further
 
 
 def test_its_features_are_not_those_of_the_seeded_one(encoder_run, class_run):
-    assert not same(final_state(encoder_run)["model"], final_state(class_run)["model"])
-
-
-def stopped_at(run, step: int, out):
-    shutil.copytree(run, out)
-    for checkpoint in list_checkpoints(out / "checkpoints"):
-        if checkpoint.step > step:
-            checkpoint.path.unlink()
-            checkpoint.path.with_suffix(".json").unlink()
-    return out
+    assert not same_tensors(final_state(encoder_run)["model"], final_state(class_run)["model"])
 
 
 def test_a_resumed_run_trains_no_encoder_and_ends_with_the_same_bits(encoder_run, class_shards, tmp_path, monkeypatch):
@@ -117,8 +100,8 @@ def test_a_resumed_run_trains_no_encoder_and_ends_with_the_same_bits(encoder_run
     monkeypatch.setattr(drift_loop, "train_feature_encoder", None)
     train_generator(class_shards.config(*TRAINED), class_shards.folder, out, resume=True)
     whole, parts = final_state(encoder_run), final_state(out)
-    assert same(whole["model"], parts["model"]) and same(whole["ema"], parts["ema"])
-    assert same(whole["feature_encoder"]["weights"], parts["feature_encoder"]["weights"])
+    assert same_tensors(whole["model"], parts["model"]) and same_tensors(whole["ema"], parts["ema"])
+    assert same_tensors(whole["feature_encoder"]["weights"], parts["feature_encoder"]["weights"])
     assert whole["feature_encoder"]["figures"] == parts["feature_encoder"]["figures"]
 
 
@@ -129,8 +112,8 @@ def test_a_resumed_run_with_another_encoder_does_not(encoder_run, class_shards, 
     train_generator(
         class_shards.config(*TRAINED, changed), class_shards.folder, out, resume=True, named_changes=["feature_encoder.steps"]
     )  # fmt: skip
-    assert not same(final_state(encoder_run)["model"], final_state(out)["model"])
-    assert not same(final_state(encoder_run)["feature_encoder"]["weights"], final_state(out)["feature_encoder"]["weights"])
+    assert not same_tensors(final_state(encoder_run)["model"], final_state(out)["model"])
+    assert not same_tensors(final_state(encoder_run)["feature_encoder"]["weights"], final_state(out)["feature_encoder"]["weights"])
 
 
 def test_the_command_says_what_the_encoder_learned(dit, class_shards, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,37 +11,15 @@ import time
 
 import pytest
 import torch
+from run_states import assert_same_bits, final_state, stopped_at
 
-from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
+from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.safe_load import load_checkpoint
 from dittool.config.load import load_config
 from dittool.errors import BadDataError, NonFiniteError, UsageError
 from dittool.train import loop
 from dittool.train.log import read_log
 from dittool.train.loop import train
-
-
-def final_state(run) -> dict:
-    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
-
-
-def assert_same_bits(a: dict, b: dict) -> None:
-    for part in ("model", "ema"):
-        assert a[part].keys() == b[part].keys()
-        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
-    for index, moments in a["optimizer"]["state"].items():
-        assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in moments.items())
-    assert a["step"] == b["step"] and a["samples_seen"] == b["samples_seen"]
-
-
-def stopped_at(run, step: int, out):
-    """The run as it lay on disk when the checkpoint of `step` was its newest."""
-    shutil.copytree(run, out)
-    for checkpoint in list_checkpoints(out / "checkpoints"):
-        if checkpoint.step > step:
-            checkpoint.path.unlink()
-            checkpoint.path.with_suffix(".json").unlink()
-    return out
 
 
 def test_a_run_leaves_what_the_contract_names(tiny_run):

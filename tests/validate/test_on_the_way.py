@@ -6,25 +6,12 @@ import errno
 import json
 
 import pytest
-import torch
+from run_states import assert_same_bits, final_state
 
-from dittool.ckpt.safe_load import load_checkpoint
 from dittool.errors import WeightsMissingError
 from dittool.train.loop import train
 from dittool.validate import on_the_way
 from dittool.validate.on_the_way import judge_on_the_way
-
-
-def final_state(run):
-    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
-
-
-def assert_same_bits(a, b):
-    for part in ("model", "ema", "rng"):
-        assert a[part].keys() == b[part].keys()
-        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part]), part
-    for index, moments in a["optimizer"]["state"].items():
-        assert all(torch.equal(value, b["optimizer"]["state"][index][name]) for name, value in moments.items())
 
 
 @pytest.fixture(scope="module")
