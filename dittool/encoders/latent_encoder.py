@@ -25,8 +25,8 @@ class SeededEncoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         sizes = (channels, _SEEDED_WIDTH, 2 * _SEEDED_WIDTH)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(sizes[i], sizes[i + 1], 3, stride=1 + (i > 0), padding=1, bias=False) for i in range(len(sizes) - 1)
+        self.convolutions = nn.ModuleList(  # without first weights, which would be drawn from the global generator
+            nn.utils.skip_init(nn.Conv2d, sizes[i], sizes[i + 1], 3, stride=1 + (i > 0), padding=1, bias=False) for i in range(len(sizes) - 1)
         )
         for index, convolution in enumerate(self.convolutions):
             generator = torch.Generator().manual_seed(derive_seed("drift features", index, channels))
