@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.truncate")
+_ENDED = "ended by itself: "  # among what the command itself prints
 KILLED = 9  # the exit code of a process that was ended so
 
 
@@ -21,8 +22,8 @@ def killed_at(events: Iterable[int], folder: Path, *command: object) -> dict[int
     """
     words = [sys.executable, __file__, folder, json.dumps([str(word) for word in command]), *events]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
-    lines = [tuple(map(int, line.split())) for line in done.stdout.splitlines() if line[:1].isdigit()]
-    return {event: (count, code) for event, count, code in lines}
+    ended = [line.removeprefix(_ENDED).split() for line in done.stdout.splitlines() if line.startswith(_ENDED)]
+    return {int(event): (int(count), int(code)) for event, count, code in ended}
 
 
 def die_at(event: int, out: str) -> list[int]:
@@ -58,7 +59,7 @@ def main(folder: str, command: list[str], events: list[int]) -> None:
             out = f"{folder}/killed{event}"
             count = die_at(event, out)
             code = run([word.replace("OUT", out) for word in command])
-            print(event, count[0], code, flush=True)
+            print(f"\n{_ENDED}{event} {count[0]} {code}", flush=True)
             os._exit(0)
         os.waitpid(child, 0)
 
