@@ -1,8 +1,9 @@
-"""A derived folder that tests may alter."""
+"""Images and a derived folder that tests may alter; warnings as errors."""
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,3 +16,21 @@ def older_derived(tiny_shards, tmp_path, forget_digests: Callable[[Path], None])
     folder = shutil.copytree(tiny_shards.store.folder, tmp_path / "derived")
     forget_digests(folder)
     return folder
+
+
+@pytest.fixture
+def images(tiny_shards, tmp_path):
+    """Eight drawn images, free to be edited."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted(tiny_shards.images.iterdir())[:16]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def warnings_are_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what the module asks for when it is imported
+        yield

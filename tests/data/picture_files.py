@@ -1,4 +1,4 @@
-"""Image files for the tests, well-formed and not, built in memory."""
+"""Image files for the tests, well-formed and not, built in memory; and what reading them gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import struct
 import zlib
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from dittool.data.images import ImageRefused, decode_image
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 ORIENTATION = 0x0112
@@ -58,3 +61,20 @@ def exif_of(orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     return exif
+
+
+# What reading them gives
+
+
+def colour_at(raw, x, y):
+    return tuple(decode_image(raw).pixels[y, x].tolist())
+
+
+def near(colour, other, tolerance):
+    return max(abs(one - two) for one, two in zip(colour, other, strict=True)) <= tolerance
+
+
+def refusal(raw, judge=decode_image):
+    with pytest.raises(ImageRefused) as caught:
+        judge(raw)
+    return caught.value

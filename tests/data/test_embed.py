@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,16 +27,6 @@ from dittool.data.scan import load_pixels, scan
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, StorageError, UsageError, WeightsMissingError
-
-
-@pytest.fixture
-def images(tiny_shards, tmp_path):
-    """Eight drawn images, free to be edited."""
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for path in sorted(tiny_shards.images.iterdir())[:16]:
-        shutil.copy(path, folder)
-    return folder
 
 
 def digests(derived):
@@ -357,68 +346,6 @@ def test_torchrun_ranks_are_parts_and_nonsense_is_refused():
     for text in ("4/4", "1", "-1/4", "a/b", "1/0"):
         with pytest.raises(UsageError, match="--part"):
             Part.parse(text)
-
-
-# Verification
-
-
-def damage(path, array=None, content=None):
-    if array is not None:
-        np.save(path, array)
-    else:
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("feature", "change", "said"),
-    [
-        ("vae_latents", lambda a: a[:, :-1], "digest"),
-        ("dinov3", lambda a: np.full_like(a, np.nan), "digest"),
-    ],
-)
-def test_verification_sees_a_file_that_was_replaced(images, tmp_path, feature, change, said):
-    derived = tmp_path / "derived"
-    embed(images, derived, load_config("demo"))
-    path = max((derived / feature).iterdir())
-    damage(path, change(np.load(path)))
-    assert [(fault.where, said in fault.what) for fault in verify(derived).faults] == [(str(path), True)]
-
-
-@pytest.mark.parametrize(
-    ("feature", "change", "said"),
-    [
-        ("vae_latents", lambda a: a[:, :-1], "expected (16, "),
-        ("dinov3_patches", lambda a: a[:-1], "expected ("),
-        ("t5_hidden", lambda a: a[:0], "expected 1 to 512 rows"),
-        ("dinov3", lambda a: a.astype(np.float32), "holds float32"),
-        ("dinov3", lambda a: np.where(np.arange(64) == 3, np.nan, a).astype(np.float16), "1 of 64 values are not finite"),
-    ],
-)
-def test_verification_needs_no_digest_to_see_a_wrong_array(images, tmp_path, feature, change, said):
-    derived = tmp_path / "derived"
-    embed(images, derived, load_config("demo"))
-    store = FeatureStore(derived)
-    for stage in STAGES:
-        store.append_journal(stage, store.read_records())  # as an older version wrote it
-    path = max((derived / feature).iterdir())
-    damage(path, change(np.load(path)))
-    faults = verify(derived).faults
-    assert len(faults) == 1 and faults[0].where == str(path) and said in faults[0].what
-
-
-def test_verification_lists_what_is_gone_cut_off_or_made_from_something_else(images, tmp_path, dit):
-    derived = tmp_path / "derived"
-    embed(images, derived, load_config("demo"), ["dinov3", "t5"])
-    assert dit("embed", "--verify", "--out", derived, "--pass", "t5", "--pass", "dinov3").code == 0
-    assert "never run" in dit("embed", "--verify", "--out", derived).out
-    first, second = sorted((derived / "dinov3").iterdir())[:2]
-    first.unlink()
-    second.write_bytes(second.read_bytes()[:-1])
-    records = FeatureStore(derived).read_records()
-    FeatureStore(derived).write_records([*records[:-1], replace(records[-1], caption="another")])
-    found = dit("embed", "--verify", "--out", derived, "--pass", "t5", "--pass", "dinov3", "--json")
-    assert found.code == 1
-    assert [Path(fault["where"]).name for fault in json.loads(found.out)["faults"]] == [first.name, second.name, f"{records[-1].id}.npy"]
 
 
 # Estimate and disk
