@@ -1,7 +1,8 @@
-"""`dit audit TARGET…` proves that a preset, a checkpoint, a run or data keep the rules that decide whether training is wasted.
+"""`dit audit TARGET…` proves that a preset, a checkpoint, a run or data keep the rules that decide whether training is
+wasted.
 
-`dit audit model.py:Model --kwargs '{"depth": 4}'` looks at somebody else's model. `dit audit --explain E1` prints a rule's page,
-`--explain all` every page (that is docs/rules.md). Exit code 1 when a rule fails.
+`dit audit model.py:Model --kwargs '{"depth": 4}'` looks at somebody else's model. `dit audit --explain E1` prints a
+rule's page, `--explain all` every page (that is docs/rules.md). Exit code 1 when a rule fails.
 """
 
 from __future__ import annotations
@@ -26,17 +27,40 @@ class Format(str, Enum):
 
 def main(
     targets: Annotated[
-        list[str], typer.Argument(metavar="TARGET...", help="A preset, checkpoint, run, data folder, or a model as file.py:Name.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="A preset, checkpoint, run, data folder, or a model as file.py:Name.",
+            show_default=False,
+        ),
     ] = (),
-    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="What a checkpoint or data should fit.", show_default=False)] = None,
-    select: Annotated[list[str], typer.Option("--select", metavar="CODES", help="Only rules of these codes: E1 or E,K.", show_default=False)] = (),
-    ignore: Annotated[list[str], typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False)] = (),
-    kwargs: Annotated[str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)] = None,
-    example: Annotated[
-        str | None, typer.Option("--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False)
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="P", help="What a checkpoint or data should fit.", show_default=False),
     ] = None,
-    spec: Annotated[str | None, typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False)] = None,
-    explain: Annotated[str | None, typer.Option("--explain", metavar="CODE", help="Print a rule's page, or all.", show_default=False)] = None,
+    select: Annotated[
+        list[str],
+        typer.Option("--select", metavar="CODES", help="Only rules of these codes: E1 or E,K.", show_default=False),
+    ] = (),
+    ignore: Annotated[
+        list[str], typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False)
+    ] = (),
+    kwargs: Annotated[
+        str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)
+    ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            "--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False
+        ),
+    ] = None,
+    spec: Annotated[
+        str | None,
+        typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="CODE", help="Print a rule's page, or all.", show_default=False)
+    ] = None,
     format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -60,7 +84,9 @@ def main(
     if spec is not None:
         _show_parity(console, form, targets, spec)
         return
-    audits = [audit(target, preset, _codes(select), _codes(ignore), rules, console, kwargs, example) for target in targets]
+    audits = [
+        audit(target, preset, _codes(select), _codes(ignore), rules, console, kwargs, example) for target in targets
+    ]
     _show(console, form, audits)
     codes = {one.exit_code for one in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)
@@ -87,7 +113,11 @@ def _show(console: Console, form: Format, audits: list[Any]) -> None:
         console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(one.ok for one in audits)})
         return
     if form in (Format.sarif, Format.junit):
-        console.result(jsonlib.dumps(sarif.as_sarif(audits), indent=2) if form is Format.sarif else sarif.as_junit(audits).rstrip("\n"))
+        console.result(
+            jsonlib.dumps(sarif.as_sarif(audits), indent=2)
+            if form is Format.sarif
+            else sarif.as_junit(audits).rstrip("\n")
+        )
         return
     for one in audits:
         if form is Format.markdown:

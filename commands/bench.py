@@ -1,4 +1,6 @@
-"""`dit bench --preset P` measures this machine on a preset: what training will reach, beside what the machine can do."""
+"""`dit bench --preset P` measures this machine on a preset: what training will reach, beside what the machine can
+do.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from dittool.commands.options import JsonOption, OverridesOption, QuietOption, V
 
 
 def main(
-    preset: Annotated[str, typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml.")] = "nano",
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml.")
+    ] = "nano",
     overrides: OverridesOption = (),
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -18,7 +22,8 @@ def main(
 ) -> None:
     """Measure this machine on a preset.
 
-    Steps are real ones on features of noise in the preset's sizes; no weights and no images are needed. Nothing is left behind.
+    Steps are real ones on features of noise in the preset's sizes; no weights and no images are needed. Nothing is left
+    behind.
     """
     from dataclasses import asdict
 
@@ -34,11 +39,20 @@ def main(
         return "–" if value is None else format(value, form)
 
     rows = [
-        (one.part, cell(one.images_per_second, ".3g"), cell(one.tflops, ".3g"), cell(one.mfu, ".1%"), cell(one.of_step, ".2f"))
+        (
+            one.part,
+            cell(one.images_per_second, ".3g"),
+            cell(one.tflops, ".3g"),
+            cell(one.mfu, ".1%"),
+            cell(one.of_step, ".2f"),
+        )
         for one in done.figures
     ]
     console.table(("part", "images/s", "TFLOP/s", "of the product", "of the step"), rows)
-    console.result(f"{preset} on {done.device}: {done.precision}, batches of {done.batch} at {done.bucket}, {done.tokens} latent tokens")
+    console.result(
+        f"{preset} on {done.device}: {done.precision}, batches of {done.batch} at {done.bucket}, {done.tokens} latent"
+        " tokens"
+    )
     console.result(f"{done.parameters:,} parameters, {done.flops_per_image / 1e9:.3g} GFLOP an image forward")
     console.result(f"peak memory {bytes_text(done.peak_memory_bytes)}")
     for one in done.figures:

@@ -30,10 +30,18 @@ def main(
     demo = run_demo(out, talk=console)
     validation = demo.validation
     report = {"report": str(validation.report), "contact_sheet": str(validation.folder / "contact_sheet.png")}
-    console.json({
-        **report, "verdict": validation.verdict, "results": validation.results, "images": [str(image.path) for image in demo.images],
-        "stages": [{"stage": stage, "seconds": round(seconds, 1)} for stage, seconds in zip(STAGES, demo.seconds, strict=True)],
-    })  # fmt: skip
+    console.json(
+        {
+            **report,
+            "verdict": validation.verdict,
+            "results": validation.results,
+            "images": [str(image.path) for image in demo.images],
+            "stages": [
+                {"stage": stage, "seconds": round(seconds, 1)}
+                for stage, seconds in zip(STAGES, demo.seconds, strict=True)
+            ],
+        }
+    )
     for one in demo.audits:
         console.result(f"audit {summary_line(one)}")
     console.table(("", "criterion", "value", "needed"), criteria_rows(validation.criteria))

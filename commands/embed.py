@@ -23,17 +23,35 @@ class Stage(str, Enum):
 
 def main(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .tsv .parquet), or .tar files.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .tsv .parquet), or .tar files."
+        ),
     ] = Path("data/images"),
-    out: Annotated[Path, typer.Option("--out", help="Where the features go; with --verify, the folder to verify.")] = Path("data/derived"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the features go; with --verify, the folder to verify.")
+    ] = Path("data/derived"),
     stages: Annotated[
-        list[Stage], typer.Option("--pass", "--pass-filter", help="What to make: dinov3, vae, t5 or all. Repeatable.", show_default="all")
+        list[Stage],
+        typer.Option(
+            "--pass", "--pass-filter", help="What to make: dinov3, vae, t5 or all. Repeatable.", show_default="all"
+        ),
     ] = (Stage.all,),
-    estimate: Annotated[bool, typer.Option("--estimate", help="Make nothing; print bytes, free disk and time, from a measured batch.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Make nothing; print bytes, free disk and time, from a measured batch.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Make nothing; read every feature back.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Drop the features of these passes, or those gone stale, and remake them.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Drop the features of these passes, or those gone stale, and remake them.")
+    ] = False,
     part: Annotated[
-        str | None, typer.Option("--part", metavar="I/N", help="Do one of N shares, I from 0 to N-1.", show_default="all; under torchrun its rank")
+        str | None,
+        typer.Option(
+            "--part",
+            metavar="I/N",
+            help="Do one of N shares, I from 0 to N-1.",
+            show_default="all; under torchrun its rank",
+        ),
     ] = None,
     preset: PresetOption = "nano",
     overrides: OverridesOption = (),
@@ -43,7 +61,8 @@ def main(
 ) -> None:
     """Make the features of every image and caption that has none.
 
-    Interrupted anywhere, the same command makes what is missing. Every input ends in records.jsonl, as used or with the reason why not.
+    Interrupted anywhere, the same command makes what is missing. Every input ends in records.jsonl, as used or with the
+    reason why not.
     """
     from dittool.config.load import load_config
     from dittool.data.records import STAGES
@@ -61,7 +80,9 @@ def main(
         _embed(source, out, load_config(preset, overrides), wanted, part, rebuild, console)
 
 
-def _embed(source: Path, out: Path, config: Any, stages: tuple[str, ...], part: str | None, rebuild: bool, console: Console) -> None:
+def _embed(
+    source: Path, out: Path, config: Any, stages: tuple[str, ...], part: str | None, rebuild: bool, console: Console
+) -> None:
     from dittool.data.embed import embed
     from dittool.data.parts import Part, use_own_gpu
     from dittool.data.scan import summary
@@ -70,10 +91,18 @@ def _embed(source: Path, out: Path, config: Any, stages: tuple[str, ...], part: 
     use_own_gpu(os.environ)
     done = embed(source, out, config, stages, console, share, rebuild)
     counts = summary(done.records)
-    console.json({
-        "derived": str(done.folder), "inputs": counts["total"], "part": f"{share.index}/{share.count}", "made": done.made, "kept": done.kept,
-        "left": done.left, "cut_captions": done.cut_captions, **counts,
-    })  # fmt: skip
+    console.json(
+        {
+            "derived": str(done.folder),
+            "inputs": counts["total"],
+            "part": f"{share.index}/{share.count}",
+            "made": done.made,
+            "kept": done.kept,
+            "left": done.left,
+            "cut_captions": done.cut_captions,
+            **counts,
+        }
+    )
     flips = f", and {counts['flipped']} flipped variants" if config.data.flip == "prepared" else ""
     console.result(f"{counts['total']} inputs: {counts['used']} used, {counts['refused']} refused{flips}")
     if counts["refused"]:
@@ -82,11 +111,18 @@ def _embed(source: Path, out: Path, config: Any, stages: tuple[str, ...], part: 
         console.table(("no flipped variant because", "images"), sorted(counts["not_flipped"].items()))
     console.table(("bucket", "images"), sorted(counts["buckets"].items()))
     columns = ("pass", "made now", "already there", *([] if share.whole else ["for other parts"]))
-    console.table(columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made])
+    console.table(
+        columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
+    )
     if done.cut_captions:
-        console.warn(f"{done.cut_captions} captions are longer than encoders.max_text_tokens = {config.encoders.max_text_tokens} and were cut")
+        console.warn(
+            f"{done.cut_captions} captions are longer than encoders.max_text_tokens = {config.encoders.max_text_tokens}"
+            " and were cut"
+        )
     if counts["further_captions"]:
-        console.warn(f"{counts['further_captions']} further captions of images that have several were not taken: docs/sources.md")
+        console.warn(
+            f"{counts['further_captions']} further captions of images that have several were not taken: docs/sources.md"
+        )
     console.note(f"features in {out}; next: {done.next_command(share)}")
 
 
@@ -94,7 +130,9 @@ def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], con
     from dittool.data.embed_estimate import estimate
 
     found = estimate(source, out, config, stages, console)
-    console.json({"rows": [vars(row) for row in found.rows], "bytes": found.bytes, "free": found.free, "seconds": found.seconds})
+    console.json(
+        {"rows": [vars(row) for row in found.rows], "bytes": found.bytes, "free": found.free, "seconds": found.seconds}
+    )
     if not found.rows:
         console.result("nothing to be made: every feature of these passes is there")
         return
@@ -102,7 +140,10 @@ def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], con
     console.table(("to be made", "bucket", "files", "on disk"), rows)
     console.table(("pass", "time here"), [(stage, duration_text(seconds)) for stage, seconds in found.seconds.items()])
     fits = found.bytes <= found.free
-    console.result(f"{bytes_text(found.bytes)} to be written, {bytes_text(found.free)} free" + ("" if fits else ": the disk will not do"))
+    console.result(
+        f"{bytes_text(found.bytes)} to be written, {bytes_text(found.free)} free"
+        + ("" if fits else ": the disk will not do")
+    )
 
 
 def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
@@ -110,10 +151,23 @@ def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
 
     found = verify(out, stages, console)
     faults = [vars(fault) for fault in found.faults]
-    console.json({"derived": str(out), "ok": not faults, "features": found.features, "bytes": found.bytes, "strays": found.strays, "faults": faults})
+    console.json(
+        {
+            "derived": str(out),
+            "ok": not faults,
+            "features": found.features,
+            "bytes": found.bytes,
+            "strays": found.strays,
+            "faults": faults,
+        }
+    )
     if faults:
         console.table(("where", "what is wrong"), [(fault["where"], fault["what"]) for fault in faults])
         stages = sorted({fault["stage"] for fault in faults})
-        console.note(f"remove what is damaged, then make it again: dit embed {' '.join(f'--pass {stage}' for stage in stages)}")
+        console.note(
+            f"remove what is damaged, then make it again: dit embed {' '.join(f'--pass {stage}' for stage in stages)}"
+        )
         raise typer.Exit(1)
-    console.result(f"{out}: {found.features} features of {bytes_text(found.bytes)} are whole, finite, and what the records say")
+    console.result(
+        f"{out}: {found.features} features of {bytes_text(found.bytes)} are whole, finite, and what the records say"
+    )

@@ -1,6 +1,7 @@
 """`dit inspect-ckpt FILE` says what is in a checkpoint, without running any of it.
 
-`--tree` adds every key with its shape, `--diff OTHER` compares two, `--export F.safetensors` writes the averaged weights.
+`--tree` adds every key with its shape, `--diff OTHER` compares two, `--export F.safetensors` writes the averaged
+weights.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ _SHOWN = 20  # rows of a difference
 
 
 def main(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run's folder.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run's folder.", show_default=False)
+    ],
     tree: Annotated[bool, typer.Option("--tree", help="Every key, with shapes and counts.")] = False,
-    diff: Annotated[Path | None, typer.Option("--diff", metavar="OTHER", help="Compare with this file.", show_default=False)] = None,
-    export: Annotated[Path | None, typer.Option("--export", metavar="F.safetensors", help="Write the weights there.", show_default=False)] = None,
+    diff: Annotated[
+        Path | None, typer.Option("--diff", metavar="OTHER", help="Compare with this file.", show_default=False)
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="F.safetensors", help="Write the weights there.", show_default=False),
+    ] = None,
     weights: Annotated[str, typer.Option("--weights", help="Which weights to export: ema or model.")] = "ema",
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -37,7 +45,9 @@ def main(
 
     console = console_for(json, quiet, verbose)
     if export is not None and export.suffix != ".safetensors":
-        raise UsageError(f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors")
+        raise UsageError(
+            f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors"
+        )
     path = resolve_checkpoint(file, talk=console)
     found = ckpt.inspect(path)
     answer: dict[str, Any] = found.as_dict()
@@ -71,8 +81,14 @@ def _show(console: Console, found: Any) -> None:
         ("samples seen", "–" if found.samples_seen is None else f"{found.samples_seen:,}"),
         ("configuration", (found.config or {}).get("description", "–" if found.config is None else "present")),
         ("data identity", found.data_identity or "–"),
-        ("sidecar", f"{'✔ ' if found.sidecar == 'verified' else '' if found.sidecar == 'none' else '✘ '}{found.sidecar}"),
-        ("finite", "✔ every tensor" if not found.non_finite else f"✘ {len(found.non_finite)} tensors hold NaN or infinity"),
+        (
+            "sidecar",
+            f"{'✔ ' if found.sidecar == 'verified' else '' if found.sidecar == 'none' else '✘ '}{found.sidecar}",
+        ),
+        (
+            "finite",
+            "✔ every tensor" if not found.non_finite else f"✘ {len(found.non_finite)} tensors hold NaN or infinity",
+        ),
     ]
     console.table(("", "value"), rows)
     for name in found.non_finite[:_SHOWN]:
@@ -83,16 +99,23 @@ def _show_diff(console: Console, change: Any, other: Path) -> None:
     shape = "×".join
     rows = [("missing there", name, "") for name in change.missing]
     rows += [("only there", name, "") for name in change.unexpected]
-    rows += [("shape", name, f"{shape(map(str, old))} → {shape(map(str, new))}") for name, (old, new) in change.reshaped.items()]
-    rows += [("values", moved.name, f"largest {moved.largest:.3g}, relative {moved.relative:.3g}") for moved in change.changed]
+    rows += [
+        ("shape", name, f"{shape(map(str, old))} → {shape(map(str, new))}")
+        for name, (old, new) in change.reshaped.items()
+    ]
+    rows += [
+        ("values", moved.name, f"largest {moved.largest:.3g}, relative {moved.relative:.3g}")
+        for moved in change.changed
+    ]
     rows += [("configuration", key, f"{old!r} → {new!r}") for key, (old, new) in change.config.items()]
     if rows:
         console.table(("difference", "name", "how"), rows[:_SHOWN], title=f"against {other}")
     if len(rows) > _SHOWN:
         console.result(f"and {len(rows) - _SHOWN} more differences (all of them with --json)")
     console.result(
-        f"{change.equal} tensors equal, {len(change.changed)} changed, {len(change.reshaped)} of another shape, "
-        f"{len(change.missing)} missing, {len(change.unexpected)} unexpected; {len(change.config)} configuration keys differ"
+        f"{change.equal} tensors equal, {len(change.changed)} changed, {len(change.reshaped)} of another shape,"
+        f" {len(change.missing)} missing, {len(change.unexpected)} unexpected; {len(change.config)} configuration keys"
+        " differ"
     )
 
 
@@ -105,7 +128,10 @@ def _diff_dict(change: Any, other: Path) -> dict[str, Any]:
         "missing": change.missing,
         "unexpected": change.unexpected,
         "reshaped": change.reshaped,
-        "changed": [{"name": moved.name, "largest": number(moved.largest), "relative": number(moved.relative)} for moved in change.changed],
+        "changed": [
+            {"name": moved.name, "largest": number(moved.largest), "relative": number(moved.relative)}
+            for moved in change.changed
+        ],
         "equal": change.equal,
         "config": change.config,
     }

@@ -1,6 +1,7 @@
 """The options that commands share, and the console they lead to. A command writes
 
-    def main(preset: PresetOption, overrides: OverridesOption = (), json: JsonOption = False, quiet: QuietOption = False, …):
+    def main(preset: PresetOption, overrides: OverridesOption = (), json: JsonOption = False, quiet: QuietOption =
+    False, …):
         console = console_for(json, quiet, verbose)
 
 Light imports only: this file is read by every `dit COMMAND --help`.
@@ -17,9 +18,19 @@ from dittool.console import Console
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; warnings stay.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="More remarks.")]
-PresetOption = Annotated[str, typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml. See: dit presets")]
+PresetOption = Annotated[
+    str,
+    typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml. See: dit presets"),
+]
 OverridesOption = Annotated[
-    list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a configuration key: train.lr=1e-4. Repeatable.", show_default=False)
+    list[str],
+    typer.Option(
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
+        help="Override a configuration key: train.lr=1e-4. Repeatable.",
+        show_default=False,
+    ),
 ]
 
 

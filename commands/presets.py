@@ -14,8 +14,13 @@ from dittool.console import Console
 
 
 def main(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A preset's name, or a path ending in .toml.", show_default=False)] = None,
-    params: Annotated[bool, typer.Option("--params", help="The tensors of its model, one by one, with totals.")] = False,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A preset's name, or a path ending in .toml.", show_default=False),
+    ] = None,
+    params: Annotated[
+        bool, typer.Option("--params", help="The tensors of its model, one by one, with totals.")
+    ] = False,
     overrides: OverridesOption = (),
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -40,9 +45,13 @@ def main(
         console.note(_size_text(config))
         return
     if params:
-        raise UsageError("--params lists one preset's tensors, and no preset is named", "for example: dit presets nano --params")
+        raise UsageError(
+            "--params lists one preset's tensors, and no preset is named", "for example: dit presets nano --params"
+        )
     if overrides:
-        raise UsageError("--set changes one preset, and no preset is named", "for example: dit presets nano -s train.steps=1000")
+        raise UsageError(
+            "--set changes one preset, and no preset is named", "for example: dit presets nano -s train.steps=1000"
+        )
 
     rows = [preset_summary(name, load_config(name)) for name in preset_names()]
     console.json({"presets": rows})
@@ -60,7 +69,10 @@ def _show_params(console: Console, name: str, config: Any) -> None:
     total = sum(tensor.parameters for tensor in tensors)
     groups = family_totals(tensors)
     console.json({"name": name, "parameters": total, "tensors": [vars(tensor) for tensor in tensors], "groups": groups})
-    console.table(("tensor", "shape", "parameters"), [(one.name, "×".join(map(str, one.shape)), f"{one.parameters:,}") for one in tensors])
+    console.table(
+        ("tensor", "shape", "parameters"),
+        [(one.name, "×".join(map(str, one.shape)), f"{one.parameters:,}") for one in tensors],
+    )
     rows = [(part, tensors, f"{count:,}", f"{count / total:.2%}") for part, (tensors, count) in groups.items()]
     console.table(("part", "tensors", "parameters", "of all"), rows)
     console.result(f"{total:,} parameters in {len(tensors)} tensors")
@@ -69,7 +81,9 @@ def _show_params(console: Console, name: str, config: Any) -> None:
 
 
 def _widths(config: Any) -> dict[str, int]:
-    """Feature widths that the first model takes from its encoders. Raises `UsageError` where they are not known without the data."""
+    """Feature widths that the first model takes from its encoders. Raises `UsageError` where they are not known
+    without the data.
+    """
     from dittool.encoders.known import known_dims
     from dittool.errors import UsageError
 
@@ -77,7 +91,10 @@ def _widths(config: Any) -> dict[str, int]:
         return {"text_dim": 0, "image_dim": 0, "latent_channels": 0}
     names = config.encoders
     if (dims := known_dims(names.image, names.text, names.vae)) is None:
-        raise UsageError("the widths of these encoders are not known before there are features", "dit train --preset P --dry-run says the size")
+        raise UsageError(
+            "the widths of these encoders are not known before there are features",
+            "dit train --preset P --dry-run says the size",
+        )
     return dims
 
 
@@ -90,7 +107,11 @@ def _size_text(config: Any) -> str:
         dims = _widths(config)
     except UsageError:
         return "the number of parameters depends on the widths of these encoders; dit train says it"
-    widths = f", for text features of width {dims['text_dim']}, image features of width {dims['image_dim']}" if dims["text_dim"] else ""
+    widths = (
+        f", for text features of width {dims['text_dim']}, image features of width {dims['image_dim']}"
+        if dims["text_dim"]
+        else ""
+    )
     return f"{parameter_count(config, **dims):,} parameters as built{widths}"
 
 

@@ -16,33 +16,63 @@ _OWN = "the run's own"
 
 PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="T", help="What to draw.")]
 RefOption = Annotated[Path | None, typer.Option("--ref", metavar="IMG", help="Reference image, of any shape.")]
-PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt a line, or .jsonl with prompt, ref, seed.")]
-FromOption = Annotated[Path | None, typer.Option("--from", metavar="PNG", help="Draw a picture again; other options change it.")]
-CheckpointOption = Annotated[Path | None, typer.Option("--checkpoint", metavar="C", help="Checkpoint or run.", show_default="the newest run")]
+PromptsOption = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt a line, or .jsonl with prompt, ref, seed.")
+]
+FromOption = Annotated[
+    Path | None, typer.Option("--from", metavar="PNG", help="Draw a picture again; other options change it.")
+]
+CheckpointOption = Annotated[
+    Path | None, typer.Option("--checkpoint", metavar="C", help="Checkpoint or run.", show_default="the newest run")
+]
 SizeOption = Annotated[
-    str | None, typer.Option("--size", metavar="WxH", help="In pixels.", show_default="the bucket of --init or --ref, else square")
+    str | None,
+    typer.Option("--size", metavar="WxH", help="In pixels.", show_default="the bucket of --init or --ref, else square"),
 ]
 CountOption = Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="How many images.", show_default="1")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, metavar="S", help="Image i has seed S + i.", show_default="0")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, metavar="S", help="Image i has seed S + i.", show_default="0")
+]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", show_default=_OWN)]
 SolverOption = Annotated[str | None, typer.Option("--solver", metavar="euler|heun|ab2", show_default=_OWN)]
-CfgTextOption = Annotated[float | None, typer.Option("--cfg-text", min=0, metavar="X", help="Guidance scale of the prompt.", show_default=_OWN)]
-CfgDinoOption = Annotated[float | None, typer.Option("--cfg-dino", min=0, metavar="Y", help="Guidance scale of the reference.", show_default=_OWN)]
+CfgTextOption = Annotated[
+    float | None,
+    typer.Option("--cfg-text", min=0, metavar="X", help="Guidance scale of the prompt.", show_default=_OWN),
+]
+CfgDinoOption = Annotated[
+    float | None,
+    typer.Option("--cfg-dino", min=0, metavar="Y", help="Guidance scale of the reference.", show_default=_OWN),
+]
 GuidanceOption = Annotated[str | None, typer.Option("--guidance", metavar="additive|nested", show_default=_OWN)]
 IntervalOption = Annotated[
     tuple[float, float] | None,
-    typer.Option("--guidance-interval", metavar="LO HI", help="Times t with guidance; 1 is noise, 0 the image.", show_default=_OWN),
+    typer.Option(
+        "--guidance-interval",
+        metavar="LO HI",
+        help="Times t with guidance; 1 is noise, 0 the image.",
+        show_default=_OWN,
+    ),
 ]
 GridOption = Annotated[
     tuple[str, str] | None,
-    typer.Option("--grid", metavar="ACROSS DOWN", help="One picture over two scales: cfg-text=1,2,3 cfg-dino=0,1,2", show_default=False),
+    typer.Option(
+        "--grid",
+        metavar="ACROSS DOWN",
+        help="One picture over two scales: cfg-text=1,2,3 cfg-dino=0,1,2",
+        show_default=False,
+    ),
 ]
 InitOption = Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Begin with an image instead of noise.")]
 StrengthOption = Annotated[
-    float | None, typer.Option("--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default="0.6")
+    float | None,
+    typer.Option("--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default="0.6"),
 ]
-ClassOption = Annotated[list[str], typer.Option("--class", metavar="C", help="One step: a class by name or number.", show_default=False)]
-AlphaOption = Annotated[float | None, typer.Option("--alpha", metavar="A", help="One step: guidance scale, 1 is none.", show_default=_OWN)]
+ClassOption = Annotated[
+    list[str], typer.Option("--class", metavar="C", help="One step: a class by name or number.", show_default=False)
+]
+AlphaOption = Annotated[
+    float | None, typer.Option("--alpha", metavar="A", help="One step: guidance scale, 1 is none.", show_default=_OWN)
+]
 
 
 def main(
@@ -77,9 +107,24 @@ def main(
 
     console = console_for(json, quiet, verbose)
     options = SampleOptions(
-        prompt=prompt, prompts=prompts, ref=ref, again=again, checkpoint=checkpoint, size=size, count=count, seed=seed, steps=steps, solver=solver,
-        cfg_text=cfg_text, cfg_dino=cfg_dino, guidance=guidance, guidance_interval=guidance_interval, grid=grid, init=init, strength=strength,
-    )  # fmt: skip
+        prompt=prompt,
+        prompts=prompts,
+        ref=ref,
+        again=again,
+        checkpoint=checkpoint,
+        size=size,
+        count=count,
+        seed=seed,
+        steps=steps,
+        solver=solver,
+        cfg_text=cfg_text,
+        cfg_dino=cfg_dino,
+        guidance=guidance,
+        guidance_interval=guidance_interval,
+        grid=grid,
+        init=init,
+        strength=strength,
+    )
     if asks_for_one_step(options, classes, alpha):
         drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console)
     else:

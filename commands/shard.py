@@ -12,20 +12,39 @@ from dittool.console import Console
 
 
 def main(
-    derived: Annotated[Path, typer.Argument(metavar="DERIVED", help="Folder that dit embed made.")] = Path("data/derived"),
-    out: Annotated[Path, typer.Option("--out", help="Where the shards go; with --verify, the set to verify.")] = Path("data/shards"),
+    derived: Annotated[Path, typer.Argument(metavar="DERIVED", help="Folder that dit embed made.")] = Path(
+        "data/derived"
+    ),
+    out: Annotated[Path, typer.Option("--out", help="Where the shards go; with --verify, the set to verify.")] = Path(
+        "data/shards"
+    ),
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, metavar="N", help="Samples in one shard.")] = 1000,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Take only N samples.", show_default="all")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Take only N samples.", show_default="all")
+    ] = None,
     holdout: Annotated[
         float | None,
-        typer.Option("--holdout", min=0, max=1, metavar="F", help="Share kept out of training.", show_default="data.holdout of the preset"),
+        typer.Option(
+            "--holdout",
+            min=0,
+            max=1,
+            metavar="F",
+            help="Share kept out of training.",
+            show_default="data.holdout of the preset",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the order of samples in the shards.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Write nothing; read every byte of the set back.")] = False,
     index: Annotated[
-        Path | None, typer.Option("--index", metavar="FOLDER", help="Write an index for shards that have none; --preset says what made them.")
+        Path | None,
+        typer.Option(
+            "--index", metavar="FOLDER", help="Write an index for shards that have none; --preset says what made them."
+        ),
     ] = None,
-    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="With --index: whose encoders are claimed.", show_default=False)] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", metavar="P", help="With --index: whose encoders are claimed.", show_default=False),
+    ] = None,
     overrides: OverridesOption = (),
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -40,11 +59,16 @@ def main(
     console = console_for(json, quiet, verbose)
     if index is not None:
         if preset is None:
-            raise UsageError("--index needs --preset: which encoders made these shards?", f"dit shard --index {index} --preset P, see dit presets")
+            raise UsageError(
+                "--index needs --preset: which encoders made these shards?",
+                f"dit shard --index {index} --preset P, see dit presets",
+            )
         _index(index, preset, overrides, console)
         return
     if preset is not None or overrides:
-        raise UsageError("--preset and -s belong to --index; shards take their settings from the derived folder", "leave them out")
+        raise UsageError(
+            "--preset and -s belong to --index; shards take their settings from the derived folder", "leave them out"
+        )
     if verify:
         _verify(out, console)
         return
@@ -61,7 +85,10 @@ def main(
 
 
 def _show_rows(rows: list[dict], console: Console) -> None:
-    console.table(("shard", "split", "samples", "MB"), [(row["path"], row["split"], row["count"], f"{row['bytes'] / 1e6:.1f}") for row in rows])
+    console.table(
+        ("shard", "split", "samples", "MB"),
+        [(row["path"], row["split"], row["count"], f"{row['bytes'] / 1e6:.1f}") for row in rows],
+    )
     counts = {split: sum(row["count"] for row in rows if row["split"] == split) for split in ("train", "holdout")}
     console.result(f"{counts['train']} training samples, {counts['holdout']} held out")
 
@@ -81,7 +108,13 @@ def _verify(folder: Path, console: Console) -> None:
     from dittool.data.verify import verify
 
     faults = verify(folder, console)
-    console.json({"shards": str(folder), "ok": not faults, "faults": [{"where": fault.where, "what": fault.what} for fault in faults]})
+    console.json(
+        {
+            "shards": str(folder),
+            "ok": not faults,
+            "faults": [{"where": fault.where, "what": fault.what} for fault in faults],
+        }
+    )
     if faults:
         console.table(("where", "what is wrong"), [(fault.where, fault.what) for fault in faults])
         console.note(f"make the set again with: dit shard DERIVED --out {folder}")

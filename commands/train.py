@@ -14,23 +14,42 @@ from dittool.console import Console
 def main(
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="P", help="A preset's name, or a path ending in .toml.", show_default="with --resume: the run's own"),
+        typer.Option(
+            "--preset",
+            metavar="P",
+            help="A preset's name, or a path ending in .toml.",
+            show_default="with --resume: the run's own",
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of shards.", show_default="data/shards; with --resume: those of before")
+        Path | None,
+        typer.Option("--data", help="Folder of shards.", show_default="data/shards; with --resume: those of before"),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run"),
+    ] = None,
     overrides: OverridesOption = (),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")] = False,
-    init: Annotated[Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")
+    ] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
-    no_audit: Annotated[bool, typer.Option("--no-audit", help="Train without auditing the configuration first.")] = False,
+    no_audit: Annotated[
+        bool, typer.Option("--no-audit", help="Train without auditing the configuration first.")
+    ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there, exactly."""
+    """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there,
+    exactly.
+    """
     from dittool.ckpt.files import newest_run
     from dittool.ckpt.run_folder import recorded_data
     from dittool.config.load import load_config
@@ -41,7 +60,10 @@ def main(
 
     console = console_for(json, quiet, verbose)
     if resume and init:
-        raise UsageError("--resume and --init exclude each other", "--init starts a new run from old weights; --resume goes on with a run")
+        raise UsageError(
+            "--resume and --init exclude each other",
+            "--init starts a new run from old weights; --resume goes on with a run",
+        )
     if strict and not resume:
         raise UsageError("--strict has no effect without --resume", "add --resume, or leave --strict out")
     if preset is None and not resume:
@@ -62,10 +84,17 @@ def main(
     done = train(config, data, out, **how, draw=draw_preview(data), judge=judge_on_the_way(data, out, console))
     if done is None:  # a process of torchrun that only computes
         return
-    console.json({
-        "run": str(done.folder), "checkpoint": str(done.checkpoint), "step": done.step, "loss": done.loss, "eval_loss": done.eval_loss,
-        "seconds": done.seconds, "samples_per_second": done.samples_per_second,
-    })  # fmt: skip
+    console.json(
+        {
+            "run": str(done.folder),
+            "checkpoint": str(done.checkpoint),
+            "step": done.step,
+            "loss": done.loss,
+            "eval_loss": done.eval_loss,
+            "seconds": done.seconds,
+            "samples_per_second": done.samples_per_second,
+        }
+    )
     evaluated = "" if done.eval_loss is None else f", hold-out loss {done.eval_loss:.4f} (EMA weights)"
     console.result(f"step {done.step}: loss {done.loss:.4f}{evaluated}, {done.samples_per_second:.3g} samples/s")
     console.result(str(done.checkpoint))
@@ -96,7 +125,10 @@ def _require_audited(config: Any, name: str, out: Path, console: Console) -> Non
         return
     console.json(as_json(result))
     console.table(COLUMNS, table_rows(result), title=name)
-    console.error(f"{name}: the audit failed: {summary_line(result)}", "correct the configuration, or train without the audit: --no-audit")
+    console.error(
+        f"{name}: the audit failed: {summary_line(result)}",
+        "correct the configuration, or train without the audit: --no-audit",
+    )
     raise typer.Exit(ANSWER_IS_NO)
 
 
@@ -108,13 +140,36 @@ def _show_plan(config: Any, data: Path, console: Console) -> None:
     from dittool.train.estimate import estimate
 
     plan = estimate(config, data, console)
-    console.json({**asdict(plan), "seconds_per_step": plan.seconds_per_step, "seconds": plan.seconds, "disk_bytes": plan.disk_bytes})
+    console.json(
+        {
+            **asdict(plan),
+            "seconds_per_step": plan.seconds_per_step,
+            "seconds": plan.seconds,
+            "disk_bytes": plan.disk_bytes,
+        }
+    )
     rows = [
-        (one.name, f"{one.samples:,}", one.batch, one.tokens, one.context_tokens, f"{one.share:.0%}", f"{one.seconds:.3g} s")
+        (
+            one.name,
+            f"{one.samples:,}",
+            one.batch,
+            one.tokens,
+            one.context_tokens,
+            f"{one.share:.0%}",
+            f"{one.seconds:.3g} s",
+        )
         for one in plan.buckets
     ]
     console.table(("bucket", "samples", "batch", "tokens", "context", "of batches", "a step"), rows)
-    console.result(f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples = {plan.epochs:.3g} epochs")
-    console.result(f"time    {duration_text(plan.seconds)} at {plan.seconds_per_step:.3g} s a step, measured on {plan.device}")
+    console.result(
+        f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples ="
+        f" {plan.epochs:.3g} epochs"
+    )
+    console.result(
+        f"time    {duration_text(plan.seconds)} at {plan.seconds_per_step:.3g} s a step, measured on {plan.device}"
+    )
     console.result(f"memory  {bytes_text(plan.memory_bytes)}: {plan.memory_from}")
-    console.result(f"disk    {bytes_text(plan.disk_bytes)}: {plan.checkpoints_kept} checkpoints of {bytes_text(plan.checkpoint_bytes)}")
+    console.result(
+        f"disk    {bytes_text(plan.disk_bytes)}: {plan.checkpoints_kept} checkpoints of"
+        f" {bytes_text(plan.checkpoint_bytes)}"
+    )

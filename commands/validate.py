@@ -1,4 +1,6 @@
-"""`dit validate` judges a checkpoint by three tests and answers GO (exit 0) or NO-GO (exit 1), with a report to look at."""
+"""`dit validate` judges a checkpoint by three tests and answers GO (exit 0) or NO-GO (exit 1), with a report to
+look at.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +20,44 @@ class Split(str, Enum):
 
 
 def main(
-    target: Annotated[Path | None, typer.Argument(metavar="RUN|CHECKPOINT", help="What to judge.", show_default="the newest run")] = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")] = None,
-    tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = "reconstruction,dino_swap,text_manip,mode_losses",
+    target: Annotated[
+        Path | None, typer.Argument(metavar="RUN|CHECKPOINT", help="What to judge.", show_default="the newest run")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")
+    ] = None,
+    tests: Annotated[
+        str, typer.Option("--tests", metavar="A,B", help="Which tests.")
+    ] = "reconstruction,dino_swap,text_manip,mode_losses",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=0, metavar="N", help="At most so many images, pairs, edits; 0: all.", show_default="the run's own")
+        int | None,
+        typer.Option(
+            "--limit",
+            min=0,
+            metavar="N",
+            help="At most so many images, pairs, edits; 0: all.",
+            show_default="the run's own",
+        ),
     ] = None,
     split: Annotated[
-        Split | None, typer.Option("--split", help="Which images.", show_default="holdout, or train when nothing is held out")
+        Split | None,
+        typer.Option("--split", help="Which images.", show_default="holdout, or train when nothing is held out"),
     ] = None,
     lpips_backbone: Annotated[
-        Path | None, typer.Option("--lpips-backbone", metavar="F", help="AlexNet weights for LPIPS; without any, SSIM.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--lpips-backbone", metavar="F", help="AlexNet weights for LPIPS; without any, SSIM.", show_default=False
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN[_train]")
+        Path | None,
+        typer.Option(
+            "--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN[_train]"
+        ),
     ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Two runs validated before, side by side. Judges nothing.")
+        tuple[Path, Path] | None,
+        typer.Option("--compare", metavar="A B", help="Two runs validated before, side by side. Judges nothing."),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -42,8 +65,9 @@ def main(
 ) -> None:
     """Judge a checkpoint: three tests, a verdict, a report.
 
-    Judged are the EMA weights on the hold-out: images drawn again from their own caption and reference, references swapped between
-    images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the preset.
+    Judged are the EMA weights on the hold-out: images drawn again from their own caption and reference, references
+    swapped between images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the
+    preset.
     """
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.ckpt.run_folder import recorded_data, run_folder
@@ -57,7 +81,16 @@ def main(
         return
     checkpoint = resolve_checkpoint(target, talk=console)
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
-    done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, wanted, limit, split and split.value, lpips_backbone, console)
+    done = validate(
+        checkpoint,
+        data or recorded_data(run_folder(checkpoint)),
+        out,
+        wanted,
+        limit,
+        split and split.value,
+        lpips_backbone,
+        console,
+    )
 
     console.json({**done.results, "report": str(done.report)})
     console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))
@@ -81,17 +114,27 @@ def _show_comparison(targets: tuple[Path, Path], target: Path | None, out: Path 
     from dittool.validate.verdict import value_text
 
     if target is not None:
-        raise UsageError(f"--compare takes two runs, and {target} is a third", "judge it first with dit validate, then compare")
+        raise UsageError(
+            f"--compare takes two runs, and {target} is a third", "judge it first with dit validate, then compare"
+        )
     found = compare(*targets)
     page = write_comparison(found, out and out / "compare.html")
     console.json({**found.to_json(), "report": str(page)})
     for mark, side in zip("AB", found.sides, strict=True):
         console.result(f"{mark}  {side.results['verdict']:5}  {side.name}  {side.folder}")
     marks = {0: "A", 1: "B", None: ""}
-    console.table(("", "A", "B", "better"), [(row.title, *map(value_text, row.values), marks[row.better]) for row in found.rows])
+    console.table(
+        ("", "A", "B", "better"), [(row.title, *map(value_text, row.values), marks[row.better]) for row in found.rows]
+    )
     if found.pairs is not None:
-        better, chance = f"{found.pairs.second_better:.0%} of {len(found.pairs.ids)} images", f"{found.pairs.p_value:.2g}"
-        console.result(f"B is nearer to the truth in {better} ({found.pairs.metric}); chance of that between models that are alike {chance}")
+        better, chance = (
+            f"{found.pairs.second_better:.0%} of {len(found.pairs.ids)} images",
+            f"{found.pairs.p_value:.2g}",
+        )
+        console.result(
+            f"B is nearer to the truth in {better} ({found.pairs.metric}); chance of that between models that are alike"
+            f" {chance}"
+        )
     for one in found.differences:
         console.warn(f"not the models alone differ: {one}")
     console.result(f"look at {page}")

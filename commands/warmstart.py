@@ -1,6 +1,7 @@
 """`dit warmstart OLD --preset P --out INIT.safetensors` carries old weights over to a preset's architecture.
 
-Every tensor is reported: copied, resized, re-initialised or skipped. Train from the result with `dit train --preset P --init INIT.safetensors`.
+Every tensor is reported: copied, resized, re-initialised or skipped. Train from the result with `dit train --preset P
+--init INIT.safetensors`.
 """
 
 from __future__ import annotations
@@ -16,13 +17,26 @@ _OPTIONS = {"text": "--text-dim", "image": "--image-dim", "latent_channels": "--
 
 
 def main(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="A checkpoint, a run's folder, or weights as .safetensors.", show_default=False)],
+    old: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OLD", help="A checkpoint, a run's folder, or weights as .safetensors.", show_default=False
+        ),
+    ],
     preset: PresetOption,
-    out: Annotated[Path, typer.Option("--out", metavar="INIT.safetensors", help="Where the new weights go.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="INIT.safetensors", help="Where the new weights go.", show_default=False)
+    ],
     overrides: OverridesOption = (),
-    text_dim: Annotated[int | None, typer.Option(min=1, help="Width of the new text features.", show_default="the old model's")] = None,
-    image_dim: Annotated[int | None, typer.Option(min=1, help="Width of the new image features.", show_default="the old model's")] = None,
-    latent_channels: Annotated[int | None, typer.Option(min=1, help="Channels of the new latents.", show_default="the old model's")] = None,
+    text_dim: Annotated[
+        int | None, typer.Option(min=1, help="Width of the new text features.", show_default="the old model's")
+    ] = None,
+    image_dim: Annotated[
+        int | None, typer.Option(min=1, help="Width of the new image features.", show_default="the old model's")
+    ] = None,
+    latent_channels: Annotated[
+        int | None, typer.Option(min=1, help="Channels of the new latents.", show_default="the old model's")
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -37,7 +51,10 @@ def main(
     console = console_for(json, quiet, verbose)
     config = load_config(preset, overrides)
     if config.model.arch != "dit":
-        raise UsageError(f"--preset {preset}: one-step generators are not carried over", "start from their own weights: dit train --init W")
+        raise UsageError(
+            f"--preset {preset}: one-step generators are not carried over",
+            "start from their own weights: dit train --init W",
+        )
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the name must end in .safetensors", "for example: --out init.safetensors")
 
@@ -51,19 +68,29 @@ def main(
     path = resolve_checkpoint(old, talk=console)
     weights = load_weights(path, talk=console)
     given = {"text": text_dim, "image": image_dim, "latent_channels": latent_channels}
-    widths = old_feature_widths(path, weights, config.model.patch_size) | {name: width for name, width in given.items() if width is not None}
+    widths = old_feature_widths(path, weights, config.model.patch_size) | {
+        name: width for name, width in given.items() if width is not None
+    }
     if unknown := [option for name, option in _OPTIONS.items() if name not in widths]:
-        raise UsageError(f"{path}: does not say the feature widths that the new model needs", f"give them: {' N '.join(unknown)} N")
+        raise UsageError(
+            f"{path}: does not say the feature widths that the new model needs", f"give them: {' N '.join(unknown)} N"
+        )
     torch.manual_seed(config.train.seed)
     model = build_model(config, widths["text"], widths["image"], widths["latent_channels"])
     result = warmstart(weights, model.state_dict())
     write_init(out, result, str(path))
 
-    console.table(("tensor", "status", "old shape", "new shape"), [_row(row) for row in result.report if verbose or row.status != "copied"])
+    console.table(
+        ("tensor", "status", "old shape", "new shape"),
+        [_row(row) for row in result.report if verbose or row.status != "copied"],
+    )
     counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
     console.result(f"{counts}; wrote {out}")
     console.note(f"train from it with: dit train --preset {preset} --init {out}")
-    rows = [{"name": row.name, "status": row.status, "old": row.old, "new": row.new, "axes": row.axes} for row in result.report]
+    rows = [
+        {"name": row.name, "status": row.status, "old": row.old, "new": row.new, "axes": row.axes}
+        for row in result.report
+    ]
     console.json({"old": str(path), "out": str(out), "widths": widths, "counts": result.counts, "tensors": rows})
 
 

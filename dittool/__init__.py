@@ -17,10 +17,12 @@ if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "commands").is_dir(
 
 
 def load(run: str | Path | None = None) -> Pipeline:
-    """A trained model to be called: `load("runs/nano")(prompt="a red circle", reference="one.png")` is a list of PIL images.
+    """A trained model to be called: `load("runs/nano")(prompt="a red circle", reference="one.png")` is a list of PIL
+    images.
 
-    `run` is a run's folder or a checkpoint file; without it, the newest run in `runs/`. Raises `UsageError` for a path that is not
-    there, `BadDataError` for a run without a checkpoint that is whole; one that is passed over is told as a Python warning.
+    `run` is a run's folder or a checkpoint file; without it, the newest run in `runs/`. Raises `UsageError` for a path
+    that is not there, `BadDataError` for a run without a checkpoint that is whole; one that is passed over is told as a
+    Python warning.
     """
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.console import PythonWarnings

@@ -1,8 +1,8 @@
 """The `dit` program: its list of commands, third-party commands, and the one place where errors end.
 
-Nothing is imported before it is asked for: `dit --help` knows each command's name and line from the table below, or from a
-plugin's metadata, and only the command that is called is loaded. A command is a function with Typer annotations whose docstring
-is its help; it returns nothing, or ends with `raise typer.Exit(code)`.
+Nothing is imported before it is asked for: `dit --help` knows each command's name and line from the table below, or
+from a plugin's metadata, and only the command that is called is loaded. A command is a function with Typer annotations
+whose docstring is its help; it returns nothing, or ends with `raise typer.Exit(code)`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ BUILT_IN = {
 }
 PLUGIN_GROUP = "dit.commands"
 BROKEN_PIPE = 128 + 13  # as a shell reports a program whose reader had gone
-_HELP = "Train diffusion transformers with two conditions, and prove at every step that what was built is what was asked for."
+_HELP = (
+    "Train diffusion transformers with two conditions, and prove at every step that what was built is what was asked"
+    " for."
+)
 
 
 def main() -> None:
@@ -47,7 +50,8 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: dit … >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name that is not UTF-8 must not end the work that prints it
+        # a file name that is not UTF-8 must not end the work that prints it
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -75,7 +79,8 @@ def run(arguments: Sequence[str]) -> int:
 def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
     """The `dit` command with a stub for each built-in and each plugin. Says on stderr which plugins are refused."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}  # commands inherit them
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=settings)  # help by Rich would take twice as long
+    # help by Rich would take twice as long
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True, help=_HELP)(_root)
     root = typer.main.get_command(app)
     for name, line in BUILT_IN.items():
@@ -84,7 +89,9 @@ def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
         if plugin.name in root.commands:
             Console().warn(f"{_described(plugin)} is not used: a command of that name exists already")
         else:
-            root.add_command(_Stub(plugin.name, f"({_described(plugin)})", lambda plugin=plugin: _plugin_command(plugin), plugin))
+            root.add_command(
+                _Stub(plugin.name, f"({_described(plugin)})", lambda plugin=plugin: _plugin_command(plugin), plugin)
+            )
     return root
 
 
@@ -93,14 +100,19 @@ def installed_plugins() -> list[EntryPoint]:
     try:
         return sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name)
     except Exception as error:  # one package's unreadable metadata spoils the list for all
-        Console().warn(f"no plugin is used: an installed package's entry points cannot be read: {type(error).__name__}: {_one_line(error)}")
+        Console().warn(
+            f"no plugin is used: an installed package's entry points cannot be read: {type(error).__name__}:"
+            f" {_one_line(error)}"
+        )
         return []
 
 
 class _Stub(TyperCommand):
     """A command that is imported when it is called; until then its name and one line are known."""
 
-    def __init__(self, name: str, line: str, load: Callable[[], TyperCommand], plugin: EntryPoint | None = None) -> None:
+    def __init__(
+        self, name: str, line: str, load: Callable[[], TyperCommand], plugin: EntryPoint | None = None
+    ) -> None:
         super().__init__(name, help=line)
         self._load, self.plugin = load, plugin
 
@@ -108,7 +120,9 @@ class _Stub(TyperCommand):
         return self._load().make_context(*arguments, **settings)  # the real command's context: it parses, and it is run
 
 
-def _root(context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         typer.echo(f"dit {__version__}")
         raise typer.Exit
@@ -126,7 +140,10 @@ def _invoke(root: TyperGroup, arguments: Sequence[str]) -> Any:
             stub = root.commands.get(context.invoked_subcommand)
             if stub is None or stub.plugin is None or explain(error).exit_code != BUG:
                 raise
-            raise DitError(f"{_described(stub.plugin)} failed: {_named(error)}", "run again with DIT_DEBUG=1 and report it to its authors") from error
+            raise DitError(
+                f"{_described(stub.plugin)} failed: {_named(error)}",
+                "run again with DIT_DEBUG=1 and report it to its authors",
+            ) from error
 
 
 def _reader_is_gone() -> bool:
@@ -175,7 +192,9 @@ def explain(error: BaseException) -> DitError:
         return Interrupted("interrupted", "", signal.SIGINT)
     if isinstance(error, OSError) and (told := from_os_error(error)):
         return told
-    return _memory_error(error) or DitError(f"internal error: {_named(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it")
+    return _memory_error(error) or DitError(
+        f"internal error: {_named(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it"
+    )
 
 
 def _usage_error(error: typer.TyperException) -> UsageError:
@@ -188,7 +207,8 @@ def _usage_error(error: typer.TyperException) -> UsageError:
 
 def _memory_error(error: BaseException) -> StorageError | None:
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
-        message = ". ".join(_one_line(error).split(". ")[:3])  # what was asked for and what the device has; then comes advice to programmers
+        # what was asked for and what the device has; then comes advice to programmers
+        message = ". ".join(_one_line(error).split(". ")[:3])
     elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         message = f"out of memory: {_one_line(error) or 'this process could not get more'}"
     else:

@@ -81,14 +81,22 @@ class Console(Talk):
             abandon(sys.stdout)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
-        """Rows of the answer (stdout), at most 100 columns wide. Cells are text; one that starts with ✔ or ✘ is coloured."""
+        """Rows of the answer (stdout), at most 100 columns wide. Cells are text; one that starts with ✔ or ✘ is
+        coloured.
+        """
         if self.json_wanted:
             return
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(escaped(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table = Table(
+            title=Text(escaped(title)) if title else None,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+        )
         for column in columns:
             table.add_column(Text(column), overflow="fold")
         styles = {"✔": "green", "✘": "bold red", "!": "yellow"}
@@ -110,7 +118,8 @@ class Console(Talk):
 
     def error(self, message: str, hint: str = "") -> None:
         """What went wrong, then on its own line what to do next (stderr)."""
-        indented = escaped(message).replace("\n", "\n    ")  # a file name with a line break in it must not pass for a line of ours
+        # a file name with a line break in it must not pass for a line of ours
+        indented = escaped(message).replace("\n", "\n    ")
         self._err.print(f"error: {indented}", style="bold red")
         if hint:
             self._err.print(f"  next: {escaped(hint)}")
@@ -130,12 +139,16 @@ class Console(Talk):
 
 
 def escaped(text: str) -> str:
-    """The text with control characters, except newlines and tabs, and with marks that reorder text written as `\\x1b`."""
+    """The text with control characters, except newlines and tabs, and with marks that reorder text written as
+    `\\x1b`.
+    """
     return text.translate(_ESCAPED)
 
 
 def abandon(stream: TextIO) -> None:
-    """For a stream whose reader has gone (`dit … | head`): what is still written goes nowhere, the work and its exit code stay."""
+    """For a stream whose reader has gone (`dit … | head`): what is still written goes nowhere, the work and its
+    exit code stay.
+    """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
@@ -143,7 +156,9 @@ def abandon(stream: TextIO) -> None:
 
 def figures_text(figures: dict[str, float]) -> str:
     """`{"loss": 0.52, "images": 1200}` as `loss 0.52  images 1,200`: counts whole, measurements to four digits."""
-    return "  ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in figures.items())
+    return "  ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4g}" for name, value in figures.items()
+    )
 
 
 def duration_text(seconds: float) -> str:
@@ -209,7 +224,14 @@ class _LineTask(Task):
 
 @contextmanager
 def _rich_bar(stream: Any, label: str, total: int, unit: str) -> Iterator[Task]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     label_column, rate_column, figures_column = (
         TextColumn(template, markup=False)

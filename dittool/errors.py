@@ -48,7 +48,9 @@ class StorageError(DitError):
 
 
 class NonFiniteError(DitError):
-    """Training met NaN or infinity and stopped before the update. `samples`: the ids of those whose loss it was, if one can tell."""
+    """Training met NaN or infinity and stopped before the update. `samples`: the ids of those whose loss it was, if
+    one can tell.
+    """
 
     exit_code = 6
 
@@ -72,9 +74,22 @@ class Interrupted(DitError):
 
 
 _STORAGE_ERRNOS = {
-    errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
-    errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE,  # a folder where a file should be, and the like
-}  # fmt: skip
+    errno.ENOSPC,
+    errno.EFBIG,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    # a folder where a file should be, and the like
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EMFILE,
+}
 
 
 def from_os_error(error: OSError) -> DitError | None:
@@ -83,5 +98,9 @@ def from_os_error(error: OSError) -> DitError | None:
         return None
     where = error.filename2 or error.filename or "the output folder"  # of a rename its target, not the temporary file
     if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return StorageError(f"{where}: {error.strerror}", "free some space or choose another folder, then run the same command again")
-    return StorageError(f"{where}: {error.strerror}", "check the owner and the permissions, or choose another folder with --out")
+        return StorageError(
+            f"{where}: {error.strerror}", "free some space or choose another folder, then run the same command again"
+        )
+    return StorageError(
+        f"{where}: {error.strerror}", "check the owner and the permissions, or choose another folder with --out"
+    )

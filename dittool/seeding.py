@@ -10,7 +10,9 @@ import hashlib
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from the parts: `derive_seed(seed, "order", epoch)`. Equal parts give equal seeds on every machine."""
+    """A 63-bit seed from the parts: `derive_seed(seed, "order", epoch)`. Equal parts give equal seeds on every
+    machine.
+    """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

@@ -1,7 +1,8 @@
 """Files that are never half-written, folders that never have two writers.
 
 A file appears under its name only when it is whole: temporary name in the same folder, write, flush, fsync, rename,
-fsync of the folder. Whatever interrupts this leaves the old file, and at worst a `.tmp-dit-…` file that the next writer sweeps.
+fsync of the folder. Whatever interrupts this leaves the old file, and at worst a `.tmp-dit-…` file that the next writer
+sweeps.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None]) -> Non
 
 
 def append_durably(path: Path, line: bytes) -> None:
-    """Appends a line, behind the last whole one: half a line is what a killed or failed writer left. Call it with the file held."""
+    """Appends a line, behind the last whole one: half a line is what a killed or failed writer left. Call it with
+    the file held.
+    """
     is_new = not path.exists()
     with path.open("ab" if is_new else "r+b") as file:
         size = file.seek(0, os.SEEK_END)
@@ -82,7 +85,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of a JSONL file; a torn last line (the writer was killed in it) is left out. Raises `BadDataError` for any other."""
+    """The values of a JSONL file; a torn last line (the writer was killed in it) is left out. Raises `BadDataError`
+    for any other.
+    """
     lines = path.read_bytes().split(b"\n")
     values = []
     for number, line in enumerate(lines, start=1):
@@ -93,7 +98,9 @@ def read_json_lines(path: Path) -> list[Any]:
         except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline behind it: torn
                 break
-            raise BadDataError(f"{path}:{number}: not valid JSON: {error}", "remove the line or make the file again") from error
+            raise BadDataError(
+                f"{path}:{number}: not valid JSON: {error}", "remove the line or make the file again"
+            ) from error
     return values
 
 
@@ -116,21 +123,30 @@ def sweep_temporaries(folder: Path) -> None:
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_slowly(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_slowly(file)
+        )
 
 
 def output_folder(path: Path) -> Path:
     """Makes the folder, and checks at once that it can be written to. Raises `StorageError`."""
     if path.is_symlink() and not path.exists():
-        raise StorageError(f"{path}: a link to nothing stands where the output folder should be", "remove it or choose another folder with --out")
+        raise StorageError(
+            f"{path}: a link to nothing stands where the output folder should be",
+            "remove it or choose another folder with --out",
+        )
     if path.exists() and not path.is_dir():
-        raise StorageError(f"{path}: a file stands where the output folder should be", "move it or choose another folder with --out")
+        raise StorageError(
+            f"{path}: a file stands where the output folder should be", "move it or choose another folder with --out"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=TEMPORARY_PREFIX, dir=path):
             pass
     except OSError as error:
-        raise StorageError(f"{path}: cannot write there: {error.strerror}", "check the permissions or choose another folder with --out") from error
+        raise StorageError(
+            f"{path}: cannot write there: {error.strerror}", "check the permissions or choose another folder with --out"
+        ) from error
     return path
 
 
@@ -146,7 +162,9 @@ def require_free(folder: Path, needed: int, what: str) -> None:
 
 @contextmanager
 def full_disk_told(path: Path, needed: int) -> Iterator[None]:
-    """Around the writing of `needed` bytes: a full disk, quota or size limit becomes a `StorageError` with both numbers."""
+    """Around the writing of `needed` bytes: a full disk, quota or size limit becomes a `StorageError` with both
+    numbers.
+    """
     try:
         yield
     except OSError as error:
@@ -162,7 +180,9 @@ def full_disk_told(path: Path, needed: int) -> Iterator[None]:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Holds the folder for one writer; the kernel lets go when the process ends, however it ends. Raises `StorageError` naming the owner."""
+    """Holds the folder for one writer; the kernel lets go when the process ends, however it ends. Raises
+    `StorageError` naming the owner.
+    """
     path = folder / ".lock"
     with open(path, "a+", encoding="utf-8") as file:
         try:
@@ -170,7 +190,9 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise StorageError(f"{folder}: already in use by {owner}", "wait until it ends, or choose another folder with --out") from error
+            raise StorageError(
+                f"{folder}: already in use by {owner}", "wait until it ends, or choose another folder with --out"
+            ) from error
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

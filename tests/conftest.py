@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from dittool.data.features import FeatureStore
     from dittool.data.stream import BatchStream
 
-# Before torch is imported: results of float arithmetic depend on the number of threads, and small models are faster on one.
+# Before torch is imported: results of float arithmetic depend on the number of threads, and small models are faster on
+# one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -77,14 +78,26 @@ def dit(capsys) -> Callable[..., Outcome]:
 
 
 TINY = (
-    "model.depth=2", "model.width=32", "model.heads=2", "data.holdout=0.2", "train.steps=8", "train.batch_size=4", "train.warmup_steps=2",
-    "train.log_every=1", "train.sample_every=0", "train.eval_every=0", "checkpoint.every=3", "sample.steps=2",
-)  # fmt: skip
+    "model.depth=2",
+    "model.width=32",
+    "model.heads=2",
+    "data.holdout=0.2",
+    "train.steps=8",
+    "train.batch_size=4",
+    "train.warmup_steps=2",
+    "train.log_every=1",
+    "train.sample_every=0",
+    "train.eval_every=0",
+    "checkpoint.every=3",
+    "sample.steps=2",
+)
 
 
 @dataclass(frozen=True)
 class TinyShards:
-    """Two dozen drawn images, embedded and sharded with a small configuration. Read only: copy the folder to damage it."""
+    """Two dozen drawn images, embedded and sharded with a small configuration. Read only: copy the folder to damage
+    it.
+    """
 
     folder: Path  # the shards
     images: Path
@@ -110,7 +123,16 @@ class TinyShards:
 
         shards = ShardSet.open(self.folder)
         refs = shards.split("train")
-        return BatchStream(shards, refs, Provenance.of(shards, refs, self.config).norm, 4, seed=0, rank=rank, ranks=ranks, accumulate=accumulate)
+        return BatchStream(
+            shards,
+            refs,
+            Provenance.of(shards, refs, self.config).norm,
+            4,
+            seed=0,
+            rank=rank,
+            ranks=ranks,
+            accumulate=accumulate,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -138,12 +160,33 @@ def tiny_run(tiny_shards, tmp_path_factory) -> Path:
 
 
 SMALL_CLASSES = (
-    "model.depth=1", "model.width=16", "model.heads=2", "model.mlp_width=16", "model.registers=2", "model.style_tokens=2", "model.input=4x4",
-    'data.buckets=["32x32"]', "data.holdout=0.1", "drift.generated=4", "drift.positives=4", "drift.unconditional=2", "drift.class_queue=6",
-    "drift.global_queue=12", "drift.pushed=5", 'drift.features=["raw", "moments"]', "drift.encoder=seeded", "drift.maps_weight=1.0",
-    "train.steps=6", "train.batch_size=8", "train.warmup_steps=1",
-    "train.log_every=2", "train.eval_every=3", "train.sample_every=0", "checkpoint.every=2", "checkpoint.keep=9",
-)  # fmt: skip
+    "model.depth=1",
+    "model.width=16",
+    "model.heads=2",
+    "model.mlp_width=16",
+    "model.registers=2",
+    "model.style_tokens=2",
+    "model.input=4x4",
+    'data.buckets=["32x32"]',
+    "data.holdout=0.1",
+    "drift.generated=4",
+    "drift.positives=4",
+    "drift.unconditional=2",
+    "drift.class_queue=6",
+    "drift.global_queue=12",
+    "drift.pushed=5",
+    'drift.features=["raw", "moments"]',
+    "drift.encoder=seeded",
+    "drift.maps_weight=1.0",
+    "train.steps=6",
+    "train.batch_size=8",
+    "train.warmup_steps=1",
+    "train.log_every=2",
+    "train.eval_every=3",
+    "train.sample_every=0",
+    "checkpoint.every=2",
+    "checkpoint.keep=9",
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +227,9 @@ def class_run(class_shards, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def forget_digests() -> Callable[[Path], None]:
-    """Makes a derived folder's journal one that keeps no digests, as the first ones did: what a test changes in features goes unnoticed."""
+    """Makes a derived folder's journal one that keeps no digests, as the first ones did: what a test changes in
+    features goes unnoticed.
+    """
 
     def forget(derived: Path) -> None:
         journal = derived / "journal.jsonl"

@@ -1,5 +1,7 @@
-"""Kills at file events. An audit hook in a child process counts what Python does to the files of one folder, and ends the process at the
-n-th event, as kill -9 would; the code under test needs no help for it. Run as a program this file is the parent of those children."""
+"""Kills at file events. An audit hook in a child process counts what Python does to the files of one folder, and ends
+the process at the n-th event, as kill -9 would; the code under test needs no help for it. Run as a program this file is
+the parent of those children.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ KILLED = 9  # the exit code of a process that was ended so
 
 
 def killed_at(events: Iterable[int], folder: Path, *command: object) -> dict[int, tuple[int, int]]:
-    """Runs a command line of `dit` once for each event, to be killed at it. OUT in the command stands for `folder`/killedN, N the event.
+    """Runs a command line of `dit` once for each event, to be killed at it. OUT in the command stands for
+    `folder`/killedN, N the event.
 
     Returns {event: (events in all, exit code)} of the runs that came to their end before.
     """
     words = [sys.executable, __file__, folder, json.dumps([str(word) for word in command]), *events]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, check=True, env=dict(os.environ, OMP_NUM_THREADS="1")
+    )
     ended = [line.removeprefix(_ENDED).split() for line in done.stdout.splitlines() if line.startswith(_ENDED)]
     return {int(event): (int(count), int(code)) for event, count, code in ended}
 

@@ -1,4 +1,6 @@
-"""What a run leaves, for tests of exactness: its last state, two states bit by bit, and the run as it was at an earlier step."""
+"""What a run leaves, for tests of exactness: its last state, two states bit by bit, and the run as it was at an
+earlier step.
+"""
 
 from __future__ import annotations
 

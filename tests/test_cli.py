@@ -111,16 +111,32 @@ def test_a_value_of_the_wrong_type_names_its_option(dit, train_is):
     [
         (UsageError("train.lr: wrong", "correct it"), 2, ["error: train.lr: wrong", "  next: correct it"]),
         (BadDataError("x.tar: torn", "make it again"), 3, ["error: x.tar: torn", "  next: make it again"]),
-        (Interrupted("stopped at step 7, saved", "go on with --resume", 15), 143, ["error: stopped at step 7, saved", "  next: go on with --resume"]),
+        (
+            Interrupted("stopped at step 7, saved", "go on with --resume", 15),
+            143,
+            ["error: stopped at step 7, saved", "  next: go on with --resume"],
+        ),
         (KeyboardInterrupt(), 130, ["error: interrupted"]),
-        (MemoryError(), 5, ["error: out of memory: this process could not get more", "  next: make the batch or the model smaller"]),
-        (RuntimeError("DefaultCPUAllocator: can't allocate\n9 bytes"), 5, ["error: out of memory: DefaultCPUAllocator", "  next: make"]),
+        (
+            MemoryError(),
+            5,
+            ["error: out of memory: this process could not get more", "  next: make the batch or the model smaller"],
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate\n9 bytes"),
+            5,
+            ["error: out of memory: DefaultCPUAllocator", "  next: make"],
+        ),
         (
             OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x"),
             5,
             [f"error: runs/x: {os.strerror(errno.ENOSPC)}", "  next: free some space"],
         ),
-        (FileNotFoundError(2, "No such file", "x"), 70, ["error: internal error: FileNotFoundError", "  next: run again with DIT_DEBUG=1"]),
+        (
+            FileNotFoundError(2, "No such file", "x"),
+            70,
+            ["error: internal error: FileNotFoundError", "  next: run again with DIT_DEBUG=1"],
+        ),
         (KeyError("lost\nkey"), 70, ["error: internal error: KeyError: 'lost", "  next: run again with DIT_DEBUG=1"]),
         (EOFError(), 70, ["error: internal error: EOFError", "  next: run again with DIT_DEBUG=1"]),
     ],
@@ -137,7 +153,10 @@ def test_an_error_ends_as_one_line_and_a_next_step_without_traceback(dit, train_
 def test_a_full_gpu_is_one_line_with_what_was_asked_for_and_what_there_is(dit, train_raises):
     import torch
 
-    text = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.5 GiB is free. Of the allocated"
+    text = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.5 GiB is"
+        " free. Of the allocated"
+    )
     train_raises(torch.OutOfMemoryError(f"{text} memory …\nsee documentation"))
     told = dit("train")
     assert told.code == 5
@@ -177,10 +196,19 @@ def test_a_built_in_command_that_cannot_be_imported_is_a_bug_of_ours_and_harms_n
 
 
 def test_a_reader_that_leaves_ends_nothing_with_a_traceback():
-    for arguments, codes in [(["presets", "nano", "--quiet"], (0,)), (["presets", "--json"], (0,)), (["--help"], (141,))]:
-        child = subprocess.Popen([sys.executable, "-m", "dittool", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for arguments, codes in [
+        (["presets", "nano", "--quiet"], (0,)),
+        (["presets", "--json"], (0,)),
+        (["--help"], (141,)),
+    ]:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "dittool", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         child.stdout.close()
-        assert (child.stderr.read().replace("\nprint one with: dit presets NAME\n", ""), child.wait() in codes) == ("", True), arguments
+        assert (child.stderr.read().replace("\nprint one with: dit presets NAME\n", ""), child.wait() in codes) == (
+            "",
+            True,
+        ), arguments
 
 
 def test_a_broken_pipe_that_is_not_stdout_is_an_error_like_any_other():
@@ -198,14 +226,26 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error_like_any_other():
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_end_nothing(closed):
-    run = subprocess.run(f"{sys.executable} -m dittool presets nano --quiet {closed}", shell=True, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        f"{sys.executable} -m dittool presets nano --quiet {closed}",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_a_full_disk_under_stdout_is_told(tmp_path):
-    run = subprocess.run(f"{sys.executable} -m dittool presets nano > /dev/full", shell=True, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        f"{sys.executable} -m dittool presets nano > /dev/full", shell=True, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 5
-    assert run.stderr.splitlines()[0].startswith("error: ") and "No space left" in run.stderr and "Traceback" not in run.stderr
+    assert (
+        run.stderr.splitlines()[0].startswith("error: ")
+        and "No space left" in run.stderr
+        and "Traceback" not in run.stderr
+    )
 
 
 def test_a_name_that_is_not_text_is_printed_and_not_stumbled_over(tmp_path):
@@ -224,7 +264,11 @@ def test_presets_are_listed_with_what_tells_them_apart(dit):
     for name in preset_names():
         config = load_config(name)
         assert config.description in shown.out
-        (row,) = (line.split() for line in shown.out.splitlines() if line.startswith(f"{name} ") and config.description not in line)
+        (row,) = (
+            line.split()
+            for line in shown.out.splitlines()
+            if line.startswith(f"{name} ") and config.description not in line
+        )
         sizes = (getattr(config.model, key, None) for key in ("depth", "width", "heads"))
         assert row[1] == "/".join(str(size) for size in sizes if size is not None)
         assert row[-2:] == [f"{config.train.steps:,}", f"{config.train.batch_size:,}"]
@@ -248,7 +292,11 @@ def test_a_presets_tensors_are_listed_with_their_total(dit):
     shown = dit("presets", "drift-b2", "--params")
     assert shown.code == 0 and "133,088,720 parameters in 160 tensors" in shown.out
     listed = json.loads(dit("presets", "nano", "--params", "--json").out)
-    assert listed["parameters"] == sum(tensor["parameters"] for tensor in listed["tensors"]) == sum(count for _, count in listed["groups"].values())
+    assert (
+        listed["parameters"]
+        == sum(tensor["parameters"] for tensor in listed["tensors"])
+        == sum(count for _, count in listed["groups"].values())
+    )
 
 
 def test_tensors_of_no_preset_are_told(dit):

@@ -42,7 +42,14 @@ def test_without_json_the_object_is_not_printed(capsys):
 def test_json_holds_paths_as_text_array_scalars_as_numbers_and_no_nan(capsys):
     import numpy as np
 
-    value = {"path": Path("a/é"), "loss": float("nan"), "worst": [float("inf"), 1.5], "mean": np.float32(0.5), "count": np.int64(3), "box": (1, 2)}
+    value = {
+        "path": Path("a/é"),
+        "loss": float("nan"),
+        "worst": [float("inf"), 1.5],
+        "mean": np.float32(0.5),
+        "count": np.int64(3),
+        "box": (1, 2),
+    }
     Console(json=True).json(value)
     read = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert read == {"path": "a/é", "loss": None, "worst": [None, 1.5], "mean": 0.5, "count": 3, "box": [1, 2]}
@@ -118,7 +125,11 @@ def test_progress_in_a_log_is_one_line_now_and_then_and_one_at_the_end(capsys, m
     lines = capsys.readouterr().err.splitlines()
     assert 2 <= len(lines) < 6
     assert lines[0].startswith("train 3/6 steps  ") and "/s  " in lines[0] and " left  loss 0.1667  seen 72" in lines[0]
-    assert lines[-1].startswith("train 6/6 steps  ") and "left" not in lines[-1] and lines[-1].endswith("loss 0.08333  seen 144")
+    assert (
+        lines[-1].startswith("train 6/6 steps  ")
+        and "left" not in lines[-1]
+        and lines[-1].endswith("loss 0.08333  seen 144")
+    )
 
 
 def test_progress_over_nothing_says_so(capsys):
@@ -139,7 +150,9 @@ def test_figures_show_counts_whole_and_measurements_to_four_digits():
     assert figures_text({"loss": 0.123456, "images": 123456, "lr": 3e-4}) == "loss 0.1235  images 123,456  lr 0.0003"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3599, "59:59"), (3600, "1:00:00"), (90_061, "25:01:01")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3599, "59:59"), (3600, "1:00:00"), (90_061, "25:01:01")]
+)
 def test_durations_read_like_a_clock(seconds, text):
     assert duration_text(seconds) == text
 
@@ -153,10 +166,13 @@ def test_work_goes_on_and_keeps_its_exit_code_when_the_reader_leaves(stream, jso
         f"console = Console(json={json_wanted})\n"
         "sys.stdin.read()\n"  # until the reader has left
         "for number in range(3):\n"
-        "    console.result('x' * 70000); console.note('y' * 70000); console.table(['z'], [['z' * 70000]]); console.json({'a': 'b' * 70000})\n"
+        "    console.result('x' * 70000); console.note('y' * 70000); console.table(['z'], [['z' * 70000]]);"
+        " console.json({'a': 'b' * 70000})\n"
         "sys.exit(3)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     getattr(child, stream).close()
     child.stdin.close()
     rest = (child.stderr if stream == "stdout" else child.stdout).read()

@@ -11,7 +11,9 @@ from dittool import errors
 
 
 def test_each_kind_of_error_has_the_exit_code_of_the_contract():
-    assert {kind.__name__: kind.exit_code for kind in errors.DitError.__subclasses__() if kind is not errors.Interrupted} == {
+    assert {
+        kind.__name__: kind.exit_code for kind in errors.DitError.__subclasses__() if kind is not errors.Interrupted
+    } == {
         "UsageError": 2,
         "BadDataError": 3,
         "UnsafeFileError": 4,
@@ -40,4 +42,6 @@ def test_any_other_operating_system_error_is_not_called_a_storage_error(number):
 
 
 def test_an_operating_system_error_without_a_file_still_says_where_to_look():
-    assert errors.from_os_error(OSError(errno.ENOSPC, "No space left on device")).message.startswith("the output folder: ")
+    assert errors.from_os_error(OSError(errno.ENOSPC, "No space left on device")).message.startswith(
+        "the output folder: "
+    )

@@ -1,4 +1,6 @@
-"""What is shipped: a wheel, an editable install and a bare checkout all run, with every file and nothing at the top level but dittool."""
+"""What is shipped: a wheel, an editable install and a bare checkout all run, with every file and nothing at the top
+level but dittool.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +67,17 @@ def clean_python(tmp_path):
     run(sys.executable, "-m", "venv", "--without-pip", environment)
     ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (site_packages,) = environment.glob("lib/python*/site-packages")
-    (site_packages / "dependencies.pth").write_text("\n".join(ours))  # a folder named so is searched; its own .pth files are not read
+    # a folder named so is searched; its own .pth files are not read
+    (site_packages / "dependencies.pth").write_text("\n".join(ours))
     return environment / "bin" / "python"
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
     """Stdout of a command that must succeed, run without a hint where the checkout is."""
     surroundings = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run([str(part) for part in command], cwd=cwd, env=surroundings, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=surroundings, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -96,7 +101,10 @@ def test_a_wheel_holds_every_file_and_only_dittool(wheel):
 def test_an_installed_wheel_runs_far_from_the_checkout(wheel, clean_python, tmp_path):
     install(clean_python, wheel)
     assert_it_works(clean_python, tmp_path, clean_python.parent / "dit")
-    look = "import dittool, importlib.util as util; print(dittool.__file__, *(util.find_spec(name) for name in ('commands', 'presets', 'tests')))"
+    look = (
+        "import dittool, importlib.util as util; print(dittool.__file__, *(util.find_spec(name) for name in"
+        " ('commands', 'presets', 'tests')))"
+    )
     where, *at_top_level = run(clean_python, "-c", look, cwd=tmp_path).split()
     assert where.startswith(str(tmp_path)), "the wheel's own code runs"
     assert at_top_level == ["None", "None", "None"]
@@ -105,7 +113,9 @@ def test_an_installed_wheel_runs_far_from_the_checkout(wheel, clean_python, tmp_
 def test_an_editable_install_follows_the_checkout(checkout, clean_python, tmp_path):
     install(clean_python, "--no-build-isolation", "--editable", checkout)
     assert_it_works(clean_python, tmp_path, clean_python.parent / "dit")
-    assert run(clean_python, "-c", "import dittool.commands.presets as module; print(module.__file__)", cwd=tmp_path).startswith(str(checkout))
+    assert run(
+        clean_python, "-c", "import dittool.commands.presets as module; print(module.__file__)", cwd=tmp_path
+    ).startswith(str(checkout))
 
 
 def test_a_bare_checkout_runs_without_being_installed(checkout, clean_python):
@@ -126,8 +136,13 @@ def test_every_dependency_is_pinned_once_for_each_python_and_within_its_own_boun
     pins = [pin for pin in constraints() if pin.marker is None or pin.marker.evaluate(surroundings)]
     names = [pin.name for pin in pins]
     assert len(names) == len(set(names))
-    versions = {pin.name: next(iter(pin.specifier)).version for pin in pins if [one.operator for one in pin.specifier] == ["=="]}
-    wanted = [Requirement(text) for text in (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["test"])]
+    versions = {
+        pin.name: next(iter(pin.specifier)).version for pin in pins if [one.operator for one in pin.specifier] == ["=="]
+    }
+    wanted = [
+        Requirement(text)
+        for text in (*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["test"])
+    ]
     for requirement in wanted:
         if requirement.marker is None or requirement.marker.evaluate(surroundings):
             assert requirement.specifier.contains(versions[requirement.name]), requirement

@@ -9,7 +9,9 @@ import pytest
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Installs a package with entry points in the group dit.commands: `installed("dit-draw", {"draw": "dit_draw:main"}, source)`."""
+    """Installs a package with entry points in the group dit.commands: `installed("dit-draw", {"draw":
+    "dit_draw:main"}, source)`.
+    """
 
     def install(package: str, commands: dict[str, str], source: str = "", version: str = "1.2") -> None:
         module = package.replace("-", "_")
@@ -76,7 +78,10 @@ def test_a_plugin_gets_every_argument_as_it_was_typed(dit, installed):
 
 
 def test_a_plugin_ends_with_its_own_errors_and_exit_codes(dit, installed):
-    source = "import typer\nfrom dittool.errors import BadDataError\ndef bad(): raise BadDataError('torn', 'mend it')\ndef no(): raise typer.Exit(1)"
+    source = (
+        "import typer\nfrom dittool.errors import BadDataError\ndef bad(): raise BadDataError('torn', 'mend it')\ndef"
+        " no(): raise typer.Exit(1)"
+    )
     installed("dit-ends", {"bad": "dit_ends:bad", "no": "dit_ends:no"}, source)
     assert (dit("bad").code, dit("no").code) == (3, 1)
 

@@ -17,7 +17,9 @@ JSON_NAME, REVIEW_NAME = "audit.json", "audit.md"
 
 
 def audit_before_training(config: Config, name: str, run: Path, talk: Talk) -> Audit | None:
-    """Leaves audit.json and audit.md in the run's folder. None, and nothing is done, for a folder that already holds checkpoints."""
+    """Leaves audit.json and audit.md in the run's folder. None, and nothing is done, for a folder that already
+    holds checkpoints.
+    """
     if list_checkpoints(run / "checkpoints"):
         return None
     result = audit_subject(Subject(name, PRESET, config=config), load_rules().rules, talk=talk)

@@ -63,7 +63,9 @@ class CheckpointView:
 
     @cached_property
     def config(self) -> Config | None:
-        """What the checkpoint remembers of its configuration; None when that is nothing, or nothing valid (see `config_problem`)."""
+        """What the checkpoint remembers of its configuration; None when that is nothing, or nothing valid (see
+        `config_problem`).
+        """
         try:
             return None if self._config_tree is None else config_from_dict(self._config_tree, str(self.path))
         except UsageError:
@@ -105,11 +107,15 @@ class CheckpointView:
         return found if isinstance(found, dict) else {}
 
     def dims(self, config: Config) -> dict[str, int] | None:
-        """Feature widths that the model was built with, remembered or read off the weights; None when they are of another kind of network."""
+        """Feature widths that the model was built with, remembered or read off the weights; None when they are of
+        another kind of network.
+        """
         if dims := self.data.get("dims"):
             return dims
         weights = self.weights()
-        text, image, patch = (weights.get(name) for name in ("conditioning.null_text", "conditioning.null_dino", "patch_embedding.weight"))
+        text, image, patch = (
+            weights.get(name) for name in ("conditioning.null_text", "conditioning.null_dino", "patch_embedding.weight")
+        )
         if text is None or image is None or patch is None:
             return None
         return {"text": len(text), "image": len(image), "latent_channels": patch.shape[1] // config.model.patch_size**2}

@@ -1,4 +1,6 @@
-"""Features as the audit sees them: shards and a derived folder alike, with or without an index, opened even when they are damaged."""
+"""Features as the audit sees them: shards and a derived folder alike, with or without an index, opened even when
+they are damaged.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,11 @@ def open_shards(folder: Path) -> DataView:
         return _as_given(shards.read_array(ref, feature.member), feature, card)
 
     def mask(ref: SampleRef) -> np.ndarray | None:
-        return shards.read_array(ref, TEXT_MASK_MEMBER).reshape(-1).astype(bool) if TEXT_MASK_MEMBER in ref.members else None
+        return (
+            shards.read_array(ref, TEXT_MASK_MEMBER).reshape(-1).astype(bool)
+            if TEXT_MASK_MEMBER in ref.members
+            else None
+        )
 
     return DataView(folder, shards.samples, card, shards.index, array, shards.read_record, mask)
 

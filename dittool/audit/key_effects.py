@@ -1,6 +1,8 @@
-"""C1 on a configuration: what each key changes when the network is built, timesteps, modes, rates and pictures are drawn, and data are stored.
+"""C1 on a configuration: what each key changes when the network is built, timesteps, modes, rates and pictures are
+drawn, and data are stored.
 
-Keys that act only while a run trains, embeds or validates are named as not judged here: the audit never imports training.
+Keys that act only while a run trains, embeds or validates are named as not judged here: the audit never imports
+training.
 """
 
 from __future__ import annotations
@@ -31,11 +33,16 @@ Key = tuple[str, str]  # (section, key)
 ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
 _DRAWS = 1000
 _SCHEDULED = ("steps", "lr", "min_lr", "warmup_steps")
-_IN_THE_LOOP = "acts in the training loop, which an audit does not run: shown key by key in tests/train/test_live_keys.py"
+_IN_THE_LOOP = (
+    "acts in the training loop, which an audit does not run: shown key by key in tests/train/test_live_keys.py"
+)
 _ELSEWHERE = {
-    "encoders": "acts while features are made", "data": "acts while features are made", "train": _IN_THE_LOOP, "checkpoint": _IN_THE_LOOP,
+    "encoders": "acts while features are made",
+    "data": "acts while features are made",
+    "train": _IN_THE_LOOP,
+    "checkpoint": _IN_THE_LOOP,
     "validate": "acts in validation",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,11 @@ def _effect(key: Key, tree: dict[str, Any], config: Config, probe: ModelProbe) -
     if not tried:
         return Effect(UNSEEN, "has no other valid value here")
     what = ", ".join(observers)
-    return Effect(DEAD, f"{tree[key[0]][key[1]]!r} → {', '.join(repr(value) for value in tried)} changes none of {len(observers)} things: {what}")
+    return Effect(
+        DEAD,
+        f"{tree[key[0]][key[1]]!r} → {', '.join(repr(value) for value in tried)} changes none of {len(observers)}"
+        f" things: {what}",
+    )
 
 
 # What can be seen of a configuration
@@ -85,10 +96,16 @@ def _observers(key: Key) -> dict[str, Callable[[Config, ModelProbe], Any]]:
         return {"learning rate": _rates}
     if section == "data" and name in ("area", "buckets"):
         return {"buckets": lambda config, _: buckets_from_config(config.data)}
-    by_key = {("data", "patch_storage"): {"stored bytes": _stored}, ("data", "latent_scaling"): {"normalisation": _norm}}
+    by_key = {
+        ("data", "patch_storage"): {"stored bytes": _stored},
+        ("data", "latent_scaling"): {"normalisation": _norm},
+    }
     by_section = {
-        "flow": {"timesteps": _timesteps}, "dropout": {"modes": _modes}, "ema": {"decay": _decays}, "sample": {"latents drawn": _drawn},
-    }  # fmt: skip
+        "flow": {"timesteps": _timesteps},
+        "dropout": {"modes": _modes},
+        "ema": {"decay": _decays},
+        "sample": {"latents drawn": _drawn},
+    }
     return by_key.get(key) or by_section.get(section, {})
 
 
@@ -131,7 +148,11 @@ def _timesteps(config: Config, _: ModelProbe) -> str:
 
 def _modes(config: Config, _: ModelProbe) -> list[int]:
     d = config.dropout
-    return flow.dropout_modes(_uniform(), [d.none, d.text_only, d.reference_only, d.both]).bincount(minlength=len(flow.MODES)).tolist()
+    return (
+        flow.dropout_modes(_uniform(), [d.none, d.text_only, d.reference_only, d.both])
+        .bincount(minlength=len(flow.MODES))
+        .tolist()
+    )
 
 
 def _stored(config: Config, _: ModelProbe) -> bytes:
@@ -140,7 +161,10 @@ def _stored(config: Config, _: ModelProbe) -> bytes:
 
 
 def _norm(config: Config, _: ModelProbe) -> Any:
-    card, statistics = {"channels": 2, "scale": 0.5, "shift": 0.1}, {"latent_mean": [1.0, 2.0], "latent_std": [3.0, 4.0]}
+    card, statistics = (
+        {"channels": 2, "scale": 0.5, "shift": 0.1},
+        {"latent_mean": [1.0, 2.0], "latent_std": [3.0, 4.0]},
+    )
     return latent_norm(config.data.latent_scaling, card, statistics)
 
 
@@ -165,7 +189,9 @@ def _changed_configs(key: Key, tree: dict[str, Any]) -> Iterator[tuple[Any, Conf
     section, name = key
     for value in _other_values(key, tree[section][name]):
         for neighbours in _neighbours(key, value, tree[section]):
-            changed = {one: other for one, other in {**tree[section], **neighbours, name: value}.items() if other is not None}
+            changed = {
+                one: other for one, other in {**tree[section], **neighbours, name: value}.items() if other is not None
+            }
             try:
                 yield value, config_from_dict({**tree, section: changed}, "C1")
                 break
@@ -192,11 +218,15 @@ def _other_values(key: Key, value: Any) -> list[Any]:
         return [one for one in dict.fromkeys((value * 2, value // 2, value + 4, value + 1)) if one != value]
     if isinstance(value, float):
         return [one for one in dict.fromkeys((value * 2, value / 2, value + 0.05, value - 0.05)) if one != value]
-    return {"area": ["256x256", "1024x1024"], "buckets": [["256x256"]], "guidance_interval": [[0.2, 0.6]]}.get(key[1], [])
+    return {"area": ["256x256", "1024x1024"], "buckets": [["256x256"]], "guidance_interval": [[0.2, 0.6]]}.get(
+        key[1], []
+    )
 
 
 def _choices(key: Key) -> tuple[Any, ...]:
     """The values that a key of fixed choices may have."""
-    section: type[BaseModel] = next(field.annotation for name, field in Config.model_fields.items() if (field.alias or name) == key[0])
+    section: type[BaseModel] = next(
+        field.annotation for name, field in Config.model_fields.items() if (field.alias or name) == key[0]
+    )
     annotation = section.model_fields[key[1]].annotation
     return get_args(annotation) if get_origin(annotation) is Literal else ()

@@ -29,7 +29,12 @@ def zero_on_equal_sets(_config: DriftConfig) -> Measured:
 
 
 def loss_is_drift(config: DriftConfig) -> Measured:
-    x, p, none, weight = _points(8, 0).float().requires_grad_(True), _points(7, 1).float(), torch.zeros(2, 0, 3), torch.zeros(2)
+    x, p, none, weight = (
+        _points(8, 0).float().requires_grad_(True),
+        _points(7, 1).float(),
+        torch.zeros(2, 0, 3),
+        torch.zeros(2),
+    )
     drift, factor = total_drift(x, p, none, weight, _settings(config))
     loss = drift_loss(x, p, none, weight, _settings(config))
     loss.mean().backward()
@@ -47,7 +52,10 @@ def scale_invariance(config: DriftConfig) -> Measured:
 
 
 def temperatures(config: DriftConfig) -> Measured:
-    return config.drift.temperatures == [0.02, 0.05, 0.2], f"τ = {', '.join(f'{one:g}' for one in config.drift.temperatures)}"
+    return (
+        config.drift.temperatures == [0.02, 0.05, 0.2],
+        f"τ = {', '.join(f'{one:g}' for one in config.drift.temperatures)}",
+    )
 
 
 def weights_are_copies(_config: DriftConfig) -> Measured:
@@ -58,19 +66,28 @@ def weights_are_copies(_config: DriftConfig) -> Measured:
 
 
 def alpha_range(config: DriftConfig) -> Measured:
-    alpha = alpha_from_uniform(torch.linspace(0, 1, 1001, dtype=torch.float64), config.drift.alpha_max, config.drift.alpha_exponent)
+    alpha = alpha_from_uniform(
+        torch.linspace(0, 1, 1001, dtype=torch.float64), config.drift.alpha_max, config.drift.alpha_exponent
+    )
     figures = f"α in [{alpha[0]:g}, {alpha[-1]:g}], median {alpha[500]:.3g}, exponent {config.drift.alpha_exponent:g}"
     return bool(alpha[0] == 1 and abs(alpha[-1] - 4) < _CLOSE), figures
 
 
 def queues(config: DriftConfig) -> Measured:
     d = config.drift
-    return (d.class_queue, d.global_queue, d.pushed) == (128, 1000, 64), f"{d.class_queue} a class, {d.global_queue} over all, {d.pushed} a step"
+    return (d.class_queue, d.global_queue, d.pushed) == (
+        128,
+        1000,
+        64,
+    ), f"{d.class_queue} a class, {d.global_queue} over all, {d.pushed} a step"
 
 
 def features(config: DriftConfig) -> Measured:
     wanted = {"raw", "locations", "moments", "patches2", "patches4"}
-    figures = f"{', '.join(config.drift.features)}; maps of the {config.drift.encoder} encoder, at weight {config.drift.maps_weight:g}"
+    figures = (
+        f"{', '.join(config.drift.features)}; maps of the {config.drift.encoder} encoder, at weight"
+        f" {config.drift.maps_weight:g}"
+    )
     return set(config.drift.features) == wanted and config.drift.maps_weight == 1, figures
 
 
@@ -99,4 +116,9 @@ def _points(count: int, seed: int) -> Tensor:
 
 
 def _settings(config: DriftConfig) -> FieldSettings:
-    return FieldSettings(config.drift.temperatures, config.drift.normalise_distances, config.drift.normalise_drift, config.drift.repulsion)
+    return FieldSettings(
+        config.drift.temperatures,
+        config.drift.normalise_distances,
+        config.drift.normalise_drift,
+        config.drift.repulsion,
+    )

@@ -1,7 +1,7 @@
 """Models to try out: a configuration's network at step 0 or with its gates open, and small inputs of any grid.
 
-Where a rule judges the architecture, the network is built with random weights; a very large one is built narrower and shallower, with
-the same blocks, and the evidence says so. Feature widths are the data's where they are known.
+Where a rule judges the architecture, the network is built with random weights; a very large one is built narrower and
+shallower, with the same blocks, and the evidence says so. Feature widths are the data's where they are known.
 
 B batch · C latent channels · L text tokens · N patches · h w grid in tokens
 """
@@ -24,7 +24,8 @@ from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 
-USUAL_DIMS = {"text": 64, "image": 64, "latent_channels": 16}  # for a preset without data; the rules' answers do not depend on them
+# for a preset without data; the rules' answers do not depend on them
+USUAL_DIMS = {"text": 64, "image": 64, "latent_channels": 16}
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is tried as a twin
 TWIN_DEPTH, TWIN_HEADS = 2, 2
 _TEXT_TOKENS = 6
@@ -69,7 +70,10 @@ class Probe(Wakeable):
         if self.parameters <= LARGEST_BUILT:
             return ""
         twin = self._tried.model
-        return f" (tried on a twin of depth {twin.depth}, width {twin.width}; the real one has {self.parameters:,} parameters)"
+        return (
+            f" (tried on a twin of depth {twin.depth}, width {twin.width}; the real one has {self.parameters:,}"
+            " parameters)"
+        )
 
     @cached_property
     def _tried(self) -> AnyConfig:
@@ -98,7 +102,9 @@ class ModelProbe(Probe):
 
     def _built(self, config: Config) -> DiT:
         dims = self.dims
-        return build_model(config, text_dim=dims["text"], image_dim=dims["image"], latent_channels=dims["latent_channels"])
+        return build_model(
+            config, text_dim=dims["text"], image_dim=dims["image"], latent_channels=dims["latent_channels"]
+        )
 
     def _smaller(self) -> dict[str, int]:
         model = self.config.model
@@ -133,7 +139,10 @@ class ModelProbe(Probe):
 def watch_blocks(model: DiT) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Yields a list that receives each block's input and output tokens, (B, N, D), whenever the model runs."""
     seen: list[tuple[Tensor, Tensor]] = []
-    hooks = [block.register_forward_hook(lambda _block, inputs, output: seen.append((inputs[0], output))) for block in model.blocks]
+    hooks = [
+        block.register_forward_hook(lambda _block, inputs, output: seen.append((inputs[0], output)))
+        for block in model.blocks
+    ]
     try:
         yield seen
     finally:

@@ -1,6 +1,8 @@
-"""The rules that there are: ours in one table, and those of other packages through the entry-point group `dit.audit_rules`.
+"""The rules that there are: ours in one table, and those of other packages through the entry-point group
+`dit.audit_rules`.
 
-A plugin's entry point names a module that is a rule (see `rule.py`). Codes are never reused, not even of rules that are gone.
+A plugin's entry point names a module that is a rule (see `rule.py`). Codes are never reused, not even of rules that are
+gone.
 """
 
 from __future__ import annotations
@@ -61,10 +63,15 @@ class RuleSet:
     refused: tuple[str, ...]
 
     def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Rule]:
-        """Rules whose code begins with one of `select` (empty: all) and with none of `ignore`. Raises `UsageError` for a prefix of no code."""
+        """Rules whose code begins with one of `select` (empty: all) and with none of `ignore`. Raises `UsageError`
+        for a prefix of no code.
+        """
         for prefix in (*select, *ignore):
             if not any(rule.code.startswith(prefix) for rule in self.rules):
-                raise UsageError(f"no rule's code begins with '{prefix}'; there are {', '.join(rule.code for rule in self.rules)}", _SEE)
+                raise UsageError(
+                    f"no rule's code begins with '{prefix}'; there are {', '.join(rule.code for rule in self.rules)}",
+                    _SEE,
+                )
         wanted = [rule for rule in self.rules if not select or rule.code.startswith(tuple(select))]
         return [rule for rule in wanted if not (ignore and rule.code.startswith(tuple(ignore)))]
 
@@ -85,7 +92,9 @@ def built_in_rules() -> list[Rule]:
 
 
 def load_rules(plugins: Iterable[EntryPoint] | None = None) -> RuleSet:
-    """Our rules and the plugins' (default: those of the installed packages). A broken plugin is named in `refused` and harms nothing else."""
+    """Our rules and the plugins' (default: those of the installed packages). A broken plugin is named in `refused`
+    and harms nothing else.
+    """
     rules = built_in_rules()
     refused = []
     for plugin in entry_points(group=PLUGIN_GROUP) if plugins is None else plugins:

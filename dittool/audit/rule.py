@@ -1,12 +1,14 @@
 """What a rule of the audit is: a module with a page, five constants and one pure function.
 
-The module's docstring is the page: one line that says what must hold, then the four `HEADINGS`, each as `## Heading`. Then
+The module's docstring is the page: one line that says what must hold, then the four `HEADINGS`, each as `## Heading`.
+Then
 
     CODE, NAME, SEVERITY, SCOPE, SINCE = "E1", "zero-init", "error", ("preset",), "0.1"
 
     def check(subject: Subject) -> list[Finding]: ...
 
-SEVERITY "error" may fail a subject; "warning" never does. SCOPE names the parts of a subject that the rule needs, any one of them.
+SEVERITY "error" may fail a subject; "warning" never does. SCOPE names the parts of a subject that the rule needs, any
+one of them.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Rule:
     @property
     def promise(self) -> str:
         """The page's first line: what must hold."""
-        return self.page.splitlines()[0]
+        return " ".join(self.page.split("\n\n")[0].split())
 
 
 def rule_from_module(module: ModuleType) -> Rule:
@@ -82,7 +84,9 @@ def rule_from_module(module: ModuleType) -> Rule:
     page = inspect.cleandoc(module.__doc__ or "")
     found = {name: getattr(module, name, None) for name in ("CODE", "NAME", "SEVERITY", "SCOPE", "SINCE", "check")}
     problems = [f"{name} is missing" for name, value in found.items() if value is None]
-    problems += [f"the docstring has no heading '## {heading}'" for heading in HEADINGS if f"\n## {heading}\n" not in page]
+    problems += [
+        f"the docstring has no heading '## {heading}'" for heading in HEADINGS if f"\n## {heading}\n" not in page
+    ]
     if found["CODE"] and not _CODE.fullmatch(found["CODE"]):
         problems.append(f"CODE {found['CODE']!r} is not letters and a number, as E1")
     if found["SEVERITY"] not in (None, ERROR, WARNING):
@@ -91,4 +95,6 @@ def rule_from_module(module: ModuleType) -> Rule:
         problems.append(f"SCOPE {', '.join(sorted(unknown))} is none of {', '.join(SCOPES)}")
     if problems:
         raise BrokenRule(f"{module.__name__}: {'; '.join(problems)}")
-    return Rule(found["CODE"], found["NAME"], found["SEVERITY"], tuple(found["SCOPE"]), found["SINCE"], page, found["check"])
+    return Rule(
+        found["CODE"], found["NAME"], found["SEVERITY"], tuple(found["SCOPE"]), found["SINCE"], page, found["check"]
+    )

@@ -39,7 +39,10 @@ class Audit:
 
     @property
     def counts(self) -> dict[str, int]:
-        return {status: sum(judged.finding.status == status for judged in self.findings) for status in (PASS, WARN, FAIL, SKIP)}
+        return {
+            status: sum(judged.finding.status == status for judged in self.findings)
+            for status in (PASS, WARN, FAIL, SKIP)
+        }
 
     @property
     def ok(self) -> bool:
@@ -52,18 +55,26 @@ class Audit:
 
 
 def audit(
-    target: str, preset: str | None = None, select: Sequence[str] = (), ignore: Sequence[str] = (), rules: RuleSet | None = None, talk: Talk = SILENT,
-    kwargs: str | None = None, example: str | None = None,
-) -> Audit:  # fmt: skip
+    target: str,
+    preset: str | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    rules: RuleSet | None = None,
+    talk: Talk = SILENT,
+    kwargs: str | None = None,
+    example: str | None = None,
+) -> Audit:
     """Audits one target.
 
     Args:
-        target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model factory as `file.py:Name`.
+        target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model
+        factory as `file.py:Name`.
         preset: what a checkpoint or data should fit.
         select, ignore: prefixes of codes.
         kwargs, example: of a model factory, as `open_subject` takes them.
 
-    Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for one that is none.
+    Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for
+    one that is none.
     """
     rules = rules or load_rules()
     chosen = rules.selected(select, ignore)
@@ -71,14 +82,20 @@ def audit(
 
 
 def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:
-    """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by name."""
+    """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by
+    name.
+    """
     fitting = [rule for rule in rules if subject.fits(rule.scopes)]
     findings: list[Judged] = []
     crashes: list[Crash] = []
     with talk.progress(f"audit {subject.target}", len(fitting), "rule") as task:
         for rule in rules:
             if rule not in fitting:
-                if named or (subject.without_configuration and "data" not in rule.scopes) or (subject.foreign and "preset" in rule.scopes):
+                if (
+                    named
+                    or (subject.without_configuration and "data" not in rule.scopes)
+                    or (subject.foreign and "preset" in rule.scopes)
+                ):
                     findings += [Judged(rule, finding) for finding in skipped(_why_not(rule, subject))]
                 continue
             try:

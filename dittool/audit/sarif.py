@@ -29,10 +29,15 @@ def as_sarif(audits: Sequence[Audit]) -> dict[str, Any]:
 
 def _run(audit: Audit) -> dict[str, Any]:
     rules = list(dict.fromkeys([judged.rule for judged in audit.findings] + [crash.rule for crash in audit.crashes]))
-    broken = [{"level": "error", "message": {"text": f"rule {crash.rule.code} broke: {crash.error}"}} for crash in audit.crashes]
+    broken = [
+        {"level": "error", "message": {"text": f"rule {crash.rule.code} broke: {crash.error}"}}
+        for crash in audit.crashes
+    ]
     return {
         "tool": {"driver": {"name": "dit", "semanticVersion": __version__, "rules": [_rule(rule) for rule in rules]}},
-        "invocations": [{"executionSuccessful": not broken, "exitCode": audit.exit_code, "toolExecutionNotifications": broken}],
+        "invocations": [
+            {"executionSuccessful": not broken, "exitCode": audit.exit_code, "toolExecutionNotifications": broken}
+        ],
         "results": [_result(audit, judged, rules.index(judged.rule)) for judged in audit.findings],
     }
 
@@ -70,7 +75,11 @@ def as_junit(audits: Sequence[Audit]) -> str:
     """One suite for each target, one case for each finding. A warning passes, with its text as the case's output."""
     root = ElementTree.Element("testsuites", name="dit audit")
     for audit in audits:
-        counts = {"tests": len(audit.findings) + len(audit.crashes), "failures": audit.counts[FAIL], "skipped": audit.counts[SKIP]}
+        counts = {
+            "tests": len(audit.findings) + len(audit.crashes),
+            "failures": audit.counts[FAIL],
+            "skipped": audit.counts[SKIP],
+        }
         figures = {name: str(count) for name, count in {**counts, "errors": len(audit.crashes)}.items()}
         suite = ElementTree.SubElement(root, "testsuite", name=_text(audit.target), **figures)
         for judged in audit.findings:
@@ -88,11 +97,17 @@ def as_junit(audits: Sequence[Audit]) -> str:
 
 
 def _case(suite: ElementTree.Element, audit: Audit, rule: Rule) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", classname=_text(f"dit.audit.{audit.kind}.{audit.target}"), name=f"{rule.code} {rule.name}")
+    return ElementTree.SubElement(
+        suite, "testcase", classname=_text(f"dit.audit.{audit.kind}.{audit.target}"), name=f"{rule.code} {rule.name}"
+    )
 
 
 def _told(finding: Finding) -> str:
-    return f"{finding.evidence}\nFix: {finding.fix}" if finding.fix and finding.status in (WARN, FAIL) else finding.evidence
+    return (
+        f"{finding.evidence}\nFix: {finding.fix}"
+        if finding.fix and finding.status in (WARN, FAIL)
+        else finding.evidence
+    )
 
 
 def _text(text: str) -> str:

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts inside a `with`: each storage once, parameters not at all. What a checkpointed block keeps while it is recomputed is outside."""
+    """Counts inside a `with`: each storage once, parameters not at all. What a checkpointed block keeps while it is
+    recomputed is outside.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(self._keep, lambda tensor: tensor)

@@ -1,8 +1,9 @@
-"""Parity with a published architecture: a specification is a file in `specs/`, and each of its components is held against the model.
+"""Parity with a published architecture: a specification is a file in `specs/`, and each of its components is held
+against the model.
 
-A specification says of each component what is stated and where from, in which forms it may stand in a model (tensors with their shapes, keys with
-their values), and which rules and measures must pass. Another paper is another file. Tensors that no component names are an error too, so
-that a model can have no more than what is specified.
+A specification says of each component what is stated and where from, in which forms it may stand in a model (tensors
+with their shapes, keys with their values), and which rules and measures must pass. Another paper is another file.
+Tensors that no component names are an error too, so that a model can have no more than what is specified.
 """
 
 from __future__ import annotations
@@ -62,11 +63,16 @@ def spec_names() -> list[str]:
 
 
 def parity(subject: Subject, name: str) -> Parity:
-    """The rows of a specification for a subject with a configuration. Raises `UsageError` for an unknown name or another family of models."""
+    """The rows of a specification for a subject with a configuration. Raises `UsageError` for an unknown name or
+    another family of models.
+    """
     if name not in spec_names():
         raise UsageError(f"--spec {name}: there is no such specification", f"there is: {', '.join(spec_names())}")
     if subject.config is None or subject.config.model.arch != "drift":
-        raise UsageError(f"{subject.target}: the specification '{name}' is of a one-step generator", "try: dit audit drift-b2 --spec drifting")
+        raise UsageError(
+            f"{subject.target}: the specification '{name}' is of a one-step generator",
+            "try: dit audit drift-b2 --spec drifting",
+        )
     spec = read_toml(_FOLDER / f"{name}.toml")
     tensors = parameter_table(subject.config, 0, 0, 0)
     judge = _Judge(subject, tensors, spec["totals"])
@@ -74,7 +80,9 @@ def parity(subject: Subject, name: str) -> Parity:
     if strays := [tensor.name for tensor in tensors if tensor.name not in judge.named]:
         stated = ("no tensor beyond those above", "the totals leave no room", "models/drift_dit.py: DriftDiT")
         rows.append(Row("nothing else", "INFERRED", *stated, FAIL, _few(strays)))
-    return Parity(subject.target, spec["title"], spec["source"], rows, sum(tensor.parameters for tensor in tensors), len(tensors))
+    return Parity(
+        subject.target, spec["title"], spec["source"], rows, sum(tensor.parameters for tensor in tensors), len(tensors)
+    )
 
 
 class _Judge:
@@ -91,7 +99,11 @@ class _Judge:
         """The first form that fits, or what the nearest one lacks."""
         tried = [(form["name"], *self._fit(form)) for form in component["forms"]]
         form, faults, measured = min(tried, key=lambda one: len(one[1]))
-        told = "; ".join([*(f"not {form}: {fault}" for fault in faults), *measured]) if faults else "; ".join([f"as {form}", *measured])
+        told = (
+            "; ".join([*(f"not {form}: {fault}" for fault in faults), *measured])
+            if faults
+            else "; ".join([f"as {form}", *measured])
+        )
         shown = {key: component[key] for key in ("status", "statement", "evidence", "code")}
         return Row(component["name"], **shown, result=FAIL if faults else PASS, measured=told)
 
@@ -101,12 +113,20 @@ class _Judge:
         found = [self._tensors_like(pattern, shape, faults) for pattern, shape in wanted.items()]
         for key, value in form.get("keys", {}).items():
             actual = getattr(self._subject.config.model, key)
-            (measured if actual == value else faults).append(f"{key} = {actual}" + ("" if actual == value else f", not {value}"))
-        checks = [self._measure(name) for name in form.get("measures", ())] + [self._rule(code) for code in form.get("rules", ())]
+            (measured if actual == value else faults).append(
+                f"{key} = {actual}" + ("" if actual == value else f", not {value}")
+            )
+        checks = [self._measure(name) for name in form.get("measures", ())] + [
+            self._rule(code) for code in form.get("rules", ())
+        ]
         for holds, text in checks:
             (measured if holds else faults).append(text)
         if wanted and not faults:
-            measured.insert(0, f"{sum(len(one) for one in found)} tensors, {sum(t.parameters for one in found for t in one):,} parameters")
+            measured.insert(
+                0,
+                f"{sum(len(one) for one in found)} tensors, {sum(t.parameters for one in found for t in one):,}"
+                " parameters",
+            )
             self.named |= {tensor.name for one in found for tensor in one}
         return faults, measured
 
@@ -126,7 +146,10 @@ class _Judge:
 
     def _measure(self, name: str) -> tuple[bool, str]:
         if name == "total":
-            total, key = sum(tensor.parameters for tensor in self._tensors), "/".join(str(self._sizes[letter]) for letter in "HDF")
+            total, key = (
+                sum(tensor.parameters for tensor in self._tensors),
+                "/".join(str(self._sizes[letter]) for letter in "HDF"),
+            )
             stated = self._totals.get(key)
             rest = "" if total == stated else f", stated for {key}: {stated or 'nothing'}"
             return total == stated, f"{total:,} parameters in {len(self._tensors)} tensors{rest}"
@@ -150,24 +173,39 @@ _MARKS = {PASS: "✔", FAIL: "✘"}
 
 def table_rows(parity: Parity) -> list[tuple[str, str, str, str]]:
     """For `COLUMNS`."""
-    return [(f"{row.component}\n{row.status}", _MARKS[row.result], f"{row.statement}\n→ {row.code}", row.measured) for row in parity.rows]
+    return [
+        (f"{row.component}\n{row.status}", _MARKS[row.result], f"{row.statement}\n→ {row.code}", row.measured)
+        for row in parity.rows
+    ]
 
 
 def summary_line(parity: Parity) -> str:
     counts = ", ".join(f"{sum(row.status == status for row in parity.rows)} {status}" for status in STATUSES)
     held = sum(row.result == PASS for row in parity.rows)
-    return f"{parity.target}: {held} of {len(parity.rows)} components hold ({counts}); {parity.parameters:,} parameters in {parity.tensors} tensors"
+    return (
+        f"{parity.target}: {held} of {len(parity.rows)} components hold ({counts}); {parity.parameters:,} parameters in"
+        f" {parity.tensors} tensors"
+    )
 
 
 def as_json(parity: Parity) -> dict[str, Any]:
-    head = {"target": parity.target, "title": parity.title, "source": parity.source, "parameters": parity.parameters, "tensors": parity.tensors}
+    head = {
+        "target": parity.target,
+        "title": parity.title,
+        "source": parity.source,
+        "parameters": parity.parameters,
+        "tensors": parity.tensors,
+    }
     return {**head, "components": [vars(row) for row in parity.rows], "ok": parity.ok}
 
 
 def as_markdown(parity: Parity) -> str:
     """A table to paste, with the evidence of each statement."""
     lines = [f"# {parity.title}", "", f"Source: {parity.source}. {summary_line(parity)}.", ""]
-    lines += ["| component | status | stated | evidence | code | result | measured |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "| component | status | stated | evidence | code | result | measured |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in parity.rows:
         cells = (row.component, row.status, row.statement, row.evidence, f"`{row.code}`", row.result, row.measured)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -1,8 +1,9 @@
-"""What is audited: a preset, a checkpoint, a run, shards, a derived folder or a foreign model. Parts are read when a rule asks for them.
+"""What is audited: a preset, a checkpoint, a run, shards, a derived folder or a foreign model. Parts are read when a
+rule asks for them.
 
-A subject has up to four parts, and a rule's SCOPE says which it needs: `preset`, a configuration; `model`, a network that can be built
-or loaded; `checkpoint`, a file of weights; `data`, features. A one-step generator's network is a `generator` instead, and its configuration a
-`plan`: steps, rates and averages, which every family has.
+A subject has up to four parts, and a rule's SCOPE says which it needs: `preset`, a configuration; `model`, a network
+that can be built or loaded; `checkpoint`, a file of weights; `data`, features. A one-step generator's network is a
+`generator` instead, and its configuration a `plan`: steps, rates and averages, which every family has.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ class Subject:
         if self.is_one_step:
             network = {"generator", "plan"} if self.config.model.arch == "drift" else {"plan"}
             return network | ({"checkpoint"} if self.checkpoint is not None else set())
-        present = {"preset": self.config, "model": self.foreign or self.config, "checkpoint": self.checkpoint, "data": self.data}
+        present = {
+            "preset": self.config,
+            "model": self.foreign or self.config,
+            "checkpoint": self.checkpoint,
+            "data": self.data,
+        }
         return {name for name, part in present.items() if part is not None}
 
     @property
@@ -56,7 +62,9 @@ class Subject:
         return self.config is not None and self.config.model.arch != "dit"
 
     def fits(self, scopes: Iterable[str]) -> bool:
-        """Whether a rule of these scopes can judge it. One that knows the first family's networks alone cannot judge a generator's weights."""
+        """Whether a rule of these scopes can judge it. One that knows the first family's networks alone cannot
+        judge a generator's weights.
+        """
         of_the_other_family = self.is_one_step and "model" in scopes and "generator" not in scopes
         return not self.parts.isdisjoint(scopes) and not of_the_other_family
 
@@ -73,16 +81,22 @@ class Subject:
         return probe_of(self.config, self.checkpoint.dims(self.config) if self.checkpoint else None)
 
     def trained_model(self) -> DiT | None:
-        """The network with the checkpoint's weights, the averaged ones where there are any; None when they do not fit its configuration."""
+        """The network with the checkpoint's weights, the averaged ones where there are any; None when they do not
+        fit its configuration.
+        """
         model = self.probe.at_real_size()
         weights, wanted = self.checkpoint.weights(), model.state_dict()
-        if {name: tensor.shape for name, tensor in weights.items()} != {name: tensor.shape for name, tensor in wanted.items()}:
+        if {name: tensor.shape for name, tensor in weights.items()} != {
+            name: tensor.shape for name, tensor in wanted.items()
+        }:
             return None
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
         return model.eval()
 
 
-def open_subject(target: str, preset: str | None = None, kwargs: str | None = None, example: str | None = None, talk: Talk = SILENT) -> Subject:
+def open_subject(
+    target: str, preset: str | None = None, kwargs: str | None = None, example: str | None = None, talk: Talk = SILENT
+) -> Subject:
     """The subject that a target's text names.
 
     Args:
@@ -96,7 +110,10 @@ def open_subject(target: str, preset: str | None = None, kwargs: str | None = No
         function = None if example is None else load_attribute(example)
         return Subject(target, FOREIGN, foreign=ForeignModel(load_factory(target, kwargs), function))
     if kwargs is not None or example is not None:
-        raise UsageError(f"{target}: --kwargs and --example belong to a model factory", "name it as file.py:Name or package.module:Name")
+        raise UsageError(
+            f"{target}: --kwargs and --example belong to a model factory",
+            "name it as file.py:Name or package.module:Name",
+        )
     expected = None if preset is None else load_config(preset)
     path = Path(target)
     if path.is_dir():
@@ -108,20 +125,30 @@ def open_subject(target: str, preset: str | None = None, kwargs: str | None = No
     raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
 
 
-_KINDS = "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder, or a model as file.py:Name"
+_KINDS = (
+    "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder, or a model as"
+    " file.py:Name"
+)
 
 
 def _names_a_factory(target: str) -> bool:
     """`file.py:Name` or `package.module:Name`."""
     module, colon, name = target.rpartition(":")
-    return bool(colon) and name.isidentifier() and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
+    return (
+        bool(colon)
+        and name.isidentifier()
+        and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
+    )
 
 
 def _open_preset(target: str, expected: Config | None) -> Subject:
     if "/" in target and not target.endswith(".toml"):
         raise UsageError(f"{target}: no such file or folder", _KINDS)
     if expected is not None:
-        raise UsageError(f"{target}: --preset says what a checkpoint or data should fit, and this is itself a preset", "leave --preset out")
+        raise UsageError(
+            f"{target}: --preset says what a checkpoint or data should fit, and this is itself a preset",
+            "leave --preset out",
+        )
     return Subject(target, PRESET, config=load_config(target))
 
 
@@ -149,7 +176,10 @@ def _open_run(path: Path, expected: Config | None, talk: Talk) -> Subject:
     written = load_config(str(resolved)) if resolved.is_file() else None
     if not list_checkpoints(folder):
         if written is None:
-            raise BadDataError(f"{path}: a run without a checkpoint and without resolved.toml", "train first with: dit train --preset P")
+            raise BadDataError(
+                f"{path}: a run without a checkpoint and without resolved.toml",
+                "train first with: dit train --preset P",
+            )
         return Subject(str(path), RUN, written, expected=expected)
     view = CheckpointView(newest_checkpoint(folder, talk).path, resolved=written)
     view.require_safe()

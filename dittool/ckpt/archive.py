@@ -1,9 +1,9 @@
 """The zip archive around a `.pt` file, read so strictly that no two readers can disagree about its content.
 
-A zip names its members twice, in a directory at the end and in a header before each; tools that trust different copies see
-different files. Here both must say the same, the members must tile the file without gap or overlap, and nothing may be
-compressed, encrypted, doubled, or outside the one root folder. torch.save writes exactly that.
-Source of the format: PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5.
+A zip names its members twice, in a directory at the end and in a header before each; tools that trust different copies
+see different files. Here both must say the same, the members must tile the file without gap or overlap, and nothing may
+be compressed, encrypted, doubled, or outside the one root folder. torch.save writes exactly that. Source of the format:
+PKWARE APPNOTE 6.3.10, sections 4.3 to 4.5.
 """
 
 from __future__ import annotations
@@ -46,13 +46,17 @@ class _Entry:
 
 def unsafe(path: Path, thing: str) -> UnsafeFileError:
     """The refusal of a file, naming the thing in it that no honest checkpoint has."""
-    return UnsafeFileError(f"{path}: refused without loading it: {thing}", "do not load this file; ask its maker for the weights as .safetensors")
+    return UnsafeFileError(
+        f"{path}: refused without loading it: {thing}",
+        "do not load this file; ask its maker for the weights as .safetensors",
+    )
 
 
 def read_archive(file: BinaryIO, size: int, path: Path) -> dict[str, Member]:
     """Members by their name under the root folder, as `data.pkl` or `data/0`.
 
-    `size` is the file's, in bytes. Raises `BadDataError` when the file is cut short and `UnsafeFileError` when its parts contradict each other.
+    `size` is the file's, in bytes. Raises `BadDataError` when the file is cut short and `UnsafeFileError` when its
+    parts contradict each other.
     """
     offset, length, count = _directory(file, size, path)
     entries = _entries(_take(file, offset, length, path), count, path)
@@ -116,7 +120,25 @@ def _entries(directory: bytes, count: int, path: Path) -> list[_Entry]:
         if len(directory) - position < _CENTRAL.size:
             raise unsafe(path, "the archive's directory is malformed")
         fields = _CENTRAL.unpack_from(directory, position)
-        signature, _, _, flags, method, _, _, _, packed, size, name_length, extra_length, comment, disk, _, _, header = fields
+        (
+            signature,
+            _,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            _,
+            packed,
+            size,
+            name_length,
+            extra_length,
+            comment,
+            disk,
+            _,
+            _,
+            header,
+        ) = fields
         name_at = position + _CENTRAL.size
         extra_at = name_at + name_length
         position = extra_at + extra_length + comment
@@ -171,7 +193,14 @@ def _split_name(raw: bytes, path: Path) -> tuple[str, str]:
     text = raw.decode("ascii", "replace")
     folder, _, name = text.partition("/")
     parts = text.split("/")
-    if not text.isascii() or not text.isprintable() or "\\" in text or ":" in text or {"", ".", ".."} & set(parts) or len(parts) < 2:
+    if (
+        not text.isascii()
+        or not text.isprintable()
+        or "\\" in text
+        or ":" in text
+        or {"", ".", ".."} & set(parts)
+        or len(parts) < 2
+    ):
         raise unsafe(path, f"the archive has a member with the name {raw[:100]!r}")
     return folder, name
 

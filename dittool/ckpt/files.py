@@ -4,9 +4,9 @@
     checkpoint_step0001000.json   its sidecar: {"file", "bytes", "sha256", "step", "summary"}
     checkpoint_final.pt, .json    the end of the run; its step stands in the sidecar
 
-A checkpoint counts when its sidecar is there and agrees with the file's bytes. The sidecar is written last, so a process that is
-killed between the two leaves a file that does not count, and the resumed run saves that step again over it. A file that counts is
-never overwritten. Times of files decide nothing within a run.
+A checkpoint counts when its sidecar is there and agrees with the file's bytes. The sidecar is written last, so a
+process that is killed between the two leaves a file that does not count, and the resumed run saves that step again over
+it. A file that counts is never overwritten. Times of files decide nothing within a run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,16 @@ from torch import Tensor
 from dittool.ckpt.safe_load import FORMAT_VERSION, check_pt, named_tensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
-from dittool.storage import bytes_text, file_sha256, output_folder, read_json, require_free, sync_folder, write_atomic, write_json
+from dittool.storage import (
+    bytes_text,
+    file_sha256,
+    output_folder,
+    read_json,
+    require_free,
+    sync_folder,
+    write_atomic,
+    write_json,
+)
 
 STATE_KEYS = ("format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data")
 FINAL_NAME = "checkpoint_final.pt"
@@ -63,12 +72,15 @@ class CheckpointFile:
         return None
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], *, final: bool = False, summary: dict[str, Any] | None = None) -> Path:
+def save_checkpoint(
+    folder: Path, state: dict[str, Any], *, final: bool = False, summary: dict[str, Any] | None = None
+) -> Path:
     """Saves the training state under its step's name, or as the final one, and returns the path.
 
-    A valid checkpoint of the same name and step is kept and returned: a run resumes from its newest valid checkpoint and repeats itself
-    exactly, so that file holds this very state. A valid final one of an earlier step, from a run that was continued, first gets its
-    step's name. Raises `StorageError` (disk full, permission) with nothing valid lost, TypeError for a state that is not plain.
+    A valid checkpoint of the same name and step is kept and returned: a run resumes from its newest valid checkpoint
+    and repeats itself exactly, so that file holds this very state. A valid final one of an earlier step, from a run
+    that was continued, first gets its step's name. Raises `StorageError` (disk full, permission) with nothing valid
+    lost, TypeError for a state that is not plain.
     """
     require_plain(state)
     step = state["step"]
@@ -91,22 +103,32 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, final: bool = False,
             raise
         free = shutil.disk_usage(folder).free
         raise StorageError(
-            f"{path}: {error.strerror}: the checkpoint needs {bytes_text(needed)}, the disk has {bytes_text(free)} free",
+            f"{path}: {error.strerror}: the checkpoint needs {bytes_text(needed)}, the disk has {bytes_text(free)}"
+            " free",
             "older checkpoints are intact; free some space or correct the permissions, then: dit train --resume",
         ) from error
     return path
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointFile]:
-    """All checkpoints in a folder by step, valid or not; a final one whose step is unknown comes last. Empty when there is no folder."""
+    """All checkpoints in a folder by step, valid or not; a final one whose step is unknown comes last. Empty when
+    there is no folder.
+    """
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.iterdir() if (path.name == FINAL_NAME or _STEP_NAME.fullmatch(path.name)) and path.is_file()]
-    return sorted((_checkpoint_file(path) for path in paths), key=lambda file: (file.step is None, file.step or 0, file.final))
+    paths = [
+        path
+        for path in folder.iterdir()
+        if (path.name == FINAL_NAME or _STEP_NAME.fullmatch(path.name)) and path.is_file()
+    ]
+    return sorted(
+        (_checkpoint_file(path) for path in paths), key=lambda file: (file.step is None, file.step or 0, file.final)
+    )
 
 
 def newest_checkpoint(folder: Path, talk: Talk = SILENT, strict: bool = False) -> CheckpointFile:
-    """The newest checkpoint that verifies. Each newer one that does not is reported to `talk` with the steps that it costs.
+    """The newest checkpoint that verifies. Each newer one that does not is reported to `talk` with the steps that it
+    costs.
 
     Raises `BadDataError` when there is none, and with `strict` also when the newest is not valid.
     """
@@ -115,23 +137,33 @@ def newest_checkpoint(folder: Path, talk: Talk = SILENT, strict: bool = False) -
         reason = file.verify()
         if reason is None:
             for fallen, why in faults:
-                lost = f"{fallen.step - file.step} steps are lost" if fallen.step is not None else "how many steps are lost is unknown"
+                lost = (
+                    f"{fallen.step - file.step} steps are lost"
+                    if fallen.step is not None
+                    else "how many steps are lost is unknown"
+                )
                 talk.warn(f"{fallen.path}: skipped: {why}; {lost}, going back to step {file.step}")
             return file
         if strict:
-            raise BadDataError(f"{file.path}: {reason}", "restore the file, or run without --strict to fall back to the one before")
+            raise BadDataError(
+                f"{file.path}: {reason}", "restore the file, or run without --strict to fall back to the one before"
+            )
         faults.append((file, reason))
     if not faults:
         raise BadDataError(f"{folder}: no checkpoint there", "check the folder, or train first with: dit train")
     found = "; ".join(f"{file.path.name}: {why}" for file, why in faults)
-    raise BadDataError(f"{folder}: none of its {len(faults)} checkpoints is valid: {found}", "restore one from a copy, or start a new run")
+    raise BadDataError(
+        f"{folder}: none of its {len(faults)} checkpoints is valid: {found}",
+        "restore one from a copy, or start a new run",
+    )
 
 
 def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
     """Deletes older checkpoints and returns their paths; does nothing unless the newest verifies.
 
-    The newest `keep` (at least two), every `keep_every`-th step (0: none) and the final one stay. Only the newest is hashed; of the
-    others those without a sidecar do not count as kept. A file is renamed out of sight before it goes, so that no moment shows half of one.
+    The newest `keep` (at least two), every `keep_every`-th step (0: none) and the final one stay. Only the newest is
+    hashed; of the others those without a sidecar do not count as kept. A file is renamed out of sight before it goes,
+    so that no moment shows half of one.
     """
     if keep < 2:
         raise ValueError(f"keep {keep}: at least two checkpoints must stay")
@@ -141,7 +173,9 @@ def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
     for leftover in folder.glob(f"{_TRASH_PREFIX}*"):
         os.unlink(leftover)
     complete = [file for file in files if not file.final and file.sidecar is not None]
-    stay = {file.path for file in complete[-keep:]} | {file.path for file in complete if keep_every and file.step % keep_every == 0}
+    stay = {file.path for file in complete[-keep:]} | {
+        file.path for file in complete if keep_every and file.step % keep_every == 0
+    }
     removed = [file.path for file in files if not file.final and file.path not in stay]
     for path in removed:
         _remove(path)
@@ -149,10 +183,12 @@ def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
 
 
 def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Talk = SILENT) -> Path:
-    """The checkpoint file that is meant by a file, a run's folder, its checkpoints folder, or None: the newest run in `runs`.
+    """The checkpoint file that is meant by a file, a run's folder, its checkpoints folder, or None: the newest run in
+    `runs`.
 
-    Within a run the newest is the highest valid step. Between runs only time can tell: the one whose log.jsonl (before the first line,
-    resolved.toml) was written last. Raises `UsageError` for a path that is not there and `BadDataError` when no checkpoint is found.
+    Within a run the newest is the highest valid step. Between runs only time can tell: the one whose log.jsonl (before
+    the first line, resolved.toml) was written last. Raises `UsageError` for a path that is not there and `BadDataError`
+    when no checkpoint is found.
     """
     if target is None:
         target = newest_run(runs)
@@ -161,22 +197,31 @@ def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Tal
         inner = target / "checkpoints"
         return newest_checkpoint(inner if inner.is_dir() else target, talk).path
     if not target.exists():
-        raise UsageError(f"{target}: no such file or folder", "name a checkpoint file, a run's folder, or leave it out to use the newest run")
+        raise UsageError(
+            f"{target}: no such file or folder",
+            "name a checkpoint file, a run's folder, or leave it out to use the newest run",
+        )
     return target
 
 
 def require_plain(state: Mapping[str, Any]) -> None:
-    """Raises TypeError unless the state has every key of a checkpoint and holds only tensors and plain values, which any reader can check."""
+    """Raises TypeError unless the state has every key of a checkpoint and holds only tensors and plain values,
+    which any reader can check.
+    """
     if missing := [key for key in STATE_KEYS if key not in state]:
         raise TypeError(f"a checkpoint's state lacks {', '.join(missing)}")
     if state["format_version"] != FORMAT_VERSION or type(state["step"]) is not int or state["step"] < 0:
-        raise TypeError(f"format_version {state['format_version']!r} or step {state['step']!r} is not what a checkpoint has")
+        raise TypeError(
+            f"format_version {state['format_version']!r} or step {state['step']!r} is not what a checkpoint has"
+        )
     _require_plain(state, "state")
 
 
 def state_bytes(state: Mapping[str, Any]) -> int:
     """About how many bytes the state takes on disk: each storage once, and a margin for the rest."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in named_tensors(state)}
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in named_tensors(state)
+    }
     return sum(storages.values()) + 1024 * len(storages) + _BYTES_BESIDE_TENSORS
 
 
@@ -196,7 +241,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
 
     output_folder(path.parent)
     # Shared and strided storage is spelled out: the format has no views.
-    content = save({name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}, dict(metadata))
+    content = save(
+        {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
+        dict(metadata),
+    )
     require_free(path.parent, len(content), path.name)
     write_atomic(path, content)
 
@@ -218,7 +266,9 @@ def _write(path: Path, state: Mapping[str, Any]) -> tuple[str, int]:
 
 
 class _HashingWriter:
-    """Hashes and counts what torch.save writes, and keeps the OSError that torch replaces by a RuntimeError about positions."""
+    """Hashes and counts what torch.save writes, and keeps the OSError that torch replaces by a RuntimeError about
+    positions.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.digest, self.bytes, self.failure = hashlib.sha256(), 0, None
@@ -245,7 +295,9 @@ def _require_plain(value: Any, where: str) -> None:
     if type(value) in (Tensor, torch.nn.Parameter):
         own = value.layout == torch.strided and not value.is_meta and not value.is_quantized
         if not own or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise TypeError(f"{where}: a tensor that is not simply its own values (sparse, meta, quantized or expanded)")
+            raise TypeError(
+                f"{where}: a tensor that is not simply its own values (sparse, meta, quantized or expanded)"
+            )
     elif type(value) in (dict, OrderedDict):
         for key, inner in value.items():
             if type(key) not in (str, int):
@@ -255,7 +307,9 @@ def _require_plain(value: Any, where: str) -> None:
         for index, inner in enumerate(value):
             _require_plain(inner, f"{where}.{index}")
     else:
-        raise TypeError(f"{where}: {type(value).__module__}.{type(value).__name__} is neither a tensor nor a plain value")
+        raise TypeError(
+            f"{where}: {type(value).__module__}.{type(value).__name__} is neither a tensor nor a plain value"
+        )
 
 
 def _sidecar(name: str, size: int, sha256: str, step: int, summary: dict[str, Any] | None) -> dict[str, Any]:
@@ -275,7 +329,9 @@ def _checkpoint_file(path: Path) -> CheckpointFile:
 
 
 def _give_step_name(final: CheckpointFile) -> None:
-    """Renames a valid final checkpoint to its step's name; sidecar first, so that it counts under one name or the other at any moment."""
+    """Renames a valid final checkpoint to its step's name; sidecar first, so that it counts under one name or the
+    other at any moment.
+    """
     target = final.path.with_name(step_name(final.step))
     if not (target.exists() and _checkpoint_file(target).verify() is None):
         write_json(sidecar_path(target), {**final.sidecar, "file": target.name})
@@ -301,5 +357,7 @@ def newest_run(runs: Path) -> Path:
 
     candidates = [run for run in runs.iterdir() if list_checkpoints(run / "checkpoints")] if runs.is_dir() else []
     if not candidates:
-        raise BadDataError(f"{runs}: no run with a checkpoint there", "train first with: dit train --preset P, or name a checkpoint")
+        raise BadDataError(
+            f"{runs}: no run with a checkpoint there", "train first with: dit train --preset P, or name a checkpoint"
+        )
     return max(candidates, key=last_written)

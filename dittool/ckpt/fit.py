@@ -14,8 +14,12 @@ _SHOWN = 10
 
 
 def require_fit(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], source: str) -> None:
-    """Raises `BadDataError` with counts and the first ten differences unless `weights` are exactly the tensors of the state dict `model`."""
-    missing = [f"{name}: missing, the model has {_shape(tensor)}" for name, tensor in model.items() if name not in weights]
+    """Raises `BadDataError` with counts and the first ten differences unless `weights` are exactly the tensors of
+    the state dict `model`.
+    """
+    missing = [
+        f"{name}: missing, the model has {_shape(tensor)}" for name, tensor in model.items() if name not in weights
+    ]
     unexpected = [f"{name}: unexpected, {_shape(tensor)}" for name, tensor in weights.items() if name not in model]
     common = [name for name in model if name in weights and weights[name].shape != model[name].shape]
     reshaped = [f"{name}: {_shape(weights[name])}, the model has {_shape(model[name])}" for name in common]
@@ -25,8 +29,11 @@ def require_fit(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], sour
     more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
     counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
     raise BadDataError(
-        f"{source}: these weights belong to another architecture ({counts}):\n  " + "\n  ".join(differences[:_SHOWN]) + more,
-        "use the preset that they were trained with, or carry them over with: dit warmstart OLD --preset P --out INIT.safetensors",
+        f"{source}: these weights belong to another architecture ({counts}):\n  "
+        + "\n  ".join(differences[:_SHOWN])
+        + more,
+        "use the preset that they were trained with, or carry them over with: dit warmstart OLD --preset P --out"
+        " INIT.safetensors",
     )
 
 
@@ -35,7 +42,9 @@ def require_finite(state: Mapping[str, Any], source: str) -> None:
     if broken := non_finite_tensors(state):
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         names = ", ".join(broken[:_SHOWN]) + more
-        raise BadDataError(f"{source}: {len(broken)} tensors hold NaN or infinity: {names}", "go back to an earlier checkpoint")
+        raise BadDataError(
+            f"{source}: {len(broken)} tensors hold NaN or infinity: {names}", "go back to an earlier checkpoint"
+        )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -58,9 +58,26 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        fields = ("kind", "bytes", "weights", "parameters", "dtypes", "format_version", "step", "samples_seen", "config", "data_identity", "sidecar")
+        fields = (
+            "kind",
+            "bytes",
+            "weights",
+            "parameters",
+            "dtypes",
+            "format_version",
+            "step",
+            "samples_seen",
+            "config",
+            "data_identity",
+            "sidecar",
+        )
         tensors = {name: {"dtype": spec.dtype, "shape": spec.shape} for name, spec in self.tensors.items()}
-        return {"path": str(self.path), **{name: getattr(self, name) for name in fields}, "non_finite": self.non_finite, "tensors": tensors}
+        return {
+            "path": str(self.path),
+            **{name: getattr(self, name) for name in fields},
+            "non_finite": self.non_finite,
+            "tensors": tensors,
+        }
 
 
 @dataclass(frozen=True)
@@ -97,17 +114,27 @@ def inspect(path: Path) -> Inspection:
     data = named.get("data")
     identity = data.get("identity_hash") if isinstance(data, dict) else None
     return Inspection(
-        path=path, kind=kind, bytes=report.bytes, content=content,
+        path=path,
+        kind=kind,
+        bytes=report.bytes,
+        content=content,
         weights=tuple(key for key in WEIGHT_KEYS if is_state_dict(named.get(key))),
-        parameters=sum(spec.elements for spec in model.values()), dtypes=_elements_by_dtype(model),
-        format_version=_plain(named.get("format_version"), int), step=_plain(named.get("step"), int),
-        samples_seen=_plain(named.get("samples_seen"), int), config=_plain(named.get("config"), dict),
-        data_identity=_plain(identity, str), sidecar=_sidecar_state(path), non_finite=tuple(_non_finite_in(path)),
-    )  # fmt: skip
+        parameters=sum(spec.elements for spec in model.values()),
+        dtypes=_elements_by_dtype(model),
+        format_version=_plain(named.get("format_version"), int),
+        step=_plain(named.get("step"), int),
+        samples_seen=_plain(named.get("samples_seen"), int),
+        config=_plain(named.get("config"), dict),
+        data_identity=_plain(identity, str),
+        sidecar=_sidecar_state(path),
+        non_finite=tuple(_non_finite_in(path)),
+    )
 
 
 def tree(content: Any) -> str:
-    """The keys of a file's content as indented text, with shapes and counts; numbered siblings that are alike are shown once."""
+    """The keys of a file's content as indented text, with shapes and counts; numbered siblings that are alike are
+    shown once.
+    """
     nested = _nested(content)
     if not isinstance(nested, dict):
         return _leaf_text(nested)
@@ -117,10 +144,14 @@ def tree(content: Any) -> str:
 
 
 def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
-    """Compares the weights that sampling would take, and the configurations. Raises `BadDataError` and `UnsafeFileError`."""
+    """Compares the weights that sampling would take, and the configurations. Raises `BadDataError` and
+    `UnsafeFileError`.
+    """
     old, new = load_weights(a, talk=talk), load_weights(b, talk=talk)
     common = [name for name in old if name in new]
-    reshaped = {name: (tuple(old[name].shape), tuple(new[name].shape)) for name in common if old[name].shape != new[name].shape}
+    reshaped = {
+        name: (tuple(old[name].shape), tuple(new[name].shape)) for name in common if old[name].shape != new[name].shape
+    }
     compared = [_difference(name, old[name], new[name]) for name in common if name not in reshaped]
     changed = [difference for difference in compared if difference.largest != 0]  # NaN is a difference
     flat_a, flat_b = _flat(_config_of(a)), _flat(_config_of(b))
@@ -130,12 +161,17 @@ def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
         reshaped=reshaped,
         changed=tuple(sorted(changed, key=lambda change: -change.relative)),
         equal=len(compared) - len(changed),
-        config={key: (flat_a.get(key), flat_b.get(key)) for key in sorted({*flat_a, *flat_b}) if flat_a.get(key) != flat_b.get(key)},
+        config={
+            key: (flat_a.get(key), flat_b.get(key))
+            for key in sorted({*flat_a, *flat_b})
+            if flat_a.get(key) != flat_b.get(key)
+        },
     )
 
 
 def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk = SILENT) -> None:
-    """Writes the weights under `weights` of one of our checkpoints to `out`, with step and configuration in its metadata.
+    """Writes the weights under `weights` of one of our checkpoints to `out`, with step and configuration in its
+    metadata.
 
     Raises `BadDataError` when the file is no checkpoint of ours, or has no such weights.
     """
@@ -159,11 +195,21 @@ def _inspect_safetensors(path: Path) -> Inspection:
     step = header.metadata.get("step", "")
     version = header.metadata.get("format_version", "")
     return Inspection(
-        path=path, kind=SAFETENSORS, bytes=path.stat().st_size, content=header.tensors, weights=(),
-        parameters=sum(spec.elements for spec in header.tensors.values()), dtypes=_elements_by_dtype(header.tensors),
-        format_version=int(version) if version.isdecimal() else None, step=int(step) if step.isdecimal() else None,
-        samples_seen=None, config=_config_of(path), data_identity=None, sidecar="none", non_finite=tuple(_non_finite_in(path)),
-    )  # fmt: skip
+        path=path,
+        kind=SAFETENSORS,
+        bytes=path.stat().st_size,
+        content=header.tensors,
+        weights=(),
+        parameters=sum(spec.elements for spec in header.tensors.values()),
+        dtypes=_elements_by_dtype(header.tensors),
+        format_version=int(version) if version.isdecimal() else None,
+        step=int(step) if step.isdecimal() else None,
+        samples_seen=None,
+        config=_config_of(path),
+        data_identity=None,
+        sidecar="none",
+        non_finite=tuple(_non_finite_in(path)),
+    )
 
 
 def _main_weights(content: Any, path: Path) -> Mapping[str, TensorSpec]:
@@ -211,7 +257,11 @@ def _difference(name: str, old: Tensor, new: Tensor) -> TensorDifference:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value} if prefix else {}
-    return {name: leaf for key, inner in value.items() for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()}
+    return {
+        name: leaf
+        for key, inner in value.items()
+        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
 
 
 def _elements_by_dtype(tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
@@ -253,14 +303,22 @@ def _add_lines(node: dict[str, Any], depth: int, lines: list[str]) -> None:
         alike = 1
         if keys[position].isdecimal():
             form = _form(node[keys[position]])
-            while position + alike < len(keys) and keys[position + alike].isdecimal() and _form(node[keys[position + alike]]) == form:
+            while (
+                position + alike < len(keys)
+                and keys[position + alike].isdecimal()
+                and _form(node[keys[position + alike]]) == form
+            ):
                 alike += 1
         first, inner = keys[position], node[keys[position]]
         label = first if alike == 1 else f"{first} … {keys[position + alike - 1]} ({alike} alike, each)"
         if isinstance(inner, dict):
             specs = [spec for _, spec in named_tensors(inner)]
             elements = sum(spec.elements for spec in specs)
-            count = f"{_counted(len(specs), 'tensor')}, {_counted(elements, 'element')}" if specs else _counted(len(inner), "value")
+            count = (
+                f"{_counted(len(specs), 'tensor')}, {_counted(elements, 'element')}"
+                if specs
+                else _counted(len(inner), "value")
+            )
             lines.append(f"{'  ' * depth}{label}  [{count}]")
             _add_lines(inner, depth + 1, lines)
         else:

@@ -1,10 +1,11 @@
 """The pickle inside a `.pt` file, read without executing it.
 
-Unpickling is running a program. Here the program is only followed on paper: each instruction must be one of the two dozen that
-torch.save writes for tensors and plain values, each global one of the few below, and each tensor must fit into a storage that
-is really in the archive. What comes out is the file's content with a `TensorSpec` in place of every tensor; nothing was imported,
-called or allocated. From `pickletools` come the table of instructions and the readers of their numbers and texts; its `genops` is not
-used, because it decodes the arguments of every instruction, also of those that are refused, and resolves escapes in the names of globals.
+Unpickling is running a program. Here the program is only followed on paper: each instruction must be one of the two
+dozen that torch.save writes for tensors and plain values, each global one of the few below, and each tensor must fit
+into a storage that is really in the archive. What comes out is the file's content with a `TensorSpec` in place of every
+tensor; nothing was imported, called or allocated. From `pickletools` come the table of instructions and the readers of
+their numbers and texts; its `genops` is not used, because it decodes the arguments of every instruction, also of those
+that are refused, and resolves escapes in the names of globals.
 """
 
 from __future__ import annotations
@@ -20,20 +21,31 @@ from typing import Any
 from dittool.ckpt.archive import unsafe
 from dittool.ckpt.tensor_spec import DTYPE_BYTES, TensorSpec, is_shape
 
-# Together they keep what following any file takes below 256 MB; a value takes up to a few hundred bytes, a text four for each of its own.
+# Together they keep what following any file takes below 256 MB; a value takes up to a few hundred bytes, a text four
+# for each of its own.
 LARGEST_PICKLE = 16 << 20  # bytes; ten thousand tensors take about one megabyte
 _MOST_INSTRUCTIONS = 2_000_000  # about thirty for a tensor
-_MOST_VALUES = 400_000  # put into dicts and lists, or in all when a shared value is counted as often as it is referred to
+# put into dicts and lists, or in all when a shared value is counted as often as it is referred to
+_MOST_VALUES = 400_000
 _MOST_WAITING = 100_000  # values on the stack; torch.save collects a thousand at a time
 _DEEPEST = 64
 _KEY_RANGE = range(-(2**31), 2**31)  # far larger keys can be chosen to collide in a dict
 
 _STORAGES = {
-    "torch DoubleStorage": "float64", "torch FloatStorage": "float32", "torch HalfStorage": "float16", "torch BFloat16Storage": "bfloat16",
-    "torch LongStorage": "int64", "torch IntStorage": "int32", "torch ShortStorage": "int16", "torch CharStorage": "int8",
-    "torch ByteStorage": "uint8", "torch BoolStorage": "bool", "torch ComplexFloatStorage": "complex64",
-    "torch ComplexDoubleStorage": "complex128", "torch.storage UntypedStorage": "uint8",
-}  # fmt: skip
+    "torch DoubleStorage": "float64",
+    "torch FloatStorage": "float32",
+    "torch HalfStorage": "float16",
+    "torch BFloat16Storage": "bfloat16",
+    "torch LongStorage": "int64",
+    "torch IntStorage": "int32",
+    "torch ShortStorage": "int16",
+    "torch CharStorage": "int8",
+    "torch ByteStorage": "uint8",
+    "torch BoolStorage": "bool",
+    "torch ComplexFloatStorage": "complex64",
+    "torch ComplexDoubleStorage": "complex128",
+    "torch.storage UntypedStorage": "uint8",
+}
 _DTYPES = {f"torch {name}": name for name in DTYPE_BYTES}
 _ORDERED_DICT = "collections OrderedDict"
 _TENSOR, _TENSOR_WITH_DTYPE = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"
@@ -45,10 +57,21 @@ _LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BIN
 _EMPTY_CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _ACTIONS = {  # method of _Reader
-    "MARK": "_mark", "TUPLE": "_tuple", "APPEND": "_append", "APPENDS": "_appends", "SETITEM": "_set_item", "SETITEMS": "_set_items",
-    "BINPUT": "_put", "LONG_BINPUT": "_put", "BINGET": "_get", "LONG_BINGET": "_get", "GLOBAL": "_global", "BINPERSID": "_persistent_id",
-    "REDUCE": "_reduce", "BUILD": "_build",
-}  # fmt: skip
+    "MARK": "_mark",
+    "TUPLE": "_tuple",
+    "APPEND": "_append",
+    "APPENDS": "_appends",
+    "SETITEM": "_set_item",
+    "SETITEMS": "_set_items",
+    "BINPUT": "_put",
+    "LONG_BINPUT": "_put",
+    "BINGET": "_get",
+    "LONG_BINGET": "_get",
+    "GLOBAL": "_global",
+    "BINPERSID": "_persistent_id",
+    "REDUCE": "_reduce",
+    "BUILD": "_build",
+}
 _ALLOWED = {"PROTO", "STOP", *_CONSTANTS, *_LITERALS, *_EMPTY_CONTAINERS, *_SHORT_TUPLES, *_ACTIONS}
 _INSTRUCTIONS = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
@@ -71,7 +94,9 @@ class _OrderedDict(dict):
 
 @dataclass(frozen=True)
 class PickleContent:
-    """The file's value with a `TensorSpec` for each tensor, and the storages by key, with the dtype that they are read in."""
+    """The file's value with a `TensorSpec` for each tensor, and the storages by key, with the dtype that they are
+    read in.
+    """
 
     value: Any
     storages: dict[str, str]
@@ -112,7 +137,9 @@ class _Reader:
         return PickleContent(value, {key: storage.dtype for key, storage in self._storages.items()})
 
     def _instructions(self) -> Iterator[tuple[str, Any]]:
-        """Names and arguments from behind PROTO to before STOP; the argument of an instruction that is not allowed is never read."""
+        """Names and arguments from behind PROTO to before STOP; the argument of an instruction that is not allowed
+        is never read.
+        """
         stream = io.BytesIO(self._data)
         for count in range(_MOST_INSTRUCTIONS):
             offset = stream.tell()
@@ -122,7 +149,13 @@ class _Reader:
             if opcode.name not in _ALLOWED or (opcode.name == "PROTO" and count > 0):
                 raise self._refuse(f"pickle instruction {opcode.name}")
             try:
-                argument = _global_name(stream) if opcode.name == "GLOBAL" else opcode.arg.reader(stream) if opcode.arg else None
+                argument = (
+                    _global_name(stream)
+                    if opcode.name == "GLOBAL"
+                    else opcode.arg.reader(stream)
+                    if opcode.arg
+                    else None
+                )
             except ValueError as error:  # cut short, or text that is not UTF-8
                 raise self._refuse(f"a malformed pickle at byte {offset:,}, in {opcode.name}") from error
             if count == 0 and (opcode.name, argument) != ("PROTO", 2):
@@ -228,7 +261,13 @@ class _Reader:
 
     def _persistent_id(self, _: None) -> None:
         pid = self._pop()
-        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage" or type(pid[1]) is not _Global or pid[1].name not in _STORAGES:
+        if (
+            type(pid) is not tuple
+            or len(pid) != 5
+            or pid[0] != "storage"
+            or type(pid[1]) is not _Global
+            or pid[1].name not in _STORAGES
+        ):
             raise self._refuse("a persistent id that is not a storage")
         _, kind, key, location, count = pid
         if type(key) is not str or not re.fullmatch(r"[0-9]{1,20}", key, re.ASCII):
@@ -239,7 +278,9 @@ class _Reader:
             raise self._refuse(f"storage {key!r}, which is not in the archive")
         dtype, present = _STORAGES[kind.name], self._storage_bytes[key]
         if type(count) is not int or count < 0 or count * DTYPE_BYTES[dtype] != present:
-            raise self._refuse(f"storage {key!r} of {count!r:.40} {dtype} values, of which the archive holds {present:,} bytes")
+            raise self._refuse(
+                f"storage {key!r} of {count!r:.40} {dtype} values, of which the archive holds {present:,} bytes"
+            )
         storage = _Storage(key, dtype, present)
         if self._storages.setdefault(key, storage) != storage:
             raise self._refuse(f"storage {key!r} with two dtypes")
@@ -254,25 +295,57 @@ class _Reader:
             self._stack.append(_OrderedDict())
         elif name == _TENSOR and len(arguments) == 6:
             self._stack.append(self._tensor(*arguments, dtype=None))
-        elif name == _TENSOR_WITH_DTYPE and len(arguments) == 7 and type(arguments[6]) is _Global and arguments[6].name in _DTYPES:
+        elif (
+            name == _TENSOR_WITH_DTYPE
+            and len(arguments) == 7
+            and type(arguments[6]) is _Global
+            and arguments[6].name in _DTYPES
+        ):
             self._stack.append(self._tensor(*arguments[:6], dtype=_DTYPES[arguments[6].name]))
-        elif name == _PARAMETER and len(arguments) == 3 and type(arguments[0]) is TensorSpec and type(arguments[2]) is _OrderedDict:
+        elif (
+            name == _PARAMETER
+            and len(arguments) == 3
+            and type(arguments[0]) is TensorSpec
+            and type(arguments[2]) is _OrderedDict
+        ):
             self._stack.append(arguments[0])
         elif name == _SIZE and len(arguments) == 1 and is_shape(arguments[0]):
             self._stack.append(tuple(arguments[0]))
         else:
             raise self._refuse(f"a call of {name.replace(' ', '.')} with arguments that torch.save never gives it")
 
-    def _tensor(self, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, *, dtype: str | None) -> TensorSpec:
-        plain = type(requires_grad) is bool and type(hooks) is _OrderedDict and not hooks and type(offset) is int and offset >= 0
-        if type(storage) is not _Storage or not plain or not is_shape(shape) or not is_shape(stride) or len(shape) != len(stride):
+    def _tensor(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, *, dtype: str | None
+    ) -> TensorSpec:
+        plain = (
+            type(requires_grad) is bool
+            and type(hooks) is _OrderedDict
+            and not hooks
+            and type(offset) is int
+            and offset >= 0
+        )
+        if (
+            type(storage) is not _Storage
+            or not plain
+            or not is_shape(shape)
+            or not is_shape(stride)
+            or len(shape) != len(stride)
+        ):
             raise self._refuse("a tensor with arguments that torch.save never gives it")
         spec = TensorSpec(dtype or storage.dtype, tuple(shape))
         held = storage.bytes // DTYPE_BYTES[spec.dtype]
-        needed = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) + 1 if spec.elements else offset
-        # More elements than the storage holds: a stride of 0 takes no memory on loading, and terabytes in the first operation.
+        needed = (
+            offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) + 1
+            if spec.elements
+            else offset
+        )
+        # More elements than the storage holds: a stride of 0 takes no memory on loading, and terabytes in the first
+        # operation.
         if max(needed, spec.elements) > held:
-            raise self._refuse(f"a tensor of shape {spec.shape} at {offset} in storage {storage.key!r}, which holds {held:,} {spec.dtype} values")
+            raise self._refuse(
+                f"a tensor of shape {spec.shape} at {offset} in storage {storage.key!r}, which holds {held:,}"
+                f" {spec.dtype} values"
+            )
         return spec
 
     def _build(self, _: None) -> None:
@@ -285,19 +358,26 @@ class _Reader:
     # The result
 
     def _check_value(self, value: Any) -> None:
-        """Nothing but tensors and plain values, no deeper and no larger than honest files, counted as often as it is referred to."""
+        """Nothing but tensors and plain values, no deeper and no larger than honest files, counted as often as it
+        is referred to.
+        """
         measured: dict[int, tuple[int, int]] = {}  # id of a container → values in it, levels below it
 
         def measure(item: Any, depth: int) -> tuple[int, int]:
             if depth > _DEEPEST:
                 raise self._refuse(f"values nested deeper than {_DEEPEST} levels")
             if type(item) is _Storage or (type(item) is _Global and item.name not in _DTYPES):
-                raise self._refuse(f"a bare {'storage' if type(item) is _Storage else item.name.replace(' ', '.')} as a value")
+                raise self._refuse(
+                    f"a bare {'storage' if type(item) is _Storage else item.name.replace(' ', '.')} as a value"
+                )
             if type(item) not in (dict, _OrderedDict, list, tuple):
                 return 1, 0
             if id(item) not in measured:
                 inner = [measure(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
-                measured[id(item)] = 1 + sum(count for count, _ in inner), 1 + max((levels for _, levels in inner), default=0)
+                measured[id(item)] = (
+                    1 + sum(count for count, _ in inner),
+                    1 + max((levels for _, levels in inner), default=0),
+                )
             count, levels = measured[id(item)]
             if count > _MOST_VALUES or depth + levels > _DEEPEST + 1:
                 raise self._refuse(f"values that unfold to more than {_MOST_VALUES:,} or {_DEEPEST} levels")

@@ -1,8 +1,9 @@
 """Reading checkpoints and weights that somebody else may have made: first looked at, then loaded.
 
-`check_pt` and `check_safetensors` decide from the bytes alone whether a file is safe; nothing is imported, called or allocated for it.
-Only then does `torch.load(weights_only=True)` or the safetensors library read it, never anything else. Both defences stand alone:
-`weights_only=True` by itself lets a file of 400 bytes allocate a gigabyte (a bytearray; torch 2.13).
+`check_pt` and `check_safetensors` decide from the bytes alone whether a file is safe; nothing is imported, called or
+allocated for it. Only then does `torch.load(weights_only=True)` or the safetensors library read it, never anything
+else. Both defences stand alone: `weights_only=True` by itself lets a file of 400 bytes allocate a gigabyte (a
+bytearray; torch 2.13).
 
 Exit codes: not a checkpoint, or a damaged one, is `BadDataError` (3); one that could do harm is `UnsafeFileError` (4).
 """
@@ -30,7 +31,17 @@ from dittool.errors import BadDataError, UnsafeFileError
 FORMAT_VERSION = 1
 
 # Where others keep their weights, the averaged ones first.
-WEIGHT_KEYS = ("ema", "model_ema", "ema_state_dict", "model", "state_dict", "model_state_dict", "module", "weights", "params")
+WEIGHT_KEYS = (
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "weights",
+    "params",
+)
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 _BLOCK = 1 << 20
@@ -58,7 +69,10 @@ def check_pt(path: Path) -> PtReport:
         if "constants.pkl" in members or any(name.startswith("code/") for name in members):
             raise unsafe(path, "a TorchScript archive, which holds program code")
         if "data.pkl" not in members:
-            raise BadDataError(f"{path}: a zip archive without data.pkl, so not a PyTorch checkpoint", "name a file that torch.save wrote")
+            raise BadDataError(
+                f"{path}: a zip archive without data.pkl, so not a PyTorch checkpoint",
+                "name a file that torch.save wrote",
+            )
         storages = {name.removeprefix("data/"): member for name, member in members.items() if name.startswith("data/")}
         if foreign := members.keys() - _RECORDS - {"data.pkl"} - {f"data/{key}" for key in storages}:
             raise unsafe(path, f"a member {min(foreign)!r}, which torch.save never writes")
@@ -75,11 +89,16 @@ def check_pt(path: Path) -> PtReport:
 
 
 def check_safetensors(path: Path) -> SafetensorsHeader:
-    """The header of a `.safetensors` file after every check that needs no tensor. Raises `BadDataError` and `UnsafeFileError`."""
+    """The header of a `.safetensors` file after every check that needs no tensor. Raises `BadDataError` and
+    `UnsafeFileError`.
+    """
     with _open_regular(path) as file:
         head = file.read(64)
         if (other := _other_kind(head)) or not head:
-            raise BadDataError(f"{path}: {other or 'an empty file'}, not a safetensors file", "name another file, or fetch this one again")
+            raise BadDataError(
+                f"{path}: {other or 'an empty file'}, not a safetensors file",
+                "name another file, or fetch this one again",
+            )
         file.seek(0)
         header = read_header(file, path)
         for name, spec in header.tensors.items():
@@ -88,30 +107,42 @@ def check_safetensors(path: Path) -> SafetensorsHeader:
     return header
 
 
-def load_checkpoint(path: Path, map_location: str | torch.device = "cpu", require: Sequence[str] = ()) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, map_location: str | torch.device = "cpu", require: Sequence[str] = ()
+) -> dict[str, Any]:
     """The dict in a `.pt` file, after `check_pt`. `require` names the keys that must be there.
 
     Raises `UnsafeFileError`, and `BadDataError` when the file is damaged, of a newer format, or lacks a required key.
     """
     if path.suffix == ".safetensors":
-        raise BadDataError(f"{path}: weights alone, not a checkpoint with its training state", "name a .pt file that dit train wrote")
+        raise BadDataError(
+            f"{path}: weights alone, not a checkpoint with its training state", "name a .pt file that dit train wrote"
+        )
     check_pt(path)
     state = _torch_load(path, map_location, mmap=False)
     if not isinstance(state, dict):
-        raise BadDataError(f"{path}: holds a {type(state).__name__}, not a dict", "name a checkpoint written by: dit train")
+        raise BadDataError(
+            f"{path}: holds a {type(state).__name__}, not a dict", "name a checkpoint written by: dit train"
+        )
     version = state.get("format_version")
     if version is not None and version != FORMAT_VERSION:
-        raise BadDataError(f"{path}: checkpoint format {version!r}, this dit reads format {FORMAT_VERSION}", "use the dit that wrote it")
+        raise BadDataError(
+            f"{path}: checkpoint format {version!r}, this dit reads format {FORMAT_VERSION}",
+            "use the dit that wrote it",
+        )
     if missing := [key for key in require if key not in state]:
-        raise BadDataError(f"{path}: lacks {', '.join(missing)}; it has {_some(state)}", "name a checkpoint written by: dit train")
+        raise BadDataError(
+            f"{path}: lacks {', '.join(missing)}; it has {_some(state)}", "name a checkpoint written by: dit train"
+        )
     return state
 
 
 def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
     """The model's tensors by name, on the CPU, from a `.safetensors` file, one of our checkpoints, or a foreign `.pt`.
 
-    `weights` picks a key ("ema", "model"); by default the averaged weights are taken where there are any, and `talk` is told which.
-    Tensors of a `.pt` are mapped from the file and read when they are used. Raises `BadDataError` and `UnsafeFileError`.
+    `weights` picks a key ("ema", "model"); by default the averaged weights are taken where there are any, and `talk` is
+    told which. Tensors of a `.pt` are mapped from the file and read when they are used. Raises `BadDataError` and
+    `UnsafeFileError`.
     """
     if path.suffix == ".safetensors":
         check_safetensors(path)
@@ -127,14 +158,17 @@ def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) ->
 
 
 def load_mapped(report: PtReport) -> Any:
-    """The content of a `.pt` that passed `check_pt`, on the CPU; tensors are mapped from the file and read when they are used."""
+    """The content of a `.pt` that passed `check_pt`, on the CPU; tensors are mapped from the file and read when
+    they are used.
+    """
     return _torch_load(report.path, "cpu", mmap=report.aligned)
 
 
 def find_weights(content: Any, path: Path, weights: str | None = None) -> str:
     """The key under which a checkpoint's content keeps its model's tensors, "" when it is itself a state dict.
 
-    `content` holds tensors or their `TensorSpec`. Raises `BadDataError` when there are none, or none under the key asked for.
+    `content` holds tensors or their `TensorSpec`. Raises `BadDataError` when there are none, or none under the key
+    asked for.
     """
     if weights is None and is_state_dict(content):
         return ""
@@ -142,8 +176,14 @@ def find_weights(content: Any, path: Path, weights: str | None = None) -> str:
         for key in WEIGHT_KEYS if weights is None else (weights,):
             if is_state_dict(content.get(key)):
                 return key
-    wanted = f"no weights under '{weights}'" if weights else "no state dict, neither at the top nor under " + ", ".join(WEIGHT_KEYS)
-    raise BadDataError(f"{path}: {wanted}; it has {_some(content)}", "see what is in it with: dit inspect-ckpt FILE --tree")
+    wanted = (
+        f"no weights under '{weights}'"
+        if weights
+        else "no state dict, neither at the top nor under " + ", ".join(WEIGHT_KEYS)
+    )
+    raise BadDataError(
+        f"{path}: {wanted}; it has {_some(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
+    )
 
 
 def is_state_dict(value: Any) -> bool:
@@ -159,10 +199,14 @@ def non_finite_tensors(state: Any) -> list[str]:
 
 
 def named_tensors(state: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """All tensors (or their specs) of nested dicts, lists and tuples with their dotted names, in the order of the file."""
+    """All tensors (or their specs) of nested dicts, lists and tuples with their dotted names, in the order of the
+    file.
+    """
     if isinstance(state, (Tensor, TensorSpec)):
         return [(prefix, state)]
-    items = state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    items = (
+        state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    )
     return [found for key, value in items for found in named_tensors(value, f"{prefix}.{key}" if prefix else str(key))]
 
 
@@ -177,9 +221,12 @@ def _torch_load(path: Path, map_location: str | torch.device, mmap: bool) -> Any
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except OSError:
         raise
-    except Exception as error:  # torch raises RuntimeError, ValueError, KeyError, UnpicklingError, AssertionError … for damaged files
+    # torch raises RuntimeError, ValueError, KeyError, UnpicklingError, AssertionError … for damaged files
+    except Exception as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadDataError(f"{path}: PyTorch cannot read it: {first_line}", "the file is damaged; use another checkpoint") from error
+        raise BadDataError(
+            f"{path}: PyTorch cannot read it: {first_line}", "the file is damaged; use another checkpoint"
+        ) from error
 
 
 def _load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -188,7 +235,9 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # SafetensorError is not a common base of what torch raises while copying
-        raise BadDataError(f"{path}: safetensors cannot read it: {error}", "the file is damaged; fetch or export it again") from error
+        raise BadDataError(
+            f"{path}: safetensors cannot read it: {error}", "the file is damaged; fetch or export it again"
+        ) from error
 
 
 def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,11 +284,17 @@ def _require_zip(file: BinaryIO, size: int, path: Path) -> None:
         kind = "a tar archive" if head[257:262] == b"ustar" else "a bare pickle"
         raise UnsafeFileError(
             f"{path}: refused without loading it: {kind}, as PyTorch wrote before 1.6, whose content cannot be checked",
-            "if you trust its maker, convert it where that does no harm: torch.save(torch.load(OLD, weights_only=True), NEW)",
+            "if you trust its maker, convert it where that does no harm: torch.save(torch.load(OLD, weights_only=True),"
+            " NEW)",
         )
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-        raise BadDataError(f"{path}: a safetensors file under another name, not a PyTorch checkpoint", "rename it to end in .safetensors")
-    raise BadDataError(f"{path}: not a PyTorch checkpoint: it begins with {head[:8]!r}", "name a file that torch.save wrote")
+        raise BadDataError(
+            f"{path}: a safetensors file under another name, not a PyTorch checkpoint",
+            "rename it to end in .safetensors",
+        )
+    raise BadDataError(
+        f"{path}: not a PyTorch checkpoint: it begins with {head[:8]!r}", "name a file that torch.save wrote"
+    )
 
 
 def _other_kind(head: bytes) -> str:

@@ -1,11 +1,12 @@
 """Old weights carried over to a new architecture, with an account of every tensor.
 
-Tensors are matched by name, so block i becomes block i. Blocks that the old model did not have keep their fresh initialisation, in which
-a block is the identity (its gates are zero): a deeper model starts as the old one. Blocks that the new model does not have are left out.
+Tensors are matched by name, so block i becomes block i. Blocks that the old model did not have keep their fresh
+initialisation, in which a block is the identity (its gates are zero): a deeper model starts as the old one. Blocks that
+the new model does not have are left out.
 
-A tensor of another shape takes the part that both shapes share and keeps its fresh initialisation in the rest. Layers that stack several
-matrices along their rows are cut matrix by matrix, so that a gate stays a gate. A resized model is a start, not the old model: heads
-and norms mix other channels than before.
+A tensor of another shape takes the part that both shapes share and keeps its fresh initialisation in the rest. Layers
+that stack several matrices along their rows are cut matrix by matrix, so that a gate stays a gate. A resized model is a
+start, not the old model: heads and norms mix other channels than before.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class WarmStart:
 
 
 def warmstart(old: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> WarmStart:
-    """Weights for `target` (a freshly initialised model's state dict) that take from `old` what fits. Neither is changed.
+    """Weights for `target` (a freshly initialised model's state dict) that take from `old` what fits. Neither is
+    changed.
 
     Raises `BadDataError` when nothing fits, or when the old weights hold NaN or infinity.
     """
@@ -67,7 +69,9 @@ def warmstart(old: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> WarmSt
         before = old.get(name)
         if before is None or before.dim() != fresh.dim():
             weights[name] = fresh.clone()
-            report.append(TensorReport(name, FRESH, None if before is None else tuple(before.shape), tuple(fresh.shape)))
+            report.append(
+                TensorReport(name, FRESH, None if before is None else tuple(before.shape), tuple(fresh.shape))
+            )
         elif before.shape == fresh.shape:
             weights[name] = before.to(fresh.dtype, copy=True)
             report.append(TensorReport(name, COPIED, tuple(before.shape), tuple(fresh.shape)))
@@ -75,20 +79,24 @@ def warmstart(old: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> WarmSt
             weights[name] = _resized(before, fresh, _stacked(name))
             axes = tuple(axis for axis in range(fresh.dim()) if before.shape[axis] != fresh.shape[axis])
             report.append(TensorReport(name, RESIZED, tuple(before.shape), tuple(fresh.shape), axes))
-    report += [TensorReport(name, SKIPPED, tuple(tensor.shape), None) for name, tensor in old.items() if name not in target]
+    report += [
+        TensorReport(name, SKIPPED, tuple(tensor.shape), None) for name, tensor in old.items() if name not in target
+    ]
     if not any(row.status in (COPIED, RESIZED) for row in report):
         raise BadDataError(
-            f"none of the old model's {len(old)} tensors ({', '.join(list(old)[:3])} …) has the name and rank of one of the new model's "
-            f"{len(target)} ({', '.join(list(target)[:3])} …)",
+            f"none of the old model's {len(old)} tensors ({', '.join(list(old)[:3])} …) has the name and rank of one of"
+            f" the new model's {len(target)} ({', '.join(list(target)[:3])} …)",
             "the old weights must come from a model with the same names",
         )
     return WarmStart(weights, tuple(report))
 
 
 def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: int) -> dict[str, int]:
-    """Widths of the features that the old model was built for, under "text", "image" and "latent_channels"; the unknown ones are absent.
+    """Widths of the features that the old model was built for, under "text", "image" and "latent_channels"; the unknown
+    ones are absent.
 
-    One of our checkpoints remembers them with its data. Else they are read off the shapes, the channels with `patch_size`, in latent cells.
+    One of our checkpoints remembers them with its data. Else they are read off the shapes, the channels with
+    `patch_size`, in latent cells.
     """
     if path.suffix != ".safetensors":
         content = check_pt(path).content
@@ -96,7 +104,11 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
         dims = data.get("dims") if isinstance(data, dict) else None
         if isinstance(dims, dict):
             return {name: dims[name] for name in ("text", "image", "latent_channels") if type(dims.get(name)) is int}
-    widths = {name: weights[layer].shape[1] for name, layer in _WIDTH_OF_COLUMNS.items() if layer in weights and weights[layer].dim() == 2}
+    widths = {
+        name: weights[layer].shape[1]
+        for name, layer in _WIDTH_OF_COLUMNS.items()
+        if layer in weights and weights[layer].dim() == 2
+    }
     cells = patch_size**2
     if _PATCH_EMBEDDING in weights and weights[_PATCH_EMBEDDING].shape[-1] % cells == 0:
         widths["latent_channels"] = weights[_PATCH_EMBEDDING].shape[-1] // cells
@@ -106,7 +118,9 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
 def write_init(path: Path, result: WarmStart, source: str) -> None:
     """The new weights as `.safetensors`, for `dit train --init`; the metadata say where they come from."""
     counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
-    write_safetensors(path, result.weights, {"format": "pt", "weights": "warm start", "source": source, "tensors": counts})
+    write_safetensors(
+        path, result.weights, {"format": "pt", "weights": "warm start", "source": source, "tensors": counts}
+    )
 
 
 def _resized(old: Tensor, fresh: Tensor, stacked: int) -> Tensor:

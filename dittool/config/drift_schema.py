@@ -1,6 +1,7 @@
 """What can be configured for the one-step generator, beside the sections that it shares with the first model.
 
-`model.arch` decides which of the three kinds of configuration a preset is: `FAMILIES` below. Sections of another kind are errors.
+`model.arch` decides which of the three kinds of configuration a preset is: `FAMILIES` below. Sections of another kind
+are errors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from dittool.config.schema import (
 
 
 class Generator(Section):
-    """The class-conditioned transformer. Defaults are those of the documented implementation; `drift-b2-paper` sets the authors' parts."""
+    """The class-conditioned transformer. Defaults are those of the documented implementation; `drift-b2-paper` sets
+    the authors' parts.
+    """
 
     arch: Literal["drift"]
     depth: Positive
@@ -40,15 +43,18 @@ class Generator(Section):
     input: Size = "32x32"  # latent cells, WIDTHxHEIGHT; positions are learned, so the model draws at this size only
     classes: Positive = 1000  # rows of the class table; there is no null class
     registers: Counted = 16  # in-context tokens in front of the patches
-    register_tensors: Literal["base_and_position", "one"] = "base_and_position"  # two learned tensors that are added, or their sum as one
+    # two learned tensors that are added, or their sum as one
+    register_tensors: Literal["base_and_position", "one"] = "base_and_position"
     style_tokens: Counted = 32  # random code words whose embeddings are summed into the condition
     style_codebook: Positive = 64  # code words to choose from
     style_tables: Literal["shared", "separate"] = "shared"  # one codebook for all style tokens, or one each
     alpha_embedding: Literal["mlp", "sinusoid"] = "mlp"  # of the guidance scale
     patch_embedding: Literal["conv", "linear"] = "conv"
     norm: Literal["rms", "layer"] = "rms"  # of tokens, with a learned gain
-    qk_norm: Literal["rms", "rms_gain", "l2", "none"] = "rms"  # of queries and keys; l2 keeps attention almost uniform: dit audit --explain G1
-    rope: Literal["none", "1d", "2d"] = "2d"  # rotary positions: none, over all tokens, or axial on the patches with registers unrotated
+    # of queries and keys; l2 keeps attention almost uniform: dit audit --explain G1
+    qk_norm: Literal["rms", "rms_gain", "l2", "none"] = "rms"
+    # rotary positions: none, over all tokens, or axial on the patches with registers unrotated
+    rope: Literal["none", "1d", "2d"] = "2d"
     swiglu: Literal["fused", "split"] = "fused"  # value and gate as one matrix or two
     output_modulation: bool = False  # adaLN shift and scale before the output layer
     zero_output: bool = False  # the output layer begins at zero
@@ -67,10 +73,22 @@ class Generator(Section):
         rows, columns = self.cells
         require(
             (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
-            (head % needed == 0, f"a head of {head} channels is not divisible by {needed}, which rope = \"{self.rope}\" needs"),
-            (rows % self.patch_size + columns % self.patch_size == 0, f"input {self.input} is not whole tokens of patch_size {self.patch_size}"),
-            (self.registers > 0 or self.register_tensors == "base_and_position", 'register_tensors = "one" has no effect without registers'),
-            (self.style_tokens > 0 or self.style_tables == "shared", 'style_tables = "separate" has no effect without style_tokens'),
+            (
+                head % needed == 0,
+                f'a head of {head} channels is not divisible by {needed}, which rope = "{self.rope}" needs',
+            ),
+            (
+                rows % self.patch_size + columns % self.patch_size == 0,
+                f"input {self.input} is not whole tokens of patch_size {self.patch_size}",
+            ),
+            (
+                self.registers > 0 or self.register_tensors == "base_and_position",
+                'register_tensors = "one" has no effect without registers',
+            ),
+            (
+                self.style_tokens > 0 or self.style_tables == "shared",
+                'style_tables = "separate" has no effect without style_tokens',
+            ),
         )
         return self
 
@@ -93,15 +111,20 @@ class Drift(Section):
     generated: Annotated[int, Field(ge=2)] = 64  # samples of a group; they are each other's negatives
     positives: Positive = 64  # real samples of the group's class
     unconditional: Counted = 16  # real samples of any class, negatives whose weight makes the guidance
-    temperatures: list[PositiveFloat] = Field(default=[0.02, 0.05, 0.2], min_length=1)  # of the kernel, in mean distances
+    # of the kernel, in mean distances
+    temperatures: list[PositiveFloat] = Field(default=[0.02, 0.05, 0.2], min_length=1)
     normalise_distances: bool = True  # distances in units of their mean over the field
     normalise_drift: bool = True  # each temperature's drift in units of its root mean square
-    repulsion: Annotated[float, Field(ge=0)] = 1.0  # factor; anything but 1 breaks the antisymmetry: a negative control, not a setting
-    features: list[Feature] = Field(default=["raw"], min_length=1)  # one field for each vector of each kind: docs/drifting.md
-    encoder: Literal["seeded", "trained"] = "seeded"  # whose maps: fixed random convolutions, or a small encoder trained first
+    # factor; anything but 1 breaks the antisymmetry: a negative control, not a setting
+    repulsion: Annotated[float, Field(ge=0)] = 1.0
+    # one field for each vector of each kind: docs/drifting.md
+    features: list[Feature] = Field(default=["raw"], min_length=1)
+    # whose maps: fixed random convolutions, or a small encoder trained first
+    encoder: Literal["seeded", "trained"] = "seeded"
     maps_weight: PositiveFloat = 1.0  # of the losses in maps beside that in raw input
     alpha_max: Annotated[float, Field(ge=1)] = 4.0  # guidance scales are drawn from [1, alpha_max] …
-    alpha_exponent: Annotated[float, Field(ge=0)] = 3.0  # … with density proportional to alpha to the power of minus this
+    # … with density proportional to alpha to the power of minus this
+    alpha_exponent: Annotated[float, Field(ge=0)] = 3.0
     class_queue: Positive = 128  # newest real samples kept for each class
     global_queue: Positive = 1000  # newest real samples kept over all classes
     pushed: Positive = 64  # real samples that enter the queues with each step
@@ -111,8 +134,14 @@ class Drift(Section):
     def _drawn_without_replacement(self) -> Drift:
         require(
             (self.positives <= self.class_queue, f"positives {self.positives} is above class_queue {self.class_queue}"),
-            (self.unconditional <= self.global_queue, f"unconditional {self.unconditional} is above global_queue {self.global_queue}"),
-            (self.unconditional > 0 or self.alpha_max == 1, "guidance scales above 1 need unconditional negatives; set alpha_max = 1"),
+            (
+                self.unconditional <= self.global_queue,
+                f"unconditional {self.unconditional} is above global_queue {self.global_queue}",
+            ),
+            (
+                self.unconditional > 0 or self.alpha_max == 1,
+                "guidance scales above 1 need unconditional negatives; set alpha_max = 1",
+            ),
             (len(set(self.temperatures)) == len(self.temperatures), "a temperature stands in temperatures twice"),
             (len(set(self.features)) == len(self.features), "a kind stands in features twice"),
             (
@@ -124,7 +153,9 @@ class Drift(Section):
 
 
 class FeatureEncoder(Section):
-    """The small encoder that `drift.encoder = "trained"` trains on the training latents before the first step, and then freezes."""
+    """The small encoder that `drift.encoder = "trained"` trains on the training latents before the first step, and
+    then freezes.
+    """
 
     width: Positive = 32  # channels of its map at full resolution; the map at half resolution has twice as many
     steps: Positive = 400
@@ -155,9 +186,15 @@ class OneStep(Section):
 def _require_whole_groups(train: Train, drift: Drift) -> None:
     whole = train.batch_size is None or train.batch_size % drift.generated == 0
     require(
-        (train.batch_size is not None, "a one-step generator has train.batch_size, not tokens_per_batch: all its samples have one size"),
+        (
+            train.batch_size is not None,
+            "a one-step generator has train.batch_size, not tokens_per_batch: all its samples have one size",
+        ),
         (whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"),
-        (train.skip_nonfinite == 0, "train.skip_nonfinite has no effect on a one-step generator: a step that is not finite ends the run"),
+        (
+            train.skip_nonfinite == 0,
+            "train.skip_nonfinite has no effect on a one-step generator: a step that is not finite ends the run",
+        ),
     )
 
 
@@ -180,9 +217,15 @@ class DriftConfig(Section):
         _require_whole_groups(self.train, self.drift)
         trained, maps_wanted = self.drift.encoder == "trained", self.drift.features != ["raw"]
         require(
-            (self.sample.alpha <= self.drift.alpha_max, f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}"),
+            (
+                self.sample.alpha <= self.drift.alpha_max,
+                f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}",
+            ),
             (maps_wanted or not trained, 'drift.encoder = "trained" has no effect when drift.features is ["raw"]'),
-            (trained or self.feature_encoder == FeatureEncoder(), 'feature_encoder has no effect unless drift.encoder = "trained"'),
+            (
+                trained or self.feature_encoder == FeatureEncoder(),
+                'feature_encoder has no effect unless drift.encoder = "trained"',
+            ),
         )
         return self
 
@@ -204,9 +247,15 @@ class ToyConfig(Section):
         drift = self.drift
         require(
             (self.train.workers == 0, "train.workers has no effect on a toy: it reads no data"),
-            (drift.features == ["raw"], f'a toy has points for features: drift.features must be ["raw"], not {drift.features}'),
+            (
+                drift.features == ["raw"],
+                f'a toy has points for features: drift.features must be ["raw"], not {drift.features}',
+            ),
             (drift.encoder == "seeded", "drift.encoder has no effect on a toy: its points are their own features"),
-            (drift.alpha_max == 1 and drift.unconditional == 0, "a toy has no guidance: drift.alpha_max must be 1 and drift.unconditional 0"),
+            (
+                drift.alpha_max == 1 and drift.unconditional == 0,
+                "a toy has no guidance: drift.alpha_max must be 1 and drift.unconditional 0",
+            ),
         )
         return self
 

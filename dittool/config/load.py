@@ -36,7 +36,9 @@ class ConfigError(UsageError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         count = f"{len(problems)} mistakes in the configuration:\n" if len(problems) > 1 else ""
-        super().__init__(count + "\n".join(problems), "correct the keys named above; dit presets NAME prints a valid configuration")
+        super().__init__(
+            count + "\n".join(problems), "correct the keys named above; dit presets NAME prints a valid configuration"
+        )
         self.problems = list(problems)
 
 
@@ -84,7 +86,9 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
     if len(raw) > _LARGEST_FILE:
-        raise UsageError(f"{path}: larger than {_LARGEST_FILE:,} bytes; a configuration is a page of text", "is this the right file?")
+        raise UsageError(
+            f"{path}: larger than {_LARGEST_FILE:,} bytes; a configuration is a page of text", "is this the right file?"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,7 +101,9 @@ def _parsed(text: str, path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise UsageError(f"{path}: nested too deeply", "a configuration has sections and keys, no deeper") from error
     except tomllib.TOMLDecodeError as error:  # says the line itself
-        raise UsageError(f"{path}: not valid TOML: {error}", "correct the line; https://toml.io shows the format") from error
+        raise UsageError(
+            f"{path}: not valid TOML: {error}", "correct the line; https://toml.io shows the format"
+        ) from error
     except ValueError as error:  # Python's own limit, met by int()
         raise UsageError(f"{path}: a number has thousands of digits", "correct the number") from error
 
@@ -110,7 +116,9 @@ def _read_with_base(path: Path, seen: list[Path]) -> tuple[dict[str, Any], Origi
         return tree, origin
     place = origin.get(("base",), str(path))
     if not isinstance(base, str):
-        raise UsageError(f"{place}: base must be the name of a preset, not {_shown(base)}", 'for example: base = "nano"')
+        raise UsageError(
+            f"{place}: base must be the name of a preset, not {_shown(base)}", 'for example: base = "nano"'
+        )
     beside = path.parent / base
     try:
         base_path = beside if base.endswith(".toml") and beside.is_file() else preset_path(base)
@@ -126,7 +134,9 @@ def _read_with_base(path: Path, seen: list[Path]) -> tuple[dict[str, Any], Origi
 def _merged(base: dict[str, Any], over: dict[str, Any], section: str = "") -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        merged[key] = _merged(base[key], value, key) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        merged[key] = (
+            _merged(base[key], value, key) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        )
     for key in over:
         other = EXCLUSIVE.get((section, key))
         if other not in over:
@@ -135,7 +145,9 @@ def _merged(base: dict[str, Any], over: dict[str, Any], section: str = "") -> di
 
 
 def _line_numbers(text: str, path: Path) -> Origin:
-    """Where each section and key begins. Keys inside a value (an inline table, a list) have the line of the value's own key."""
+    """Where each section and key begins. Keys inside a value (an inline table, a list) have the line of the value's
+    own key.
+    """
     origin: Origin = {(): str(path)}
     section: tuple[str, ...] = ()
     inside_text = False  # of a \"\"\" or \'\'\' string that goes over several lines
@@ -188,19 +200,25 @@ def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> Any
         config = family.model_validate(tree)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-        problems = problems + [_problem(mistake, origin, family) for mistake in mistakes + _hidden_mistakes(tree, mistakes, family)]
+        problems = problems + [
+            _problem(mistake, origin, family) for mistake in mistakes + _hidden_mistakes(tree, mistakes, family)
+        ]
     if problems:
         raise ConfigError(problems)
     return config
 
 
 def _family(tree: dict[str, Any], origin: Origin) -> type[Section]:
-    """The kind of configuration that `model.arch` names; without it the first one. Raises `ConfigError` for a name that is none."""
+    """The kind of configuration that `model.arch` names; without it the first one. Raises `ConfigError` for a name
+    that is none.
+    """
     model = tree.get("model")
     arch = model.get("arch", "dit") if isinstance(model, dict) else "dit"
     if not isinstance(arch, str) or arch not in FAMILIES:
         known = ", ".join(f"'{name}'" for name in FAMILIES)
-        raise ConfigError([f"model.arch: must be one of {known}, not {_shown(arch)} ({_origin_of(('model', 'arch'), origin)})"])
+        raise ConfigError(
+            [f"model.arch: must be one of {known}, not {_shown(arch)} ({_origin_of(('model', 'arch'), origin)})"]
+        )
     return FAMILIES[arch]
 
 
@@ -236,7 +254,8 @@ def _problem(mistake: Any, origin: Origin, family: type[Section]) -> str:
     if kind == "model_type":
         return f"{key}: must be a section, not {_shown(value)} ({where})"
     message = mistake["msg"].removeprefix("Value error, ").replace(" after validation", "")
-    given = "" if kind in ("value_error", "too_short", "too_long") else f", not {_shown(value)}"  # those messages hold it
+    # those messages hold it
+    given = "" if kind in ("value_error", "too_short", "too_long") else f", not {_shown(value)}"
     return f"{key}: {message[0].lower() + message[1:]}{given} ({where})"
 
 
@@ -249,7 +268,9 @@ def _cut(text: str) -> str:
 
 
 def _origin_of(path: tuple[str, ...], origin: Origin) -> str:
-    """The file and line of a key, or the override that set it; of a rule between keys, the section's line and all its overrides."""
+    """The file and line of a key, or the override that set it; of a rule between keys, the section's line and all
+    its overrides.
+    """
     overrides = [text for key, text in origin.items() if path and key[: len(path)] == path and text.startswith("-s ")]
     if overrides and path not in origin:
         return ", ".join(overrides)
@@ -266,7 +287,9 @@ def _suggestion(path: tuple[str, ...], family: type[Section]) -> str:
     if same_name := [known for known in valid if known.split(".")[-1] == path[-1]]:
         return f", did you mean '{same_name[0]}'?"
     section = [known for known in valid if known.split(".")[:-1] == list(path[:-1])]
-    close = difflib.get_close_matches(key, section, n=1, cutoff=0.7) or difflib.get_close_matches(key, valid, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(key, section, n=1, cutoff=0.7) or difflib.get_close_matches(
+        key, valid, n=1, cutoff=0.7
+    )
     return f", did you mean '{close[0]}'?" if close else ""
 
 

@@ -26,16 +26,22 @@ def preset_names() -> list[str]:
 
 
 def preset_path(name: str) -> Path:
-    """The file behind a preset's name, or behind a path ending in `.toml`. Raises `UsageError` with the nearest name."""
+    """The file behind a preset's name, or behind a path ending in `.toml`. Raises `UsageError` with the nearest
+    name.
+    """
     if name.endswith(".toml"):
         if not os.path.isfile(name):
-            raise UsageError(f"preset {name}: no such file", "check the path, or see the shipped presets with: dit presets")
+            raise UsageError(
+                f"preset {name}: no such file", "check the path, or see the shipped presets with: dit presets"
+            )
         return Path(name)
     if name in preset_names():
         return preset_folder() / f"{name}.toml"
     close = difflib.get_close_matches(name, preset_names(), n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
-    raise UsageError(f"preset '{name}' does not exist; shipped are {', '.join(preset_names())}", f"{guess}see them with: dit presets")
+    raise UsageError(
+        f"preset '{name}' does not exist; shipped are {', '.join(preset_names())}", f"{guess}see them with: dit presets"
+    )
 
 
 def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:

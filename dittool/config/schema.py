@@ -67,7 +67,10 @@ class Model(Section):
         require(
             (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
             (self.width % 4 == 0, f"width {self.width} is not divisible by 4, which the 2-D sin-cos positions need"),
-            (self.patches or self.patch_positions, "patch_positions = false has no effect when patches = false; remove it"),
+            (
+                self.patches or self.patch_positions,
+                "patch_positions = false has no effect when patches = false; remove it",
+            ),
         )
         return self
 
@@ -87,7 +90,8 @@ class Data(Section):
     buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
     patch_storage: Literal["fp16", "fp32", "int8", "pooled"] = "fp16"  # of the patch features on disk: docs/storage.md
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
-    flip: Literal["none", "prepared"] = "none"  # prepared: every image also mirrored, left and right swapped in its caption: docs/sources.md
+    # prepared: every image also mirrored, left and right swapped in its caption: docs/sources.md
+    flip: Literal["none", "prepared"] = "none"
     latent_scaling: Literal["card", "measured"] = "card"  # the VAE's own scale and shift, or statistics of this data
 
     @model_validator(mode="after")
@@ -121,8 +125,10 @@ class Train(Section):
 
     steps: Positive
     batch_size: Positive | None = None  # samples in one micro-batch, over all processes together …
-    tokens_per_batch: Positive | None = None  # … or its latent tokens at most: each bucket then has a batch size of its own
-    batch_multiple: Positive | None = None  # with tokens_per_batch: batch sizes are multiples of it (default 1); of the number of processes
+    # … or its latent tokens at most: each bucket then has a batch size of its own
+    tokens_per_batch: Positive | None = None
+    # with tokens_per_batch: batch sizes are multiples of it (default 1); of the number of processes
+    batch_multiple: Positive | None = None
     accumulate: Positive = 1  # micro-batches in one step
     lr: PositiveFloat = 3e-4  # peak
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
@@ -133,21 +139,32 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
     compile: bool = False  # torch.compile of the blocks: slower first steps, faster others
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole copies in each process, or a part in each (FSDP2)
-    skip_nonfinite: Counted = 0  # so many updates whose loss or gradient is not finite are left out; the next one ends the run
+    # so many updates whose loss or gradient is not finite are left out; the next one ends the run
+    skip_nonfinite: Counted = 0
     seed: Counted = 0
     workers: Counted = 0  # processes that read batches; 0 reads in the training process
     log_every: Positive = 10
     eval_every: Counted = 0  # steps between evaluation losses on the hold-out; 0: none
     sample_every: Counted = 0  # steps between pictures drawn on the way; 0: none
-    wandb: Annotated[str, Field(min_length=1)] | None = None  # a project of Weights & Biases that gets the log too; needs the package wandb
+    # a project of Weights & Biases that gets the log too; needs the package wandb
+    wandb: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _schedule(self) -> Train:
         require(
-            (self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises"),
+            (
+                self.warmup_steps < self.steps,
+                f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises",
+            ),
             (self.min_lr <= self.lr, f"min_lr {self.min_lr:g} is above lr {self.lr:g}"),
-            ((self.batch_size is None) != (self.tokens_per_batch is None), "exactly one of batch_size and tokens_per_batch must be given"),
-            (self.batch_multiple is None or self.tokens_per_batch is not None, "batch_multiple has no effect without tokens_per_batch"),
+            (
+                (self.batch_size is None) != (self.tokens_per_batch is None),
+                "exactly one of batch_size and tokens_per_batch must be given",
+            ),
+            (
+                self.batch_multiple is None or self.tokens_per_batch is not None,
+                "batch_multiple has no effect without tokens_per_batch",
+            ),
         )
         return self
 
@@ -183,12 +200,21 @@ class Sample(Section):
     cfg_text: Annotated[float, Field(ge=0)] = 3.0  # guidance scale of the caption
     cfg_dino: Annotated[float, Field(ge=0)] = 2.0  # guidance scale of the reference
     guidance: Literal["additive", "nested"] = "additive"
-    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]  # of t; outside only the conditional branch runs
+    # of t; outside only the conditional branch runs
+    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
 
     @model_validator(mode="after")
     def _interval(self) -> Sample:
         low, high = self.guidance_interval
-        require((low <= high, f"guidance_interval [{low:g}, {high:g}] ends before it begins; t runs from 0, the image, to 1, the noise"))
+        require(
+            (
+                low <= high,
+                (
+                    f"guidance_interval [{low:g}, {high:g}] ends before it begins; t runs from 0, the image, to 1, the"
+                    " noise"
+                ),
+            )
+        )
         return self
 
 
@@ -202,7 +228,8 @@ class Thresholds(Section):
     sensitivity: PositiveFloat | None = None  # change under an edit over change under another seed, at least
     swap_p: Share | None = None  # chance of the swap margins without any influence of the reference, at most
     loss_ratio: PositiveFloat | None = None  # loss on held-out over training samples, at most
-    grad_norm: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None  # least and most, median of the run's log
+    # least and most, median of the run's log
+    grad_norm: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> Thresholds:

@@ -1,15 +1,16 @@
 """Does a grid of patches lie where the latent says? Told from content alone, without an encoder.
 
-What a patch looks like says something of the latent under it: how bright, how busy. A ridge regression learns that from half of the images,
-and is tested on the other half; it succeeds best when each patch is laid over its own cell. So the latent's statistics are laid out in every way in
-which patches are known to have been misplaced (shifted, flipped, transposed, cropped, of another grid), and the arrangement that the patches
-predict best is the true one. Each image is centred, so that neither its overall brightness nor what photographs have in common helps.
+What a patch looks like says something of the latent under it: how bright, how busy. A ridge regression learns that from
+half of the images, and is tested on the other half; it succeeds best when each patch is laid over its own cell. So the
+latent's statistics are laid out in every way in which patches are known to have been misplaced (shifted, flipped,
+transposed, cropped, of another grid), and the arrangement that the patches predict best is the true one. Each image is
+centred, so that neither its overall brightness nor what photographs have in common helps.
 
     seen = [observe(patches, latent, grid, size, cells=256, seed=number) for …]      # small: some cells of each image
     found = align(seen)                                                              # found.best, found.scores
 
-N patches in raster order on a grid of rows × columns · n of them that are looked at · F width of a patch · C latent channels · h w latent ·
-A arrangements · S = 2·C statistics
+N patches in raster order on a grid of rows × columns · n of them that are looked at · F width of a patch · C latent
+channels · h w latent · A arrangements · S = 2·C statistics
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ class Observed:
     """What is kept of one image."""
 
     features: Tensor  # (n, F), centred
-    targets: Tensor  # (n, A, S): what lies under each of these patches, were they stored in each of the arrangements; centred
+    # (n, A, S): what lies under each of these patches, were they stored in each of the arrangements; centred
+    targets: Tensor
 
 
 @dataclass(frozen=True)
 class Aligned:
     """How well the patches predict the latent under each arrangement."""
 
-    scores: dict[str, float]  # share of the statistics' variance within images that is explained on unseen images; 1 is all
+    # share of the statistics' variance within images that is explained on unseen images; 1 is all
+    scores: dict[str, float]
     advantage: dict[str, float]  # of each arrangement over the identity: mean over images in standard errors
     images: int
 
@@ -56,7 +59,13 @@ class Aligned:
 
 
 def observe(
-    patches: np.ndarray, latent: np.ndarray, grid: tuple[int, int], size: tuple[int, int], cells: int, seed: int, storage: str = FP16
+    patches: np.ndarray,
+    latent: np.ndarray,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    cells: int,
+    seed: int,
+    storage: str = FP16,
 ) -> Observed:
     """Takes from one image what `align` needs.
 
@@ -82,7 +91,8 @@ def align(seen: Sequence[Observed]) -> Aligned:
     errors = dict(zip(names, _unexplained(seen).T, strict=True))
     for number, name in enumerate(names):
         if name != IDENTITY and all(torch.allclose(image.targets[:, number], image.targets[:, 0]) for image in seen):
-            del errors[name]  # the same arrangement under another name: the images' own patch size, squares cropped to a square
+            # the same arrangement under another name: the images' own patch size, squares cropped to a square
+            del errors[name]
     scores = {name: float(1 - error.mean()) for name, error in errors.items()}
     advantage = {name: _standard_errors(errors[IDENTITY] - error) for name, error in errors.items() if name != IDENTITY}
     return Aligned(scores, advantage, len(seen))
@@ -97,7 +107,9 @@ class _Ground:
         self.plain = self.cells(grid)  # (N, S)
 
     def cells(self, grid: tuple[int, int], rows: Span = (0.0, 1.0), columns: Span = (0.0, 1.0)) -> Tensor:
-        """(cells, S): the mean of each map in each cell of a grid over this part of the image, spans in shares of its sides."""
+        """(cells, S): the mean of each map in each cell of a grid over this part of the image, spans in shares of
+        its sides.
+        """
         down, across = _overlaps(grid[0], self.maps.shape[1], rows), _overlaps(grid[1], self.maps.shape[2], columns)
         return (down @ self.maps @ across.T).flatten(1).T
 
@@ -108,7 +120,9 @@ class _Ground:
 
 @lru_cache(maxsize=256)  # few shapes occur
 def _overlaps(parts: int, length: int, span: Span) -> Tensor:
-    """(parts, length): which share of each of so many equal parts of the span lies in each of `length` equal cells of [0, 1]."""
+    """(parts, length): which share of each of so many equal parts of the span lies in each of `length` equal cells
+    of [0, 1].
+    """
     edges = torch.linspace(span[0] * length, span[1] * length, parts + 1, dtype=torch.float64)[:, None]
     cells = torch.arange(length, dtype=torch.float64)
     overlaps = (torch.minimum(edges[1:], cells + 1) - torch.maximum(edges[:-1], cells)).clamp_min(0)
@@ -147,12 +161,15 @@ def _centre(share: float) -> Span:
 def _other_grid(ground: _Ground, patch_size: int, cut: bool) -> Tensor:
     """The first N patches of the grid that another patch size gives; a smaller grid begins again at its end.
 
-    Sides that are no multiples of the patch size: with `cut` what is over at the right and below was left out, else the image was resized.
+    Sides that are no multiples of the patch size: with `cut` what is over at the right and below was left out, else the
+    image was resized.
     """
     count = ground.grid[0] * ground.grid[1]
     columns, rows = (max(side // patch_size if cut else round(side / patch_size), 1) for side in ground.size)
     width, height = ground.size
-    right, bottom = (min(columns * patch_size / width, 1.0), min(rows * patch_size / height, 1.0)) if cut else (1.0, 1.0)
+    right, bottom = (
+        (min(columns * patch_size / width, 1.0), min(rows * patch_size / height, 1.0)) if cut else (1.0, 1.0)
+    )
     cells = ground.cells((rows, columns), (0.0, bottom), (0.0, right))
     return cells.repeat(math.ceil(count / len(cells)), 1)[:count]
 
@@ -169,7 +186,10 @@ _ARRANGEMENTS: dict[str, Callable[[_Ground], Tensor]] = {
     **{f"centre crop of {share:g}": partial(_cropped, share=share) for share in _CROPS},
     **{f"centre crop to a square of {share:g}": partial(_square, share=share) for share in (1.0, *_CROPS)},
     **{f"a grid of patch {p}, cut to fit": partial(_other_grid, patch_size=p, cut=False) for p in _OTHER_PATCH_SIZES},
-    **{f"a grid of patch {p} of a cut image, cut to fit": partial(_other_grid, patch_size=p, cut=True) for p in _OTHER_PATCH_SIZES},
+    **{
+        f"a grid of patch {p} of a cut image, cut to fit": partial(_other_grid, patch_size=p, cut=True)
+        for p in _OTHER_PATCH_SIZES
+    },
 }
 
 
@@ -186,7 +206,8 @@ def _unexplained(seen: Sequence[Observed]) -> Tensor:
     """(images, A) share of each image's variance that a regression learned from other images leaves; two folds."""
     arrangements = seen[0].targets.shape[1]
     count = sum(len(image.targets) for image in seen)
-    spread = (sum(image.targets.square().sum(dim=0) for image in seen) / count).sqrt().clamp_min(1e-12)  # (A, S): each statistic counts alike
+    # (A, S): each statistic counts alike
+    spread = (sum(image.targets.square().sum(dim=0) for image in seen) / count).sqrt().clamp_min(1e-12)
     total = torch.stack([(image.targets / spread).square().mean(dim=(0, 2)) for image in seen]).mean(dim=0)  # (A,)
     errors = torch.empty(len(seen), arrangements)
     for fold in (0, 1):

@@ -30,7 +30,8 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def parse_npy(data: bytes | memoryview, source: str) -> np.ndarray:
-    """The array in the bytes of an `.npy` file: a view, nothing is copied. Raises `BadDataError` naming `source` for anything else.
+    """The array in the bytes of an `.npy` file: a view, nothing is copied. Raises `BadDataError` naming `source` for
+    anything else.
 
     Bytes before or after, object or structured dtypes, and shapes that do not fit the file's size are refused.
     """
@@ -56,7 +57,9 @@ def parse_npy(data: bytes | memoryview, source: str) -> np.ndarray:
 
 @lru_cache(maxsize=4096)  # few shapes occur, and reading one costs more than reading a small array
 def _parse_header(header: bytes) -> tuple[np.dtype, str, tuple[int, ...]] | None:
-    """dtype, order ("C" or "F") and shape that a header names; None when it is not the header of a plain array of numbers."""
+    """dtype, order ("C" or "F") and shape that a header names; None when it is not the header of a plain array of
+    numbers.
+    """
     match = _HEADER.fullmatch(header.decode("latin-1"))
     if not match or match[1] not in _DTYPES:
         return None
@@ -81,4 +84,6 @@ def read_npy_bytes(path: Path) -> bytes:
 
 
 def _refusal(source: str, why: str) -> BadDataError:
-    return BadDataError(f"{source}: {why}", "the file is damaged or not a feature: make it again with dit embed, then dit shard")
+    return BadDataError(
+        f"{source}: {why}", "the file is damaged or not a feature: make it again with dit embed, then dit shard"
+    )

@@ -16,7 +16,8 @@ from dittool.errors import UsageError
 SIDE_MULTIPLE = 16  # pixels: VAE stride 8 times 2 latent cells a token
 COARSE_MULTIPLE = 64  # for areas from COARSE_FROM pixels up
 COARSE_FROM = 512 * 512
-AREA_TOLERANCE = Fraction(1, 10)  # a bucket's area may differ so much from the one asked for; the canonical ones differ by up to 9.8%
+# a bucket's area may differ so much from the one asked for; the canonical ones differ by up to 9.8%
+AREA_TOLERANCE = Fraction(1, 10)
 LARGEST_AREA = 8192 * 8192  # pixels
 
 
@@ -38,7 +39,9 @@ class Bucket:
         return self.width * self.height
 
     def latent_grid(self, stride: int = 8) -> tuple[int, int]:
-        """(h, w) of the latent behind a VAE of this stride, rows first. Raises ValueError when the stride does not divide both sides."""
+        """(h, w) of the latent behind a VAE of this stride, rows first. Raises ValueError when the stride does not
+        divide both sides.
+        """
         if self.width % stride or self.height % stride:
             raise ValueError(f"bucket {self.name} is not divisible by the stride {stride}")
         return self.height // stride, self.width // stride
@@ -58,30 +61,38 @@ CANONICAL = tuple(
 def buckets_for_area(area: tuple[int, int]) -> list[Bucket]:
     """The seven canonical buckets scaled to about `area` = (width, height) pixels; 1024x1024 gives exactly the seven.
 
-    Sides are multiples of 64 from 512x512 upward and of 16 below. Of the landscape sizes whose area is within 10% of the one asked
-    for, each canonical aspect takes the one nearest in log aspect; portrait sizes mirror them. Aspects that meet in one size give one
-    bucket, so small areas have fewer. Order: square first, then landscape and portrait in turn, ever longer.
-    Raises `UsageError` when no square fits the area, naming those that do.
+    Sides are multiples of 64 from 512x512 upward and of 16 below. Of the landscape sizes whose area is within 10% of
+    the one asked for, each canonical aspect takes the one nearest in log aspect; portrait sizes mirror them. Aspects
+    that meet in one size give one bucket, so small areas have fewer. Order: square first, then landscape and portrait
+    in turn, ever longer. Raises `UsageError` when no square fits the area, naming those that do.
     """
     pixels = area[0] * area[1]
     asked = f"data.area = {area[0]}x{area[1]}"
     if pixels > LARGEST_AREA:
-        raise UsageError(f"{asked}: {pixels:,} pixels, the largest area is {LARGEST_AREA:,}", "choose a smaller area, for example 1024x1024")
+        raise UsageError(
+            f"{asked}: {pixels:,} pixels, the largest area is {LARGEST_AREA:,}",
+            "choose a smaller area, for example 1024x1024",
+        )
     step = COARSE_MULTIPLE if pixels >= COARSE_FROM else SIDE_MULTIPLE
     sizes = _landscape_sizes(pixels, step)
     if not any(size.width == size.height for size in sizes):
         below = max(math.isqrt(pixels) // step, 1) * step
         raise UsageError(
-            f"{asked}: no square with sides of a multiple of {step} lies within {float(AREA_TOLERANCE):.0%} of {pixels:,} pixels",
+            f"{asked}: no square with sides of a multiple of {step} lies within {float(AREA_TOLERANCE):.0%} of"
+            f" {pixels:,} pixels",
             f"use {below}x{below} or {below + step}x{below + step}, or list the sizes in data.buckets",
         )
     landscapes = (_scaled(canonical, pixels, sizes) for canonical in CANONICAL if canonical.width >= canonical.height)
-    both_ways = (Bucket(*sides) for size in landscapes for sides in ((size.width, size.height), (size.height, size.width)))
+    both_ways = (
+        Bucket(*sides) for size in landscapes for sides in ((size.width, size.height), (size.height, size.width))
+    )
     return list(dict.fromkeys(both_ways))
 
 
 def buckets_from_config(data: Data) -> list[Bucket]:
-    """The buckets that a configuration's `[data]` section asks for. Raises `UsageError` naming every size that cannot serve."""
+    """The buckets that a configuration's `[data]` section asks for. Raises `UsageError` naming every size that
+    cannot serve.
+    """
     if data.area is not None:
         return buckets_for_area(parse_size(data.area))
     names = data.buckets or []
@@ -90,21 +101,27 @@ def buckets_from_config(data: Data) -> list[Bucket]:
     for name in names:
         bucket = Bucket.from_name(name)
         odd = [side for side in (bucket.width, bucket.height) if side % SIDE_MULTIPLE]
-        problems += [f"{name}: side {side} is not a multiple of {SIDE_MULTIPLE} (nearest {_nearest_multiple(side)})" for side in odd]
+        problems += [
+            f"{name}: side {side} is not a multiple of {SIDE_MULTIPLE} (nearest {_nearest_multiple(side)})"
+            for side in odd
+        ]
         if bucket.area > LARGEST_AREA:
             problems.append(f"{name}: {bucket.area:,} pixels, the largest area is {LARGEST_AREA:,}")
         if bucket in buckets:
             problems.append(f"{name}: listed twice")
         buckets.append(bucket)
     if problems:
-        raise UsageError("data.buckets: " + "; ".join(problems), 'correct the list, or set data.area, for example "512x512"')
+        raise UsageError(
+            "data.buckets: " + "; ".join(problems), 'correct the list, or set data.area, for example "512x512"'
+        )
     return buckets
 
 
 def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
     """The bucket nearest to width:height in |log aspect|; of equally near ones the wider, then the taller.
 
-    The distance is compared as an exact ratio, so ties are ties on every machine. Raises ValueError without buckets or with an empty size.
+    The distance is compared as an exact ratio, so ties are ties on every machine. Raises ValueError without buckets or
+    with an empty size.
     """
     if width <= 0 or height <= 0 or not buckets:
         raise ValueError(f"no nearest bucket for {width}x{height} among {len(buckets)} buckets")
@@ -114,7 +131,9 @@ def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket
 
 
 def crop_box(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
-    """The centred part of a width x height image that has the bucket's aspect and is as large as can be: (left, top, right, bottom) in pixels."""
+    """The centred part of a width x height image that has the bucket's aspect and is as large as can be: (left,
+    top, right, bottom) in pixels.
+    """
     if width * bucket.height > height * bucket.width:  # wider than the bucket: lose left and right
         left = (width - height * bucket.width / bucket.height) / 2
         return left, 0.0, width - left, float(height)
@@ -123,7 +142,9 @@ def crop_box(width: int, height: int, bucket: Bucket) -> tuple[float, float, flo
 
 
 def _scaled(canonical: Bucket, pixels: int, sizes: Sequence[Bucket]) -> Bucket:
-    """The size nearest in aspect to the canonical one; of several, nearest to its share of the area (1344x704 has 0.90 of 1024x1024)."""
+    """The size nearest in aspect to the canonical one; of several, nearest to its share of the area (1344x704 has
+    0.90 of 1024x1024).
+    """
     wanted = Fraction(pixels * canonical.area, CANONICAL[0].area)
     return min(sizes, key=lambda size: (_aspect_distance(canonical, size), abs(size.area - wanted), size))
 

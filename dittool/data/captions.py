@@ -1,10 +1,12 @@
 """Captions: from the bytes of a text file or a value in a list to one clean line of text, or a reason why not.
 
-A text file is one caption, however many lines it has; a list in JSON or Parquet is several. An image has one cached text, so the first
-of several is taken: `choose_caption` says how many others there are, and the record's flag `further-captions:N` keeps the number.
+A text file is one caption, however many lines it has; a list in JSON or Parquet is several. An image has one cached
+text, so the first of several is taken: `choose_caption` says how many others there are, and the record's flag
+`further-captions:N` keeps the number.
 
-A caption that was damaged on its way (wrong encoding, control characters) is refused, not repaired: guessing would train on the guess.
-An empty caption is refused too: the sample would be an unconditional one, and how many of those there are is for `[dropout]` to say.
+A caption that was damaged on its way (wrong encoding, control characters) is refused, not repaired: guessing would
+train on the guess. An empty caption is refused too: the sample would be an unconditional one, and how many of those
+there are is for `[dropout]` to say.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ LARGEST_CAPTION = 1 << 16  # bytes of UTF-8; 512 text tokens, all that an encode
 LARGEST_JSON = 1 << 20  # bytes of a .json that holds a caption among other things
 FURTHER = "further-captions"  # the flag is FURTHER:N, N the captions that were not taken
 _SPACES = "\t\n\r"  # the control characters that a text may hold
-# These reorder what is shown: the text that a person reads is not the one that is trained on. Plain marks (U+200E, U+200F) are part of
-# ordinary Arabic and Hebrew and stay.
+# These reorder what is shown: the text that a person reads is not the one that is trained on. Plain marks (U+200E,
+# U+200F) are part of ordinary Arabic and Hebrew and stay.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -30,12 +32,17 @@ class CaptionRefused(BadDataError):
     """A caption that cannot be used: `reason` is a short code for counting, `detail` says the same in words."""
 
     def __init__(self, reason: str, detail: str, where: str = "") -> None:
-        super().__init__(f"{where}: {detail}" if where else f"caption: {detail}", "correct the caption, or take the image out of the source")
+        super().__init__(
+            f"{where}: {detail}" if where else f"caption: {detail}",
+            "correct the caption, or take the image out of the source",
+        )
         self.reason, self.detail = reason, detail
 
 
 def read_caption(raw: bytes) -> str:
-    """The caption in the bytes of a `.txt` file: strict UTF-8, byte order mark dropped, lines joined. Raises `CaptionRefused`."""
+    """The caption in the bytes of a `.txt` file: strict UTF-8, byte order mark dropped, lines joined. Raises
+    `CaptionRefused`.
+    """
     if len(raw) > LARGEST_CAPTION:
         raise CaptionRefused("caption-too-long", f"{len(raw):,} bytes, a caption has at most {LARGEST_CAPTION:,}")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -43,11 +50,15 @@ def read_caption(raw: bytes) -> str:
     try:
         return check_caption(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise CaptionRefused("caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8") from error
+        raise CaptionRefused(
+            "caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8"
+        ) from error
 
 
 def read_caption_file(path: Path) -> str:
-    """`read_caption` of a file, which is not read when it is too large or not a regular file. Raises `CaptionRefused`."""
+    """`read_caption` of a file, which is not read when it is too large or not a regular file. Raises
+    `CaptionRefused`.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -55,27 +66,41 @@ def read_caption_file(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(LARGEST_CAPTION + 1)
     except OSError as error:
-        raise CaptionRefused("caption-unreadable", f"the caption's file cannot be read: {error.strerror}", str(path)) from error
+        raise CaptionRefused(
+            "caption-unreadable", f"the caption's file cannot be read: {error.strerror}", str(path)
+        ) from error
     if len(raw) > LARGEST_CAPTION:
-        raise CaptionRefused("caption-too-long", f"{max(status.st_size, len(raw)):,} bytes, a caption has at most {LARGEST_CAPTION:,}", str(path))
+        raise CaptionRefused(
+            "caption-too-long",
+            f"{max(status.st_size, len(raw)):,} bytes, a caption has at most {LARGEST_CAPTION:,}",
+            str(path),
+        )
     return read_caption(raw)
 
 
 def read_caption_json(raw: bytes) -> tuple[str, int]:
-    """`choose_caption` of a `.json` file's bytes: text, a list of texts, or an object with `caption` or `text`. Raises `CaptionRefused`."""
+    """`choose_caption` of a `.json` file's bytes: text, a list of texts, or an object with `caption` or `text`.
+    Raises `CaptionRefused`.
+    """
     if len(raw) > LARGEST_JSON:
-        raise CaptionRefused("caption-too-long", f"{len(raw):,} bytes, a .json with a caption has at most {LARGEST_JSON:,}")
+        raise CaptionRefused(
+            "caption-too-long", f"{len(raw):,} bytes, a .json with a caption has at most {LARGEST_JSON:,}"
+        )
     try:
         value = json.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise CaptionRefused("caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8") from error
+        raise CaptionRefused(
+            "caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CaptionRefused("caption-not-json", f"not valid JSON: {error}") from error
     return choose_caption(caption_field(value) if isinstance(value, dict) else value)
 
 
 def caption_field(row: dict[str, Any]) -> Any:
-    """What stands under `caption` or `text` in a row of a list, not checked yet. Raises `CaptionRefused`: neither does, or both, and they differ."""
+    """What stands under `caption` or `text` in a row of a list, not checked yet. Raises `CaptionRefused`: neither
+    does, or both, and they differ.
+    """
     found = [row[key] for key in ("caption", "text") if row.get(key) is not None]
     if not found:
         raise CaptionRefused("no-caption", "neither caption nor text in it")
@@ -85,29 +110,38 @@ def caption_field(row: dict[str, Any]) -> Any:
 
 
 def choose_caption(value: Any) -> tuple[str, int]:
-    """The caption that is taken of a value from a list, and how many others there are: of several the first. Raises `CaptionRefused`."""
+    """The caption that is taken of a value from a list, and how many others there are: of several the first. Raises
+    `CaptionRefused`.
+    """
     if not isinstance(value, list):
         return check_caption(value), 0
     if not value:
         raise CaptionRefused("empty-caption", "the list of captions is empty")
     if strange := [item for item in value if not isinstance(item, str)]:
-        raise CaptionRefused("caption-not-text", f"a list of captions holds texts only, this one {type(strange[0]).__name__} too")
+        raise CaptionRefused(
+            "caption-not-text", f"a list of captions holds texts only, this one {type(strange[0]).__name__} too"
+        )
     return check_caption(value[0]), len(value) - 1
 
 
 def check_caption(value: Any) -> str:
     """The caption in a value from a list: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
 
-    Refused: anything but text, control characters other than tab and line ends, lone surrogates, bidirectional overrides, empty text.
+    Refused: anything but text, control characters other than tab and line ends, lone surrogates, bidirectional
+    overrides, empty text.
     """
     if not isinstance(value, str):
         raise CaptionRefused("caption-not-text", f"a caption is text, not {type(value).__name__}")
     if 4 * len(value) > LARGEST_CAPTION and len(value.encode("utf-8", "surrogatepass")) > LARGEST_CAPTION:
-        raise CaptionRefused("caption-too-long", f"{len(value):,} characters, a caption has at most {LARGEST_CAPTION:,} bytes")
+        raise CaptionRefused(
+            "caption-too-long", f"{len(value):,} characters, a caption has at most {LARGEST_CAPTION:,} bytes"
+        )
     for position, letter in enumerate(value):
         category = unicodedata.category(letter)
         if category == "Cs" or letter in _REORDERING or (category == "Cc" and letter not in _SPACES):
-            raise CaptionRefused("caption-control", f"U+{ord(letter):04X} at character {position} has no place in a caption")
+            raise CaptionRefused(
+                "caption-control", f"U+{ord(letter):04X} at character {position} has no place in a caption"
+            )
     caption = " ".join(unicodedata.normalize("NFC", value).split())
     if not caption:
         raise CaptionRefused("empty-caption", "the caption is empty")

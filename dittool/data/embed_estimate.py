@@ -1,4 +1,6 @@
-"""What embedding will cost, before it is spent: bytes by feature and bucket against the free disk, and time from a measured batch."""
+"""What embedding will cost, before it is spent: bytes by feature and bucket against the free disk, and time from a
+measured batch.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ class Estimate:
 
 
 def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = STAGES, talk: Talk = SILENT) -> Estimate:
-    """Bytes and time for what `dit embed` would make now. Writes nothing; encodes two batches a pass to see how long one takes.
+    """Bytes and time for what `dit embed` would make now. Writes nothing; encodes two batches a pass to see how long
+    one takes.
 
     Raises `BadDataError`, `WeightsMissingError`.
     """
@@ -65,23 +68,38 @@ def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = ST
         ready = load_pass(stage, config, talk)
         bytes_a_token = _BYTES_A_TOKEN
         if missing:
-            seconds[stage], bytes_a_token = _text_time(ready, missing) if stage == "t5" else (_image_time(ready, missing, source), _BYTES_A_TOKEN)
+            seconds[stage], bytes_a_token = (
+                _text_time(ready, missing) if stage == "t5" else (_image_time(ready, missing, source), _BYTES_A_TOKEN)
+            )
         rows += disk_rows(stage, ready.card, missing, config.data.patch_storage, bytes_a_token)
     return Estimate(rows, seconds, free_bytes(out))
 
 
 def disk_rows(
-    stage: str, card: dict[str, Any], records: Sequence[Record], patch_storage: str, bytes_a_token: float = _BYTES_A_TOKEN
+    stage: str,
+    card: dict[str, Any],
+    records: Sequence[Record],
+    patch_storage: str,
+    bytes_a_token: float = _BYTES_A_TOKEN,
 ) -> list[EstimateRow]:
-    """Disk that the features of a stage will take, by feature and bucket, in whole blocks. Text lengths are guessed from the captions' bytes."""
+    """Disk that the features of a stage will take, by feature and bucket, in whole blocks. Text lengths are guessed
+    from the captions' bytes.
+    """
     if stage == "t5":
         sizes = [_on_disk(_tokens(record, card, bytes_a_token) * card["width"] * 2) for record in records]
         return [EstimateRow(TEXT.name, "", len(sizes), sum(sizes))] if sizes else []
     counts = Counter(record.bucket for record in records)
     return [
-        EstimateRow(feature.name, bucket, count, count * _on_disk(_image_bytes(feature, card, Bucket.from_name(bucket), patch_storage)))
-        for feature in FEATURES if feature.stage == stage for bucket, count in sorted(counts.items())
-    ]  # fmt: skip
+        EstimateRow(
+            feature.name,
+            bucket,
+            count,
+            count * _on_disk(_image_bytes(feature, card, Bucket.from_name(bucket), patch_storage)),
+        )
+        for feature in FEATURES
+        if feature.stage == stage
+        for bucket, count in sorted(counts.items())
+    ]
 
 
 def free_bytes(folder: Path) -> int:
@@ -107,7 +125,9 @@ def _on_disk(array_bytes: int) -> int:
 
 
 def _image_time(ready: EmbedPass, records: Sequence[Record], source: Path) -> float:
-    """Seconds for all the images: the slower of decoding and encoding, for they overlap; measured in the commonest bucket, by area elsewhere."""
+    """Seconds for all the images: the slower of decoding and encoding, for they overlap; measured in the commonest
+    bucket, by area elsewhere.
+    """
     bucket = Counter(record.bucket for record in records).most_common(1)[0][0]
     chosen = [record for record in records if record.bucket == bucket]
     images, started = [], time.perf_counter()

@@ -1,7 +1,8 @@
 """The three embed passes: which encoder each has, what it stores, and in which batches it goes over the records.
 
-Features may depend on the batch in their last bits, so batches are formed over all records of a bucket, made or not, before they are
-split into parts and before those that are there are left out: an interrupted run, or one in parts, encodes the same batches.
+Features may depend on the batch in their last bits, so batches are formed over all records of a bucket, made or not,
+before they are split into parts and before those that are there are left out: an interrupted run, or one in parts,
+encodes the same batches.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from dittool.errors import BadDataError
 
 CAPTIONS = 256  # in a batch; the text encoder groups them by length
 _FEWEST, _MOST = 16, 128  # images in a batch
-_PIXELS = 4 << 20  # in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
+# in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
+_PIXELS = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class PassResult:
 
 
 def load_pass(stage: str, config: Config, talk: Talk = SILENT) -> EmbedPass:
-    """Loads the stage's encoder. `talk` is told when features had to be computed again in fp32. Raises `WeightsMissingError`."""
+    """Loads the stage's encoder. `talk` is told when features had to be computed again in fp32. Raises
+    `WeightsMissingError`.
+    """
     return {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}[stage](config, talk)
 
 
@@ -75,7 +79,8 @@ def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Rec
         candidates: every record that was, or might be, encoded: used ones and those refused at work.
         missing: the used ones whose features are to be made.
 
-    A batch of which nothing is made keeps all its candidates; what is missing from others is gathered into batches of its own.
+    A batch of which nothing is made keeps all its candidates; what is missing from others is gathered into batches of
+    its own.
     """
     wanted = {record.id for record in missing}
     groups: dict[str, list[Record]] = defaultdict(list)
@@ -86,7 +91,10 @@ def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Rec
         size, rest = batch_size(name) if name else CAPTIONS, []
         for batch in _chunks(groups[name], size):
             mine, number = part.takes(number), number + 1
-            used, lacking = [record for record in batch if record.used], [record for record in batch if record.id in wanted]
+            used, lacking = (
+                [record for record in batch if record.used],
+                [record for record in batch if record.id in wanted],
+            )
             if not mine or not lacking:
                 continue
             if len(lacking) == len(used):
@@ -97,8 +105,11 @@ def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Rec
     return planned
 
 
-def run_pass(ready: EmbedPass, batches: list[list[Record]], store: FeatureStore, source: Path, talk: Talk) -> PassResult:
-    """Encodes the batches and stores what is used of them. An image or caption that cannot be encoded is refused, and the rest goes on.
+def run_pass(
+    ready: EmbedPass, batches: list[list[Record]], store: FeatureStore, source: Path, talk: Talk
+) -> PassResult:
+    """Encodes the batches and stores what is used of them. An image or caption that cannot be encoded is refused, and
+    the rest goes on.
 
     Raises `StorageError` when the disk is full, `BadDataError` when the encoder fails on everything that it is given.
     """
@@ -133,7 +144,9 @@ def _encode_batch(
     ready: EmbedPass, loaded: list[tuple[Record, Any]], anything_made: bool
 ) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
     """The used records with what is stored of them, and those that turned out to be unusable."""
-    bad = [refused_while_decoding(record, item.reason, item.detail) for record, item in loaded if isinstance(item, Refusal)]
+    bad = [
+        refused_while_decoding(record, item.reason, item.detail) for record, item in loaded if isinstance(item, Refusal)
+    ]
     inputs = [(record, item) for record, item in loaded if not isinstance(item, Refusal)]
     if not inputs:
         return [], bad
@@ -153,7 +166,9 @@ def _encode_batch(
     return good, bad
 
 
-def _encode_one_by_one(ready: EmbedPass, inputs: list[tuple[Record, Any]]) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
+def _encode_one_by_one(
+    ready: EmbedPass, inputs: list[tuple[Record, Any]]
+) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
     made, failed = [], []
     for record, item in inputs:
         try:
@@ -169,7 +184,13 @@ def _problem(made: Arrays) -> tuple[str, str] | None:
     for feature, stored in made.items():
         values = _values(feature, stored)
         if count := int((~np.isfinite(values)).sum()):
-            return "not-finite", f"{count} of {values.size} values of {feature.name} are not finite, or too large for their storage ({stored.dtype})"
+            return (
+                "not-finite",
+                (
+                    f"{count} of {values.size} values of {feature.name} are not finite, or too large for their storage"
+                    f" ({stored.dtype})"
+                ),
+            )
         if values.size > 1 and values.min() == values.max():
             return "constant", f"all {values.size} values of {feature.name} are {values.flat[0]:g}"
     return None
@@ -201,7 +222,11 @@ def _image_pass(config: Config, talk: Talk) -> EmbedPass:
 
 def _vae_pass(config: Config, _: Talk) -> EmbedPass:
     codec = load_codec(config.encoders.vae)
-    return EmbedPass("vae", codec.card, lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(np.stack(images)).numpy()])
+    return EmbedPass(
+        "vae",
+        codec.card,
+        lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(np.stack(images)).numpy()],
+    )
 
 
 def _text_pass(config: Config, talk: Talk) -> EmbedPass:

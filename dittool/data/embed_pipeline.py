@@ -1,7 +1,9 @@
-"""Decoding, encoding and writing at the same time, with a bounded amount of work between them, so that memory stays flat.
+"""Decoding, encoding and writing at the same time, with a bounded amount of work between them, so that memory stays
+flat.
 
-Decoding runs ahead of the encoder by two batches, writing behind it by two. Files of a batch are written by several threads, each
-waiting for its own fsync; then one thread, in the order of the batches, enters the batch into the journal.
+Decoding runs ahead of the encoder by two batches, writing behind it by two. Files of a batch are written by several
+threads, each waiting for its own fsync; then one thread, in the order of the batches, enters the batch into the
+journal.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ class Refusal:
 
 
 def decoded(record: Record, source: Path) -> Pixels | Refusal:
-    """The bucketed image of a record. It stands in this file because worker processes import what it stands in: no torch, no encoder."""
+    """The bucketed image of a record. It stands in this file because worker processes import what it stands in: no
+    torch, no encoder.
+    """
     try:
         return load_pixels(record, source)
     except ImageRefused as error:
@@ -64,9 +68,10 @@ def decoder_count() -> int:
 def decoders(records: Sequence[Record]) -> Executor:
     """Who decodes these images: worker processes, or threads when the images are few or small.
 
-    Pillow holds the interpreter for much of its work. Measured on two cores with pictures of about a megapixel: two threads are as fast as
-    one, two processes 1.6 times as fast. With pictures of 96x96 handing them over costs more than decoding them: threads are twice as fast.
-    Spawned, not forked: a fork of a process that runs threads can hang, and would inherit the folder's lock.
+    Pillow holds the interpreter for much of its work. Measured on two cores with pictures of about a megapixel: two
+    threads are as fast as one, two processes 1.6 times as fast. With pictures of 96x96 handing them over costs more
+    than decoding them: threads are twice as fast. Spawned, not forked: a fork of a process that runs threads can hang,
+    and would inherit the folder's lock.
     """
     pixels = sum(record.width * record.height for record in records)
     if len(records) < _WORTH_A_PROCESS or pixels < len(records) * _SMALL:
@@ -113,15 +118,18 @@ class FeatureWriter:
         """Hands over a batch, and waits while too many are being written. Raises what writing an earlier one raised."""
         jobs = [
             (record.id, feature.name, self._files.submit(self._store.write, feature, record.id, array))
-            for record, made in zip(records, arrays, strict=True) for feature, array in made.items()
-        ]  # fmt: skip
+            for record, made in zip(records, arrays, strict=True)
+            for feature, array in made.items()
+        ]
         self._pending.append(self._journal.submit(self._enter, records, jobs))
         self._settle(_BEHIND)
 
     def __enter__(self) -> FeatureWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self._settle(0)

@@ -1,4 +1,6 @@
-"""Reads a derived folder back: is every feature there, whole, of the right shape, finite, and made from what the records say?"""
+"""Reads a derived folder back: is every feature there, whole, of the right shape, finite, and made from what the
+records say?
+"""
 
 from __future__ import annotations
 
@@ -43,17 +45,20 @@ class Verification:
 
 
 def verify(folder: Path, stages: Sequence[str] = STAGES, talk: Talk = SILENT) -> Verification:
-    """Reads every feature of the stages back and compares it with the records, the identity card and the journal. Changes nothing.
+    """Reads every feature of the stages back and compares it with the records, the identity card and the journal.
+    Changes nothing.
 
-    Raises `BadDataError` when the folder has no records, card or readable journal, so that there is nothing to compare with.
+    Raises `BadDataError` when the folder has no records, card or readable journal, so that there is nothing to compare
+    with.
     """
     store = FeatureStore(folder)
     used = [record for record in store.read_records() if record.used]
     card, journal = store.card(), store.read_journal_entries()
     faults = [
         FeatureFault(f"{stage} features", "the identity card names no encoder for them: this pass was never run", stage)
-        for stage in stages if ENCODER_OF_STAGE[stage] not in card["encoders"]
-    ]  # fmt: skip
+        for stage in stages
+        if ENCODER_OF_STAGE[stage] not in card["encoders"]
+    ]
     stages = [stage for stage in STAGES if stage in stages and ENCODER_OF_STAGE[stage] in card["encoders"]]
     features, size = 0, 0
     with talk.progress("verify", len(used), "record") as task, ThreadPoolExecutor(decoder_count()) as readers:
@@ -110,7 +115,9 @@ def _wrong_content(content: bytes, made: Made, card: dict[str, Any], feature: Fe
     return f"{count} of {values.size} values are not finite" if count else ""
 
 
-def _wrong_shape(shape: tuple[int, ...], encoders: dict[str, Any], storage: str, feature: Feature, record: Record) -> str:
+def _wrong_shape(
+    shape: tuple[int, ...], encoders: dict[str, Any], storage: str, feature: Feature, record: Record
+) -> str:
     bucket = Bucket.from_name(record.bucket)
     if feature.stage == "t5":
         longest, width = encoders["text"]["max_tokens"], encoders["text"]["width"]
@@ -121,7 +128,11 @@ def _wrong_shape(shape: tuple[int, ...], encoders: dict[str, Any], storage: str,
     elif feature is LATENT:
         expected = (encoders["vae"]["channels"], *bucket.latent_grid(encoders["vae"]["stride"]))
     else:
-        expected = stored_shape(patch_grid(bucket.width, bucket.height, encoders["image"]["patch_size"]), encoders["image"]["width"], storage)
+        expected = stored_shape(
+            patch_grid(bucket.width, bucket.height, encoders["image"]["patch_size"]),
+            encoders["image"]["width"],
+            storage,
+        )
     return "" if shape == expected else f"shape {shape}, expected {expected} for bucket {record.bucket}"
 
 

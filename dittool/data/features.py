@@ -1,8 +1,9 @@
 """The derived store: one `.npy` file a feature and sample, and a journal that says what each was made from.
 
-A feature counts when its file is there and the journal names the same source (hash of the image's bytes, or of the caption).
-An edited image or caption therefore makes its features stale, and a file without a journal line is made again. The journal is written
-after the features are on disk: a line in it is a promise that they are. A batch has one line, so it counts whole or not at all.
+A feature counts when its file is there and the journal names the same source (hash of the image's bytes, or of the
+caption). An edited image or caption therefore makes its features stale, and a file without a journal line is made
+again. The journal is written after the features are on disk: a line in it is a promise that they are. A batch has one
+line, so it counts whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,8 +18,25 @@ from typing import Any
 import numpy as np
 
 from dittool.data.arrays import npy_bytes, read_npy
-from dittool.data.identity import ENCODER_OF_STAGE, differences, new_card, rebuild_command, require_card, require_same_identity, stages_made_stale
-from dittool.data.journal import Digests, Journal, Made, append_journal, digest_of, read_journal, rewrite_journal, source_of
+from dittool.data.identity import (
+    ENCODER_OF_STAGE,
+    differences,
+    new_card,
+    rebuild_command,
+    require_card,
+    require_same_identity,
+    stages_made_stale,
+)
+from dittool.data.journal import (
+    Digests,
+    Journal,
+    Made,
+    append_journal,
+    digest_of,
+    read_journal,
+    rewrite_journal,
+    source_of,
+)
 from dittool.data.parts import Part, shared_files
 from dittool.data.quarantine import with_earlier_refusals
 from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
@@ -46,7 +64,8 @@ class FeatureStore:
         write_records(self.records_path, records)
 
     def merge_records(self, records: list[Record], forget: Iterable[str] = ()) -> list[Record]:
-        """Writes the records with the refusals that earlier runs and other parts found (`quarantine`), and returns them so.
+        """Writes the records with the refusals that earlier runs and other parts found (`quarantine`), and returns them
+        so.
 
         Refusals by the stages in `forget` are not taken over.
         """
@@ -67,7 +86,10 @@ class FeatureStore:
         value = read_json(self._source_path)
         if isinstance(value, dict) and isinstance(value.get("folder"), str):
             return value["folder"]
-        raise BadDataError(f"{self._source_path}: it names no source", "run dit embed again with the same source: it keeps the features")
+        raise BadDataError(
+            f"{self._source_path}: it names no source",
+            "run dit embed again with the same source: it keeps the features",
+        )
 
     def write_source(self, source: str) -> str | None:
         """Names the source. Returns the one that was named before, where it was another."""
@@ -91,10 +113,12 @@ class FeatureStore:
         return require_card(read_json(self._identity_path), str(self._identity_path))
 
     def open_card(self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = ()) -> bool:
-        """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one was changed.
+        """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one
+        was changed.
 
-        With `rebuild`, the named stages adopt buckets, crop rule and storage of this run, and lose the features that these change.
-        Raises `BadDataError` when the card differs and that does not cover it, naming the command that would.
+        With `rebuild`, the named stages adopt buckets, crop rule and storage of this run, and lose the features that
+        these change. Raises `BadDataError` when the card differs and that does not cover it, naming the command that
+        would.
         """
         with shared_files(self.folder):
             fresh = new_card(buckets, patch_storage)
@@ -108,26 +132,35 @@ class FeatureStore:
             stale = stages_made_stale(adopted, card)
             if not set(stale) <= set(rebuild):
                 require_same_identity(
-                    adopted, card, str(self.folder),
-                    f"embed into another folder with --out, or make again only what is stale: {rebuild_command(stale)}, "
-                    "with the source and preset of this run",
-                )  # fmt: skip
-            if not _only_buckets_differ(adopted, card):  # which features another bucket list makes stale, the journal knows
+                    adopted,
+                    card,
+                    str(self.folder),
+                    f"embed into another folder with --out, or make again only what is stale: {rebuild_command(stale)},"
+                    " with the source and preset of this run",
+                )
+            # which features another bucket list makes stale, the journal knows
+            if not _only_buckets_differ(adopted, card):
                 self._forget(stale)
             write_json(self._identity_path, adopted)
             return True
 
     def require_encoder(self, stage: str, encoder_card: dict[str, Any]) -> None:
-        """Raises `BadDataError` when the folder holds features of the stage from another encoder, naming the command that remakes only these."""
+        """Raises `BadDataError` when the folder holds features of the stage from another encoder, naming the
+        command that remakes only these.
+        """
         name = ENCODER_OF_STAGE[stage]
         known = self.card()["encoders"].get(name, encoder_card)
         require_same_identity(
-            {name: encoder_card}, {name: known}, f"{self.folder}: {stage} features",
-            f"embed into another folder with --out, or make only these again: {rebuild_command([stage])}, with the source and preset of this run",
-        )  # fmt: skip
+            {name: encoder_card},
+            {name: known},
+            f"{self.folder}: {stage} features",
+            f"embed into another folder with --out, or make only these again: {rebuild_command([stage])}, with the"
+            " source and preset of this run",
+        )
 
     def register_encoder(self, stage: str, encoder_card: dict[str, Any], rebuild: bool = False) -> bool:
-        """Enters an encoder into the card. Returns whether another one stood there: with `rebuild` its features are forgotten.
+        """Enters an encoder into the card. Returns whether another one stood there: with `rebuild` its features are
+        forgotten.
 
         Raises `BadDataError` when another one stands there and `rebuild` is not given.
         """
@@ -144,7 +177,9 @@ class FeatureStore:
             return replaces
 
     def drop(self, stage: str) -> None:
-        """Drops a stage's features: first their journal lines, so that an interruption leaves files that do not count."""
+        """Drops a stage's features: first their journal lines, so that an interruption leaves files that do not
+        count.
+        """
         with shared_files(self.folder):
             self._forget([stage])
         for feature in FEATURES:
@@ -160,7 +195,8 @@ class FeatureStore:
     def write(self, feature: Feature, record_id: str, stored: np.ndarray) -> str:
         """Stores one array under its name, whole or not at all, and returns the digest of its file.
 
-        The file's bytes are on disk when this returns; its name is when `append_journal` does. Raises `StorageError` when the disk is full.
+        The file's bytes are on disk when this returns; its name is when `append_journal` does. Raises `StorageError`
+        when the disk is full.
         """
         path, content = self.path(feature, record_id), npy_bytes(stored)
         with full_disk_told(path, len(content)):
@@ -190,7 +226,8 @@ class FeatureStore:
     def prune_journal(self, used: Iterable[Record]) -> dict[tuple[str, str], str]:
         """Drops torn, superseded, orphaned and stale lines, and returns what the journal says then.
 
-        A stale line must go before its features are made again: were that interrupted and the edit undone, it would vouch for the wrong ones.
+        A stale line must go before its features are made again: were that interrupted and the edit undone, it would
+        vouch for the wrong ones.
         """
         by_id = {record.id: record for record in used}
 
@@ -213,10 +250,11 @@ class FeatureStore:
         """Records whose features of this stage are absent or stale."""
         features = [feature for feature in FEATURES if feature.stage == stage]
         return [
-            record for record in records
+            record
+            for record in records
             if journal.get((record.id, stage)) != source_of(stage, record)
             or not all(self.path(feature, record.id).is_file() for feature in features)
-        ]  # fmt: skip
+        ]
 
     def _forget(self, stages: Iterable[str]) -> None:
         dropped = set(stages)
@@ -243,7 +281,8 @@ def _file_mode() -> int:
     return 0o666 & ~mask
 
 
-_FILE_MODE = _file_mode()  # read once: asking for the umask means setting it, which threads must not do at the same time
+# read once: asking for the umask means setting it, which threads must not do at the same time
+_FILE_MODE = _file_mode()
 
 
 def _only_buckets_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:

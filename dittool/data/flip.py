@@ -1,11 +1,12 @@
 """Flipped variants of images and captions, prepared before anything is encoded: `data.flip = "prepared"`.
 
-Cached features cannot be flipped: an image encoder's positions, a VAE's texture and the word "left" all know which side they are on. So
-the variant is a record of its own. Its bucketed image is mirrored, its caption has left and right swapped, and every encoder sees those.
+Cached features cannot be flipped: an image encoder's positions, a VAE's texture and the word "left" all know which side
+they are on. So the variant is a record of its own. Its bucketed image is mirrored, its caption has left and right
+swapped, and every encoder sees those.
 
-A wrong word costs more than a missing variant: a caption is flipped only when each "left" and "right" in it stands where it can only
-be a side ("on the left", "his right arm", "left to right"). "Left behind", "right now", "left-handed" and captions that speak of
-visible text, which would be mirrored, get no variant. The rules read English.
+A wrong word costs more than a missing variant: a caption is flipped only when each "left" and "right" in it stands
+where it can only be a side ("on the left", "his right arm", "left to right"). "Left behind", "right now", "left-handed"
+and captions that speak of visible text, which would be mirrored, get no variant. The rules read English.
 """
 
 from __future__ import annotations
@@ -18,14 +19,20 @@ from dataclasses import replace
 from dittool.data.records import Record, is_safe_key, safe_key
 
 NOT_FLIPPED = "not-flipped"  # the flag is NOT_FLIPPED:REASON
-TEXT, HANDEDNESS, TURNING, OTHER_LANGUAGE, UNCLEAR = "text-in-image", "handedness", "turning-sense", "other-language", "unclear-left-right"
+TEXT, HANDEDNESS, TURNING, OTHER_LANGUAGE, UNCLEAR = (
+    "text-in-image",
+    "handedness",
+    "turning-sense",
+    "other-language",
+    "unclear-left-right",
+)
 
 
 def with_flips(records: Sequence[Record]) -> list[Record]:
     """The records, each used one followed by its flipped variant, or flagged with the reason why it has none.
 
-    A variant has the id ID-flip (another safe one when that is taken) and the same name, image and image_sha256, so that a hold-out by
-    image hash puts both on the same side.
+    A variant has the id ID-flip (another safe one when that is taken) and the same name, image and image_sha256, so
+    that a hold-out by image hash puts both on the same side.
     """
     taken = {record.id.casefold() for record in records}
     both: list[Record] = []
@@ -44,18 +51,31 @@ def with_flips(records: Sequence[Record]) -> list[Record]:
 def why_not_flipped(caption: str) -> str:
     """The reason code for which a caption has no flipped form that is surely right, or "" when it has one."""
     text = caption.lower()
-    for reason, pattern in ((TEXT, _VISIBLE_TEXT), (HANDEDNESS, _HANDEDNESS), (TURNING, _TURNING), (OTHER_LANGUAGE, _FOREIGN), (UNCLEAR, _ARROWS)):
+    for reason, pattern in (
+        (TEXT, _VISIBLE_TEXT),
+        (HANDEDNESS, _HANDEDNESS),
+        (TURNING, _TURNING),
+        (OTHER_LANGUAGE, _FOREIGN),
+        (UNCLEAR, _ARROWS),
+    ):
         if pattern.search(text):
             return reason
-    if any(letter.isalpha() and not unicodedata.name(letter, "").startswith(("LATIN", "FEMININE", "MASCULINE")) for letter in caption):
+    if any(
+        letter.isalpha() and not unicodedata.name(letter, "").startswith(("LATIN", "FEMININE", "MASCULINE"))
+        for letter in caption
+    ):
         return OTHER_LANGUAGE
     words = [match for match in _WORD.finditer(text) if "left" in match[0] or "right" in match[0]]
-    clear = all(_HARMLESS.fullmatch(word[0]) or (_SIDE.fullmatch(word[0]) and _is_direction(text, word)) for word in words)
+    clear = all(
+        _HARMLESS.fullmatch(word[0]) or (_SIDE.fullmatch(word[0]) and _is_direction(text, word)) for word in words
+    )
     return "" if clear else UNCLEAR
 
 
 def flip_caption(caption: str) -> str:
-    """The caption with left and right swapped as whole words, case kept. Twice gives the caption back. Ask `why_not_flipped` first."""
+    """The caption with left and right swapped as whole words, case kept. Twice gives the caption back. Ask
+    `why_not_flipped` first.
+    """
     return _WORD.sub(lambda match: _other_side(match[0]) if _SIDE.fullmatch(match[0].lower()) else match[0], caption)
 
 
@@ -80,7 +100,9 @@ def _flip_id(record_id: str, taken: set[str]) -> str:
 
 _WORD = re.compile(r"[^\W_]+")
 _SIDE = re.compile(r"(left|right)(most|wards?|hand)?")  # what is swapped
-_HARMLESS = re.compile(r"(?:copy|up|al|out|down|forth|birth)right\w*|\w*[bfw]right\w*|cleft\w*|leftovers?|right(?:s|ly|ful|fully|eous)")
+_HARMLESS = re.compile(
+    r"(?:copy|up|al|out|down|forth|birth)right\w*|\w*[bfw]right\w*|cleft\w*|leftovers?|right(?:s|ly|ful|fully|eous)"
+)
 
 _VISIBLE_TEXT = re.compile(
     r"\b(?:texts?|letters?|lettering|lettered|words?|wording|signs?|signage|signposts?|signboards?|numbers?(?!\s+of\b)|numbered|numerals?|digits?"
@@ -91,7 +113,9 @@ _VISIBLE_TEXT = re.compile(
     r"|reads|says|saying|spells|spelled|spelling)\b"
     r"|[\"“”„«»]|(?<!\w)['‘][^'’]+['’](?!\w)"  # something is quoted
 )
-_HANDEDNESS = re.compile(r"\b(?:left|right)[\s-]?hand(?:ed\w*|ers?)\b|\b(?:left|right)(?:y|ies)\b|\bsouthpaws?\b|\bambidextrous\b")
+_HANDEDNESS = re.compile(
+    r"\b(?:left|right)[\s-]?hand(?:ed\w*|ers?)\b|\b(?:left|right)(?:y|ies)\b|\bsouthpaws?\b|\bambidextrous\b"
+)
 _TURNING = re.compile(r"clockwise\b|\bstarboard\b|\bport[\s-]?side\b")
 _FOREIGN = re.compile(
     r"\b(?:links|rechts|linke[nmrs]?|rechte[nmrs]?|gauche|droite?|izquierd[ao]s?|derech[ao]s?|sinistr[ao]|destr[ao]|esquerd[ao]s?|direit[ao]s?"
@@ -101,16 +125,20 @@ _ARROWS = re.compile("[←-⇿⟵-⟿⬀-⬑➔-➾👈👉]")
 
 # --- where "left" and "right" are sides ---
 
-_CONTEXT = 120  # characters looked at on either side: phrases are shorter, and a caption of nothing but "left" stays cheap
+# characters looked at on either side: phrases are shorter, and a caption of nothing but "left" stays cheap
+_CONTEXT = 120
 _OWNER = r"(?:the|its|his|her|their|my|your|our)"
-_WHERE = r"(?:far|extreme|immediate|upper|lower|top|bottom|middle|mid|center|centre|central|front|back|rear|outer|inner)"
+_WHERE = (
+    r"(?:far|extreme|immediate|upper|lower|top|bottom|middle|mid|center|centre|central|front|back|rear|outer|inner)"
+)
 _PAIRED_BEFORE = re.compile(r"\b(?:left|right)\s*(?:and|or|to|/|&|-to-)\s*(?:to\s+)?(?:the\s+)?$")
 _PAIRED_AFTER = re.compile(r"\s*(?:and|or|to|/|&|-to-)\s*(?:to\s+)?(?:the\s+)?(?:left|right)\b")
 _PLACED = re.compile(  # on the left, to his far right, on the viewer's left, at right
     rf"\b(?:(?:on|at|from|towards?)|(?:on|to|at|from|towards?|in|along)\s+(?:{_OWNER}\s+(?:\w+['’]s?\s+)?|\w+['’]s\s+))\s*(?:{_WHERE}[\s-]+)*$"
 )
 _OWNED = re.compile(rf"\b{_OWNER}\s+(?:{_WHERE}[\s-]+)*$")  # the left figure, her right arm
-_CORNER = re.compile(r"\b(?:upper|lower|top|bottom|middle|mid|center|centre|central|front|back|rear)[\s_,-]+$")  # top left
+# top left
+_CORNER = re.compile(r"\b(?:upper|lower|top|bottom|middle|mid|center|centre|central|front|back|rear)[\s_,-]+$")
 _HEADING = re.compile(  # facing left, looking slightly to the right, turned right
     r"\b(?:fac(?:ing|es|ed)|look(?:ing|s|ed)|gaz(?:ing|es)|glanc(?:ing|es)|star(?:ing|es)|turn(?:ing|ed|s)|point(?:ing|ed|s)|mov(?:ing|es)|heading"
     r"|lean(?:ing|s)|walk(?:ing|s)|run(?:ning|s)|fl(?:ying|ies)|sw(?:imming|ims)|driving|sailing|riding|tilt(?:ed|ing|s)|angled|ben(?:ding|t)"
@@ -121,7 +149,9 @@ _SIDED = re.compile(  # left side, right-hand corner
     r"[\s-]+(?:hand|sides?|corner|edge|margin|border|panel|column|lane|foreground|background|facing|pointing|arm|leg|foot|eye|ear|shoulder"
     r"|knee|elbow|wrist|ankle|cheek|thigh|hip|paw)\b"
 )
-_REMAINS_OF = re.compile(r"\b(?:what|that|nothing|little|much|all|anything|everything|some|none)(?:['’]s|\s+(?:is|was|are|were|has|been))*\s+$")
+_REMAINS_OF = re.compile(
+    r"\b(?:what|that|nothing|little|much|all|anything|everything|some|none)(?:['’]s|\s+(?:is|was|are|were|has|been))*\s+$"
+)
 _OF = re.compile(r"\s+of\b")
 _ALONE_BEFORE = re.compile(r"(?:^|[(\[,;:.!?–—/])\s*$")
 _ALONE_AFTER = re.compile(r"\s*(?:$|[)\],;:.!?–—/])")

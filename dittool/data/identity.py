@@ -1,4 +1,6 @@
-"""The identity card: which encoders, buckets and crop rule made a set of features. Features of different identity never mix."""
+"""The identity card: which encoders, buckets and crop rule made a set of features. Features of different identity
+never mix.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,30 @@ CARD_VERSION = 1
 CROP_RULE = "resize-to-cover, centre crop"
 ENCODER_OF_STAGE = {"dinov3": "image", "vae": "vae", "t5": "text"}
 IMAGE_STAGES = ("dinov3", "vae")
-_COUNTS = {"image": ("width", "patch_size"), "text": ("width", "max_tokens"), "vae": ("channels", "stride")}  # of each encoder, above zero
+# of each encoder, above zero
+_COUNTS = {"image": ("width", "patch_size"), "text": ("width", "max_tokens"), "vae": ("channels", "stride")}
 _NUMBERS = {"vae": ("scale", "shift")}
 _RESTORE = "restore the file from a copy; or remove it and what it describes, and run dit embed and dit shard again"
 
 
 def new_card(buckets: list[str], patch_storage: str) -> dict[str, Any]:
     """A card without encoders; each embed pass adds its own."""
-    return {"version": CARD_VERSION, "crop": CROP_RULE, "buckets": buckets, "patch_storage": patch_storage, "encoders": {}}
+    return {
+        "version": CARD_VERSION,
+        "crop": CROP_RULE,
+        "buckets": buckets,
+        "patch_storage": patch_storage,
+        "encoders": {},
+    }
 
 
 def require_card(value: Any, source: str, complete: bool = False) -> dict[str, Any]:
-    """The card behind a JSON value that may come from anywhere. Raises `BadDataError` naming `source` and each key that cannot be.
+    """The card behind a JSON value that may come from anywhere. Raises `BadDataError` naming `source` and each key that
+    cannot be.
 
     Args:
-        complete: all three encoders must stand in it, as in the index of shards; a derived folder has those whose pass was begun.
+        complete: all three encoders must stand in it, as in the index of shards; a derived folder has those whose pass
+        was begun.
     """
     if not isinstance(value, dict):
         raise BadDataError(f"{source}: an identity card is an object, this is {type(value).__name__}", _RESTORE)
@@ -49,7 +60,11 @@ def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
     """Where two cards differ: `encoders.image.id: 'a' here, 'b' there`."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         keys = list(mine) + [key for key in theirs if key not in mine]
-        return [line for key in keys for line in differences(mine.get(key), theirs.get(key), f"{path}.{key}" if path else key)]
+        return [
+            line
+            for key in keys
+            for line in differences(mine.get(key), theirs.get(key), f"{path}.{key}" if path else key)
+        ]
     return [] if mine == theirs else [f"{path}: {mine!r} here, {theirs!r} there"]
 
 
@@ -74,7 +89,11 @@ def require_same_identity(mine: dict[str, Any], theirs: dict[str, Any], what: st
 
 
 def _wrong_settings(card: dict[str, Any]) -> list[str]:
-    wrong = [f"version {card.get('version')!r}, this program reads {CARD_VERSION}"] if card.get("version") != CARD_VERSION else []
+    wrong = (
+        [f"version {card.get('version')!r}, this program reads {CARD_VERSION}"]
+        if card.get("version") != CARD_VERSION
+        else []
+    )
     wrong += [] if isinstance(card.get("crop"), str) else [f"crop = {card.get('crop')!r}"]
     buckets = card.get("buckets")
     wrong += [] if isinstance(buckets, list) and buckets and all(map(_is_size, buckets)) else [f"buckets = {buckets!r}"]
@@ -89,8 +108,16 @@ def _wrong_encoders(encoders: Any, complete: bool) -> list[str]:
         if not isinstance(encoder, dict):
             wrong.append(f"encoders.{name} = {encoder!r}")
             continue
-        wrong += [f"encoders.{name}.{key} = {encoder.get(key)!r}" for key in _COUNTS.get(name, ()) if not _is_count(encoder.get(key))]
-        wrong += [f"encoders.{name}.{key} = {encoder.get(key)!r}" for key in _NUMBERS.get(name, ()) if not _is_number(encoder.get(key))]
+        wrong += [
+            f"encoders.{name}.{key} = {encoder.get(key)!r}"
+            for key in _COUNTS.get(name, ())
+            if not _is_count(encoder.get(key))
+        ]
+        wrong += [
+            f"encoders.{name}.{key} = {encoder.get(key)!r}"
+            for key in _NUMBERS.get(name, ())
+            if not _is_number(encoder.get(key))
+        ]
     return wrong
 
 

@@ -4,7 +4,8 @@ One line a batch, so that it counts whole or not at all:
 
     {"stage": "vae", "made": {ID: {"source": "HASH BUCKET", "files": {"vae_latents": DIGEST}}}}
 
-A line is a promise that the files are on disk: it is written after them. Call what writes with the folder's shared files held.
+A line is a promise that the files are on disk: it is written after them. Call what writes with the folder's shared
+files held.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Made:
     """What the journal says about the features of one record and stage."""
 
     source: str  # `source_of` the record they were made from
-    digests: Mapping[str, str] = field(default_factory=dict)  # feature's name → digest of its file; older journals have none
+    # feature's name → digest of its file; older journals have none
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 Journal = dict[tuple[str, str], Made]  # by (record id, stage)
@@ -47,14 +49,19 @@ def digest_of(content: bytes) -> str:
 
 
 def read_journal(path: Path) -> Journal:
-    """(record id, stage) → source and digests, of features that are on disk. Raises `BadDataError` for a journal that is not one."""
+    """(record id, stage) → source and digests, of features that are on disk. Raises `BadDataError` for a journal
+    that is not one.
+    """
     if not path.exists():
         return {}
     entries: Journal = {}
     for number, line in enumerate(read_json_lines(path), start=1):
         try:
             if "made" in line:
-                entries |= {(key, line["stage"]): Made(made["source"], made.get("files", {})) for key, made in line["made"].items()}
+                entries |= {
+                    (key, line["stage"]): Made(made["source"], made.get("files", {}))
+                    for key, made in line["made"].items()
+                }
             else:  # a line of version 0.1: one record
                 entries[line["id"], line["stage"]] = Made(line["source"])
         except (TypeError, KeyError, AttributeError) as error:

@@ -1,4 +1,6 @@
-"""Latents between what the codec stores and what the model sees: model input = (z − shift)·scale, channel by channel."""
+"""Latents between what the codec stores and what the model sees: model input = (z − shift)·scale, channel by
+channel.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +42,9 @@ def latent_norm(scaling: str, codec_card: dict[str, Any], statistics: dict[str, 
     """The normalisation for a data set.
 
     Args:
-        scaling: "card", the codec's published scale and shift; or "measured", from the set's own statistics: each channel is
-            centred and divided by the mean of its own and the global standard deviation. Dividing by the channel's own alone
-            would blow up channels that carry almost nothing.
+        scaling: "card", the codec's published scale and shift; or "measured", from the set's own statistics: each
+            channel is centred and divided by the mean of its own and the global standard deviation. Dividing by the
+            channel's own alone would blow up channels that carry almost nothing.
         codec_card: the codec's part of the identity card.
         statistics: `latent_mean` and `latent_std`, one number a channel.
     """

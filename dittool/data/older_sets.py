@@ -1,12 +1,13 @@
 """Gives a set of shards that has no index one: `dit shard --index FOLDER --preset P`.
 
-Sets made by other programs with the same member names (512-row `t5h` with a `t5m` mask, fp32 patches) say nothing about the encoders
-that made them. Whoever asks for the index claims that they were those of the preset. The claim is compared with the data, sample by
-sample, as far as shapes can tell: widths, patches of the encoder's grid, latent of the codec's stride and channels. It is kept in the
-identity card as `"claimed": true`, so such a set never passes for one whose making was seen.
+Sets made by other programs with the same member names (512-row `t5h` with a `t5m` mask, fp32 patches) say nothing about
+the encoders that made them. Whoever asks for the index claims that they were those of the preset. The claim is compared
+with the data, sample by sample, as far as shapes can tell: widths, patches of the encoder's grid, latent of the codec's
+stride and channels. It is kept in the identity card as `"claimed": true`, so such a set never passes for one whose
+making was seen.
 
-The tars are read, never changed; index.json and the lists of members are written beside them. All samples are training samples: which
-images an older program held out, or which are alike, is not known.
+The tars are read, never changed; index.json and the lists of members are written beside them. All samples are training
+samples: which images an older program held out, or which are alike, is not known.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> dict[s
     Args:
         config: its `[encoders]` are claimed to have made the features.
 
-    Raises `UsageError` when there is an index, `BadDataError` when a sample is damaged or contradicts the claim, `WeightsMissingError`
-    when an encoder's weights, whose hash and geometry belong to the claim, are not on this disk.
+    Raises `UsageError` when there is an index, `BadDataError` when a sample is damaged or contradicts the claim,
+    `WeightsMissingError` when an encoder's weights, whose hash and geometry belong to the claim, are not on this disk.
     """
     if (folder / INDEX_NAME).exists():
-        raise UsageError(f"{folder}: there is an {INDEX_NAME} already", "verify the set with: dit shard --verify --out FOLDER")
+        raise UsageError(
+            f"{folder}: there is an {INDEX_NAME} already", "verify the set with: dit shard --verify --out FOLDER"
+        )
     shards = ShardSet.open(folder)
     if not shards.samples:
         raise BadDataError(f"{folder}: no sample in it", "name the folder that holds the tars")
@@ -61,9 +64,15 @@ def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> dict[s
                 rows.append(index_shard(folder, folder / PurePosixPath(path), bucket, TRAIN))
                 task.advance(len(refs))
         index = {
-            "version": INDEX_VERSION, "identity_hash": identity_hash(card), "identity": card, "holdout": 0.0, "source": "",
-            "dims": statistics[0].dims, "statistics": summary(statistics), "shards": rows,
-        }  # fmt: skip
+            "version": INDEX_VERSION,
+            "identity_hash": identity_hash(card),
+            "identity": card,
+            "holdout": 0.0,
+            "source": "",
+            "dims": statistics[0].dims,
+            "statistics": summary(statistics),
+            "shards": rows,
+        }
         write_json(folder / INDEX_NAME, index)
     return index
 
@@ -86,7 +95,9 @@ def _claimed_card(shards: ShardSet, config: Config) -> dict[str, Any]:
 
 
 def _read_shard(shards: ShardSet, refs: list[SampleRef], card: dict[str, Any]) -> tuple[str, ShardStatistics]:
-    """The bucket that all samples of a shard have, and their statistics. Raises `BadDataError` for a sample that contradicts the card."""
+    """The bucket that all samples of a shard have, and their statistics. Raises `BadDataError` for a sample that
+    contradicts the card.
+    """
     statistics, bucket = ShardStatistics(), _bucket_of(shards.folder, refs[0])
     stride = card["encoders"]["vae"]["stride"]
     for ref in refs:
@@ -115,9 +126,15 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, car
     where, encoders = f"{shards.folder / sample.ref.shard}: {sample.ref.id}", card["encoders"]
     for feature, array in _arrays(sample).items():
         if array.ndim != len(feature.axes) or 0 in array.shape:
-            raise BadDataError(f"{where}: {feature.member} has shape {array.shape} where ({', '.join(feature.axes)}) belongs", "leave this shard out")
+            raise BadDataError(
+                f"{where}: {feature.member} has shape {array.shape} where ({', '.join(feature.axes)}) belongs",
+                "leave this shard out",
+            )
         if count := int((~np.isfinite(array)).sum()):
-            raise BadDataError(f"{where}: {feature.member} has {count} of {array.size} values that are not finite", "leave this shard out")
+            raise BadDataError(
+                f"{where}: {feature.member} has {count} of {array.size} values that are not finite",
+                "leave this shard out",
+            )
     width, height = parse_size(bucket)
     patch_size, stride = encoders["image"]["patch_size"], encoders["vae"]["stride"]
     rows, columns = patch_grid(width, height, patch_size)
@@ -127,5 +144,10 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, car
         "shape of the patches": (sample.patches.shape, (rows * columns, encoders["image"]["width"])),
         "shape of the latent": (sample.latent.shape, (encoders["vae"]["channels"], height // stride, width // stride)),
     }
-    if wrong := [f"{what} is {found}, theirs would be {claimed}" for what, (found, claimed) in claims.items() if found != claimed]:
-        raise BadDataError(f"{where} ({bucket}) was not made by these encoders: {'; '.join(wrong)}", "name those that did: --preset P or -s")
+    if wrong := [
+        f"{what} is {found}, theirs would be {claimed}" for what, (found, claimed) in claims.items() if found != claimed
+    ]:
+        raise BadDataError(
+            f"{where} ({bucket}) was not made by these encoders: {'; '.join(wrong)}",
+            "name those that did: --preset P or -s",
+        )

@@ -1,8 +1,8 @@
 """Several writers of one derived folder: how they split the work, and the locks that keep them apart.
 
-A plain run holds the folder alone. Parts hold it together and each holds its own place; the files that all of them write
-(records, identity card, journal) are changed under a third lock, for moments only. All are flock: the kernel lets go of them when a
-process ends, however it ends.
+A plain run holds the folder alone. Parts hold it together and each holds its own place; the files that all of them
+write (records, identity card, journal) are changed under a third lock, for moments only. All are flock: the kernel lets
+go of them when a process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class Part:
         """`"0/4"` to `"3/4"`. Raises `UsageError`."""
         match = re.fullmatch(r"([0-9]{1,5})/([1-9][0-9]{0,4})", text)
         if not match or int(match[1]) >= int(match[2]):
-            raise UsageError(f"--part {text}: not a part", "write I/N with I from 0 to N-1: the first of four parts is 0/4, the last 3/4")
+            raise UsageError(
+                f"--part {text}: not a part",
+                "write I/N with I from 0 to N-1: the first of four parts is 0/4, the last 3/4",
+            )
         return cls(int(match[1]), int(match[2]))
 
     @classmethod
@@ -82,7 +85,8 @@ def writer_lock(folder: Path, part: Part) -> Iterator[None]:
             if not _taken(mine, fcntl.LOCK_EX):
                 raise _in_use(f"{folder}: part {part.index}/{part.count}", [_owner(mine)])
             _sign(mine)
-            # Own place first, then a look at the others': of two splits that start at once, at least one sees the other.
+            # Own place first, then a look at the others': of two splits that start at once, at least one sees the
+            # other.
             if others := _part_owners(folder, other_than=part.count):
                 raise _in_use(f"{folder}: a split into another number of parts than {part.count}", others)
             for leftover in folder.glob(f"*/{TEMPORARY_PREFIX}{part.name}-*"):
@@ -92,7 +96,9 @@ def writer_lock(folder: Path, part: Part) -> Iterator[None]:
 
 @contextmanager
 def shared_files(folder: Path) -> Iterator[None]:
-    """Held for the moment in which a writer changes a file that all parts write. Waits for the others. Not reentrant."""
+    """Held for the moment in which a writer changes a file that all parts write. Waits for the others. Not
+    reentrant.
+    """
     with open(folder / _MOMENT_LOCK, "a", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -138,4 +144,6 @@ def _part_owners(folder: Path, other_than: int = 0) -> list[str]:
 
 
 def _in_use(what: Path | str, owners: list[str]) -> StorageError:
-    return StorageError(f"{what}: already in use by {', '.join(owners)}", "wait until it ends, or choose another folder with --out")
+    return StorageError(
+        f"{what}: already in use by {', '.join(owners)}", "wait until it ends, or choose another folder with --out"
+    )

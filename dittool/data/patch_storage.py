@@ -1,9 +1,11 @@
-"""How the patch features of one image are kept on disk: whole, or smaller at a known loss (measured in docs/storage.md).
+"""How the patch features of one image are kept on disk: whole, or smaller at a known loss (measured in
+docs/storage.md).
 
     fp16    (N, C) float16: the default
     fp32    (N, C) float32: exact
-    int8    (N, C + 2) int8: a row is one token, its values divided by a scale; the last two bytes of the row are that scale, a float16
-    pooled  (N', C) float16: the mean of 2×2 neighbours, so a quarter of the tokens; at an odd edge the mean of what is there
+    int8    (N, C + 2) int8: a row is one token, its values divided by a scale; the last two bytes of the row are that
+    scale, a float16 pooled  (N', C) float16: the mean of 2×2 neighbours, so a quarter of the tokens; at an odd edge the
+    mean of what is there
 
 N patches, row-major over the grid · N' patches of the pooled grid · C width of the image encoder
 """
@@ -26,7 +28,8 @@ _SCALE_DTYPE = np.dtype("<f2")  # little-endian, whatever the machine
 def encode_patches(patches: np.ndarray, grid: tuple[int, int], storage: str) -> np.ndarray:
     """The one array to store for an image's patches.
 
-    A token that is not finite, or too large for the storage, decodes to a token that is not finite, so that it can be found afterwards.
+    A token that is not finite, or too large for the storage, decodes to a token that is not finite, so that it can be
+    found afterwards.
 
     Args:
         patches: (N, C) float, row-major over the grid.
@@ -49,14 +52,22 @@ def encode_patches(patches: np.ndarray, grid: tuple[int, int], storage: str) -> 
 
 
 def decode_patches(stored: np.ndarray, storage: str) -> np.ndarray:
-    """What a model is given: (N, C) float32, or (N', C) when they were pooled. Raises `BadDataError` when the array is not of that storage."""
+    """What a model is given: (N, C) float32, or (N', C) when they were pooled. Raises `BadDataError` when the array
+    is not of that storage.
+    """
     if storage not in STORAGES:
-        raise BadDataError(f"patches stored as '{storage}', which this version does not know", f"it knows {', '.join(STORAGES)}; update dit")
-    fits = stored.ndim == 2 and ((stored.dtype.kind == "f") if storage != INT8 else (stored.dtype == np.int8 and stored.shape[1] > _SCALE_BYTES))
+        raise BadDataError(
+            f"patches stored as '{storage}', which this version does not know",
+            f"it knows {', '.join(STORAGES)}; update dit",
+        )
+    fits = stored.ndim == 2 and (
+        (stored.dtype.kind == "f") if storage != INT8 else (stored.dtype == np.int8 and stored.shape[1] > _SCALE_BYTES)
+    )
     if not fits:
         raise BadDataError(
             f"patches of shape {stored.shape} and type {stored.dtype} are not what the storage '{storage}' holds",
-            "the identity card names another storage than the features have: make them again with dit embed --pass dinov3 --rebuild",
+            "the identity card names another storage than the features have: make them again with dit embed --pass"
+            " dinov3 --rebuild",
         )
     if storage != INT8:
         return stored.astype(np.float32)
@@ -84,15 +95,20 @@ def _to_int8(patches: np.ndarray) -> np.ndarray:
         # Rounded up, never down: the largest value then stays within the levels, and no error exceeds half a level.
         scale = np.where(scale < exact, np.nextafter(scale, _SCALE_DTYPE.type(np.inf)), scale).astype(_SCALE_DTYPE)
         divisor = np.where(scale > 0, scale, 1).astype(np.float32)
-        levels = np.where(np.isfinite(scale), np.rint(patches / divisor), 1)  # 1: beside a scale that is not finite, any level but 0 will do
+        # 1: beside a scale that is not finite, any level but 0 will do
+        levels = np.where(np.isfinite(scale), np.rint(patches / divisor), 1)
     return np.concatenate([levels.astype(np.int8), scale.view(np.int8)], axis=1)
 
 
 def _mean_of_four(patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """(rows · columns, C) → (⌈rows/2⌉ · ⌈columns/2⌉, C) float64 means of the two, or at an odd edge one, neighbours along each side."""
+    """(rows · columns, C) → (⌈rows/2⌉ · ⌈columns/2⌉, C) float64 means of the two, or at an odd edge one, neighbours
+    along each side.
+    """
     grid = patches.reshape(rows, columns, -1).astype(np.float64)
     for axis, length in ((0, rows), (1, columns)):
         starts = np.arange(0, length, 2)
         counts = np.minimum(2, length - starts)
-        grid = np.add.reduceat(grid, starts, axis=axis) / np.expand_dims(counts, axis=tuple(other for other in range(3) if other != axis))
+        grid = np.add.reduceat(grid, starts, axis=axis) / np.expand_dims(
+            counts, axis=tuple(other for other in range(3) if other != axis)
+        )
     return grid.reshape(-1, patches.shape[1])

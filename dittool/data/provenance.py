@@ -29,7 +29,8 @@ class Provenance:
         """Raises `BadDataError` for a set whose identity card was changed after it was made."""
         if (found := identity_hash(shards.card)) != shards.identity_hash:
             raise BadDataError(
-                f"{shards.folder}: the identity card in its index hashes to {found[:12]}…, when the set was made it was {shards.identity_hash[:12]}…",
+                f"{shards.folder}: the identity card in its index hashes to {found[:12]}…, when the set was made it was"
+                f" {shards.identity_hash[:12]}…",
                 "make the shards again with: dit shard",
             )
         norm = latent_norm(config.data.latent_scaling, shards.card["encoders"]["vae"], shards.statistics)
@@ -37,7 +38,9 @@ class Provenance:
         return Provenance(shards.card, shards.identity_hash, shards.dims, norm, shards.statistics, order)
 
     def to_dict(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("identity", "identity_hash", "dims", "statistics", "order_hash")}
+        plain = {
+            name: getattr(self, name) for name in ("identity", "identity_hash", "dims", "statistics", "order_hash")
+        }
         return {**plain, "norm": self.norm.to_dict()}
 
     @staticmethod

@@ -1,7 +1,8 @@
 """What one sample is: the single truth about its record, its features, and the names they go by.
 
-`dit embed` decides once for each input image whether it is used; `records.jsonl` keeps that decision. Every feature of a
-sample has one folder in the derived store, one member name in a shard, and one meaning for each axis; they stand here only.
+`dit embed` decides once for each input image whether it is used; `records.jsonl` keeps that decision. Every feature of
+a sample has one folder in the derived store, one member name in a shard, and one meaning for each axis; they stand here
+only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Feature:
     axes: tuple[str, ...]
 
 
-# C: width of the image encoder · N: patches, row-major over the grid · D: width of the text encoder · L: true number of text tokens
+# C: width of the image encoder · N: patches, row-major over the grid · D: width of the text encoder · L: true number of
+# text tokens
 IMAGE_CLS = Feature("dinov3", "dinov3.npy", "dinov3", ("C",))
 IMAGE_PATCHES = Feature("dinov3_patches", "dinov3_patches.npy", "dinov3", ("N", "C"))
 LATENT = Feature("vae_latents", "vae.npy", "vae", ("channels", "h", "w"))
@@ -48,7 +50,8 @@ class Record:
 
     id: str  # safe key: file and member names
     name: str  # what the source calls it
-    image: str  # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
+    # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
+    image: str
     status: str  # "used" or "refused"
     reason: str = ""  # why it was refused: a short code, for counting
     detail: str = ""  # the same in words, with numbers
@@ -60,7 +63,8 @@ class Record:
     crop: tuple[float, float, float, float] | None = None  # the part of the upright image that fills the bucket
     flags: tuple[str, ...] = field(default=())  # used, but worth knowing: "exif-rotated", "alpha-composited" …
     cls: str = ""  # the image's class, where the source has classes: the name of its folder
-    flipped: bool = False  # the second variant of an image: the bucketed image mirrored left to right, left and right swapped in the caption
+    # the second variant of an image: the bucketed image mirrored left to right, left and right swapped in the caption
+    flipped: bool = False
 
     @property
     def used(self) -> bool:
@@ -68,12 +72,16 @@ class Record:
 
 
 def record_to_json(record: Record) -> dict[str, Any]:
-    """Plain values; empty ones are left out, but for the image, which a lonely caption does not have and a record must."""
+    """Plain values; empty ones are left out, but for the image, which a lonely caption does not have and a record
+    must.
+    """
     return {key: value for key, value in asdict(record).items() if key == "image" or value not in ("", None, 0, ())}
 
 
 def record_to_bytes(record: Record) -> bytes:
-    """One line of JSON in UTF-8, without line end. File names that are no text keep their bytes as escapes, so that any name goes through."""
+    """One line of JSON in UTF-8, without line end. File names that are no text keep their bytes as escapes, so that
+    any name goes through.
+    """
     return json.dumps(record_to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
@@ -86,7 +94,9 @@ def record_from_json(value: Any, source: str) -> Record:
     if missing := [key for key in ("id", "name", "image", "status") if key not in known]:
         raise BadDataError(f"{source}: not a record: {', '.join(missing)} missing", hint)
     if wrong := [key for key, item in known.items() if not _FITS.get(key, _is_text)(item)]:
-        raise BadDataError(f"{source}: not a record: {', '.join(f'{key} = {ascii(known[key])[:60]}' for key in wrong)}", hint)
+        raise BadDataError(
+            f"{source}: not a record: {', '.join(f'{key} = {ascii(known[key])[:60]}' for key in wrong)}", hint
+        )
     return Record(**{key: tuple(item) if isinstance(item, list) else item for key, item in known.items()})
 
 
@@ -98,10 +108,17 @@ def write_records(path: Path, records: list[Record]) -> None:
 def read_records(path: Path) -> list[Record]:
     """Raises `BadDataError` when the file is missing, a line is not a record, or two have the same id."""
     if not path.is_file():
-        raise BadDataError(f"{path}: no such file, so this is not a derived folder", "make one with: dit embed IMAGES --out FOLDER")
-    records = [record_from_json(value, f"{path}: record {index}") for index, value in enumerate(read_json_lines(path), start=1)]
+        raise BadDataError(
+            f"{path}: no such file, so this is not a derived folder", "make one with: dit embed IMAGES --out FOLDER"
+        )
+    records = [
+        record_from_json(value, f"{path}: record {index}") for index, value in enumerate(read_json_lines(path), start=1)
+    ]
     if repeated := [record_id for record_id, count in Counter(record.id for record in records).items() if count > 1]:
-        raise BadDataError(f"{path}: {len(repeated)} ids stand there twice, the first is '{repeated[0]}'", "make it again with: dit embed")
+        raise BadDataError(
+            f"{path}: {len(repeated)} ids stand there twice, the first is '{repeated[0]}'",
+            "make it again with: dit embed",
+        )
     return records
 
 
@@ -111,16 +128,21 @@ _LONGEST_STEM = 40
 
 
 def safe_key(name: str) -> str:
-    """The name itself when it can serve as a file name and a WebDataset key on every system, else what is readable of it and a hash.
+    """The name itself when it can serve as a file name and a WebDataset key on every system, else what is readable of
+    it and a hash.
 
-    A key has no dot (WebDataset cuts keys at the first one), no slash, no space and no control character. Names that are the same text
-    (Unicode NFC) give the same key. The real name stays in the record.
+    A key has no dot (WebDataset cuts keys at the first one), no slash, no space and no control character. Names that
+    are the same text (Unicode NFC) give the same key. The real name stays in the record.
     """
     if is_safe_key(name):
         return name
     normal = unicodedata.normalize("NFC", name)
     digest = hashlib.sha256(normal.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    readable = "".join(letter if letter in _KEEP else "-" for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    readable = "".join(
+        letter if letter in _KEEP else "-"
+        for letter in unicodedata.normalize("NFKD", name)
+        if not unicodedata.combining(letter)
+    )
     return "-".join(part for part in (*readable[:_LONGEST_STEM].split("-"), digest) if part)
 
 
@@ -138,10 +160,13 @@ def _is_size(item: Any) -> bool:
 
 
 def _is_box(item: Any) -> bool:
-    return item is None or (isinstance(item, list) and len(item) == 4 and all(isinstance(edge, (int, float)) for edge in item))
+    return item is None or (
+        isinstance(item, list) and len(item) == 4 and all(isinstance(edge, (int, float)) for edge in item)
+    )
 
 
-# What a value must be, where it is not just text. An id becomes a file's name, so one with a path in it is refused here.
+# What a value must be, where it is not just text. An id becomes a file's name, so one with a path in it is refused
+# here.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "id": lambda item: _is_text(item) and is_safe_key(item),
     "status": lambda item: item in (USED, REFUSED),

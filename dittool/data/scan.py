@@ -1,8 +1,9 @@
-"""From a source to records: each input judged once, used or refused with a reason, in an order that does not depend on the machine.
+"""From a source to records: each input judged once, used or refused with a reason, in an order that does not depend on
+the machine.
 
-The scan reads every file (its hash is the record's identity) and its header; pixels are decoded later, by `load_pixels`, when an
-encoder wants them. What only decoding can find, such as a cut-off body, is refused then. With `flip = "prepared"` each used image is
-followed by its flipped variant (flip.py): the same bytes under a second id.
+The scan reads every file (its hash is the record's identity) and its header; pixels are decoded later, by
+`load_pixels`, when an encoder wants them. What only decoding can find, such as a cut-off body, is refused then. With
+`flip = "prepared"` each used image is followed by its flipped variant (flip.py): the same bytes under a second id.
 """
 
 from __future__ import annotations
@@ -31,18 +32,27 @@ from dittool.data.sources import list_source, source_root
 DUPLICATE = "duplicate-of"  # the flag is DUPLICATE:ID
 
 
-def scan(source: Path, buckets: Sequence[Bucket], talk: Talk = SILENT, flip: Literal["none", "prepared"] = "none") -> list[Record]:
-    """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names; ids are unique.
+def scan(
+    source: Path, buckets: Sequence[Bucket], talk: Talk = SILENT, flip: Literal["none", "prepared"] = "none"
+) -> list[Record]:
+    """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names;
+    ids are unique.
 
-    Used records with the same bytes as an earlier one stay used and are flagged. With `flip = "prepared"` the flipped variant of a used
-    record stands behind it; one whose caption cannot be flipped is flagged with the reason instead. Raises as `list_source` does.
+    Used records with the same bytes as an earlier one stay used and are flagged. With `flip = "prepared"` the flipped
+    variant of a used record stands behind it; one whose caption cannot be flipped is flagged with the reason instead.
+    Raises as `list_source` does.
     """
     listed = list_source(source)
     if listed.ignored:
-        talk.note(f"{source}: not looked at: " + ", ".join(f"{count} {kind}" for kind, count in sorted(listed.ignored.items())))
+        talk.note(
+            f"{source}: not looked at: "
+            + ", ".join(f"{count} {kind}" for kind, count in sorted(listed.ignored.items()))
+        )
     if listed.kind == "classes":
         count = len({item.cls for item in listed.items if item.cls})
-        talk.note(f"{source}: no captions there, so its {count} folders are taken as classes and their names as captions")
+        talk.note(
+            f"{source}: no captions there, so its {count} folders are taken as classes and their names as captions"
+        )
     if linked := listed.ignored.get("linked folder"):
         talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
     if tars := listed.ignored.get(TAR_SUFFIX):
@@ -59,9 +69,9 @@ def scan(source: Path, buckets: Sequence[Bucket], talk: Talk = SILENT, flip: Lit
 def summary(records: Sequence[Record]) -> dict[str, Any]:
     """Counts: total inputs = used + refused; refused by reason; used by bucket and by flag.
 
-    Flipped variants are no inputs and are counted apart: `flipped` are those that are used, `not_flipped` says for how many used
-    inputs there is none, by reason; where flips are prepared, the two sum to used. `further_captions` is the number of captions that were
-    not taken because an image had several.
+    Flipped variants are no inputs and are counted apart: `flipped` are those that are used, `not_flipped` says for how
+    many used inputs there is none, by reason; where flips are prepared, the two sum to used. `further_captions` is the
+    number of captions that were not taken because an image had several.
     """
     inputs = [record for record in records if not record.flipped]
     flips = [record for record in records if record.flipped]
@@ -70,7 +80,8 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     flags = [flag.partition(":")[::2] for record in used for flag in record.flags]  # (flag, what it says)
     not_flipped = Counter(reason for flag, reason in flags if flag == NOT_FLIPPED)
     names = {record.name for record in used}
-    not_flipped.update(record.reason for record in flips if not record.used and record.name in names)  # an encoder refused the variant alone
+    # an encoder refused the variant alone
+    not_flipped.update(record.reason for record in flips if not record.used and record.name in names)
     return {
         "total": len(inputs),
         "used": len(used),
@@ -85,15 +96,19 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def load_pixels(record: Record, source: Path) -> np.ndarray:
-    """The bucketed image of a used record, mirrored for a flipped one: (bucket height, bucket width, 3) uint8. `source` is what was scanned.
+    """The bucketed image of a used record, mirrored for a flipped one: (bucket height, bucket width, 3) uint8. `source`
+    is what was scanned.
 
-    Raises `ImageRefused`: with reason `changed` when the file is not the one that was scanned, else for what decoding found.
+    Raises `ImageRefused`: with reason `changed` when the file is not the one that was scanned, else for what decoding
+    found.
     """
     path = source_root(source) / record.image
     raw = _read_image(path)
     found = hashlib.sha256(raw).hexdigest()
     if found != record.image_sha256:
-        raise ImageRefused("changed", f"its sha256 is {found[:12]}…, at the scan it was {record.image_sha256[:12]}…", str(path))
+        raise ImageRefused(
+            "changed", f"its sha256 is {found[:12]}…, at the scan it was {record.image_sha256[:12]}…", str(path)
+        )
     try:
         opened = decode_image(raw)
     except ImageRefused as refused:

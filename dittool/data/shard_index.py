@@ -3,8 +3,9 @@
     index.json                  identity card and its hash, statistics, widths, hold-out share, one row a shard
     NAME.members.json           beside NAME.tar: {ID: {MEMBER: [offset, size]}}, so that any sample is one read away
 
-A row: path (relative to the set), bucket, split, count, bytes and sha256 of the tar, members_sha256 of its list of members. An index may
-come from a stranger: a path in it that leaves the folder, and numbers that do not fit the files, are refused.
+A row: path (relative to the set), bucket, split, count, bytes and sha256 of the tar, members_sha256 of its list of
+members. An index may come from a stranger: a path in it that leaves the folder, and numbers that do not fit the files,
+are refused.
 """
 
 from __future__ import annotations
@@ -43,9 +44,14 @@ class SampleRef:
 
 
 def require_local(text: str) -> None:
-    """Raises `UnsafeFileError` for what is an address and not a path: `pipe:` would run a program, and nothing is fetched while training."""
+    """Raises `UnsafeFileError` for what is an address and not a path: `pipe:` would run a program, and nothing is
+    fetched while training.
+    """
     if _ADDRESS.match(text):
-        raise UnsafeFileError(f"{text}: shards are read from a folder, not from an address", "copy the set to this machine and name its folder")
+        raise UnsafeFileError(
+            f"{text}: shards are read from a folder, not from an address",
+            "copy the set to this machine and name its folder",
+        )
 
 
 def members_path(tar: Path) -> Path:
@@ -62,16 +68,26 @@ def index_shard(folder: Path, tar: Path, bucket: str, split: str, sha256: str | 
     Raises `BadDataError` or `UnsafeFileError` for a tar that is damaged, unsafe or empty.
     """
     samples = scan_tar(tar)
-    places = {key: {suffix: [member.offset, member.size] for suffix, member in members.items()} for key, members in samples.items()}
+    places = {
+        key: {suffix: [member.offset, member.size] for suffix, member in members.items()}
+        for key, members in samples.items()
+    }
     write_atomic(members_path(tar), json.dumps(places).encode())
     return {
-        "path": tar.relative_to(folder).as_posix(), "bucket": bucket, "split": split, "count": len(samples),
-        "bytes": tar.stat().st_size, "sha256": sha256 or file_sha256(tar), "members_sha256": file_sha256(members_path(tar)),
-    }  # fmt: skip
+        "path": tar.relative_to(folder).as_posix(),
+        "bucket": bucket,
+        "split": split,
+        "count": len(samples),
+        "bytes": tar.stat().st_size,
+        "sha256": sha256 or file_sha256(tar),
+        "members_sha256": file_sha256(members_path(tar)),
+    }
 
 
 def scan_tar(tar: Path) -> dict[str, Any]:
-    """Members by sample and suffix, from the tar's own headers. Raises `BadDataError` also for a tar without any sample."""
+    """Members by sample and suffix, from the tar's own headers. Raises `BadDataError` also for a tar without any
+    sample.
+    """
     samples = group_samples(tar, tar_members(tar))
     if not samples:
         raise BadDataError(f"{tar}: a tar without any sample", _AGAIN)
@@ -92,9 +108,15 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_json(path)
     if not isinstance(index, dict) or index.get("version") != INDEX_VERSION:
         found = index.get("version") if isinstance(index, dict) else index
-        raise BadDataError(f"{path}: index version {found!r}, this program reads {INDEX_VERSION}", "make the shards again with: dit shard")
+        raise BadDataError(
+            f"{path}: index version {found!r}, this program reads {INDEX_VERSION}",
+            "make the shards again with: dit shard",
+        )
     if index.get("unfinished"):
-        raise BadDataError(f"{folder}: dit shard was interrupted here and the set is unfinished", "run dit shard again: it goes on where it stopped")
+        raise BadDataError(
+            f"{folder}: dit shard was interrupted here and the set is unfinished",
+            "run dit shard again: it goes on where it stopped",
+        )
     kinds = {"identity": dict, "identity_hash": str, "statistics": dict, "dims": dict, "source": str, "shards": list}
     if wrong := [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]:
         raise BadDataError(f"{path}: {', '.join(wrong)} missing or of the wrong kind", _AGAIN)
@@ -110,7 +132,9 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def refs_of(folder: Path, index: dict[str, Any]) -> list[SampleRef]:
-    """Every sample of the set, in the order of the rows. Raises `BadDataError` when a shard's size or list of members is not the index's."""
+    """Every sample of the set, in the order of the rows. Raises `BadDataError` when a shard's size or list of
+    members is not the index's.
+    """
     refs = []
     for row in index["shards"]:
         tar = folder / row["path"]
@@ -119,27 +143,42 @@ def refs_of(folder: Path, index: dict[str, Any]) -> list[SampleRef]:
             raise BadDataError(f"{tar}: {size}, the index says {row['bytes']:,} bytes", _AGAIN)
         members = read_json(members_path(tar))
         if not isinstance(members, dict) or len(members) != row["count"]:
-            listed = f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"
+            listed = (
+                f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"
+            )
             raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row['count']}", _AGAIN)
         for key, places in members.items():
-            refs.append(SampleRef(key, row["bucket"], row["split"], row["path"], _checked_places(tar, key, places, row["bytes"])))
+            refs.append(
+                SampleRef(
+                    key, row["bucket"], row["split"], row["path"], _checked_places(tar, key, places, row["bytes"])
+                )
+            )
     return refs
 
 
 def _checked_places(tar: Path, key: str, places: Any, size: int) -> dict[str, tuple[int, int]]:
     try:
         checked = {suffix: (offset, length) for suffix, (offset, length) in places.items()}
-        if all(type(offset) is int and type(length) is int and 0 <= offset <= offset + length <= size for offset, length in checked.values()):
+        if all(
+            type(offset) is int and type(length) is int and 0 <= offset <= offset + length <= size
+            for offset, length in checked.values()
+        ):
             return checked
     except (AttributeError, TypeError, ValueError):
         pass
-    raise BadDataError(f"{members_path(tar)}: sample '{key}' has members that do not lie in the {size:,} bytes of the tar", _AGAIN)
+    raise BadDataError(
+        f"{members_path(tar)}: sample '{key}' has members that do not lie in the {size:,} bytes of the tar", _AGAIN
+    )
 
 
 def _check_identity(path: Path, index: dict[str, Any]) -> None:
     """Card, widths and statistics: a model is built and normalised by them, so they must at least fit each other."""
     encoders = require_card(index["identity"], f"{path}: identity", complete=True)["encoders"]
-    widths = {"text": encoders["text"]["width"], "image": encoders["image"]["width"], "latent_channels": encoders["vae"]["channels"]}
+    widths = {
+        "text": encoders["text"]["width"],
+        "image": encoders["image"]["width"],
+        "latent_channels": encoders["vae"]["channels"],
+    }
     if index["dims"] != widths:
         raise BadDataError(f"{path}: dims = {index['dims']}, by the identity card they are {widths}", _AGAIN)
     if wrong := wrong_summary(index["statistics"], widths):
@@ -148,8 +187,14 @@ def _check_identity(path: Path, index: dict[str, Any]) -> None:
 
 def _check_row(source: Path, row: Any) -> None:
     if not isinstance(row, dict) or not all(fits(row.get(key)) for key, fits in _FITS.items()):
-        wrong = [f"{key} = {row.get(key)!r}" for key, fits in _FITS.items() if not fits(row.get(key))] if isinstance(row, dict) else [repr(row)]
-        raise BadDataError(f"{source}: a row of shards that cannot be: {'; '.join(wrong)}", "make the shards again with: dit shard")
+        wrong = (
+            [f"{key} = {row.get(key)!r}" for key, fits in _FITS.items() if not fits(row.get(key))]
+            if isinstance(row, dict)
+            else [repr(row)]
+        )
+        raise BadDataError(
+            f"{source}: a row of shards that cannot be: {'; '.join(wrong)}", "make the shards again with: dit shard"
+        )
     require_local(row["path"])
     path = PurePosixPath(row["path"])
     if path.is_absolute() or ".." in path.parts or "\\" in row["path"]:

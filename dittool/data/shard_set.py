@@ -1,7 +1,7 @@
 """Reads shards: a set of samples with exact random access to each.
 
-Sets with an index are opened from it. Older sets of the same member names without an index are scanned, and have no identity until
-`dit shard --index` gives them one (older_sets.py). verify.py reads every byte.
+Sets with an index are opened from it. Older sets of the same member names without an index are scanned, and have no
+identity until `dit shard --index` gives them one (older_sets.py). verify.py reads every byte.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ import numpy as np
 
 from dittool.data.arrays import parse_npy
 from dittool.data.patch_storage import FP16, INT8, decode_patches
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT, TEXT_MASK_MEMBER, Record, record_from_json
+from dittool.data.records import (
+    FEATURES,
+    IMAGE_CLS,
+    IMAGE_PATCHES,
+    LATENT,
+    RECORD_MEMBER,
+    TEXT,
+    TEXT_MASK_MEMBER,
+    Record,
+    record_from_json,
+)
 from dittool.data.shard_index import INDEX_NAME, TRAIN, SampleRef, read_index, refs_of, require_local, scan_tar
 from dittool.errors import BadDataError
 
@@ -96,7 +106,9 @@ class ShardSet:
         wanted = [feature.member for feature in FEATURES if patches or feature is not IMAGE_PATCHES]
         if TEXT_MASK_MEMBER in ref.members:
             wanted.append(TEXT_MASK_MEMBER)
-        arrays = {member: parse_npy(data, self._name(ref, member)) for member, data in self._read_members(ref, wanted).items()}
+        arrays = {
+            member: parse_npy(data, self._name(ref, member)) for member, data in self._read_members(ref, wanted).items()
+        }
         text = arrays[TEXT.member]
         if TEXT_MASK_MEMBER in arrays:
             text = text[: self._true_length(ref, text, arrays[TEXT_MASK_MEMBER])]
@@ -115,7 +127,8 @@ class ShardSet:
             value = json.loads(self.read_member(ref, RECORD_MEMBER))
         except (ValueError, RecursionError) as error:
             raise BadDataError(f"{source}: not valid JSON: {error}", "make the shards again with: dit shard") from error
-        if (self.index is None or self.card.get("claimed")) and isinstance(value, dict):  # older sets call it differently
+        # older sets call it differently
+        if (self.index is None or self.card.get("claimed")) and isinstance(value, dict):
             value = {"name": ref.id, "image": "", "status": "used", **value, "id": ref.id}
         return record_from_json(value, source)
 
@@ -124,9 +137,14 @@ class ShardSet:
         return bytes(self._read_members(ref, [member])[member])
 
     def _read_members(self, ref: SampleRef, wanted: list[str]) -> dict[str, memoryview]:
-        """Members of one sample, neighbours in one read. Writable, and no byte is copied after the kernel has delivered it."""
+        """Members of one sample, neighbours in one read. Writable, and no byte is copied after the kernel has
+        delivered it.
+        """
         if absent := [member for member in wanted if member not in ref.members]:
-            raise BadDataError(f"{self.folder / ref.shard}: sample '{ref.id}' has no {', '.join(absent)}", "make the shards again with: dit shard")
+            raise BadDataError(
+                f"{self.folder / ref.shard}: sample '{ref.id}' has no {', '.join(absent)}",
+                "make the shards again with: dit shard",
+            )
         found, places = {}, sorted((*ref.members[member], member) for member in wanted)
         while places:
             run = [places.pop(0)]
@@ -138,7 +156,10 @@ class ShardSet:
             for offset, size, member in run:
                 if offset - start + size > read:
                     present = max(read - offset + start, 0)
-                    raise BadDataError(f"{self._name(ref, member)} has {present:,} of {size:,} bytes", "the shard was cut: make it again")
+                    raise BadDataError(
+                        f"{self._name(ref, member)} has {present:,} of {size:,} bytes",
+                        "the shard was cut: make it again",
+                    )
                 found[member] = data[offset - start : offset - start + size]
         return found
 
@@ -148,8 +169,8 @@ class ShardSet:
         length = int(valid.sum())
         if len(valid) != len(text) or length == 0 or not valid[:length].all():
             raise BadDataError(
-                f"{self._name(ref, TEXT_MASK_MEMBER)}: a mask of {len(valid)} with {length} ones for a text of {len(text)} rows, "
-                "where the ones should come first and be one at least",
+                f"{self._name(ref, TEXT_MASK_MEMBER)}: a mask of {len(valid)} with {length} ones for a text of"
+                f" {len(text)} rows, where the ones should come first and be one at least",
                 "make the shards again with: dit shard",
             )
         return length
@@ -167,7 +188,8 @@ class ShardSet:
         if self.index is None:
             raise BadDataError(
                 f"{self.folder}: no index.json, so the identity of these shards is unknown",
-                f"say what made them with: dit shard --index {self.folder} --preset P; or make them with dit embed and dit shard",
+                f"say what made them with: dit shard --index {self.folder} --preset P; or make them with dit embed and"
+                " dit shard",
             )
         return self.index
 
@@ -177,7 +199,15 @@ def _scan(folder: Path) -> list[SampleRef]:
     for path in tars_of(folder):
         bucket, shard = path.parent.name.removeprefix("bucket_"), path.relative_to(folder).as_posix()
         for key, members in scan_tar(path).items():
-            refs.append(SampleRef(key, bucket, TRAIN, shard, {suffix: (member.offset, member.size) for suffix, member in members.items()}))
+            refs.append(
+                SampleRef(
+                    key,
+                    bucket,
+                    TRAIN,
+                    shard,
+                    {suffix: (member.offset, member.size) for suffix, member in members.items()},
+                )
+            )
     return refs
 
 
@@ -185,4 +215,6 @@ def tars_of(folder: Path) -> list[Path]:
     """The tars of a set without an index. Raises `BadDataError` when there is none."""
     if paths := sorted(folder.glob("**/*.tar")):
         return paths
-    raise BadDataError(f"{folder}: neither {INDEX_NAME} nor any .tar in it", "make shards with: dit embed IMAGES, then dit shard")
+    raise BadDataError(
+        f"{folder}: neither {INDEX_NAME} nor any .tar in it", "make shards with: dit embed IMAGES, then dit shard"
+    )

@@ -1,7 +1,8 @@
 """Means and standard deviations over all samples of a set, in float64, by a method that does not cancel.
 
-Summing squares loses all digits when the mean is large against the deviation, and float16 sums overflow. Here each array gives its own
-mean and sum of squared distances from it, and two such results are joined exactly as their union would have been counted:
+Summing squares loses all digits when the mean is large against the deviation, and float16 sums overflow. Here each
+array gives its own mean and sum of squared distances from it, and two such results are joined exactly as their union
+would have been counted:
 
     n = n_a + n_b      δ = mean_b − mean_a      mean = mean_a + δ·n_b/n      M2 = M2_a + M2_b + δ²·n_a·n_b/n
 
@@ -89,7 +90,9 @@ class ShardStatistics:
     dims: dict[str, int] = field(default_factory=dict)  # widths that the model takes from the data
 
     def add(self, arrays: dict[Feature, np.ndarray]) -> None:
-        """One sample: CLS (C,), patches (N, C) as the model sees them, latent (channels, h, w), text (L, D); widths as of all others."""
+        """One sample: CLS (C,), patches (N, C) as the model sees them, latent (channels, h, w), text (L, D); widths
+        as of all others.
+        """
         latent, text = arrays[LATENT], arrays[TEXT]
         self.dims = widths(arrays)
         self.samples += 1
@@ -106,7 +109,13 @@ class ShardStatistics:
 
     def to_json(self) -> dict[str, Any]:
         moments = {name: one.to_json() for name, one in self.moments.items()}
-        return {"samples": self.samples, "text_tokens": self.text_tokens, "longest_text": self.longest_text, "dims": self.dims, "moments": moments}
+        return {
+            "samples": self.samples,
+            "text_tokens": self.text_tokens,
+            "longest_text": self.longest_text,
+            "dims": self.dims,
+            "moments": moments,
+        }
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> ShardStatistics:
@@ -116,22 +125,33 @@ class ShardStatistics:
 
 def widths(arrays: dict[Feature, np.ndarray]) -> dict[str, int]:
     """What a model must know of a sample's features."""
-    return {"text": arrays[TEXT].shape[1], "image": arrays[IMAGE_CLS].shape[0], "latent_channels": arrays[LATENT].shape[0]}
+    return {
+        "text": arrays[TEXT].shape[1],
+        "image": arrays[IMAGE_CLS].shape[0],
+        "latent_channels": arrays[LATENT].shape[0],
+    }
 
 
 def summary(parts: list[ShardStatistics]) -> dict[str, Any]:
-    """`statistics` of index.json, over all samples of all shards. Joined in the order given, so that equal sets give equal bytes."""
+    """`statistics` of index.json, over all samples of all shards. Joined in the order given, so that equal sets
+    give equal bytes.
+    """
     samples = sum(part.samples for part in parts)
     told: dict[str, Any] = {"samples": samples}
     for name in _NAMES.values():
         total = Moments.joined(part.moments[name] for part in parts)
         told |= {f"{name}_mean": total.mean.tolist(), f"{name}_std": total.std.tolist()}
-    tokens = {"mean": sum(part.text_tokens for part in parts) / samples, "max": max(part.longest_text for part in parts)}
+    tokens = {
+        "mean": sum(part.text_tokens for part in parts) / samples,
+        "max": max(part.longest_text for part in parts),
+    }
     return {**told, "text_tokens": tokens}
 
 
 def wrong_summary(told: dict[str, Any], dims: dict[str, int]) -> list[str]:
-    """What cannot be in the `statistics` of an index from anywhere, for samples of these widths; empty when nothing is wrong."""
+    """What cannot be in the `statistics` of an index from anywhere, for samples of these widths; empty when nothing
+    is wrong.
+    """
     wrong = []
     channels = {LATENT: dims["latent_channels"], IMAGE_CLS: dims["image"], IMAGE_PATCHES: dims["image"]}
     for feature, count in channels.items():

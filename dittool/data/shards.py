@@ -4,9 +4,10 @@
     bucket_WxH/shard-000000.members.json  where each member of the tar begins and how long it is
     shards.jsonl                        while the set is unfinished: one line for each shard that is whole
 
-Which images are held out is a function of their bytes alone, so equal images never stand on both sides, and images that are added later
-move none across. index.json is written last; until then it says that the set is unfinished, and the next call goes on where this one
-stopped: a shard with a line in shards.jsonl is kept when its bytes and what it was made from are still those of the line.
+Which images are held out is a function of their bytes alone, so equal images never stand on both sides, and images that
+are added later move none across. index.json is written last; until then it says that the set is unfinished, and the
+next call goes on where this one stopped: a shard with a line in shards.jsonl is kept when its bytes and what it was
+made from are still those of the line.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from dittool.data.shard_index import HOLDOUT, INDEX_NAME, INDEX_VERSION, TRAIN, 
 from dittool.data.shard_statistics import ShardStatistics, summary, widths
 from dittool.errors import BadDataError, UsageError
 from dittool.seeding import derive_seed, unit_interval
-from dittool.storage import folder_lock, output_folder, read_json, read_json_lines, require_free, sweep_temporaries, write_atomic, write_json
+from dittool.storage import (
+    folder_lock,
+    output_folder,
+    read_json,
+    read_json_lines,
+    require_free,
+    sweep_temporaries,
+    write_atomic,
+    write_json,
+)
 
 DEFAULT_SHARD_SIZE = 1000
 _JOURNAL = "shards.jsonl"
@@ -53,22 +63,29 @@ class ShardSummary:
 
 
 def shard(
-    derived: Path, out: Path, shard_size: int = DEFAULT_SHARD_SIZE, limit: int | None = None, holdout: float | None = None,
-    talk: Talk = SILENT, seed: int = 0,
-) -> ShardSummary:  # fmt: skip
+    derived: Path,
+    out: Path,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    limit: int | None = None,
+    holdout: float | None = None,
+    talk: Talk = SILENT,
+    seed: int = 0,
+) -> ShardSummary:
     """Packs the derived features into shards, or finishes what an interrupted call began.
 
     Args:
-        holdout: share of images kept out of training; None takes `data.holdout` of the configuration that embedded them.
+        holdout: share of images kept out of training; None takes `data.holdout` of the configuration that embedded
+        them.
         seed: of the order in which samples lie in the shards, and so of which ones `limit` takes.
 
-    Raises `BadDataError` when features are missing, stale or not finite, `UsageError` when another program's shards stand in `out`,
-    `StorageError` when the disk will not do.
+    Raises `BadDataError` when features are missing, stale or not finite, `UsageError` when another program's shards
+    stand in `out`, `StorageError` when the disk will not do.
     """
     store = FeatureStore(derived)
     records = [record for record in store.read_records() if record.used]
     _require_complete(store, records)
-    records.sort(key=lambda record: derive_seed("shard order", seed, record.id))  # readers that go through a tar in order see it shuffled
+    # readers that go through a tar in order see it shuffled
+    records.sort(key=lambda record: derive_seed("shard order", seed, record.id))
     chosen = records[:limit]
     share = holdout if holdout is not None else load_config(str(derived / "resolved.toml")).data.holdout
     held = _held_out(chosen, share, talk)
@@ -77,7 +94,9 @@ def shard(
         _require_ours(out)
         sweep_temporaries(out)
         writer = _ShardWriter(store, out)
-        require_free(out, _bytes_needed(store, chosen) - sum(row["bytes"] for row, _ in writer.finished.values()), "the shards")
+        require_free(
+            out, _bytes_needed(store, chosen) - sum(row["bytes"] for row, _ in writer.finished.values()), "the shards"
+        )
         write_json(out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
         rows, statistics = [], []
         with talk.progress("shard", len(chosen), "sample") as task:
@@ -87,11 +106,21 @@ def shard(
                 statistics.append(of_shard)
                 task.advance(len(plan.records))
         _remove_unlisted(out, rows)
-        write_json(out / INDEX_NAME, {
-            "version": INDEX_VERSION, "identity_hash": identity_hash(writer.card), "identity": writer.card, "holdout": share, "seed": seed,
-            "source": store.source, "dims": statistics[0].dims, "statistics": summary(statistics), "shards": rows,
-            "classes": sorted({record.cls for record in chosen if record.cls}),
-        })  # fmt: skip
+        write_json(
+            out / INDEX_NAME,
+            {
+                "version": INDEX_VERSION,
+                "identity_hash": identity_hash(writer.card),
+                "identity": writer.card,
+                "holdout": share,
+                "seed": seed,
+                "source": store.source,
+                "dims": statistics[0].dims,
+                "statistics": summary(statistics),
+                "shards": rows,
+                "classes": sorted({record.cls for record in chosen if record.cls}),
+            },
+        )
         (out / _JOURNAL).unlink(missing_ok=True)
     return ShardSummary(out, rows, len(records) - len(chosen), writer.count_kept)
 
@@ -153,7 +182,9 @@ class _ShardWriter:
         return row, statistics
 
     def _blocks(self, plan: _Plan, statistics: ShardStatistics) -> Iterator[bytes]:
-        """The bytes of the tar. Features are copied as they are: they were written by us, and are checked on the way."""
+        """The bytes of the tar. Features are copied as they are: they were written by us, and are checked on the
+        way.
+        """
         for record in plan.records:
             files = {feature: self._file(feature, record) for feature in FEATURES}
             self._check(record, files, statistics)
@@ -168,7 +199,9 @@ class _ShardWriter:
         data = read_npy_bytes(path)
         told = self._made[record.id, feature.stage].digests.get(feature.name)
         if told and (found := digest_of(data)) != told:
-            raise BadDataError(f"{path}: its digest is {found}, when it was made it was {told} ('{record.name}')", _remake(feature))
+            raise BadDataError(
+                f"{path}: its digest is {found}, when it was made it was {told} ('{record.name}')", _remake(feature)
+            )
         return data
 
     def _check(self, record: Record, files: dict[Feature, bytes], statistics: ShardStatistics) -> None:
@@ -178,9 +211,14 @@ class _ShardWriter:
             array = parse_npy(data, str(path))
             array = decode_patches(array, self.card["patch_storage"]) if feature is IMAGE_PATCHES else array
             if array.ndim != len(feature.axes) or 0 in array.shape:
-                raise BadDataError(f"{path}: shape {array.shape} where ({', '.join(feature.axes)}) belongs ('{record.name}')", _remake(feature))
+                raise BadDataError(
+                    f"{path}: shape {array.shape} where ({', '.join(feature.axes)}) belongs ('{record.name}')",
+                    _remake(feature),
+                )
             if count := int((~np.isfinite(array)).sum()):
-                raise BadDataError(f"{path}: {count} of {array.size} values are not finite ('{record.name}')", _remake(feature))
+                raise BadDataError(
+                    f"{path}: {count} of {array.size} values are not finite ('{record.name}')", _remake(feature)
+                )
             arrays[feature] = array
         self._require_same_widths(record, arrays)
         statistics.add(arrays)
@@ -191,12 +229,15 @@ class _ShardWriter:
         self._dims = self._dims or dims
         if dims != self._dims:
             raise BadDataError(
-                f"{self._store.folder}: features of '{record.name}' ({record.id}) have widths {dims}, others {self._dims}",
+                f"{self._store.folder}: features of '{record.name}' ({record.id}) have widths {dims}, others"
+                f" {self._dims}",
                 "features of two encoders in one folder: remove those of one and run dit embed again",
             )
 
     def _made_from(self, plan: _Plan) -> str:
-        """Hash of all that decides a shard's bytes. A feature file is taken at its size and time, as `make` does: reading it is the work itself."""
+        """Hash of all that decides a shard's bytes. A feature file is taken at its size and time, as `make` does:
+        reading it is the work itself.
+        """
         digest = hashlib.sha256(identity_hash(self.card).encode())
         for record in plan.records:
             digest.update(record_to_bytes(record))
@@ -210,9 +251,16 @@ def _require_ours(out: Path) -> None:
     """Tars that stand in the folder already must be of an earlier call: they will be replaced and removed."""
     foreign = next(out.glob("bucket_*/*.tar"), None)
     index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).exists() else None
-    ours = (out / _JOURNAL).exists() if index is None else not (isinstance(index, dict) and index.get("identity", {}).get("claimed"))
+    ours = (
+        (out / _JOURNAL).exists()
+        if index is None
+        else not (isinstance(index, dict) and index.get("identity", {}).get("claimed"))
+    )
     if foreign and not ours:
-        raise UsageError(f"{out}: holds shards that dit shard did not write, such as {foreign.name}", "choose another folder with --out")
+        raise UsageError(
+            f"{out}: holds shards that dit shard did not write, such as {foreign.name}",
+            "choose another folder with --out",
+        )
 
 
 def _require_complete(store: FeatureStore, used: list[Record]) -> None:
@@ -222,18 +270,27 @@ def _require_complete(store: FeatureStore, used: list[Record]) -> None:
     for stage in STAGES:
         if missing := store.missing(stage, used, journal):
             raise BadDataError(
-                f"{store.folder}: {len(missing)} of {len(used)} used images have no current {stage} features, the first is '{missing[0].name}'",
+                f"{store.folder}: {len(missing)} of {len(used)} used images have no current {stage} features, the first"
+                f" is '{missing[0].name}'",
                 f"make them with: dit embed --pass {stage}, with the source and preset of before",
             )
 
 
 def _held_out(records: list[Record], share: float, talk: Talk) -> set[str]:
-    """Ids of the hold-out. Each image's bytes decide for it alone: a rule that looked at the others could move it when the set grows."""
+    """Ids of the hold-out. Each image's bytes decide for it alone: a rule that looked at the others could move it
+    when the set grows.
+    """
     held = {record.id for record in records if unit_interval("holdout", record.image_sha256) < share}
     if len(held) == len(records):
-        raise BadDataError(f"a hold-out share of {share:g} leaves none of {len(records)} images for training", "lower --holdout or add images")
+        raise BadDataError(
+            f"a hold-out share of {share:g} leaves none of {len(records)} images for training",
+            "lower --holdout or add images",
+        )
     if share > 0 and not held:
-        talk.warn(f"a hold-out share of {share:g} holds out none of {len(records)} images; validation will use training images. Raise --holdout")
+        talk.warn(
+            f"a hold-out share of {share:g} holds out none of {len(records)} images; validation will use training"
+            " images. Raise --holdout"
+        )
     return held
 
 
@@ -241,13 +298,20 @@ def _plans(records: list[Record], held: set[str], size: int) -> list[_Plan]:
     plans = []
     for bucket in sorted({record.bucket for record in records}):
         for split in (TRAIN, HOLDOUT):
-            members = [record for record in records if record.bucket == bucket and (record.id in held) == (split == HOLDOUT)]
-            plans += [_Plan(bucket, split, start // size, members[start : start + size]) for start in range(0, len(members), size)]
+            members = [
+                record for record in records if record.bucket == bucket and (record.id in held) == (split == HOLDOUT)
+            ]
+            plans += [
+                _Plan(bucket, split, start // size, members[start : start + size])
+                for start in range(0, len(members), size)
+            ]
     return plans
 
 
 def _bytes_needed(store: FeatureStore, records: list[Record]) -> int:
-    return sum(store.path(feature, record.id).stat().st_size + 1024 for record in records for feature in FEATURES) + 2048 * len(records)
+    return sum(
+        store.path(feature, record.id).stat().st_size + 1024 for record in records for feature in FEATURES
+    ) + 2048 * len(records)
 
 
 def tar_member(name: str, data: bytes) -> Iterator[bytes]:

@@ -1,4 +1,6 @@
-"""A folder of class folders as a source: CLASS/NAME.jpg without any text. The folder's name is the class, and the caption."""
+"""A folder of class folders as a source: CLASS/NAME.jpg without any text. The folder's name is the class, and the
+caption.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,13 @@ def is_class_folder(walked: Walked) -> bool:
 
 
 def classes_source(folder: Path, walked: Walked) -> Source:
-    """Each image with the name of the outermost folder that it lies in; hyphens and underscores of the caption are spaces."""
+    """Each image with the name of the outermost folder that it lies in; hyphens and underscores of the caption are
+    spaces.
+    """
     images = walked.having(*IMAGE_SUFFIXES)
-    ignored = walked.ignored + Counter(suffix_of(path) or "no suffix" for path in walked.files if suffix_of(path) not in IMAGE_SUFFIXES)
+    ignored = walked.ignored + Counter(
+        suffix_of(path) or "no suffix" for path in walked.files if suffix_of(path) not in IMAGE_SUFFIXES
+    )
     items = list(walked.problems)
     for path in images:
         name = path.split("/")[0]

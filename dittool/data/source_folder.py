@@ -1,4 +1,6 @@
-"""A folder as a source: NAME.jpg with its caption in NAME.txt, also nested. And the walk that every kind of folder shares."""
+"""A folder as a source: NAME.jpg with its caption in NAME.txt, also nested. And the walk that every kind of folder
+shares.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Walked:
 
 
 def walk(folder: Path) -> Walked:
-    """Hidden files and linked folders are passed over. Raises `BadDataError` when the folder itself cannot be listed."""
+    """Hidden files and linked folders are passed over. Raises `BadDataError` when the folder itself cannot be
+    listed.
+    """
     files: list[str] = []
     ignored: Counter[str] = Counter()
     problems: list[SourceItem] = []
@@ -33,11 +37,17 @@ def walk(folder: Path) -> Walked:
         where = Path(error.filename)
         if where == folder:
             raise BadDataError(f"{folder}: cannot be listed: {error.strerror}", "check its permissions") from error
-        problems.append(SourceItem(where.relative_to(folder).as_posix() + "/", reason="unreadable", detail=f"folder: {error.strerror}"))
+        problems.append(
+            SourceItem(
+                where.relative_to(folder).as_posix() + "/", reason="unreadable", detail=f"folder: {error.strerror}"
+            )
+        )
 
     for where, folders, names in os.walk(folder, onerror=unreadable):
         ignored["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
-        ignored["linked folder"] += sum(os.path.islink(os.path.join(where, name)) for name in folders if not name.startswith("."))
+        ignored["linked folder"] += sum(
+            os.path.islink(os.path.join(where, name)) for name in folders if not name.startswith(".")
+        )
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(where).relative_to(folder)
         files += [(below / name).as_posix() for name in names if not name.startswith(".")]
@@ -60,11 +70,17 @@ def folder_source(folder: Path, walked: Walked) -> Source:
         found = captions.get(nfc(stem_of(path)), [])
         item = SourceItem(stem_of(path), path, folder / found[0] if found else "")
         if len(found) > 1:
-            item = replace(item, reason="two-captions", detail=f"{shown(found[0])} and {shown(found[1])} both belong to it")
+            item = replace(
+                item, reason="two-captions", detail=f"{shown(found[0])} and {shown(found[1])} both belong to it"
+            )
         elif not found:
             near = by_folded_name.get(nfc(stem_of(path)).casefold())
             hint = f"; {shown(near)} differs in upper and lower case" if near else ""
-            item = replace(item, reason="no-caption", detail=f"no {shown(Path(stem_of(path)).name)}{CAPTION_SUFFIX} beside it{hint}")
+            item = replace(
+                item,
+                reason="no-caption",
+                detail=f"no {shown(Path(stem_of(path)).name)}{CAPTION_SUFFIX} beside it{hint}",
+            )
         items.append(item)
     illustrated = {nfc(stem_of(path)) for path in images}
     for name, paths in captions.items():

@@ -10,8 +10,12 @@ from typing import Any
 
 from dittool.data.captions import CaptionRefused, caption_field
 
-_READ_SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
-_UNREAD_SUFFIXES = frozenset((".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".ico", ".eps", ".fits"))
+_READ_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+)
+_UNREAD_SUFFIXES = frozenset(
+    (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".ico", ".eps", ".fits")
+)
 IMAGE_SUFFIXES = _READ_SUFFIXES | _UNREAD_SUFFIXES  # a picture that we do not read is refused by name, not passed over
 CAPTION_SUFFIX = ".txt"
 LONGEST_LINE = 1 << 20  # bytes of one line of a list
@@ -22,8 +26,10 @@ class SourceItem:
     """One input. When `reason` is set it cannot be used, whatever else stands here."""
 
     name: str  # what the source calls it: path without suffix, image_id, or key in a tar
-    image: str = ""  # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
-    caption: Any = ""  # a Path or a TarMember to read it from, or what stands in the list: text, or a list of texts; not checked yet
+    # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
+    image: str = ""
+    # a Path or a TarMember to read it from, or what stands in the list: text, or a list of texts; not checked yet
+    caption: Any = ""
     bucket_hint: str = ""  # "WIDTHxHEIGHT" as a list gave it
     cls: str = ""  # class, in a folder of class folders
     reason: str = ""

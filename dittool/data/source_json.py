@@ -1,4 +1,5 @@
-"""Lists in JSON lines as sources: metadata.jsonl in a folder (file_name, and text or caption), and manifests (image_id, image_path, caption).
+"""Lists in JSON lines as sources: metadata.jsonl in a folder (file_name, and text or caption), and manifests (image_id,
+image_path, caption).
 
 A line that is no such object is refused by its number and the others stand.
 """
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from dittool.data.source_folder import Walked
-from dittool.data.source_item import IMAGE_SUFFIXES, LONGEST_LINE, Source, SourceItem, stem_of, suffix_of, with_caption_of
+from dittool.data.source_item import (
+    IMAGE_SUFFIXES,
+    LONGEST_LINE,
+    Source,
+    SourceItem,
+    stem_of,
+    suffix_of,
+    with_caption_of,
+)
 from dittool.errors import BadDataError
 
 METADATA = "metadata.jsonl"
@@ -59,7 +68,9 @@ def _manifest_item(number: int, row: Any, manifest: Path) -> SourceItem:
     for key, value in (("image_id", name), ("image_path", image)):
         if not isinstance(value, str) or not value:
             return SourceItem(line, reason="bad-line", detail=f"{key} is missing or not text")
-    return with_caption_of(SourceItem(name, image, bucket_hint=hint if isinstance(hint, str) else ""), {"caption": row.get("caption")})
+    return with_caption_of(
+        SourceItem(name, image, bucket_hint=hint if isinstance(hint, str) else ""), {"caption": row.get("caption")}
+    )
 
 
 @dataclass(frozen=True)

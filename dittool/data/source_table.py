@@ -1,7 +1,8 @@
 """Tables as sources: .csv (comma), .tsv (tab) and .parquet with a column of image paths and a column of captions.
 
-Paths are relative to the table's folder, or absolute. A Parquet cell with a list of texts, and rows that repeat a path, give an image
-several captions: the first is taken, the others are counted. Columns image_id and aspect_bucket are read when they are there.
+Paths are relative to the table's folder, or absolute. A Parquet cell with a list of texts, and rows that repeat a path,
+give an image several captions: the first is taken, the others are counted. Columns image_id and aspect_bucket are read
+when they are there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class _BadRow:
 
 
 def table_source(path: Path) -> Source:
-    """The rows of a table. Raises `BadDataError` when it cannot be read or lacks a column, `UsageError` when Parquet support is not installed."""
+    """The rows of a table. Raises `BadDataError` when it cannot be read or lacks a column, `UsageError` when
+    Parquet support is not installed.
+    """
     rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
     items: list[SourceItem] = []
     by_path: dict[str, int] = {}  # where no image_id tells rows apart: path → place in `items`
@@ -57,7 +60,9 @@ def _item(where: str, row: Row | _BadRow) -> SourceItem:
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     for column, value in ((_ID_COLUMN, name), (path_column, image)):
         if not isinstance(value, str) or not value:
-            return SourceItem(where, reason="bad-line", detail=f"{column if column in row else path_column} is missing or not text")
+            return SourceItem(
+                where, reason="bad-line", detail=f"{column if column in row else path_column} is missing or not text"
+            )
     return with_caption_of(SourceItem(name, image, bucket_hint=hint if isinstance(hint, str) else ""), row)
 
 
@@ -76,16 +81,21 @@ def _require_columns(path: Path, present: Sequence[str], hint: str) -> None:
     listed = ", ".join(ascii(column)[1:-1] for column in present) or "none"
     for what, wanted in (("image paths", PATH_COLUMNS), ("captions", CAPTION_COLUMNS)):
         if not set(wanted) & set(present):
-            raise BadDataError(f"{path}: no column of {what}: looked for {', '.join(wanted)}; its columns are {listed}", hint)
+            raise BadDataError(
+                f"{path}: no column of {what}: looked for {', '.join(wanted)}; its columns are {listed}", hint
+            )
     if twice := [column for column in dict.fromkeys(present) if present.count(column) > 1]:
-        raise BadDataError(f"{path}: column {', '.join(twice)} stands there twice: {listed}", "rename or remove one of them")
+        raise BadDataError(
+            f"{path}: column {', '.join(twice)} stands there twice: {listed}", "rename or remove one of them"
+        )
 
 
 # --- .csv and .tsv ---
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row | _BadRow]]:
-    """(line number, row) for each row that is not empty; `_BadRow` for those of another width or with bytes that are not UTF-8.
+    """(line number, row) for each row that is not empty; `_BadRow` for those of another width or with bytes that are
+    not UTF-8.
 
     Broken quotes are an error of the whole table: where the next row begins is not known then. Raises `BadDataError`.
     """
@@ -96,12 +106,19 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row | _BadRow]]:
             reader = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
             header = [name.strip() for name in next(reader, [])]
             named = {",": "commas", "\t": "tabs"}[delimiter]
-            _require_columns(path, header, f"name the columns in the first line, with {named} between them in a {path.suffix.lower()} file")
+            _require_columns(
+                path,
+                header,
+                f"name the columns in the first line, with {named} between them in a {path.suffix.lower()} file",
+            )
             for fields in reader:
                 if fields:
                     yield reader.line_num, _csv_row(header, fields)
     except csv.Error as error:
-        hint = "a field with quotes, line ends or the delimiter in it stands in double quotes, and quotes inside it are doubled"
+        hint = (
+            "a field with quotes, line ends or the delimiter in it stands in double quotes, and quotes inside it are"
+            " doubled"
+        )
         raise BadDataError(f"{path}: cannot be read as a table near line {reader.line_num}: {error}", hint) from error
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read: {error.strerror}", "check the path and its permissions") from error
@@ -114,7 +131,10 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         if number == 1 and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
             raise BadDataError(f"{path}: UTF-16 text", "save it as UTF-8")
         if len(line) > LONGEST_LINE:
-            raise BadDataError(f"{path}: line {number} is longer than {LONGEST_LINE:,} characters", "is it a table? If so, shorten the line")
+            raise BadDataError(
+                f"{path}: line {number} is longer than {LONGEST_LINE:,} characters",
+                "is it a table? If so, shorten the line",
+            )
         yield line
 
 
@@ -138,7 +158,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row | _BadRow]]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UsageError(f"{path}: reading Parquet needs pyarrow, which is not installed ({error})", f"install it: {INSTALL_PARQUET}") from error
+        raise UsageError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed ({error})", f"install it: {INSTALL_PARQUET}"
+        ) from error
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
@@ -150,7 +172,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Row | _BadRow]]:
                     number += 1
                     yield number, _parquet_row(columns, values)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
-        raise BadDataError(f"{path}: cannot be read as Parquet: {_first_line(error)}", "copy the file again, or write the table as .csv") from error
+        raise BadDataError(
+            f"{path}: cannot be read as Parquet: {_first_line(error)}",
+            "copy the file again, or write the table as .csv",
+        ) from error
 
 
 def _used_columns(path: Path, schema: Any) -> list[str]:
@@ -163,7 +188,10 @@ def _used_columns(path: Path, schema: Any) -> list[str]:
     if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
         hint = "pictures inside a table are not read: write them to files, with their paths in the table"
         raise BadDataError(f"{path}: column {path_column} holds {kind}, not paths as text", hint)
-    return [path_column, *(column for column in (*CAPTION_COLUMNS, _ID_COLUMN, _BUCKET_COLUMN) if column in schema.names)]
+    return [
+        path_column,
+        *(column for column in (*CAPTION_COLUMNS, _ID_COLUMN, _BUCKET_COLUMN) if column in schema.names),
+    ]
 
 
 def _values(column: Any) -> list[Any]:

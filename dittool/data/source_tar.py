@@ -1,8 +1,10 @@
-"""WebDataset tars of images with captions as a source: one .tar, or a folder of them. Read by byte range, never extracted.
+"""WebDataset tars of images with captions as a source: one .tar, or a folder of them. Read by byte range, never
+extracted.
 
-A sample is what lies under one key, the text before a member's first dot: one image (KEY.jpg, .png …) with its caption in KEY.txt, which is
-one caption however many lines it has, or else in KEY.json: text, a list of texts, or an object with `caption` or `text`. A .json beside
-a .txt is metadata and not looked at. An image's path is written NAME.tar/KEY.jpg.
+A sample is what lies under one key, the text before a member's first dot: one image (KEY.jpg, .png …) with its caption
+in KEY.txt, which is one caption however many lines it has, or else in KEY.json: text, a list of texts, or an object
+with `caption` or `text`. A .json beside a .txt is metadata and not looked at. An image's path is written
+NAME.tar/KEY.jpg.
 """
 
 from __future__ import annotations
@@ -43,13 +45,17 @@ class TarMember:
 
 
 def tar_source(path: Path) -> Source:
-    """The samples of one tar; an item's name is its key. Raises `BadDataError` for a damaged tar, `UnsafeFileError` for an unsafe one."""
+    """The samples of one tar; an item's name is its key. Raises `BadDataError` for a damaged tar, `UnsafeFileError`
+    for an unsafe one.
+    """
     items, ignored = _samples_of(path, path.name)
     return Source("tar", path.parent, items, dict(ignored))
 
 
 def tars_source(folder: Path, tars: Sequence[str], walked: Walked) -> Source:
-    """The samples of a folder's tars (relative paths); an item's name is TAR/KEY, because many sets count their keys anew in each tar."""
+    """The samples of a folder's tars (relative paths); an item's name is TAR/KEY, because many sets count their
+    keys anew in each tar.
+    """
     items = list(walked.problems)
     ignored = walked.ignored + Counter(suffix_of(path) or "no suffix" for path in walked.files if path not in tars)
     for tar in tars:
@@ -72,7 +78,9 @@ def read_image_member(path: Path) -> bytes:
         if member is None:
             raise ImageRefused("no-image", "no such member in the tar", str(path))
         if member.size > LARGEST_FILE:
-            raise ImageRefused("too-large", f"{member.size:,} bytes, an image file has at most {LARGEST_FILE:,}", str(path))
+            raise ImageRefused(
+                "too-large", f"{member.size:,} bytes, an image file has at most {LARGEST_FILE:,}", str(path)
+            )
         return member.read()
     except ImageRefused:
         raise
@@ -87,11 +95,17 @@ def read_caption_member(member: TarMember) -> tuple[str, int]:
     is_json = member.name.endswith(f".{_JSON}")
     largest = LARGEST_JSON if is_json else LARGEST_CAPTION
     if member.size > largest:
-        raise CaptionRefused("caption-too-long", f"{member.name} has {member.size:,} bytes, at most {largest:,} are read", str(member.tar))
+        raise CaptionRefused(
+            "caption-too-long",
+            f"{member.name} has {member.size:,} bytes, at most {largest:,} are read",
+            str(member.tar),
+        )
     try:
         raw = member.read()
     except OSError as error:
-        raise CaptionRefused("caption-unreadable", f"the tar cannot be read: {error.strerror}", str(member.tar)) from error
+        raise CaptionRefused(
+            "caption-unreadable", f"the tar cannot be read: {error.strerror}", str(member.tar)
+        ) from error
     return read_caption_json(raw) if is_json else (read_caption(raw), 0)
 
 
@@ -100,8 +114,13 @@ def _samples_of(path: Path, shown_as: str) -> tuple[list[SourceItem], Counter[st
     items: list[SourceItem] = []
     ignored: Counter[str] = Counter()
     for key, members in _checked_samples(path).items():
-        images, texts = _ending_in(members, _IMAGE_ENDINGS), _ending_in(members, {_TEXT}) or _ending_in(members, {_JSON})
-        ignored.update(f".{suffix.rpartition('.')[2]}" for suffix in members if suffix not in images and suffix not in texts)
+        images, texts = (
+            _ending_in(members, _IMAGE_ENDINGS),
+            _ending_in(members, {_TEXT}) or _ending_in(members, {_JSON}),
+        )
+        ignored.update(
+            f".{suffix.rpartition('.')[2]}" for suffix in members if suffix not in images and suffix not in texts
+        )
         item = SourceItem(key, f"{shown_as}/{key}.{images[0]}" if images else "")
         if texts:
             member = members[texts[0]]
@@ -119,7 +138,9 @@ def _samples_of(path: Path, shown_as: str) -> tuple[list[SourceItem], Counter[st
 
 def _ending_in(members: dict[str, Member], endings: frozenset[str] | set[str]) -> list[str]:
     """The suffixes that are one of `endings`; when none is, those that end in one (KEY.v1.jpg)."""
-    return [suffix for suffix in members if suffix in endings] or [suffix for suffix in members if suffix.rpartition(".")[2] in endings]
+    return [suffix for suffix in members if suffix in endings] or [
+        suffix for suffix in members if suffix.rpartition(".")[2] in endings
+    ]
 
 
 def _names(suffixes: Sequence[str] | dict[str, Member]) -> str:
@@ -135,7 +156,10 @@ def _checked_samples(path: Path) -> dict[str, dict[str, Member]]:
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read: {error.strerror}", "check the path and its permissions") from error
     except DitError as error:  # its own hint is about the shards that `dit shard` makes
-        hint = "a source tar holds KEY.jpg and KEY.txt side by side, no folders and no links: copy it again, or make it again, or take it out"
+        hint = (
+            "a source tar holds KEY.jpg and KEY.txt side by side, no folders and no links: copy it again, or make it"
+            " again, or take it out"
+        )
         raise type(error)(error.message, hint) from error
     if not samples:
         raise BadDataError(f"{path}: the tar is empty", "copy it again, or take it out of the source")

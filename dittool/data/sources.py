@@ -1,9 +1,10 @@
 """What a source holds: which images, called what, with which captions. Nothing is opened here but the lists themselves.
 
-Kinds of source, each read in its own module: a folder with texts beside images (source_folder), a folder of class folders without texts
-(source_classes), a folder with metadata.jsonl and a .jsonl
-manifest (source_json), a .csv, .tsv or .parquet table (source_table), a WebDataset .tar of images or a folder of such (source_tar).
-Every image, every caption without an image and every line ends as one item; those that cannot be used say why.
+Kinds of source, each read in its own module: a folder with texts beside images (source_folder), a folder of class
+folders without texts (source_classes), a folder with metadata.jsonl and a .jsonl
+manifest (source_json), a .csv, .tsv or .parquet table (source_table), a WebDataset .tar of images or a folder of such
+(source_tar). Every image, every caption without an image and every line ends as one item; those that cannot be used say
+why.
 """
 
 from __future__ import annotations
@@ -22,21 +23,30 @@ from dittool.data.source_table import CAPTION_COLUMNS, PATH_COLUMNS, table_sourc
 from dittool.data.source_tar import TAR_SUFFIX, tar_source, tars_source
 from dittool.errors import BadDataError
 
-_LIST_READERS = {".jsonl": manifest_source, ".csv": table_source, ".tsv": table_source, ".parquet": table_source, TAR_SUFFIX: tar_source}
+_LIST_READERS = {
+    ".jsonl": manifest_source,
+    ".csv": table_source,
+    ".tsv": table_source,
+    ".parquet": table_source,
+    TAR_SUFFIX: tar_source,
+}
 _NEEDED = {
     "metadata": "each line needs file_name and text or caption",
     "manifest": "each line needs image_id, image_path and caption",
     "table": f"each row needs an image path ({', '.join(PATH_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})",
-    "tar": "each sample needs KEY.jpg (or .png, .webp …) and KEY.txt or KEY.json; tars of features go to: dit train --data FOLDER",
+    "tar": (
+        "each sample needs KEY.jpg (or .png, .webp …) and KEY.txt or KEY.json; tars of features go to: dit train --data"
+        " FOLDER"
+    ),
 }
 
 
 def list_source(source: Path) -> Source:
     """Lists a source, in the same order on every machine.
 
-    Of two items with one name (also after Unicode NFC, or with one file name on a disk that ignores case) the first keeps it and the
-    others are refused. Raises `BadDataError` when there is no such source, no image in it, or a list in it is damaged, `UnsafeFileError`
-    for a tar with links or paths in it, `UsageError` for Parquet without pyarrow.
+    Of two items with one name (also after Unicode NFC, or with one file name on a disk that ignores case) the first
+    keeps it and the others are refused. Raises `BadDataError` when there is no such source, no image in it, or a list
+    in it is damaged, `UnsafeFileError` for a tar with links or paths in it, `UsageError` for Parquet without pyarrow.
     """
     if source.is_dir():
         listed = _list_folder(source)
@@ -80,8 +90,17 @@ def _with_unique_names(items: list[SourceItem]) -> list[SourceItem]:
         key = safe_key(item.name).casefold()
         if key in owner:
             first = owner[key]
-            same = f"the name {shown(item.name)} is taken" if first == item.name else f"its name gives the same files as {shown(first)}"
-            item = replace(item, name=_distinct_name(item, owner), reason=item.reason or "duplicate-name", detail=item.detail or same)
+            same = (
+                f"the name {shown(item.name)} is taken"
+                if first == item.name
+                else f"its name gives the same files as {shown(first)}"
+            )
+            item = replace(
+                item,
+                name=_distinct_name(item, owner),
+                reason=item.reason or "duplicate-name",
+                detail=item.detail or same,
+            )
             key = safe_key(item.name).casefold()
         owner[key] = item.name
         kept.append(item)
@@ -89,7 +108,9 @@ def _with_unique_names(items: list[SourceItem]) -> list[SourceItem]:
 
 
 def _distinct_name(item: SourceItem, owner: dict[str, str]) -> str:
-    """A free name for a refused item, so that every record has its own id: the image's path, with a number when that is taken too."""
+    """A free name for a refused item, so that every record has its own id: the image's path, with a number when
+    that is taken too.
+    """
     name, count = item.image or item.name, 1
     while safe_key(name).casefold() in owner:
         count += 1
@@ -119,4 +140,6 @@ def _nothing_in(source: Path, listed: Source) -> BadDataError:
         return BadDataError(message, _NEEDED[listed.kind])
     if lists := sorted(path for path in source.iterdir() if path.suffix.lower() in _LIST_READERS):
         return BadDataError(message, f"give the list itself as SOURCE: {lists[0]}")
-    return BadDataError(message, "put NAME.jpg (or .png, .webp …) with its caption in NAME.txt there, or give another folder as SOURCE")
+    return BadDataError(
+        message, "put NAME.jpg (or .png, .webp …) with its caption in NAME.txt there, or give another folder as SOURCE"
+    )

@@ -1,8 +1,9 @@
-"""Deterministic batches: micro-batch number n is the same on every machine, after every resume, for any number of workers and ranks.
+"""Deterministic batches: micro-batch number n is the same on every machine, after every resume, for any number of
+workers and ranks.
 
-Each bucket is an endless row of shuffled passes over its samples, cut into batches; an epoch takes from every bucket the
-batches that its samples fill, in an order shuffled over all buckets. A remainder is not dropped and not repeated: it opens the
-bucket's next batch.
+Each bucket is an endless row of shuffled passes over its samples, cut into batches; an epoch takes from every bucket
+the batches that its samples fill, in an order shuffled over all buckets. A remainder is not dropped and not repeated:
+it opens the bucket's next batch.
 
     order of samples and batches = f(seed, epoch)          noise, timestep, dropout = f(seed, global sample index)
 
@@ -50,11 +51,17 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """All but `mode_draw`: the host decides with it whether the batch needs a mask."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise", "timestep_draw")}
-        return replace(self, conditions=self.conditions.map(lambda tensor: tensor.to(device, non_blocking=True)), **moved)
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise", "timestep_draw")
+        }
+        return replace(
+            self, conditions=self.conditions.map(lambda tensor: tensor.to(device, non_blocking=True)), **moved
+        )
 
     def pin_memory(self) -> Batch:
-        """The DataLoader asks for it where there is a GPU: only from pinned memory is a copy to the device asynchronous."""
+        """The DataLoader asks for it where there is a GPU: only from pinned memory is a copy to the device
+        asynchronous.
+        """
         pinned = {name: getattr(self, name).pin_memory() for name in ("latents", "noise", "timestep_draw")}
         return replace(self, conditions=self.conditions.map(Tensor.pin_memory), **pinned)
 
@@ -63,13 +70,18 @@ class BatchPlan:
     """Which samples stand in micro-batch n. Pure arithmetic on (seed, n): nothing to save, nothing to restore."""
 
     def __init__(self, buckets: Sequence[str], batch_size: int | Mapping[str, int], seed: int) -> None:
-        """`buckets`: the bucket of each sample, by sample index. `batch_size`: of every batch, or of the batches of each bucket."""
+        """`buckets`: the bucket of each sample, by sample index. `batch_size`: of every batch, or of the batches of
+        each bucket.
+        """
         if not buckets:
             raise BadDataError("no training samples", "add images, or lower the hold-out share")
-        self._members = {name: [i for i, bucket in enumerate(buckets) if bucket == name] for name in sorted(set(buckets))}
+        self._members = {
+            name: [i for i, bucket in enumerate(buckets) if bucket == name] for name in sorted(set(buckets))
+        }
         self.sizes = {name: batch_size if isinstance(batch_size, int) else batch_size[name] for name in self._members}
         self._seed = seed
-        self._epoch_batches, self._epoch_samples = [0], [0]  # micro-batches and samples before each epoch, extended as needed
+        # micro-batches and samples before each epoch, extended as needed
+        self._epoch_batches, self._epoch_samples = [0], [0]
         self._passes = lru_cache(maxsize=2 * len(self._members) + 2)(self._shuffled_pass)
         self._orders = lru_cache(maxsize=2)(self._epoch_order)
 
@@ -89,7 +101,9 @@ class BatchPlan:
         while self._epoch_batches[-1] <= number:
             ranges = self._epoch_ranges(len(self._epoch_batches) - 1)
             self._epoch_batches.append(self._epoch_batches[-1] + sum(last - first for _, first, last in ranges))
-            self._epoch_samples.append(self._epoch_samples[-1] + sum((last - first) * self.sizes[name] for name, first, last in ranges))
+            self._epoch_samples.append(
+                self._epoch_samples[-1] + sum((last - first) * self.sizes[name] for name, first, last in ranges)
+            )
         return bisect_right(self._epoch_batches, number) - 1  # of several that begin here, all but the last are empty
 
     def _place(self, number: int) -> tuple[str, int, int]:
@@ -100,7 +114,10 @@ class BatchPlan:
 
     def _epoch_ranges(self, epoch: int) -> list[tuple[str, int, int]]:
         """For each bucket the ordinals [first, last) of its batches that end in this epoch's pass."""
-        return [(name, epoch * len(m) // self.sizes[name], (epoch + 1) * len(m) // self.sizes[name]) for name, m in self._members.items()]
+        return [
+            (name, epoch * len(m) // self.sizes[name], (epoch + 1) * len(m) // self.sizes[name])
+            for name, m in self._members.items()
+        ]
 
     def _epoch_order(self, epoch: int) -> list[tuple[str, int, int]]:
         """The epoch's batches in order: bucket, ordinal, samples of the epoch before it."""
@@ -114,11 +131,13 @@ class BatchPlan:
 
 
 def sizes_within(tokens_per_batch: int, buckets: Iterable[str], cell: int, multiple: int = 1) -> dict[str, int]:
-    """Samples in a batch of each bucket, so that a batch holds at most so many latent tokens: ⌊budget / tokens of the bucket⌋, at least 1.
+    """Samples in a batch of each bucket, so that a batch holds at most so many latent tokens: ⌊budget / tokens of the
+    bucket⌋, at least 1.
 
     Args:
         cell: pixels along one side of a token: the codec's stride times the model's patch size.
-        multiple: sizes are brought down to a multiple of it, and are at least it, so that they divide among as many processes.
+        multiple: sizes are brought down to a multiple of it, and are at least it, so that they divide among as many
+        processes.
     """
     sizes = {}
     for name in buckets:
@@ -147,14 +166,18 @@ class BatchStream(Dataset):
         ranks: int = 1,
         accumulate: int = 1,
     ) -> None:
-        """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without `patches` they are not
-        read. `accumulate` micro-batches make a step."""
+        """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without
+        `patches` they are not read. `accumulate` micro-batches make a step.
+        """
         self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
         for bucket, size in self.plan.sizes.items():
             if size % ranks:
                 where = "" if isinstance(batch_size, int) else f" of bucket {bucket}"
                 key = "train.batch_size" if isinstance(batch_size, int) else "train.batch_multiple"
-                raise UsageError(f"{size} samples{where} in a batch do not divide among {ranks} processes", f"set {key} to a multiple of {ranks}")
+                raise UsageError(
+                    f"{size} samples{where} in a batch do not divide among {ranks} processes",
+                    f"set {key} to a multiple of {ranks}",
+                )
         self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
         self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
         self._patch_size = int(shards.card["encoders"]["image"]["patch_size"])
@@ -168,10 +191,20 @@ class BatchStream(Dataset):
         noise, uniform = torch.empty_like(latents), torch.empty(share, 2, dtype=torch.float64)
         for row, place in enumerate(mine):
             self._draw(first + place, noise[row], uniform[row])
-        return Batch(number, [sample.ref.id for sample in samples], latents, conditions, noise, *uniform.T.contiguous(), self._weight(number))
+        return Batch(
+            number,
+            [sample.ref.id for sample in samples],
+            latents,
+            conditions,
+            noise,
+            *uniform.T.contiguous(),
+            self._weight(number),
+        )
 
     def _weight(self, number: int) -> float:
-        """Samples of this micro-batch over those of its step, so that a step's loss is the mean over its samples whatever their buckets."""
+        """Samples of this micro-batch over those of its step, so that a step's loss is the mean over its samples
+        whatever their buckets.
+        """
         first = number - number % self._accumulate
         of_step = self.plan.samples_before(first + self._accumulate) - self.plan.samples_before(first)
         return (self.plan.samples_before(number + 1) - self.plan.samples_before(number)) / of_step
@@ -185,14 +218,20 @@ class BatchStream(Dataset):
     def loader(self, first: int, end: int, workers: int, device: torch.device) -> DataLoader:
         """Micro-batches `first` to `end` (exclusive) in order, prepared by worker processes."""
         return DataLoader(
-            self, batch_size=None, sampler=range(first, end), num_workers=workers, pin_memory=device.type == "cuda",
-            prefetch_factor=_AHEAD if workers else None, generator=torch.Generator(),  # the loader would else draw from the global one
-        )  # fmt: skip
+            self,
+            batch_size=None,
+            sampler=range(first, end),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            # the loader would else draw from the global one
+            prefetch_factor=_AHEAD if workers else None,
+            generator=torch.Generator(),
+        )
 
 
 def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tuple[Tensor, Conditions]:
-    """Normalised latents (B, C, H, W) and conditions of samples of one bucket. Text is padded to the longest caption, rounded up; a batch
-    that needs no padding has no mask.
+    """Normalised latents (B, C, H, W) and conditions of samples of one bucket. Text is padded to the longest caption,
+    rounded up; a batch that needs no padding has no mask.
 
     `patch_size` is the image encoder's. Raises `BadDataError` when a sample's patches do not fill the bucket's grid.
     """
@@ -200,7 +239,8 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
     for sample in samples:
         if sample.patches is not None and len(sample.patches) != grid[0] * grid[1]:
             raise BadDataError(
-                f"{sample.ref.id}: {len(sample.patches)} patches, but the grid of {sample.ref.bucket} is {grid[0]}×{grid[1]} = {grid[0] * grid[1]}",
+                f"{sample.ref.id}: {len(sample.patches)} patches, but the grid of {sample.ref.bucket} is"
+                f" {grid[0]}×{grid[1]} = {grid[0] * grid[1]}",
                 "registers stored as patches, or features of another bucket: look with dit audit, then embed again",
             )
     lengths = torch.tensor([len(sample.text) for sample in samples])
@@ -209,7 +249,8 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
     for row, sample in zip(text, samples, strict=True):
         row[: len(sample.text)].copy_(torch.from_numpy(sample.text))
     padded = bool((lengths < longest).any())
-    mask = torch.arange(longest)[None] < lengths[:, None] if padded else None  # (B, L); without a mask attention has faster kernels
+    # (B, L); without a mask attention has faster kernels
+    mask = torch.arange(longest)[None] < lengths[:, None] if padded else None
     cls = _stacked([sample.cls for sample in samples], samples)
     patches = None if samples[0].patches is None else _stacked([sample.patches for sample in samples], samples)
     latents = norm.apply(_stacked([sample.latent for sample in samples], samples))
@@ -217,12 +258,15 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
 
 
 def _stacked(arrays: Sequence[np.ndarray], samples: Sequence[Sample]) -> Tensor:
-    """(B, …) float32, each array converted where it will stand. Raises `BadDataError` when one has another shape than the first."""
+    """(B, …) float32, each array converted where it will stand. Raises `BadDataError` when one has another shape
+    than the first.
+    """
     batch = _allocated(len(arrays), *arrays[0].shape)
     for row, array, sample in zip(batch, arrays, samples, strict=True):
         if array.shape != row.shape:
             raise BadDataError(
-                f"{sample.ref.id}: a feature of shape {array.shape} in a batch of {tuple(row.shape)} ({sample.ref.bucket})",
+                f"{sample.ref.id}: a feature of shape {array.shape} in a batch of {tuple(row.shape)}"
+                f" ({sample.ref.bucket})",
                 "features of another bucket or encoder: look with dit audit, then embed again",
             )
         row.copy_(torch.from_numpy(array))
@@ -230,5 +274,7 @@ def _stacked(arrays: Sequence[np.ndarray], samples: Sequence[Sample]) -> Tensor:
 
 
 def _allocated(*shape: int) -> Tensor:
-    """Uninitialised float32. numpy asks the kernel for huge pages; the many small ones that torch gets cost more time than all the reading."""
+    """Uninitialised float32. numpy asks the kernel for huge pages; the many small ones that torch gets cost more
+    time than all the reading.
+    """
     return torch.from_numpy(np.empty(shape, dtype=np.float32))

@@ -1,11 +1,12 @@
 """Where the members of a shard lie: a strict reader of tar headers.
 
-A shard from a stranger is never extracted. It is a list of regular files with plain names, closed by two zero blocks; links,
-devices, paths that climb, bad checksums and cut ends are refused. (Python's and WebDataset's readers take a tar cut between two
-members for a complete one.)
+A shard from a stranger is never extracted. It is a list of regular files with plain names, closed by two zero blocks;
+links, devices, paths that climb, bad checksums and cut ends are refused. (Python's and WebDataset's readers take a tar
+cut between two members for a complete one.)
 
-WebDataset's own writer puts a POSIX extended header in front of each member, because its times are fractions of a second. Such a
-header is read for a name or size that did not fit the plain one; what else it says about a regular file does not matter here.
+WebDataset's own writer puts a POSIX extended header in front of each member, because its times are fractions of a
+second. Such a header is read for a name or size that did not fit the plain one; what else it says about a regular file
+does not matter here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Member:
 def tar_members(path: Path) -> list[Member]:
     """All members of a tar, in order.
 
-    Raises `BadDataError` for a damaged tar and `UnsafeFileError` for one that holds anything but plainly named regular files.
+    Raises `BadDataError` for a damaged tar and `UnsafeFileError` for one that holds anything but plainly named regular
+    files.
     """
     total = path.stat().st_size
     members: list[Member] = []
@@ -54,7 +56,9 @@ def tar_members(path: Path) -> list[Member]:
                 extended = {}
             position = start + -(-size // _BLOCK) * _BLOCK
             if position > total:
-                raise _damaged(path, start, f"member '{name}' needs {size:,} bytes and the file has {max(total - start, 0):,} left")
+                raise _damaged(
+                    path, start, f"member '{name}' needs {size:,} bytes and the file has {max(total - start, 0):,} left"
+                )
             file.seek(position)
         if extended:
             raise _damaged(path, position, "an extended header is followed by no member")
@@ -63,15 +67,21 @@ def tar_members(path: Path) -> list[Member]:
 
 
 def group_samples(path: Path, members: list[Member]) -> dict[str, dict[str, Member]]:
-    """Members by sample and suffix. Raises `BadDataError` when a member is there twice or a sample's members are not adjacent."""
+    """Members by sample and suffix. Raises `BadDataError` when a member is there twice or a sample's members are
+    not adjacent.
+    """
     samples: dict[str, dict[str, Member]] = {}
     last = None
     for member in members:
         if member.key != last and member.key in samples:
-            raise BadDataError(f"{path}: members of sample '{member.key}' are not adjacent", "make the shards again with: dit shard")
+            raise BadDataError(
+                f"{path}: members of sample '{member.key}' are not adjacent", "make the shards again with: dit shard"
+            )
         sample = samples.setdefault(member.key, {})
         if member.suffix in sample:
-            raise BadDataError(f"{path}: member '{member.key}.{member.suffix}' is there twice", "make the shards again with: dit shard")
+            raise BadDataError(
+                f"{path}: member '{member.key}.{member.suffix}' is there twice", "make the shards again with: dit shard"
+            )
         sample[member.suffix] = member
         last = member.key
     return samples
@@ -80,13 +90,19 @@ def group_samples(path: Path, members: list[Member]) -> dict[str, dict[str, Memb
 def _next_block(path: Path, file: BinaryIO, position: int, total: int) -> bytes:
     block = file.read(_BLOCK)
     if len(block) < _BLOCK:
-        raise _damaged(path, position, f"the file ends after {total:,} bytes without the two zero blocks that close a tar")
+        raise _damaged(
+            path, position, f"the file ends after {total:,} bytes without the two zero blocks that close a tar"
+        )
     return block
 
 
 def _require_end(path: Path, file: BinaryIO, position: int, total: int) -> None:
     """One zero block was read; behind it there is a second one, and zeros only."""
-    if _next_block(path, file, position, total).strip(b"\0") or file.read(_LONGEST_PADDING).strip(b"\0") or file.read(1):
+    if (
+        _next_block(path, file, position, total).strip(b"\0")
+        or file.read(_LONGEST_PADDING).strip(b"\0")
+        or file.read(1)
+    ):
         raise _damaged(path, position, "the zero block that closes the tar is followed by other data")
 
 
@@ -100,7 +116,10 @@ def _parse_header(path: Path, position: int, header: bytes) -> tuple[bytes, str,
     name = (prefix + b"/" + raw_name if prefix else raw_name).decode("utf-8", "replace")
     kind = header[156:157]
     if kind not in (*_REGULAR, _EXTENDED):
-        raise UnsafeFileError(f"{path}: member {name!r} is not a regular file (type {kind!r})", "shards hold regular files only: do not use this one")
+        raise UnsafeFileError(
+            f"{path}: member {name!r} is not a regular file (type {kind!r})",
+            "shards hold regular files only: do not use this one",
+        )
     return kind, name, _octal(path, position, header[124:136], "size")
 
 
@@ -110,7 +129,9 @@ def _member(path: Path, position: int, name: str, start: int, size: int) -> Memb
         raise UnsafeFileError(f"{path}: member name {name!r} is not a plain file name", "do not use this shard")
     key, dot, suffix = name.partition(".")
     if not key or not dot:
-        raise UnsafeFileError(f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX", "make the shards again with: dit shard")
+        raise UnsafeFileError(
+            f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX", "make the shards again with: dit shard"
+        )
     return Member(key, suffix.lower(), start, size)
 
 
@@ -121,7 +142,9 @@ def _extended_size(path: Path, start: int, size: int) -> int:
 
 
 def _parse_extended(path: Path, start: int, data: bytes) -> dict[str, str]:
-    """The records of an extended header (POSIX.1-2001, pax): each is `LENGTH KEY=VALUE` and a line end, LENGTH counting all of it."""
+    """The records of an extended header (POSIX.1-2001, pax): each is `LENGTH KEY=VALUE` and a line end, LENGTH
+    counting all of it.
+    """
     values, position = {}, 0
     while position < len(data):
         length, space, _ = data[position : position + 8].partition(b" ")
@@ -132,7 +155,10 @@ def _parse_extended(path: Path, start: int, data: bytes) -> dict[str, str]:
         values[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
         position = end
     if foreign := sorted(key for key in values if key == "linkpath" or key.startswith("GNU.")):
-        raise UnsafeFileError(f"{path}: an extended header at byte {start:,} makes a link or a sparse file ({foreign[0]})", "do not use this shard")
+        raise UnsafeFileError(
+            f"{path}: an extended header at byte {start:,} makes a link or a sparse file ({foreign[0]})",
+            "do not use this shard",
+        )
     return values
 
 
@@ -152,4 +178,6 @@ def _octal(path: Path, position: int, field: bytes, what: str) -> int:
 
 
 def _damaged(path: Path, position: int, why: str) -> BadDataError:
-    return BadDataError(f"{path}: damaged tar at byte {position:,}: {why}", "copy the file again, or make it again with: dit shard")
+    return BadDataError(
+        f"{path}: damaged tar at byte {position:,}: {why}", "copy the file again, or make it again with: dit shard"
+    )

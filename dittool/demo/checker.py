@@ -1,12 +1,13 @@
-"""Reads a drawn scene back from pixels: which colour, which shape, where, on what background. It has never seen the model.
+"""Reads a drawn scene back from pixels: which colour, which shape, where, on what background. It has never seen the
+model.
 
     from dittool.demo.checker import see, shows
     shows(pixels, "a red circle on the left, a white background")     # {"colour": True, "shape": True, …}
 
-It looks for one object with a hue before a background without one, as `drawing.py` draws them, and judges what it finds by
-the named colours, places and outlines that stand there. What it cannot tell it leaves open (""): noise, an empty background
-or two objects get no answer rather than the nearest one. The limits below leave room for what a codec, a blur or noise do
-to a drawn scene; between two names the nearer one counts.
+It looks for one object with a hue before a background without one, as `drawing.py` draws them, and judges what it finds
+by the named colours, places and outlines that stand there. What it cannot tell it leaves open (""): noise, an empty
+background or two objects get no answer rather than the nearest one. The limits below leave room for what a codec, a
+blur or noise do to a drawn scene; between two names the nearer one counts.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ def shows(pixels: np.ndarray, caption: str) -> dict[str, bool]:
     """
     said = parse_caption(caption)
     if said is None:
-        raise UsageError(f"'{caption}' does not describe a drawn scene", "the checker reads captions as `dit demo` writes them, nothing else")
+        raise UsageError(
+            f"'{caption}' does not describe a drawn scene",
+            "the checker reads captions as `dit demo` writes them, nothing else",
+        )
     seen = see(pixels)
     return {name: getattr(seen, name) == getattr(said, name) for name in ATTRIBUTES}
 
@@ -89,14 +93,17 @@ def shows(pixels: np.ndarray, caption: str) -> dict[str, bool]:
 def see(pixels: np.ndarray) -> Seen:
     """What the pixels, (H, W, 3) uint8 sRGB, show. Raises `BadDataError` for another shape or type."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise BadDataError(f"the checker reads (H, W, 3) uint8 pixels and got {pixels.shape} {pixels.dtype}", "convert the picture to 8-bit RGB")
+        raise BadDataError(
+            f"the checker reads (H, W, 3) uint8 pixels and got {pixels.shape} {pixels.dtype}",
+            "convert the picture to 8-bit RGB",
+        )
     height, width = pixels.shape[:2]
     smooth = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(min(width, height) * _SMOOTHING))
     chroma = _chroma(np.asarray(smooth, dtype=np.float32))  # (H, W) complex
     strength = np.abs(chroma)
 
-    # The object covers more than a fiftieth of the image, so the 98th percentile lies inside it. Half of that is where the
-    # object covers half of a pixel, however soft its edge is: the measured area does not grow with blur.
+    # The object covers more than a fiftieth of the image, so the 98th percentile lies inside it. Half of that is where
+    # the object covers half of a pixel, however soft its edge is: the measured area does not grow with blur.
     peak = np.percentile(strength, 98)
     coloured = strength > max(peak, _LEAST_CHROMA) / 2
     inside = _largest_piece(coloured)
@@ -119,12 +126,17 @@ def see(pixels: np.ndarray) -> Seen:
 
 
 def _chroma(rgb: np.ndarray) -> np.ndarray:
-    """RGB (…, 3) as complex numbers (…): the angle is the hue, the magnitude is 0 for grey. Mixing with grey keeps the angle."""
+    """RGB (…, 3) as complex numbers (…): the angle is the hue, the magnitude is 0 for grey. Mixing with grey keeps
+    the angle.
+    """
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     return red - (green + blue) / 2 + 1j * (np.sqrt(3) / 2) * (green - blue)
 
 
-_HUES = {name: chroma / abs(chroma) for name, chroma in ((name, complex(_chroma(np.array(rgb, float)))) for name, rgb in COLOURS.items())}
+_HUES = {
+    name: chroma / abs(chroma)
+    for name, chroma in ((name, complex(_chroma(np.array(rgb, float)))) for name, rgb in COLOURS.items())
+}
 
 
 def _colour(chroma: np.ndarray) -> str:
@@ -147,7 +159,9 @@ def _largest_piece(mask: np.ndarray) -> np.ndarray:
 
 
 def _overlap(inside: np.ndarray, shape: str) -> float:
-    """Intersection over union of the object's pixels (H, W) bool with the outline of the same area and centre of mass."""
+    """Intersection over union of the object's pixels (H, W) bool with the outline of the same area and centre of
+    mass.
+    """
     area, mass_x, mass_y = _outline_moments(shape)
     rows, columns = np.nonzero(inside)
     size = float(np.sqrt(len(rows) / area))
@@ -190,5 +204,9 @@ def _background(pixels: np.ndarray) -> str:
     level = median.mean()
     flatness = np.mean(np.abs(pixels.mean(axis=1) - level) <= _WIDEST_LEVEL)
     name = min(BACKGROUNDS, key=lambda name: abs(level - BACKGROUNDS[name][0]))
-    plain = abs(_chroma(median)) <= _WIDEST_TINT and abs(level - BACKGROUNDS[name][0]) <= _WIDEST_LEVEL and flatness >= _LEAST_FLATNESS
+    plain = (
+        abs(_chroma(median)) <= _WIDEST_TINT
+        and abs(level - BACKGROUNDS[name][0]) <= _WIDEST_LEVEL
+        and flatness >= _LEAST_FLATNESS
+    )
     return name if plain else UNKNOWN

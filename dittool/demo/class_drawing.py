@@ -2,7 +2,8 @@
 
     red-circle/scene-0001.png …     12 classes; background, size, shade and exact place vary within a class
 
-Objects are larger than in the captioned set and stand in the middle: with 64 pixels a side that leaves a shape enough of them.
+Objects are larger than in the captioned set and stand in the middle: with 64 pixels a side that leaves a shape enough
+of them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class Recognised:
 
 def draw_class_folders(
     folder: Path, count: int, seed: int, side: int, talk: Talk = SILENT, colours: Collection[str] = tuple(COLOURS)
-) -> None:  # fmt: skip
-    """Writes those of `count` images of `side` × `side` pixels that have one of `colours`. Drawing again what is there changes nothing."""
+) -> None:
+    """Writes those of `count` images of `side` × `side` pixels that have one of `colours`. Drawing again what is
+    there changes nothing.
+    """
     with talk.progress("draw", count, "image") as task:
         for number, scene in enumerate(plan_scenes(count, seed), start=1):
             task.advance()
@@ -57,12 +60,18 @@ def draw_class_folders(
 def recognise(images: np.ndarray, name: str) -> Recognised:
     """What the checker reads from images (n, H, W, 3) uint8 that should be of a class."""
     colour, shape = name.split("-")
-    seen = [see(np.asarray(Image.fromarray(image).resize((_SEEN_SIDE, _SEEN_SIDE), Image.Resampling.BICUBIC))) for image in images]
+    seen = [
+        see(np.asarray(Image.fromarray(image).resize((_SEEN_SIDE, _SEEN_SIDE), Image.Resampling.BICUBIC)))
+        for image in images
+    ]
     right = [one for one in seen if one.colour == colour and one.shape == shape]
     return Recognised(
-        len(seen), float(np.mean([one.colour == colour for one in seen])), float(np.mean([one.shape == shape for one in seen])),
-        len(right) / len(seen), len({one.background for one in right if one.background}),
-    )  # fmt: skip
+        len(seen),
+        float(np.mean([one.colour == colour for one in seen])),
+        float(np.mean([one.shape == shape for one in seen])),
+        len(right) / len(seen),
+        len({one.background for one in right if one.background}),
+    )
 
 
 def _in_the_middle(scene: Scene, number: int, seed: int, side: int) -> Scene:

@@ -1,6 +1,6 @@
 """The one-step demo's library calls in order: draw class folders, embed, shard, train, and read back what was drawn.
 
-    prepare → train/drift_loop.train_generator → judge, contact_sheet
+prepare → train/drift_loop.train_generator → judge, contact_sheet
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ IMAGES, SEED = 720, 0
 
 
 def prepare(root: Path, config: DriftConfig, talk: Talk = SILENT, colours: Collection[str] = tuple(COLOURS)) -> Path:
-    """Shards of drawn class folders of `colours` under `root`, at the size that the configuration embeds; what is there already stays."""
+    """Shards of drawn class folders of `colours` under `root`, at the size that the configuration embeds; what is
+    there already stays.
+    """
     side = int(config.data.buckets[0].split("x")[0])
     images, derived, shards = root / "images", root / "derived", root / "shards"
     draw_class_folders(images, IMAGES, SEED, side, talk, colours)
@@ -38,11 +40,20 @@ def prepare(root: Path, config: DriftConfig, talk: Talk = SILENT, colours: Colle
 def judge(pipeline: OneStepPipeline, count: int, alpha: float, seed: int = 0) -> dict[str, Recognised]:
     """By class, what the pixel checker reads from `count` drawn images."""
     seeds = [seed + i for i in range(count)]
-    return {name: recognise(pipeline.decode(pipeline.latents([label] * count, alpha, seeds)), name) for label, name in enumerate(pipeline.classes)}
+    return {
+        name: recognise(pipeline.decode(pipeline.latents([label] * count, alpha, seeds)), name)
+        for label, name in enumerate(pipeline.classes)
+    }
 
 
 def contact_sheet(pipeline: OneStepPipeline, path: Path, count: int, alpha: float) -> None:
     """One row a class, the same seeds in each."""
-    rows = [np.concatenate(list(pipeline.decode(pipeline.latents([label] * count, alpha, list(range(count))))), axis=1)
-            for label in range(len(pipeline.classes))]  # fmt: skip
-    write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), {"step": pipeline.step, "alpha": alpha, "classes": pipeline.classes})
+    rows = [
+        np.concatenate(list(pipeline.decode(pipeline.latents([label] * count, alpha, list(range(count))))), axis=1)
+        for label in range(len(pipeline.classes))
+    ]
+    write_png(
+        path,
+        Image.fromarray(np.concatenate(rows, axis=0)),
+        {"step": pipeline.step, "alpha": alpha, "classes": pipeline.classes},
+    )

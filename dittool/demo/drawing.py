@@ -1,4 +1,5 @@
-"""Draws the demo's captioned data set: one object of a named colour and shape, at a named place, before a named background.
+"""Draws the demo's captioned data set: one object of a named colour and shape, at a named place, before a named
+background.
 
     from dittool.demo.drawing import draw_dataset
     scenes = draw_dataset(Path("data/images"), count=400, seed=0)
@@ -31,9 +32,15 @@ RGB = tuple[int, int, int]
 Point = tuple[float, float]
 T = TypeVar("T")
 
-COLOURS: dict[str, RGB] = {"red": (205, 45, 45), "green": (30, 165, 70), "blue": (50, 80, 210), "yellow": (235, 200, 40)}
+COLOURS: dict[str, RGB] = {
+    "red": (205, 45, 45),
+    "green": (30, 165, 70),
+    "blue": (50, 80, 210),
+    "yellow": (235, 200, 40),
+}
 BACKGROUNDS: dict[str, RGB] = {"white": (232, 232, 232), "gray": (130, 130, 130), "black": (30, 30, 30)}
-POSITIONS: dict[str, Point] = {"left": (0.26, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}  # shares of width and height
+# shares of width and height
+POSITIONS: dict[str, Point] = {"left": (0.26, 0.5), "right": (0.74, 0.5), "top": (0.5, 0.26), "bottom": (0.5, 0.74)}
 SHAPES: dict[str, tuple[Point, ...]] = {  # outlines around the centre of their box, in units of the object's size
     "circle": tuple((0.5 * math.cos(turn * math.tau / 72), 0.5 * math.sin(turn * math.tau / 72)) for turn in range(72)),
     "square": ((-0.46, -0.46), (0.46, -0.46), (0.46, 0.46), (-0.46, 0.46)),
@@ -44,7 +51,8 @@ PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "
 # Width over height, once for each image of a block of 20: mostly square and 3:2 either way, a few wide ones.
 _ASPECTS = (1.0,) * 8 + (3 / 2,) * 5 + (2 / 3,) * 5 + (16 / 9,) * 2
 _SIDES = (128, 192)  # square root of the area in pixels, least and most
-_SIZES = (0.34, 0.42)  # of the object, in shares of the image's short side: large, so that a small model learns it in minutes
+# of the object, in shares of the image's short side: large, so that a small model learns it in minutes
+_SIZES = (0.34, 0.42)
 _WANDER = 0.02  # largest distance from the named place along each axis, in shares of width and height
 _SHADES = (0.85, 1.05)  # factor on the object's colour
 _LEVEL_SHIFT = 12  # largest shift of the background's grey level
@@ -73,10 +81,15 @@ def caption(scene: Scene) -> str:
 
 
 def plan_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes. Each run of 144 holds every colour, shape, position and background together exactly once; each run of 20 the same aspects."""
+    """`count` scenes. Each run of 144 holds every colour, shape, position and background together exactly once;
+    each run of 20 the same aspects.
+    """
     combinations = _dealt(list(product(COLOURS, SHAPES, POSITIONS, BACKGROUNDS)), count, seed, "combination")
     aspects = _dealt(_ASPECTS, count, seed, "aspect")
-    return [_scene(combination, aspect, index, seed) for index, (combination, aspect) in enumerate(zip(combinations, aspects, strict=True))]
+    return [
+        _scene(combination, aspect, index, seed)
+        for index, (combination, aspect) in enumerate(zip(combinations, aspects, strict=True))
+    ]
 
 
 def draw_scene(scene: Scene) -> Image.Image:
@@ -85,7 +98,9 @@ def draw_scene(scene: Scene) -> Image.Image:
     size = scene.size * min(scene.width, scene.height)
     coverage = draw_coverage(scene.shape, scene.width, scene.height, centre, size)
     whole = (scene.width, scene.height)
-    return Image.composite(Image.new("RGB", whole, scene.object_rgb), Image.new("RGB", whole, scene.background_rgb), coverage)
+    return Image.composite(
+        Image.new("RGB", whole, scene.object_rgb), Image.new("RGB", whole, scene.background_rgb), coverage
+    )
 
 
 def draw_coverage(shape: str, width: int, height: int, centre: Point, size: float) -> Image.Image:
@@ -99,8 +114,9 @@ def draw_coverage(shape: str, width: int, height: int, centre: Point, size: floa
 def draw_dataset(folder: Path, count: int, seed: int, talk: Talk = SILENT) -> list[Scene]:
     """Writes `scene-0001.png` and `scene-0001.txt` and so on, and returns the scenes in that order.
 
-    Drawing again what is there already changes nothing. Raises `UsageError` when `count` is not positive or when the folder
-    holds other files (hidden ones aside), which would become part of the data set, and `StorageError` when it cannot be written to.
+    Drawing again what is there already changes nothing. Raises `UsageError` when `count` is not positive or when the
+    folder holds other files (hidden ones aside), which would become part of the data set, and `StorageError` when it
+    cannot be written to.
     """
     if count < 1:
         raise UsageError(f"cannot draw {count} images", "ask for at least one")
@@ -126,18 +142,23 @@ def _scene(combination: tuple[str, str, str, str], aspect: float, index: int, se
     level_shift = between(-_LEVEL_SHIFT, _LEVEL_SHIFT, "level")
     x, y = POSITIONS[position]
     return Scene(
-        colour, shape, position, background,
+        colour,
+        shape,
+        position,
+        background,
         width=round(side * math.sqrt(aspect)),
         height=round(side / math.sqrt(aspect)),
         centre=(x + between(-_WANDER, _WANDER, "x"), y + between(-_WANDER, _WANDER, "y")),
         size=between(*_SIZES, "size"),
         object_rgb=_rgb(value * shade for value in COLOURS[colour]),
         background_rgb=_rgb(value + level_shift for value in BACKGROUNDS[background]),
-    )  # fmt: skip
+    )
 
 
 def _dealt(cards: Sequence[T], count: int, seed: int, what: str) -> list[T]:
-    """The first `count` cards when the whole pack is shuffled and dealt out again and again: as even as it gets, in no order."""
+    """The first `count` cards when the whole pack is shuffled and dealt out again and again: as even as it gets, in
+    no order.
+    """
     dealt: list[T] = []
     while len(dealt) < count:
         order = sorted(range(len(cards)), key=lambda card, start=len(dealt): unit_interval(seed, what, start, card))
@@ -151,7 +172,9 @@ def _rgb(values: Iterable[float]) -> RGB:
 
 
 def _refuse_strangers(folder: Path, expected: set[str]) -> None:
-    strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in expected and not entry.name.startswith("."))
+    strangers = sorted(
+        entry.name for entry in folder.iterdir() if entry.name not in expected and not entry.name.startswith(".")
+    )
     if strangers:
         raise UsageError(
             f"{folder}: holds other files than this drawing's ({len(strangers)} of them, the first is {strangers[0]})",

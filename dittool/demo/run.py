@@ -1,6 +1,6 @@
 """From nothing to a verdict: the library calls of the real commands, in order, on a drawn data set.
 
-    draw → embed → shard → audit → train → audit → validate → sample
+draw → embed → shard → audit → train → audit → validate → sample
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Stand-ins for gated or huge encoders, so that everything runs on a fresh machine without an account or a download.
 
-They sit behind the same interfaces as the real ones and are named `builtin:…` in every identity card. They are not trained:
-features of the image stand-in come from random weights, words are random vectors, and the codec is a fixed transform.
+They sit behind the same interfaces as the real ones and are named `builtin:…` in every identity card. They are not
+trained: features of the image stand-in come from random weights, words are random vectors, and the codec is a fixed
+transform.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _IMAGE_NAMES, _TEXT_NAMES, _VAE_NAMES = ("builtin:dinov3",), ("builtin:words",),
 
 def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
-        raise UsageError(f"encoders.{kind}: '{name}' is not built in; there is {', '.join(known)}", "correct the name, or name a hub id or a folder")
+        raise UsageError(
+            f"encoders.{kind}: '{name}' is not built in; there is {', '.join(known)}",
+            "correct the name, or name a hub id or a folder",
+        )
 
 
 def builtin_image_model(name: str):
@@ -36,13 +40,22 @@ def builtin_image_model(name: str):
     ensure_torchvision()
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    config = DINOv3ViTConfig(patch_size=16, num_register_tokens=4, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    config = DINOv3ViTConfig(
+        patch_size=16,
+        num_register_tokens=4,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
     model = DINOv3ViTModel(config)
     with torch.no_grad():  # from one seed and the parameters' names, whatever initialisation the library's version has
         for parameter_name, parameter in model.named_parameters():
             generator = torch.Generator().manual_seed(derive_seed(name, parameter_name))
             if parameter.dim() < 2:
-                parameter.fill_(1.0 if parameter_name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1")) else 0.0)
+                parameter.fill_(
+                    1.0 if parameter_name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "lambda1")) else 0.0
+                )
             else:
                 fan_in = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(fan_in))
@@ -50,7 +63,9 @@ def builtin_image_model(name: str):
 
 
 class WordVectors:
-    """One fixed vector a word, drawn from N(0, 1) with the word as seed, so that a small model can learn words quickly."""
+    """One fixed vector a word, drawn from N(0, 1) with the word as seed, so that a small model can learn words
+    quickly.
+    """
 
     width = 64
 
@@ -58,7 +73,14 @@ class WordVectors:
         _require_known("text", name, _TEXT_NAMES)
         self._max_tokens = max_tokens
         check = hashlib.sha256(_word_vector("check", self.width).numpy().tobytes()).hexdigest()
-        self.card = {"id": name, "revision": "1", "weights": check, "dtype": "fp32", "width": self.width, "max_tokens": max_tokens}
+        self.card = {
+            "id": name,
+            "revision": "1",
+            "weights": check,
+            "dtype": "fp32",
+            "width": self.width,
+            "max_tokens": max_tokens,
+        }
 
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
         features = []
@@ -96,13 +118,20 @@ class BlockDCT:
         _require_known("vae", name, _VAE_NAMES)
         self._basis = _dct_basis()  # (16, 3·8·8)
         self.card = {
-            "id": name, "revision": "1", "weights": hashlib.sha256(self._basis.numpy().tobytes()).hexdigest(), "dtype": "fp32",
-            "channels": self.channels, "stride": self.stride, "scale": 1.0, "shift": 0.0,
-        }  # fmt: skip
+            "id": name,
+            "revision": "1",
+            "weights": hashlib.sha256(self._basis.numpy().tobytes()).hexdigest(),
+            "dtype": "fp32",
+            "channels": self.channels,
+            "stride": self.stride,
+            "scale": 1.0,
+            "shift": 0.0,
+        }
 
     def encode(self, pixels: np.ndarray) -> Tensor:
         x = to_signed(pixels)  # (B, 3, H, W)
-        blocks = x.unflatten(2, (-1, _BLOCK)).unflatten(4, (-1, _BLOCK)).permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, h, w, 192)
+        # (B, h, w, 192)
+        blocks = x.unflatten(2, (-1, _BLOCK)).unflatten(4, (-1, _BLOCK)).permute(0, 2, 4, 1, 3, 5).flatten(3)
         return (blocks @ self._basis.T / _BLOCK).permute(0, 3, 1, 2).contiguous()  # (B, 16, h, w)
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -116,7 +145,9 @@ def _dct_basis() -> Tensor:
     k, n = torch.arange(_BLOCK, dtype=torch.float64)[:, None], torch.arange(_BLOCK, dtype=torch.float64)[None]
     dct = torch.cos(math.pi * (n + 0.5) * k / _BLOCK) * math.sqrt(2 / _BLOCK)  # (frequency, place)
     dct[0] /= math.sqrt(2)
-    by_frequency = sorted(((u, v) for u in range(_BLOCK) for v in range(_BLOCK)), key=lambda uv: (uv[0] + uv[1], max(uv), uv))
+    by_frequency = sorted(
+        ((u, v) for u in range(_BLOCK) for v in range(_BLOCK)), key=lambda uv: (uv[0] + uv[1], max(uv), uv)
+    )
     colours = torch.tensor(_TO_OPPONENT, dtype=torch.float64)
     rows = [
         torch.einsum("c,y,x->cyx", colours[channel], dct[u], dct[v]).flatten()

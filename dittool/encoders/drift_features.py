@@ -35,10 +35,13 @@ class DriftFeatures(nn.Module):
 
     @staticmethod
     def _vectors(x: Tensor) -> dict[str, Tensor]:
-        """Of one map (B, c, h, w): each location; mean and deviation over all of it, over patches of 2×2 and of 4×4 locations."""
+        """Of one map (B, c, h, w): each location; mean and deviation over all of it, over patches of 2×2 and of 4×4
+        locations.
+        """
         vectors = {"locations": x.flatten(2).transpose(1, 2), "moments": _moments(x, x.shape[2], x.shape[3])}
         for size in (2, 4):
-            if x.shape[2] % size == 0 and x.shape[3] % size == 0 and max(x.shape[2:]) > size:  # one patch over all is `moments`
+            # one patch over all is `moments`
+            if x.shape[2] % size == 0 and x.shape[3] % size == 0 and max(x.shape[2:]) > size:
                 vectors[f"patches{size}"] = _moments(x, size, size)
         return vectors
 

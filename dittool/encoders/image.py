@@ -1,8 +1,9 @@
 """Reference images → DINO features: one CLS token and a grid of patch tokens.
 
 The encoder's own config says how large a patch is and how many register tokens stand between CLS and the patches.
-Tokens come as [CLS, registers, patches in row-major order]; taking the wrong slice would shift the grid without any error.
-So only architectures whose tokens are known to stand so are taken, and what their config says is held against their weights.
+Tokens come as [CLS, registers, patches in row-major order]; taking the wrong slice would shift the grid without any
+error. So only architectures whose tokens are known to stand so are taken, and what their config says is held against
+their weights.
 
 B batch · H W pixels · C width · N patches
 """
@@ -46,7 +47,8 @@ _PIXELS_AT_ONCE = 16 << 20  # sixteen images of 1024²
 
 
 def input_size(width: int, height: int, patch_size: int) -> tuple[int, int]:
-    """(width, height) at which an encoder sees a bucket: each side at the nearest multiple of the patch size, at least one patch.
+    """(width, height) at which an encoder sees a bucket: each side at the nearest multiple of the patch size, at least
+    one patch.
 
     With patch 16 that is the bucket itself; with patch 14 for example 1216x832 → 1218x826.
     """
@@ -79,17 +81,22 @@ class ImageEncoder:
         self.width = int(model.config.hidden_size)
         model = frozen(model, self._dtype)  # training mode would jitter positions
         self.card = {
-            "id": name, "revision": revision, "weights": weights_hash(model), "dtype": dtype,
-            "width": self.width, "patch_size": self.patch_size, "registers": self.registers,
-        }  # fmt: skip
+            "id": name,
+            "revision": revision,
+            "weights": weights_hash(model),
+            "dtype": dtype,
+            "width": self.width,
+            "patch_size": self.patch_size,
+            "registers": self.registers,
+        }
         self._model = model.to(self._device)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> ImageFeatures:
         """pixels: (B, H, W, 3) uint8, bucketed images, any number of one size.
 
-        Raises `BadDataError` when a side is no multiple of the patch size and cannot be a bucket's, when the tokens do not fill the
-        grid, or when they are not finite, in fp32 either.
+        Raises `BadDataError` when a side is no multiple of the patch size and cannot be a bucket's, when the tokens do
+        not fill the grid, or when they are not finite, in fp32 either.
         """
         at_once = max(1, _PIXELS_AT_ONCE // (pixels.shape[1] * pixels.shape[2]))
         tokens = torch.cat([self._tokens(pixels[start : start + at_once]) for start in range(0, len(pixels), at_once)])
@@ -100,28 +107,36 @@ class ImageEncoder:
         x = self.preprocess(to_device(torch.from_numpy(np.ascontiguousarray(pixels)), self._device))
         tokens = to_cpu(self._forward(x))
         if not torch.isfinite(tokens).all() and self._dtype != torch.float32:
-            self._talk.warn(f"{self.card['id']}: features of {len(tokens)} images are not all finite in {self.card['dtype']}; computed again in fp32")
+            self._talk.warn(
+                f"{self.card['id']}: features of {len(tokens)} images are not all finite in {self.card['dtype']};"
+                " computed again in fp32"
+            )
             with in_fp32(self._model, self._dtype):
                 tokens = to_cpu(self._forward(x))
         if broken := int((~torch.isfinite(tokens)).flatten(1).any(dim=1).sum()):
             raise BadDataError(
                 f"{self.card['id']}: features of {broken} of {len(tokens)} images are not finite, in fp32 either",
-                "the encoder's weights are damaged: fetch them again, or name another encoder with -s encoders.image=NAME",
+                "the encoder's weights are damaged: fetch them again, or name another encoder with -s"
+                " encoders.image=NAME",
             )
         return tokens
 
     def preprocess(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) uint8 → (B, 3, H', W') float32, normalised, at the encoder's own size: resized, never cropped."""
+        """(B, H, W, 3) uint8 → (B, 3, H', W') float32, normalised, at the encoder's own size: resized, never
+        cropped.
+        """
         height, width = pixels.shape[1:3]
         target = input_size(width, height, self.patch_size)
         if target != (width, height) and SIDE_MULTIPLE % self.patch_size == 0:
             raise BadDataError(
-                f"{self.card['id']}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the patch size {self.patch_size}",
+                f"{self.card['id']}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the"
+                f" patch size {self.patch_size}",
                 "bring it into a bucket first (dittool.data.images.fit_to_bucket)",
             )
         x = pixels.permute(0, 3, 1, 2).float() / 255
         if target != (width, height):
-            x = F.interpolate(x, size=target[::-1], mode="bicubic", antialias=True).clamp(0, 1)  # bicubic overshoots at edges
+            # bicubic overshoots at edges
+            x = F.interpolate(x, size=target[::-1], mode="bicubic", antialias=True).clamp(0, 1)
         return (x - x.new_tensor(_MEAN)[:, None, None]) / x.new_tensor(_STD)[:, None, None]
 
     def _forward(self, x: Tensor) -> Tensor:
@@ -129,8 +144,8 @@ class ImageEncoder:
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         if tokens.shape[1] != 1 + self.registers + rows * columns:
             raise BadDataError(
-                f"{self.card['id']}: {tokens.shape[1]} tokens for an input of {x.shape[3]}x{x.shape[2]}, but CLS, {self.registers} registers and "
-                f"a grid of {rows}×{columns} are {1 + self.registers + rows * columns}",
+                f"{self.card['id']}: {tokens.shape[1]} tokens for an input of {x.shape[3]}x{x.shape[2]}, but CLS,"
+                f" {self.registers} registers and a grid of {rows}×{columns} are {1 + self.registers + rows * columns}",
                 "the encoder's config does not describe its tokens: check patch_size and num_register_tokens",
             )
         return tokens
@@ -140,18 +155,23 @@ def _patch_size(config: Any, name: str) -> int:
     size = config.patch_size
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1 or min(sides) < 1:
-        raise BadDataError(f"{name}: patch_size {size} in its config, only square patches can be used", "name another encoder")
+        raise BadDataError(
+            f"{name}: patch_size {size} in its config, only square patches can be used", "name another encoder"
+        )
     return int(sides.pop())
 
 
 def _register_tokens(model: Any, name: str) -> int:
-    """How many register tokens the model puts between CLS and the patches: what its weights have, which its config must confirm."""
+    """How many register tokens the model puts between CLS and the patches: what its weights have, which its config
+    must confirm.
+    """
     weights = getattr(model.embeddings, "register_tokens", None)
     found = 0 if weights is None else int(weights.shape[1])
     stated = int(getattr(model.config, "num_register_tokens", 0) or 0)
     if stated != found:
         raise BadDataError(
-            f"{name}: its config says {stated} register tokens, its weights have {found}: the patches would be looked for in the wrong place",
+            f"{name}: its config says {stated} register tokens, its weights have {found}: the patches would be looked"
+            " for in the wrong place",
             "restore the config.json that belongs to these weights: fetch both again",
         )
     return found
@@ -177,7 +197,11 @@ def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> ImageEncod
     config = load_pretrained("image", name, lambda local: AutoConfig.from_pretrained(source, local_files_only=local))
     require_model_type("image", name, config, DINO_TYPES)
     model, info = load_pretrained(
-        "image", name, lambda local: AutoModel.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True)
+        "image",
+        name,
+        lambda local: AutoModel.from_pretrained(
+            source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
+        ),
     )
     require_all_loaded("image", name, info)
     return ImageEncoder(model, name, revision_of(name), dtype, talk)

@@ -1,6 +1,7 @@
 """Widths of well-known encoders, for telling a model's size before any features exist.
 
-Training never reads this table: there the widths come from the data's identity card. Sources: the encoders' own configs on the hub.
+Training never reads this table: there the widths come from the data's identity card. Sources: the encoders' own configs
+on the hub.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ LATENT_CHANNELS = {
 
 
 def known_dims(image: str, text: str, vae: str) -> dict[str, int] | None:
-    """`text_dim`, `image_dim` and `latent_channels` for three names of `[encoders]`; None when one of them is not in the tables."""
-    dims = {"text_dim": TEXT_WIDTHS.get(text), "image_dim": IMAGE_WIDTHS.get(image), "latent_channels": LATENT_CHANNELS.get(vae)}
+    """`text_dim`, `image_dim` and `latent_channels` for three names of `[encoders]`; None when one of them is not
+    in the tables.
+    """
+    dims = {
+        "text_dim": TEXT_WIDTHS.get(text),
+        "image_dim": IMAGE_WIDTHS.get(image),
+        "latent_channels": LATENT_CHANNELS.get(vae),
+    }
     return dims if all(dims.values()) else None

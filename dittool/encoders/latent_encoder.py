@@ -1,7 +1,8 @@
-"""Small encoders of latents, whose feature maps the drifting objective compares samples in. Both are frozen when it does.
+"""Small encoders of latents, whose feature maps the drifting objective compares samples in. Both are frozen when it
+does.
 
-`SeededEncoder` is fixed and untrained. `LatentEncoder` is trained before the generator, on the same latents: it fills in patches that
-were hidden from it and, where labels are wanted, names the class (`train/feature_encoder.py`).
+`SeededEncoder` is fixed and untrained. `LatentEncoder` is trained before the generator, on the same latents: it fills
+in patches that were hidden from it and, where labels are wanted, names the class (`train/feature_encoder.py`).
 
 B batch · C latent channels · h w cells · D width, channels of the first map
 """
@@ -20,13 +21,16 @@ _SEEDED_WIDTH = 32
 
 
 class SeededEncoder(nn.Module):
-    """Seeded convolutions without biases: it tells textures and places apart better than raw values do, and knows nothing of what is drawn."""
+    """Seeded convolutions without biases: it tells textures and places apart better than raw values do, and knows
+    nothing of what is drawn.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         sizes = (channels, _SEEDED_WIDTH, 2 * _SEEDED_WIDTH)
         self.convolutions = nn.ModuleList(  # without first weights, which would be drawn from the global generator
-            nn.utils.skip_init(nn.Conv2d, sizes[i], sizes[i + 1], 3, stride=1 + (i > 0), padding=1, bias=False) for i in range(len(sizes) - 1)
+            nn.utils.skip_init(nn.Conv2d, sizes[i], sizes[i + 1], 3, stride=1 + (i > 0), padding=1, bias=False)
+            for i in range(len(sizes) - 1)
         )
         for index, convolution in enumerate(self.convolutions):
             generator = torch.Generator().manual_seed(derive_seed("drift features", index, channels))
@@ -58,7 +62,9 @@ class LatentEncoder(nn.Module):
         return [first, x + F.silu(self.refine_half(x))]
 
     def filled_in(self, latents: Tensor, hidden: Tensor) -> Tensor:
-        """What it takes for the whole latent, (B, C, h, w), when it does not see the cells where `hidden` (B, 1, h, w) is true."""
+        """What it takes for the whole latent, (B, C, h, w), when it does not see the cells where `hidden` (B, 1, h,
+        w) is true.
+        """
         rows, columns = latents.shape[2:]
         seen = torch.where(hidden, self.hidden, latents)
         return F.pixel_shuffle(self.fill(self.maps(seen)[-1]), 2)[:, :, :rows, :columns]

@@ -1,7 +1,9 @@
-"""Loading pretrained weights from a local folder or a hub id, whole or not at all, and saying exactly what is missing when they are not there.
+"""Loading pretrained weights from a local folder or a hub id, whole or not at all, and saying exactly what is missing
+when they are not there.
 
-The libraries are content with less than we are: a tensor that a file lacks is drawn at random with a warning, and a damaged file raises
-whatever its reader raises. Here each of these is one `DitError` that names the weights, the reason, and the command that helps.
+The libraries are content with less than we are: a tensor that a file lacks is drawn at random with a warning, and a
+damaged file raises whatever its reader raises. Here each of these is one `DitError` that names the weights, the reason,
+and the command that helps.
 """
 
 from __future__ import annotations
@@ -34,18 +36,24 @@ Loaded = TypeVar("Loaded")
 
 
 def load_pretrained(kind: str, name: str, load: Callable[[bool], Loaded]) -> Loaded:
-    """Loads from this disk when the weights are there, else from the hub; every way of not getting them is one `WeightsMissingError`.
+    """Loads from this disk when the weights are there, else from the hub; every way of not getting them is one
+    `WeightsMissingError`.
 
     Args:
         kind: "image", "text" or "vae": which key of `[encoders]` named the weights.
         name: hub id or local folder.
         load: called with `local_files_only`. Its `DitError`s pass.
 
-    Raises `WeightsMissingError`, and `BadDataError` naming the file when weights in a local folder are cut short or damaged.
+    Raises `WeightsMissingError`, and `BadDataError` naming the file when weights in a local folder are cut short or
+    damaged.
     """
     local = Path(name).expanduser()
-    if not local.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors")):
-        raise WeightsMissingError(f"encoders.{kind}: {name}: no such folder or file", "check the path, or name a hub id")
+    if not local.exists() and (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors")
+    ):
+        raise WeightsMissingError(
+            f"encoders.{kind}: {name}: no such folder or file", "check the path, or name a hub id"
+        )
     return _load_folder(kind, name, local, load) if local.exists() else _load_hub(kind, name, load)
 
 
@@ -53,7 +61,8 @@ def _load_folder(kind: str, name: str, local: Path, load: Callable[[bool], Loade
     files, absent = _weight_files(kind, local)
     if absent:
         raise WeightsMissingError(
-            f"encoders.{kind}: {local}: {len(absent)} of {len(files) + len(absent)} parts are missing, the first is {absent[0].name}",
+            f"encoders.{kind}: {local}: {len(absent)} of {len(files) + len(absent)} parts are missing, the first is"
+            f" {absent[0].name}",
             "fetch the rest: run the same download again",
         )
     for file in files:
@@ -62,7 +71,9 @@ def _load_folder(kind: str, name: str, local: Path, load: Callable[[bool], Loade
         return load(True)
     except Exception as error:
         _pass_on(error)
-        raise WeightsMissingError(f"encoders.{kind}: cannot load '{name}': {_first_line(error)}", _folder_hint(kind)) from error
+        raise WeightsMissingError(
+            f"encoders.{kind}: cannot load '{name}': {_first_line(error)}", _folder_hint(kind)
+        ) from error
 
 
 def _load_hub(kind: str, name: str, load: Callable[[bool], Loaded]) -> Loaded:
@@ -75,7 +86,8 @@ def _load_hub(kind: str, name: str, load: Callable[[bool], Loaded]) -> Loaded:
         raise _damaged_copy(kind, name, error.message) from error
     except Exception as error:
         _pass_on(error)
-        if not isinstance(error, (OSError, ValueError, KeyError)):  # those are how the libraries say that it is not here
+        # those are how the libraries say that it is not here
+        if not isinstance(error, (OSError, ValueError, KeyError)):
             raise _damaged_copy(kind, name, _first_line(error)) from error
     if refusal := _hub_refusal(name):
         raise WeightsMissingError(f"encoders.{kind}: cannot load '{name}': {refusal}", _hub_hint(kind, name))
@@ -83,11 +95,16 @@ def _load_hub(kind: str, name: str, load: Callable[[bool], Loaded]) -> Loaded:
         return load(False)
     except Exception as error:
         _pass_on(error)
-        raise WeightsMissingError(f"encoders.{kind}: cannot load '{name}': {_first_line(error)}", _hub_hint(kind, name)) from error
+        raise WeightsMissingError(
+            f"encoders.{kind}: cannot load '{name}': {_first_line(error)}", _hub_hint(kind, name)
+        ) from error
 
 
 def _damaged_copy(kind: str, name: str, why: str) -> WeightsMissingError:
-    return WeightsMissingError(f"encoders.{kind}: the copy of '{name}' on this disk is damaged: {why}", _hub_hint(kind, name, "--force-download"))
+    return WeightsMissingError(
+        f"encoders.{kind}: the copy of '{name}' on this disk is damaged: {why}",
+        _hub_hint(kind, name, "--force-download"),
+    )
 
 
 def location_of(name: str) -> str:
@@ -112,12 +129,14 @@ def require_all_loaded(kind: str, name: str, info: Mapping[str, Any]) -> None:
     """
     if missing := sorted(info["missing_keys"]):
         raise WeightsMissingError(
-            f"encoders.{kind}: '{name}' lacks {len(missing)} of the model's tensors, the first: {', '.join(missing[:_SHOWN])}",
+            f"encoders.{kind}: '{name}' lacks {len(missing)} of the model's tensors, the first:"
+            f" {', '.join(missing[:_SHOWN])}",
             "the weights belong to another architecture than config.json says, or were cut: fetch them again",
         )
     if registers := [key for key in info["unexpected_keys"] if "register" in key]:
         raise BadDataError(
-            f"encoders.{kind}: '{name}' has the tensor {registers[0]}, but its config.json describes a model without register tokens",
+            f"encoders.{kind}: '{name}' has the tensor {registers[0]}, but its config.json describes a model without"
+            " register tokens",
             "restore the config.json that belongs to these weights: fetch both again",
         )
 
@@ -128,12 +147,15 @@ def require_model_type(kind: str, name: str, config: Any, known: Mapping[str, st
     if found not in known:
         raise UsageError(
             f"encoders.{kind}: '{name}' is of the type '{found}', not one of {', '.join(known)}",
-            f"name {' or '.join(dict.fromkeys(known.values()))}, for example -s encoders.{kind}={_SUBSTITUTES[kind][0]}",
+            f"name {' or '.join(dict.fromkeys(known.values()))}, for example -s"
+            f" encoders.{kind}={_SUBSTITUTES[kind][0]}",
         )
 
 
 def quiet(library: Any) -> None:
-    """Keeps the load reports and bars of transformers or diffusers off the terminal: what matters in them is an error of ours."""
+    """Keeps the load reports and bars of transformers or diffusers off the terminal: what matters in them is an
+    error of ours.
+    """
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 
@@ -149,7 +171,9 @@ def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @contextmanager
 def in_fp32(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Computes in fp32 for a while, then goes back to `dtype`. bf16 → fp32 → bf16 gives every weight back bit by bit."""
+    """Computes in fp32 for a while, then goes back to `dtype`. bf16 → fp32 → bf16 gives every weight back bit by
+    bit.
+    """
     _cast(model, torch.float32)
     try:
         yield
@@ -163,7 +187,8 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of all parameters and buffers: the same weights give the same hash anywhere.
+    """SHA-256 over names, shapes, dtypes and bytes of all parameters and buffers: the same weights give the same hash
+    anywhere.
 
     Goes tensor by tensor: nothing is copied for a model on the CPU, one tensor at a time for one on a GPU.
     """
@@ -185,7 +210,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def to_cpu(tensor: Tensor) -> Tensor:
-    """A device's tensor on the CPU in float32. It travels in its own dtype, through pinned memory: several times faster than pageable."""
+    """A device's tensor on the CPU in float32. It travels in its own dtype, through pinned memory: several times
+    faster than pageable.
+    """
     if tensor.device.type == "cuda":
         pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         pinned.copy_(tensor, non_blocking=True)
@@ -195,9 +222,14 @@ def to_cpu(tensor: Tensor) -> Tensor:
 
 
 def _weight_files(kind: str, local: Path) -> tuple[list[Path], list[Path]]:
-    """The `.safetensors` files that a library would read from a folder: those that are there, and those that its index names in vain."""
+    """The `.safetensors` files that a library would read from a folder: those that are there, and those that its
+    index names in vain.
+    """
     folder = local / "vae" if kind == "vae" and (local / "vae").is_dir() else local
-    whole, index = folder / f"{_WEIGHT_FILES[kind]}.safetensors", folder / f"{_WEIGHT_FILES[kind]}.safetensors.index.json"
+    whole, index = (
+        folder / f"{_WEIGHT_FILES[kind]}.safetensors",
+        folder / f"{_WEIGHT_FILES[kind]}.safetensors.index.json",
+    )
     if whole.is_file():
         return [whole], []
     files = [folder / part for part in _parts_of(index)] if index.is_file() else []
@@ -207,19 +239,27 @@ def _weight_files(kind: str, local: Path) -> tuple[list[Path], list[Path]]:
 def _parts_of(index: Path) -> list[str]:
     content = read_json(index)
     parts = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(parts, dict) or not parts or not all(isinstance(part, str) and Path(part).name == part for part in parts.values()):
+    if (
+        not isinstance(parts, dict)
+        or not parts
+        or not all(isinstance(part, str) and Path(part).name == part for part in parts.values())
+    ):
         raise BadDataError(f"{index}: no weight_map of file names", "fetch the file again")
     return sorted(set(parts.values()))
 
 
 def _pass_on(error: Exception) -> None:
-    """Lets through what is not about missing weights: errors that already say what to do, a full disk, exhausted memory."""
+    """Lets through what is not about missing weights: errors that already say what to do, a full disk, exhausted
+    memory.
+    """
     if isinstance(error, (DitError, MemoryError)) or (isinstance(error, OSError) and from_os_error(error)):
         raise error
 
 
 def _folder_hint(kind: str) -> str:
-    files = f"config.json and {_WEIGHT_FILES[kind]}.safetensors" + (" and the tokenizer's files" if kind == "text" else "")
+    files = f"config.json and {_WEIGHT_FILES[kind]}.safetensors" + (
+        " and the tokenizer's files" if kind == "text" else ""
+    )
     return f"the folder must hold {files}, as save_pretrained writes them and hf download fetches them"
 
 
@@ -228,11 +268,16 @@ def _hub_hint(kind: str, name: str, option: str = "") -> str:
     parts = " --include 'vae/*'" if kind == "vae" and name.startswith("black-forest-labs/") else ""
     fetch = f"hf download {name}{parts} {option}".rstrip()
     others = f"ungated and usable at once: -s encoders.{kind}={substitute} ({remark}); " if substitute != name else ""
-    return f"fetch it where there is a network: {fetch}; {others}a stand-in without weights: -s encoders.{kind}={_BUILTIN[kind]}"
+    return (
+        f"fetch it where there is a network: {fetch}; {others}a stand-in without weights: -s"
+        f" encoders.{kind}={_BUILTIN[kind]}"
+    )
 
 
 def _snapshot(name: str) -> Path | None:
-    """The folder of the hub's cache in which this repository's files lie, named by their commit; None when nothing was fetched."""
+    """The folder of the hub's cache in which this repository's files lie, named by their commit; None when nothing
+    was fetched.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

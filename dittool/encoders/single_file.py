@@ -1,8 +1,9 @@
 """An autoencoder in one `.safetensors` file, such as Flux's `ae.safetensors`: checked first, loaded without a network.
 
-The published files name their tensors as the original code does (`encoder.down.0.block.0.conv1.weight`), diffusers as it does
-(`encoder.down_blocks.0.resnets.0.conv1.weight`); both are read. A file says nothing about scale, shift and norm groups, and the autoencoders of
-Flux and SD3 have the same shapes: so a config comes from beside the file, or the file bears the name under which Flux's is published.
+The published files name their tensors as the original code does (`encoder.down.0.block.0.conv1.weight`), diffusers as
+it does (`encoder.down_blocks.0.resnets.0.conv1.weight`); both are read. A file says nothing about scale, shift and norm
+groups, and the autoencoders of Flux and SD3 have the same shapes: so a config comes from beside the file, or the file
+bears the name under which Flux's is published.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ FLUX_CONFIG: dict[str, Any] = {  # vae/config.json of FLUX.1-schnell and -dev
     "use_post_quant_conv": False,
 }
 
-# Original name → diffusers' name, between the leading `encoder.` or `decoder.` and the trailing `.weight` or `.bias`. Up blocks: below.
+# Original name → diffusers' name, between the leading `encoder.` or `decoder.` and the trailing `.weight` or `.bias`.
+# Up blocks: below.
 _RENAMED = (
     (r"down\.(\d+)\.block\.(\d+)\.", r"down_blocks.\1.resnets.\2."),
     (r"down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0."),
@@ -55,10 +57,13 @@ _ATTENTION = re.compile(r"mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
 def load_single_file(file: Path) -> Any:
     """diffusers' autoencoder with the file's weights, in fp32 on the CPU.
 
-    Raises `BadDataError` (damaged, or of another architecture than its config), `UnsafeFileError`, `WeightsMissingError` (no config for it).
+    Raises `BadDataError` (damaged, or of another architecture than its config), `UnsafeFileError`,
+    `WeightsMissingError` (no config for it).
     """
     if file.suffix != ".safetensors":
-        raise BadDataError(f"encoders.vae: {file}: not a .safetensors file", "name a .safetensors file, or a folder with config.json")
+        raise BadDataError(
+            f"encoders.vae: {file}: not a .safetensors file", "name a .safetensors file, or a folder with config.json"
+        )
     state = load_weights(file)  # after every check that the bytes allow
     config = _config_for(file)
     model = autoencoder_class(config, str(file)).from_config(config)
@@ -69,7 +74,9 @@ def load_single_file(file: Path) -> Any:
 
 
 def diffusers_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an AutoencoderKL in the original layout under diffusers' names; those in diffusers' layout as they are."""
+    """The tensors of an AutoencoderKL in the original layout under diffusers' names; those in diffusers' layout as
+    they are.
+    """
     if not any(name.startswith("encoder.down.") for name in state):
         return dict(state)
     ups = 1 + max((int(found[1]) for name in state if (found := re.match(r"decoder\.up\.(\d+)\.", name))), default=0)

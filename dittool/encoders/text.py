@@ -34,8 +34,9 @@ from dittool.errors import BadDataError, WeightsMissingError
 
 T5_TYPES = {"t5": "a T5", "mt5": "an mT5"}
 
-# Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next to no padding (measured:
-# half the time of batches of 16 in the order of the data). Many on a GPU, which small batches leave idle: sixteen captions of full length.
+# Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next
+# to no padding (measured: half the time of batches of 16 in the order of the data). Many on a GPU, which small batches
+# leave idle: sixteen captions of full length.
 _TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
 _PROBE = "a photo of a red bird"  # words that every tokenizer of the family knows
 
@@ -60,13 +61,22 @@ class TextEncoder(Protocol):
 class T5Encoder:
     """The encoder half of a T5 model. fp16 overflows in it, so it runs in bf16 or fp32."""
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, revision: str, dtype: str, max_tokens: int, talk: Talk = SILENT) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, revision: str, dtype: str, max_tokens: int, talk: Talk = SILENT
+    ) -> None:
         self._device, self._dtype, self._talk = device_of_choice(), DTYPES[dtype], talk
         self._tokenizer, self._max_tokens = tokenizer, max_tokens
         self.width = int(model.config.d_model)
         _require_words(tokenizer, int(model.config.vocab_size), name)
         model = frozen(model, self._dtype)
-        self.card = {"id": name, "revision": revision, "weights": weights_hash(model), "dtype": dtype, "width": self.width, "max_tokens": max_tokens}
+        self.card = {
+            "id": name,
+            "revision": revision,
+            "weights": weights_hash(model),
+            "dtype": dtype,
+            "width": self.width,
+            "max_tokens": max_tokens,
+        }
         self._model = model.to(self._device)
 
     @torch.inference_mode()
@@ -78,7 +88,11 @@ class T5Encoder:
         tokens = [self._token_ids(caption) for caption in captions]
         hidden: list[Tensor] = [torch.empty(0)] * len(captions)
         for group in _groups([len(ids) for ids, _ in tokens], _TOKENS_AT_ONCE[self._device.type]):
-            for index, row in zip(group, self._finite([tokens[index][0] for index in group], [captions[index] for index in group]), strict=True):
+            for index, row in zip(
+                group,
+                self._finite([tokens[index][0] for index in group], [captions[index] for index in group]),
+                strict=True,
+            ):
                 hidden[index] = row
         return [TextFeatures(row, cut) for row, (_, cut) in zip(hidden, tokens, strict=True)]
 
@@ -93,15 +107,20 @@ class T5Encoder:
         rows = self._forward(tokens)
         broken = [index for index, row in enumerate(rows) if not torch.isfinite(row).all()]
         if broken and self._dtype != torch.float32:
-            self._talk.warn(f"{self.card['id']}: features of {len(broken)} captions are not finite in {self.card['dtype']}; computed again in fp32")
+            self._talk.warn(
+                f"{self.card['id']}: features of {len(broken)} captions are not finite in {self.card['dtype']};"
+                " computed again in fp32"
+            )
             with in_fp32(self._model, self._dtype):
                 for index, row in zip(broken, self._forward([tokens[index] for index in broken]), strict=True):
                     rows[index] = row
         for index in broken:
             if not torch.isfinite(rows[index]).all():
                 raise BadDataError(
-                    f"{self.card['id']}: features of the caption {ascii(captions[index])[:80]} are not finite, in fp32 either",
-                    "the encoder's weights are damaged: fetch them again, or name another encoder with -s encoders.text=NAME",
+                    f"{self.card['id']}: features of the caption {ascii(captions[index])[:80]} are not finite, in fp32"
+                    " either",
+                    "the encoder's weights are damaged: fetch them again, or name another encoder with -s"
+                    " encoders.text=NAME",
                 )
         return rows
 
@@ -112,12 +131,16 @@ class T5Encoder:
         for row, one in enumerate(tokens):
             ids[row, : len(one)] = torch.tensor(one)
             mask[row, : len(one)] = 1
-        hidden = self._model(input_ids=to_device(ids, self._device), attention_mask=to_device(mask, self._device)).last_hidden_state
+        hidden = self._model(
+            input_ids=to_device(ids, self._device), attention_mask=to_device(mask, self._device)
+        ).last_hidden_state
         return [row[: len(one)].clone() for row, one in zip(to_cpu(hidden), tokens, strict=True)]
 
 
 def _groups(lengths: Sequence[int], tokens_at_once: int) -> Iterator[list[int]]:
-    """Indices of captions to compute together: sorted by length, each group at most so many tokens with its padding, or one caption."""
+    """Indices of captions to compute together: sorted by length, each group at most so many tokens with its
+    padding, or one caption.
+    """
     group: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         if group and (len(group) + 1) * lengths[index] > tokens_at_once:
@@ -132,7 +155,11 @@ def _require_words(tokenizer: Any, vocabulary: int, name: str) -> None:
     """Without its own files the library makes up a tokenizer to which every word is unknown."""
     ids = tokenizer(_PROBE).input_ids
     if tokenizer.unk_token_id in ids or max(ids) >= vocabulary:
-        fault = "does not know plain words" if tokenizer.unk_token_id in ids else f"gives token {max(ids)}, the model knows {vocabulary}"
+        fault = (
+            "does not know plain words"
+            if tokenizer.unk_token_id in ids
+            else f"gives token {max(ids)}, the model knows {vocabulary}"
+        )
         raise WeightsMissingError(
             f"encoders.text: '{name}': its tokenizer {fault}: its files are missing or belong to another model",
             "put tokenizer.json (or spiece.model) and tokenizer_config.json of the same model beside config.json",
@@ -140,17 +167,23 @@ def _require_words(tokenizer: Any, vocabulary: int, name: str) -> None:
 
 
 def _about_sentencepiece(name: str, error: WeightsMissingError) -> WeightsMissingError:
-    """Google's T5 checkpoints bring their words as `spiece.model` alone; without the package for it the library asks for another one."""
-    if importlib.util.find_spec("sentencepiece") or not ("tiktoken" in error.message or "sentencepiece" in error.message):
+    """Google's T5 checkpoints bring their words as `spiece.model` alone; without the package for it the library
+    asks for another one.
+    """
+    if importlib.util.find_spec("sentencepiece") or not (
+        "tiktoken" in error.message or "sentencepiece" in error.message
+    ):
         return error
     return WeightsMissingError(
-        f"encoders.text: the tokenizer of '{name}' is a SentencePiece model, and the package that reads it is not installed",
+        f"encoders.text: the tokenizer of '{name}' is a SentencePiece model, and the package that reads it is not"
+        " installed",
         "install it: pip install sentencepiece",
     )
 
 
 def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILENT) -> TextEncoder:
-    """A built-in encoder, a hub id or a local folder of a T5. `talk` is told when captions had to be computed again in fp32.
+    """A built-in encoder, a hub id or a local folder of a T5. `talk` is told when captions had to be computed again in
+    fp32.
 
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
@@ -167,11 +200,17 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILEN
     config = load_pretrained("text", name, lambda local: AutoConfig.from_pretrained(source, local_files_only=local))
     require_model_type("text", name, config, T5_TYPES)
     try:
-        tokenizer = load_pretrained("text", name, lambda local: AutoTokenizer.from_pretrained(source, local_files_only=local))
+        tokenizer = load_pretrained(
+            "text", name, lambda local: AutoTokenizer.from_pretrained(source, local_files_only=local)
+        )
     except WeightsMissingError as error:
         raise _about_sentencepiece(name, error) from error
     model, info = load_pretrained(
-        "text", name, lambda local: T5EncoderModel.from_pretrained(source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True)
+        "text",
+        name,
+        lambda local: T5EncoderModel.from_pretrained(
+            source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
+        ),
     )
     require_all_loaded("text", name, info)
     return T5Encoder(model, tokenizer, name, revision_of(name), dtype, max_tokens, talk)

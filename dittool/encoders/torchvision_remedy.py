@@ -1,9 +1,10 @@
-"""Makes torchvision importable where its build does not fit torch's, so that transformers, diffusers and lpips import too.
+"""Makes torchvision importable where its build does not fit torch's, so that transformers, diffusers and lpips import
+too.
 
-The package registry's torchvision is a CUDA build. Beside a CPU build of torch its compiled operators cannot be loaded, and
-`import torchvision` ends in "operator torchvision::nms does not exist": it describes two operators to torch that nobody
-defined. All three libraries import torchvision, although nothing that we use calls those operators. Defining their schemas,
-without code behind them, is enough.
+The package registry's torchvision is a CUDA build. Beside a CPU build of torch its compiled operators cannot be loaded,
+and `import torchvision` ends in "operator torchvision::nms does not exist": it describes two operators to torch that
+nobody defined. All three libraries import torchvision, although nothing that we use calls those operators. Defining
+their schemas, without code behind them, is enough.
 """
 
 from __future__ import annotations

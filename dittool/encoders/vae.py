@@ -1,6 +1,7 @@
 """Images ↔ latents. What is stored is the posterior's mode, unscaled; scale and shift travel in the identity card.
 
-Channels, stride, scale and shift are the autoencoder's own, read from its config: 16 channels at stride 8 for Flux, 32 at stride 32 for DC-AE.
+Channels, stride, scale and shift are the autoencoder's own, read from its config: 16 channels at stride 8 for Flux, 32
+at stride 32 for DC-AE.
 
 B batch · H W pixels · C latent channels · h w = H/stride, W/stride
 """
@@ -72,14 +73,22 @@ class PretrainedCodec:
         self.stride = 2 ** (len(config[self._kind.stages]) - 1)
         model = frozen(model, torch.float32)
         self.card = {
-            "id": name, "revision": revision, "weights": weights_hash(model), "dtype": "fp32", "channels": self.channels, "stride": self.stride,
-            "scale": float(config.scaling_factor), "shift": float(config.get("shift_factor") or 0.0),
-        }  # fmt: skip
+            "id": name,
+            "revision": revision,
+            "weights": weights_hash(model),
+            "dtype": "fp32",
+            "channels": self.channels,
+            "stride": self.stride,
+            "scale": float(config.scaling_factor),
+            "shift": float(config.get("shift_factor") or 0.0),
+        }
         self._model = model.to(self._device)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> Tensor:
-        """Any number of images of one size. Raises `BadDataError` when the stride does not divide a side or the latents are not finite."""
+        """Any number of images of one size. Raises `BadDataError` when the stride does not divide a side or the
+        latents are not finite.
+        """
         height, width = pixels.shape[1:3]
         if height % self.stride or width % self.stride:
             raise BadDataError(
@@ -113,15 +122,18 @@ class PretrainedCodec:
         if broken := int((~torch.isfinite(values)).flatten(1).any(dim=1).sum()):
             raise BadDataError(
                 f"{self.card['id']}: {what} of {broken} of {len(values)} images are not finite, in fp32",
-                "its weights are damaged, or the latents are: check the files with dit inspect-ckpt, or name another with -s encoders.vae=NAME",
+                "its weights are damaged, or the latents are: check the files with dit inspect-ckpt, or name another"
+                " with -s encoders.vae=NAME",
             )
         return values
 
 
 def load_codec(name: str) -> LatentCodec:
-    """A built-in codec, a hub id or a local folder (its `vae` subfolder where it has one), or a single `.safetensors` file.
+    """A built-in codec, a hub id or a local folder (its `vae` subfolder where it has one), or a single `.safetensors`
+    file.
 
-    Raises `WeightsMissingError`, `UsageError` for a class that is none of `AUTOENCODERS`, `BadDataError` and `UnsafeFileError` for damaged files.
+    Raises `WeightsMissingError`, `UsageError` for a class that is none of `AUTOENCODERS`, `BadDataError` and
+    `UnsafeFileError` for damaged files.
     """
     if name.startswith("builtin:"):
         from dittool.encoders.builtin import BlockDCT
@@ -148,14 +160,17 @@ def autoencoder_class(config: dict[str, Any], where: str) -> Any:
     wanted = config.get("_class_name")
     if wanted not in AUTOENCODERS:
         raise UsageError(
-            f"encoders.vae: '{where}' is {f'of the class {wanted}' if wanted else 'no model of diffusers'}, not one of {', '.join(AUTOENCODERS)}",
+            f"encoders.vae: '{where}' is {f'of the class {wanted}' if wanted else 'no model of diffusers'}, not one of"
+            f" {', '.join(AUTOENCODERS)}",
             "name an autoencoder for images, for example -s encoders.vae=madebyollin/taef1",
         )
     return getattr(diffusers, wanted)
 
 
 def _from_pretrained(name: str, local_only: bool) -> tuple[Any, str | None]:
-    """((model, loading info), commit on the hub). The autoencoder of a pipeline lies in its `vae` folder, one of its own at the top."""
+    """((model, loading info), commit on the hub). The autoencoder of a pipeline lies in its `vae` folder, one of
+    its own at the top.
+    """
     from diffusers import AutoencoderKL
 
     source = location_of(name)
@@ -165,7 +180,11 @@ def _from_pretrained(name: str, local_only: bool) -> tuple[Any, str | None]:
     for folder in folders:
         try:
             config, _, commit = AutoencoderKL.load_config(
-                source, subfolder=folder, local_files_only=local_only, return_unused_kwargs=True, return_commit_hash=True
+                source,
+                subfolder=folder,
+                local_files_only=local_only,
+                return_unused_kwargs=True,
+                return_commit_hash=True,
             )
         except OSError:
             if folder is folders[-1]:
@@ -173,7 +192,13 @@ def _from_pretrained(name: str, local_only: bool) -> tuple[Any, str | None]:
             continue
         # One commit for the config and the weights, even when the repository changes between the two.
         pinned = {"revision": commit} if commit else {}
-        options = {"subfolder": folder, "local_files_only": local_only, "low_cpu_mem_usage": False, "output_loading_info": True, **pinned}
+        options = {
+            "subfolder": folder,
+            "local_files_only": local_only,
+            "low_cpu_mem_usage": False,
+            "output_loading_info": True,
+            **pinned,
+        }
         return autoencoder_class(config, name).from_pretrained(source, **options), commit
     raise AssertionError("folders is never empty")
 

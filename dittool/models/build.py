@@ -19,11 +19,22 @@ if TYPE_CHECKING:
 def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: int) -> DiT:
     """The model of a configuration. The three feature widths come from the data's identity card."""
     m = config.model
-    return DiT(DiTConfig(
-        depth=m.depth, width=m.width, heads=m.heads, mlp_ratio=m.mlp_ratio, patch_size=m.patch_size, qk_norm=m.qk_norm, patches=m.patches,
-        patch_positions=m.patch_positions, gradient_checkpointing=m.gradient_checkpointing,
-        latent_channels=latent_channels, text_width=text_dim, image_width=image_dim,
-    ))  # fmt: skip
+    return DiT(
+        DiTConfig(
+            depth=m.depth,
+            width=m.width,
+            heads=m.heads,
+            mlp_ratio=m.mlp_ratio,
+            patch_size=m.patch_size,
+            qk_norm=m.qk_norm,
+            patches=m.patches,
+            patch_positions=m.patch_positions,
+            gradient_checkpointing=m.gradient_checkpointing,
+            latent_channels=latent_channels,
+            text_width=text_dim,
+            image_width=image_dim,
+        )
+    )
 
 
 def build_generator(config: DriftConfig | ToyConfig) -> DriftDiT | ToyGenerator:
@@ -36,7 +47,9 @@ def build_generator(config: DriftConfig | ToyConfig) -> DriftDiT | ToyGenerator:
 
 
 def build_any(config: AnyConfig, dims: dict[str, int]) -> nn.Module:
-    """The network of a configuration of any family. `dims`: `text`, `image` and `latent_channels`, read by the first model alone."""
+    """The network of a configuration of any family. `dims`: `text`, `image` and `latent_channels`, read by the
+    first model alone.
+    """
     if config.model.arch == "dit":
         return build_model(config, dims["text"], dims["image"], dims["latent_channels"])
     return build_generator(config)

@@ -2,8 +2,8 @@
 
 context = [ text_proj(T5 tokens) | dino_proj(CLS) | dino_patch_proj(patches) + positions ]
 
-A dropped caption leaves one valid token, so its length cannot leak. Dropped patches become N equal tokens without position;
-N equal tokens weigh in attention exactly as one token whose logit is raised by log N, and a batch in which no
+A dropped caption leaves one valid token, so its length cannot leak. Dropped patches become N equal tokens without
+position; N equal tokens weigh in attention exactly as one token whose logit is raised by log N, and a batch in which no
 sample has patches is computed that way.
 
 B batch · L text tokens (padded) · N patches · M = L + 1 + N context tokens · D width
@@ -33,7 +33,9 @@ class Conditions:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
         """The same conditions with every tensor changed: moved, repeated, cut."""
-        changed = (None if tensor is None else change(tensor) for tensor in (self.text, self.text_mask, self.cls, self.patches))
+        changed = (
+            None if tensor is None else change(tensor) for tensor in (self.text, self.text_mask, self.cls, self.patches)
+        )
         return Conditions(*changed, self.patch_grid)
 
 
@@ -41,7 +43,8 @@ class Conditions:
 class Kept:
     """Which conditions each sample keeps; the others are replaced by their nulls.
 
-    Best on the CPU, whatever the device of the features: whether all captions are kept can then be asked without waiting for the device.
+    Best on the CPU, whatever the device of the features: whether all captions are kept can then be asked without
+    waiting for the device.
     """
 
     text: Tensor  # (B,) bool
@@ -72,7 +75,9 @@ class Conditioning(nn.Module):
             self.null_dino_patch_token = nn.Parameter(torch.empty(image_width))
 
     def forward(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> Context:
-        """The context of a batch. `kept` None keeps whatever is there; `token_grid` is the latent's (rows, columns) in tokens."""
+        """The context of a batch. `kept` None keeps whatever is there; `token_grid` is the latent's (rows, columns)
+        in tokens.
+        """
         text, text_bias = self._text(conditions, kept, batch)  # (B, L, D), (B, L) or None
         cls = self._cls(conditions, kept, batch)  # (B, D)
         tokens, biases = [text, cls[:, None]], [text_bias, None]
@@ -88,7 +93,8 @@ class Conditioning(nn.Module):
         text, mask = conditions.text, conditions.text_mask
         if kept is not None:
             has = kept.text.to(text.device, non_blocking=True)[:, None]  # (B, 1)
-            text = torch.where(has[..., None], text, self.null_text.to(text.dtype))  # also when all are kept: processes need the same graph
+            # also when all are kept: processes need the same graph
+            text = torch.where(has[..., None], text, self.null_text.to(text.dtype))
             if not bool(kept.text.all()):
                 only_first = torch.arange(text.shape[1], device=text.device)[None] == 0  # (1, L)
                 mask = torch.where(has, torch.ones_like(only_first) if mask is None else mask, only_first)
@@ -104,7 +110,9 @@ class Conditioning(nn.Module):
             cls = torch.where(has, cls, self.null_dino.to(cls.dtype))
         return self.dino_proj(cls)
 
-    def _patches(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def _patches(
+        self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
         rows, columns = conditions.patch_grid
         if conditions.patches is None:
             token = self.dino_patch_proj(self.null_dino_patch_token).expand(batch, 1, -1)
@@ -126,5 +134,8 @@ def _joined(tokens: list[Tensor], biases: list[Tensor | None]) -> Tensor | None:
     """The parts' attention biases side by side, (B, 1, 1, M); None when no part has one."""
     if all(bias is None for bias in biases):
         return None
-    parts = [torch.zeros(part.shape[:2], device=part.device) if bias is None else bias for part, bias in zip(tokens, biases, strict=True)]
+    parts = [
+        torch.zeros(part.shape[:2], device=part.device) if bias is None else bias
+        for part, bias in zip(tokens, biases, strict=True)
+    ]
     return torch.cat(parts, dim=1)[:, None, None]

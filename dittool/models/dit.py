@@ -1,8 +1,10 @@
 """The dual-conditioned diffusion transformer: latents and a timestep in, a velocity out.
 
-After "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), with cross-attention to a caption and a reference image.
+After "Scalable Diffusion Models with Transformers" (arXiv 2212.09748), with cross-attention to a caption and a
+reference image.
 
-B batch · C latent channels · H W latent rows and columns · p patch size · h w = H/p, W/p · N = h·w tokens · M context tokens · D width
+B batch · C latent channels · H W latent rows and columns · p patch size · h w = H/p, W/p · N = h·w tokens · M context
+tokens · D width
 """
 
 from __future__ import annotations
@@ -48,7 +50,14 @@ class Block(nn.Module):
         self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
         self.modulation = nn.Linear(config.width, 9 * config.width)
 
-    def forward(self, x: Tensor, c: Tensor, context: Tensor, bias: Tensor | None, keys_values: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        context: Tensor,
+        bias: Tensor | None,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """x: (B, N, D) tokens; c: (B, D) condition vector; context: (B, M, D); bias: (B, 1, 1, M).
 
         `keys_values` are this block's keys and values of the context when they were computed before.
@@ -71,7 +80,9 @@ class DiT(nn.Module):
         patch_values = config.latent_channels * config.patch_size**2
         self.patch_embedding = nn.Linear(patch_values, config.width)
         self.timestep = TimestepEmbedding(config.width)
-        self.conditioning = Conditioning(config.width, config.text_width, config.image_width, config.patches, config.patch_positions)
+        self.conditioning = Conditioning(
+            config.width, config.text_width, config.image_width, config.patches, config.patch_positions
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.output_modulation = nn.Linear(config.width, 2 * config.width)
         self.output = nn.Linear(config.width, patch_values)

@@ -1,9 +1,10 @@
 """The one-step generator: noise, a class and a guidance scale in, a latent out, in one evaluation.
 
-After "Generative Modeling via Drifting" (arXiv 2602.04770); what of it the paper states stands in audit/specs/drifting.toml.
+After "Generative Modeling via Drifting" (arXiv 2602.04770); what of it the paper states stands in
+audit/specs/drifting.toml.
 
-B batch · C latent channels · p patch size · h w = grid in tokens · R registers · N = R + h·w tokens · S style tokens · D width ·
-H heads · K = D/H channels of a head · F inner width of SwiGLU
+B batch · C latent channels · p patch size · h w = grid in tokens · R registers · N = R + h·w tokens · S style tokens ·
+D width · H heads · K = D/H channels of a head · F inner width of SwiGLU
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ class DriftDiTConfig:
 
 
 class RotaryAttention(nn.Module):
-    """Attention of all tokens among themselves, with biases; queries and keys normed, then turned by their positions."""
+    """Attention of all tokens among themselves, with biases; queries and keys normed, then turned by their
+    positions.
+    """
 
     def __init__(self, config: DriftDiTConfig) -> None:
         super().__init__()
@@ -77,13 +80,15 @@ class RotaryAttention(nn.Module):
         if config.qk_norm == "rms_gain":
             self.norm = QKNorm(config.width // config.heads)
 
-    def queries_keys_values(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # (B, N, D) → 3 × (B, H, N, K)
+    # (B, N, D) → 3 × (B, H, N, K)
+    def queries_keys_values(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.qk_norm == "rms":  # x / rms(x) = √K · x / ‖x‖: logits q·k/√K up to ±√K
             q, k = (F.rms_norm(one, one.shape[-1:], eps=_EPS) for one in (q, k))
         elif self.qk_norm == "rms_gain":
             q, k = self.norm.query(q), self.norm.key(k)
-        elif self.qk_norm == "l2":  # logits q·k/√K within ±1/√K: softmax over them is almost uniform whatever is learned
+        # logits q·k/√K within ±1/√K: softmax over them is almost uniform whatever is learned
+        elif self.qk_norm == "l2":
             q, k = (F.normalize(one, dim=-1) for one in (q, k))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
@@ -95,7 +100,9 @@ class RotaryAttention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """value·SiLU(gate) between two linear layers with biases (arXiv 2002.05202); value and gate in one matrix or in two."""
+    """value·SiLU(gate) between two linear layers with biases (arXiv 2002.05202); value and gate in one matrix or in
+    two.
+    """
 
     def __init__(self, width: int, hidden: int, fused: bool) -> None:
         super().__init__()
@@ -188,7 +195,8 @@ class DriftDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)  # keeps the variance of activations from layer to layer
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.config.width, -1))  # a convolution of stride p is a linear layer on patches
+        # a convolution of stride p is a linear layer on patches
+        nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.config.width, -1))
         nn.init.zeros_(self.patch_embedding.bias)
         for parameter in self.parameters(recurse=False):  # positions and registers
             nn.init.normal_(parameter, std=0.02)
@@ -258,11 +266,15 @@ class DriftDiT(nn.Module):
 
 def token_norm(config: DriftDiTConfig) -> nn.Module:
     """A norm of tokens over their channels with a learned gain."""
-    return nn.RMSNorm(config.width, eps=_EPS) if config.norm == "rms" else nn.LayerNorm(config.width, eps=_EPS, bias=False)
+    return (
+        nn.RMSNorm(config.width, eps=_EPS) if config.norm == "rms" else nn.LayerNorm(config.width, eps=_EPS, bias=False)
+    )
 
 
 def attention_entropy(attention: RotaryAttention, x: Tensor, angles: Tensor | None) -> Tensor:
-    """How spread out each query's attention is, as a share of the largest possible: −Σ p·log p / log N. x: (B, N, D). Returns (B, H, N)."""
+    """How spread out each query's attention is, as a share of the largest possible: −Σ p·log p / log N. x: (B, N,
+    D). Returns (B, H, N).
+    """
     q, k, _ = attention.queries_keys_values(x, angles)
     p = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1)  # (B, H, N, N)
     return torch.special.entr(p).sum(dim=-1) / math.log(x.shape[1])

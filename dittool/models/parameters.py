@@ -24,14 +24,18 @@ class ParameterTensor:
 
 
 def parameter_table(config: AnyConfig, text_dim: int, image_dim: int, latent_channels: int) -> list[ParameterTensor]:
-    """Every learned tensor of a configuration's model, in the model's order. The widths are read by the first model alone."""
+    """Every learned tensor of a configuration's model, in the model's order. The widths are read by the first model
+    alone.
+    """
     with torch.device("meta"):
         model = build_any(config, {"text": text_dim, "image": image_dim, "latent_channels": latent_channels})
     return [ParameterTensor(name, tuple(one.shape), one.numel()) for name, one in model.named_parameters()]
 
 
 def family_totals(tensors: Iterable[ParameterTensor]) -> dict[str, tuple[int, int]]:
-    """Number of tensors and of parameters by part of the model; the same part of all blocks counts together, as `blocks.*.mlp`."""
+    """Number of tensors and of parameters by part of the model; the same part of all blocks counts together, as
+    `blocks.*.mlp`.
+    """
     totals: dict[str, tuple[int, int]] = {}
     for tensor in tensors:
         names = tensor.name.split(".")

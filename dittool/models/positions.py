@@ -10,8 +10,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# A token grid has at most about a hundred cells a side. The 10,000 of language models would leave half of the channels constant over
-# an image; from 100 every channel tells cells apart, and attention finds the place that belongs to a token much sooner.
+# A token grid has at most about a hundred cells a side. The 10,000 of language models would leave half of the channels
+# constant over an image; from 100 every channel tells cells apart, and attention finds the place that belongs to a
+# token much sooner.
 _LARGEST_SCALE = 100.0
 
 
@@ -32,9 +33,9 @@ def sincos(coordinates: Tensor, width: int) -> Tensor:
 def grid_positions(grid: tuple[int, int], width: int, span: tuple[int, int] | None = None) -> Tensor:
     """Positions of a grid's cells in row-major order: the first half of the width tells the row, the second the column.
 
-    Coordinates are centred on the image and measured in cells of `span` (default: the grid itself). A reference's patch grid
-    laid over the latent's token grid, `grid_positions(patch_grid, D, span=token_grid)`, therefore has equal vectors where a
-    patch and a token lie at the same place of the image, whatever the two resolutions are.
+    Coordinates are centred on the image and measured in cells of `span` (default: the grid itself). A reference's patch
+    grid laid over the latent's token grid, `grid_positions(patch_grid, D, span=token_grid)`, therefore has equal
+    vectors where a patch and a token lie at the same place of the image, whatever the two resolutions are.
 
     Returns: (h·w, D), float32, on the CPU.
     """

@@ -1,7 +1,8 @@
-"""Rotary positions (arXiv 2104.09864) for a row of registers followed by a grid of patches. Nothing here is learned or stored.
+"""Rotary positions (arXiv 2104.09864) for a row of registers followed by a grid of patches. Nothing here is learned or
+stored.
 
-A pair of channels (a, b) of a query or key at position m is turned by the angle m·θ, so that a product of a query and a key depends on
-the distance of their positions alone.
+A pair of channels (a, b) of a query or key at position m is turned by the angle m·θ, so that a product of a query and a
+key depends on the distance of their positions alone.
 
 R registers · h w grid in tokens · N = R + h·w tokens · K channels of a head
 """
@@ -20,15 +21,17 @@ def rotary_angles(kind: str, registers: int, grid: tuple[int, int], channels: in
     """The angle of each pair of channels at each token.
 
     Args:
-        kind: "1d", the token's place in the whole row, registers included; "2d", half of the pairs by the patch's row and half by its
-            column, registers at angle 0.
+        kind: "1d", the token's place in the whole row, registers included; "2d", half of the pairs by the patch's row
+            and half by its column, registers at angle 0.
         channels: K, even for "1d", divisible by 4 for "2d".
 
     Returns: (N, K/2), float32, on the CPU.
     """
     if kind == "1d":
         return _angles(torch.arange(registers + grid[0] * grid[1]), channels // 2)
-    rows, columns = (axis.flatten() for axis in torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"))
+    rows, columns = (
+        axis.flatten() for axis in torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    )
     patches = torch.cat([_angles(rows, channels // 4), _angles(columns, channels // 4)], dim=1)  # (h·w, K/2)
     return torch.cat([torch.zeros(registers, channels // 2), patches])
 
@@ -41,7 +44,9 @@ def cached_angles(kind: str, registers: int, grid: tuple[int, int], channels: in
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """(a, b) → (a·cos − b·sin, a·sin + b·cos), a from the first half of the channels and b from the second. x: (B, H, N, K); angles: (N, K/2)."""
+    """(a, b) → (a·cos − b·sin, a·sin + b·cos), a from the first half of the channels and b from the second. x: (B,
+    H, N, K); angles: (N, K/2).
+    """
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

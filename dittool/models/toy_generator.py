@@ -9,11 +9,14 @@ from torch import Tensor, nn
 
 from dittool.models.drift_dit import ClassConditions
 
-STARTS = {"middle": (0.0, 1.0), "far": (6.0, 1.0), "collapsed": (0.0, 0.01)}  # where the points lie before training: centre (x, 0) and spread
+# where the points lie before training: centre (x, 0) and spread
+STARTS = {"middle": (0.0, 1.0), "far": (6.0, 1.0), "collapsed": (0.0, 0.01)}
 
 
 class ToyGenerator(nn.Module):
-    """f(ε) ∈ ℝ²: an MLP behind a linear path, so that the points begin as a normal cloud of the wanted place and spread."""
+    """f(ε) ∈ ℝ²: an MLP behind a linear path, so that the points begin as a normal cloud of the wanted place and
+    spread.
+    """
 
     def __init__(self, depth: int, width: int, noise: int, start: str) -> None:
         super().__init__()

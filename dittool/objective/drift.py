@@ -1,15 +1,19 @@
-"""The drifting field ("Generative Modeling via Drifting", arXiv 2602.04770): where each generated sample should move, in one training step.
+"""The drifting field ("Generative Modeling via Drifting", arXiv 2602.04770): where each generated sample should move,
+in one training step.
 
-    k(x, y) = exp(−‖x − y‖ / τ)                                          attraction to positives, repulsion from negatives
-    A = √(softmax over a row · softmax over a column)                    of the joint logits over [positives | negatives]
-    W⁺ = A⁺ · rowsum(A⁻)      W⁻ = A⁻ · rowsum(A⁺)                      so that both sides weigh the same in every row
-    V(x) = Σ W⁺ y⁺ − Σ W⁻ y⁻                                            changes its sign when positives and negatives change places
-    loss = mean ‖f(ε) − stopgrad(f(ε) + V)‖²                             its value is mean ‖V‖², its gradient −2V / numel
+    k(x, y) = exp(−‖x − y‖ / τ)                                          attraction to positives, repulsion from
+    negatives A = √(softmax over a row · softmax over a column)                    of the joint logits over [positives |
+    negatives] W⁺ = A⁺ · rowsum(A⁻)      W⁻ = A⁻ · rowsum(A⁺)                      so that both sides weigh the same in
+    every row V(x) = Σ W⁺ y⁺ − Σ W⁻ y⁻                                            changes its sign when positives and
+    negatives change places loss = mean ‖f(ε) − stopgrad(f(ε) + V)‖²                             its value is mean ‖V‖²,
+    its gradient −2V / numel
 
-Negatives of a sample are the others of its batch, and unconditional real samples whose weight makes the guidance. One field stands for
-one class and one feature vector; fields are computed side by side and share nothing, so that any split of them gives the same numbers.
+Negatives of a sample are the others of its batch, and unconditional real samples whose weight makes the guidance. One
+field stands for one class and one feature vector; fields are computed side by side and share nothing, so that any split
+of them gives the same numbers.
 
-G fields · N generated · P positives · U unconditional · M = N + U negatives · C channels · L feature vectors of a sample · K classes
+G fields · N generated · P positives · U unconditional · M = N + U negatives · C channels · L feature vectors of a
+sample · K classes
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ class FieldSettings:
 
 
 def alpha_from_uniform(uniform: Tensor, largest: float, exponent: float) -> Tensor:
-    """Guidance scales with density ∝ α^(−exponent) on [1, largest], by inverse distribution function from draws in [0, 1)."""
+    """Guidance scales with density ∝ α^(−exponent) on [1, largest], by inverse distribution function from draws in
+    [0, 1).
+    """
     if exponent == 1:
         return largest**uniform
     power = 1 - exponent
@@ -44,7 +50,8 @@ def alpha_from_uniform(uniform: Tensor, largest: float, exponent: float) -> Tens
 
 
 def unconditional_weight(alpha: Tensor, generated: int, unconditional: int) -> Tensor:
-    """w = (α − 1)·(N − 1)/U: negatives are then (α − 1)/α parts unconditional data and 1/α parts the generated distribution.
+    """w = (α − 1)·(N − 1)/U: negatives are then (α − 1)/α parts unconditional data and 1/α parts the generated
+    distribution.
 
     The field vanishes where that mixture is the data of the class, p_c = q/α + (α − 1)/α · p_∅, so training heads for
     q = α·p_c − (α − 1)·p_∅: guidance with scale α, learned into one evaluation.
@@ -53,9 +60,16 @@ def unconditional_weight(alpha: Tensor, generated: int, unconditional: int) -> T
 
 
 def field_at(
-    x: Tensor, positives: Tensor, negatives: Tensor, temperature: float, *, weights: Tensor | None = None, own: bool = False, repulsion: float = 1.0,
+    x: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    *,
+    weights: Tensor | None = None,
+    own: bool = False,
+    repulsion: float = 1.0,
     distances: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """V at the points x, for one temperature.
 
     Args:
@@ -63,10 +77,11 @@ def field_at(
         weights: (G, M), how many copies of a negative there are; any number ≥ 0. None: one of each.
         own: the first N negatives are x itself; a sample does not repel itself.
         repulsion: factor on the negatives' part. Not 1 in negative controls only.
-        distances: (G, N, P + M), those that the kernel reads, where they are known or are to be in another unit than the points.
+        distances: (G, N, P + M), those that the kernel reads, where they are known or are to be in another unit than
+        the points.
 
-    Returns: (G, N, C). Written as displacements, W⁺(y⁺ − x) − W⁻(y⁻ − x): with equal weights on both sides the x cancel, and without them
-    (a control) the field still does not depend on where the origin lies.
+    Returns: (G, N, C). Written as displacements, W⁺(y⁺ − x) − W⁻(y⁻ − x): with equal weights on both sides the x
+    cancel, and without them (a control) the field still does not depend on where the origin lies.
     """
     count = positives.shape[1]
     distances = torch.cdist(x, torch.cat([positives, negatives], dim=1)) if distances is None else distances
@@ -74,7 +89,8 @@ def field_at(
     if own:
         diagonal = torch.arange(x.shape[1], device=x.device)
         logits[:, diagonal, count + diagonal] = -math.inf
-    # A negative that stands there w times has w columns: each adds to the sums of the rows and has its own sum, which w does not change.
+    # A negative that stands there w times has w columns: each adds to the sums of the rows and has its own sum, which w
+    # does not change.
     log_copies = logits.new_zeros(len(x), 1, logits.shape[2])
     if weights is not None:
         log_copies[:, 0, count:] = weights.log()
@@ -87,21 +103,28 @@ def field_at(
 
 
 @torch.no_grad()
-def total_drift(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings) -> tuple[Tensor, Tensor]:
+def total_drift(
+    x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings
+) -> tuple[Tensor, Tensor]:
     """The drift of each generated sample, summed over temperatures.
 
-    Distances are measured in units of their mean over the field, each temperature's drift in units of its root mean square.
+    Distances are measured in units of their mean over the field, each temperature's drift in units of its root mean
+    square.
 
     Args:
         x: (G, N, C), N ≥ 2. positives: (G, P, C). unconditional: (G, U, C), U may be 0.
         weight: (G,) of each unconditional sample.
 
-    Returns: the drift (G, N, C) in normalised features, and the factor (G,) that normalises features: √C over the mean distance, so that
-    their coordinates are of order 1 whatever C is.
+    Returns: the drift (G, N, C) in normalised features, and the factor (G,) that normalises features: √C over the mean
+    distance, so that their coordinates are of order 1 whatever C is.
     """
-    at_once = max(1, settings.kernel_values // (x.shape[1] * (positives.shape[1] + x.shape[1] + unconditional.shape[1])))
+    at_once = max(
+        1, settings.kernel_values // (x.shape[1] * (positives.shape[1] + x.shape[1] + unconditional.shape[1]))
+    )
     parts = [
-        _drift_of_fields(*(tensor[start : start + at_once].float() for tensor in (x, positives, unconditional, weight)), settings)
+        _drift_of_fields(
+            *(tensor[start : start + at_once].float() for tensor in (x, positives, unconditional, weight)), settings
+        )
         for start in range(0, len(x), at_once)
     ]
     drifts, factors = zip(*parts, strict=True)
@@ -109,7 +132,8 @@ def total_drift(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Ten
 
 
 def drift_loss(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings) -> Tensor:
-    """The loss of each field, (G,): mean ‖x̃ − stopgrad(x̃ + V)‖² over samples and channels of the normalised features x̃.
+    """The loss of each field, (G,): mean ‖x̃ − stopgrad(x̃ + V)‖² over samples and channels of the normalised features
+    x̃.
 
     Shapes as for `total_drift`; gradient flows into x alone.
     """
@@ -119,9 +143,14 @@ def drift_loss(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tens
 
 
 def multi_feature_loss(
-    generated: Mapping[str, Tensor], positives: Mapping[str, Tensor], unconditional: Mapping[str, Tensor], weight: Tensor, settings: FieldSettings
+    generated: Mapping[str, Tensor],
+    positives: Mapping[str, Tensor],
+    unconditional: Mapping[str, Tensor],
+    weight: Tensor,
+    settings: FieldSettings,
 ) -> dict[str, Tensor]:
-    """One field for each class and each feature vector; by kind of feature, the mean loss of its fields. Their sum is what is minimised.
+    """One field for each class and each feature vector; by kind of feature, the mean loss of its fields. Their sum is
+    what is minimised.
 
     Args:
         generated: kind → (K, N, L, C); positives: (K, P, L, C); unconditional: (K, U, L, C), with L and C of the kind.
@@ -129,12 +158,15 @@ def multi_feature_loss(
     """
     losses = {}
     for kind, x in generated.items():
-        fields = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (x, positives[kind], unconditional[kind]))  # 3 × (K·L, ·, C)
+        # 3 × (K·L, ·, C)
+        fields = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (x, positives[kind], unconditional[kind]))
         losses[kind] = drift_loss(*fields, weight.repeat_interleave(x.shape[2]), settings).mean()
     return losses
 
 
-def _drift_of_fields(x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings) -> tuple[Tensor, Tensor]:
+def _drift_of_fields(
+    x: Tensor, positives: Tensor, unconditional: Tensor, weight: Tensor, settings: FieldSettings
+) -> tuple[Tensor, Tensor]:
     centre = positives.mean(dim=1, keepdim=True)  # distances do not change, and float32 keeps more of them
     x, positives, unconditional = x - centre, positives - centre, unconditional - centre
     negatives = torch.cat([x, unconditional], dim=1)  # (G, M, C)
@@ -146,7 +178,16 @@ def _drift_of_fields(x: Tensor, positives: Tensor, unconditional: Tensor, weight
         distances, factor = distances / mean[:, None, None], math.sqrt(x.shape[2]) / mean
     total = torch.zeros_like(x)
     for temperature in settings.temperatures:
-        drift = field_at(x, positives, negatives, temperature, weights=weights, own=True, repulsion=settings.repulsion, distances=distances)
+        drift = field_at(
+            x,
+            positives,
+            negatives,
+            temperature,
+            weights=weights,
+            own=True,
+            repulsion=settings.repulsion,
+            distances=distances,
+        )
         drift = drift * factor[:, None, None]
         if settings.normalise_drift:
             drift = drift / drift.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp_min(_TINY)

@@ -1,6 +1,6 @@
 """Energy distance (Székely and Rizzo, 2013): how far two sets of samples are from being of one distribution.
 
-    E = 2·E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖        0 where the distributions are equal, above 0 elsewhere
+E = 2·E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖        0 where the distributions are equal, above 0 elsewhere
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     z_t = (1 − t)·x0 + t·ε        target velocity = dz/dt = ε − x0        sampling integrates from t = 1 to t = 0
 
-Every random quantity is a function of uniform draws that the caller supplies, so it is exact under resume and any split of the
-batch. B batch · C H W latent
+Every random quantity is a function of uniform draws that the caller supplies, so it is exact under resume and any split
+of the batch. B batch · C H W latent
 """
 
 from __future__ import annotations

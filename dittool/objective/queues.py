@@ -30,7 +30,10 @@ class SampleQueues:
     def push(self, numbers: Tensor, labels: Tensor, values: Tensor) -> None:
         """Samples (n,) of classes (n,) with their values (n, *shape), the newest last."""
         for number, label, value in zip(numbers.tolist(), labels.tolist(), values, strict=True):
-            place, place_in_all = int(self.pushed[label]) % self.numbers.shape[1], int(self.pushed.sum()) % len(self.all_numbers)
+            place, place_in_all = (
+                int(self.pushed[label]) % self.numbers.shape[1],
+                int(self.pushed.sum()) % len(self.all_numbers),
+            )
             self.numbers[label, place], self._values[label, place] = number, value
             self.all_numbers[place_in_all], self._all_values[place_in_all] = number, value
             self.pushed[label] += 1
@@ -48,7 +51,9 @@ class SampleQueues:
         return self._values[label][_places(self.held(label), count, generator)]
 
     def of_all(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` different places of the queue over all classes, (count, *shape). Raises ValueError when it holds fewer."""
+        """`count` different places of the queue over all classes, (count, *shape). Raises ValueError when it holds
+        fewer.
+        """
         return self._all_values[_places(self.held_by_all, count, generator)]
 
     def to_dict(self) -> dict[str, Tensor]:
@@ -58,8 +63,9 @@ class SampleQueues:
     def restore(self, state: dict[str, Tensor], read: SampleReader) -> None:
         """The queues of `to_dict`; `read` gives the values (n, *shape) of sample numbers (n,)."""
         for numbers, values, saved in (
-            (self.numbers, self._values, state["numbers"]), (self.all_numbers, self._all_values, state["all_numbers"]),
-        ):  # fmt: skip
+            (self.numbers, self._values, state["numbers"]),
+            (self.all_numbers, self._all_values, state["all_numbers"]),
+        ):
             numbers.copy_(saved)
             held = numbers != _EMPTY
             values[held] = read(numbers[held])

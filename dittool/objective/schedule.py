@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def learning_rate(step: int, train: Train) -> float:
-    """The rate of update `step`: linear warm-up to `lr`, then half a cosine (arXiv 1608.03983, eq. 5) down to `min_lr` at the last one."""
+    """The rate of update `step`: linear warm-up to `lr`, then half a cosine (arXiv 1608.03983, eq. 5) down to
+    `min_lr` at the last one.
+    """
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     progress = (step - train.warmup_steps) / max(train.steps - 1 - train.warmup_steps, 1)
@@ -31,5 +33,7 @@ def ema_decay(updates: int, ema: Ema) -> float:
 
 
 def is_decayed(name: str, dimensions: int) -> bool:
-    """Whether weight decay acts on a parameter: not on norm gains, biases and null tokens, where a pull to zero has no meaning."""
+    """Whether weight decay acts on a parameter: not on norm gains, biases and null tokens, where a pull to zero has
+    no meaning.
+    """
     return dimensions >= 2 and "null_" not in name

@@ -1,7 +1,8 @@
-"""Distributions in the plane, and what tells whether generated points are of one: energy distance alone can be fooled, three figures hardly.
+"""Distributions in the plane, and what tells whether generated points are of one: energy distance alone can be fooled,
+three figures hardly.
 
-    two-modes       clouds of deviation 0.5 around (±2.5, 0)
-    checkerboard    the 8 dark squares of side 1 on [−2, 2]²
+two-modes       clouds of deviation 0.5 around (±2.5, 0)
+checkerboard    the 8 dark squares of side 1 on [−2, 2]²
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ class ToyFigures:
     """What points look like beside real ones."""
 
     energy: float  # energy distance to real points; its floor is what real points have to real points
-    mode_share: float  # two-modes: share of points right of the middle; checkerboard: share in the fullest of 4 quarters
-    spread: float  # two-modes: deviation of points from the middle of their own cloud, over the true one; checkerboard: of all points
+    # two-modes: share of points right of the middle; checkerboard: share in the fullest of 4 quarters
+    mode_share: float
+    # two-modes: deviation of points from the middle of their own cloud, over the true one; checkerboard: of all points
+    spread: float
     off_support: float  # share of points where the density is (almost) zero
 
 
@@ -37,7 +40,8 @@ class Floor:
     energy_std: float
 
 
-# Largest difference from real points that counts as the same. Energy is over the floor's mean; see docs/drifting.md for how they were set.
+# Largest difference from real points that counts as the same. Energy is over the floor's mean; see docs/drifting.md for
+# how they were set.
 _LIMITS = {"energy": 0.03, "mode_share": 0.1, "spread": 0.2, "off_support": 0.08}
 _TRUE = {"two-modes": (0.5, 1.0), "checkerboard": (0.25, 1.0)}  # mode share, spread
 
@@ -46,7 +50,9 @@ def real_points(distribution: str, count: int, generator: torch.Generator) -> Te
     """(count, 2) of a distribution."""
     if distribution == "two-modes":
         side = torch.randint(2, (count,), generator=generator) * 2 - 1
-        return torch.randn(count, 2, generator=generator) * _SPREAD + torch.stack([side * _CENTRE, torch.zeros(count)], dim=1)
+        return torch.randn(count, 2, generator=generator) * _SPREAD + torch.stack(
+            [side * _CENTRE, torch.zeros(count)], dim=1
+        )
     column = torch.randint(4, (count,), generator=generator)
     row = torch.randint(2, (count,), generator=generator) * 2 + column % 2  # rows of the same colour
     return torch.stack([column, row], dim=1) - 2 + torch.rand(count, 2, generator=generator)
@@ -62,30 +68,47 @@ def judge(distribution: str, points: Tensor, seed: int = 0) -> ToyFigures:
 @lru_cache(maxsize=2)
 def floor(distribution: str) -> Floor:
     """Energy distance of real points to other real points: mean and deviation over draws."""
-    values = torch.tensor([
-        judge(distribution, real_points(distribution, _JUDGED, torch.Generator().manual_seed(1000 + draw)), seed=draw).energy
-        for draw in range(_FLOOR_DRAWS)
-    ])  # fmt: skip
+    values = torch.tensor(
+        [
+            judge(
+                distribution, real_points(distribution, _JUDGED, torch.Generator().manual_seed(1000 + draw)), seed=draw
+            ).energy
+            for draw in range(_FLOOR_DRAWS)
+        ]
+    )
     return Floor(float(values.mean()), float(values.std()))
 
 
 def faults(distribution: str, figures: ToyFigures, at: Floor) -> list[str]:
-    """Why points do not pass for real ones; empty when they do. The loss is not asked: it may end higher than it began."""
+    """Why points do not pass for real ones; empty when they do. The loss is not asked: it may end higher than it
+    began.
+    """
     share, spread = _TRUE[distribution]
     apart = {
-        "energy": figures.energy - at.energy_mean, "mode_share": abs(figures.mode_share - share),
-        "spread": abs(figures.spread - spread), "off_support": figures.off_support,
-    }  # fmt: skip
+        "energy": figures.energy - at.energy_mean,
+        "mode_share": abs(figures.mode_share - share),
+        "spread": abs(figures.spread - spread),
+        "off_support": figures.off_support,
+    }
     wrong = {name: off for name, off in apart.items() if not off <= _LIMITS[name]}
-    return [f"{name} {getattr(figures, name):.3g} is {off:.3g} off, at most {_LIMITS[name]:g}" for name, off in wrong.items()]
+    return [
+        f"{name} {getattr(figures, name):.3g} is {off:.3g} off, at most {_LIMITS[name]:g}"
+        for name, off in wrong.items()
+    ]
 
 
 def _two_modes(points: Tensor) -> tuple[float, float, float]:
     right = points[:, 0] > 0
     centre = torch.where(right, _CENTRE, -_CENTRE)
     away = points - torch.stack([centre, torch.zeros_like(centre)], dim=1)
-    own = torch.stack([points[side].var(dim=0, correction=0).mean() * side.sum() for side in (right, ~right) if side.any()]).sum() / len(points)
-    return float(right.float().mean()), float(own.sqrt()) / _SPREAD, float((away.norm(dim=1) > 4 * _SPREAD).float().mean())
+    own = torch.stack(
+        [points[side].var(dim=0, correction=0).mean() * side.sum() for side in (right, ~right) if side.any()]
+    ).sum() / len(points)
+    return (
+        float(right.float().mean()),
+        float(own.sqrt()) / _SPREAD,
+        float((away.norm(dim=1) > 4 * _SPREAD).float().mean()),
+    )
 
 
 def _checkerboard(points: Tensor) -> tuple[float, float, float]:

@@ -28,7 +28,8 @@ def draw(request: DrawRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImag
 
 
 def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
-    """Draws and writes the images of requests with one checkpoint. `out` is a `.png` file (for one image) or a folder, where nothing is overwritten.
+    """Draws and writes the images of requests with one checkpoint. `out` is a `.png` file (for one image) or a folder,
+    where nothing is overwritten.
 
     Raises `UsageError`, `BadDataError`, `StorageError`.
     """
@@ -63,12 +64,19 @@ class _Subject:
         self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
         self.settings = replace(pipeline.settings, **request.changes)
         self.common = {
-            "checkpoint": str(request.checkpoint), "checkpoint_sha256": checkpoint_sha256, "step": pipeline.step, "weights": "ema",
-            "prompt": request.prompt, **_file("reference", request.reference), **_file("init", request.init), "strength": request.strength,
-            "size": self.bucket.name, **({"grid": [str(axis) for axis in (request.grid.across, request.grid.down)]} if request.grid else {}),
+            "checkpoint": str(request.checkpoint),
+            "checkpoint_sha256": checkpoint_sha256,
+            "step": pipeline.step,
+            "weights": "ema",
+            "prompt": request.prompt,
+            **_file("reference", request.reference),
+            **_file("init", request.init),
+            "strength": request.strength,
+            "size": self.bucket.name,
+            **({"grid": [str(axis) for axis in (request.grid.across, request.grid.down)]} if request.grid else {}),
             **asdict(self.settings),
             "made_with": made_with(pipeline.device),
-        }  # fmt: skip
+        }
         self.common |= asdict(self.cost)
         _tell(pipeline, request, self.bucket.name, self.settings, self.cost, talk)
         warn_of_other_files(request.repeat, self.common, talk)
@@ -76,7 +84,10 @@ class _Subject:
     @property
     def cells(self) -> list[list[SampleSettings]]:
         """The settings of each cell of a picture, row by row; without a grid it has one."""
-        return [[replace(self.settings, **own) for own in row] for row in (self.request.grid.settings() if self.request.grid else [[{}]])]
+        return [
+            [replace(self.settings, **own) for own in row]
+            for row in (self.request.grid.settings() if self.request.grid else [[{}]])
+        ]
 
     @cached_property
     def cost(self) -> SamplingCost:
@@ -94,17 +105,27 @@ class _Subject:
             drawn = [[self._pixels(batch, cell) for cell in row] for row in self.cells]  # rows × columns × (B, H, W, 3)
             for index, seed in enumerate(batch):
                 if keep in (None, seed):
-                    yield seed, self._picture(drawn, index), self.common | {"seed": seed, "batch": [batch[0], len(batch)]}
+                    yield (
+                        seed,
+                        self._picture(drawn, index),
+                        self.common | {"seed": seed, "batch": [batch[0], len(batch)]},
+                    )
                     task.advance()
 
     def _picture(self, drawn: list[list[np.ndarray]], index: int) -> Image.Image:
         grid = self.request.grid
-        return Image.fromarray(drawn[0][0][index]) if grid is None else labelled([[cell[index] for cell in row] for row in drawn], grid)
+        return (
+            Image.fromarray(drawn[0][0][index])
+            if grid is None
+            else labelled([[cell[index] for cell in row] for row in drawn], grid)
+        )
 
     def _pixels(self, seeds: list[int], settings: SampleSettings) -> np.ndarray:
         """(len(seeds), H, W, 3) uint8. Raises `BadDataError` when the model draws NaN or infinity."""
         conditions = self.conditions.map(lambda tensor: tensor.expand(len(seeds), *tensor.shape[1:]))
-        latents = self.pipeline.latents(conditions, self.pipeline.noise(self.bucket, seeds), settings, self.init, self.request.strength)
+        latents = self.pipeline.latents(
+            conditions, self.pipeline.noise(self.bucket, seeds), settings, self.init, self.request.strength
+        )
         return self.pipeline.decode_drawn(latents)
 
 
@@ -113,19 +134,34 @@ def _pictures(request: DrawRequest) -> int:
 
 
 def _name(request: DrawRequest, seed: int) -> str:
-    return f"{request.name}.png" if request.repeat and request.repeat.keep is not None else f"{request.name}_seed{seed:06d}.png"
+    return (
+        f"{request.name}.png"
+        if request.repeat and request.repeat.keep is not None
+        else f"{request.name}_seed{seed:06d}.png"
+    )
 
 
 def _file(name: str, path: Path | None) -> dict[str, str | None]:
     return {name: str(path) if path else None, f"{name}_sha256": file_sha256(path) if path else None}
 
 
-def _tell(pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleSettings, cost: SamplingCost, talk: Talk) -> None:
+def _tell(
+    pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleSettings, cost: SamplingCost, talk: Talk
+) -> None:
     """What this will cost, and which settings have no effect."""
-    talk.note(f"{size}, {settings.steps} steps of {settings.solver}; a picture takes {cost.evaluations} evaluations, {cost.passes} model passes")
+    talk.note(
+        f"{size}, {settings.steps} steps of {settings.solver}; a picture takes {cost.evaluations} evaluations,"
+        f" {cost.passes} model passes"
+    )
     if size not in (names := [bucket.name for bucket in pipeline.buckets]):
-        talk.note(f"{size} is no size of the training ({', '.join(names)}); positions follow it, what the model learned of composition may not")
-    for scale, condition, option in (("cfg_text", request.prompt, "--prompt"), ("cfg_dino", request.reference, "--ref")):
+        talk.note(
+            f"{size} is no size of the training ({', '.join(names)}); positions follow it, what the model learned of"
+            " composition may not"
+        )
+    for scale, condition, option in (
+        ("cfg_text", request.prompt, "--prompt"),
+        ("cfg_dino", request.reference, "--ref"),
+    ):
         if condition is None and scale in request.changes and request.repeat is None:
             talk.warn(f"--{scale.replace('_', '-')} has no effect without {option}")
         elif condition is not None and getattr(settings, scale) == 0 and request.grid is None:

@@ -30,7 +30,9 @@ class Axis:
         return AXES[self.name]
 
     def __str__(self) -> str:  # as `parse_grid` reads it
-        return f"{self.name}={','.join(f'{value:g}' if float(f'{value:g}') == value else repr(value) for value in self.values)}"
+        short = (f"{value:g}" for value in self.values)
+        exact = (text if float(text) == value else repr(value) for text, value in zip(short, self.values, strict=True))
+        return f"{self.name}={','.join(exact)}"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def parse_grid(texts: Sequence[str]) -> Grid:
     if across.name == down.name:
         raise UsageError(f"--grid: both axes are {across.name}", _HINT)
     if (cells := len(across.values) * len(down.values)) > _MOST_CELLS:
-        raise UsageError(f"--grid: {cells} cells, at most {_MOST_CELLS} fit on a picture that can be read", "name fewer values")
+        raise UsageError(
+            f"--grid: {cells} cells, at most {_MOST_CELLS} fit on a picture that can be read", "name fewer values"
+        )
     return Grid(across, down)
 
 
@@ -89,7 +93,9 @@ def _axis(text: str) -> Axis:
     try:
         numbers = tuple(float(value) for value in values.split(","))
     except ValueError as error:
-        raise UsageError(f"--grid {text}: '{values}' is not a list of numbers" if equals else f"--grid {text}: no values", _HINT) from error
+        raise UsageError(
+            f"--grid {text}: '{values}' is not a list of numbers" if equals else f"--grid {text}: no values", _HINT
+        ) from error
     if wrong := [number for number in numbers if not 0 <= number < math.inf]:
         raise UsageError(f"--grid {text}: {wrong[0]:g} is no guidance scale: it must be a number of at least 0", _HINT)
     return Axis(name, numbers)

@@ -1,10 +1,11 @@
 """Guidance with two conditions: three branches of the model, run as one batch and combined.
 
     additive   v = v_∅ + s_text·(v_text − v_∅) + s_dino·(v_dino − v_∅)
-    nested     v = v_∅ + s_dino·(v_dino − v_∅) + s_text·(v_full − v_dino)        (after InstructPix2Pix, arXiv 2211.09800, eq. 3)
+    nested     v = v_∅ + s_dino·(v_dino − v_∅) + s_text·(v_full − v_dino)        (after InstructPix2Pix, arXiv
+    2211.09800, eq. 3)
 
-With one condition only, both are classifier-free guidance (arXiv 2207.12598) on that condition. Outside of the guidance interval
-(arXiv 2404.07724) v is the conditional branch alone: v_full, or v_text or v_dino where there is one condition.
+With one condition only, both are classifier-free guidance (arXiv 2207.12598) on that condition. Outside of the guidance
+interval (arXiv 2404.07724) v is the conditional branch alone: v_full, or v_text or v_dino where there is one condition.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-BRANCHES = {"none": (False, False), "text": (True, False), "dino": (False, True), "full": (True, True)}  # (keeps text, keeps reference)
+# (keeps text, keeps reference)
+BRANCHES = {"none": (False, False), "text": (True, False), "dino": (False, True), "full": (True, True)}
 
 
 @dataclass(frozen=True)

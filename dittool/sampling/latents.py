@@ -41,11 +41,14 @@ class SamplingCost:
 
 
 @torch.inference_mode()
-def sample_latents(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, start: float = 1.0) -> Tensor:
-    """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at t = 0.
+def sample_latents(
+    model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, start: float = 1.0
+) -> Tensor:
+    """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at
+    t = 0.
 
-    The context does not depend on t, so its keys and values are computed once. All branches run as one batch; with a reference of many
-    patches as two.
+    The context does not depend on t, so its keys and values are computed once. All branches run as one batch; with a
+    reference of many patches as two.
     With `start` below 1, `noise` is z_t of an image on its way.
     """
     inside, outside = _rules(settings, conditions.text is not None, conditions.cls is not None)
@@ -93,7 +96,9 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Branches:
-    """The branches of one rule: as one batch, or those without the reference apart, where its many patches are one null token."""
+    """The branches of one rule: as one batch, or those without the reference apart, where its many patches are one
+    null token.
+    """
 
     rule: Guidance
     batches: list[_Batch]
@@ -110,7 +115,11 @@ class _Branches:
 
     def velocity(self, model: DiT, z: Tensor, t: float) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        velocities = {name: one for batch in self.batches for name, one in zip(batch.names, batch.velocities(model, z, t), strict=True)}
+        velocities = {
+            name: one
+            for batch in self.batches
+            for name, one in zip(batch.names, batch.velocities(model, z, t), strict=True)
+        }
         return self.rule.combine(torch.stack([velocities[name] for name in self.rule.branches]))
 
 

@@ -1,7 +1,7 @@
 """One-step generation: a class, a guidance scale and a seed become an image in one evaluation of the network.
 
-Image i has seed + i and depends on nothing else, so that one of several can be drawn again alone, but for rounding. `--from` draws its
-whole batch again and gives the same bits.
+Image i has seed + i and depends on nothing else, so that one of several can be drawn again alone, but for rounding.
+`--from` draws its whole batch again and gives the same bits.
 """
 
 from __future__ import annotations
@@ -62,22 +62,32 @@ class OneStepPipeline:
 
     @staticmethod
     def load(checkpoint: Path) -> OneStepPipeline:
-        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError` for one of another family."""
+        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError`
+        for one of another family.
+        """
         content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
         config = config_from_dict(content["config"], str(checkpoint))
         if config.model.arch != "drift":
-            raise UsageError(f"{checkpoint}: --class and --alpha draw from a one-step generator, and this is '{config.model.arch}'", "use --prompt")
+            raise UsageError(
+                f"{checkpoint}: --class and --alpha draw from a one-step generator, and this is '{config.model.arch}'",
+                "use --prompt",
+            )
         model = build_generator(config)
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])
-        return OneStepPipeline(model, config, Provenance.from_dict(content["data"]), content["classes"], content["step"])
+        return OneStepPipeline(
+            model, config, Provenance.from_dict(content["data"]), content["classes"], content["step"]
+        )
 
     @cached_property
     def codec(self) -> LatentCodec:
         card = self.data.identity["encoders"]["vae"]
         codec = load_codec(card["id"])
         if codec.card["weights"] != card["weights"]:
-            raise BadDataError(f"codec '{card['id']}' has other weights than in training", "restore the weights of that time, or train again")
+            raise BadDataError(
+                f"codec '{card['id']}' has other weights than in training",
+                "restore the weights of that time, or train again",
+            )
         return codec
 
     def label(self, name: str) -> int:
@@ -89,14 +99,19 @@ class OneStepPipeline:
         close = difflib.get_close_matches(name, self.classes, n=1)
         shown = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
         guess = f"did you mean '{close[0]}'? " if close else ""
-        raise UsageError(f"--class {name}: not one of the {len(self.classes)} classes ({shown})", f"{guess}give a name, or a number from 0")
+        raise UsageError(
+            f"--class {name}: not one of the {len(self.classes)} classes ({shown})",
+            f"{guess}give a name, or a number from 0",
+        )
 
     def guidance_scale(self, alpha: float | None) -> float:
         """The run's own, or the wanted one. Raises `UsageError` outside of what was trained."""
         alpha = self.config.sample.alpha if alpha is None else alpha
         if not 1 <= alpha <= self.config.drift.alpha_max:
             largest = self.config.drift.alpha_max
-            raise UsageError(f"--alpha {alpha:g}: trained were scales from 1 to {largest:g}", "choose one between; 1 is no guidance")
+            raise UsageError(
+                f"--alpha {alpha:g}: trained were scales from 1 to {largest:g}", "choose one between; 1 is no guidance"
+            )
         return alpha
 
     @torch.inference_mode()
@@ -107,7 +122,11 @@ class OneStepPipeline:
             noise, style = self._draws(seeds[start : start + _BATCH])
             numbers = torch.tensor(labels[start : start + _BATCH], device=self.device)
             conditions = ClassConditions(numbers, style.to(self.device))
-            parts.append(self.model(noise.to(self.device), torch.full((len(noise),), alpha, device=self.device), conditions).float().cpu())
+            parts.append(
+                self.model(noise.to(self.device), torch.full((len(noise),), alpha, device=self.device), conditions)
+                .float()
+                .cpu()
+            )
         return torch.cat(parts)
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -118,30 +137,52 @@ class OneStepPipeline:
         """Noise (n, C, h, w) and style (n, S): one seed a sample."""
         model = self.config.model
         generators = [torch.Generator().manual_seed(derive_seed("one step", seed)) for seed in seeds]
-        noise = torch.stack([torch.randn(model.channels, *model.cells, generator=generator) for generator in generators])
-        return noise, torch.stack([torch.randint(model.style_codebook, (model.style_tokens,), generator=generator) for generator in generators])
+        noise = torch.stack(
+            [torch.randn(model.channels, *model.cells, generator=generator) for generator in generators]
+        )
+        return noise, torch.stack(
+            [
+                torch.randint(model.style_codebook, (model.style_tokens,), generator=generator)
+                for generator in generators
+            ]
+        )
 
 
 def asks_for_one_step(options: SampleOptions, classes: Sequence[str], alpha: float | None) -> bool:
-    """Whether a command line is meant for a one-step generator: by --class, --alpha, or the picture that --from names."""
+    """Whether a command line is meant for a one-step generator: by --class, --alpha, or the picture that --from
+    names.
+    """
     return bool(classes) or alpha is not None or (options.again is not None and is_of_one_step(options.again))
 
 
-def one_step_request(options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk = SILENT) -> OneStepRequest:
-    """The request behind a command line that asks for one step. Raises `UsageError` for options that one evaluation has no use for."""
-    if strangers := [name for name, value in asdict(options).items() if value is not None and name not in _SHARED_OPTIONS]:
+def one_step_request(
+    options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk = SILENT
+) -> OneStepRequest:
+    """The request behind a command line that asks for one step. Raises `UsageError` for options that one evaluation
+    has no use for.
+    """
+    if strangers := [
+        name for name, value in asdict(options).items() if value is not None and name not in _SHARED_OPTIONS
+    ]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in strangers)
-        raise UsageError(f"{names}: no effect with --class and --alpha", "a one-step generator takes --class, --alpha, -n, --seed, --checkpoint")
+        raise UsageError(
+            f"{names}: no effect with --class and --alpha",
+            "a one-step generator takes --class, --alpha, -n, --seed, --checkpoint",
+        )
     if options.again is not None:
         return _again(options, classes, alpha, talk)
-    return OneStepRequest(resolve_checkpoint(options.checkpoint, talk=talk), classes, alpha, options.count or 1, options.seed or 0)
+    return OneStepRequest(
+        resolve_checkpoint(options.checkpoint, talk=talk), classes, alpha, options.count or 1, options.seed or 0
+    )
 
 
 def _again(options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk) -> OneStepRequest:
     """The request that a picture holds, with the options that were given in its place."""
     path = options.again
     if not is_of_one_step(path):
-        raise UsageError(f"--class and --alpha: no effect on {path}, which was drawn from a prompt or a reference", "leave them out")
+        raise UsageError(
+            f"--class and --alpha: no effect on {path}, which was drawn from a prompt or a reference", "leave them out"
+        )
     inside = read_one_step_settings(path)
     checkpoint = options.checkpoint or Path(inside.checkpoint)
     if not checkpoint.exists():
@@ -152,9 +193,13 @@ def _again(options: SampleOptions, classes: tuple[str, ...], alpha: float | None
     else:
         seed, count = inside.seed if options.seed is None else options.seed, options.count or 1
     return OneStepRequest(
-        resolve_checkpoint(checkpoint, talk=talk), classes or (inside.label,), inside.alpha if alpha is None else alpha, count, seed,
+        resolve_checkpoint(checkpoint, talk=talk),
+        classes or (inside.label,),
+        inside.alpha if alpha is None else alpha,
+        count,
+        seed,
         Repeat(path, inside, inside.seed if exact else None, exact),
-    )  # fmt: skip
+    )
 
 
 def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
@@ -171,9 +216,14 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> lis
         raise UsageError(f"--out {out} names one file for {total} images", "name a folder, or draw one image")
     folder = output_folder(out.parent if single_file else out)
     common: dict[str, Any] = {
-        "checkpoint": str(request.checkpoint), "checkpoint_sha256": file_sha256(request.checkpoint), "step": pipeline.step, "weights": "ema",
-        "alpha": alpha, "evaluations": 1, "made_with": made_with(pipeline.device),
-    }  # fmt: skip
+        "checkpoint": str(request.checkpoint),
+        "checkpoint_sha256": file_sha256(request.checkpoint),
+        "step": pipeline.step,
+        "weights": "ema",
+        "alpha": alpha,
+        "evaluations": 1,
+        "made_with": made_with(pipeline.device),
+    }
     warn_of_other_files(request.repeat, common, talk)
     drawn = []
     with talk.progress("sample", total, "image") as task:

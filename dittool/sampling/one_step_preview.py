@@ -21,7 +21,9 @@ from dittool.storage import write_atomic
 _MOST_CLASSES, _EACH = 16, 6
 
 
-def draw_generator(model: nn.Module, config: DriftConfig | ToyConfig, data: Provenance, about: dict[str, Any], path: Path) -> None:
+def draw_generator(
+    model: nn.Module, config: DriftConfig | ToyConfig, data: Provenance, about: dict[str, Any], path: Path
+) -> None:
     """Draws what averaged weights make.
 
     Args:
@@ -36,7 +38,12 @@ def draw_generator(model: nn.Module, config: DriftConfig | ToyConfig, data: Prov
     for label in range(min(len(about["classes"]), _MOST_CLASSES)):
         images = pipeline.decode(pipeline.latents([label] * _EACH, config.sample.alpha, list(range(_EACH))))
         rows.append(np.concatenate(list(images), axis=1))
-    settings = {"step": about["step"], "weights": "ema", "alpha": config.sample.alpha, "classes": about["classes"][:_MOST_CLASSES]}
+    settings = {
+        "step": about["step"],
+        "weights": "ema",
+        "alpha": config.sample.alpha,
+        "classes": about["classes"][:_MOST_CLASSES],
+    }
     write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), settings)
 
 

@@ -1,6 +1,7 @@
 """Pictures as files: each PNG holds, in a text chunk, all that is needed to draw it again.
 
-What is read back comes from a file that anybody may have written: it is checked field by field before anything is done with it.
+What is read back comes from a file that anybody may have written: it is checked field by field before anything is done
+with it.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ class _Drawn(Section, extra="ignore"):
     checkpoint: str
     checkpoint_sha256: _Sha256
     seed: Counted
-    batch: Annotated[list[Counted], Field(min_length=2, max_length=2)] | None = None  # [first seed, count] of the images drawn together
+    # [first seed, count] of the images drawn together
+    batch: Annotated[list[Counted], Field(min_length=2, max_length=2)] | None = None
     made_with: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
     def _of_its_batch(self) -> _Drawn:
         first, count = self.batch or (self.seed, 1)
         if not (1 <= count <= _MOST_AT_ONCE and first <= self.seed < first + count):
-            raise ValueError(f"seed {self.seed} is none of a batch of {count} that begins at {first}, or the batch has more than {_MOST_AT_ONCE}")
+            raise ValueError(
+                f"seed {self.seed} is none of a batch of {count} that begins at {first}, or the batch has more than"
+                f" {_MOST_AT_ONCE}"
+            )
         return self
 
 
@@ -105,7 +110,9 @@ def free_path(path: Path) -> Path:
 
 
 def is_of_one_step(path: Path) -> bool:
-    """Whether a picture's settings name a class, as those of a one-step generator do. Raises as `read_settings` does."""
+    """Whether a picture's settings name a class, as those of a one-step generator do. Raises as `read_settings`
+    does.
+    """
     try:
         inside = json.loads(_settings_text(path))
     except (ValueError, RecursionError) as error:
@@ -114,7 +121,9 @@ def is_of_one_step(path: Path) -> bool:
 
 
 def read_settings(path: Path) -> PictureSettings:
-    """The settings inside a picture. Raises `UsageError` when there is no such file and `BadDataError` when they cannot be read."""
+    """The settings inside a picture. Raises `UsageError` when there is no such file and `BadDataError` when they
+    cannot be read.
+    """
     return _read(path, PictureSettings)
 
 
@@ -130,7 +139,9 @@ def _read(path: Path, kind: type[_Settings]) -> _Settings:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = "".join(f"{part}: " for part in first["loc"])
-        raise BadDataError(f"{path}: the settings inside cannot be used: {key}{first['msg'].removeprefix('Value error, ')}", _HINT) from error
+        raise BadDataError(
+            f"{path}: the settings inside cannot be used: {key}{first['msg'].removeprefix('Value error, ')}", _HINT
+        ) from error
     except UsageError as error:
         raise BadDataError(f"{path}: the settings inside cannot be used: {error.message}", _HINT) from error
 

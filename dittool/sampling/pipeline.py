@@ -51,14 +51,19 @@ def named_pixels(image: Path | str | Image.Image) -> np.ndarray:
     try:
         return pixels_of(image) if isinstance(image, Image.Image) else open_image(Path(image)).pixels
     except ImageRefused as refused:
-        kinds = f"JPEG, PNG, WebP, GIF, BMP or TIFF of at least {SHORTEST_SIDE} pixels a side and at most {LARGEST_ASPECT:g}:1"
+        kinds = (
+            f"JPEG, PNG, WebP, GIF, BMP or TIFF of at least {SHORTEST_SIDE} pixels a side and at most"
+            f" {LARGEST_ASPECT:g}:1"
+        )
         raise BadDataError(refused.message, f"crop or convert it, or name another: {kinds}") from refused
 
 
 def sample_settings(config: Config) -> SampleSettings:
     """What a configuration says about sampling."""
     s = config.sample
-    return SampleSettings(s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, config.flow.shift, tuple(s.guidance_interval))
+    return SampleSettings(
+        s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, config.flow.shift, tuple(s.guidance_interval)
+    )
 
 
 class Pipeline:
@@ -73,14 +78,16 @@ class Pipeline:
 
     @staticmethod
     def load(checkpoint: Path) -> Pipeline:
-        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError` for a one-step generator."""
+        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError`
+        for a one-step generator.
+        """
         content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
         config = config_from_dict(content["config"], str(checkpoint))
         if config.model.arch != "dit":
             raise UsageError(
                 f"{checkpoint}: a one-step generator, which knows classes and neither prompts nor references",
-                "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured while it trains: eval_energy in "
-                "its log.jsonl (train.eval_every)",
+                "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured"
+                " while it trains: eval_energy in its log.jsonl (train.eval_every)",
             )
         data = Provenance.from_dict(content["data"])
         model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
@@ -104,10 +111,14 @@ class Pipeline:
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:
-        return self._checked("image", load_image_encoder(self._encoder_id("image"), self.data.identity["encoders"]["image"]["dtype"]))
+        return self._checked(
+            "image", load_image_encoder(self._encoder_id("image"), self.data.identity["encoders"]["image"]["dtype"])
+        )
 
     def encode_reference(self, image: Path | str | Image.Image) -> Reference:
-        """The features of a reference image of any shape, bucketed as the training images were. Raises `BadDataError`."""
+        """The features of a reference image of any shape, bucketed as the training images were. Raises
+        `BadDataError`.
+        """
         pixels = named_pixels(image)
         fitted, _ = fit_to_bucket(pixels, self.bucket_of(pixels))
         return self.reference_from_pixels(fitted[None])[0]
@@ -117,7 +128,9 @@ class Pipeline:
         return nearest_bucket(pixels.shape[1], pixels.shape[0], self.buckets)
 
     def encode_init(self, pixels: np.ndarray, bucket: Bucket) -> Tensor:
-        """Normalised latents (C, h, w) of an image (H, W, 3) uint8 of any shape, bucketed: where sampling may begin instead of at noise."""
+        """Normalised latents (C, h, w) of an image (H, W, 3) uint8 of any shape, bucketed: where sampling may begin
+        instead of at noise.
+        """
         fitted, _ = fit_to_bucket(pixels, bucket)
         return self.data.norm.apply(self.codec.encode(fitted[None]))[0]
 
@@ -131,8 +144,12 @@ class Pipeline:
         return [Reference(cls, patches, grid, bucket) for cls, patches in zip(features.cls, as_trained, strict=True)]
 
     def reference_grid(self, bucket: Bucket) -> tuple[int, int]:
-        """(rows, columns) of a reference's patches as the model was trained on them: pooled ones fill a smaller grid."""
-        return stored_grid(patch_grid(bucket.width, bucket.height, self.image_patch_size), self.data.identity["patch_storage"])
+        """(rows, columns) of a reference's patches as the model was trained on them: pooled ones fill a smaller
+        grid.
+        """
+        return stored_grid(
+            patch_grid(bucket.width, bucket.height, self.image_patch_size), self.data.identity["patch_storage"]
+        )
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Text features (B, L, D), padded, and their mask (B, L)."""
@@ -151,8 +168,11 @@ class Pipeline:
             one = Conditions(text, mask, reference.cls[None], patches, reference.grid)
         return one.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
-    def sample_size(self, size: tuple[int, int] | None, reference: Reference | None, init: np.ndarray | None = None) -> Bucket:
-        """The size to draw at: as asked for, else the bucket of the image to begin with, else the reference's, else the most square one.
+    def sample_size(
+        self, size: tuple[int, int] | None, reference: Reference | None, init: np.ndarray | None = None
+    ) -> Bucket:
+        """The size to draw at: as asked for, else the bucket of the image to begin with, else the reference's, else the
+        most square one.
 
         Raises `UsageError` for a size that is not whole tokens or too large.
         """
@@ -161,7 +181,10 @@ class Pipeline:
                 return self.bucket_of(init)
             return reference.bucket if reference else nearest_bucket(1, 1, self.buckets)
         if size[0] * size[1] > LARGEST_AREA:
-            raise UsageError(f"--size {size[0]}x{size[1]}: {size[0] * size[1]:,} pixels, at most {LARGEST_AREA:,}", "choose a smaller size")
+            raise UsageError(
+                f"--size {size[0]}x{size[1]}: {size[0] * size[1]:,} pixels, at most {LARGEST_AREA:,}",
+                "choose a smaller size",
+            )
         multiple = self.data.identity["encoders"]["vae"]["stride"] * self.config.model.patch_size
         if size[0] % multiple or size[1] % multiple:
             raise UsageError(
@@ -174,17 +197,31 @@ class Pipeline:
         """(B, C, H, W) N(0, 1), one seed a sample: a sample does not depend on its neighbours in the batch."""
         stride = self.data.identity["encoders"]["vae"]["stride"]
         shape = (self.data.dims["latent_channels"], bucket.height // stride, bucket.width // stride)
-        return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed("sampling", seed))) for seed in seeds])
+        return torch.stack(
+            [
+                torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed("sampling", seed)))
+                for seed in seeds
+            ]
+        )
 
     def latents(
-        self, conditions: Conditions, noise: Tensor, settings: SampleSettings | None = None, init: Tensor | None = None, strength: float = 1.0
+        self,
+        conditions: Conditions,
+        noise: Tensor,
+        settings: SampleSettings | None = None,
+        init: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Normalised latents for each row of noise; with `init` (C, h, w) on the way from it: z_t = (1 − t)·init + t·noise at t = strength."""
+        """Normalised latents for each row of noise; with `init` (C, h, w) on the way from it: z_t = (1 − t)·init +
+        t·noise at t = strength.
+        """
         parts, z = [], noise if init is None else interpolate(init, noise, noise.new_tensor([strength]))
         for start in range(0, len(z), _LARGEST_BATCH):
             rows = slice(start, start + _LARGEST_BATCH)
             part = conditions.map(lambda tensor, rows=rows: tensor[rows].to(self.device))
-            parts.append(sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength).cpu())
+            parts.append(
+                sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength).cpu()
+            )
         return torch.cat(parts)
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -194,35 +231,53 @@ class Pipeline:
     def decode_drawn(self, latents: Tensor) -> np.ndarray:
         """`decode` of what the model has drawn. Raises `BadDataError` when that holds NaN or infinity."""
         if bad := int((~torch.isfinite(latents)).flatten(1).any(dim=1).sum()):
-            raise BadDataError(f"step {self.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity", "audit it: dit audit CHECKPOINT")
+            raise BadDataError(
+                f"step {self.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity",
+                "audit it: dit audit CHECKPOINT",
+            )
         return self.decode(latents)
 
     def __call__(
-        self, prompt: str | None = None, reference: Path | str | Image.Image | Reference | None = None, count: int = 1, seed: int = 0,
-        size: tuple[int, int] | str | None = None, **settings: Any,
-    ) -> list[Image.Image]:  # fmt: skip
+        self,
+        prompt: str | None = None,
+        reference: Path | str | Image.Image | Reference | None = None,
+        count: int = 1,
+        seed: int = 0,
+        size: tuple[int, int] | str | None = None,
+        **settings: Any,
+    ) -> list[Image.Image]:
         """`count` pictures of a prompt, a reference or both, as `dit sample` draws them. Picture i has seed + i.
 
-        `size` is (width, height) in pixels or "WxH". `settings` are keys of `[sample]` (steps, solver, cfg_text, cfg_dino, guidance,
-        guidance_interval); what is not given is the run's own. Raises `UsageError` for what cannot be meant, `BadDataError` for a
-        reference that cannot be read and a model that draws NaN.
+        `size` is (width, height) in pixels or "WxH". `settings` are keys of `[sample]` (steps, solver, cfg_text,
+        cfg_dino, guidance, guidance_interval); what is not given is the run's own. Raises `UsageError` for what cannot
+        be meant, `BadDataError` for a reference that cannot be read and a model that draws NaN.
         """
         if prompt is None and reference is None:
-            raise UsageError("neither prompt nor reference: nothing to draw", 'for example: pipe(prompt="a red circle")')
+            raise UsageError(
+                "neither prompt nor reference: nothing to draw", 'for example: pipe(prompt="a red circle")'
+            )
         chosen = self._settings_with(settings)
         if count < 1 or seed < 0:
-            raise UsageError(f"count {count} and seed {seed}: at least one picture, and a seed of at least 0", "for example: count=4, seed=7")
+            raise UsageError(
+                f"count {count} and seed {seed}: at least one picture, and a seed of at least 0",
+                "for example: count=4, seed=7",
+            )
         seen = self.encode_reference(reference) if isinstance(reference, (Path, str, Image.Image)) else reference
         bucket = self.sample_size(_size(size), seen)
         conditions, pictures = self.conditions(prompt, seen, bucket, 1), []
         for start in range(seed, seed + count, AT_ONCE):
             seeds = list(range(start, min(start + AT_ONCE, seed + count)))
             repeated = conditions.map(lambda tensor, rows=len(seeds): tensor.expand(rows, *tensor.shape[1:]))
-            pictures += [Image.fromarray(one) for one in self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), chosen))]
+            pictures += [
+                Image.fromarray(one)
+                for one in self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), chosen))
+            ]
         return pictures
 
     def _settings_with(self, changes: dict[str, Any]) -> SampleSettings:
-        """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value that it cannot have."""
+        """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value
+        that it cannot have.
+        """
         if not changes:
             return self.settings
         tree = config_to_dict(self.config)
@@ -237,7 +292,8 @@ class Pipeline:
         trained, found = self.data.identity["encoders"][kind]["weights"], encoder.card["weights"]
         if trained != found:
             raise BadDataError(
-                f"encoder '{encoder.card['id']}' has weights {found[:12]}…, this checkpoint was trained with {trained[:12]}…",
+                f"encoder '{encoder.card['id']}' has weights {found[:12]}…, this checkpoint was trained with"
+                f" {trained[:12]}…",
                 "restore the encoder's weights of that time, or embed and train again with these",
             )
         return encoder

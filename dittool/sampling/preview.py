@@ -30,7 +30,9 @@ def draw_preview(shards_folder: Path) -> Callable[[Pipeline, Path], None]:
             chosen.extend([ref for ref in refs if ref.bucket == bucket][:_COLUMNS])
         samples = [shards.read(ref, pipeline.config.model.patches) for ref in chosen]
         latents, conditions = collate(samples, pipeline.data.norm, pipeline.image_patch_size)
-        made = pipeline.latents(conditions, pipeline.noise(Bucket(*parse_size(chosen[0].bucket)), list(range(len(samples)))))
+        made = pipeline.latents(
+            conditions, pipeline.noise(Bucket(*parse_size(chosen[0].bucket)), list(range(len(samples))))
+        )
         rows = [np.concatenate(list(pipeline.decode(row)), axis=1) for row in (latents, made)]
         path.parent.mkdir(exist_ok=True)
         write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), {"step": pipeline.step, "weights": "ema"})

@@ -33,7 +33,10 @@ def read_prompts(path: Path) -> list[PromptLine]:
     if not path.is_file():
         raise UsageError(f"--prompts {path}: no such file", "check the path")
     if path.stat().st_size > _LARGEST_FILE:
-        raise BadDataError(f"{path}: {path.stat().st_size:,} bytes, a file of prompts has at most {_LARGEST_FILE:,}", "is this the right file?")
+        raise BadDataError(
+            f"{path}: {path.stat().st_size:,} bytes, a file of prompts has at most {_LARGEST_FILE:,}",
+            "is this the right file?",
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -55,7 +58,9 @@ def _from_json(path: Path, number: int, line: str) -> PromptLine:
     _check(value, where)
     reference = path.parent / value["ref"] if "ref" in value else None
     if reference is not None and not reference.is_file():
-        raise BadDataError(f"{where}: ref: {reference}: no such file", "paths are looked for beside the file of prompts")
+        raise BadDataError(
+            f"{where}: ref: {reference}: no such file", "paths are looked for beside the file of prompts"
+        )
     return PromptLine(number, value.get("prompt"), reference, value.get("seed"))
 
 
@@ -65,7 +70,10 @@ def _check(value: Any, where: str) -> None:
     for key, given in value.items():
         if key not in _KEYS:
             close = difflib.get_close_matches(key, _KEYS, n=1)
-            raise BadDataError(f"{where}: unknown key '{key}'", f"did you mean '{close[0]}'?" if close else f"there are {', '.join(_KEYS)}")
+            raise BadDataError(
+                f"{where}: unknown key '{key}'",
+                f"did you mean '{close[0]}'?" if close else f"there are {', '.join(_KEYS)}",
+            )
         if type(given) is not _KEYS[key] or (key == "seed" and given < 0):
             wanted = "a whole number of at least 0" if key == "seed" else "text"
             raise BadDataError(f"{where}: {key} is {json.dumps(given)[:80]}, not {wanted}", _HINT)

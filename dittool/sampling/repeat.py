@@ -47,11 +47,16 @@ def warn_of_other_files(repeat: Repeat | None, found: dict[str, Any], talk: Talk
     for name in ("checkpoint", "reference", "init"):
         then, now = getattr(repeat.settings, f"{name}_sha256", None), found.get(f"{name}_sha256")
         if then is not None and then != now:
-            talk.warn(f"{found[name]} is not the {name} that {repeat.path} was drawn with: sha256 {(now or 'none')[:12]}…, then {then[:12]}…")
+            talk.warn(
+                f"{found[name]} is not the {name} that {repeat.path} was drawn with: sha256 {(now or 'none')[:12]}…,"
+                f" then {then[:12]}…"
+            )
 
 
 def compare(repeat: Repeat | None, pixels: np.ndarray, settings: dict[str, Any], talk: Talk) -> bool | None:
-    """Whether a picture (H, W, 3) that was to be repeated is the same, bit by bit; None when something else was asked for."""
+    """Whether a picture (H, W, 3) that was to be repeated is the same, bit by bit; None when something else was
+    asked for.
+    """
     if repeat is None or not repeat.exact:
         return None
     same = same_pixels(repeat.path, pixels)
@@ -59,6 +64,8 @@ def compare(repeat: Repeat | None, pixels: np.ndarray, settings: dict[str, Any],
     if same:
         talk.note(f"the same pixels as {repeat.path}")
     else:
-        changed = ", ".join(f"{key} {now[key]}, then {then[key]}" for key in now if key in then and then[key] != now[key])
+        changed = ", ".join(
+            f"{key} {now[key]}, then {then[key]}" for key in now if key in then and then[key] != now[key]
+        )
         talk.warn(f"the pixels differ from those of {repeat.path}" + (f"; drawn with {changed}" if changed else ""))
     return same

@@ -1,4 +1,6 @@
-"""What `dit sample` was asked for: options, a file of prompts, or a picture to draw again, checked before any model is loaded."""
+"""What `dit sample` was asked for: options, a file of prompts, or a picture to draw again, checked before any model
+is loaded.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     name = "grid" if grid else "sample"
     if options.prompts is None:
         if options.prompt is None and options.ref is None:
-            example = 'for example: dit sample --prompt "a red circle"; with a one-step generator: dit sample --class NAME'
+            example = (
+                'for example: dit sample --prompt "a red circle"; with a one-step generator: dit sample --class NAME'
+            )
             raise UsageError("neither --prompt nor --ref: nothing to draw", example)
         wanted = [(name, options.prompt, options.ref, options.seed)]
     else:
@@ -92,18 +96,39 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     checkpoint = resolve_checkpoint(options.checkpoint, talk=talk)
     return [
         DrawRequest(
-            checkpoint, prompt, reference, options.count or 1, (options.seed or 0) if seed is None else seed, size, changes,
-            options.init, strength, grid, stem,
+            checkpoint,
+            prompt,
+            reference,
+            options.count or 1,
+            (options.seed or 0) if seed is None else seed,
+            size,
+            changes,
+            options.init,
+            strength,
+            grid,
+            stem,
         )
         for stem, prompt, reference, seed in wanted
-    ]  # fmt: skip
+    ]
 
 
-def _again(options: SampleOptions, changes: dict[str, Any], size: tuple[int, int] | None, grid: Grid | None, talk: Talk) -> DrawRequest:
-    """The request that a picture holds, with the options that were given in its place. Paths may be given anew; then nothing else changes."""
+def _again(
+    options: SampleOptions, changes: dict[str, Any], size: tuple[int, int] | None, grid: Grid | None, talk: Talk
+) -> DrawRequest:
+    """The request that a picture holds, with the options that were given in its place. Paths may be given anew;
+    then nothing else changes.
+    """
     path = options.again
     inside = read_settings(path)
-    other = (options.prompt, options.size, options.count, options.seed, options.grid, options.strength, *changes.values())
+    other = (
+        options.prompt,
+        options.size,
+        options.count,
+        options.seed,
+        options.grid,
+        options.strength,
+        *changes.values(),
+    )
     exact = all(one is None for one in other)
     reference = options.ref or (Path(inside.reference) if inside.reference else None)
     init = options.init or (Path(inside.init) if inside.init else None)
@@ -121,9 +146,19 @@ def _again(options: SampleOptions, changes: dict[str, Any], size: tuple[int, int
     same_init = options.strength is None and (init is None or inside.init is not None)
     strength = inside.strength if same_init else _strength(options.strength, init)
     return DrawRequest(
-        resolve_checkpoint(checkpoint, talk=talk), prompt, reference, count, seed, size or parse_size(inside.size), inside.sampling() | changes,
-        init, strength, grid, f"{path.stem}_again", Repeat(path, inside, inside.seed if exact else None, exact),
-    )  # fmt: skip
+        resolve_checkpoint(checkpoint, talk=talk),
+        prompt,
+        reference,
+        count,
+        seed,
+        size or parse_size(inside.size),
+        inside.sampling() | changes,
+        init,
+        strength,
+        grid,
+        f"{path.stem}_again",
+        Repeat(path, inside, inside.seed if exact else None, exact),
+    )
 
 
 def _changes(options: SampleOptions) -> dict[str, Any]:
@@ -131,11 +166,17 @@ def _changes(options: SampleOptions) -> dict[str, Any]:
     _require_known("--guidance", options.guidance, get_args(Sample.model_fields["guidance"].annotation))
     given = {name: value for name in Sample.model_fields if (value := getattr(options, name)) is not None}
     try:
-        Sample.model_validate({name: list(value) if isinstance(value, tuple) else value for name, value in given.items()})
+        Sample.model_validate(
+            {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+        )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         text = first["msg"].removeprefix("Value error, ")
-        told = f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {text}" if first["loc"] else f"--{text.replace('_', '-')}"
+        told = (
+            f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {text}"
+            if first["loc"]
+            else f"--{text.replace('_', '-')}"
+        )
         raise UsageError(told, "see dit sample --help") from error
     return given
 
@@ -145,7 +186,9 @@ def _require_known(option: str, value: str | None, known: Sequence[str]) -> None
         return
     close = difflib.get_close_matches(value, known, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
-    raise UsageError(f"{option} '{value}' does not exist; there are {', '.join(known)}", f"{guess}see dit sample --help")
+    raise UsageError(
+        f"{option} '{value}' does not exist; there are {', '.join(known)}", f"{guess}see dit sample --help"
+    )
 
 
 def _size(options: SampleOptions) -> tuple[int, int] | None:
@@ -161,7 +204,10 @@ def _strength(strength: float | None, init: Path | None) -> float:
     if init is None:
         raise UsageError("--strength has no effect without --init", "name the image to begin with: --init IMG")
     if not 0 <= strength <= 1:
-        raise UsageError(f"--strength {strength:g} is outside of 0 to 1", "0 gives the image itself, 1 nothing of it; for example 0.6")
+        raise UsageError(
+            f"--strength {strength:g} is outside of 0 to 1",
+            "0 gives the image itself, 1 nothing of it; for example 0.6",
+        )
     return strength
 
 
@@ -169,4 +215,7 @@ def _require_effect(grid: Grid | None, prompt: str | None, reference: Path | Non
     for axis in (grid.across, grid.down) if grid else ():
         condition, needed = (prompt, "a prompt") if axis.name == "cfg-text" else (reference, "a reference")
         if condition is None and len(axis.values) > 1:
-            raise UsageError(f"--grid {axis}: no effect without {needed}: all these pictures would be the same", f"give {needed}, or one value")
+            raise UsageError(
+                f"--grid {axis}: no effect without {needed}: all these pictures would be the same",
+                f"give {needed}, or one value",
+            )

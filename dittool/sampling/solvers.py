@@ -44,7 +44,8 @@ def heun(velocity: Velocity, z: Tensor, times: list[float]) -> Tensor:
 
 
 def ab2(velocity: Velocity, z: Tensor, times: list[float]) -> Tensor:
-    """Adams–Bashforth on uneven steps: z ← z + h·(v_n + h/(2·h_before)·(v_n − v_{n−1})); second order, one evaluation a step.
+    """Adams–Bashforth on uneven steps: z ← z + h·(v_n + h/(2·h_before)·(v_n − v_{n−1})); second order, one evaluation a
+    step.
 
     The first step, which has nothing to look back on, is Euler's: its error is of the order of the whole.
     """

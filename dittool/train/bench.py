@@ -1,8 +1,10 @@
-"""What this machine does with a preset: every part of training measured in one run, beside what the machine can do at all.
+"""What this machine does with a preset: every part of training measured in one run, beside what the machine can do at
+all.
 
-The parts take the code that training takes, on synthetic features of the preset's sizes. FLOPs are those of the model's matrix products as
-built, counted once (a backward pass counts twice a forward pass, recomputation does not count); the model's utilisation (MFU) is their rate
-over the rate of one large matrix product of the same precision, measured here, not taken from a data sheet.
+The parts take the code that training takes, on synthetic features of the preset's sizes. FLOPs are those of the model's
+matrix products as built, counted once (a backward pass counts twice a forward pass, recomputation does not count); the
+model's utilisation (MFU) is their rate over the rate of one large matrix product of the same precision, measured here,
+not taken from a data sheet.
 """
 
 from __future__ import annotations
@@ -65,16 +67,27 @@ class Bench:
 
 
 def bench(config: Config, talk: Talk = SILENT) -> Bench:
-    """Measures a preset. Raises `UsageError` for encoders of unknown width and for another family of models, and what training would raise."""
+    """Measures a preset. Raises `UsageError` for encoders of unknown width and for another family of models, and
+    what training would raise.
+    """
     if config.model.arch != "dit":
-        raise UsageError(f"models of the family '{config.model.arch}' are not measured yet", "choose one of the others: dit presets")
+        raise UsageError(
+            f"models of the family '{config.model.arch}' are not measured yet", "choose one of the others: dit presets"
+        )
     bucket, batch_size = squarest(config), config.train.batch_size
-    with tempfile.TemporaryDirectory() as scratch, process_group(config.train.parallel) as ranks, talk.progress("measure", 6, "part") as task:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        process_group(config.train.parallel) as ranks,
+        talk.progress("measure", 6, "part") as task,
+    ):
         samples = 4 * (batch_size or 8)
         shards = synthetic_shards(Path(scratch) / "shards", config, samples)
         refs = shards.samples
         provenance = Provenance.of(shards, refs, config)
-        stream, state = training_stream(config, shards, refs, provenance.norm, ranks), TrainState(config, provenance, ranks)
+        stream, state = (
+            training_stream(config, shards, refs, provenance.norm, ranks),
+            TrainState(config, provenance, ranks),
+        )
         batch = stream[0]
         size, ready = len(batch.ids), batch.to(state.device)
         flops = forward_flops(config, provenance.dims, batch) // size
@@ -98,15 +111,38 @@ def bench(config: Config, talk: Talk = SILENT) -> Bench:
         return Figure(part, images, images * flops_per_image / 1e12, images * flops_per_image / product, images / step)
 
     figures = [
-        Figure("matrix product", None, product / 1e12, 1.0, None, f"{config.train.precision}, square, the machine's measure"),
-        rate("forward", forward, flops), rate("step", step, 3 * flops), rate("step with reading", loop, 3 * flops),
-        Figure("reading", reading, None, None, reading / step, f"one process; the preset has {config.train.workers} workers"),
+        Figure(
+            "matrix product",
+            None,
+            product / 1e12,
+            1.0,
+            None,
+            f"{config.train.precision}, square, the machine's measure",
+        ),
+        rate("forward", forward, flops),
+        rate("step", step, 3 * flops),
+        rate("step with reading", loop, 3 * flops),
+        Figure(
+            "reading",
+            reading,
+            None,
+            None,
+            reading / step,
+            f"one process; the preset has {config.train.workers} workers",
+        ),
         Figure("decoding", decoding, None, None, None if decoding is None else decoding / step, why_not),
-    ]  # fmt: skip
+    ]
     return Bench(
-        device_name(state.device), config.train.precision, bucket.name, size, rows * columns,
-        sum(parameter.numel() for parameter in state.model.parameters()), flops, peak_memory_bytes(state.device), figures,
-    )  # fmt: skip
+        device_name(state.device),
+        config.train.precision,
+        bucket.name,
+        size,
+        rows * columns,
+        sum(parameter.numel() for parameter in state.model.parameters()),
+        flops,
+        peak_memory_bytes(state.device),
+        figures,
+    )
 
 
 def forward_flops(config: Config, dims: dict[str, int], batch: Batch) -> int:

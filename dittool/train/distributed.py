@@ -1,7 +1,8 @@
-"""Several processes on one run, as torchrun starts them: each computes its share of every batch, gradients are averaged.
+"""Several processes on one run, as torchrun starts them: each computes its share of every batch, gradients are
+averaged.
 
-Nothing here launches anything. `torchrun --nproc-per-node N -m dittool train …` sets the environment that is read below; nodes are
-added with torchrun's own options. The order of samples does not depend on the number of processes.
+Nothing here launches anything. `torchrun --nproc-per-node N -m dittool train …` sets the environment that is read
+below; nodes are added with torchrun's own options. The order of samples does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Ranks:
     rank: int
     count: int
     device: torch.device
-    sharded: bool = False  # each process holds a part of weights, average and moments (FSDP2), instead of all of them (DDP)
+    # each process holds a part of weights, average and moments (FSDP2), instead of all of them (DDP)
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -119,7 +121,9 @@ def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]
 
 @contextmanager
 def process_group(parallel: str) -> Iterator[Ranks]:
-    """The processes that torchrun started, as "ddp" or "fsdp"; a single one without torchrun. fp32 products use TF32 where a GPU has it."""
+    """The processes that torchrun started, as "ddp" or "fsdp"; a single one without torchrun. fp32 products use
+    TF32 where a GPU has it.
+    """
     torch.backends.cuda.matmul.allow_tf32 = True
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

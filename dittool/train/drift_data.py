@@ -1,7 +1,8 @@
-"""What a step of the one-step generator sees: groups of one class and one guidance scale each, with real samples to drift towards.
+"""What a step of the one-step generator sees: groups of one class and one guidance scale each, with real samples to
+drift towards.
 
-Everything random about group g of a run is a function of (seed, g); which real samples enter the queues with step s is a function of
-(seed, s). So stopping, resuming and any number of processes give the same groups.
+Everything random about group g of a run is a function of (seed, g); which real samples enter the queues with step s is
+a function of (seed, s). So stopping, resuming and any number of processes give the same groups.
 
 K groups · N generated · P positives · U unconditional · S style tokens
 """
@@ -60,19 +61,30 @@ class ToyStream:
             made.append((noise, real_points(self._config.toy.distribution, drift.positives, generator)))
         noise, positives = (torch.stack(parts) for parts in zip(*made, strict=True))
         labels = torch.zeros(count, dtype=torch.int64)
-        return Groups(labels, torch.ones(count), noise, labels[:, None, None].expand(-1, drift.generated, 0), positives, positives[:, :0])
+        return Groups(
+            labels,
+            torch.ones(count),
+            noise,
+            labels[:, None, None].expand(-1, drift.generated, 0),
+            positives,
+            positives[:, :0],
+        )
 
     def state(self) -> dict[str, Any]:
         return {}
 
 
 class LatentStream:
-    """Groups of classes of a shards folder, their real samples from queues that take in a few new ones with each step."""
+    """Groups of classes of a shards folder, their real samples from queues that take in a few new ones with each
+    step.
+    """
 
     def __init__(self, config: DriftConfig, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm) -> None:
         self._config, self.samples = config, ClassSamples(shards, refs, norm, config.train.seed)
         drift, model = config.drift, config.model
-        self.queues = SampleQueues(len(shards.classes), drift.class_queue, drift.global_queue, (model.channels, *model.cells))
+        self.queues = SampleQueues(
+            len(shards.classes), drift.class_queue, drift.global_queue, (model.channels, *model.cells)
+        )
         self._position = 0  # samples of the endless stream that have entered
         self._arrivals = None
 
@@ -106,13 +118,21 @@ class LatentStream:
         made = []
         for number in range(first, first + count):
             generator, label = group_generator(config.train.seed, number), self._label(number)
-            alpha = alpha_from_uniform(torch.rand(1, generator=generator, dtype=torch.float64), drift.alpha_max, drift.alpha_exponent)[0].float()
-            made.append((
-                torch.tensor(label), alpha,
-                torch.randn(drift.generated, config.model.channels, *config.model.cells, generator=generator),
-                torch.randint(config.model.style_codebook, (drift.generated, config.model.style_tokens), generator=generator),
-                self.queues.of_class(label, drift.positives, generator), self.queues.of_all(drift.unconditional, generator),
-            ))  # fmt: skip
+            alpha = alpha_from_uniform(
+                torch.rand(1, generator=generator, dtype=torch.float64), drift.alpha_max, drift.alpha_exponent
+            )[0].float()
+            made.append(
+                (
+                    torch.tensor(label),
+                    alpha,
+                    torch.randn(drift.generated, config.model.channels, *config.model.cells, generator=generator),
+                    torch.randint(
+                        config.model.style_codebook, (drift.generated, config.model.style_tokens), generator=generator
+                    ),
+                    self.queues.of_class(label, drift.positives, generator),
+                    self.queues.of_all(drift.unconditional, generator),
+                )
+            )
         return Groups(*(torch.stack(parts) for parts in zip(*made, strict=True)))
 
     def _push(self, sample: tuple[int, int, Tensor]) -> None:
@@ -128,19 +148,28 @@ class LatentStream:
         workers = self._config.train.workers
         end = self._position + (self._config.train.steps + 1) * self._config.drift.pushed
         return DataLoader(
-            self.samples, batch_size=None, sampler=range(self._position, end), num_workers=workers, prefetch_factor=4 if workers else None,
+            self.samples,
+            batch_size=None,
+            sampler=range(self._position, end),
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
             generator=torch.Generator(),  # the loader would else draw from the global one
-        )  # fmt: skip
+        )
 
 
 class ClassSamples(Dataset):
     """The endless stream of real samples, in shuffled passes: at position n (sample number, class number, latent)."""
 
-    def __init__(self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, seed: int, partial: bool = False) -> None:
-        """`partial`: some classes may have no sample. Raises `BadDataError` otherwise, and for a set without classes."""
+    def __init__(
+        self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, seed: int, partial: bool = False
+    ) -> None:
+        """`partial`: some classes may have no sample. Raises `BadDataError` otherwise, and for a set without
+        classes.
+        """
         if not shards.classes:
             raise BadDataError(
-                f"{shards.folder}: its samples have no classes", "embed a folder of class folders without captions: images/CLASS/NAME.jpg"
+                f"{shards.folder}: its samples have no classes",
+                "embed a folder of class folders without captions: images/CLASS/NAME.jpg",
             )
         self._shards, self._refs, self._norm, self._seed = shards, refs, norm, seed
         self._numbers = {name: number for number, name in enumerate(shards.classes)}
@@ -163,14 +192,18 @@ class ClassSamples(Dataset):
         record = self._shards.read_record(self._refs[number])
         if record.cls not in self._numbers:
             raise BadDataError(
-                f"{self._shards.folder}: sample '{record.id}' is of class '{record.cls}', which the index does not list",
+                f"{self._shards.folder}: sample '{record.id}' is of class '{record.cls}', which the index does not"
+                " list",
                 "make the shards again with: dit shard",
             )
         return self._numbers[record.cls]
 
     def latents(self, numbers: Tensor) -> Tensor:
         """(n, C, h, w), normalised, of sample numbers (n,)."""
-        arrays = [torch.tensor(self._shards.read_array(self._refs[number], LATENT.member), dtype=torch.float32) for number in numbers.tolist()]
+        arrays = [
+            torch.tensor(self._shards.read_array(self._refs[number], LATENT.member), dtype=torch.float32)
+            for number in numbers.tolist()
+        ]
         return self._norm.apply(torch.stack(arrays))
 
 

@@ -25,10 +25,14 @@ class ToyEvaluation:
 
     def points(self, model: nn.Module, device: torch.device) -> Tensor:
         """(2000, 2), from fixed noise."""
-        noise = torch.randn(_POINTS, self._config.model.noise, generator=torch.Generator().manual_seed(derive_seed("toy evaluation")))
+        noise = torch.randn(
+            _POINTS, self._config.model.noise, generator=torch.Generator().manual_seed(derive_seed("toy evaluation"))
+        )
         none = torch.zeros(_POINTS, dtype=torch.int64, device=device)
         with torch.inference_mode():
-            return model(noise.to(device), torch.ones(_POINTS, device=device), ClassConditions(none, none[:, None])).cpu()
+            return model(
+                noise.to(device), torch.ones(_POINTS, device=device), ClassConditions(none, none[:, None])
+            ).cpu()
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         found = judge(self._config.toy.distribution, self.points(model, device))
@@ -37,7 +41,9 @@ class ToyEvaluation:
     def faults(self, figures: dict[str, float]) -> list[str]:
         """Why the points of these figures do not pass for real ones."""
         name = self._config.toy.distribution
-        return faults(name, ToyFigures(**{key.removeprefix("eval_"): value for key, value in figures.items()}), floor(name))
+        return faults(
+            name, ToyFigures(**{key.removeprefix("eval_"): value for key, value in figures.items()}), floor(name)
+        )
 
 
 class LatentEvaluation:

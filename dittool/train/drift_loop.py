@@ -2,8 +2,9 @@
 
     commands/train.py → this file → objective/drift.py → models/drift_dit.py
 
-State, checkpoints, averages, schedules, logs and signals are those of the first loop (`loop.py`); what a step sees and minimises is not.
-The loss is told and never judged: with one normalised temperature it is 1 whatever happens. Runs are judged by what they draw.
+State, checkpoints, averages, schedules, logs and signals are those of the first loop (`loop.py`); what a step sees and
+minimises is not. The loss is told and never judged: with one normalised temperature it is 1 whatever happens. Runs are
+judged by what they draw.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ from dittool.train.loop import due, restore, warm_start
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState
 
-DrawGenerator = Callable[[nn.Module, DriftConfig | ToyConfig, Provenance, dict[str, Any], Path], None]  # draws what averaged weights make
+# draws what averaged weights make
+DrawGenerator = Callable[[nn.Module, DriftConfig | ToyConfig, Provenance, dict[str, Any], Path], None]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,16 @@ class GeneratorSummary:
     def line(self) -> str:
         """The run in one line."""
         shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in self.figures.items())
-        verdict = "" if self.faults is None else "; passes for real points" if not self.faults else f"; does not pass: {'; '.join(self.faults)}"
-        return f"step {self.step}: {shown or 'not evaluated'} (EMA weights){verdict}, {self.steps_per_second:.3g} steps/s"
+        verdict = (
+            ""
+            if self.faults is None
+            else "; passes for real points"
+            if not self.faults
+            else f"; does not pass: {'; '.join(self.faults)}"
+        )
+        return (
+            f"step {self.step}: {shown or 'not evaluated'} (EMA weights){verdict}, {self.steps_per_second:.3g} steps/s"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "run": str(self.folder), "folder": str(self.folder), "checkpoint": str(self.checkpoint)}
@@ -75,7 +85,9 @@ class GeneratorSummary:
 
 @dataclass
 class _Run:
-    """What the steps of a run work on. Only the first process has a log, an evaluation and pictures, and only it saves."""
+    """What the steps of a run work on. Only the first process has a log, an evaluation and pictures, and only it
+    saves.
+    """
 
     folder: Path
     state: TrainState
@@ -94,16 +106,28 @@ class _Run:
         return self.folder / "checkpoints"
 
     def content(self) -> dict[str, Any]:
-        """A checkpoint: that of every run, with the queues' sample numbers, the names of the classes, and the encoder where one was trained."""
+        """A checkpoint: that of every run, with the queues' sample numbers, the names of the classes, and the
+        encoder where one was trained.
+        """
         encoder = {} if self.encoder is None else {"feature_encoder": self.encoder.to_checkpoint()}
         return {**self.state.to_checkpoint(), "queues": self.stream.state(), "classes": self.classes, **encoder}
 
 
 def train_generator(
-    config: DriftConfig | ToyConfig, data: Path, out: Path, *, resume: bool = False, strict: bool = False, named_changes: Sequence[str] = (),
-    init: Path | None = None, draw: DrawGenerator | None = None, talk: Talk = SILENT,
-) -> GeneratorSummary | None:  # fmt: skip
-    """Trains to `train.steps` updates and leaves `checkpoint_final.pt`. Arguments, errors and torchrun as for `loop.train`; a toy reads no data."""
+    config: DriftConfig | ToyConfig,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    named_changes: Sequence[str] = (),
+    init: Path | None = None,
+    draw: DrawGenerator | None = None,
+    talk: Talk = SILENT,
+) -> GeneratorSummary | None:
+    """Trains to `train.steps` updates and leaves `checkpoint_final.pt`. Arguments, errors and torchrun as for
+    `loop.train`; a toy reads no data.
+    """
     if init is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
     output_folder(out)
@@ -111,14 +135,19 @@ def train_generator(
         ranks = held.enter_context(process_group(config.train.parallel))
         talk = talk if ranks.first else SILENT
         _require_equal_shares(config, ranks)
-        stream, provenance, evaluation, classes = _toy(config) if config.model.arch == "drift-toy" else _latents(config, data)
+        stream, provenance, evaluation, classes = (
+            _toy(config) if config.model.arch == "drift-toy" else _latents(config, data)
+        )
         stop = held.enter_context(stop_on_signal())
         if ranks.first:
             held.enter_context(folder_lock(out))
             sweep_temporaries(out)
             (out / "checkpoints").mkdir(exist_ok=True)
         if not resume and list_checkpoints(out / "checkpoints"):
-            raise UsageError(f"{out}: holds checkpoints of an earlier run", f"go on with --resume, choose another --out, or remove it: rm -r {out}")
+            raise UsageError(
+                f"{out}: holds checkpoints of an earlier run",
+                f"go on with --resume, choose another --out, or remove it: rm -r {out}",
+            )
         state = TrainState(config, provenance, ranks)
         run = _Run(out, state, stream, classes)
         saved = _begin(run, resume, strict, set(named_changes), init, talk)
@@ -140,7 +169,8 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
     with talk.progress("train", total - first, "step") as task:
         while state.step < total:
             train_step(run)
-            stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
+            # asked once: a signal that comes later waits for the next step
+            stopping = state.ranks.any(stop.signal_number is not None)
             step, last = state.step, state.step == total
             evaluates, draws = due(step, config.train.eval_every, last), due(step, config.train.sample_every, last)
             model = state.whole_ema() if evaluates or draws else None
@@ -159,7 +189,9 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
             task.advance(1, **{name: figures[name] for name in ("eval_energy",) if name in figures})
             if stopping and not last:
                 number = stop.signal_number or signal.SIGTERM
-                raise Interrupted(f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number)
+                raise Interrupted(
+                    f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number
+                )
     if saved is None:
         return None
     seconds = time.monotonic() - start
@@ -209,11 +241,17 @@ def _losses(run: _Run, groups: Groups, autocast: Any) -> dict[str, Tensor]:
     drift, (count, generated) = run.state.config.drift, groups.noise.shape[:2]
     labels, alpha = (each.repeat_interleave(generated) for each in (groups.labels, groups.alpha))
     with autocast:
-        samples = run.state.replica(groups.noise.flatten(0, 1), alpha, ClassConditions(labels, groups.style.flatten(0, 1))).float()
+        samples = run.state.replica(
+            groups.noise.flatten(0, 1), alpha, ClassConditions(labels, groups.style.flatten(0, 1))
+        ).float()
     weight = unconditional_weight(groups.alpha, generated, drift.unconditional)
-    settings = FieldSettings(drift.temperatures, drift.normalise_distances, drift.normalise_drift, drift.repulsion, drift.kernel_values)
+    settings = FieldSettings(
+        drift.temperatures, drift.normalise_distances, drift.normalise_drift, drift.repulsion, drift.kernel_values
+    )
     with torch.no_grad():
-        positives, unconditional = (_features(run, each.flatten(0, 1), count) for each in (groups.positives, groups.unconditional))
+        positives, unconditional = (
+            _features(run, each.flatten(0, 1), count) for each in (groups.positives, groups.unconditional)
+        )
     return multi_feature_loss(_features(run, samples, count), positives, unconditional, weight, settings)
 
 
@@ -240,7 +278,8 @@ def _require_equal_shares(config: DriftConfig | ToyConfig, ranks: Ranks) -> None
     if groups % ranks.count:
         raise UsageError(
             f"{groups} groups a step do not divide into {ranks.count} processes",
-            f"set train.batch_size to a multiple of {ranks.count} × drift.generated = {ranks.count * config.drift.generated}",
+            f"set train.batch_size to a multiple of {ranks.count} × drift.generated ="
+            f" {ranks.count * config.drift.generated}",
         )
 
 
@@ -261,7 +300,9 @@ def _begin(run: _Run, resume: bool, strict: bool, named: set[str], init: Path | 
 
 
 def _freeze_features(run: _Run, judged: LatentEvaluation, saved: dict[str, Any], talk: Talk) -> None:
-    """What the fields are computed in. A trained encoder comes from the checkpoint, unless a resumed run asks for another one."""
+    """What the fields are computed in. A trained encoder comes from the checkpoint, unless a resumed run asks for
+    another one.
+    """
     config, ranks = run.state.config, run.state.ranks
     if config.drift.encoder == "trained":
         kept = saved.get("feature_encoder")
@@ -271,7 +312,9 @@ def _freeze_features(run: _Run, judged: LatentEvaluation, saved: dict[str, Any],
             run.encoder = train_feature_encoder(config, run.stream.samples, judged, ranks, talk)
             talk.note(run.encoder.line)
             if run.log is not None:
-                run.log.write(run.state.step, {f"feature_encoder_{name}": value for name, value in run.encoder.figures.items()})
+                run.log.write(
+                    run.state.step, {f"feature_encoder_{name}": value for name, value in run.encoder.figures.items()}
+                )
     encoder = SeededEncoder(config.model.channels) if run.encoder is None else run.encoder.encoder
     run.features = DriftFeatures(config.drift.features, encoder).to(ranks.device)
 
@@ -300,10 +343,14 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
     found = sorted({ref.bucket for ref in shards.samples})
     if found != [f"{columns}x{rows}"]:
         raise BadDataError(
-            f"{shards.folder}: images of {', '.join(found)}; model.input {model.input} with a codec of stride {stride} draws {columns}x{rows} alone",
+            f"{shards.folder}: images of {', '.join(found)}; model.input {model.input} with a codec of stride {stride}"
+            f" draws {columns}x{rows} alone",
             f'embed with data.buckets = ["{columns}x{rows}"], or change model.input',
         )
-    facts = {"model.channels": (model.channels, shards.dims["latent_channels"]), "model.classes": (model.classes, len(shards.classes))}
+    facts = {
+        "model.channels": (model.channels, shards.dims["latent_channels"]),
+        "model.classes": (model.classes, len(shards.classes)),
+    }
     if not shards.classes:
         facts.pop("model.classes")  # ClassSamples says what is wrong
     for key, (mine, theirs) in facts.items():
@@ -311,14 +358,20 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
             raise BadDataError(f"{shards.folder}: {key} is {mine}, the data have {theirs}", f"set -s {key}={theirs}")
     if (vae := shards.card["encoders"]["vae"]["id"]) != config.encoders.vae:
         raise BadDataError(
-            f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'", f"say it: -s encoders.vae={vae}"
+            f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'",
+            f"say it: -s encoders.vae={vae}",
         )
 
 
 def _log(run: _Run, seconds: float, steps: int) -> None:
     """Means since the last row. All processes must ask together."""
-    kinds = {kind: run.state.ranks.mean(torch.stack([one[kind] for one in run.losses]).mean()) for kind in run.losses[0]}
-    figures = {"loss": float(_minimised(run.state.config, kinds)), **{f"loss_{kind}": float(loss) for kind, loss in kinds.items()}}
+    kinds = {
+        kind: run.state.ranks.mean(torch.stack([one[kind] for one in run.losses]).mean()) for kind in run.losses[0]
+    }
+    figures = {
+        "loss": float(_minimised(run.state.config, kinds)),
+        **{f"loss_{kind}": float(loss) for kind, loss in kinds.items()},
+    }
     figures |= {"lr": run.state.optimizer.param_groups[0]["lr"], "grad_norm": float(torch.stack(run.norms).mean())}
     figures["steps_per_second"] = steps / seconds
     if run.log is not None:

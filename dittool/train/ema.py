@@ -21,4 +21,6 @@ class EmaModel:
     @torch.no_grad()
     def update(self, model: nn.Module, updates: int) -> None:
         """`updates` is the number of updates made before this one."""
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - ema_decay(updates, self._config))
+        torch._foreach_lerp_(
+            list(self.model.parameters()), list(model.parameters()), 1 - ema_decay(updates, self._config)
+        )

@@ -1,7 +1,9 @@
-"""What a run will cost before it is paid for: parameters, tokens, memory, time and disk, from real steps on this machine.
+"""What a run will cost before it is paid for: parameters, tokens, memory, time and disk, from real steps on this
+machine.
 
-Nothing is written. Time is measured on a few updates of each bucket; memory on one update of the largest bucket: by the device's own count
-on a GPU, on a CPU from the bytes of weights, gradients, moments and average plus those that autograd kept for the backward pass.
+Nothing is written. Time is measured on a few updates of each bucket; memory on one update of the largest bucket: by the
+device's own count on a GPU, on a CPU from the bytes of weights, gradients, moments and average plus those that autograd
+kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -78,7 +80,10 @@ class Plan:
 def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
     """Measures a plan on this machine. Raises what training would raise for the same data and configuration."""
     if config.model.arch != "dit":
-        raise UsageError("--dry-run measures the first family of models alone", "try a few steps of it: dit train -s train.steps=20 --out F")
+        raise UsageError(
+            "--dry-run measures the first family of models alone",
+            "try a few steps of it: dit train -s train.steps=20 --out F",
+        )
     shards = ShardSet.open(data)
     require_features(config, shards)
     refs = shards.split(TRAIN)
@@ -92,21 +97,40 @@ def estimate(config: Config, data: Path, talk: Talk = SILENT) -> Plan:
         for name in shares:
             batch = stream[next(n for n in count() if refs[stream.plan.batch(n)[0]].bucket == name)]
             rows, columns = state.model.token_grid(batch.latents)
-            buckets.append(BucketCost(
-                name, samples[name], stream.plan.sizes[name], rows * columns, _context_tokens(batch),
-                shares[name] / _LOOKED_AT, _seconds_per_step(state, batch),
-            ))  # fmt: skip
+            buckets.append(
+                BucketCost(
+                    name,
+                    samples[name],
+                    stream.plan.sizes[name],
+                    rows * columns,
+                    _context_tokens(batch),
+                    shares[name] / _LOOKED_AT,
+                    _seconds_per_step(state, batch),
+                )
+            )
             if rows * columns >= max(bucket.tokens for bucket in buckets):
                 memory = _memory(state, batch)
             task.advance()
-    samples_per_step = config.train.accumulate * sum(count * stream.plan.sizes[name] for name, count in shares.items()) / _LOOKED_AT
-    kept = config.checkpoint.keep + 1 + (config.train.steps // config.checkpoint.keep_every if config.checkpoint.keep_every else 0)
+    samples_per_step = (
+        config.train.accumulate * sum(count * stream.plan.sizes[name] for name, count in shares.items()) / _LOOKED_AT
+    )
+    kept = (
+        config.checkpoint.keep
+        + 1
+        + (config.train.steps // config.checkpoint.keep_every if config.checkpoint.keep_every else 0)
+    )
     return Plan(
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
-        steps=config.train.steps, samples_per_step=samples_per_step, epochs=config.train.steps * samples_per_step / len(refs),
-        buckets=sorted(buckets, key=lambda bucket: -bucket.share), device=device_name(device), memory_bytes=memory[0], memory_from=memory[1],
-        checkpoint_bytes=state_bytes(state.to_checkpoint()), checkpoints_kept=kept,
-    )  # fmt: skip
+        steps=config.train.steps,
+        samples_per_step=samples_per_step,
+        epochs=config.train.steps * samples_per_step / len(refs),
+        buckets=sorted(buckets, key=lambda bucket: -bucket.share),
+        device=device_name(device),
+        memory_bytes=memory[0],
+        memory_from=memory[1],
+        checkpoint_bytes=state_bytes(state.to_checkpoint()),
+        checkpoints_kept=kept,
+    )
 
 
 def _seconds_per_step(state: TrainState, batch: Batch) -> float:
@@ -137,7 +161,10 @@ def _memory(state: TrainState, batch: Batch) -> tuple[int, str]:
         train_step(state, one)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
     activations = sum(kept.values()) // state.config.train.accumulate
-    return 5 * weights + activations, "5 × weights (weights, gradients, two moments, average) + what autograd kept in one micro-batch"
+    return (
+        5 * weights + activations,
+        "5 × weights (weights, gradients, two moments, average) + what autograd kept in one micro-batch",
+    )
 
 
 def _context_tokens(batch: Batch) -> int:

@@ -1,4 +1,6 @@
-"""The fixed evaluation loss: the same hold-out samples, timesteps and noise every time, so that two values can be compared."""
+"""The fixed evaluation loss: the same hold-out samples, timesteps and noise every time, so that two values can be
+compared.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _BATCH = 16
 class Evaluation:
     """Hold-out samples in memory, ready to be judged again and again."""
 
-    def __init__(self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, sampling: str, shift: float, patches: bool) -> None:
+    def __init__(
+        self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, sampling: str, shift: float, patches: bool
+    ) -> None:
         patch_size = int(shards.card["encoders"]["image"]["patch_size"])
         by_bucket = defaultdict(list)
         for ref in refs[:_LARGEST_SET]:
@@ -31,10 +35,15 @@ class Evaluation:
             for start in range(0, len(samples), _BATCH):
                 part = samples[start : start + _BATCH]
                 latents, conditions = collate(part, norm, patch_size)
-                noise = torch.stack([
-                    torch.randn(latents.shape[1:], generator=torch.Generator().manual_seed(derive_seed("evaluation", sample.ref.id)))
-                    for sample in part
-                ])  # fmt: skip
+                noise = torch.stack(
+                    [
+                        torch.randn(
+                            latents.shape[1:],
+                            generator=torch.Generator().manual_seed(derive_seed("evaluation", sample.ref.id)),
+                        )
+                        for sample in part
+                    ]
+                )
                 self._batches.append((latents, conditions, noise))
         self._timesteps = timesteps(torch.tensor(QUANTILES), sampling, shift)
 

@@ -1,7 +1,9 @@
-"""Trains the small encoder whose frozen maps the drifting objective compares samples in, before the generator's first step.
+"""Trains the small encoder whose frozen maps the drifting objective compares samples in, before the generator's first
+step.
 
-It sees the run's training latents and nothing else: it fills in patches that were hidden from it and, with `feature_encoder.labels`, names
-their classes. All that is random is a function of the run's seed. A checkpoint keeps the weights, so that no run trains it twice.
+It sees the run's training latents and nothing else: it fills in patches that were hidden from it and, with
+`feature_encoder.labels`, names their classes. All that is random is a function of the run's seed. A checkpoint keeps
+the weights, so that no run trains it twice.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ class FeatureEncoder:
     @property
     def line(self) -> str:
         named = f", the class of {self.figures['accuracy']:.0%} named" if "accuracy" in self.figures else ""
-        return f"feature encoder: on the evaluation's latents {self.figures['filled_in']:.0%} of the variance of hidden patches filled in{named}"
+        return (
+            f"feature encoder: on the evaluation's latents {self.figures['filled_in']:.0%} of the variance of hidden"
+            f" patches filled in{named}"
+        )
 
     def to_checkpoint(self) -> dict[str, Any]:
         return {"weights": self.encoder.state_dict(), "figures": self.figures}
@@ -59,7 +64,7 @@ def blank_encoder(config: DriftConfig) -> LatentEncoder:
 
 def train_feature_encoder(
     config: DriftConfig, samples: ClassSamples, judged: LatentEvaluation, ranks: Ranks, talk: Talk = SILENT
-) -> FeatureEncoder:  # fmt: skip
+) -> FeatureEncoder:
     """Trained on `samples`; its figures are those on the real latents of `judged`.
 
     Every process trains, and all of them go on with the first one's weights.
@@ -72,7 +77,9 @@ def train_feature_encoder(
             generator = torch.Generator().manual_seed(derive_seed(config.train.seed, "feature encoder", step))
             loss = _loss(encoder, latents, labels, wanted.masked, wanted.labels, generator, ranks.device)
             for group in optimizer.param_groups:
-                group["lr"] = wanted.lr * min(1, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / wanted.steps)) / 2
+                group["lr"] = (
+                    wanted.lr * min(1, (step + 1) / _WARMUP) * (1 + math.cos(math.pi * step / wanted.steps)) / 2
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -83,15 +90,27 @@ def train_feature_encoder(
 
 
 def _batches(config: DriftConfig, samples: ClassSamples) -> DataLoader:
-    """`feature_encoder.steps` batches of (numbers (B,), labels (B,), latents (B, C, h, w)), in the shuffled passes of the run's seed."""
+    """`feature_encoder.steps` batches of (numbers (B,), labels (B,), latents (B, C, h, w)), in the shuffled passes
+    of the run's seed.
+    """
     wanted, workers = config.feature_encoder, config.train.workers
     return DataLoader(
-        samples, wanted.batch_size, sampler=range(wanted.steps * wanted.batch_size), num_workers=workers, generator=torch.Generator(),
-    )  # fmt: skip
+        samples,
+        wanted.batch_size,
+        sampler=range(wanted.steps * wanted.batch_size),
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
 
 
 def _loss(
-    encoder: LatentEncoder, latents: Tensor, labels: Tensor, masked: float, name_classes: bool, generator: torch.Generator, device: torch.device
+    encoder: LatentEncoder,
+    latents: Tensor,
+    labels: Tensor,
+    masked: float,
+    name_classes: bool,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Mean square error of what was hidden, and cross-entropy of the class."""
     deviation = _NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
@@ -115,12 +134,20 @@ def _error(filled: Tensor, latents: Tensor, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _figures(encoder: LatentEncoder, judged: LatentEvaluation, config: DriftConfig, device: torch.device) -> dict[str, float]:
-    """Share of the variance of hidden patches that is filled in, and of classes that are named, on samples as they are."""
+def _figures(
+    encoder: LatentEncoder, judged: LatentEvaluation, config: DriftConfig, device: torch.device
+) -> dict[str, float]:
+    """Share of the variance of hidden patches that is filled in, and of classes that are named, on samples as they
+    are.
+    """
     latents, labels = judged.real, judged.labels
-    hidden = hidden_patches(latents, config.feature_encoder.masked, torch.Generator().manual_seed(derive_seed("feature encoder figures")))
+    hidden = hidden_patches(
+        latents, config.feature_encoder.masked, torch.Generator().manual_seed(derive_seed("feature encoder figures"))
+    )
     latents, hidden = latents.to(device), hidden.to(device)
-    left = _error(encoder.filled_in(latents, hidden), latents, hidden) / _error(latents.mean(dim=0), latents, hidden).clamp_min(1e-12)
+    left = _error(encoder.filled_in(latents, hidden), latents, hidden) / _error(
+        latents.mean(dim=0), latents, hidden
+    ).clamp_min(1e-12)
     figures = {"filled_in": 1 - float(left)}
     if config.feature_encoder.labels:
         figures["accuracy"] = float((encoder.class_logits(latents).argmax(dim=1).cpu() == labels).float().mean())

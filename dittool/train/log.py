@@ -1,4 +1,6 @@
-"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png, and Weights & Biases where it is asked for."""
+"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png, and Weights & Biases where it is
+asked for.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,11 @@ class Meter:
         self._steps.append(figures)
 
     def summary(self) -> dict[str, float]:
-        """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new interval.
+        """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new
+        interval.
 
-        Over the samples of all processes, which must ask together; waiting and memory are this process's own. Empty without a step.
+        Over the samples of all processes, which must ask together; waiting and memory are this process's own. Empty
+        without a step.
         """
         if not self._steps:
             self._since = time.monotonic()
@@ -57,7 +61,8 @@ class Meter:
         steps, elapsed = self._steps, max(time.monotonic() - self._since, 1e-9)
         losses = [loss for step in steps for loss in step.losses]
         per_sample, t, modes = (
-            self._ranks.gather(torch.cat([getattr(loss, name).detach() for loss in losses])) for name in ("per_sample", "t", "modes")
+            self._ranks.gather(torch.cat([getattr(loss, name).detach() for loss in losses]))
+            for name in ("per_sample", "t", "modes")
         )
         self.loss = float(torch.stack([step.loss for step in steps]).mean())
         figures = {
@@ -123,17 +128,27 @@ def _wandb_run(folder: Path, config: Config) -> Any:
         import wandb
     except ImportError as error:
         raise UsageError(
-            f'train.wandb = "{config.train.wandb}": the package wandb is not installed', "pip install wandb, or take the key out of the preset"
+            f'train.wandb = "{config.train.wandb}": the package wandb is not installed',
+            "pip install wandb, or take the key out of the preset",
         ) from error
     record = folder / "wandb.json"
     if not record.is_file():
         write_json(record, {"id": secrets.token_hex(8)})
     began = read_json(record)["id"]
-    return wandb.init(project=config.train.wandb, name=folder.name, id=began, resume="allow", dir=str(folder), config=config_to_dict(config))
+    return wandb.init(
+        project=config.train.wandb,
+        name=folder.name,
+        id=began,
+        resume="allow",
+        dir=str(folder),
+        config=config_to_dict(config),
+    )
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process has held so far: on a GPU of its memory, as torch counts it; on a CPU of the machine's, all included."""
+    """The most that this process has held so far: on a GPU of its memory, as torch counts it; on a CPU of the
+    machine's, all included.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

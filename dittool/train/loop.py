@@ -2,8 +2,9 @@
 
     commands/train.py → this file → objective/flow.py → models/dit.py
 
-A step is one optimizer update: `accumulate` micro-batches, one clipped AdamW update, one EMA update. What a step sees is a function
-of its number alone (`data/stream.py`), so stopping and resuming anywhere gives the bits of the uninterrupted run.
+A step is one optimizer update: `accumulate` micro-batches, one clipped AdamW update, one EMA update. What a step sees
+is a function of its number alone (`data/stream.py`), so stopping and resuming anywhere gives the bits of the
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -61,9 +62,18 @@ class TrainSummary:
 
 
 def train(
-    config: Config, data: Path, out: Path, *, resume: bool = False, strict: bool = False, named_changes: Sequence[str] = (),
-    init: Path | None = None, draw: Draw | None = None, judge: Judge | None = None, talk: Talk = SILENT,
-) -> TrainSummary | None:  # fmt: skip
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    strict: bool = False,
+    named_changes: Sequence[str] = (),
+    init: Path | None = None,
+    draw: Draw | None = None,
+    judge: Judge | None = None,
+    talk: Talk = SILENT,
+) -> TrainSummary | None:
     """Trains to `train.steps` updates and leaves `checkpoint_final.pt`.
 
     Under torchrun every process calls this and they train as one; all but the first return None.
@@ -78,8 +88,8 @@ def train(
         draw: called every `train.sample_every` steps with the EMA weights.
         judge: the same every `validate.every` steps.
 
-    Raises `BadDataError`, `UsageError`, `StorageError`; `NonFiniteError` before an update would spoil the weights; `Interrupted` after
-    a signal, with the state saved.
+    Raises `BadDataError`, `UsageError`, `StorageError`; `NonFiniteError` before an update would spoil the weights;
+    `Interrupted` after a signal, with the state saved.
     """
     if init is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
@@ -100,7 +110,10 @@ def train(
             sweep_temporaries(out)
             checkpoints.mkdir(exist_ok=True)
         if not resume and list_checkpoints(checkpoints):
-            raise UsageError(f"{out}: holds checkpoints of an earlier run", f"go on with --resume, choose another --out, or remove it: rm -r {out}")
+            raise UsageError(
+                f"{out}: holds checkpoints of an earlier run",
+                f"go on with --resume, choose another --out, or remove it: rm -r {out}",
+            )
         # State: fresh, warm-started, or exactly where a checkpoint left it.
         state = TrainState(config, provenance, ranks)
         if resume:
@@ -119,7 +132,9 @@ def train(
 
 @dataclass
 class _Run:
-    """What the steps of a run work on. Only the first process has a log, an evaluation, pictures and a judge, and only it saves."""
+    """What the steps of a run work on. Only the first process has a log, an evaluation, pictures and a judge, and
+    only it saves.
+    """
 
     folder: Path
     checkpoints: Path
@@ -135,7 +150,9 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
     """Steps until `train.steps`, with what is due after each."""
     state, train_config = run.state, run.state.config.train
     first, total, seen_before, start = state.step, train_config.steps, state.samples_seen, time.monotonic()
-    loader = run.stream.loader(first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device)
+    loader = run.stream.loader(
+        first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device
+    )
     batches, meter = iter(loader), Meter(state.ranks)
     pipeline = Pipeline(state.ema.model, state.config, state.data, state.step)
     saved, eval_loss = None, None
@@ -145,7 +162,8 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
                 meter.add(train_step(state, batches))
             except NonFiniteError as failure:
                 _skip_update(run, failure, talk)
-            stopping = state.ranks.any(stop.signal_number is not None)  # asked once: a signal that comes later waits for the next step
+            # asked once: a signal that comes later waits for the next step
+            stopping = state.ranks.any(stop.signal_number is not None)
             step, last = state.step, state.step == total
             evaluates, draws = due(step, train_config.eval_every, last), due(step, train_config.sample_every, last)
             judges = due(step, state.config.validate_.every, last) and not stopping
@@ -165,19 +183,25 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
             if stopping or due(step, state.config.checkpoint.every, last):
                 content = state.to_checkpoint()
                 if state.ranks.first:
-                    saved = save_checkpoint(run.checkpoints, content, final=last, summary={"loss": meter.loss, "eval_loss": eval_loss})
+                    saved = save_checkpoint(
+                        run.checkpoints, content, final=last, summary={"loss": meter.loss, "eval_loss": eval_loss}
+                    )
                     rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
             if run.judge is not None and judges:
                 run.judge(pipeline)
             task.advance(1, **({} if meter.loss is None else {"loss": meter.loss}))
             if stopping and not last:
                 number = stop.signal_number or signal.SIGTERM
-                raise Interrupted(f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number)
+                raise Interrupted(
+                    f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number
+                )
     if saved is None:
         return None
     seconds = time.monotonic() - start
     loss = math.nan if meter.loss is None else meter.loss
-    return TrainSummary(run.folder, saved, state.step, loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds)
+    return TrainSummary(
+        run.folder, saved, state.step, loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds
+    )
 
 
 def due(step: int, every: int, last: bool) -> bool:
@@ -239,7 +263,9 @@ def _require_finite(state: TrainState, loss: Tensor, grad_norm: Tensor, losses: 
 
 
 def _skip_update(run: _Run, failure: NonFiniteError, talk: Talk) -> None:
-    """Leaves out the update of a step that was not finite, or raises the failure when `train.skip_nonfinite` of them were left out."""
+    """Leaves out the update of a step that was not finite, or raises the failure when `train.skip_nonfinite` of
+    them were left out.
+    """
     state, most = run.state, run.state.config.train.skip_nonfinite
     if state.skipped_updates >= most:
         raise failure
@@ -267,7 +293,9 @@ def _evaluation(config: Config, shards: ShardSet, provenance: Provenance) -> Eva
     held = shards.split(HOLDOUT)
     if not config.train.eval_every or not held:
         return None
-    return Evaluation(shards, held, provenance.norm, config.flow.timestep_sampling, config.flow.shift, config.model.patches)
+    return Evaluation(
+        shards, held, provenance.norm, config.flow.timestep_sampling, config.flow.shift, config.model.patches
+    )
 
 
 def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> None:
@@ -280,7 +308,10 @@ def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Ta
         require_finite(content[part], f"{newest.path}: {part}")
     state.restore(content)
     if state.step >= total:
-        raise UsageError(f"{newest.path}: step {state.step} of {total} is the end of this run", "train on with -s train.steps=N above that")
+        raise UsageError(
+            f"{newest.path}: step {state.step} of {total} is the end of this run",
+            "train on with -s train.steps=N above that",
+        )
     talk.note(f"resumed from {newest.path} at step {state.step}")
 
 

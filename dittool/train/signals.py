@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP: finish the step, save, then stop. A second signal ends the process at once.
 
-SIGHUP comes when the terminal goes away, often twice: from the kernel and from the shell. Under `nohup` it is ignored, and stays so.
+SIGHUP comes when the terminal goes away, often twice: from the kernel and from the shell. Under `nohup` it is ignored,
+and stays so.
 """
 
 from __future__ import annotations

@@ -78,7 +78,10 @@ class TrainState:
     def _moments(self, saved: dict[str, Any]) -> dict[str, Any]:
         """The optimizer's state with each moment split as its parameter is."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        parts = {index: parts_like(moments, dict.fromkeys(moments, parameters[index])) for index, moments in saved["state"].items()}
+        parts = {
+            index: parts_like(moments, dict.fromkeys(moments, parameters[index]))
+            for index, moments in saved["state"].items()
+        }
         return {**saved, "state": parts}
 
 
@@ -90,7 +93,8 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
 
     Raises `UsageError` for a changed key that was not named and `BadDataError` for other data.
     """
-    before = config_from_dict(checkpoint["config"], "the checkpoint's configuration")  # keys younger than the checkpoint have their defaults
+    # keys younger than the checkpoint have their defaults
+    before = config_from_dict(checkpoint["config"], "the checkpoint's configuration")
     changed = differences(config_to_dict(config), config_to_dict(before))
     replaced = {f"{section}.{other}" for (section, key), other in EXCLUSIVE.items() if f"{section}.{key}" in named}
     unnamed = [line for line in changed if line.split(":")[0] not in named | replaced]
@@ -102,12 +106,14 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
     old = Provenance.from_dict(checkpoint["data"])
     if old.identity_hash != data.identity_hash:
         raise BadDataError(
-            f"the data have another identity than the checkpoint's: {'; '.join(differences(data.identity, old.identity))}",
+            "the data have another identity than the checkpoint's:"
+            f" {'; '.join(differences(data.identity, old.identity))}",
             "train on the data of before (--data), or start a new run with another --out",
         )
     if old.order_hash != data.order_hash or old.norm != data.norm:
         raise BadDataError(
-            "the training samples or their statistics are not the checkpoint's: images were added, removed, or sharded differently",
+            "the training samples or their statistics are not the checkpoint's: images were added, removed, or sharded"
+            " differently",
             "train on the shards of before (--data), or start a new run from these weights with --init",
         )
     return changed

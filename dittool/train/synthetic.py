@@ -1,4 +1,6 @@
-"""A small set of shards of the sizes that a preset's own would have, filled with noise: to measure a machine before any image is embedded."""
+"""A small set of shards of the sizes that a preset's own would have, filled with noise: to measure a machine before
+any image is embedded.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,16 @@ def squarest(config: Config) -> Bucket:
 
 
 def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:
-    """Writes `samples` samples of one bucket and opens them. Raises `UsageError` for encoders whose widths are not known."""
+    """Writes `samples` samples of one bucket and opens them. Raises `UsageError` for encoders whose widths are not
+    known.
+    """
     names = config.encoders
     dims = known_dims(names.image, names.text, names.vae)
     if dims is None:
         raise UsageError(
             f"the widths of these encoders are not known: {names.image}, {names.text}, {names.vae}",
-            "measure with a preset whose encoders are in the table of docs/encoders.md, or run dit train --dry-run on real shards",
+            "measure with a preset whose encoders are in the table of docs/encoders.md, or run dit train --dry-run on"
+            " real shards",
         )
     bucket = squarest(config)
     tar = folder / f"bucket_{bucket.name}" / "shard-000000.tar"
@@ -47,18 +52,30 @@ def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:
                 file.writelines(tar_member(f"{key}.{member}", data))
         file.write(bytes(1024))  # the end of a tar
     image_dim, text_dim, channels = dims["image_dim"], dims["text_dim"], dims["latent_channels"]
-    card = new_card([bucket.name], FP16) | {"encoders": {
-        "image": {"id": names.image, "width": image_dim, "patch_size": _PATCH},
-        "text": {"id": names.text, "width": text_dim, "max_tokens": names.max_text_tokens},
-        "vae": {"id": names.vae, "channels": channels, "stride": _STRIDE, "scale": 1.0, "shift": 0.0},
-    }}  # fmt: skip
-    noise = {f"{name}_{key}": [value] * size for name, size in (("latent", channels), ("cls", image_dim), ("patch", image_dim))
-             for key, value in (("mean", 0.0), ("std", 1.0))}  # fmt: skip
-    write_json(folder / "index.json", {
-        "version": INDEX_VERSION, "identity": card, "identity_hash": identity_hash(card), "statistics": noise,
-        "dims": {"text": text_dim, "image": image_dim, "latent_channels": channels}, "source": "",
-        "shards": [index_shard(folder, tar, bucket.name, TRAIN)],
-    })  # fmt: skip
+    card = new_card([bucket.name], FP16) | {
+        "encoders": {
+            "image": {"id": names.image, "width": image_dim, "patch_size": _PATCH},
+            "text": {"id": names.text, "width": text_dim, "max_tokens": names.max_text_tokens},
+            "vae": {"id": names.vae, "channels": channels, "stride": _STRIDE, "scale": 1.0, "shift": 0.0},
+        }
+    }
+    noise = {
+        f"{name}_{key}": [value] * size
+        for name, size in (("latent", channels), ("cls", image_dim), ("patch", image_dim))
+        for key, value in (("mean", 0.0), ("std", 1.0))
+    }
+    write_json(
+        folder / "index.json",
+        {
+            "version": INDEX_VERSION,
+            "identity": card,
+            "identity_hash": identity_hash(card),
+            "statistics": noise,
+            "dims": {"text": text_dim, "image": image_dim, "latent_channels": channels},
+            "source": "",
+            "shards": [index_shard(folder, tar, bucket.name, TRAIN)],
+        },
+    )
     return ShardSet.open(folder)
 
 

@@ -1,7 +1,8 @@
 """`dit validate --compare A B`: two validations side by side, figure by figure and image by image.
 
-What is compared are the `results.json` that were written before; nothing is drawn again. Two validations of one data set judge the same
-images from the same noise, so the images are compared in pairs, and a permutation test says whether the difference is more than luck.
+What is compared are the `results.json` that were written before; nothing is drawn again. Two validations of one data
+set judge the same images from the same noise, so the images are compared in pairs, and a permutation test says whether
+the difference is more than luck.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from dittool.validate.verdict import CHECKS
 
 RESULTS = "results.json"
 _CONTRACT = ("step", "criteria", "verdict")  # what every results.json holds
-_METRICS = {"lpips-alex": ("LPIPS", True), "ssim": ("SSIM", False), "psnr": ("PSNR", False)}  # name → (title, lower is better)
+# name → (title, lower is better)
+_METRICS = {"lpips-alex": ("LPIPS", True), "ssim": ("SSIM", False), "psnr": ("PSNR", False)}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Pairs:
     lower_is_better: bool
     ids: list[str]
     second_better: float  # share of the images
-    p_value: float  # chance of a mean difference so far from zero between two models that are alike (two-sided permutation test)
+    # chance of a mean difference so far from zero between two models that are alike (two-sided permutation test)
+    p_value: float
 
 
 @dataclass(frozen=True)
@@ -80,14 +83,20 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         return {
             "sides": [
-                {"name": one.name, "folder": str(one.folder), **{key: one.results[key] for key in ("step", "verdict")}} for one in self.sides
+                {"name": one.name, "folder": str(one.folder), **{key: one.results[key] for key in ("step", "verdict")}}
+                for one in self.sides
             ],
             "rows": [{"title": row.title, "values": list(row.values), "better": row.better} for row in self.rows],
-            "pairs": None if self.pairs is None else {
-                "metric": self.pairs.metric, "images": len(self.pairs.ids), "second_better": self.pairs.second_better, "p_value": self.pairs.p_value,
+            "pairs": None
+            if self.pairs is None
+            else {
+                "metric": self.pairs.metric,
+                "images": len(self.pairs.ids),
+                "second_better": self.pairs.second_better,
+                "p_value": self.pairs.p_value,
             },
             "differences": self.differences,
-        }  # fmt: skip
+        }
 
 
 def compare(first: Path, second: Path) -> Comparison:
@@ -96,7 +105,9 @@ def compare(first: Path, second: Path) -> Comparison:
     Raises `UsageError` where there is none and `BadDataError` for a file that is no results.json.
     """
     sides = _open(first), _open(second)
-    return Comparison(sides, _rows(*(side.results for side in sides)), _pairs(*sides), _differences(*(side.results for side in sides)))
+    return Comparison(
+        sides, _rows(*(side.results for side in sides)), _pairs(*sides), _differences(*(side.results for side in sides))
+    )
 
 
 def newest_results(target: Path) -> Path:
@@ -109,7 +120,9 @@ def newest_results(target: Path) -> Path:
     steps = {int(match[1]): path for path in found if (match := re.fullmatch(r"step(\d+)", path.parent.name))}
     if not steps:
         expected = f"{RESULTS} or validation/stepNNNNNNN/{RESULTS}"
-        raise UsageError(f"{target}: no validation here, which would be {expected}", f"make one with: dit validate {target}")
+        raise UsageError(
+            f"{target}: no validation here, which would be {expected}", f"make one with: dit validate {target}"
+        )
     return steps[max(steps)]
 
 
@@ -118,7 +131,10 @@ def _open(target: Path) -> Side:
     results = read_json(path)
     if not isinstance(results, dict) or not all(key in results for key in _CONTRACT):
         expected = ", ".join(_CONTRACT)
-        raise BadDataError(f"{path}: not the results of a validation: {expected} should be in it", "make them again with: dit validate RUN")
+        raise BadDataError(
+            f"{path}: not the results of a validation: {expected} should be in it",
+            "make them again with: dit validate RUN",
+        )
     folder = path.parent
     run = folder.parent.parent if folder.parent.name == "validation" else folder
     return Side(f"{run.resolve().name}, step {results['step']:,}", folder, run, results)
@@ -131,19 +147,33 @@ def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
     for name in dict.fromkeys([*criteria[0], *criteria[1]]):
         both = [found.get(name) for found in criteria]
         known = both[0] or both[1]
-        neither = name in CHECKS or isinstance(known["threshold"], list)  # a check holds or does not; within a range no place is better
+        # a check holds or does not; within a range no place is better
+        neither = name in CHECKS or isinstance(known["threshold"], list)
         direction = None if neither else known.get("lower_is_better")
         rows.append(Row(known.get("title", name), tuple(one and one["value"] for one in both), direction))
     decisive = [_at(results, ("reconstruction", "metric")) for results in (first, second)]
     for name, (title, lower) in _METRICS.items():
         if name != "lpips-alex":  # that one is a criterion
-            rows.append(_row(f"reconstruction, mean {title}", first, second, "reconstruction", "metrics", name, "value", lower=lower))
+            rows.append(
+                _row(
+                    f"reconstruction, mean {title}",
+                    first,
+                    second,
+                    "reconstruction",
+                    "metrics",
+                    name,
+                    "value",
+                    lower=lower,
+                )
+            )
         if decisive != [name, name]:
             gap = ("reconstruction", "metrics", name, "gap_closed")
             rows.append(_row(f"reconstruction, share of the gap closed ({name})", first, second, *gap, lower=False))
     rows.append(_row("swap, mean margin", first, second, "dino_swap", "mean_margin", lower=False))
     for mode in MODES:
-        rows.append(_row(f"loss, {mode.replace('_', ' ')} kept", first, second, "mode_losses", "loss", mode, lower=True))
+        rows.append(
+            _row(f"loss, {mode.replace('_', ' ')} kept", first, second, "mode_losses", "loss", mode, lower=True)
+        )
     return [row for row in rows if row.values != (None, None)]
 
 
@@ -160,11 +190,16 @@ def _at(tree: Any, path: Sequence[str]) -> float | None:
 def _pairs(first: Side, second: Side) -> Pairs | None:
     images = first.images, second.images
     ids = [image for image in images[0] if image in images[1]]
-    metric = next((name for name in _METRICS if ids and all(name in side[image] for side in images for image in ids)), None)
+    metric = next(
+        (name for name in _METRICS if ids and all(name in side[image] for side in images for image in ids)), None
+    )
     if metric is None:
         return None
     lower = _METRICS[metric][1]
-    gains = [(images[0][image][metric]["value"] - images[1][image][metric]["value"]) * (1 if lower else -1) for image in ids]  # of the second
+    # of the second
+    gains = [
+        (images[0][image][metric]["value"] - images[1][image][metric]["value"]) * (1 if lower else -1) for image in ids
+    ]
     one_sided = min(sign_flip_p(gains), sign_flip_p([-gain for gain in gains]))
     return Pairs(metric, lower, ids, sum(gain > 0 for gain in gains) / len(gains), min(1.0, 2 * one_sided))
 
@@ -172,11 +207,17 @@ def _pairs(first: Side, second: Side) -> Pairs | None:
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     found = []
     for what, *path in (
-        ("data identity", "data", "identity_hash"), ("split", "data", "split"), ("images judged", "reconstruction", "images"),
-        ("solver", "settings", "solver"), ("steps of the solver", "settings", "steps"), ("guidance", "settings", "guidance"),
-        ("guidance scale of the text", "settings", "cfg_text"), ("guidance scale of the reference", "settings", "cfg_dino"),
-        ("metric", "reconstruction", "metric"), ("distance of text edits", "text_manip", "distance"),
-    ):  # fmt: skip
+        ("data identity", "data", "identity_hash"),
+        ("split", "data", "split"),
+        ("images judged", "reconstruction", "images"),
+        ("solver", "settings", "solver"),
+        ("steps of the solver", "settings", "steps"),
+        ("guidance", "settings", "guidance"),
+        ("guidance scale of the text", "settings", "cfg_text"),
+        ("guidance scale of the reference", "settings", "cfg_dino"),
+        ("metric", "reconstruction", "metric"),
+        ("distance of text edits", "text_manip", "distance"),
+    ):
         one, other = _at(first, path), _at(second, path)
         if one is not None and other is not None and one != other:
             found.append(f"{what}: {_short(one)} and {_short(other)}")

@@ -33,8 +33,12 @@ def write_comparison(comparison: Comparison, path: Path | None = None) -> Path:
     if path is None:
         path = second.folder / f"compare_with_{first.folder.resolve().parent.parent.name}_{first.folder.name}.html"
     output_folder(path.parent)
-    page = environment().get_template("compare.html").render(
-        comparison=comparison, images=_images(comparison), loss_plot=_loss_plot(comparison), version=__version__
+    page = (
+        environment()
+        .get_template("compare.html")
+        .render(
+            comparison=comparison, images=_images(comparison), loss_plot=_loss_plot(comparison), version=__version__
+        )
     )
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
@@ -69,9 +73,15 @@ def _images(comparison: Comparison) -> list[ComparedImage]:
     if comparison.pairs is None:
         return []
     first, second = (side.images for side in comparison.sides)
-    values = {image: tuple(side[image][comparison.pairs.metric]["value"] for side in (first, second)) for image in comparison.pairs.ids}
+    values = {
+        image: tuple(side[image][comparison.pairs.metric]["value"] for side in (first, second))
+        for image in comparison.pairs.ids
+    }
     chosen = sorted(values, key=lambda image: -abs(values[image][0] - values[image][1]))[:_MOST_IMAGES]
-    return [ComparedImage(first[image].get("caption", ""), values[image], _pictures(comparison.sides, image)) for image in chosen]
+    return [
+        ComparedImage(first[image].get("caption", ""), values[image], _pictures(comparison.sides, image))
+        for image in chosen
+    ]
 
 
 def _pictures(sides: tuple[Side, Side], image: str) -> list[tuple[str, Image.Image]]:

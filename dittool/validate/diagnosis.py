@@ -1,7 +1,8 @@
-"""What the failed criteria mean together: one sentence that names the part of the model, or of the measurement, to look at first.
+"""What the failed criteria mean together: one sentence that names the part of the model, or of the measurement, to look
+at first.
 
-A single figure has many causes; the pattern over the tests has few. A reference path that is cut leaves the text test standing and takes
-the swap test down; a model that draws without looking at anything takes both.
+A single figure has many causes; the pattern over the tests has few. A reference path that is cut leaves the text test
+standing and takes the swap test down; a model that draws without looking at anything takes both.
 """
 
 from __future__ import annotations
@@ -39,16 +40,28 @@ def diagnose(results: Mapping[str, Any], passed: Mapping[str, bool | None], go: 
     if failed & {"lpips", "gap_closed"}:
         return f"Both conditions are followed, and the pictures are not near enough: {_quality(results)}."
     if "grad_norm" in failed:
-        return "The pictures pass, and the gradients on the way were not healthy: do not train on from here before that is understood."
+        return (
+            "The pictures pass, and the gradients on the way were not healthy: do not train on from here before that is"
+            " understood."
+        )
     if "loss_ratio" in failed:
-        return "The pictures pass, and the loss on held-out samples is far above that on training samples: the set is being learned by heart."
+        return (
+            "The pictures pass, and the loss on held-out samples is far above that on training samples: the set is"
+            " being learned by heart."
+        )
     return "No criterion of what the model draws could decide: set thresholds in the preset, or run more tests."
 
 
 def _of_the_measurement(check: str) -> str:
     if check == "truth_as_result":
-        return "The measurement is wrong, not the model: truth and results are decoded through different normalisations, so no figure here counts."
-    return "The data are wrong: the stored latents are not what the codec makes of the originals, so no figure here counts."
+        return (
+            "The measurement is wrong, not the model: truth and results are decoded through different normalisations,"
+            " so no figure here counts."
+        )
+    return (
+        "The data are wrong: the stored latents are not what the codec makes of the originals, so no figure here"
+        " counts."
+    )
 
 
 def _path(results: Mapping[str, Any], condition: str) -> str:
@@ -63,7 +76,10 @@ def _path(results: Mapping[str, Any], condition: str) -> str:
 def _blind(results: Mapping[str, Any]) -> str:
     closed = results.get("reconstruction", {}).get("gap_closed")
     if closed is not None and closed > _NO_GAP:
-        return f"Neither condition works on its own, while both together close {closed:.0%} of the gap: give each more samples alone (dropout)."
+        return (
+            f"Neither condition works on its own, while both together close {closed:.0%} of the gap: give each more"
+            " samples alone (dropout)."
+        )
     effects = [effect for name in ("text", "reference") if (effect := _effect(results, name)) is not None]
     seen = " (other ones leave the velocity as it is)" if effects and max(effects) < _NO_EFFECT else ""
     ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("none")

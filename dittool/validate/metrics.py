@@ -1,7 +1,8 @@
 """How far two images are apart: LPIPS, SSIM, PSNR and plain pixel distance, each under its own name.
 
-LPIPS ("The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924) needs the weights of an AlexNet
-that its package does not ship. They are taken from where the user says, or from torchvision's cache, and never downloaded.
+LPIPS ("The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv 1801.03924) needs the weights of
+an AlexNet that its package does not ship. They are taken from where the user says, or from torchvision's cache, and
+never downloaded.
 
 Images are (B, H, W, 3) uint8.
 """
@@ -53,15 +54,27 @@ def psnr(results: np.ndarray, truths: np.ndarray) -> list[float]:
 
 
 def ssim(results: np.ndarray, truths: np.ndarray) -> list[float]:
-    """Structural similarity with the Gaussian window of its paper (Wang et al. 2004), mean over the colour channels; 1 for equal images."""
+    """Structural similarity with the Gaussian window of its paper (Wang et al. 2004), mean over the colour
+    channels; 1 for equal images.
+    """
     from skimage.metrics import structural_similarity
 
-    settings = {"channel_axis": 2, "data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return [float(structural_similarity(result, truth, **settings)) for result, truth in zip(results, truths, strict=True)]
+    settings = {
+        "channel_axis": 2,
+        "data_range": 255,
+        "gaussian_weights": True,
+        "sigma": 1.5,
+        "use_sample_covariance": False,
+    }
+    return [
+        float(structural_similarity(result, truth, **settings)) for result, truth in zip(results, truths, strict=True)
+    ]
 
 
 def pixel_rms(results: np.ndarray, truths: np.ndarray) -> list[float]:
-    """Root of the mean squared difference, in shares of the whole range: 0 for equal images, 1 for black against white."""
+    """Root of the mean squared difference, in shares of the whole range: 0 for equal images, 1 for black against
+    white.
+    """
     return np.sqrt(np.square((results.astype(np.float64) - truths) / 255).mean(axis=(1, 2, 3))).tolist()
 
 
@@ -73,8 +86,9 @@ PIXEL_RMS = Metric("pixel-rms", "pixel distance", True, pixel_rms)
 def gap_closed(value: float, floor: float, ceiling: float, lower_is_better: bool) -> float | None:
     """Which share of the way from `ceiling` (0) to `floor` (1) a value has come, within [−1, 1].
 
-    `floor` is the best that can be had, `ceiling` what a model reaches that does not look at its conditions, whichever of the two is
-    the larger number. None when the floor is not better than the ceiling: then there is no way to go and nothing is measured.
+    `floor` is the best that can be had, `ceiling` what a model reaches that does not look at its conditions, whichever
+    of the two is the larger number. None when the floor is not better than the ceiling: then there is no way to go and
+    nothing is measured.
     """
     way = ceiling - floor if lower_is_better else floor - ceiling
     come = ceiling - value if lower_is_better else value - ceiling
@@ -82,32 +96,40 @@ def gap_closed(value: float, floor: float, ceiling: float, lower_is_better: bool
 
 
 def find_lpips(named: str | Path | None, smallest_side: int, talk: Talk = SILENT) -> Metric | None:
-    """LPIPS when its backbone is at hand: the file that is named, that of `DIT_LPIPS_BACKBONE`, or torchvision's cache; else None.
+    """LPIPS when its backbone is at hand: the file that is named, that of `DIT_LPIPS_BACKBONE`, or torchvision's cache;
+    else None.
 
-    Raises `WeightsMissingError` when a file was named, here or in the environment, and cannot serve, and `UsageError` when one was
-    named for images of which AlexNet's strides leave nothing.
+    Raises `WeightsMissingError` when a file was named, here or in the environment, and cannot serve, and `UsageError`
+    when one was named for images of which AlexNet's strides leave nothing.
     """
     named = named or os.environ.get(BACKBONE_VARIABLE)
     if smallest_side < SMALLEST_SIDE:
         reason = f"LPIPS needs images of at least {SMALLEST_SIDE} pixels a side, a bucket here has {smallest_side}"
         if named:
-            raise UsageError(reason, f"leave out --lpips-backbone, validate.lpips_backbone and {BACKBONE_VARIABLE} to use SSIM")
+            raise UsageError(
+                reason, f"leave out --lpips-backbone, validate.lpips_backbone and {BACKBONE_VARIABLE} to use SSIM"
+            )
         talk.note(f"SSIM is measured instead of LPIPS: {reason}")
         return None
     if named:
         return load_lpips(Path(named).expanduser())
     cached = cached_file(ALEXNET)
     if not cached.is_file():
-        talk.note(f"no AlexNet weights here, so SSIM is measured instead of LPIPS; name a file with --lpips-backbone or {BACKBONE_VARIABLE}")
+        talk.note(
+            "no AlexNet weights here, so SSIM is measured instead of LPIPS; name a file with --lpips-backbone or"
+            f" {BACKBONE_VARIABLE}"
+        )
         return None
     weights = cached_weights(ALEXNET, "SSIM is measured instead of LPIPS", talk)
     return None if weights is None else _lpips(weights, cached)
 
 
 def load_lpips(path: Path) -> Metric:
-    """LPIPS with AlexNet from a file with `features.N.weight|bias`, and its heads from there too when it has `linN.weight`.
+    """LPIPS with AlexNet from a file with `features.N.weight|bias`, and its heads from there too when it has
+    `linN.weight`.
 
-    Raises `WeightsMissingError` when the file is missing, unreadable or of another network, `UnsafeFileError` when it could do harm.
+    Raises `WeightsMissingError` when the file is missing, unreadable or of another network, `UnsafeFileError` when it
+    could do harm.
     """
     try:
         return _lpips(load_weights(path), path)
@@ -119,7 +141,8 @@ def _lpips(weights: dict[str, Tensor], path: Path) -> Metric:
     ensure_torchvision()
     import lpips
 
-    # `pnet_rand` keeps the package from downloading; its random weights are all replaced below, and the global generator is given back.
+    # `pnet_rand` keeps the package from downloading; its random weights are all replaced below, and the global
+    # generator is given back.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's about an argument that the package still passes
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
@@ -138,7 +161,10 @@ def _lpips(weights: dict[str, Tensor], path: Path) -> Metric:
     return Metric("lpips-alex", "LPIPS", True, measure)
 
 
-_LPIPS_HINT = "name AlexNet's weights (torchvision's file, or a .safetensors with its features.N.* tensors), or leave the option out to use SSIM"
+_LPIPS_HINT = (
+    "name AlexNet's weights (torchvision's file, or a .safetensors with its features.N.* tensors), or leave the option"
+    " out to use SSIM"
+)
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -150,12 +176,20 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         if found is None and wanted.startswith("lin"):
             continue  # the package ships the heads
         if found is None or found.shape != parameter.shape or not torch.isfinite(found).all():
-            shape = "missing" if found is None else "not finite" if found.shape == parameter.shape else f"of shape {tuple(found.shape)}"
+            shape = (
+                "missing"
+                if found is None
+                else "not finite"
+                if found.shape == parameter.shape
+                else f"of shape {tuple(found.shape)}"
+            )
             problems.append(f"{wanted} is {shape}, AlexNet's is {tuple(parameter.shape)}")
         else:
             state[name] = found.float()
     if problems:
-        raise WeightsMissingError(f"LPIPS backbone: {path}: {problems[0]}; {len(problems)} tensors do not fit", _LPIPS_HINT)
+        raise WeightsMissingError(
+            f"LPIPS backbone: {path}: {problems[0]}; {len(problems)} tensors do not fit", _LPIPS_HINT
+        )
     model.load_state_dict(state, strict=False)  # all of the backbone is in it, see above
 
 

@@ -1,15 +1,18 @@
-"""What each condition is worth to the velocity, before anything is drawn: the loss by dropout mode and timestep, and what a condition changes.
+"""What each condition is worth to the velocity, before anything is drawn: the loss by dropout mode and timestep, and
+what a condition changes.
 
-Every sample is put at nine timesteps, the quantiles of the training distribution, with the noise that belongs to its id. There the
-model answers once for each dropout mode, and twice more with another sample's caption or reference, so every comparison is at identical noise.
+Every sample is put at nine timesteps, the quantiles of the training distribution, with the noise that belongs to its
+id. There the model answers once for each dropout mode, and twice more with another sample's caption or reference, so
+every comparison is at identical noise.
 
-    loss(mode, t)    = mean ‖v_mode − (ε − x0)‖²                                      on the judged split, and on training samples beside it
-    effect(text)     = rms(v_text_only − v_text_only of another caption) / rms(v_none), and likewise the reference's
-    divergence       = rms(v_text_only − v_reference_only) / rms(v_both)
-    loss ratio(mode) = loss on held-out samples / loss on training samples            about 1; far above, the training set was learned by heart
+    loss(mode, t)    = mean ‖v_mode − (ε − x0)‖²                                      on the judged split, and on
+    training samples beside it effect(text)     = rms(v_text_only − v_text_only of another caption) / rms(v_none), and
+    likewise the reference's divergence       = rms(v_text_only − v_reference_only) / rms(v_both)
+    loss ratio(mode) = loss on held-out samples / loss on training samples            about 1; far above, the training
+    set was learned by heart
 
-A path that is cut has effect 0. Against v_none it would not: that a condition is there also shows in the number of tokens and in their
-positions. Two conditions that both work and say different things diverge.
+A path that is cut has effect 0. Against v_none it would not: that a condition is there also shows in the number of
+tokens and in their positions. Two conditions that both work and say different things diverge.
 
 B samples · C H W latent · K = 6 branches: the four modes, another caption, another reference
 """
@@ -35,7 +38,8 @@ from dittool.validate.samples import bucket_batches, noise_of, normalised_sample
 
 QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
 EFFECTS = ("text", "reference", "divergence")
-_NONE, _TEXT, _REFERENCE, _BOTH, _OTHER_TEXT, _OTHER_REFERENCE = range(6)  # the four of MODES, then two with another sample's conditions
+# the four of MODES, then two with another sample's conditions
+_NONE, _TEXT, _REFERENCE, _BOTH, _OTHER_TEXT, _OTHER_REFERENCE = range(6)
 _BRANCH_MODES = (_NONE, _TEXT, _REFERENCE, _BOTH, _TEXT, _REFERENCE)
 
 
@@ -57,7 +61,8 @@ class ModeLosses:
     split: str  # the judged one
     timesteps: list[float]
     splits: dict[str, SplitLosses]
-    effects: dict[str, list[float | None]]  # one of EFFECTS → one value a timestep; None: the velocity that it is relative to is 0
+    # one of EFFECTS → one value a timestep; None: the velocity that it is relative to is 0
+    effects: dict[str, list[float | None]]
 
     @property
     def judged(self) -> SplitLosses:
@@ -77,16 +82,21 @@ class ModeLosses:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "split": self.split, "timesteps": self.timesteps,
+            "split": self.split,
+            "timesteps": self.timesteps,
             "loss": {mode: self.judged.mean(mode) for mode in MODES},
             "loss_ratio": {mode: self.ratio(mode) for mode in MODES},
             "effect": {name: self.effect(name) for name in EFFECTS},
             "splits": {
-                name: {"samples": part.samples, "loss": {mode: part.mean(mode) for mode in MODES}, "by_timestep": part.by_timestep}
+                name: {
+                    "samples": part.samples,
+                    "loss": {mode: part.mean(mode) for mode in MODES},
+                    "by_timestep": part.by_timestep,
+                }
                 for name, part in self.splits.items()
             },
             "effect_by_timestep": self.effects,
-        }  # fmt: skip
+        }
 
 
 def measure_modes(
@@ -116,17 +126,23 @@ class _BatchFigures:
     """Sums over the samples of a batch, for each timestep."""
 
     losses: Tensor  # (K, timesteps)
-    squares: Tensor  # (5, timesteps): text − other text, reference − other reference, text − reference, none, both; 0 for a sample alone
+    # (5, timesteps): text − other text, reference − other reference, text − reference, none, both; 0 for a sample alone
+    squares: Tensor
 
 
 @torch.inference_mode()
-def _measure_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef], times: Tensor) -> _BatchFigures:
+def _measure_batch(
+    pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef], times: Tensor
+) -> _BatchFigures:
     model, device, count = pipeline.model, pipeline.device, len(_BRANCH_MODES)
-    latents, conditions = normalised_samples(pipeline, [shards.read(ref, pipeline.config.model.patches) for ref in refs])
+    latents, conditions = normalised_samples(
+        pipeline, [shards.read(ref, pipeline.config.model.patches) for ref in refs]
+    )
     latents, noise = latents.to(device), noise_of(pipeline, bucket, [ref.id for ref in refs]).to(device)  # (B, C, H, W)
     own_and_others = conditions.map(lambda tensor: torch.cat([tensor] * 4 + [tensor.roll(1, dims=0)] * 2).to(device))
     kept = kept_conditions(torch.tensor(_BRANCH_MODES, device=device).repeat_interleave(len(refs)))
-    context = model.context(own_and_others, kept, count * len(refs), model.token_grid(latents))  # the same at every timestep
+    # the same at every timestep
+    context = model.context(own_and_others, kept, count * len(refs), model.token_grid(latents))
     keys_values = model.keys_values(context)
 
     losses, squares = [], []
@@ -141,7 +157,10 @@ def _measure_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: S
     others = len(refs) > 1  # one alone has only itself to be exchanged with
     found = _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu() * others)
     if not torch.isfinite(found.losses).all():
-        raise BadDataError(f"step {pipeline.step}: the velocity of {bucket.name} holds NaN or infinity", "audit it: dit audit CHECKPOINT")
+        raise BadDataError(
+            f"step {pipeline.step}: the velocity of {bucket.name} holds NaN or infinity",
+            "audit it: dit audit CHECKPOINT",
+        )
     return found
 
 
@@ -149,4 +168,7 @@ def _effects(squares: Tensor) -> dict[str, list[float | None]]:
     """Relative effects from the sums of squares (5, timesteps)."""
     of_text, of_reference, between, none, both = squares.double()
     pairs = zip(EFFECTS, (of_text, of_reference, between), (none, none, both), strict=True)
-    return {name: [float((a / b).sqrt()) if b > 0 else None for a, b in zip(apart, base, strict=True)] for name, apart, base in pairs}
+    return {
+        name: [float((a / b).sqrt()) if b > 0 else None for a, b in zip(apart, base, strict=True)]
+        for name, apart, base in pairs
+    }

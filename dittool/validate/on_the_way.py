@@ -1,7 +1,7 @@
 """The same judgement while a run goes on: its EMA weights, every `validate.every` steps, into the run's own folder.
 
-Training never notices: noise comes from the samples' ids, and the global random state is given back. What a judgement cannot do (a
-codec's weights are missing, the model still draws NaN, the disk is full) is told, and the run goes on.
+Training never notices: noise comes from the samples' ids, and the global random state is given back. What a judgement
+cannot do (a codec's weights are missing, the model still draws NaN, the disk is full) is told, and the run goes on.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def strip_png(images: Sequence[np.ndarray]) -> bytes:
 
 
 def strip_cells(path: Path, width: int, height: int, count: int) -> list[np.ndarray] | None:
-    """The first `count` images (height, width, 3) of a strip on disk; None when it is not there, not of that size, or no picture."""
+    """The first `count` images (height, width, 3) of a strip on disk; None when it is not there, not of that size,
+    or no picture.
+    """
     try:
         with Image.open(path) as strip:
             if strip.height != height or strip.width < count * width:

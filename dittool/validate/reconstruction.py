@@ -1,16 +1,17 @@
 """First test: an image drawn again from its own caption and reference. How near does it come?
 
-Held-out images and images of the training set answer different questions, so the split stands in the results and in every file's name.
+Held-out images and images of the training set answer different questions, so the split stands in the results and in
+every file's name.
 
-    floor     the codec's round trip of the stored latent: no model of these latents comes nearer
-    ceiling   the same noise with the caption and reference of another image of the bucket: what not looking at the conditions gives
+    floor     the codec's round trip of the stored latent: no model of these latents comes nearer ceiling   the same
+    noise with the caption and reference of another image of the bucket: what not looking at the conditions gives
 
-Truth is the image that was embedded, when its file is still there with the same bytes; else the decoded stored latent, and the
-floor is then perfect by construction.
+Truth is the image that was embedded, when its file is still there with the same bytes; else the decoded stored latent,
+and the floor is then perfect by construction.
 
-Two checks go with it, since figures against a wrong picture look like any others. Stored latents are unscaled and decoded as they
-are, while what the model draws goes back through the normalisation first: the stored latent, fed in as if the model had drawn it,
-must give the floor. And the originals, encoded again, must give the stored latents.
+Two checks go with it, since figures against a wrong picture look like any others. Stored latents are unscaled and
+decoded as they are, while what the model draws goes back through the normalisation first: the stored latent, fed in as
+if the model had drawn it, must give the floor. And the originals, encoded again, must give the stored latents.
 """
 
 from __future__ import annotations
@@ -48,10 +49,17 @@ class Distances:
     ceiling: float | None  # drawn with another image's conditions; None: no other image in the bucket
 
     def gap_closed(self, metric: Metric) -> float | None:
-        return None if self.ceiling is None else gap_closed(self.value, self.floor, self.ceiling, metric.lower_is_better)
+        return (
+            None if self.ceiling is None else gap_closed(self.value, self.floor, self.ceiling, metric.lower_is_better)
+        )
 
     def to_json(self, metric: Metric) -> dict[str, float | None]:
-        return {"value": self.value, "floor": self.floor, "ceiling": self.ceiling, "gap_closed": self.gap_closed(metric)}
+        return {
+            "value": self.value,
+            "floor": self.floor,
+            "ceiling": self.ceiling,
+            "gap_closed": self.gap_closed(metric),
+        }
 
 
 @dataclass(frozen=True)
@@ -61,8 +69,10 @@ class ReconstructedImage:
     record: Record
     truth: str  # "pixels" or "decoded latent"
     distances: dict[str, Distances]  # by metric name
-    truth_as_result: float  # pixel distance between the codec round trip and the same latent on the way of the model's results
-    latent_error: float | None  # of the stored latent against the original encoded again, relative; None: the original is not there
+    # pixel distance between the codec round trip and the same latent on the way of the model's results
+    truth_as_result: float
+    # of the stored latent against the original encoded again, relative; None: the original is not there
+    latent_error: float | None
     file: str  # truth, result, difference, codec round trip, drawn with other conditions
     pictures: dict[str, Image.Image]  # small: truth, result, difference
 
@@ -94,7 +104,9 @@ class Reconstruction:
         rows = [row for image in self.images if (row := image.distances[metric.name]).ceiling is not None]
         if not rows:
             return None
-        value, floor, ceiling = (float(np.mean([getattr(row, name) for row in rows])) for name in ("value", "floor", "ceiling"))
+        value, floor, ceiling = (
+            float(np.mean([getattr(row, name) for row in rows])) for name in ("value", "floor", "ceiling")
+        )
         return gap_closed(value, floor, ceiling, metric.lower_is_better)
 
     @property
@@ -109,28 +121,47 @@ class Reconstruction:
     def to_json(self) -> dict[str, Any]:
         mean = self.mean(self.metric)
         return {
-            "metric": self.metric.name, "mean": mean.value, "floor_vae_roundtrip": mean.floor, "ceiling_shuffled": mean.ceiling,
-            "gap_closed": self.gap_closed(self.metric), "images": len(self.images), "split": self.split,
+            "metric": self.metric.name,
+            "mean": mean.value,
+            "floor_vae_roundtrip": mean.floor,
+            "ceiling_shuffled": mean.ceiling,
+            "gap_closed": self.gap_closed(self.metric),
+            "images": len(self.images),
+            "split": self.split,
             "truth": {kind: sum(image.truth == kind for image in self.images) for kind in (FROM_PIXELS, FROM_LATENT)},
             "checks": self.checks,
-            "metrics": {metric.name: {**self.mean(metric).to_json(metric), "gap_closed": self.gap_closed(metric)} for metric in self.metrics},
+            "metrics": {
+                metric.name: {**self.mean(metric).to_json(metric), "gap_closed": self.gap_closed(metric)}
+                for metric in self.metrics
+            },
             "per_image": [
                 {
-                    "id": image.record.id, "name": image.record.name, "bucket": image.record.bucket, "caption": image.record.caption,
-                    "truth": image.truth, "file": image.file,
+                    "id": image.record.id,
+                    "name": image.record.name,
+                    "bucket": image.record.bucket,
+                    "caption": image.record.caption,
+                    "truth": image.truth,
+                    "file": image.file,
                     **{metric.name: image.distances[metric.name].to_json(metric) for metric in self.metrics},
                 }
                 for image in self.images
             ],
-        }  # fmt: skip
+        }
 
 
 def reconstruct(
-    pipeline: Pipeline, shards: ShardSet, subjects: Sequence[Subject], split: str, metrics: Sequence[Metric], folder: Path, talk: Talk = SILENT
+    pipeline: Pipeline,
+    shards: ShardSet,
+    subjects: Sequence[Subject],
+    split: str,
+    metrics: Sequence[Metric],
+    folder: Path,
+    talk: Talk = SILENT,
 ) -> Reconstruction:
     """Draws every subject from its own conditions and from its partner's, and measures both against the truth.
 
-    Writes one strip a subject into `folder`. Raises `BadDataError` for shards that cannot be read and a model that draws NaN.
+    Writes one strip a subject into `folder`. Raises `BadDataError` for shards that cannot be read and a model that
+    draws NaN.
     """
     images = []
     with talk.progress("reconstruction", len(subjects), "image") as task:
@@ -141,12 +172,19 @@ def reconstruct(
 
 
 def _reconstruct_batch(
-    pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], split: str, metrics: Sequence[Metric], folder: Path
+    pipeline: Pipeline,
+    shards: ShardSet,
+    bucket: Bucket,
+    batch: list[Subject],
+    split: str,
+    metrics: Sequence[Metric],
+    folder: Path,
 ) -> list[ReconstructedImage]:
     noise = noise_of(pipeline, bucket, [subject.ref.id for subject in batch])
     samples = [shards.read(subject.ref, pipeline.config.model.patches) for subject in batch]
     records = [shards.read_record(subject.ref) for subject in batch]
-    latents = torch.from_numpy(np.stack([sample.latent for sample in samples]).astype(np.float32))  # (B, C, h, w), unscaled
+    # (B, C, h, w), unscaled
+    latents = torch.from_numpy(np.stack([sample.latent for sample in samples]).astype(np.float32))
     round_trips = pipeline.codec.decode(latents)
     truths, kinds = _truths(shards.source, records, round_trips)
     as_results = pixel_rms(pipeline.decode(pipeline.data.norm.apply(latents)), round_trips)
@@ -159,13 +197,18 @@ def _reconstruct_batch(
         partners = [shards.read(batch[i].partner, pipeline.config.model.patches) for i in paired]
         others[paired] = _drawn_from(pipeline, partners, noise[paired])
 
-    measured = {m.name: (m.measure(results, truths), m.measure(round_trips, truths), m.measure(others, truths)) for m in metrics}
+    measured = {
+        m.name: (m.measure(results, truths), m.measure(round_trips, truths), m.measure(others, truths)) for m in metrics
+    }
     images = []
     for i, record in enumerate(records):
         distances = {name: Distances(v[i], f[i], c[i] if i in paired else None) for name, (v, f, c) in measured.items()}
         apart = difference(results[i], truths[i])
         file = f"{split}_{record.id}.png"
-        write_atomic(folder / file, strip_png([truths[i], results[i], apart, round_trips[i], *([others[i]] if i in paired else [])]))
+        write_atomic(
+            folder / file,
+            strip_png([truths[i], results[i], apart, round_trips[i], *([others[i]] if i in paired else [])]),
+        )
         pictures = {"truth": thumb(truths[i]), "result": thumb(results[i]), "difference": thumb(apart)}
         latent_error = latent_errors[i] if kinds[i] == FROM_PIXELS else None
         images.append(ReconstructedImage(record, kinds[i], distances, as_results[i], latent_error, file, pictures))
@@ -183,7 +226,9 @@ def _relative_error(stored: torch.Tensor, expected: torch.Tensor) -> list[float]
 
 
 def _truths(source: Path, records: list[Record], round_trips: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """What each result is compared with, and what that is: the bucketed original where it still has the bytes that were embedded."""
+    """What each result is compared with, and what that is: the bucketed original where it still has the bytes that
+    were embedded.
+    """
     truths, kinds = round_trips.copy(), [FROM_LATENT] * len(records)
     for i, record in enumerate(records):
         try:

@@ -1,7 +1,7 @@
 """The report: one page with everything inside, pictures included, that opens anywhere without a server or a network.
 
-Texts from the data (captions, names) are escaped, control characters and marks that reorder text are shown, and the page's own
-policy forbids it to load anything.
+Texts from the data (captions, names) are escaped, control characters and marks that reorder text are shown, and the
+page's own policy forbids it to load anything.
 """
 
 from __future__ import annotations
@@ -44,21 +44,30 @@ class Tested:
     def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | ModeLosses | SetMetrics | None]:
         """By the name in `results.json`."""
         return {
-            "reconstruction": self.reconstruction, "dino_swap": self.swap, "text_manip": self.text, "mode_losses": self.modes,
+            "reconstruction": self.reconstruction,
+            "dino_swap": self.swap,
+            "text_manip": self.text,
+            "mode_losses": self.modes,
             "set_metrics": self.sets,
-        }  # fmt: skip
+        }
 
 
-def write_report(folder: Path, results: dict[str, Any], criteria: list[Criterion], tested: Tested, config: Config, run: Path | None) -> Path:
+def write_report(
+    folder: Path, results: dict[str, Any], criteria: list[Criterion], tested: Tested, config: Config, run: Path | None
+) -> Path:
     """Writes `report.html`, and `loss.png` when the run's `log.jsonl` is there. Returns the page's path."""
-    page = environment().get_template(TEMPLATE).render(
-        results=results,
-        criteria=criteria,
-        tested=tested,
-        title=run.name if run is not None else "model",
-        loss_plot=_loss_plot(folder, run),
-        config=config_to_toml(config),
-        version=__version__,
+    page = (
+        environment()
+        .get_template(TEMPLATE)
+        .render(
+            results=results,
+            criteria=criteria,
+            tested=tested,
+            title=run.name if run is not None else "model",
+            loss_plot=_loss_plot(folder, run),
+            config=config_to_toml(config),
+            version=__version__,
+        )
     )
     path = folder / "report.html"
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
@@ -68,9 +77,19 @@ def write_report(folder: Path, results: dict[str, Any], criteria: list[Criterion
 def environment() -> Environment:
     """The template's surroundings: escaping on, unknown names an error."""
     surroundings = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    surroundings.filters |= {"shown": escaped, "uri": data_uri, "figure": figure_text, "percent": percent_text, "duration": duration_text}
+    surroundings.filters |= {
+        "shown": escaped,
+        "uri": data_uri,
+        "figure": figure_text,
+        "percent": percent_text,
+        "duration": duration_text,
+    }
     surroundings.filters |= {"value": value_text, "ratio": ratio_text}
     return surroundings
 

@@ -1,7 +1,7 @@
 """`dit validate`: three tests of a checkpoint's EMA weights, the verdict, the report.
 
-    RUN/validation/step0001000/  reconstruction/ dino_swap/ text_manip/   strips of pictures
-                                 results.json  report.html  contact_sheet.png
+RUN/validation/step0001000/  reconstruction/ dino_swap/ text_manip/   strips of pictures
+                             results.json  report.html  contact_sheet.png
 """
 
 from __future__ import annotations
@@ -61,36 +61,59 @@ class Validation:
 
 
 def validate(
-    checkpoint: Path, shards: Path, out: Path | None = None, tests: Sequence[str] = TESTS, limit: int | None = None, split: str | None = None,
-    lpips_backbone: Path | None = None, talk: Talk = SILENT,
-) -> Validation:  # fmt: skip
+    checkpoint: Path,
+    shards: Path,
+    out: Path | None = None,
+    tests: Sequence[str] = TESTS,
+    limit: int | None = None,
+    split: str | None = None,
+    lpips_backbone: Path | None = None,
+    talk: Talk = SILENT,
+) -> Validation:
     """Judges a checkpoint's EMA weights on the hold-out of the shards that it was trained on.
 
     Args:
-        out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the training set when it was
-            asked for `stepNNNNNNN_train`.
+        out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the training
+            set when it was asked for `stepNNNNNNN_train`.
         tests: some of `TESTS` and `OPTIONAL`.
         limit: at most so many images, pairs and edits, 0 for all; by default `validate.limit` of the run.
         split: "holdout" or "train"; by default the hold-out, or what was trained on when nothing is held out.
-        lpips_backbone: AlexNet weights; by default `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then torchvision's cache.
+        lpips_backbone: AlexNet weights; by default `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then
+        torchvision's cache.
 
-    Raises `UsageError` for an unknown test or split, `BadDataError` when the shards have another identity than the training data or the model
-    draws NaN, `WeightsMissingError` for a named LPIPS backbone that cannot serve, `StorageError` for the output folder.
+    Raises `UsageError` for an unknown test or split, `BadDataError` when the shards have another identity than the
+    training data or the model draws NaN, `WeightsMissingError` for a named LPIPS backbone that cannot serve,
+    `StorageError` for the output folder.
     """
     _require_wanted(tests, limit, split)
     run = run_folder(checkpoint)
     output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
     pipeline = Pipeline.load(checkpoint)
-    folder = out if out is not None else run / "validation" / f"step{pipeline.step:07d}{'_train' if split == TRAIN else ''}"
-    return validate_pipeline(pipeline, ShardSet.open(shards), folder, tests, limit, split, lpips_backbone, talk, run, checkpoint)
+    folder = (
+        out if out is not None else run / "validation" / f"step{pipeline.step:07d}{'_train' if split == TRAIN else ''}"
+    )
+    return validate_pipeline(
+        pipeline, ShardSet.open(shards), folder, tests, limit, split, lpips_backbone, talk, run, checkpoint
+    )
 
 
-@torch.random.fork_rng(devices=[])  # encoders and metrics draw weights before they load them: a training run in this process must not notice
+# encoders and metrics draw weights before they load them: a training run in this process must not notice
+@torch.random.fork_rng(devices=[])
 def validate_pipeline(
-    pipeline: Pipeline, shards: ShardSet, folder: Path, tests: Sequence[str] = TESTS, limit: int | None = None, split: str | None = None,
-    lpips_backbone: Path | None = None, talk: Talk = SILENT, run: Path | None = None, checkpoint: Path | None = None,
-) -> Validation:  # fmt: skip
-    """The same for a model that is loaded already. `run` is the folder of its log, `checkpoint` the file that it came from."""
+    pipeline: Pipeline,
+    shards: ShardSet,
+    folder: Path,
+    tests: Sequence[str] = TESTS,
+    limit: int | None = None,
+    split: str | None = None,
+    lpips_backbone: Path | None = None,
+    talk: Talk = SILENT,
+    run: Path | None = None,
+    checkpoint: Path | None = None,
+) -> Validation:
+    """The same for a model that is loaded already. `run` is the folder of its log, `checkpoint` the file that it
+    came from.
+    """
     start = time.monotonic()
     config = pipeline.config.validate_
     _require_same_data(pipeline, shards)
@@ -104,17 +127,24 @@ def validate_pipeline(
         talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
         tested = _run_tests(pipeline, shards, subjects, split, perceptual, folder, tests, limit, talk)
         results: dict[str, Any] = {
-            "step": pipeline.step, "weights": "ema", "checkpoint": str(checkpoint) if checkpoint else "", "data": data,
+            "step": pipeline.step,
+            "weights": "ema",
+            "checkpoint": str(checkpoint) if checkpoint else "",
+            "data": data,
             "settings": asdict(pipeline.settings),
-            "training": training_figures(read_log(run), pipeline.step, pipeline.config.train.warmup_steps) if run else None,
+            "training": (
+                training_figures(read_log(run), pipeline.step, pipeline.config.train.warmup_steps) if run else None
+            ),
             **{name: part.to_json() for name, part in tested.parts().items() if part is not None},
-        }  # fmt: skip
+        }
         criteria = judge(results, config.thresholds)
         outcome = verdict(criteria)
         results |= {
-            "criteria": [one.to_json() for one in criteria], "verdict": outcome,
-            "diagnosis": diagnose(results, {one.name: one.passed for one in criteria}, outcome == GO), "seconds": round(time.monotonic() - start, 1),
-        }  # fmt: skip
+            "criteria": [one.to_json() for one in criteria],
+            "verdict": outcome,
+            "diagnosis": diagnose(results, {one.name: one.passed for one in criteria}, outcome == GO),
+            "seconds": round(time.monotonic() - start, 1),
+        }
         write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
         report = write_report(folder, results, criteria, tested, pipeline.config, run)
         write_json(folder / "results.json", results)  # last: where it stands, the rest does too
@@ -125,9 +155,14 @@ def _require_wanted(tests: Sequence[str], limit: int | None, split: str | None) 
     known = (*TESTS, *OPTIONAL)
     unknown = [name for name in tests if name not in known]
     if unknown or not tests:
-        raise UsageError(f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(known)}")
+        raise UsageError(
+            f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(known)}"
+        )
     if limit is not None and limit < 0:
-        raise UsageError(f"--limit {limit}: a number of images cannot be negative", "0 judges all, and without it validate.limit of the run holds")
+        raise UsageError(
+            f"--limit {limit}: a number of images cannot be negative",
+            "0 judges all, and without it validate.limit of the run holds",
+        )
     if split not in (None, HOLDOUT, TRAIN):
         raise UsageError(f"no split is called '{split}'", f"there are {HOLDOUT} and {TRAIN}")
 
@@ -151,21 +186,39 @@ def _about_data(pipeline: Pipeline, shards: ShardSet, split: str, talk: Talk) ->
         talk.warn(f"{shards.folder}: nothing is held out, so the model is judged on images that it was trained on")
     elif not same_split:
         described = "held-out images, which this checkpoint may have been trained on"
-        talk.warn(f"{shards.folder}: sharded differently than at training time, so held-out images may be among those trained on")
+        talk.warn(
+            f"{shards.folder}: sharded differently than at training time, so held-out images may be among those"
+            " trained on"
+        )
     else:
         described = "held-out images"
     unseen = split == HOLDOUT and same_split
-    return {"shards": str(shards.folder), "identity_hash": shards.identity_hash, "split": split, "unseen": unseen, "described": described}
+    return {
+        "shards": str(shards.folder),
+        "identity_hash": shards.identity_hash,
+        "split": split,
+        "unseen": unseen,
+        "described": described,
+    }
 
 
 def _run_tests(
-    pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, perceptual: Metric | None, folder: Path, tests: Sequence[str],
-    limit: int, talk: Talk,
-) -> Tested:  # fmt: skip
+    pipeline: Pipeline,
+    shards: ShardSet,
+    subjects: list[Subject],
+    split: str,
+    perceptual: Metric | None,
+    folder: Path,
+    tests: Sequence[str],
+    limit: int,
+    talk: Talk,
+) -> Tested:
     reconstruction = swap = text = modes = sets = None
     if "reconstruction" in tests:
         metrics = [*([perceptual] if perceptual else []), SSIM, PSNR]
-        reconstruction = reconstruct(pipeline, shards, subjects, split, metrics, output_folder(folder / "reconstruction"), talk)
+        reconstruction = reconstruct(
+            pipeline, shards, subjects, split, metrics, output_folder(folder / "reconstruction"), talk
+        )
     if "dino_swap" in tests:
         swap = swap_references(pipeline, shards, subjects, output_folder(folder / "dino_swap"), talk)
     if "text_manip" in tests:
@@ -209,7 +262,9 @@ def _clear(folder: Path) -> None:
 def _contact_sheet(tested: Tested) -> bytes:
     sections = []
     if tested.reconstruction:
-        groups = [[one.pictures[key] for key in ("truth", "result", "difference")] for one in tested.reconstruction.images]
+        groups = [
+            [one.pictures[key] for key in ("truth", "result", "difference")] for one in tested.reconstruction.images
+        ]
         sections.append(("reconstruction: truth, result, difference", groups))
     if tested.swap and tested.swap.pairs:
         groups = [[one.pictures[key] for key in ("original", "reference", "result")] for one in tested.swap.pairs]

@@ -1,7 +1,7 @@
 """Which samples are judged, whose conditions they are exchanged with, and how a batch of them is drawn.
 
-The choice is a function of the ids, the noise of a sample is a function of its id: two checkpoints of a run are judged on the
-same images from the same noise.
+The choice is a function of the ids, the noise of a sample is a function of its id: two checkpoints of a run are judged
+on the same images from the same noise.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ class Subject:
 
 
 def choose(shards: ShardSet, limit: int, split: str | None = None) -> tuple[str, list[Subject]]:
-    """At most `limit` samples (0: all) of a split, and the split's name: the hold-out, or what was trained on when nothing is held out.
+    """At most `limit` samples (0: all) of a split, and the split's name: the hold-out, or what was trained on when
+    nothing is held out.
 
-    Prepared mirror images are not judged. Each subject has a partner of the same bucket, never itself: the next of those chosen in the
-    bucket, and the last one's is the first. One that is alone takes a sample that was not chosen, be it of the training split.
+    Prepared mirror images are not judged. Each subject has a partner of the same bucket, never itself: the next of
+    those chosen in the bucket, and the last one's is the first. One that is alone takes a sample that was not chosen,
+    be it of the training split.
 
     Raises `BadDataError` when the split is empty.
     """
@@ -67,7 +69,10 @@ def _in_order(shards: ShardSet, refs: Iterable[SampleRef]) -> Iterator[SampleRef
 def _partner(shards: ShardSet, ref: SampleRef, chosen: list[SampleRef]) -> SampleRef | None:
     if len(chosen) > 1:
         return chosen[(chosen.index(ref) + 1) % len(chosen)]
-    return next(_in_order(shards, (other for other in shards.samples if other.bucket == ref.bucket and other.id != ref.id)), None)
+    return next(
+        _in_order(shards, (other for other in shards.samples if other.bucket == ref.bucket and other.id != ref.id)),
+        None,
+    )
 
 
 def bucket_batches(items: Sequence[Item], ref_of: Callable[[Item], SampleRef]) -> Iterator[tuple[Bucket, list[Item]]]:
@@ -94,5 +99,7 @@ def noise_of(pipeline: Pipeline, bucket: Bucket, ids: Sequence[str], purpose: st
 
 
 def draw(pipeline: Pipeline, conditions: Conditions, noise: Tensor) -> np.ndarray:
-    """Pixels (B, H, W, 3) uint8 with the run's own sampling settings. Raises `BadDataError` when the model draws NaN or infinity."""
+    """Pixels (B, H, W, 3) uint8 with the run's own sampling settings. Raises `BadDataError` when the model draws
+    NaN or infinity.
+    """
     return pipeline.decode_drawn(pipeline.latents(conditions, noise))

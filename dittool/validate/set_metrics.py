@@ -1,24 +1,31 @@
-"""Optional: how the model's pictures as a set compare with the images of the data, without asking which picture belongs to which.
+"""Optional: how the model's pictures as a set compare with the images of the data, without asking which picture belongs
+to which.
 
-Captions of samples are drawn from text alone; what the image encoder sees in the results stands against what it saw in the images.
+Captions of samples are drawn from text alone; what the image encoder sees in the results stands against what it saw in
+the images.
 
     mmd-dino   squared maximum mean discrepancy between CLS tokens (Gretton et al., JMLR 2012, eq. 3, unbiased), × 1000
-               k(x, y) = exp(−‖x − y‖² / (2σ²)) on tokens of length 1, σ² half the median squared distance between the data's own tokens
+               k(x, y) = exp(−‖x − y‖² / (2σ²)) on tokens of length 1, σ² half the median squared distance between the
+               data's own tokens
 
-It is made like CMMD (arXiv 2401.09603), in the features of this run's image encoder instead of CLIP's: its values compare with each other on
-one data set, never with published CMMD. On few images it is mostly noise, so its spread stands beside it:
+It is made like CMMD (arXiv 2401.09603), in the features of this run's image encoder instead of CLIP's: its values
+compare with each other on one data set, never with published CMMD. On few images it is mostly noise, so its spread
+stands beside it:
 
-    error    standard error of the value, by leaving out one image and its picture at a time (jackknife)
-    chance   between which values 95% of such figures lie where both sets are real: the data's own images, split at random into two sets.
-             A value inside says that these pictures cannot be told from the data by this figure, on so many images, and no more
+    error    standard error of the value, by leaving out one image and its picture at a time (jackknife) chance
+    between which values 95% of such figures lie where both sets are real: the data's own images, split at random into
+    two sets.
+             A value inside says that these pictures cannot be told from the data by this figure, on so many images, and
+             no more
     other    the same figure between other images of the data and these: one such split, the one that is there
 
-The drawn pictures share their captions with the images, so theirs may be lower; all may be below 0, as the estimate is unbiased.
+The drawn pictures share their captions with the images, so theirs may be lower; all may be below 0, as the estimate is
+unbiased.
 
     fid-torchvision   Fréchet distance between Gaussians fitted to Inception's pooled features (arXiv 1706.08500, eq. 6)
 
-That one is measured only where torchvision's Inception weights lie in the cache. Published FIDs use another set of weights, so it has its
-own name. Without those weights there is no FID and nothing takes its place.
+That one is measured only where torchvision's Inception weights lie in the cache. Published FIDs use another set of
+weights, so it has its own name. Without those weights there is no FID and nothing takes its place.
 """
 
 from __future__ import annotations
@@ -57,10 +64,14 @@ class SetMetrics:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "images": self.images, "drawn_from": "captions", "mmd_dino": self.mmd_dino, "mmd_dino_error": self.mmd_dino_error,
-            "mmd_dino_chance": list(self.mmd_dino_chance), "mmd_dino_other_images": self.mmd_dino_other_images,
+            "images": self.images,
+            "drawn_from": "captions",
+            "mmd_dino": self.mmd_dino,
+            "mmd_dino_error": self.mmd_dino_error,
+            "mmd_dino_chance": list(self.mmd_dino_chance),
+            "mmd_dino_other_images": self.mmd_dino_other_images,
             "fid_torchvision": self.fid_torchvision,
-        }  # fmt: skip
+        }
 
     @property
     def told_apart(self) -> bool:
@@ -71,15 +82,24 @@ class SetMetrics:
         low, high = self.mmd_dino_chance
         said = "further from the data than that" if self.told_apart else "not to be told from the data"
         value = f"mmd_dino {self.mmd_dino:.3g} ± {self.mmd_dino_error:.2g}"
-        return f"{self.images} pictures as a set: {value}; real sets are {low:.3g} to {high:.3g} apart by chance, so they are {said}"
+        return (
+            f"{self.images} pictures as a set: {value}; real sets are {low:.3g} to {high:.3g} apart by chance, so they"
+            f" are {said}"
+        )
 
 
 def measure_set(
-    pipeline: Pipeline, shards: ShardSet, refs: Sequence[SampleRef], others: Sequence[SampleRef], inception: Features | None, talk: Talk = SILENT
+    pipeline: Pipeline,
+    shards: ShardSet,
+    refs: Sequence[SampleRef],
+    others: Sequence[SampleRef],
+    inception: Features | None,
+    talk: Talk = SILENT,
 ) -> SetMetrics | None:
     """Draws the captions of `refs` and compares with their images; `others` are further images of the data.
 
-    None for fewer than `FEWEST` samples. Raises `BadDataError` for shards that cannot be read and a model that draws NaN.
+    None for fewer than `FEWEST` samples. Raises `BadDataError` for shards that cannot be read and a model that draws
+    NaN.
     """
     if len(refs) < FEWEST:
         talk.note(f"no set metrics: {len(refs)} images, at least {FEWEST} are needed")
@@ -107,13 +127,17 @@ def measure_set(
 
 
 def bandwidth(features: Tensor) -> float:
-    """σ² for `mmd`: half the median squared distance between different rows of the data (B, F). It does not depend on the model."""
+    """σ² for `mmd`: half the median squared distance between different rows of the data (B, F). It does not depend
+    on the model.
+    """
     unit = torch.nn.functional.normalize(features.double(), dim=1)
     return max(float(torch.pdist(unit).square().median()) / 2, 1e-12)
 
 
 def mmd(first: Tensor, second: Tensor, variance: float) -> float:
-    """1000 × the unbiased squared MMD between rows of (B, F) and (B', F), each scaled to length 1, with a Gaussian kernel of σ² = `variance`."""
+    """1000 × the unbiased squared MMD between rows of (B, F) and (B', F), each scaled to length 1, with a Gaussian
+    kernel of σ² = `variance`.
+    """
     within = [_mean_off_diagonal(_kernel(part, part, variance)) for part in (first, second)]
     return float(1000 * (sum(within) - 2 * _kernel(first, second, variance).mean()))
 
@@ -132,7 +156,8 @@ def mmd_error(first: Tensor, second: Tensor, variance: float) -> float:
 
 
 def mmd_by_chance(features: Tensor, size: int, variance: float) -> tuple[float, float]:
-    """Between which values 95% of `mmd` lie for two sets of `size` rows each out of one distribution, from random splits of (B, F), always the same.
+    """Between which values 95% of `mmd` lie for two sets of `size` rows each out of one distribution, from random
+    splits of (B, F), always the same.
 
     Where fewer than 2·size rows are there, halves are compared and their values scaled: the spread falls as 1 / size.
     """
@@ -140,8 +165,13 @@ def mmd_by_chance(features: Tensor, size: int, variance: float) -> tuple[float, 
     shuffled = np.random.Generator(np.random.PCG64(derive_seed("splits", len(features))))
     orders = torch.from_numpy(np.stack([shuffled.permutation(len(features)) for _ in range(_SPLITS)]))
     kernel = _kernel(features, features, variance)
-    in_x, in_y = (torch.zeros(len(orders), len(features), dtype=torch.float64).scatter_(1, part, 1.0) for part in orders.split(half, dim=1)[:2])
-    within = sum(((one @ kernel) * one).sum(dim=1) - one @ kernel.diagonal() for one in (in_x, in_y)) / (half * (half - 1))
+    in_x, in_y = (
+        torch.zeros(len(orders), len(features), dtype=torch.float64).scatter_(1, part, 1.0)
+        for part in orders.split(half, dim=1)[:2]
+    )
+    within = sum(((one @ kernel) * one).sum(dim=1) - one @ kernel.diagonal() for one in (in_x, in_y)) / (
+        half * (half - 1)
+    )
     values = 1000 * (within - 2 * ((in_x @ kernel) * in_y).sum(dim=1) / half**2) * half / size
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
@@ -175,8 +205,11 @@ def _root(covariance: Tensor) -> Tensor:
 def _draw_captions(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef]) -> np.ndarray:
     text, mask = pipeline.encode_prompts([shards.read_record(ref).caption for ref in refs])
     grid = pipeline.reference_grid(bucket)
-    return draw(pipeline, Conditions(text, mask, None, None, grid), noise_of(pipeline, bucket, [ref.id for ref in refs], "set"))
+    return draw(
+        pipeline, Conditions(text, mask, None, None, grid), noise_of(pipeline, bucket, [ref.id for ref in refs], "set")
+    )
 
 
 def _stored_cls(shards: ShardSet, refs: Sequence[SampleRef]) -> Tensor:
-    return torch.from_numpy(np.stack([shards.read(ref, patches=False).cls for ref in refs]).astype(np.float32))  # (B, C)
+    # (B, C)
+    return torch.from_numpy(np.stack([shards.read(ref, patches=False).cls for ref in refs]).astype(np.float32))

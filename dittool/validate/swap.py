@@ -1,13 +1,15 @@
 """Second test: an image's noise with another image's reference. Does the result follow the reference?
 
-For a pair (A, B) of one bucket the model draws from A's noise with B as its only condition: a caption that contradicts the reference
-would leave no right answer. The result goes through the image encoder, and its features are compared with A's and B's as stored.
+For a pair (A, B) of one bucket the model draws from A's noise with B as its only condition: a caption that contradicts
+the reference would leave no right answer. The result goes through the image encoder, and its features are compared with
+A's and B's as stored.
 
-    d(x, y) = 1 − cos(x, y) of the CLS tokens, and the mean of it over the patches at the same places
-    margin  = (d(result, A) − d(result, B)) / (d(result, A) + d(result, B)),  the mean of both: −1 is A, +1 is B, 0 neither
+    d(x, y) = 1 − cos(x, y) of the CLS tokens, and the mean of it over the patches at the same places margin  =
+    (d(result, A) − d(result, B)) / (d(result, A) + d(result, B)),  the mean of both: −1 is A, +1 is B, 0 neither
 
-The margin is relative because features share a large common part, those of an untrained encoder most of all: all distances are
-then small, while their ratio still tells. A model that does not look at its reference is as often nearer to A as to B.
+The margin is relative because features share a large common part, those of an untrained encoder most of all: all
+distances are then small, while their ratio still tells. A model that does not look at its reference is as often nearer
+to A as to B.
 """
 
 from __future__ import annotations
@@ -69,24 +71,34 @@ class Swap:
     def to_json(self) -> dict[str, Any]:
         margins = [pair.margin for pair in self.pairs]
         return {
-            "pairs": len(margins), "closer_to_source": self.share_closer,
-            "mean_margin": _mean(margins), "p_value": sign_flip_p(margins) if margins else None,
+            "pairs": len(margins),
+            "closer_to_source": self.share_closer,
+            "mean_margin": _mean(margins),
+            "p_value": sign_flip_p(margins) if margins else None,
             "mean_margin_cls": _mean([pair.margin_cls for pair in self.pairs]),
             "mean_margin_patches": _mean([pair.margin_patches for pair in self.pairs]),
             "per_pair": [
                 {
-                    "noise_of": pair.noise_of.id, "reference": pair.reference.id, "margin": pair.margin, "margin_cls": pair.margin_cls,
-                    "margin_patches": pair.margin_patches, "closer": pair.closer, "file": pair.file,
+                    "noise_of": pair.noise_of.id,
+                    "reference": pair.reference.id,
+                    "margin": pair.margin,
+                    "margin_cls": pair.margin_cls,
+                    "margin_patches": pair.margin_patches,
+                    "closer": pair.closer,
+                    "file": pair.file,
                 }
                 for pair in self.pairs
             ],
-        }  # fmt: skip
+        }
 
 
-def swap_references(pipeline: Pipeline, shards: ShardSet, subjects: Sequence[Subject], folder: Path, talk: Talk = SILENT) -> Swap:
+def swap_references(
+    pipeline: Pipeline, shards: ShardSet, subjects: Sequence[Subject], folder: Path, talk: Talk = SILENT
+) -> Swap:
     """Draws every subject that has a partner from its own noise and the partner's reference alone.
 
-    Writes one strip a pair into `folder`. Raises `BadDataError` for shards that cannot be read and a model that draws NaN.
+    Writes one strip a pair into `folder`. Raises `BadDataError` for shards that cannot be read and a model that draws
+    NaN.
     """
     paired = [subject for subject in subjects if subject.partner is not None]
     pairs = []
@@ -98,7 +110,8 @@ def swap_references(pipeline: Pipeline, shards: ShardSet, subjects: Sequence[Sub
 
 
 def sign_flip_p(margins: Sequence[float]) -> float:
-    """The chance of a mean margin at least this high if each pair were as likely to fall the other way (one-sided permutation test).
+    """The chance of a mean margin at least this high if each pair were as likely to fall the other way (one-sided
+    permutation test).
 
     All 2^n sign patterns for up to 12 pairs, beyond that 9,999 drawn ones with the observed one added, always the same.
     """
@@ -106,14 +119,20 @@ def sign_flip_p(margins: Sequence[float]) -> float:
     if len(values) <= _EXACT_UP_TO:
         signs = np.array(list(product((1.0, -1.0), repeat=len(values))))
     else:
-        drawn = np.random.Generator(np.random.PCG64(derive_seed("sign flips", len(values)))).integers(0, 2, (_SIGN_PATTERNS, len(values)))
+        drawn = np.random.Generator(np.random.PCG64(derive_seed("sign flips", len(values)))).integers(
+            0, 2, (_SIGN_PATTERNS, len(values))
+        )
         signs = np.concatenate([np.ones((1, len(values))), 2.0 * drawn - 1])
     sums = signs @ values
     return float(np.mean(sums >= values.sum() - 1e-12 * np.abs(values).sum()))
 
 
-def margins_between(results: tuple[Tensor, Tensor], originals: tuple[Tensor, Tensor], references: tuple[Tensor, Tensor]) -> Tensor:
-    """Margins (2, B), −1 … +1, of CLS tokens and of patches, from (CLS (B, C), patches (B, N, C)) of results, originals (A), references (B)."""
+def margins_between(
+    results: tuple[Tensor, Tensor], originals: tuple[Tensor, Tensor], references: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Margins (2, B), −1 … +1, of CLS tokens and of patches, from (CLS (B, C), patches (B, N, C)) of results,
+    originals (A), references (B).
+    """
     parts = []
     for result, original, reference in zip(results, originals, references, strict=True):
         to_a, to_b = _distance(result, original), _distance(result, reference)
@@ -128,7 +147,9 @@ def _distance(x: Tensor, y: Tensor) -> Tensor:
     return apart.reshape(len(apart), -1).mean(dim=1)
 
 
-def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], folder: Path) -> list[SwappedPair]:
+def _swap_batch(
+    pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], folder: Path
+) -> list[SwappedPair]:
     originals = [shards.read(subject.ref) for subject in batch]
     references = [shards.read(subject.partner) for subject in batch]
     conditions = replace(stored_conditions(pipeline, references), text=None, text_mask=None)
@@ -139,7 +160,9 @@ def _swap_batch(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: lis
     features = torch.stack([one.cls for one in seen]), torch.stack([one.patches for one in seen])
     of_cls, of_patches = margins_between(features, _features(originals), _features(references)).tolist()
 
-    shown = pipeline.codec.decode(torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32)))
+    shown = pipeline.codec.decode(
+        torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32))
+    )
     pairs = []
     for i, subject in enumerate(batch):
         original, reference = shown[i], shown[len(batch) + i]

@@ -1,12 +1,12 @@
 """Third test: one word of a caption exchanged, nothing else. Does the picture change, and into what the word says?
 
-Captions of the judged samples that hold a word of a `validate.edits` pair are drawn from text alone, three times: as they are, with the
-word exchanged from the same noise, and as they are from other noise.
+Captions of the judged samples that hold a word of a `validate.edits` pair are drawn from text alone, three times: as
+they are, with the word exchanged from the same noise, and as they are from other noise.
 
     sensitivity = mean distance (original, edited) / mean distance (original, other noise)
 
-It says that the text is looked at, not that it is understood. Where captions follow the demo's wording, a checker that reads pixels
-says the latter: the share of edited captions whose edited attributes show.
+It says that the text is looked at, not that it is understood. Where captions follow the demo's wording, a checker that
+reads pixels says the latter: the share of edited captions whose edited attributes show.
 """
 
 from __future__ import annotations
@@ -79,39 +79,58 @@ class TextEdits:
     def to_json(self) -> dict[str, Any]:
         checked = [image for image in self.images if image.shown is not None]
         return {
-            "pairs": len(self.images), "sensitivity": self.sensitivity, "distance": self.distance.name,
+            "pairs": len(self.images),
+            "sensitivity": self.sensitivity,
+            "distance": self.distance.name,
             "mean_change": _mean([image.change for image in self.images]),
             "mean_change_of_seed": _mean([image.change_of_seed for image in self.images]),
-            "checked": len(checked), "edit_shown": self.edit_shown, "unedited_shown": _share([image.original_shown for image in self.images]),
+            "checked": len(checked),
+            "edit_shown": self.edit_shown,
+            "unedited_shown": _share([image.original_shown for image in self.images]),
             "edit_shown_by_attribute": {
                 name: _share([image.shown for image in checked if name in image.changed])
-                for name in ATTRIBUTES if any(name in image.changed for image in checked)
+                for name in ATTRIBUTES
+                if any(name in image.changed for image in checked)
             },
             "per_pair": [
                 {
-                    "id": image.edit.subject.ref.id, "caption": image.edit.caption, "edited": image.edit.edited, "words": list(image.edit.words),
-                    "change": image.change, "change_of_seed": image.change_of_seed, "shown": image.shown,
-                    "unedited_shown": image.original_shown, "file": image.file,
+                    "id": image.edit.subject.ref.id,
+                    "caption": image.edit.caption,
+                    "edited": image.edit.edited,
+                    "words": list(image.edit.words),
+                    "change": image.change,
+                    "change_of_seed": image.change_of_seed,
+                    "shown": image.shown,
+                    "unedited_shown": image.original_shown,
+                    "file": image.file,
                 }
                 for image in self.images
             ],
-        }  # fmt: skip
+        }
 
 
 def find_edits(shards: ShardSet, subjects: Sequence[Subject], pairs: Sequence[Sequence[str]], limit: int) -> list[Edit]:
-    """At most `limit` edits (0: all) of the subjects' captions, spread evenly over captions and pairs; only where a word of the pair occurs."""
+    """At most `limit` edits (0: all) of the subjects' captions, spread evenly over captions and pairs; only where a
+    word of the pair occurs.
+    """
     found = []
     for subject in subjects:
         caption = shards.read_record(subject.ref).caption
         edits = [(number, pair, exchange(caption, pair)) for number, pair in enumerate(pairs, start=1)]
-        found += [Edit(subject, caption, edited, (pair[0], pair[1]), number) for number, pair, edited in edits if edited is not None]
+        found += [
+            Edit(subject, caption, edited, (pair[0], pair[1]), number)
+            for number, pair, edited in edits
+            if edited is not None
+        ]
     return sorted(found, key=lambda edit: derive_seed("edit", edit.subject.ref.id, *edit.words))[: limit or None]
 
 
 def exchange(caption: str, pair: Sequence[str]) -> str | None:
     """The caption with each whole word of the pair replaced by the other, its case kept; None when neither occurs."""
     other = {pair[0].lower(): pair[1], pair[1].lower(): pair[0]}
-    anywhere = re.compile(rf"(?<!\w)({'|'.join(re.escape(word) for word in sorted(other, key=len, reverse=True))})(?!\w)", re.IGNORECASE)
+    anywhere = re.compile(
+        rf"(?<!\w)({'|'.join(re.escape(word) for word in sorted(other, key=len, reverse=True))})(?!\w)", re.IGNORECASE
+    )
     edited, count = anywhere.subn(lambda match: _in_case_of(match[0], other[match[0].lower()]), caption)
     return edited if count and edited != caption else None
 
@@ -122,8 +141,12 @@ def _in_case_of(old: str, new: str) -> str:
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
-def edit_captions(pipeline: Pipeline, edits: Sequence[Edit], distance: Metric, folder: Path, talk: Talk = SILENT) -> TextEdits:
-    """Draws every edit three times. Writes one strip an edit into `folder`. Raises `BadDataError` for a model that draws NaN."""
+def edit_captions(
+    pipeline: Pipeline, edits: Sequence[Edit], distance: Metric, folder: Path, talk: Talk = SILENT
+) -> TextEdits:
+    """Draws every edit three times. Writes one strip an edit into `folder`. Raises `BadDataError` for a model that
+    draws NaN.
+    """
     images = []
     with talk.progress("text", len(edits), "edit") as task:
         for bucket, batch in bucket_batches(edits, lambda edit: edit.subject.ref):
@@ -132,7 +155,9 @@ def edit_captions(pipeline: Pipeline, edits: Sequence[Edit], distance: Metric, f
     return TextEdits(images, distance)
 
 
-def _edit_batch(pipeline: Pipeline, bucket: Bucket, edits: list[Edit], distance: Metric, folder: Path) -> list[EditedImage]:
+def _edit_batch(
+    pipeline: Pipeline, bucket: Bucket, edits: list[Edit], distance: Metric, folder: Path
+) -> list[EditedImage]:
     ids = [edit.subject.ref.id for edit in edits]
     same, other = noise_of(pipeline, bucket, ids), noise_of(pipeline, bucket, ids, "other noise")
     prompts = [edit.caption for edit in edits] + [edit.edited for edit in edits] + [edit.caption for edit in edits]

@@ -1,4 +1,6 @@
-"""Weights that torchvision has downloaded before: taken from its cache when they are there, bit for bit, and never fetched."""
+"""Weights that torchvision has downloaded before: taken from its cache when they are there, bit for bit, and never
+fetched.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def cached_file(name: str) -> Path:
 
 
 def cached_weights(name: str, otherwise: str, talk: Talk = SILENT) -> dict[str, Tensor] | None:
-    """The tensors of a published file in the cache. None when it is not there, or not the published one; `otherwise` says what happens then."""
+    """The tensors of a published file in the cache. None when it is not there, or not the published one;
+    `otherwise` says what happens then.
+    """
     path = cached_file(name)
     if not path.is_file():
         return None

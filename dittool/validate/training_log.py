@@ -8,9 +8,11 @@ from typing import Any
 
 
 def training_figures(rows: Sequence[dict[str, Any]], step: int, warmup_steps: int) -> dict[str, Any] | None:
-    """From the rows of `log.jsonl` up to `step`: the median gradient norm before clipping, after the warm-up, and the last losses.
+    """From the rows of `log.jsonl` up to `step`: the median gradient norm before clipping, after the warm-up, and the
+    last losses.
 
-    None when the log holds no row that early. The median is over rows after the warm-up, or over all when there is none after it.
+    None when the log holds no row that early. The median is over rows after the warm-up, or over all when there is none
+    after it.
     """
     until = [row for row in rows if row["step"] <= step]
     norms = [row for row in until if "grad_norm" in row]

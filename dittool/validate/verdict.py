@@ -1,7 +1,8 @@
 """From the tests' figures to GO or NO-GO: one criterion a threshold, with what to try where it fails.
 
-A criterion without a threshold, or whose value could not be measured, is shown and does not decide; a verdict that no criterion
-decides is NO-GO. Two checks of the measurement itself stand beside the thresholds; where one of them fails, no figure counts.
+A criterion without a threshold, or whose value could not be measured, is shown and does not decide; a verdict that no
+criterion decides is NO-GO. Two checks of the measurement itself stand beside the thresholds; where one of them fails,
+no figure counts.
 """
 
 from __future__ import annotations
@@ -14,18 +15,25 @@ from dittool.config.schema import Thresholds
 from dittool.data.shards import TRAIN
 
 GO, NO_GO = "GO", "NO-GO"
-CHECKS = {  # name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these
+# name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these
+CHECKS = {
     "truth_as_result": (
-        "check: the truth fed in as the result, distance from the codec's round trip", 0.01,
-        "truth and results do not go through the same normalisation: look at the checkpoint's data.norm (dit inspect-ckpt) and at LatentNorm; "
-        "until then no other figure counts",
+        "check: the truth fed in as the result, distance from the codec's round trip",
+        0.01,
+        (
+            "truth and results do not go through the same normalisation: look at the checkpoint's data.norm (dit"
+            " inspect-ckpt) and at LatentNorm; until then no other figure counts"
+        ),
     ),
     "stored_latents": (
-        "check: stored latents, relative error against the originals encoded again", 0.05,
-        "the stored latents are not those of the images: stored scaled, or made by another codec. Audit the shards (dit audit SHARDS) and embed "
-        "again; until then no other figure counts",
+        "check: stored latents, relative error against the originals encoded again",
+        0.05,
+        (
+            "the stored latents are not those of the images: stored scaled, or made by another codec. Audit the shards"
+            " (dit audit SHARDS) and embed again; until then no other figure counts"
+        ),
     ),
-}  # fmt: skip
+}
 
 _NOT_ENOUGH = {*CHECKS, "grad_norm", "loss_ratio"}  # they can say no; a GO needs pictures
 
@@ -63,12 +71,20 @@ class Criterion:
 
     def to_json(self) -> dict[str, Any]:
         extra = {"metric": self.metric, "reason": self.reason, "advice": self.advice if self.passed is False else ""}
-        needed = {"name": self.name, "title": self.title, "value": self.value, "threshold": self.threshold, "passed": self.passed}
+        needed = {
+            "name": self.name,
+            "title": self.title,
+            "value": self.value,
+            "threshold": self.threshold,
+            "passed": self.passed,
+        }
         return needed | {"lower_is_better": self.lower_is_better} | {key: text for key, text in extra.items() if text}
 
 
 def judge(results: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
-    """The criteria for the parts of `results.json` that are there: `reconstruction`, `dino_swap`, `text_manip`, `mode_losses`, `training`."""
+    """The criteria for the parts of `results.json` that are there: `reconstruction`, `dino_swap`, `text_manip`,
+    `mode_losses`, `training`.
+    """
     criteria = []
     if (part := results.get("reconstruction")) is not None:
         criteria += _judge_reconstruction(part, thresholds)
@@ -77,15 +93,28 @@ def judge(results: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
     if (part := results.get("text_manip")) is not None:
         criteria += _judge_text(part, thresholds)
     if (part := results.get("mode_losses")) is not None:
-        criteria.append(_criterion(
-            "loss_ratio", "loss on held-out samples over loss on training samples", part["loss_ratio"]["both"], thresholds.loss_ratio,
-            "nothing is held out", _LOSS_RATIO_ADVICE, lower_is_better=True,
-        ))  # fmt: skip
+        criteria.append(
+            _criterion(
+                "loss_ratio",
+                "loss on held-out samples over loss on training samples",
+                part["loss_ratio"]["both"],
+                thresholds.loss_ratio,
+                "nothing is held out",
+                _LOSS_RATIO_ADVICE,
+                lower_is_better=True,
+            )
+        )
     training = results.get("training")
-    criteria.append(_criterion(
-        "grad_norm", "gradient norm before clipping, median of the run", training["grad_norm"] if training else None, thresholds.grad_norm,
-        "the run's log.jsonl is not there", _GRADIENT_ADVICE,
-    ))  # fmt: skip
+    criteria.append(
+        _criterion(
+            "grad_norm",
+            "gradient norm before clipping, median of the run",
+            training["grad_norm"] if training else None,
+            thresholds.grad_norm,
+            "the run's log.jsonl is not there",
+            _GRADIENT_ADVICE,
+        )
+    )
     return sorted(criteria, key=lambda criterion: criterion.passed is None)  # those that decide come first
 
 
@@ -102,32 +131,35 @@ def value_text(value: float | None) -> str:
 
 def verdict(criteria: Sequence[Criterion]) -> str:
     """GO when at least one threshold of what the model draws was judged and nothing failed."""
-    decided = [criterion.passed for criterion in criteria if criterion.passed is not None and criterion.name not in _NOT_ENOUGH]
+    decided = [
+        criterion.passed for criterion in criteria if criterion.passed is not None and criterion.name not in _NOT_ENOUGH
+    ]
     failed = any(criterion.passed is False for criterion in criteria)
     return GO if decided and not failed else NO_GO
 
 
 _RECONSTRUCTION_ADVICE = (
-    "if the swap and text tests pass, train longer or with a larger model; if not, mend those first. Look at the pictures: torn shapes point "
-    "at the latents' scaling (data.latent_scaling), right content in the wrong place at the reference's patches"
+    "if the swap and text tests pass, train longer or with a larger model; if not, mend those first. Look at the"
+    " pictures: torn shapes point at the latents' scaling (data.latent_scaling), right content in the wrong place at"
+    " the reference's patches"
 )
 _SWAP_ADVICE = (
-    "the reference is not followed: give it more samples of its own (dropout.reference_only 0.2), train longer, raise sample.cfg_dino, "
-    "and audit the features (dit audit SHARDS)"
+    "the reference is not followed: give it more samples of its own (dropout.reference_only 0.2), train longer, raise"
+    " sample.cfg_dino, and audit the features (dit audit SHARDS)"
 )
 _EDIT_ADVICE = (
-    "the caption is not understood: give it more samples of its own (dropout.text_only 0.2), train longer, raise sample.cfg_text; "
-    "if unedited captions do not show either, the model cannot draw them yet"
+    "the caption is not understood: give it more samples of its own (dropout.text_only 0.2), train longer, raise"
+    " sample.cfg_text; if unedited captions do not show either, the model cannot draw them yet"
 )
 _SENSITIVITY_ADVICE = (
-    "an exchanged word changes little: the caption is hardly read. Give it more samples of its own (dropout.text_only), check that captions "
-    "name what differs between images, raise sample.cfg_text"
+    "an exchanged word changes little: the caption is hardly read. Give it more samples of its own (dropout.text_only),"
+    " check that captions name what differs between images, raise sample.cfg_text"
 )
 
 _LOSS_RATIO_ADVICE = "the training set is being learned by heart: more images, fewer steps, or a smaller model"
 _GRADIENT_ADVICE = (
-    "far below, hardly anything is learned: look for a cut path (dit audit CHECKPOINT) and at train.lr; far above, the clip decides every "
-    "update: lower train.lr, lengthen train.warmup_steps, look at the latents' scaling"
+    "far below, hardly anything is learned: look for a cut path (dit audit CHECKPOINT) and at train.lr; far above, the"
+    " clip decides every update: lower train.lr, lengthen train.warmup_steps, look at the latents' scaling"
 )
 
 
@@ -136,17 +168,37 @@ def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[
     lpips = metrics.get("lpips-alex")
     criteria = [
         _criterion(
-            "lpips", f"reconstruction of {of}, LPIPS", lpips["value"] if lpips else None, thresholds.lpips,
-            "LPIPS could not run: no AlexNet weights here (--lpips-backbone)", _RECONSTRUCTION_ADVICE, lower_is_better=True, metric="lpips-alex",
+            "lpips",
+            f"reconstruction of {of}, LPIPS",
+            lpips["value"] if lpips else None,
+            thresholds.lpips,
+            "LPIPS could not run: no AlexNet weights here (--lpips-backbone)",
+            _RECONSTRUCTION_ADVICE,
+            lower_is_better=True,
+            metric="lpips-alex",
         ),
         _criterion(
-            "gap_closed", f"reconstruction of {of}, share of the gap closed ({part['metric']})", part["gap_closed"], thresholds.gap_closed,
-            "floor and ceiling leave no gap: the codec's round trip is no better than a result of other conditions", _RECONSTRUCTION_ADVICE,
+            "gap_closed",
+            f"reconstruction of {of}, share of the gap closed ({part['metric']})",
+            part["gap_closed"],
+            thresholds.gap_closed,
+            "floor and ceiling leave no gap: the codec's round trip is no better than a result of other conditions",
+            _RECONSTRUCTION_ADVICE,
             metric=part["metric"],
         ),
-    ]  # fmt: skip
+    ]
     for name, (title, largest, advice) in CHECKS.items():
-        criteria.append(_criterion(name, title, part["checks"][name], largest, "the originals are not there any more", advice, lower_is_better=True))
+        criteria.append(
+            _criterion(
+                name,
+                title,
+                part["checks"][name],
+                largest,
+                "the originals are not there any more",
+                advice,
+                lower_is_better=True,
+            )
+        )
     return criteria
 
 
@@ -154,32 +206,57 @@ def _judge_swap(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]
     alone = "no two judged images share a bucket"
     return [
         _criterion(
-            "swap_closer", "results closer to the swapped-in reference", part["closer_to_source"], thresholds.swap_closer, alone, _SWAP_ADVICE
+            "swap_closer",
+            "results closer to the swapped-in reference",
+            part["closer_to_source"],
+            thresholds.swap_closer,
+            alone,
+            _SWAP_ADVICE,
         ),
         _criterion(
-            "swap_p", "chance of such margins without any influence of the reference", part["p_value"], thresholds.swap_p, alone,
-            f"{part['pairs']} pairs may be too few to tell: judge more images (--limit). Else {_SWAP_ADVICE}", lower_is_better=True,
+            "swap_p",
+            "chance of such margins without any influence of the reference",
+            part["p_value"],
+            thresholds.swap_p,
+            alone,
+            f"{part['pairs']} pairs may be too few to tell: judge more images (--limit). Else {_SWAP_ADVICE}",
+            lower_is_better=True,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _judge_text(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
     no_edits = "" if part["pairs"] else "no caption holds a word of validate.edits"
     return [
         _criterion(
-            "edit_shown", "edited captions whose edit shows", part["edit_shown"], thresholds.edit_shown,
-            no_edits or "the checker reads captions of the drawn set only", _EDIT_ADVICE,
+            "edit_shown",
+            "edited captions whose edit shows",
+            part["edit_shown"],
+            thresholds.edit_shown,
+            no_edits or "the checker reads captions of the drawn set only",
+            _EDIT_ADVICE,
         ),
         _criterion(
-            "sensitivity", f"change under an edit over change under another seed ({part['distance']})", part["sensitivity"], thresholds.sensitivity,
-            no_edits or "other noise changes nothing", _SENSITIVITY_ADVICE, metric=part["distance"],
+            "sensitivity",
+            f"change under an edit over change under another seed ({part['distance']})",
+            part["sensitivity"],
+            thresholds.sensitivity,
+            no_edits or "other noise changes nothing",
+            _SENSITIVITY_ADVICE,
+            metric=part["distance"],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _criterion(
-    name: str, title: str, value: float | None, threshold: float | list[float] | None, unmeasured: str, advice: str,
-    lower_is_better: bool = False, metric: str = "",
-) -> Criterion:  # fmt: skip
+    name: str,
+    title: str,
+    value: float | None,
+    threshold: float | list[float] | None,
+    unmeasured: str,
+    advice: str,
+    lower_is_better: bool = False,
+    metric: str = "",
+) -> Criterion:
     reason = unmeasured if value is None else "no threshold in the preset" if threshold is None else ""
     return Criterion(name, title, value, threshold, lower_is_better, metric, reason, advice)

@@ -1,4 +1,6 @@
-"""A small clean set of features and a checkpoint trained on it, made once, and a workshop that plants faults in copies of them."""
+"""A small clean set of features and a checkpoint trained on it, made once, and a workshop that plants faults in
+copies of them.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,17 @@ from dittool.demo.drawing import draw_dataset
 
 IMAGES = 120  # so that every bucket fills a batch
 SMALL_RUN = (
-    "model.depth=2", "model.width=32", "model.heads=2", "train.steps=12", "train.warmup_steps=2", "train.batch_size=4",
-    "train.log_every=6", "checkpoint.every=6", "data.area=96x96", "sample.steps=2",
-)  # fmt: skip
+    "model.depth=2",
+    "model.width=32",
+    "model.heads=2",
+    "train.steps=12",
+    "train.warmup_steps=2",
+    "train.batch_size=4",
+    "train.log_every=6",
+    "checkpoint.every=6",
+    "data.area=96x96",
+    "sample.steps=2",
+)
 
 
 @pytest.fixture(scope="session")

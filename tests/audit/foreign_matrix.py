@@ -39,7 +39,10 @@ FAULTS = {  # factory → the rules that must find its fault, and what it is
     "streams_checkpointing_ignored": ({"E5", "C1"}, "an argument use_checkpoint that is parsed and never used"),
     "streams_half_recomputed": ({"E5"}, "checkpointing reaches one of two kinds of blocks"),
     "streams_pooled_unread": ({"C6"}, "a pooled vector that is projected and multiplied by zero"),
-    "parallel_ungated_mlp": ({"E1"}, "one gate for two branches that stand side by side, and the second is added past it"),
+    "parallel_ungated_mlp": (
+        {"E1"},
+        "one gate for two branches that stand side by side, and the second is added past it",
+    ),
     "parallel_checkpointing_ignored": ({"E5"}, "an attribute gradient_checkpointing that is set and never used"),
     "staged_open_second_stage": ({"E1"}, "the second of two stages' modulations is not zero"),
     "staged_deaf_to_time": ({"C6"}, "a timestep that is embedded and multiplied by zero"),
@@ -49,10 +52,14 @@ EXAMPLES = {"fused_unscaled_time": "unit_time"}
 
 @cache
 def alarms(factory: str) -> frozenset[str]:
-    """Codes of the rules that fail, or warn, on a factory's model. Raises AssertionError when a rule breaks or none judges."""
+    """Codes of the rules that fail, or warn, on a factory's model. Raises AssertionError when a rule breaks or none
+    judges.
+    """
     example = f"{MODELS}:{EXAMPLES[factory]}" if factory in EXAMPLES else None
     models = MORE_MODELS if factory.startswith(("parallel", "staged")) else MODELS
-    result = audit_subject(open_subject(f"{models}:{factory}", example=example), [rule for rule in built_in_rules() if rule.code in JUDGED])
+    result = audit_subject(
+        open_subject(f"{models}:{factory}", example=example), [rule for rule in built_in_rules() if rule.code in JUDGED]
+    )
     assert not result.crashes, result.crashes
     assert result.counts["pass"]
     return frozenset(judged.rule.code for judged in result.findings if judged.finding.status in ("fail", "warn"))
@@ -61,18 +68,39 @@ def alarms(factory: str) -> frozenset[str]:
 def matrix_page() -> str:
     """docs/audit-matrix.md."""
     missed = sum(len(wanted - alarms(factory)) for factory, (wanted, _) in FAULTS.items())
-    false = sum(len(alarms(factory)) for factory in CLEAN) + sum(len(alarms(factory) - wanted) for factory, (wanted, _) in FAULTS.items())
+    false = sum(len(alarms(factory)) for factory in CLEAN) + sum(
+        len(alarms(factory) - wanted) for factory, (wanted, _) in FAULTS.items()
+    )
     lines = [
-        "# Planted faults in foreign models", "",
-        "Generated from tests/audit/foreign_models.py and more_foreign_models.py; to make it again:", "",
-        "    python tests/audit/foreign_matrix.py > docs/audit-matrix.md", "",
-        f"{len(FAULTS)} faults in {len(CLEAN)} styles of models, each beside a clean twin (in bold), audited with `dit audit file.py:factory`.",
-        f"**{missed} missed, {false} false alarms.** ● found · ✘ missed · ! alarm for nothing", "",
-        f"| model | planted fault | {' | '.join(JUDGED)} |", f"| --- | --- |{' --- |' * len(JUDGED)}",
-    ]  # fmt: skip
+        "# Planted faults in foreign models",
+        "",
+        "Generated from tests/audit/foreign_models.py and more_foreign_models.py; to make it again:",
+        "",
+        "    python tests/audit/foreign_matrix.py > docs/audit-matrix.md",
+        "",
+        (
+            f"{len(FAULTS)} faults in {len(CLEAN)} styles of models, each beside a clean twin (in bold), audited with"
+            " `dit audit file.py:factory`."
+        ),
+        f"**{missed} missed, {false} false alarms.** ● found · ✘ missed · ! alarm for nothing",
+        "",
+        f"| model | planted fault | {' | '.join(JUDGED)} |",
+        f"| --- | --- |{' --- |' * len(JUDGED)}",
+    ]
     for factory in sorted([*CLEAN, *FAULTS], key=lambda name: (CLEAN.index(name.split("_")[0]), name not in CLEAN)):
         wanted, fault = FAULTS.get(factory, (set(), ""))
-        marks = ["●" if code in wanted & alarms(factory) else "✘" if code in wanted else "!" if code in alarms(factory) else "" for code in JUDGED]
+        marks = [
+            (
+                "●"
+                if code in wanted & alarms(factory)
+                else "✘"
+                if code in wanted
+                else "!"
+                if code in alarms(factory)
+                else ""
+            )
+            for code in JUDGED
+        ]
         lines.append(f"| {factory if fault else f'**{factory}**'} | {fault} | {' | '.join(marks)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """Small transformers as other people write them, in ten styles. Each has a clean form and forms with one planted fault.
 
-A factory is a function whose name says both: `fused` is clean, `fused_open_modulation` has the fault. None of them uses anything of ours.
+A factory is a function whose name says both: `fused` is clean, `fused_open_modulation` has the fault. None of them uses
+anything of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def sincos(rows: int, columns: int, width: int = WIDTH, transposed: bool = False
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     index = torch.arange(rows * columns)
     row, column = (index % rows, index // rows) if transposed else (index // columns, index % columns)
-    return torch.cat([f(place[:, None] * frequencies) for place in (row, column) for f in (torch.sin, torch.cos)], dim=1)[None]
+    return torch.cat(
+        [f(place[:, None] * frequencies) for place in (row, column) for f in (torch.sin, torch.cos)], dim=1
+    )[None]
 
 
 def frequencies_of(t: torch.Tensor, width: int = 32, scale: float = 1000.0) -> torch.Tensor:
@@ -29,7 +32,11 @@ def frequencies_of(t: torch.Tensor, width: int = 32, scale: float = 1000.0) -> t
 
 
 def unpatchify(x: torch.Tensor, rows: int, columns: int, by_column: bool = False) -> torch.Tensor:
-    x = x.view(len(x), columns, rows, PATCH, PATCH, CHANNELS).transpose(1, 2) if by_column else x.view(len(x), rows, columns, PATCH, PATCH, CHANNELS)
+    x = (
+        x.view(len(x), columns, rows, PATCH, PATCH, CHANNELS).transpose(1, 2)
+        if by_column
+        else x.view(len(x), rows, columns, PATCH, PATCH, CHANNELS)
+    )
     return torch.einsum("nhwpqc->nchpwq", x).reshape(len(x), CHANNELS, rows * PATCH, columns * PATCH)
 
 
@@ -74,7 +81,10 @@ class Fused(nn.Module):
         self.t_embedder = nn.Sequential(nn.Linear(32, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.y_embedder = nn.Embedding(num_classes + 1, WIDTH)
         self.blocks = nn.ModuleList(self.make_block(block, qk_norm) for _ in range(depth))
-        self.final_modulation, self.final = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH)), nn.Linear(WIDTH, PATCH**2 * CHANNELS)
+        self.final_modulation, self.final = (
+            nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, 2 * WIDTH)),
+            nn.Linear(WIDTH, PATCH**2 * CHANNELS),
+        )
         self.initialize()
 
     def make_block(self, block, qk_norm):
@@ -186,7 +196,9 @@ def unit_time(model):
 class Attention(nn.Module):
     def __init__(self, context_width=WIDTH, bias=False):
         super().__init__()
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, WIDTH, bias=bias) for width in (WIDTH, context_width, context_width))
+        self.to_q, self.to_k, self.to_v = (
+            nn.Linear(width, WIDTH, bias=bias) for width in (WIDTH, context_width, context_width)
+        )
         self.to_out = nn.Linear(WIDTH, WIDTH, bias=False)
 
     def forward(self, x, context=None, mask=None):
@@ -211,7 +223,9 @@ class TextBlock(nn.Module):
         return (self.self_attn, lambda x: self.cross_attn(x, text, mask), lambda x: self.down(F.gelu(self.up(x))))
 
     def forward(self, hidden, cond, text, mask):
-        for branch, vectors in zip(self.branches(text, mask), self.ada(F.silu(cond)).view(len(cond), 3, 3, WIDTH).unbind(1), strict=True):
+        for branch, vectors in zip(
+            self.branches(text, mask), self.ada(F.silu(cond)).view(len(cond), 3, 3, WIDTH).unbind(1), strict=True
+        ):
             shift, scale, gate = vectors.unbind(1)
             hidden = hidden + gate[:, None] * branch(modulate(F.layer_norm(hidden, (WIDTH,)), shift, scale))
         return hidden
@@ -221,7 +235,9 @@ class TextBlockWithoutGates(TextBlock):
     vectors = 6
 
     def forward(self, hidden, cond, text, mask):
-        for branch, vectors in zip(self.branches(text, mask), self.ada(F.silu(cond)).view(len(cond), 3, 2, WIDTH).unbind(1), strict=True):
+        for branch, vectors in zip(
+            self.branches(text, mask), self.ada(F.silu(cond)).view(len(cond), 3, 2, WIDTH).unbind(1), strict=True
+        ):
             shift, scale = vectors.unbind(1)
             hidden = hidden + branch(modulate(F.layer_norm(hidden, (WIDTH,)), shift, scale))
         return hidden
@@ -335,7 +351,8 @@ def single_random_tables(depth: int = 2):
     return Single(depth, random_tables=True)
 
 
-# 4. Everything in one sequence, time and text in front; learned gates of each block's own; positions added or looked up.
+# 4. Everything in one sequence, time and text in front; learned gates of each block's own; positions added or looked
+# up.
 
 
 class ScaledBlock(nn.Module):
@@ -407,7 +424,11 @@ class RotaryBlock(nn.Module):
     def __init__(self, q_bias=False):
         super().__init__()
         self.wq, self.wk, self.wv, self.wo = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.w1, self.w2, self.w3 = nn.Linear(WIDTH, 24, bias=False), nn.Linear(24, WIDTH, bias=False), nn.Linear(WIDTH, 24, bias=False)
+        self.w1, self.w2, self.w3 = (
+            nn.Linear(WIDTH, 24, bias=False),
+            nn.Linear(24, WIDTH, bias=False),
+            nn.Linear(WIDTH, 24, bias=False),
+        )
         self.adaLN = nn.Linear(WIDTH, 6 * WIDTH)
         self.q_bias = nn.Parameter(torch.zeros(WIDTH)) if q_bias else 0.0
         nn.init.zeros_(self.adaLN.weight)
@@ -415,7 +436,10 @@ class RotaryBlock(nn.Module):
 
     def attend(self, x, angles):
         q, k, v = heads(self.wq(x) + self.q_bias), heads(self.wk(x)), heads(self.wv(x))
-        q, k = (torch.view_as_real(torch.view_as_complex(one.float().unflatten(-1, (-1, 2))) * angles).flatten(-2) for one in (q, k))
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(one.float().unflatten(-1, (-1, 2))) * angles).flatten(-2)
+            for one in (q, k)
+        )
         weights = ((q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5).softmax(dim=-1)
         return self.wo((weights @ v).transpose(1, 2).flatten(2))
 
@@ -440,7 +464,9 @@ class Rotary(nn.Module):
         row, column = (index % rows, index // rows) if self.transposed else (index // columns, index % columns)
         row, column = (index, index) if self.raster else (row, column)
         turn = torch.tensor([1.0, 0.4][: pairs // 2])
-        return torch.polar(torch.ones(rows * columns, pairs), torch.cat([row[:, None] * turn, column[:, None] * turn], dim=1))
+        return torch.polar(
+            torch.ones(rows * columns, pairs), torch.cat([row[:, None] * turn, column[:, None] * turn], dim=1)
+        )
 
     def forward(self, z, t, y):
         rows, columns = z.shape[-2] // PATCH, z.shape[-1] // PATCH
@@ -482,10 +508,18 @@ class JointBlock(nn.Module):
 
     def forward(self, x, c, vec):
         (xs, xc, xg), (cs, cc, cg) = self.x_mod(vec).chunk(3, -1), self.c_mod(vec).chunk(3, -1)
-        qkv = torch.cat([self.c_qkv(modulate(F.layer_norm(c, (WIDTH,)), cs, cc)), self.x_qkv(modulate(F.layer_norm(x, (WIDTH,)), xs, xc))], dim=1)
+        qkv = torch.cat(
+            [
+                self.c_qkv(modulate(F.layer_norm(c, (WIDTH,)), cs, cc)),
+                self.x_qkv(modulate(F.layer_norm(x, (WIDTH,)), xs, xc)),
+            ],
+            dim=1,
+        )
         q, k, v = (heads(one) for one in qkv.chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + xg[:, None] * self.x_out(mixed[:, c.shape[1] :]), c + cg[:, None] * self.c_out(mixed[:, : c.shape[1]])
+        return x + xg[:, None] * self.x_out(mixed[:, c.shape[1] :]), c + cg[:, None] * self.c_out(
+            mixed[:, : c.shape[1]]
+        )
 
 
 class LowRankBlock(nn.Module):
@@ -510,7 +544,11 @@ class TwoStreams(nn.Module):
     def __init__(self, depth=2, use_checkpoint=False):
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        self.img_in, self.txt_in, self.vec_in = nn.Conv2d(CHANNELS, WIDTH, PATCH, PATCH), nn.Linear(TEXT, WIDTH), nn.Linear(10, WIDTH)
+        self.img_in, self.txt_in, self.vec_in = (
+            nn.Conv2d(CHANNELS, WIDTH, PATCH, PATCH),
+            nn.Linear(TEXT, WIDTH),
+            nn.Linear(10, WIDTH),
+        )
         self.time_in = nn.Sequential(nn.Linear(32, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
         self.joint_blocks = nn.ModuleList(JointBlock() for _ in range(depth))
         self.low_rank_blocks = nn.ModuleList(LowRankBlock() for _ in range(depth))
@@ -569,8 +607,10 @@ class Outside(nn.Module):
     def __init__(self, depth=2):
         super().__init__()
         self.inward, self.outward = nn.Conv2d(CHANNELS, WIDTH, PATCH, PATCH), nn.Linear(WIDTH, CHANNELS * PATCH**2)
-        self.layers = nn.ModuleList(nn.ModuleList([Attention(), nn.Sequential(nn.LayerNorm(WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH)))])
-                                    for _ in range(depth))  # fmt: skip
+        self.layers = nn.ModuleList(
+            nn.ModuleList([Attention(), nn.Sequential(nn.LayerNorm(WIDTH), nn.Sequential(nn.Linear(WIDTH, WIDTH)))])
+            for _ in range(depth)
+        )
         self.time = nn.Linear(32, WIDTH)
 
     def forward(self, x, t):

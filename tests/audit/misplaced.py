@@ -1,4 +1,5 @@
-"""Patches stored in the wrong place, as faulty programs did it: encoders that show all their tokens, and arrangements of these.
+"""Patches stored in the wrong place, as faulty programs did it: encoders that show all their tokens, and arrangements
+of these.
 
 Used by the planted older sets and by tests/bench/audit_power.py.
 """
@@ -28,7 +29,12 @@ class Eyes:
 
 
 def eyes_of(encoder: ImageEncoder) -> Eyes:
-    return Eyes(encoder.card["id"], encoder.patch_size, encoder.registers, lambda pixels: encoder._tokens(pixels[None])[0].numpy())
+    return Eyes(
+        encoder.card["id"],
+        encoder.patch_size,
+        encoder.registers,
+        lambda pixels: encoder._tokens(pixels[None])[0].numpy(),
+    )
 
 
 def builtin_eyes() -> Eyes:
@@ -36,14 +42,23 @@ def builtin_eyes() -> Eyes:
 
 
 def colour_eyes(patch_size: int = 16, width: int = 64) -> Eyes:
-    """No network: the mean colours of a patch's four quarters, mixed by fixed weights. Knows of each patch what stands there, and nothing else."""
+    """No network: the mean colours of a patch's four quarters, mixed by fixed weights. Knows of each patch what
+    stands there, and nothing else.
+    """
     chance = np.random.default_rng(0)
     mix, registers = chance.normal(size=(12, width)), chance.normal(size=(5, width))
 
     def tokens(pixels: np.ndarray) -> np.ndarray:
         columns, rows = (side // patch_size for side in input_size(pixels.shape[1], pixels.shape[0], patch_size))
         half = Image.fromarray(pixels).resize((2 * columns, 2 * rows), Image.Resampling.BOX)
-        quarters = np.asarray(half, np.float32).reshape(rows, 2, columns, 2, 3).transpose(0, 2, 1, 3, 4).reshape(rows * columns, 12) / 128 - 1
+        quarters = (
+            np.asarray(half, np.float32)
+            .reshape(rows, 2, columns, 2, 3)
+            .transpose(0, 2, 1, 3, 4)
+            .reshape(rows * columns, 12)
+            / 128
+            - 1
+        )
         whole = quarters.mean(axis=0) @ mix
         return np.concatenate([registers + 0.3 * whole, quarters @ mix]).astype(np.float32)
 
@@ -85,7 +100,9 @@ def transposed(eyes: Eyes, pixels: np.ndarray) -> np.ndarray:
 def stale_grid(eyes: Eyes, pixels: np.ndarray) -> np.ndarray:
     """Features of an older encoder of patch 14, cut to the number that patch 16 has. `eyes` are of patch 16."""
     rows, columns = patch_grid(pixels.shape[1], pixels.shape[0], 14)
-    return clean(eyes, _resized(pixels, (columns * eyes.patch_size, rows * eyes.patch_size)))[: np.prod(eyes.grid(pixels))]
+    return clean(eyes, _resized(pixels, (columns * eyes.patch_size, rows * eyes.patch_size)))[
+        : np.prod(eyes.grid(pixels))
+    ]
 
 
 def row_later(eyes: Eyes, pixels: np.ndarray) -> np.ndarray:
@@ -107,13 +124,16 @@ MISPLACED: dict[str, Callable[[Eyes, np.ndarray], np.ndarray]] = {
 
 
 def textured(seed: int, width: int, height: int) -> np.ndarray:
-    """(H, W, 3) uint8, as photographs are: power falling with frequency, colours that go together, bright above and dark below, and an object."""
+    """(H, W, 3) uint8, as photographs are: power falling with frequency, colours that go together, bright above and
+    dark below, and an object.
+    """
     chance = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequency[0, 0] = np.inf
     noise = np.fft.ifft2(np.fft.fft2(chance.normal(size=(3, height, width))) / frequency**1.3).real
     noise /= noise.std(axis=(1, 2), keepdims=True)
-    colours = np.tensordot(np.array([[1, 0.3, 0.1], [1, 0, -0.1], [1, -0.3, 0.1]]), noise, axes=1)  # luma, and a little of two opponents
+    # luma, and a little of two opponents
+    colours = np.tensordot(np.array([[1, 0.3, 0.1], [1, 0, -0.1], [1, -0.3, 0.1]]), noise, axes=1)
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     centre, radius = chance.uniform(0.25, 0.75, size=2), chance.uniform(0.1, 0.25)
     inside = np.hypot(y - centre[0], (x - centre[1]) * width / height) < radius

@@ -10,7 +10,8 @@ from foreign_models import CHANNELS, PATCH, WIDTH, frequencies_of, heads, sincos
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# 7. Attention and a gated MLP side by side behind one norm and one gate; checkpointing by an attribute; the answer in a dict.
+# 7. Attention and a gated MLP side by side behind one norm and one gate; checkpointing by an attribute; the answer in a
+# dict.
 
 
 class ParallelBlock(nn.Module):
@@ -27,7 +28,9 @@ class ParallelBlock(nn.Module):
     def forward(self, tokens, vec):
         shift, scale, gate = self.modulation(F.silu(vec))[:, None].chunk(3, dim=-1)
         q, k, v, mlp = self.fused(self.norm(tokens) * (1 + scale) + shift).split([WIDTH, WIDTH, WIDTH, 48], dim=-1)
-        attended = self.attn_out(F.scaled_dot_product_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2))
+        attended = self.attn_out(
+            F.scaled_dot_product_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2)
+        )
         value, opened = mlp.chunk(2, dim=-1)
         other = self.mlp_out(value * F.silu(opened))
         return tokens + gate * (attended + other) if self.gate_mlp else tokens + gate * attended + other
@@ -64,7 +67,8 @@ def parallel_checkpointing_ignored(depth: int = 2):
     return Parallel(depth, recomputes=False)
 
 
-# 8. Two stages, lists in a list, each with one modulation of its own for its blocks, which take it as a list; scale and gate, no shift.
+# 8. Two stages, lists in a list, each with one modulation of its own for its blocks, which take it as a list; scale and
+# gate, no shift.
 
 
 class StagedBlock(nn.Module):
@@ -79,7 +83,9 @@ class StagedBlock(nn.Module):
         scale1, gate1, scale2, gate2 = (one.unsqueeze(1) for one in modulation.chunk(4, dim=1))
         h = self.norm1(x) * (1 + scale1)
         k, v = self.to_kv(h).chunk(2, dim=-1)
-        x = x + gate1 * self.to_out(F.scaled_dot_product_attention(heads(self.to_q(h)), heads(k), heads(v)).transpose(1, 2).flatten(2))
+        x = x + gate1 * self.to_out(
+            F.scaled_dot_product_attention(heads(self.to_q(h)), heads(k), heads(v)).transpose(1, 2).flatten(2)
+        )
         return x + gate2 * self.down(F.gelu(self.up(self.norm2(x) * (1 + scale2))))
 
 

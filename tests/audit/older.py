@@ -30,18 +30,25 @@ def pack(folder, pictures, patches, cls=None, latents=None, texts=None):
 
     Args:
         cls: instead of random ones.
-        latents, texts: by a picture's number, instead of the codec's, and of random ones: caption, text (512, D), mask (512,).
+        latents, texts: by a picture's number, instead of the codec's, and of random ones: caption, text (512, D), mask
+        (512,).
     """
     codec, chance = load_codec("builtin:dct"), np.random.default_rng(0)
     by_bucket = {}
     for number, (picture, tokens) in enumerate(zip(pictures, patches, strict=True)):
-        caption, text, mask = (texts or {}).get(number) or some_text(f"picture number {number}", int(chance.integers(4, 18)), number)
+        caption, text, mask = (texts or {}).get(number) or some_text(
+            f"picture number {number}", int(chance.integers(4, 18)), number
+        )
         arrays = {
             "dinov3.npy": chance.normal(size=tokens.shape[1]).astype(np.float32) if cls is None else cls[number],
-            "dinov3_patches.npy": tokens.astype(np.float32), "t5h.npy": text, "t5m.npy": mask,
+            "dinov3_patches.npy": tokens.astype(np.float32),
+            "t5h.npy": text,
+            "t5m.npy": mask,
             "vae.npy": (latents or {}).get(number, codec.encode(picture[None])[0].numpy().astype(np.float16)),
-        }  # fmt: skip
-        members = {"json": json.dumps({"caption": caption}).encode()} | {name: npy_bytes(array) for name, array in arrays.items()}
+        }
+        members = {"json": json.dumps({"caption": caption}).encode()} | {
+            name: npy_bytes(array) for name, array in arrays.items()
+        }
         by_bucket.setdefault(f"bucket_{picture.shape[1]}x{picture.shape[0]}", {})[f"{number:04d}"] = members
     for bucket, samples in by_bucket.items():
         (folder / bucket).mkdir(parents=True)

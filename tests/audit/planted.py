@@ -1,7 +1,8 @@
-"""The list of planted faults: which rule must find each, what it is, and how it is planted in a twin of something clean.
+"""The list of planted faults: which rule must find each, what it is, and how it is planted in a twin of something
+clean.
 
-A planter gets the workshop and returns the subject with the fault in it; the planters stand in `planted_*.py`. Many of the faults are from real
-failed runs. `test_audit_rules.py` runs all of them.
+A planter gets the workshop and returns the subject with the fault in it; the planters stand in `planted_*.py`. Many of
+the faults are from real failed runs. `test_audit_rules.py` runs all of them.
 """
 
 from __future__ import annotations

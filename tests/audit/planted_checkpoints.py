@@ -52,7 +52,9 @@ def other_preset(shop: Workshop) -> Subject:
 @plants("K4", "a gate that never left zero")
 def closed_gate(shop: Workshop) -> Subject:
     width = 32
-    return shop.open(shop.checkpoint(lambda content: content["model"]["blocks.1.modulation.weight"][2 * width : 3 * width].zero_()))
+    return shop.open(
+        shop.checkpoint(lambda content: content["model"]["blocks.1.modulation.weight"][2 * width : 3 * width].zero_())
+    )
 
 
 @plants("K4", "a null token that was never used")

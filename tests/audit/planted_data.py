@@ -35,7 +35,9 @@ def resized_latent(shop: Workshop) -> Subject:
 
 
 def _patches_as(shop: Workshop, tokens: Callable[[ImageEncoder, np.ndarray], np.ndarray]) -> Subject:
-    """Shards whose patches come from `tokens(encoder, pixels)`, cut or repeated to the number that the bucket's grid has."""
+    """Shards whose patches come from `tokens(encoder, pixels)`, cut or repeated to the number that the bucket's
+    grid has.
+    """
     encoder = load_image_encoder("builtin:dinov3", "fp32")
 
     def change(record, arrays):
@@ -57,7 +59,9 @@ def _encode(encoder: ImageEncoder, pixels: np.ndarray, size: tuple[int, int]) ->
 def stored_registers(shop: Workshop) -> Subject:
     def after_cls(encoder, pixels):
         kept = []
-        handle = encoder._model.register_forward_hook(lambda _model, _inputs, output: kept.append(output.last_hidden_state[0, 1:]))
+        handle = encoder._model.register_forward_hook(
+            lambda _model, _inputs, output: kept.append(output.last_hidden_state[0, 1:])
+        )
         encoder.encode(pixels[None])
         handle.remove()
         return kept[0].numpy()
@@ -77,7 +81,9 @@ def centre_crop(shop: Workshop) -> Subject:
 
 @plants("D3", "a flip of the latent only")
 def flipped_latent(shop: Workshop) -> Subject:
-    return shop.open(shop.shards(lambda record, arrays: {"vae_latents": np.ascontiguousarray(arrays["vae_latents"][:, :, ::-1])}))
+    return shop.open(
+        shop.shards(lambda record, arrays: {"vae_latents": np.ascontiguousarray(arrays["vae_latents"][:, :, ::-1])})
+    )
 
 
 @plants("D3", "a grid stored column by column")
@@ -92,7 +98,10 @@ def transposed_grid(shop: Workshop) -> Subject:
 
 @plants("D3", "a grid of patch 14, cut to the count of patch 16")
 def grid_of_patch_14(shop: Workshop) -> Subject:
-    return _patches_as(shop, lambda encoder, pixels: _encode(encoder, pixels, tuple(round(side / 14) * 16 for side in pixels.shape[1::-1])))
+    return _patches_as(
+        shop,
+        lambda encoder, pixels: _encode(encoder, pixels, tuple(round(side / 14) * 16 for side in pixels.shape[1::-1])),
+    )
 
 
 @plants("D3", "patches shifted by a row")
@@ -111,7 +120,9 @@ def other_encoder(shop: Workshop) -> Subject:
 
 @plants("D4", "a card that was edited by hand")
 def edited_card(shop: Workshop) -> Subject:
-    return shop.open(shop.edit_index(shop.shards(), lambda index: index["identity"]["encoders"]["vae"].update(scale=0.3611)))
+    return shop.open(
+        shop.edit_index(shop.shards(), lambda index: index["identity"]["encoders"]["vae"].update(scale=0.3611))
+    )
 
 
 @plants("D4", "a checkpoint that does not remember its data")
@@ -149,7 +160,9 @@ def resaved_picture(shop: Workshop) -> Subject:
     def copy_across(records):
         share = load_config("demo").data.holdout
         is_held = unit_interval("holdout", records[0].image_sha256) < share
-        other_side = next(f"{n:064x}" for n in range(10_000) if (unit_interval("holdout", f"{n:064x}") < share) != is_held)
+        other_side = next(
+            f"{n:064x}" for n in range(10_000) if (unit_interval("holdout", f"{n:064x}") < share) != is_held
+        )
         return [*records, replace(records[0], id="copy", name="copy", image_sha256=other_side)]
 
     return shop.open(shop.shards(records=copy_across))
@@ -165,7 +178,13 @@ def nan_latent(shop: Workshop) -> Subject:
 
 @plants("D6", "a CLS that is the mean of the patches")
 def pooled_cls(shop: Workshop) -> Subject:
-    return shop.open(shop.shards(lambda record, arrays: {"dinov3": arrays["dinov3_patches"].astype(np.float32).mean(axis=0).astype(np.float16)}))
+    return shop.open(
+        shop.shards(
+            lambda record, arrays: {
+                "dinov3": arrays["dinov3_patches"].astype(np.float32).mean(axis=0).astype(np.float16)
+            }
+        )
+    )
 
 
 @plants("D6", "latents that were normalised before they were stored")
@@ -252,14 +271,24 @@ def deaf_text(shop: Workshop) -> Subject:
 def edited_captions(shop: Workshop) -> Subject:
     def mirror_some(records):
         first = records[0]
-        return [*records, *(replace(first, id=f"copy{n}", name=f"copy{n}", caption=f"{first.caption}, mirrored {n} times") for n in range(1, 5))]
+        return [
+            *records,
+            *(
+                replace(first, id=f"copy{n}", name=f"copy{n}", caption=f"{first.caption}, mirrored {n} times")
+                for n in range(1, 5)
+            ),
+        ]
 
     return shop.open(shop.derived(records=mirror_some))
 
 
 @plants("D9", "one picture many times", status="warn")
 def duplicates(shop: Workshop) -> Subject:
-    return shop.open(shop.shards(records=lambda records: [*records, *(replace(records[0], id=f"copy{n}", name=f"copy{n}") for n in range(5))]))
+    return shop.open(
+        shop.shards(
+            records=lambda records: [*records, *(replace(records[0], id=f"copy{n}", name=f"copy{n}") for n in range(5))]
+        )
+    )
 
 
 @plants("D9", "a bucket smaller than a batch", status="warn")

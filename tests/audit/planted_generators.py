@@ -25,7 +25,11 @@ def uniform_attention(shop: Workshop) -> Subject:
 @plants("G2", "a guidance scale that the condition vector leaves out")
 def deaf_to_alpha(shop: Workshop) -> Subject:
     original = drift_dit.DriftDiT.condition
-    shop.monkeypatch.setattr(drift_dit.DriftDiT, "condition", lambda self, alpha, conditions: original(self, torch.ones_like(alpha), conditions))
+    shop.monkeypatch.setattr(
+        drift_dit.DriftDiT,
+        "condition",
+        lambda self, alpha, conditions: original(self, torch.ones_like(alpha), conditions),
+    )
     return generator()
 
 

@@ -25,7 +25,9 @@ def blocks_without_gates(shop: Workshop) -> Subject:
     def forward(self, x, c, context, bias, keys_values=None):
         shift_a, scale_a, _, shift_x, scale_x, _, shift_m, scale_m, _ = self.modulation(F.silu(c)).chunk(9, dim=1)
         x = x + self.attention(layers.modulate(layers.layer_norm(x), shift_a, scale_a))
-        x = x + self.cross_attention(layers.modulate(layers.layer_norm(x), shift_x, scale_x), self.cross_attention.keys_values(context), bias)
+        x = x + self.cross_attention(
+            layers.modulate(layers.layer_norm(x), shift_x, scale_x), self.cross_attention.keys_values(context), bias
+        )
         return x + self.mlp(layers.modulate(layers.layer_norm(x), shift_m, scale_m))
 
     shop.monkeypatch.setattr(dit.Block, "forward", forward)
@@ -53,7 +55,9 @@ def dead_block(shop: Workshop) -> Subject:
 
 def _patch_latent_positions(shop: Workshop, positions: Callable) -> Subject:
     original = dit.cached_positions
-    shop.monkeypatch.setattr(dit, "cached_positions", lambda grid, width, span, device: positions(original, grid, width, span, device))
+    shop.monkeypatch.setattr(
+        dit, "cached_positions", lambda grid, width, span, device: positions(original, grid, width, span, device)
+    )
     return shop.preset()
 
 
@@ -74,7 +78,9 @@ def learned_table(shop: Workshop) -> Subject:
     def with_table(self, config):
         original(self, config)
         self.table = nn.Parameter(torch.randn(64, config.width))
-        self.patch_embedding.register_forward_hook(lambda _module, _inputs, tokens: tokens + self.table[: tokens.shape[1]])
+        self.patch_embedding.register_forward_hook(
+            lambda _module, _inputs, tokens: tokens + self.table[: tokens.shape[1]]
+        )
 
     shop.monkeypatch.setattr(dit.DiT, "__init__", with_table)
     return shop.preset()
@@ -226,5 +232,9 @@ def length_leaks(shop: Workshop) -> Subject:
 
 @plants("C7", "guidance that adds its scale to the wrong branch")
 def wrong_guidance(shop: Workshop) -> Subject:
-    shop.monkeypatch.setattr(latents, "guidance", lambda kind, text, dino, **_: Guidance({"none": -text - dino, "text": 1 + text, "dino": dino}))
+    shop.monkeypatch.setattr(
+        latents,
+        "guidance",
+        lambda kind, text, dino, **_: Guidance({"none": -text - dino, "text": 1 + text, "dino": dino}),
+    )
     return shop.preset()

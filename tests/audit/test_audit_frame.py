@@ -63,7 +63,9 @@ def test_explain_prints_the_page(rule, dit):
 
 def test_docs_hold_the_generated_page_of_all_rules(dit):
     outcome = dit("audit", "--explain", "all")
-    assert (DOCS / "rules.md").read_text() == report.rules_page() == outcome.out, "make it again: dit audit --explain all > docs/rules.md"
+    assert (DOCS / "rules.md").read_text() == report.rules_page() == outcome.out, (
+        "make it again: dit audit --explain all > docs/rules.md"
+    )
 
 
 def test_a_module_that_is_no_rule_is_refused_with_everything_it_lacks():
@@ -115,7 +117,11 @@ def test_a_plugins_rule_runs_beside_ours(tmp_path, monkeypatch, preset):
 
 @pytest.mark.parametrize(
     ("source", "reason"),
-    [("import nothing_of_this_name", "ModuleNotFoundError"), ("x = 1", "NAME is missing"), (GOOD_PLUGIN.format(code="E1"), "the code E1 is taken")],
+    [
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
+        ("x = 1", "NAME is missing"),
+        (GOOD_PLUGIN.format(code="E1"), "the code E1 is taken"),
+    ],
 )
 def test_a_broken_plugin_is_named_in_one_line_and_harms_nothing(source, reason, tmp_path, monkeypatch):
     rules = load_rules([plugin("bad_rule", source, tmp_path, monkeypatch)])
@@ -150,7 +156,9 @@ def test_a_rule_that_breaks_is_named_and_the_others_still_judge(preset):
     assert result.counts["pass"] == 1 and not result.ok and result.exit_code == 70
 
 
-@pytest.mark.parametrize("finds", [[], [Finding("fail", "1", "x")], [Finding("maybe", "1")]], ids=["nothing", "a failure", "another word"])
+@pytest.mark.parametrize(
+    "finds", [[], [Finding("fail", "1", "x")], [Finding("maybe", "1")]], ids=["nothing", "a failure", "another word"]
+)
 def test_a_warning_rule_that_does_not_keep_to_the_statuses_is_broken(finds, preset):
     assert audit_subject(preset, [make_rule(lambda subject: finds, severity="warning")]).crashes
 
@@ -165,7 +173,13 @@ def test_a_failure_makes_the_answer_no_and_a_warning_does_not(preset):
 
 
 @pytest.mark.parametrize(
-    ("target", "kind"), [("shards", "shards"), ("derived", "derived"), ("run", "run"), ("run/checkpoints/checkpoint_final.pt", "checkpoint")]
+    ("target", "kind"),
+    [
+        ("shards", "shards"),
+        ("derived", "derived"),
+        ("run", "run"),
+        ("run/checkpoints/checkpoint_final.pt", "checkpoint"),
+    ],
 )
 def test_a_target_is_known_by_what_it_holds(clean, target, kind):
     assert open_subject(str(clean / target)).kind == kind
@@ -248,4 +262,6 @@ def test_a_wrong_call_exits_with_2_and_a_next_step(arguments, message, dit):
 
 
 def test_audit_of_a_name_returns_the_same_as_the_command(dit):
-    assert report.as_json(audit("demo", select=["E3"])) == json.loads(dit("audit", "demo", "--select", "E3", "--json").out)
+    assert report.as_json(audit("demo", select=["E3"])) == json.loads(
+        dit("audit", "demo", "--select", "E3", "--json").out
+    )

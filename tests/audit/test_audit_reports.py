@@ -1,4 +1,6 @@
-"""Reports for machines and for people: SARIF against the published schema, JUnit, the review, the width of the table."""
+"""Reports for machines and for people: SARIF against the published schema, JUnit, the review, the width of the
+table.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +43,28 @@ def validate():
 
 
 def test_sarif_keeps_to_the_published_schema(every_status, validate):
-    document = sarif.as_sarif([every_status, Audit("demo", "preset", every_status.findings, []), Audit("m.py:F", "foreign model", [], [])])
+    document = sarif.as_sarif(
+        [every_status, Audit("demo", "preset", every_status.findings, []), Audit("m.py:F", "foreign model", [], [])]
+    )
     validate(json.loads(json.dumps(document)))
 
 
 def test_sarif_has_a_result_a_finding_with_its_level_and_fix(every_status):
     (run,) = sarif.as_sarif([every_status])["runs"]
     assert [(one["ruleId"], one["kind"], one["level"]) for one in run["results"]] == [
-        ("X1", "pass", "none"), ("X2", "fail", "error"), ("X3", "fail", "warning"), ("X4", "notApplicable", "none"),
-    ]  # fmt: skip
+        ("X1", "pass", "none"),
+        ("X2", "fail", "error"),
+        ("X3", "fail", "warning"),
+        ("X4", "notApplicable", "none"),
+    ]
     assert run["results"][1]["message"]["text"].endswith("Fix: remove <it>")
     assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "runs/a%20b/c%231.pt"
-    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == ["X1", "X2", "X3", "X4"]
+    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == [
+        "X1",
+        "X2",
+        "X3",
+        "X4",
+    ]
     assert run["invocations"][0]["executionSuccessful"] is False and run["invocations"][0]["exitCode"] == 1
 
 
@@ -60,11 +72,18 @@ def test_junit_counts_failures_skips_and_broken_rules(every_status):
     root = ElementTree.fromstring(sarif.as_junit([every_status]))
     (suite,) = root
     assert {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")} == {
-        "tests": "5", "failures": "1", "errors": "1", "skipped": "1",
-    }  # fmt: skip
+        "tests": "5",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "1",
+    }
     cases = {case.get("name").split()[0]: case for case in suite}
     assert "says 3" in cases["X2"].find("failure").get("message") and "remove <it>" in cases["X2"].find("failure").text
-    assert cases["X4"].find("skipped") is not None and cases["X5"].find("error") is not None and cases["X1"].find("failure") is None
+    assert (
+        cases["X4"].find("skipped") is not None
+        and cases["X5"].find("error") is not None
+        and cases["X1"].find("failure") is None
+    )
 
 
 def test_the_command_prints_both_whole_for_several_targets(dit, clean, validate):
@@ -92,5 +111,7 @@ def without_figures(text: str) -> str:
 def test_the_example_review_in_the_docs_is_current(dit):
     review = dit("audit", "demo", "--format", "markdown", "--quiet").out
     example = (DOCS / "audit-example.md").read_text()
-    assert without_figures(example) == without_figures(review), "make it again: dit audit demo --format markdown > docs/audit-example.md"
+    assert without_figures(example) == without_figures(review), (
+        "make it again: dit audit demo --format markdown > docs/audit-example.md"
+    )
     assert "Exit code 0: no rule failed." in review and review.count("**Must hold:** ") == review.count("\n## ") == 12

@@ -57,14 +57,23 @@ def test_every_shipped_preset_is_clean(preset):
 
 def test_every_rule_passes_on_something_clean(clean):
     """A rule that only ever skips proves nothing."""
-    subjects = [open_subject("demo"), open_subject("drift-b2"), open_subject(str(clean / "shards")), open_subject(str(clean / "run"))]
+    subjects = [
+        open_subject("demo"),
+        open_subject("drift-b2"),
+        open_subject(str(clean / "shards")),
+        open_subject(str(clean / "run")),
+    ]
     results = [audit_subject(subject, list(RULES.values())) for subject in subjects]
-    assert {judged.rule.code for result in results for judged in result.findings if judged.finding.status == "pass"} == set(BUILT_IN)
+    assert {
+        judged.rule.code for result in results for judged in result.findings if judged.finding.status == "pass"
+    } == set(BUILT_IN)
 
 
 def test_an_older_set_without_an_index_is_audited_as_it_is(workshop):
     subject = workshop.open(workshop.without_index(workshop.shards()))
-    statuses = {judged.rule.code: judged.finding.status for judged in audit_subject(subject, list(RULES.values())).findings}
+    statuses = {
+        judged.rule.code: judged.finding.status for judged in audit_subject(subject, list(RULES.values())).findings
+    }
     assert "fail" not in statuses.values()
     assert statuses["D4"] == "warn" and statuses["D5"] == "skip"
 
@@ -74,7 +83,10 @@ def test_weights_alone_are_judged_as_far_as_they_go(workshop, clean):
 
     path = workshop.bench / "weights.safetensors"
     export_safetensors(clean / "run/checkpoints/checkpoint_final.pt", path)
-    statuses = {judged.rule.code: judged.finding.status for judged in audit_subject(open_subject(str(path)), list(RULES.values())).findings}
+    statuses = {
+        judged.rule.code: judged.finding.status
+        for judged in audit_subject(open_subject(str(path)), list(RULES.values())).findings
+    }
     assert statuses["K1"] == statuses["K2"] == statuses["K3"] == statuses["C6"] == "pass"
     assert statuses["K5"] == statuses["K6"] == statuses["D4"] == "skip"
 
@@ -88,7 +100,12 @@ def test_a_foreign_state_dict_is_judged_by_its_tensors_and_the_rest_says_why_not
     assert findings["K1"].status == findings["K2"].status == "pass"
     assert findings["E1"].status == findings["K3"].status == "skip"
     assert "which configuration" in findings["E1"].evidence
-    assert judge("K3", workshop.open(workshop.bench / "foreign.pt", subject.expected or open_subject("demo").config))[0].status == "fail"
+    assert (
+        judge("K3", workshop.open(workshop.bench / "foreign.pt", subject.expected or open_subject("demo").config))[
+            0
+        ].status
+        == "fail"
+    )
 
 
 def test_a_huge_preset_is_tried_on_a_twin_and_the_evidence_says_so():

@@ -20,7 +20,9 @@ def use_only(monkeypatch, *codes):
 
 def test_a_plan_that_breaks_a_rule_is_not_trained(dit, tiny_shards, tmp_path, monkeypatch):
     use_only(monkeypatch, "E4")
-    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", tmp_path / "run", *FORGETS_NOTHING)
+    outcome = dit(
+        "train", "--preset", "demo", "--data", tiny_shards.folder, "--out", tmp_path / "run", *FORGETS_NOTHING
+    )
     assert outcome.code == 1
     assert "E4 ema-warmup" in outcome.out and "--no-audit" in outcome.err
     assert not (tmp_path / "run/checkpoints").exists()
@@ -29,7 +31,18 @@ def test_a_plan_that_breaks_a_rule_is_not_trained(dit, tiny_shards, tmp_path, mo
 
 def test_without_the_audit_it_is_trained_all_the_same(dit, tiny_shards, tmp_path):
     overrides = [part for one in tiny_shards.overrides for part in ("-s", one)]
-    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", tmp_path / "run", *overrides, *FORGETS_NOTHING, "--no-audit")
+    outcome = dit(
+        "train",
+        "--preset",
+        "demo",
+        "--data",
+        tiny_shards.folder,
+        "--out",
+        tmp_path / "run",
+        *overrides,
+        *FORGETS_NOTHING,
+        "--no-audit",
+    )
     assert outcome.code == 0
     assert not (tmp_path / "run/audit.json").exists()
 
@@ -37,7 +50,9 @@ def test_without_the_audit_it_is_trained_all_the_same(dit, tiny_shards, tmp_path
 def test_the_result_lies_in_the_runs_folder(dit, tiny_shards, tmp_path, monkeypatch):
     use_only(monkeypatch, "C3", "C5")
     overrides = [part for one in tiny_shards.overrides for part in ("-s", one)]
-    assert dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", tmp_path / "run", *overrides).code == 0
+    assert (
+        dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", tmp_path / "run", *overrides).code == 0
+    )
     assert [one["code"] for one in json.loads((tmp_path / "run/audit.json").read_text())["findings"]] == ["C3", "C5"]
     assert "## C5 schedule: pass" in (tmp_path / "run/audit.md").read_text()
 

@@ -1,6 +1,8 @@
-"""Four published transformers as diffusers builds them: what each rule must say, decided by reading their source, and why.
+"""Four published transformers as diffusers builds them: what each rule must say, decided by reading their source, and
+why.
 
-All four classes are made to load weights, so none begins with closed gates: trained from scratch as they stand, that would be a fault.
+All four classes are made to load weights, so none begins with closed gates: trained from scratch as they stand, that
+would be a fault.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from dittool.audit.subject import open_subject
 
 EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons stand beside them
     "DiT, diffusers": {
-        "E1": ("fail", "its gates are there but open"),  # AdaLayerNormZero has gates; its linear layer keeps torch's default initialisation
+        # AdaLayerNormZero has gates; its linear layer keeps torch's default initialisation
+        "E1": ("fail", "its gates are there but open"),
         "E2": ("fail", "does not run"),  # unpatchify takes the square root of the number of tokens for both sides
         "E3": ("fail", "attn1.to_q.bias"),  # attention_bias=True by default, feed-forward with biases
         "E5": ("pass", "enable_gradient_checkpointing()"),
@@ -26,7 +29,8 @@ EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons 
     },
     "PixArt, diffusers": {
         "E1": ("fail", "no gate closes"),  # cross-attention is added without a gate
-        "E2": ("pass", "runs at"),  # sin-cos for the batch's own grid; the table for the configured one is a buffer that is not saved
+        # sin-cos for the batch's own grid; the table for the configured one is a buffer that is not saved
+        "E2": ("pass", "runs at"),
         "E3": ("fail", "attn1.to_q.bias"),
         "E5": ("pass", "enable_gradient_checkpointing()"),
         "C1": ("fail", "num_embeds_ada_norm"),  # only compared with None

@@ -35,7 +35,8 @@ class Block(nn.Module):
 class Model(nn.Module):
     def __init__(self, depth: int = 4, in_channels=4, norm="plain", act="gelu", attention: str = "flash",
                  rope: Literal["one", "two"] = "one", order="time",
-                 widths=(8, 8), spare=[1, 2], extra: int | None = None, unsure: float | None = None, mystery=None, table={}):
+                 widths=(8, 8), spare=[1, 2], extra: int | None = None, unsure: float | None = None,
+                 mystery=None, table={}):
         super().__init__()
         self.attention = attention
         self.blocks = nn.ModuleList(Block(8, norm, act) for _ in range(depth))
@@ -63,7 +64,8 @@ def judged(file):
     result = audit_subject(open_subject(f"{file}:Model"), [rule for rule in built_in_rules() if rule.code == "C1"])
     assert not result.crashes
     return {one.finding.status: [] for one in result.findings} | {
-        status: [one.finding.evidence for one in result.findings if one.finding.status == status] for status in ("fail", "skip")
+        status: [one.finding.evidence for one in result.findings if one.finding.status == status]
+        for status in ("fail", "skip")
     }
 
 
@@ -86,7 +88,9 @@ def test_a_match_statement_and_an_attribute_count_too(tmp_path):
 
 def test_a_list_is_guessed_with_one_element_changed_or_turned_round(file):
     make = load_attribute(f"{file}:Model")
-    assert (4, 3) in guess_values(make, "widths", (2, 3)).values and (3, 2) in guess_values(make, "widths", (2, 3)).values
+    assert (4, 3) in guess_values(make, "widths", (2, 3)).values and (3, 2) in guess_values(
+        make, "widths", (2, 3)
+    ).values
     assert [8, True] in guess_values(make, "widths", [8, False]).values
     assert guess_values(make, "widths", ()).values == guess_values(make, "table", {}).values == []
 

@@ -1,4 +1,6 @@
-"""Foreign models in different styles: each planted fault is found by the rules that it breaks, and by no other; clean twins are clean."""
+"""Foreign models in different styles: each planted fault is found by the rules that it breaks, and by no other;
+clean twins are clean.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
 
 
 def test_the_matrix_in_the_docs_is_what_is_found():
-    assert (DOCS / "audit-matrix.md").read_text() == matrix_page(), "python tests/audit/foreign_matrix.py > docs/audit-matrix.md"
+    assert (DOCS / "audit-matrix.md").read_text() == matrix_page(), (
+        "python tests/audit/foreign_matrix.py > docs/audit-matrix.md"
+    )
 
 
 # Large models
@@ -52,7 +56,9 @@ def test_a_large_model_is_judged_alike_from_copies_that_share_its_weights(factor
 def test_a_large_model_is_built_once_and_left_as_it_was(everything_is_large, monkeypatch):
     built = []
     original = Factory.build
-    monkeypatch.setattr(Factory, "build", lambda *given, **changes: built.append(original(*given, **changes)) or built[-1])
+    monkeypatch.setattr(
+        Factory, "build", lambda *given, **changes: built.append(original(*given, **changes)) or built[-1]
+    )
     subject = open_subject(f"{MODELS}:streams")
     before = {name: tensor.clone() for name, tensor in built[0].state_dict().items()}
     audit_subject(subject, [rule for rule in built_in_rules() if rule.code in ("E1", "E2", "E3", "C4", "C6")])
@@ -66,7 +72,10 @@ def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large,
         f"import sys, threading\nsys.path.insert(0, {str(MODELS.parent)!r})\nimport foreign_models\n"
         "def locked():\n    model = foreign_models.fused()\n    model.lock = threading.Lock()\n    return model\n"
     )
-    result = audit_subject(open_subject(f"{tmp_path}/locked.py:locked"), [rule for rule in built_in_rules() if rule.code in ("E1", "E2", "C6")])
+    result = audit_subject(
+        open_subject(f"{tmp_path}/locked.py:locked"),
+        [rule for rule in built_in_rules() if rule.code in ("E1", "E2", "C6")],
+    )
     assert not result.crashes and result.counts["pass"] == 3
 
 
@@ -88,7 +97,8 @@ def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch
     [
         ("fused", ("blocks.0", "blocks.1"), "blocks.0.adaLN_modulation.1"),
         ("rotary", ("trunk.layers.0", "trunk.layers.1"), "trunk.layers.0.adaLN"),
-        ("streams", ("joint_blocks.0", "low_rank_blocks.0"), "low_rank_blocks.0.mod.2"),  # not the first layer of the two
+        # not the first layer of the two
+        ("streams", ("joint_blocks.0", "low_rank_blocks.0"), "low_rank_blocks.0.mod.2"),
     ],
 )
 def test_blocks_and_modulation_are_found_by_what_they_do(factory, blocks, last):
@@ -156,7 +166,9 @@ def test_a_wrong_target_is_told_with_its_reason(target, kwargs, message):
 
 
 def test_a_forward_that_cannot_be_guessed_asks_for_an_example(tmp_path):
-    (tmp_path / "odd.py").write_text("from torch import nn\nclass Odd(nn.Linear):\n    def forward(self, quux): return quux\n")
+    (tmp_path / "odd.py").write_text(
+        "from torch import nn\nclass Odd(nn.Linear):\n    def forward(self, quux): return quux\n"
+    )
     with pytest.raises(UsageError, match="what 'quux' is cannot be guessed") as caught:
         open_subject(f"{tmp_path}/odd.py:Odd", kwargs='{"in_features": 2, "out_features": 2}')
     assert "--example" in caught.value.hint
@@ -182,12 +194,16 @@ def test_a_model_without_a_time_fails_and_breaks_nothing(tmp_path):
         "    def __init__(self):\n        super().__init__(); self.a = nn.Conv2d(4, 4, 1)\n"
         "    def forward(self, x): return self.a(x)\n"
     )
-    result = audit_subject(open_subject(f"{tmp_path}/timeless.py:Timeless"), [rule for rule in built_in_rules() if rule.code == "C6"])
+    result = audit_subject(
+        open_subject(f"{tmp_path}/timeless.py:Timeless"), [rule for rule in built_in_rules() if rule.code == "C6"]
+    )
     assert not result.crashes and "no input is a timestep" in result.findings[0].finding.evidence
 
 
 def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
-    (tmp_path / "loud.py").write_text(f"import sys\nsys.path.insert(0, {str(MODELS.parent)!r})\nfrom foreign_models import fused\nprint('hello')\n")
+    (tmp_path / "loud.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(MODELS.parent)!r})\nfrom foreign_models import fused\nprint('hello')\n"
+    )
     ForeignModel(load_factory(f"{tmp_path}/loud.py:fused"))
     captured = capsys.readouterr()
     assert captured.out == "" and "hello" in captured.err

@@ -1,4 +1,6 @@
-"""Somebody else's state dicts: the layout is known by its names, weight-only rules judge it, the others say why they do not."""
+"""Somebody else's state dicts: the layout is known by its names, weight-only rules judge it, the others say why
+they do not.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
 
-NOT_STORED = {"Flux, original", "Flux, diffusers", "DiT, diffusers", "PixArt, diffusers"}  # positions are made, not stored
+# positions are made, not stored
+NOT_STORED = {"Flux, original", "Flux, diffusers", "DiT, diffusers", "PixArt, diffusers"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,9 @@ def test_weight_only_rules_judge_each_layout_and_the_rest_says_why_not(layout, s
     assert statuses["K1"] == statuses["K2"] == statuses["K3"] == statuses["K4"] == "pass"
     assert statuses["E3"] == "fail"  # all of them have biases in attention
     assert statuses["E2"] == ("skip" if layout in NOT_STORED else "fail")
-    assert {statuses[code] for code in ("E1", "E4", "E5", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "K5", "K6")} == {"skip"}
+    assert {statuses[code] for code in ("E1", "E4", "E5", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "K5", "K6")} == {
+        "skip"
+    }
     assert all(layout in found[code].evidence for code in ("K3", "K4", "E2", "E3", "E1"))
     assert all(finding.evidence for finding in found.values())
 
@@ -67,7 +72,9 @@ def test_a_gate_that_never_left_zero_is_found(layout, weights_of, tmp_path):
 @pytest.mark.parametrize("layout", [*ORIGINAL, *DIFFUSERS])
 def test_a_block_that_lacks_a_tensor_is_found(layout, weights_of, tmp_path):
     weights = weights_of(layout)
-    lost = next(name for name in weights if ".0." in name and "attn" in name and name.endswith("weight") and "norm" not in name)
+    lost = next(
+        name for name in weights if ".0." in name and "attn" in name and name.endswith("weight") and "norm" not in name
+    )
     torch.save({name: tensor for name, tensor in weights.items() if name != lost}, tmp_path / "weights.pt")
     finding = audit(tmp_path / "weights.pt")["K3"]
     assert finding.status == "fail" and lost in finding.evidence
@@ -75,7 +82,11 @@ def test_a_block_that_lacks_a_tensor_is_found(layout, weights_of, tmp_path):
 
 def test_weights_without_biases_pass_the_bias_rule(weights_of, tmp_path):
     weights = {name: tensor for name, tensor in weights_of("DiT or SiT, original").items()}
-    bare = {name: tensor for name, tensor in weights.items() if not (name.endswith("bias") and (".attn." in name or ".mlp.fc" in name))}
+    bare = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not (name.endswith("bias") and (".attn." in name or ".mlp.fc" in name))
+    }
     torch.save(bare, tmp_path / "weights.pt")
     assert audit(tmp_path / "weights.pt")["E3"].status == "pass"
 
@@ -83,13 +94,18 @@ def test_weights_without_biases_pass_the_bias_rule(weights_of, tmp_path):
 @pytest.mark.parametrize(("averaged", "status"), [(0.9, "pass"), (1.0, "fail")])
 def test_a_file_with_both_kinds_of_weights_must_hold_two(averaged, status, weights_of, tmp_path):
     raw = weights_of("DiT or SiT, original")
-    torch.save({"model": raw, "ema": {name: tensor * averaged for name, tensor in raw.items()}, "args": {"lr": 1e-4}}, tmp_path / "0400000.pt")
+    torch.save(
+        {"model": raw, "ema": {name: tensor * averaged for name, tensor in raw.items()}, "args": {"lr": 1e-4}},
+        tmp_path / "0400000.pt",
+    )
     assert audit(tmp_path / "0400000.pt")["K6"].status == status
 
 
 def test_a_pipelines_prefix_does_not_hide_the_layout(weights_of):
     weights = {f"model.diffusion_model.{name}": tensor for name, tensor in weights_of("SD3, original").items()}
-    assert find_layout({**weights, "first_stage_model.encoder.conv.weight": torch.ones(1)}).name.startswith("SD3, original")
+    assert find_layout({**weights, "first_stage_model.encoder.conv.weight": torch.ones(1)}).name.startswith(
+        "SD3, original"
+    )
 
 
 def test_unknown_names_are_no_layout_and_the_rules_name_the_known_ones(tmp_path):

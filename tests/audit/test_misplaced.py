@@ -1,4 +1,6 @@
-"""Sets without an index whose patches were stored in the wrong place: D2 and D3 find each way, and are silent where nothing is wrong."""
+"""Sets without an index whose patches were stored in the wrong place: D2 and D3 find each way, and are silent where
+nothing is wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,21 @@ BUCKETS = buckets_for_area((128, 128))
 @pytest.fixture(scope="module")
 def photographs():
     """Pictures as photographs are, in all buckets."""
-    return [textured(number, BUCKETS[number % len(BUCKETS)].width, BUCKETS[number % len(BUCKETS)].height) for number in range(IMAGES)]
+    return [
+        textured(number, BUCKETS[number % len(BUCKETS)].width, BUCKETS[number % len(BUCKETS)].height)
+        for number in range(IMAGES)
+    ]
 
 
 @pytest.fixture(scope="module")
 def drawings():
     """The demo's flat drawings."""
     pictures = [draw_scene(scene) for scene in plan_scenes(IMAGES, seed=0)]
-    return [np.array(picture.resize((bucket.width, bucket.height))) for picture in pictures for bucket in [nearest_bucket(*picture.size, BUCKETS)]]
+    return [
+        np.array(picture.resize((bucket.width, bucket.height)))
+        for picture in pictures
+        for bucket in [nearest_bucket(*picture.size, BUCKETS)]
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +56,25 @@ def eyes():
     ],
 )
 def test_d3_names_the_arrangement_in_which_the_patches_were_stored(fault, arrangement, photographs, eyes, tmp_path):
-    finding = judge(pack(tmp_path, photographs, [MISPLACED[fault](eyes, picture) for picture in photographs]), "D3")["D3"]
+    finding = judge(pack(tmp_path, photographs, [MISPLACED[fault](eyes, picture) for picture in photographs]), "D3")[
+        "D3"
+    ]
     assert finding.status == "fail" and f"{arrangement} explains" in finding.evidence, finding
 
 
 def test_a_flip_of_the_latent_only_is_the_same_fault(drawings, eyes, tmp_path):
     """Drawings this time: flat, but their objects stand left and right."""
-    finding = judge(pack(tmp_path, drawings, [clean(eyes, np.ascontiguousarray(picture[:, ::-1])) for picture in drawings]), "D3")["D3"]
+    finding = judge(
+        pack(tmp_path, drawings, [clean(eyes, np.ascontiguousarray(picture[:, ::-1])) for picture in drawings]), "D3"
+    )["D3"]
     assert finding.status == "fail" and "flipped left to right explains" in finding.evidence, finding
 
 
 def test_d2_counts_the_registers_among_the_patches(drawings, eyes, tmp_path):
-    finding = judge(pack(tmp_path, drawings, [MISPLACED["registers stored as patches"](eyes, picture) for picture in drawings]), "D2")["D2"]
+    finding = judge(
+        pack(tmp_path, drawings, [MISPLACED["registers stored as patches"](eyes, picture) for picture in drawings]),
+        "D2",
+    )["D2"]
     assert finding.status == "fail" and "the first 4 patch tokens of 64 images" in finding.evidence, finding
 
 
@@ -66,7 +82,9 @@ def test_d2_knows_the_cls_token_among_the_patches(photographs, eyes, tmp_path):
     tokens = [eyes.tokens(picture) for picture in photographs]
     everything = [some[: len(some) - 5] for some in tokens]  # from CLS on, registers and all
     finding = judge(pack(tmp_path, photographs, everything, [some[0] for some in tokens]), "D2")["D2"]
-    assert finding.status == "fail" and "in 64 of 64 images the first patch token is the CLS token" in finding.evidence, finding
+    assert (
+        finding.status == "fail" and "in 64 of 64 images the first patch token is the CLS token" in finding.evidence
+    ), finding
 
 
 def test_a_few_images_are_enough_to_know_the_cls_token(photographs, eyes, tmp_path):
@@ -78,24 +96,45 @@ def test_a_few_images_are_enough_to_know_the_cls_token(photographs, eyes, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["photographs", "drawings"])
-@pytest.mark.parametrize("make", [builtin_eyes, colour_eyes, lambda: colour_eyes(patch_size=14)], ids=["builtin", "colours", "colours of patch 14"])
+@pytest.mark.parametrize(
+    "make",
+    [builtin_eyes, colour_eyes, lambda: colour_eyes(patch_size=14)],
+    ids=["builtin", "colours", "colours of patch 14"],
+)
 def test_clean_sets_of_the_same_kind_pass(kind, make, request, tmp_path):
     pictures, seeing = request.getfixturevalue(kind), make()
-    findings = judge(pack(tmp_path, pictures, [clean(seeing, picture) for picture in pictures]), "D1", "D2", "D3", "D6", "D7", "D8", "D9")
+    findings = judge(
+        pack(tmp_path, pictures, [clean(seeing, picture) for picture in pictures]),
+        "D1",
+        "D2",
+        "D3",
+        "D6",
+        "D7",
+        "D8",
+        "D9",
+    )
     assert not {code for code, finding in findings.items() if finding.status == "fail"}, findings
     assert findings["D1"].status == findings["D2"].status == findings["D3"].status == "pass", findings
 
 
 def test_patches_that_were_not_made_from_these_images_are_said_to_show_nothing(photographs, eyes, tmp_path):
     chance = np.random.default_rng(0)
-    finding = judge(pack(tmp_path, photographs, [chance.normal(size=(np.prod(eyes.grid(picture)), 16)) for picture in photographs]), "D3")["D3"]
+    finding = judge(
+        pack(tmp_path, photographs, [chance.normal(size=(np.prod(eyes.grid(picture)), 16)) for picture in photographs]),
+        "D3",
+    )["D3"]
     assert finding.status == "skip" and "too weak a signal" in finding.evidence, finding
 
 
 def test_damaged_samples_among_sound_ones_break_no_rule(photographs, eyes, tmp_path):
     """Other widths, other axes, too few tokens, no numbers: D1 and D6 speak of them, D2 and D3 judge the rest."""
     patches = [clean(eyes, picture) for picture in photographs]
-    patches[0], patches[1], patches[2], patches[3] = patches[0][:, :7], patches[1][None], patches[2][:5], patches[3] * np.nan
+    patches[0], patches[1], patches[2], patches[3] = (
+        patches[0][:, :7],
+        patches[1][None],
+        patches[2][:5],
+        patches[3] * np.nan,
+    )
     latents = {4: np.ones((4, 16, 16), np.float16), 5: np.ones((16, 16), np.float16)}
     found = judge(pack(tmp_path, photographs, patches, latents=latents), "D1", "D2", "D3", "D5", "D6", "D8", "D9")
     assert found["D1"].status == found["D6"].status == "fail"
@@ -109,7 +148,13 @@ def test_damaged_samples_among_sound_ones_break_no_rule(photographs, eyes, tmp_p
         (0.40, 0.10, -9.0, "pass", "next flipped left to right 10%, 9.0 standard errors behind"),
         (0.40, 0.39, -1.5, "skip", "not told apart from flipped left to right 39%, 1.5 standard errors behind"),
         (0.39, 0.40, 1.5, "skip", "not told apart (1.5 standard errors)"),
-        (0.02, 0.40, 9.0, "fail", "flipped left to right explains 40% of the latent's variation, as stored 2% (9.0 standard errors apart)"),
+        (
+            0.02,
+            0.40,
+            9.0,
+            "fail",
+            "flipped left to right explains 40% of the latent's variation, as stored 2% (9.0 standard errors apart)",
+        ),
         (0.04, 0.01, -9.0, "skip", "too weak a signal"),
         (0.01, 0.04, 9.0, "skip", "too weak a signal"),
     ],

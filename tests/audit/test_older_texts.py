@@ -37,19 +37,25 @@ def test_a_mask_of_ones_over_zeros_is_told_from_the_text(pictures, tmp_path):
 
 
 def test_a_mask_of_ones_over_what_the_encoder_made_of_padding_is_told_from_the_caption(pictures, tmp_path):
-    masked = {number: (caption, text, np.ones(512, bool)) for number, (caption, text, _) in texts(6, padding=0.25).items()}
+    masked = {
+        number: (caption, text, np.ones(512, bool)) for number, (caption, text, _) in texts(6, padding=0.25).items()
+    }
     finding = judged(tmp_path, pictures, masked)
     assert finding.status == "fail" and "says 512 tokens, its caption has 16 bytes" in finding.evidence, finding
 
 
 def test_a_mask_with_holes_fails(pictures, tmp_path):
-    masked = {number: (caption, text, mask & (np.arange(512) != 3)) for number, (caption, text, mask) in texts(6).items()}
+    masked = {
+        number: (caption, text, mask & (np.arange(512) != 3)) for number, (caption, text, mask) in texts(6).items()
+    }
     finding = judged(tmp_path, pictures, masked)
     assert finding.status == "fail" and "not ones and then zeros" in finding.evidence, finding
 
 
 def test_captions_that_end_at_the_same_long_length_look_cut(pictures, tmp_path):
-    finding = judged(tmp_path, pictures, texts(77, caption="picture number {} " + "and what else there is to see in it " * 10))
+    finding = judged(
+        tmp_path, pictures, texts(77, caption="picture number {} " + "and what else there is to see in it " * 10)
+    )
     assert finding.status == "warn" and "24 of 24 end at exactly 77 tokens" in finding.evidence, finding
 
 

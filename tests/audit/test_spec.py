@@ -68,7 +68,9 @@ def test_a_tensor_that_no_component_names_fails():
 
 def test_a_field_that_is_not_antisymmetric_fails(monkeypatch):
     original = drift.field_at
-    monkeypatch.setattr("dittool.audit.measures.field_at", lambda *given, **named: original(*given, **{**named, "repulsion": 1.5}))
+    monkeypatch.setattr(
+        "dittool.audit.measures.field_at", lambda *given, **named: original(*given, **{**named, "repulsion": 1.5})
+    )
     assert "field" in failing(parity())
 
 
@@ -121,7 +123,15 @@ def test_the_command_prints_a_table_markdown_and_json(dit):
     assert "| queues | PAPER-BACKED |" in dit("audit", "drift-b2", "--spec", "drifting", "--format", "markdown").out
     answer = json.loads(dit("audit", "drift-b2", "--spec", "drifting", "--json").out)
     assert answer["ok"] and answer["parameters"] == 133_088_720
-    assert answer["components"][0].keys() == {"component", "status", "statement", "evidence", "code", "result", "measured"}
+    assert answer["components"][0].keys() == {
+        "component",
+        "status",
+        "statement",
+        "evidence",
+        "code",
+        "result",
+        "measured",
+    }
 
 
 def test_a_deviation_exits_with_1(dit, tmp_path):
@@ -130,7 +140,9 @@ def test_a_deviation_exits_with_1(dit, tmp_path):
     assert told.code == 1 and "G1" in told.out
 
 
-@pytest.mark.parametrize(("preset", "name", "message"), [("drift-b2", "dritfing", "no such specification"), ("nano", "drifting", "one-step")])
+@pytest.mark.parametrize(
+    ("preset", "name", "message"), [("drift-b2", "dritfing", "no such specification"), ("nano", "drifting", "one-step")]
+)
 def test_a_wrong_call_exits_with_2(preset, name, message, dit):
     told = dit("audit", preset, "--spec", name)
     assert told.code == 2 and message in told.err

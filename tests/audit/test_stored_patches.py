@@ -34,7 +34,9 @@ def root(storage, tmp_path_factory):
     for number in range(IMAGES):
         Image.fromarray(textured(number, 176, 176)).save(root / "images" / f"{number:02d}.png")
         (root / "images" / f"{number:02d}.txt").write_text(f"picture number {number}")
-    embed(root / "images", root / "derived", load_config("demo", [f"data.patch_storage={storage}", "data.area=176x176"]))
+    embed(
+        root / "images", root / "derived", load_config("demo", [f"data.patch_storage={storage}", "data.area=176x176"])
+    )
     shard(root / "derived", root / "shards")
     return root
 

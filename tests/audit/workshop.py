@@ -40,8 +40,12 @@ class Workshop:
             config = config.model_copy(update={name: getattr(config, name).model_copy(update=values)})
         return Subject("demo", "preset", config=config)
 
-    def derived(self, change: Change | None = None, records: Callable[[list[Record]], list[Record]] | None = None) -> Path:
-        """A changed copy of the derived folder. `change` returns the arrays to replace; a record with a new id has the first one's features."""
+    def derived(
+        self, change: Change | None = None, records: Callable[[list[Record]], list[Record]] | None = None
+    ) -> Path:
+        """A changed copy of the derived folder. `change` returns the arrays to replace; a record with a new id has
+        the first one's features.
+        """
         derived = self.bench / "derived"
         shutil.copytree(self.clean / "derived", derived)
         store = FeatureStore(derived)
@@ -57,7 +61,9 @@ class Workshop:
             store.append_journal(stage, new)
         return derived
 
-    def shards(self, change: Change | None = None, records: Callable[[list[Record]], list[Record]] | None = None) -> Path:
+    def shards(
+        self, change: Change | None = None, records: Callable[[list[Record]], list[Record]] | None = None
+    ) -> Path:
         """Shards of such a copy."""
         shard(self.derived(change, records), self.bench / "shards", shard_size=20)
         return self.bench / "shards"

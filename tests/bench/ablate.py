@@ -1,12 +1,14 @@
-"""Ablations of the one-step generator on its demo: python tests/bench/ablate.py FOLDER [--matrix FILE.toml] [--seeds 0,1] [--steps 300]
+"""Ablations of the one-step generator on its demo: python tests/bench/ablate.py FOLDER [--matrix FILE.toml] [--seeds
+0,1] [--steps 300]
 
-Every row of the matrix changes some keys of the preset drift-demo; each is trained with every seed, then judged by energy distance to real
-latents and by the share of drawn images that the pixel checker recognises. FOLDER gets results.csv, results.md and results.png. A row that
-stands in results.csv is not run again, and a run that was stopped goes on where it was, so the script may be killed and started again at will.
-The task is the shapes of some colours, `--colours red` by default, so that a row takes minutes;
-a folder belongs to the colours that it was begun with.
+Every row of the matrix changes some keys of the preset drift-demo; each is trained with every seed, then judged by
+energy distance to real latents and by the share of drawn images that the pixel checker recognises. FOLDER gets
+results.csv, results.md and results.png. A row that stands in results.csv is not run again, and a run that was stopped
+goes on where it was, so the script may be killed and started again at will. The task is the shapes of some colours,
+`--colours red` by default, so that a row takes minutes; a folder belongs to the colours that it was begun with.
 
-A matrix file: one table a row, `["l2 norm"]` with `overrides = ["model.qk_norm=l2"]`. Without one, the rows below are run.
+A matrix file: one table a row, `["l2 norm"]` with `overrides = ["model.qk_norm=l2"]`. Without one, the rows below are
+run.
 """
 
 from __future__ import annotations
@@ -50,17 +52,33 @@ MATRIX: dict[str, list[str]] = {
 FIELDS = ("name", "seed", "steps", "energy", "colour", "shape", "both", "seconds")
 
 
-def run_one(folder: Path, shards: Path, name: str, overrides: list[str], seed: int, steps: int, console: Console) -> dict[str, object]:
-    config = load_config("drift-demo", [
-        *overrides, f"model.classes={len(ShardSet.open(shards).classes)}", f"train.seed={seed}",
-        f"train.steps={steps}", f"train.warmup_steps={min(50, steps // 4)}", "train.sample_every=0",
-        f"train.eval_every={steps}",
-    ])  # fmt: skip
+def run_one(
+    folder: Path, shards: Path, name: str, overrides: list[str], seed: int, steps: int, console: Console
+) -> dict[str, object]:
+    config = load_config(
+        "drift-demo",
+        [
+            *overrides,
+            f"model.classes={len(ShardSet.open(shards).classes)}",
+            f"train.seed={seed}",
+            f"train.steps={steps}",
+            f"train.warmup_steps={min(50, steps // 4)}",
+            "train.sample_every=0",
+            f"train.eval_every={steps}",
+        ],
+    )
     run = folder / "runs" / f"{'-'.join(name.split())}_seed{seed}".replace("/", "-")
     done = train_generator(config, shards, run, resume=bool(list_checkpoints(run / "checkpoints")), talk=console)
     found = judge(OneStepPipeline.load(done.checkpoint), 16, 1.0)
     shares = {key: mean(getattr(one, key) for one in found.values()) for key in ("colour", "shape", "both")}
-    return {"name": name, "seed": seed, "steps": steps, "energy": done.figures["eval_energy"], **shares, "seconds": done.seconds}
+    return {
+        "name": name,
+        "seed": seed,
+        "steps": steps,
+        "energy": done.figures["eval_energy"],
+        **shares,
+        "seconds": done.seconds,
+    }
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
@@ -82,16 +100,27 @@ def write_report(folder: Path, rows: list[dict[str, str]], order: list[str]) -> 
         by_name[row["name"]].append(row)
     names = [name for name in order if name in by_name]
     energies = {name: [float(row["energy"]) for row in by_name[name]] for name in names}
-    lines = ["| changed | seeds | steps | energy distance | recognised | colour | shape |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| changed | seeds | steps | energy distance | recognised | colour | shape |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for name in names:
         shares = [f"{mean(float(row[key]) for row in by_name[name]):.0%}" for key in ("both", "colour", "shape")]
         spread = f" ± {pstdev(energies[name]):.3f}" if len(energies[name]) > 1 else ""
-        lines.append(f"| {name} | {len(by_name[name])} | {by_name[name][0]['steps']} | {mean(energies[name]):.3f}{spread} | {' | '.join(shares)} |")
+        lines.append(
+            f"| {name} | {len(by_name[name])} | {by_name[name][0]['steps']} | {mean(energies[name]):.3f}{spread} |"
+            f" {' | '.join(shares)} |"
+        )
     (folder / "results.md").write_text("\n".join(lines) + "\n")
     figure, axis = plt.subplots(figsize=(8, 0.4 * len(names) + 1.2), layout="constrained")
     for place, name in enumerate(reversed(names)):
         axis.plot(energies[name], [place] * len(energies[name]), "o", alpha=0.7)
-    axis.set(yticks=range(len(names)), yticklabels=list(reversed(names)), xlabel="energy distance to real latents (one dot a seed)", xscale="symlog")
+    axis.set(
+        yticks=range(len(names)),
+        yticklabels=list(reversed(names)),
+        xlabel="energy distance to real latents (one dot a seed)",
+        xscale="symlog",
+    )
     axis.grid(alpha=0.3)
     figure.savefig(folder / "results.png", dpi=110)
     plt.close(figure)
@@ -106,7 +135,11 @@ def main() -> None:
     parser.add_argument("--colours", default="red")
     arguments = parser.parse_args()
     console, folder = Console(), arguments.folder
-    matrix = MATRIX if arguments.matrix is None else {name: table["overrides"] for name, table in read_toml(arguments.matrix).items()}
+    matrix = (
+        MATRIX
+        if arguments.matrix is None
+        else {name: table["overrides"] for name, table in read_toml(arguments.matrix).items()}
+    )
     for name, overrides in matrix.items():  # every mistake before the first hour is spent
         load_config("drift-demo", overrides)
         console.note(f"{name}: {' '.join(overrides) or 'the preset'}")

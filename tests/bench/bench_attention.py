@@ -2,13 +2,15 @@
 
 On a GPU with the sizes of the base preset: --batch 8 --heads 16 --tokens 4096 --patches 4096 --text 512
 
-    mask      scaled_dot_product_attention with an additive bias (B, 1, 1, M): what dittool.models.layers does where there is padding
-    no mask   the same over the padding as if it were context: the lower bound, and what is done where there is none
-    packed    variable-length attention: nested tensors of layout jagged, padding cut out; the time to pack and unpack is counted
-    flex      flex_attention with a block mask made once a batch, shared by all blocks; on a CPU uncompiled and forward only
+    mask      scaled_dot_product_attention with an additive bias (B, 1, 1, M): what dittool.models.layers does where
+    there is padding no mask   the same over the padding as if it were context: the lower bound, and what is done where
+    there is none packed    variable-length attention: nested tensors of layout jagged, padding cut out; the time to
+    pack and unpack is counted flex      flex_attention with a block mask made once a batch, shared by all blocks; on a
+    CPU uncompiled and forward only
 
-Context of a sample: caption of a random length up to --text, CLS, --patches. The figures are forward and backward of one layer's attention,
-medians over rounds in which the contenders take turns, as ratios to `mask`. Every way is first compared with `mask`, row by row.
+Context of a sample: caption of a random length up to --text, CLS, --patches. The figures are forward and backward of
+one layer's attention, medians over rounds in which the contenders take turns, as ratios to `mask`. Every way is first
+compared with `mask`, row by row.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class Case:
 
 
 def masked(case: Case) -> Attend:
-    bias = torch.zeros(case.valid.shape, device=case.q.device, dtype=case.q.dtype).masked_fill(~case.valid, -math.inf)[:, None, None]
+    bias = torch.zeros(case.valid.shape, device=case.q.device, dtype=case.q.dtype).masked_fill(~case.valid, -math.inf)[
+        :, None, None
+    ]
     return lambda: F.scaled_dot_product_attention(case.q, case.k, case.v, attn_mask=bias)
 
 
@@ -92,7 +96,8 @@ def flexible(case: Case) -> Attend:
     if case.q.device.type == "cuda":
         run = torch.compile(flex_attention)
         return lambda: run(case.q, case.k, case.v, block_mask=blocks)
-    q, k, v = (one.detach() for one in (case.q, case.k, case.v))  # it has no backward on a CPU and refuses tensors that want one
+    # it has no backward on a CPU and refuses tensors that want one
+    q, k, v = (one.detach() for one in (case.q, case.k, case.v))
     return lambda: flex_attention(q, k, v, block_mask=blocks)
 
 
@@ -110,7 +115,15 @@ def seconds(attend: Attend, backward: bool, device: torch.device) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("batch", 4), ("heads", 6), ("head-width", 64), ("tokens", 256), ("patches", 256), ("text", 128), ("rounds", 9)):
+    for name, default in (
+        ("batch", 4),
+        ("heads", 6),
+        ("head-width", 64),
+        ("tokens", 256),
+        ("patches", 256),
+        ("text", 128),
+        ("rounds", 9),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -132,10 +145,16 @@ def main() -> None:
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     share = float((~case.valid).float().mean())
     (batch, heads, tokens, width), context = case.q.shape, case.k.shape[2]
-    print(f"{where}, {dtype}: B {batch}, H {heads}, d {width}, N {tokens}, M {context}, {share:.0%} of the context is padding")
+    print(
+        f"{where}, {dtype}: B {batch}, H {heads}, d {width}, N {tokens}, M {context}, {share:.0%} of the context is"
+        " padding"
+    )
     print(f"  {'':<10}{'forward':>10}{'both':>10}   times as long as with a mask")
     for name in ways:
-        cells = [f"{middle[name, both] / middle['mask', both]:.2f}" if (name, both) in middle else "–" for both in (False, True)]
+        cells = [
+            f"{middle[name, both] / middle['mask', both]:.2f}" if (name, both) in middle else "–"
+            for both in (False, True)
+        ]
         print(f"  {name:<10}{cells[0]:>10}{cells[1]:>10}   {middle[name, False] * 1e3:.2f} ms forward")
 
 

@@ -1,8 +1,9 @@
-"""Gradient checkpointing on and off: bytes kept for the backward pass, and time. Run: python tests/bench/bench_checkpointing.py [--depth 24]
+"""Gradient checkpointing on and off: bytes kept for the backward pass, and time. Run: python
+tests/bench/bench_checkpointing.py [--depth 24]
 
-The preset's model with its depth set, one forward and backward pass on noise. The bytes are those that autograd saves, each storage once,
-parameters not counted (what a block keeps while it is recomputed is not in them; on a GPU the peak of allocated memory is printed beside). The two
-take turns; times are medians.
+The preset's model with its depth set, one forward and backward pass on noise. The bytes are those that autograd saves,
+each storage once, parameters not counted (what a block keeps while it is recomputed is not in them; on a GPU the peak
+of allocated memory is printed beside). The two take turns; times are medians.
 """
 
 from __future__ import annotations
@@ -55,8 +56,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    overrides = [f"data.area={options.area}", f"train.batch_size={options.batch}", f"model.depth={options.depth}", *options.set]
-    off, on = (load_config(options.preset, [*overrides, f"model.gradient_checkpointing={flag}"]) for flag in ("false", "true"))
+    overrides = [
+        f"data.area={options.area}",
+        f"train.batch_size={options.batch}",
+        f"model.depth={options.depth}",
+        *options.set,
+    ]
+    off, on = (
+        load_config(options.preset, [*overrides, f"model.gradient_checkpointing={flag}"]) for flag in ("false", "true")
+    )
     with tempfile.TemporaryDirectory() as scratch, process_group("ddp") as ranks:
         shards = synthetic_shards(Path(scratch) / "shards", off, options.batch)
         provenance = Provenance.of(shards, shards.samples, off)
@@ -65,20 +73,32 @@ def main() -> None:
         models = {}
         for name, config in (("off", off), ("on", on)):
             torch.manual_seed(0)
-            models[name] = build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(ranks.device).train()
+            models[name] = (
+                build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(ranks.device).train()
+            )
         found = {name: [] for name in models}
         for _ in range(options.rounds + 1):
             for name, model in models.items():
                 found[name].append(measure(model, batch, ranks.device))
         rows, columns = models["off"].token_grid(batch.latents)
-    print(f"{options.depth}×{off.model.width}, {rows * columns} latent tokens, batch {options.batch}, {ranks.device.type}, torch {torch.__version__}")
-    print("| gradient checkpointing | saved for the backward pass | forward and backward | peak on the device |\n| --- | --- | --- | --- |")
+    print(
+        f"{options.depth}×{off.model.width}, {rows * columns} latent tokens, batch {options.batch},"
+        f" {ranks.device.type}, torch {torch.__version__}"
+    )
+    print(
+        "| gradient checkpointing | saved for the backward pass | forward and backward | peak on the device |\n| --- |"
+        " --- | --- | --- |"
+    )
     figures = {}
     for name, runs in found.items():
-        kept, seconds, peak = (statistics.median(column) for column in zip(*runs[1:], strict=True))  # the first warms caches
+        # the first warms caches
+        kept, seconds, peak = (statistics.median(column) for column in zip(*runs[1:], strict=True))
         figures[name] = kept, seconds
         print(f"| {name} | {kept / 2**20:,.0f} MiB | {seconds:.3f} s | {f'{peak / 2**30:.2f} GiB' if peak else '–'} |")
-    print(f"saved: {1 - figures['on'][0] / figures['off'][0]:.1%} of the bytes; time × {figures['on'][1] / figures['off'][1]:.2f}")
+    print(
+        f"saved: {1 - figures['on'][0] / figures['off'][0]:.1%} of the bytes; time ×"
+        f" {figures['on'][1] / figures['off'][1]:.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Our training step beside diffusers' PixArtTransformer2DModel at the same sizes. Run: python tests/bench/bench_diffusers.py [--threads 1]
+"""Our training step beside diffusers' PixArtTransformer2DModel at the same sizes. Run: python
+tests/bench/bench_diffusers.py [--threads 1]
 
-Both have the depth, width, heads, patch size, latent and text tokens of the preset, and a step is the same work: noise the latent, predict, mean
-squared error, backward, clip, fused AdamW, average the weights. Ours is `train_step` as a run calls it: it also draws the dropout modes, looks
-whether loss and gradient are finite, and attends to the CLS token of the reference. Theirs is written as their training scripts are: the model,
-`EMAModel` with foreach, no mask over the captions. The contenders take turns; the figure is the median of the rounds' ratios, theirs over ours:
-above 1, ours is faster. The models are not the same (theirs shares one modulation among its blocks and has biases): parameters are printed beside.
+Both have the depth, width, heads, patch size, latent and text tokens of the preset, and a step is the same work: noise
+the latent, predict, mean squared error, backward, clip, fused AdamW, average the weights. Ours is `train_step` as a run
+calls it: it also draws the dropout modes, looks whether loss and gradient are finite, and attends to the CLS token of
+the reference. Theirs is written as their training scripts are: the model, `EMAModel` with foreach, no mask over the
+captions. The contenders take turns; the figure is the median of the rounds' ratios, theirs over ours: above 1, ours is
+faster. The models are not the same (theirs shares one modulation among its blocks and has biases): parameters are
+printed beside.
 
 On a GPU: python tests/bench/bench_diffusers.py --area 512x512 --batch 8 --rounds 20
 """
@@ -44,12 +47,25 @@ def theirs(config: Config, batch: Batch, device: torch.device) -> tuple[Callable
     """A step of their model on the same batch, and its number of parameters."""
     model, train = config.model, config.train
     torch.manual_seed(train.seed)
-    network = PixArtTransformer2DModel(
-        num_attention_heads=model.heads, attention_head_dim=model.width // model.heads, num_layers=model.depth, cross_attention_dim=model.width,
-        in_channels=batch.latents.shape[1], out_channels=batch.latents.shape[1], sample_size=batch.latents.shape[-1], patch_size=model.patch_size,
-        caption_channels=batch.conditions.text.shape[-1], use_additional_conditions=False,
-    ).to(device).train()  # fmt: skip
-    optimizer = torch.optim.AdamW(network.parameters(), lr=train.lr, betas=tuple(train.betas), weight_decay=train.weight_decay, fused=True)
+    network = (
+        PixArtTransformer2DModel(
+            num_attention_heads=model.heads,
+            attention_head_dim=model.width // model.heads,
+            num_layers=model.depth,
+            cross_attention_dim=model.width,
+            in_channels=batch.latents.shape[1],
+            out_channels=batch.latents.shape[1],
+            sample_size=batch.latents.shape[-1],
+            patch_size=model.patch_size,
+            caption_channels=batch.conditions.text.shape[-1],
+            use_additional_conditions=False,
+        )
+        .to(device)
+        .train()
+    )
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=train.lr, betas=tuple(train.betas), weight_decay=train.weight_decay, fused=True
+    )
     average = EMAModel(network.parameters(), decay=config.ema.target, foreach=True)
     latents, text = batch.latents.float(), batch.conditions.text.float()
     asks = {"resolution": None, "aspect_ratio": None}
@@ -59,7 +75,9 @@ def theirs(config: Config, batch: Batch, device: torch.device) -> tuple[Callable
         share = t[:, None, None, None]
         with torch.autocast(device.type, torch.bfloat16) if train.precision == "bf16" else nullcontext():
             z = torch.lerp(latents, noise, share)
-            velocity = network(z, encoder_hidden_states=text, timestep=1000 * t, added_cond_kwargs=asks, return_dict=False)[0]
+            velocity = network(
+                z, encoder_hidden_states=text, timestep=1000 * t, added_cond_kwargs=asks, return_dict=False
+            )[0]
         F.mse_loss(velocity.float(), noise - latents).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), train.clip)
         optimizer.step()
@@ -79,9 +97,16 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
 
 def compare(precision: str, options: argparse.Namespace) -> str:
     """One line of the table."""
-    config = load_config(options.preset, [
-        f"train.precision={precision}", f"data.area={options.area}", f"train.batch_size={options.batch}", "train.workers=0", *options.set,
-    ])  # fmt: skip
+    config = load_config(
+        options.preset,
+        [
+            f"train.precision={precision}",
+            f"data.area={options.area}",
+            f"train.batch_size={options.batch}",
+            "train.workers=0",
+            *options.set,
+        ],
+    )
     with tempfile.TemporaryDirectory() as scratch, process_group(config.train.parallel) as ranks:
         shards = synthetic_shards(Path(scratch) / "shards", config, options.batch)
         provenance = Provenance.of(shards, shards.samples, config)
@@ -99,7 +124,10 @@ def compare(precision: str, options: argparse.Namespace) -> str:
     ours_median, theirs_median = (statistics.median(each) for each in zip(*pairs, strict=True))
     ratio = statistics.median(theirs_took / ours_took for ours_took, theirs_took in pairs)
     sizes = f"{config.model.depth}×{config.model.width} | {rows * columns} | {options.batch}"
-    return f"| {precision} | {sizes} | {our_size / 1e6:.1f} M, {ours_median:.3f} s | {their_size / 1e6:.1f} M, {theirs_median:.3f} s | {ratio:.2f} |"
+    return (
+        f"| {precision} | {sizes} | {our_size / 1e6:.1f} M, {ours_median:.3f} s | {their_size / 1e6:.1f} M,"
+        f" {theirs_median:.3f} s | {ratio:.2f} |"
+    )
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """Embedding, beside a bare loop over the encoder on the same decoded images. Run: python tests/bench/bench_embed.py
 
-    overhead   a DINOv3 of ViT-S size with random weights, as the weight of a real encoder; time of `dit embed`'s pass (read, hash, decode,
+    overhead   a DINOv3 of ViT-S size with random weights, as the weight of a real encoder; time of `dit embed`'s pass
+    (read, hash, decode,
                encode, write, fsync, journal) over the time of `encode` alone in the same batches. Aim: at most 1.10
-    flat       many small images through the built-in encoders: images/s of each pass, and the memory of this process and its workers at ten
-               moments, with the encoders' own loop beside it. Their encoders take a millisecond an image, so what is measured is the rest
+    flat       many small images through the built-in encoders: images/s of each pass, and the memory of this process
+    and its workers at ten
+               moments, with the encoders' own loop beside it. Their encoders take a millisecond an image, so what is
+               measured is the rest
 
 Contenders run in one process and in turn; on a machine that does other work only the ratios mean anything.
 """
@@ -136,7 +139,10 @@ def overhead(root: Path, images: int, rounds: int) -> None:
         watch = Stopwatch()
         embed(root / "photos", root / f"derived{number}", config, ["dinov3"], watch)
         ratios.append(watch.seconds["dinov3"] / bare)
-        print(f"  {images} images of 512x512 → 256x256: encoder {bare:.1f} s, embed {watch.seconds['dinov3']:.1f} s, ratio {ratios[-1]:.3f}")
+        print(
+            f"  {images} images of 512x512 → 256x256: encoder {bare:.1f} s, embed {watch.seconds['dinov3']:.1f} s,"
+            f" ratio {ratios[-1]:.3f}"
+        )
     print(f"overhead: median ratio {statistics.median(ratios):.3f} (aim: at most 1.10)")
 
 
@@ -152,9 +158,14 @@ def flat(root: Path, images: int) -> None:
     for stage in ("dinov3", "vae", "t5"):
         bare = bare_seconds(stage, config, records, root / "small", batches=20)
         took = watch.seconds[stage]
-        print(f"  {stage:<7}{images / took:8.0f} items/s   encoder alone {images / bare:8.0f}   ratio {took / bare:.2f}")
+        print(
+            f"  {stage:<7}{images / took:8.0f} items/s   encoder alone {images / bare:8.0f}   ratio {took / bare:.2f}"
+        )
     moments = memory.moments()
-    print(f"flat: {images} items, three passes, {total:.0f} s in all ({images / total:.0f} images/s, scan {images / watch.seconds['scan']:.0f}/s)")
+    print(
+        f"flat: {images} items, three passes, {total:.0f} s in all ({images / total:.0f} images/s, scan"
+        f" {images / watch.seconds['scan']:.0f}/s)"
+    )
     print(f"  memory by tenths of the time, MB: {' '.join(f'{value:.0f}' for value in moments)}")
 
 

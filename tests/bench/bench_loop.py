@@ -1,8 +1,10 @@
-"""What of a step is not forward, backward or update? Run: python tests/bench/bench_loop.py [--preset nano --area 256x256 --batch 4]
+"""What of a step is not forward, backward or update? Run: python tests/bench/bench_loop.py [--preset nano --area
+256x256 --batch 4]
 
-A run of `dittool.train.loop.train` on noise in the preset's sizes, rows of the log and TensorBoard included, pictures, evaluation and checkpoints
-left out. Timers stand around the parts; what no timer saw is overhead: waiting for data, the look whether loss and gradient are finite, counting,
-logging, progress. The first steps do not count. On a GPU each timer waits for the device, which a run does not: there the share is an upper bound.
+A run of `dittool.train.loop.train` on noise in the preset's sizes, rows of the log and TensorBoard included, pictures,
+evaluation and checkpoints left out. Timers stand around the parts; what no timer saw is overhead: waiting for data, the
+look whether loss and gradient are finite, counting, logging, progress. The first steps do not count. On a GPU each
+timer waits for the device, which a run does not: there the share is an upper bound.
 """
 
 from __future__ import annotations
@@ -68,15 +70,28 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    config = load_config(options.preset, [
-        f"data.area={options.area}", f"train.batch_size={options.batch}", f"train.steps={options.steps}", "train.warmup_steps=1",
-        "train.log_every=10", "train.eval_every=0", "train.sample_every=0", f"checkpoint.every={options.steps}", *options.set,
-    ])  # fmt: skip
+    config = load_config(
+        options.preset,
+        [
+            f"data.area={options.area}",
+            f"train.batch_size={options.batch}",
+            f"train.steps={options.steps}",
+            "train.warmup_steps=1",
+            "train.log_every=10",
+            "train.eval_every=0",
+            "train.sample_every=0",
+            f"checkpoint.every={options.steps}",
+            *options.set,
+        ],
+    )
     timers = Timers(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parts = [
-        (loop, "_batch_loss", "forward"), (torch.Tensor, "backward", "backward"), (torch.nn.utils, "clip_grad_norm_", "clip"),
-        (torch.optim.AdamW, "step", "optimizer"), (EmaModel, "update", "average"),
-    ]  # fmt: skip
+        (loop, "_batch_loss", "forward"),
+        (torch.Tensor, "backward", "backward"),
+        (torch.nn.utils, "clip_grad_norm_", "clip"),
+        (torch.optim.AdamW, "step", "optimizer"),
+        (EmaModel, "update", "average"),
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         shards = synthetic_shards(Path(scratch) / "shards", config, 4 * options.batch)
         patches = [patch.object(owner, name, timers.around(part, getattr(owner, name))) for owner, name, part in parts]

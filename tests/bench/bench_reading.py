@@ -1,15 +1,19 @@
-"""Reading batches, beside a plain sequential read of the same bytes and beside the webdataset library. Run: python tests/bench/bench_reading.py
+"""Reading batches, beside a plain sequential read of the same bytes and beside the webdataset library. Run: python
+tests/bench/bench_reading.py
 
 What is compared, always on the same tars:
 
-    raw      bytes only: each tar from front to back in large blocks, against ShardSet.read (shuffled over the whole set, by our index,
-             headers of tar and npy checked, arrays of the stored type)
-    tensors  batches of float32 tensors of all four features, text padded to the batch's longest. `plain` reads each tar from front to back
-             in blocks of a batch and hands the arrays to our collate: no shuffling. `batches` is BatchStream's own way to a batch, without
-             its noise. `library` is webdataset.WebDataset(…).decode().batched(…), with a collate that gives the same tensors; not shuffled
+    raw      bytes only: each tar from front to back in large blocks, against ShardSet.read (shuffled over the whole
+             set, by our index, headers of tar and npy checked, arrays of the stored type)
+    tensors  batches of float32 tensors of all four features, text padded to the batch's longest. `plain` reads each tar
+    from front to back
+             in blocks of a batch and hands the arrays to our collate: no shuffling. `batches` is BatchStream's own way
+             to a batch, without
+             its noise. `library` is webdataset.WebDataset(…).decode().batched(…), with a collate that gives the same
+             tensors; not shuffled
 
-Each figure is a median over rounds in which the contenders take turns; on a machine that does other work only the ratios mean anything.
-Files come from the page cache.
+Each figure is a median over rounds in which the contenders take turns; on a machine that does other work only the
+ratios mean anything. Files come from the page cache.
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ BATCH, PER_SHARD, BUCKET = 8, 32, "512x512"
 
 
 def make_set(folder: Path, samples: int) -> None:
-    """Shards of random features of the sizes that the nano-patches preset has at 512²: DINOv3-L, T5-large, Flux latents."""
+    """Shards of random features of the sizes that the nano-patches preset has at 512²: DINOv3-L, T5-large, Flux
+    latents.
+    """
     chance, rows = np.random.default_rng(0), []
     (folder / f"bucket_{BUCKET}").mkdir(parents=True)
     pool = chance.standard_normal((1024 + 64, 1024), dtype=np.float32).astype(np.float16)
@@ -54,24 +60,39 @@ def make_set(folder: Path, samples: int) -> None:
             for item in range(PER_SHARD):
                 shift = int(chance.integers(64))
                 arrays = {
-                    IMAGE_CLS: pool[shift], IMAGE_PATCHES: pool[shift : shift + 1024], LATENT: pool[:64].reshape(16, 64, 64) + np.float16(shift),
+                    IMAGE_CLS: pool[shift],
+                    IMAGE_PATCHES: pool[shift : shift + 1024],
+                    LATENT: pool[:64].reshape(16, 64, 64) + np.float16(shift),
                     TEXT: pool[: 20 + shift],
-                }  # fmt: skip
+                }
                 key = f"sample-{number:04d}-{item:04d}"
-                for name, data in [(RECORD_MEMBER, b"{}"), *((feature.member, npy_bytes(array)) for feature, array in arrays.items())]:
+                for name, data in [
+                    (RECORD_MEMBER, b"{}"),
+                    *((feature.member, npy_bytes(array)) for feature, array in arrays.items()),
+                ]:
                     file.writelines(tar_member(f"{key}.{name}", data))
             file.write(bytes(1024))
         rows.append(index_shard(folder, tar, BUCKET, "train"))
-    card = new_card([BUCKET], "fp16") | {"encoders": {
-        "image": {"width": 1024, "patch_size": 16}, "text": {"width": 1024, "max_tokens": 512},
-        "vae": {"channels": 16, "stride": 8, "scale": 1.0, "shift": 0.0},
-    }}  # fmt: skip
+    card = new_card([BUCKET], "fp16") | {
+        "encoders": {
+            "image": {"width": 1024, "patch_size": 16},
+            "text": {"width": 1024, "max_tokens": 512},
+            "vae": {"channels": 16, "stride": 8, "scale": 1.0, "shift": 0.0},
+        }
+    }
     ones = {"latent": [1.0] * 16, "cls": [1.0] * 1024, "patch": [1.0] * 1024}
-    write_json(folder / "index.json", {
-        "version": 1, "identity": card, "identity_hash": "", "source": "", "shards": rows,
-        "dims": {"text": 1024, "image": 1024, "latent_channels": 16},
-        "statistics": {f"{name}_{what}": values for name, values in ones.items() for what in ("mean", "std")},
-    })  # fmt: skip
+    write_json(
+        folder / "index.json",
+        {
+            "version": 1,
+            "identity": card,
+            "identity_hash": "",
+            "source": "",
+            "shards": rows,
+            "dims": {"text": 1024, "image": 1024, "latent_channels": 16},
+            "statistics": {f"{name}_{what}": values for name, values in ones.items() for what in ("mean", "std")},
+        },
+    )
 
 
 def plain(folder: Path, tensors: bool) -> int:
@@ -96,7 +117,10 @@ def _samples(members: list[Member], block: memoryview, first: int) -> list[Sampl
         if member.suffix != RECORD_MEMBER:
             data = block[member.offset - first : member.offset - first + member.size]
             arrays.setdefault(member.key, {})[member.suffix] = parse_npy(data, member.key)
-    return [Sample(SampleRef(key, BUCKET, "train", "", {}), *(one[feature.member] for feature in FEATURES)) for key, one in arrays.items()]
+    return [
+        Sample(SampleRef(key, BUCKET, "train", "", {}), *(one[feature.member] for feature in FEATURES))
+        for key, one in arrays.items()
+    ]
 
 
 BLOCK = 5 * BATCH  # members read at once: a batch's worth
@@ -122,7 +146,10 @@ def library(folder: Path) -> int:
         text = torch.zeros(len(samples), -(-max(lengths) // 8) * 8, 1024)
         for row, sample in zip(text, samples, strict=True):
             row[: len(sample["t5h.npy"])] = torch.from_numpy(sample["t5h.npy"])
-        stacked = [torch.stack([torch.from_numpy(sample[feature.member]) for sample in samples]).float() for feature in FEATURES[:3]]
+        stacked = [
+            torch.stack([torch.from_numpy(sample[feature.member]) for sample in samples]).float()
+            for feature in FEATURES[:3]
+        ]
         return text, NORM.apply(stacked[2]), stacked[0], stacked[1]
 
     urls = [str(tar) for tar in sorted(folder.rglob("*.tar"))]
@@ -155,16 +182,34 @@ def main() -> None:
         PLACES.update({tar: tar_members(tar) for tar in folder.rglob("*.tar")})
         shards = ShardSet.open(folder)  # like the plain read's own list of members, made once
         size = sum(tar.stat().st_size for tar in PLACES)
-        took = medians({
-            "raw plain": lambda: plain(folder, tensors=False), "raw batches": lambda: batches(shards, tensors=False),
-            "plain": lambda: plain(folder, tensors=True), "batches": lambda: batches(shards, tensors=True), "library": lambda: library(folder),
-        }, options.rounds)  # fmt: skip
-    print(f"{options.samples} samples, {size / 1e6:.0f} MB, batches of {BATCH}, one process; medians of {options.rounds} rounds")
+        took = medians(
+            {
+                "raw plain": lambda: plain(folder, tensors=False),
+                "raw batches": lambda: batches(shards, tensors=False),
+                "plain": lambda: plain(folder, tensors=True),
+                "batches": lambda: batches(shards, tensors=True),
+                "library": lambda: library(folder),
+            },
+            options.rounds,
+        )
+    print(
+        f"{options.samples} samples, {size / 1e6:.0f} MB, batches of {BATCH}, one process; medians of {options.rounds}"
+        " rounds"
+    )
     for name, seconds in took.items():
         print(f"  {name:<12}{seconds:8.3f} s {size / seconds / 1e9:7.2f} GB/s")
-    print(f"raw:     our samples against a plain sequential read:  {took['raw plain'] / took['raw batches']:.2f} of its speed (aim 0.8)")
-    print(f"tensors: our batches against a plain sequential read:  {took['plain'] / took['batches']:.2f} of its speed (aim 0.8)")
-    print(f"tensors: our batches against webdataset's pipeline:    {took['library'] / took['batches']:.2f} times as fast (aim 2)")
+    print(
+        f"raw:     our samples against a plain sequential read:  {took['raw plain'] / took['raw batches']:.2f} of its"
+        " speed (aim 0.8)"
+    )
+    print(
+        f"tensors: our batches against a plain sequential read:  {took['plain'] / took['batches']:.2f} of its speed"
+        " (aim 0.8)"
+    )
+    print(
+        f"tensors: our batches against webdataset's pipeline:    {took['library'] / took['batches']:.2f} times as fast"
+        " (aim 2)"
+    )
 
 
 if __name__ == "__main__":

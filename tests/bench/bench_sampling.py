@@ -1,13 +1,16 @@
 """Wall time of sampling beside the plain three-pass loop, as a ratio. Run: python tests/bench/bench_sampling.py
 
-    plain         each step runs the model once for each branch of the guidance, context and all: the null condition as N equal patches
+    plain         each step runs the model once for each branch of the guidance, context and all: the null condition as
+    N equal patches
     one batch     `sample_latents`: the context's keys and values once, the branches in one batch
-    two batches   the same with the branches that do not keep the reference apart: its N null patches are one token there
+    two batches   the same with the branches that do not keep the reference apart: its N null patches are one token
+    there
 
-All draw the same latents; how far the furthest is from the plain one is printed. A model of nano's width and few blocks, features of DINOv3-L and
-T5-large. Medians over rounds in which they take turns; on a machine that does other work CPU time means more than wall time, and
-`chrt --rr 5 python tests/bench/bench_sampling.py` keeps other work away. The last column is the share of a step that the modulation takes, and
-what is left of that share when the vectors of all steps are computed at once.
+All draw the same latents; how far the furthest is from the plain one is printed. A model of nano's width and few
+blocks, features of DINOv3-L and T5-large. Medians over rounds in which they take turns; on a machine that does other
+work CPU time means more than wall time, and `chrt --rr 5 python tests/bench/bench_sampling.py` keeps other work away.
+The last column is the share of a step that the modulation takes, and what is left of that share when the vectors of all
+steps are computed at once.
 """
 
 from __future__ import annotations
@@ -36,9 +39,19 @@ from dittool.sampling.latents import SampleSettings, sample_latents
 from dittool.sampling.solvers import euler, time_grid
 
 NANO = DiTConfig(
-    depth=12, width=384, heads=6, mlp_ratio=4.0, patch_size=2, qk_norm=False, patches=True, patch_positions=True, gradient_checkpointing=False,
-    latent_channels=16, text_width=1024, image_width=1024,
-)  # fmt: skip
+    depth=12,
+    width=384,
+    heads=6,
+    mlp_ratio=4.0,
+    patch_size=2,
+    qk_norm=False,
+    patches=True,
+    patch_positions=True,
+    gradient_checkpointing=False,
+    latent_channels=16,
+    text_width=1024,
+    image_width=1024,
+)
 CAPTION_TOKENS = 48
 BRANCHES_RUN, STEPS = 3, 50  # of the modulation's rows: one sample, the usual number of steps
 
@@ -56,7 +69,9 @@ def inputs(grid: tuple[int, int], patches: bool) -> tuple[Conditions, Tensor]:
     """One sample: `grid` is its latent in tokens, and the reference's patches."""
     rows, columns = grid
     seen = torch.randn(1, rows * columns, NANO.image_width) if patches else None
-    conditions = Conditions(torch.randn(1, CAPTION_TOKENS, NANO.text_width), None, torch.randn(1, NANO.image_width), seen, grid)
+    conditions = Conditions(
+        torch.randn(1, CAPTION_TOKENS, NANO.text_width), None, torch.randn(1, NANO.image_width), seen, grid
+    )
     return conditions, torch.randn(1, NANO.latent_channels, rows * NANO.patch_size, columns * NANO.patch_size)
 
 
@@ -64,7 +79,12 @@ def inputs(grid: tuple[int, int], patches: bool) -> tuple[Conditions, Tensor]:
 def three_passes(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings) -> Tensor:
     def velocity(z: Tensor, t: float) -> Tensor:
         none, text, dino = (
-            model(z, torch.full((len(z),), t), conditions, Kept(torch.full((len(z),), keeps[0]), torch.full((len(z),), keeps[1])))
+            model(
+                z,
+                torch.full((len(z),), t),
+                conditions,
+                Kept(torch.full((len(z),), keeps[0]), torch.full((len(z),), keeps[1])),
+            )
             for keeps in (BRANCHES[name] for name in ("none", "text", "dino"))
         )
         return none + settings.cfg_text * (text - none) + settings.cfg_dino * (dino - none)
@@ -96,10 +116,16 @@ def compare(side: int, patches: bool, depth: int, settings: SampleSettings, roun
     """A row of the table."""
     model, subject = awake_model(depth, patches), inputs((side, side), patches)
     contenders = [partial(three_passes, model, *subject, settings)]
-    contenders += [partial(ours, model, *subject, settings, apart_from) for apart_from in ((sys.maxsize, 1) if patches else (sys.maxsize,))]
+    contenders += [
+        partial(ours, model, *subject, settings, apart_from)
+        for apart_from in ((sys.maxsize, 1) if patches else (sys.maxsize,))
+    ]
     taken = [[timed(contender) for contender in contenders] for _ in range(rounds)]
     seconds = [statistics.median(one[index][1] for one in taken) / settings.steps for index in range(len(contenders))]
-    ratios = [[statistics.median(one[index][clock] / one[0][clock] for one in taken) for index in range(1, len(contenders))] for clock in (1, 0)]
+    ratios = [
+        [statistics.median(one[index][clock] / one[0][clock] for one in taken) for index in range(1, len(contenders))]
+        for clock in (1, 0)
+    ]
     first = taken[0][0][2]
     apart = max(float((one[2] - first).norm() / first.norm()) for one in taken[0][1:])
     each, at_once = (
@@ -108,7 +134,10 @@ def compare(side: int, patches: bool, depth: int, settings: SampleSettings, roun
     )
     what = f"CLS and {side * side} patches" if patches else "CLS"
     cells = [", ".join(f"{value:.2f}" for value in values) for values in (seconds, *ratios)]
-    return f"| {side * side} | {what} | {' | '.join(cells)} | {apart:.0e} | {each / seconds[1]:.1%}, {at_once / seconds[1]:.1%} |"
+    return (
+        f"| {side * side} | {what} | {' | '.join(cells)} | {apart:.0e} | {each / seconds[1]:.1%},"
+        f" {at_once / seconds[1]:.1%} |"
+    )
 
 
 def main() -> None:
@@ -119,8 +148,14 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64], help="of the square of latent tokens")
     options = parser.parse_args()
     settings = SampleSettings("euler", options.steps, 3.0, 2.0, "additive", 1.0)
-    print(f"{options.depth} blocks of width {NANO.width}, {options.steps} steps, {torch.get_num_threads()} threads, {options.rounds} rounds\n")
-    print("| latent tokens | reference | CPU s a step: plain, one batch, two | one, two / plain, CPU time | the same, wall | apart | modulation |")
+    print(
+        f"{options.depth} blocks of width {NANO.width}, {options.steps} steps, {torch.get_num_threads()} threads,"
+        f" {options.rounds} rounds\n"
+    )
+    print(
+        "| latent tokens | reference | CPU s a step: plain, one batch, two | one, two / plain, CPU time | the same,"
+        " wall | apart | modulation |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for side in options.sides:
         for patches in (False, True):

@@ -2,7 +2,8 @@
 
     tar      `tar cf` of the derived files, and a sync of the result: copies bytes, and nothing else
     tar+sha  the same and `sha256sum` of it: the least that a verifiable set needs
-    shard    dit's own: checks each array and its values, sums statistics in float64, hashes, syncs, writes index and lists of members
+    shard    dit's own: checks each array and its values, sums statistics in float64, hashes, syncs, writes index and
+    lists of members
 
 Medians over rounds in which they take turns; only the ratios mean anything. The features lie in the page cache.
 """
@@ -40,10 +41,17 @@ def make_features(folder: Path, count: int) -> None:
     store = FeatureStore(folder)
     for number in range(count):
         name, shift = f"image-{number:05d}", int(chance.integers(64))
-        records.append(Record(name, name, f"{name}.png", USED, caption="a picture", image_sha256=f"{number:064x}", bucket="512x512"))
+        records.append(
+            Record(
+                name, name, f"{name}.png", USED, caption="a picture", image_sha256=f"{number:064x}", bucket="512x512"
+            )
+        )
         arrays = {
-            IMAGE_CLS: pool[shift], IMAGE_PATCHES: pool[shift : shift + 1024], LATENT: pool[:64].reshape(16, 64, 64), TEXT: pool[: 20 + shift],
-        }  # fmt: skip
+            IMAGE_CLS: pool[shift],
+            IMAGE_PATCHES: pool[shift : shift + 1024],
+            LATENT: pool[:64].reshape(16, 64, 64),
+            TEXT: pool[: 20 + shift],
+        }
         for feature, array in arrays.items():
             store.path(feature, name).write_bytes(npy_bytes(array))
     store.write_records(records)
@@ -75,7 +83,9 @@ def main() -> None:
             shutil.rmtree(out, ignore_errors=True)
             shard(derived, out, shard_size=64)
 
-        took = medians({"tar": lambda: plain_tar(False), "tar+sha": lambda: plain_tar(True), "shard": ours}, options.rounds)
+        took = medians(
+            {"tar": lambda: plain_tar(False), "tar+sha": lambda: plain_tar(True), "shard": ours}, options.rounds
+        )
     print(f"{options.samples} samples, {size / 1e6:.0f} MB; medians of {options.rounds} rounds")
     for name, seconds in took.items():
         print(f"  {name:<8}{seconds:8.3f} s {size / seconds / 1e9:7.2f} GB/s")

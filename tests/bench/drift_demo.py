@@ -1,7 +1,8 @@
 """The one-step demo from nothing to figures: python tests/bench/drift_demo.py FOLDER [--steps N] [-s key=value …]
 
-Draws 720 images in 12 class folders, embeds and shards them, trains the preset drift-demo, and says by class which share of drawn images the
-pixel checker recognises, in one evaluation each, for several guidance scales. Run again, it goes on with the training.
+Draws 720 images in 12 class folders, embeds and shards them, trains the preset drift-demo, and says by class which
+share of drawn images the pixel checker recognises, in one evaluation each, for several guidance scales. Run again, it
+goes on with the training.
 """
 
 from __future__ import annotations
@@ -36,10 +37,15 @@ def main() -> None:
     for alpha in sorted({1.0, config.sample.alpha, config.drift.alpha_max}):
         found = judge(pipeline, arguments.images, alpha)
         report[str(alpha)] = {name: vars(one) for name, one in found.items()}
-        print(f"\nguidance scale {alpha:g}\n| class | colour | shape | both | backgrounds |\n| --- | --- | --- | --- | --- |")
+        print(
+            f"\nguidance scale {alpha:g}\n| class | colour | shape | both | backgrounds |\n| --- | --- | --- | --- |"
+            " --- |"
+        )
         for name, one in found.items():
             print(f"| {name} | {one.colour:.0%} | {one.shape:.0%} | {one.both:.0%} | {one.kinds} |")
-        mean = {key: sum(getattr(one, key) for one in found.values()) / len(found) for key in ("colour", "shape", "both")}
+        mean = {
+            key: sum(getattr(one, key) for one in found.values()) / len(found) for key in ("colour", "shape", "both")
+        }
         print(f"| **all** | {mean['colour']:.1%} | {mean['shape']:.1%} | {mean['both']:.1%} | |")
         contact_sheet(pipeline, arguments.folder / f"sheet_alpha{alpha:g}.png", 8, alpha)
     (arguments.folder / "recognised.json").write_text(json.dumps(report, indent=1))

@@ -1,14 +1,18 @@
-"""nano and nano-patches on a folder of captioned images, with built-in encoders: how near they come, how fast, how well the machine is used.
+"""nano and nano-patches on a folder of captioned images, with built-in encoders: how near they come, how fast, how well
+the machine is used.
 
-    python tests/bench/gpu_nano.py FOLDER --out runs/gpu_nano --lpips alexnet.safetensors            the measurement, on a GPU
-    python tests/bench/gpu_nano.py FOLDER --steps 3 --count 8 -s model.depth=2 -s data.area=64x64    that it works, anywhere
+    python tests/bench/gpu_nano.py FOLDER --out runs/gpu_nano --lpips alexnet.safetensors            the measurement, on
+    a GPU python tests/bench/gpu_nano.py FOLDER --steps 3 --count 8 -s model.depth=2 -s data.area=64x64    that it
+    works, anywhere
 
-For each preset: embed, shard (a tenth held out), train, then draw images of both splits again, unguided and guided, with LPIPS, SSIM and PSNR beside
-the codec floor and the ceiling of shuffled conditions; images/s from the log and from bare steps, and the utilisation (MFU) against a matrix product
-measured in the same run. OUT/results.md is made for docs/results.md, OUT/results.json holds all figures.
+For each preset: embed, shard (a tenth held out), train, then draw images of both splits again, unguided and guided,
+with LPIPS, SSIM and PSNR beside the codec floor and the ceiling of shuffled conditions; images/s from the log and from
+bare steps, and the utilisation (MFU) against a matrix product measured in the same run. OUT/results.md is made for
+docs/results.md, OUT/results.json holds all figures.
 
-It needs torch ≥ 2.10, transformers ≥ 5, and of the other packages only those in NEEDED: not diffusers, not webdataset; without lpips it measures
-SSIM. --compile compiles the blocks, --precision bf16 trains in half precision (the presets say fp32, with TF32 products).
+It needs torch ≥ 2.10, transformers ≥ 5, and of the other packages only those in NEEDED: not diffusers, not webdataset;
+without lpips it measures SSIM. --compile compiles the blocks, --precision bf16 trains in half precision (the presets
+say fp32, with TF32 products).
 """
 
 # ruff: noqa: E402  (what is missing is said all at once, before the first import of it)
@@ -17,7 +21,20 @@ from __future__ import annotations
 import importlib.util
 import sys
 
-NEEDED = ("torch", "transformers", "safetensors", "pydantic", "tomli_w", "rich", "PIL", "numpy", "skimage", "matplotlib", "tensorboard", "jinja2")
+NEEDED = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "pydantic",
+    "tomli_w",
+    "rich",
+    "PIL",
+    "numpy",
+    "skimage",
+    "matplotlib",
+    "tensorboard",
+    "jinja2",
+)
 if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
     sys.exit(f"not installed here: {', '.join(missing)}")
 
@@ -38,17 +55,33 @@ from dittool.train.bench import bench
 from dittool.train.log import read_log
 from dittool.train.loop import train
 
-BUILT_IN = ("encoders.image=builtin:dinov3", "encoders.text=builtin:words", "encoders.vae=builtin:dct", "data.latent_scaling=measured")
+BUILT_IN = (
+    "encoders.image=builtin:dinov3",
+    "encoders.text=builtin:words",
+    "encoders.vae=builtin:dct",
+    "data.latent_scaling=measured",
+)
 
 
 def preset(name: str, options: argparse.Namespace) -> Config:
     steps = options.steps
-    return load_config(name, [
-        *BUILT_IN, "data.holdout=0.1", f"train.steps={steps}", f"train.warmup_steps={min(1000, steps // 5)}", f"train.workers={options.workers}",
-        f"train.log_every={max(steps // 100, 1)}", f"train.eval_every={max(steps // 10, 1)}", f"train.sample_every={max(steps // 5, 1)}",
-        f"train.compile={str(options.compile).lower()}", f"train.precision={options.precision}", f"checkpoint.every={max(steps // 2, 1)}",
-        *options.set,
-    ])  # fmt: skip
+    return load_config(
+        name,
+        [
+            *BUILT_IN,
+            "data.holdout=0.1",
+            f"train.steps={steps}",
+            f"train.warmup_steps={min(1000, steps // 5)}",
+            f"train.workers={options.workers}",
+            f"train.log_every={max(steps // 100, 1)}",
+            f"train.eval_every={max(steps // 10, 1)}",
+            f"train.sample_every={max(steps // 5, 1)}",
+            f"train.compile={str(options.compile).lower()}",
+            f"train.precision={options.precision}",
+            f"checkpoint.every={max(steps // 2, 1)}",
+            *options.set,
+        ],
+    )
 
 
 def measure(name: str, options: argparse.Namespace, talk: Console) -> dict:
@@ -59,18 +92,35 @@ def measure(name: str, options: argparse.Namespace, talk: Console) -> dict:
     machine = bench(config, talk)
     done = train(config, shards.folder, out, draw=draw_preview(shards.folder), talk=talk)
     side = min(min(parse_size(ref.bucket)) for ref in shards.samples)
-    rows = judge(done.checkpoint, shards, metrics_at_hand(options.lpips, side, talk), out / "judged", options.limit, options.sampling_steps, talk)
+    rows = judge(
+        done.checkpoint,
+        shards,
+        metrics_at_hand(options.lpips, side, talk),
+        out / "judged",
+        options.limit,
+        options.sampling_steps,
+        talk,
+    )
     samples_per_step = config.train.batch_size * config.train.accumulate
     log = read_log(out)
     return {
-        "preset": name, "parameters": machine.parameters, "steps": done.step, "batch": samples_per_step, "seconds": done.seconds,
-        "precision": config.train.precision, "compiled": config.train.compile, "loss": done.loss, "eval_loss": done.eval_loss,
+        "preset": name,
+        "parameters": machine.parameters,
+        "steps": done.step,
+        "batch": samples_per_step,
+        "seconds": done.seconds,
+        "precision": config.train.precision,
+        "compiled": config.train.compile,
+        "loss": done.loss,
+        "eval_loss": done.eval_loss,
         "images_per_second_in_the_run": samples_per_step * steps_per_second(log, samples_per_step),
         "images_per_second_all_in": done.samples_per_second,
         "data_wait_share": [row["data_wait_share"] for row in log if "data_wait_share" in row][-1],
         "peak_memory_gb": max(row["peak_memory_gb"] for row in log if "peak_memory_gb" in row),
-        "machine": asdict(machine), "judged": [asdict(row) for row in rows], "table": table(rows),
-    }  # fmt: skip
+        "machine": asdict(machine),
+        "judged": [asdict(row) for row in rows],
+        "table": table(rows),
+    }
 
 
 def report(found: list[dict]) -> str:
@@ -79,17 +129,27 @@ def report(found: list[dict]) -> str:
     product = machine["figures"][0]
     lines = [
         f"{machine['device']}, torch {torch.__version__}, transformers {transformers.__version__}; built-in encoders",
-        f"matrix product, measured: {product['tflops']:.3g} TFLOP/s ({machine['precision']})", "",
-        "| preset | parameters | steps × batch | time | images/s in the run | bare step, images/s | MFU, bare step | MFU in the run | peak GB |",
+        f"matrix product, measured: {product['tflops']:.3g} TFLOP/s ({machine['precision']})",
+        "",
+        (
+            "| preset | parameters | steps × batch | time | images/s in the run | bare step, images/s | MFU, bare step"
+            " | MFU in the run | peak GB |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    ]
     for one in found:
         step = one["machine"]["figures"][2]
-        in_run = 3 * one["machine"]["flops_per_image"] * one["images_per_second_in_the_run"] / 1e12 / one["machine"]["figures"][0]["tflops"]
+        in_run = (
+            3
+            * one["machine"]["flops_per_image"]
+            * one["images_per_second_in_the_run"]
+            / 1e12
+            / one["machine"]["figures"][0]["tflops"]
+        )
         lines.append(
-            f"| {one['preset']} | {one['parameters']:,} | {one['steps']:,} × {one['batch']} | {duration_text(one['seconds'])} "
-            f"| {one['images_per_second_in_the_run']:.3g} | {step['images_per_second']:.3g} | {step['mfu']:.1%} | {in_run:.1%} "
-            f"| {one['peak_memory_gb']:.2f} |"
+            f"| {one['preset']} | {one['parameters']:,} | {one['steps']:,} × {one['batch']} |"
+            f" {duration_text(one['seconds'])} | {one['images_per_second_in_the_run']:.3g} |"
+            f" {step['images_per_second']:.3g} | {step['mfu']:.1%} | {in_run:.1%} | {one['peak_memory_gb']:.2f} |"
         )
     for one in found:
         lines += ["", f"{one['preset']}: loss {one['loss']:.4f}, hold-out loss {one['eval_loss']}", "", one["table"]]

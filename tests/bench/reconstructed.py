@@ -1,4 +1,6 @@
-"""What overfit_clipart.py and gpu_nano.py share: shards of a folder's first images, and how near a checkpoint draws them again."""
+"""What overfit_clipart.py and gpu_nano.py share: shards of a folder's first images, and how near a checkpoint draws
+them again.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,20 @@ class Judged:
     @property
     def closed(self) -> float | None:
         """The share of the way from ceiling to floor."""
-        return None if self.ceiling is None else gap_closed(self.value, self.floor, self.ceiling, self.metric == "lpips-alex")
+        return (
+            None
+            if self.ceiling is None
+            else gap_closed(self.value, self.floor, self.ceiling, self.metric == "lpips-alex")
+        )
 
 
 def shards_of(source: Path, out: Path, count: int, config: Config, talk: Talk) -> ShardSet:
     """The first `count` captioned images of a folder, embedded and sharded below `out`."""
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
-    chosen = sorted(path for path in source.iterdir() if path.suffix.lower() in PICTURES and path.with_suffix(".txt").is_file())[:count]
+    chosen = sorted(
+        path for path in source.iterdir() if path.suffix.lower() in PICTURES and path.with_suffix(".txt").is_file()
+    )[:count]
     for path in chosen:
         for one in (path, path.with_suffix(".txt")):
             shutil.copyfile(one, images / one.name)
@@ -67,22 +75,30 @@ def metrics_at_hand(lpips: Path | None, side: int, talk: Talk) -> list[Metric]:
     return [*([perceptual] if perceptual else []), SSIM, PSNR]
 
 
-def judge(checkpoint: Path, shards: ShardSet, metrics: Sequence[Metric], out: Path, limit: int, steps: int, talk: Talk) -> list[Judged]:
-    """Reconstruction of both splits, unguided and with the run's guidance; a strip and a sheet of pictures for each below `out`."""
+def judge(
+    checkpoint: Path, shards: ShardSet, metrics: Sequence[Metric], out: Path, limit: int, steps: int, talk: Talk
+) -> list[Judged]:
+    """Reconstruction of both splits, unguided and with the run's guidance; a strip and a sheet of pictures for each
+    below `out`.
+    """
     pipeline, rows = Pipeline.load(checkpoint), []
     config = pipeline.config
     for split in (TRAIN, HOLDOUT):
         if not shards.split(split):
             continue
         for name, keys in SAMPLINGS.items():
-            pipeline.config = config.model_copy(update={"sample": config.sample.model_copy(update={"steps": steps, **keys})})
+            pipeline.config = config.model_copy(
+                update={"sample": config.sample.model_copy(update={"steps": steps, **keys})}
+            )
             _, subjects = choose(shards, limit, split)
             folder = out / f"{split}_{name}"
             folder.mkdir(parents=True, exist_ok=True)
             with torch.random.fork_rng(devices=[]):
                 done = reconstruct(pipeline, shards, subjects, split, metrics, folder, talk)
             groups = [[one.pictures[key] for key in ("truth", "result", "difference")] for one in done.images]
-            (out / f"{split}_{name}.png").write_bytes(contact_sheet([(f"{split}, {name}: truth, result, difference", groups)]))
+            (out / f"{split}_{name}.png").write_bytes(
+                contact_sheet([(f"{split}, {name}: truth, result, difference", groups)])
+            )
             for metric in metrics:
                 mean = done.mean(metric)
                 rows.append(Judged(split, name, len(done.images), metric.name, mean.value, mean.floor, mean.ceiling))
@@ -93,13 +109,20 @@ def table(rows: Sequence[Judged]) -> str:
     """Markdown."""
     lines = ["| split | sampling | images | metric | value | codec floor | ceiling | gap closed |", "| --- " * 8 + "|"]
     for row in rows:
-        ceiling, closed = "–" if row.ceiling is None else f"{row.ceiling:.3f}", "–" if row.closed is None else f"{row.closed:.0%}"
+        ceiling, closed = (
+            "–" if row.ceiling is None else f"{row.ceiling:.3f}",
+            "–" if row.closed is None else f"{row.closed:.0%}",
+        )
         lines.append(
-            f"| {row.split} | {row.sampling} | {row.images} | {row.metric} | {row.value:.3f} | {row.floor:.3f} | {ceiling} | {closed} |"
+            f"| {row.split} | {row.sampling} | {row.images} | {row.metric} | {row.value:.3f} | {row.floor:.3f} |"
+            f" {ceiling} | {closed} |"
         )
     return "\n".join(lines)
 
 
 def steps_per_second(log_rows: Sequence[dict], samples_per_step: float) -> float:
     """Median over the log's rows: pictures and evaluations on the way do not count."""
-    return float(np.median([row["samples_per_second"] for row in log_rows if "samples_per_second" in row])) / samples_per_step
+    return (
+        float(np.median([row["samples_per_second"] for row in log_rows if "samples_per_second" in row]))
+        / samples_per_step
+    )

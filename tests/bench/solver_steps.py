@@ -1,8 +1,10 @@
-"""Steps that each solver needs to come as near to a 1000-step solution as 50 steps of Euler. Run: python tests/bench/solver_steps.py CHECKPOINT
+"""Steps that each solver needs to come as near to a 1000-step solution as 50 steps of Euler. Run: python
+tests/bench/solver_steps.py CHECKPOINT
 
-Samples of the hold-out are drawn from their own caption, without and with their own reference, with the run's scales. The distance of two
-solutions is |a − b| / |b| over all their latents. A solver needs N steps when N and every longer one of the list is near enough.
-The data is where the run says; --data names another folder of shards. A demo's checkpoint (dit demo) takes about a quarter of an hour.
+Samples of the hold-out are drawn from their own caption, without and with their own reference, with the run's scales.
+The distance of two solutions is |a − b| / |b| over all their latents. A solver needs N steps when N and every longer
+one of the list is near enough. The data is where the run says; --data names another folder of shards. A demo's
+checkpoint (dit demo) takes about a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def report(name: str, pipeline: Pipeline, parts: list[tuple[Conditions, Tensor]]
     start = time.monotonic()
     fine = solved(pipeline, parts, "euler", FINE)
     distances = {
-        (solver, steps): float((solved(pipeline, parts, solver, steps) - fine).norm() / fine.norm()) for solver in SOLVERS for steps in STEPS
+        (solver, steps): float((solved(pipeline, parts, solver, steps) - fine).norm() / fine.norm())
+        for solver in SOLVERS
+        for steps in STEPS
     }
     goal = distances["euler", USUAL]
     print(f"\n{name}: {USUAL} steps of Euler are {goal:.4f} from {FINE} ({time.monotonic() - start:.0f} s)\n")
@@ -63,7 +67,11 @@ def report(name: str, pipeline: Pipeline, parts: list[tuple[Conditions, Tensor]]
             if distances[solver, steps] > goal:
                 break
             needed = steps
-        evaluations = len(evaluation_times(solver, time_grid(needed))) if needed else f"> {len(evaluation_times(solver, time_grid(STEPS[-1])))}"
+        evaluations = (
+            len(evaluation_times(solver, time_grid(needed)))
+            if needed
+            else f"> {len(evaluation_times(solver, time_grid(STEPS[-1])))}"
+        )
         row = " | ".join(f"{distances[solver, steps]:.4f}" for steps in STEPS)
         print(f"| {solver} | {needed or f'> {STEPS[-1]}'} | {evaluations} | {row} |", flush=True)
 
@@ -77,7 +85,10 @@ def main() -> None:
     pipeline = Pipeline.load(options.checkpoint)
     shards = ShardSet.open(options.data or recorded_data(run_folder(options.checkpoint)))
     parts = drawn_samples(pipeline, shards, options.samples)
-    print(f"step {pipeline.step}, {options.samples} samples, scales {pipeline.settings.cfg_text:g} and {pipeline.settings.cfg_dino:g}")
+    print(
+        f"step {pipeline.step}, {options.samples} samples, scales {pipeline.settings.cfg_text:g} and"
+        f" {pipeline.settings.cfg_dino:g}"
+    )
     report("caption alone", pipeline, [(without_reference(conditions), noise) for conditions, noise in parts])
     report("caption and reference", pipeline, parts)
 

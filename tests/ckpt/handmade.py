@@ -18,7 +18,11 @@ def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZI
 
 def pt(path: Path, program: bytes, storages: dict[str, bytes] | None = None) -> Path:
     """A `.pt` with this pickle and these storages."""
-    members = {"a/data.pkl": program, "a/version": b"3\n", **{f"a/data/{key}": data for key, data in (storages or {}).items()}}
+    members = {
+        "a/data.pkl": program,
+        "a/version": b"3\n",
+        **{f"a/data/{key}": data for key, data in (storages or {}).items()},
+    }
     return archive(path, members)
 
 
@@ -31,7 +35,11 @@ def text(value: str) -> bytes:
 
 
 def number(value: int) -> bytes:
-    raw = value.to_bytes(255, "little", signed=True) if value.bit_length() > 64 else value.to_bytes(9, "little", signed=True)
+    raw = (
+        value.to_bytes(255, "little", signed=True)
+        if value.bit_length() > 64
+        else value.to_bytes(9, "little", signed=True)
+    )
     return b"\x8a" + bytes([len(raw)]) + raw
 
 
@@ -45,14 +53,27 @@ def storage(key: str = "0", count: int = 4, kind: str = "FloatStorage", location
 
 def tensor(store: bytes, offset: int = 0, shape: tuple[int, ...] = (4,), stride: tuple[int, ...] = (1,)) -> bytes:
     hooks = b"ccollections\nOrderedDict\n)R"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + store + number(offset) + numbers(*shape) + numbers(*stride) + b"\x89" + hooks + b"tR"
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + store
+        + number(offset)
+        + numbers(*shape)
+        + numbers(*stride)
+        + b"\x89"
+        + hooks
+        + b"tR"
+    )
 
 
 FOUR_FLOATS = {"0": bytes(16)}
 
 
 def honest_members() -> dict[str, bytes]:
-    return {"a/data.pkl": program(b"}" + text("w") + tensor(storage()) + b"s"), "a/version": b"3\n", "a/data/0": bytes(16)}
+    return {
+        "a/data.pkl": program(b"}" + text("w") + tensor(storage()) + b"s"),
+        "a/version": b"3\n",
+        "a/data/0": bytes(16),
+    }
 
 
 def rewritten(raw: bytes, signature: bytes, offset: int, form: str, value: int, which: int = 0) -> bytes:

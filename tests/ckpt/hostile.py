@@ -1,7 +1,9 @@
-"""Hostile checkpoints: the tables that single tests go through, and the whole corpus as files, each of which that can run code makes a canary.
+"""Hostile checkpoints: the tables that single tests go through, and the whole corpus as files, each of which that can
+run code makes a canary.
 
-The techniques are those of public scanners' corpora: calls by every kind of instruction, calls that look harmless, memory bombs, archives that two
-readers read in two ways, polyglots, streams behind the end, storages that overlap or lie, strides out of all bounds.
+The techniques are those of public scanners' corpora: calls by every kind of instruction, calls that look harmless,
+memory bombs, archives that two readers read in two ways, polyglots, streams behind the end, storages that overlap or
+lie, strides out of all bounds.
 """
 
 from __future__ import annotations
@@ -69,12 +71,19 @@ CALLS = {
     "a nested call": {"model": {"w": [Calls(print, "x")]}},
     "torch.load": Calls(torch.load, "other.pt"),
 }
-CALLING = {f"{name}, protocol {protocol}": pickle.dumps(call, protocol) for name, call in CALLS.items() for protocol in range(6)}
+CALLING = {
+    f"{name}, protocol {protocol}": pickle.dumps(call, protocol)
+    for name, call in CALLS.items()
+    for protocol in range(6)
+}
 
 OTHER_CLASS = b"(" + text("storage") + b"ctorch\nSize\n" + text("0") + text("cpu") + number(4) + b"tQ"
 OTHER_KIND = b"(" + text("module") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + number(4) + b"tQ"
 HOSTILE = {
-    "a name built at run time": (text("os") + text("system") + b"\x93" + text("id") + b"\x85R", "instruction STACK_GLOBAL"),
+    "a name built at run time": (
+        text("os") + text("system") + b"\x93" + text("id") + b"\x85R",
+        "instruction STACK_GLOBAL",
+    ),
     "INST": (b"(" + text("id") + b"ios\nsystem\n", "instruction INST"),
     "OBJ": (b"(cos\nsystem\n" + text("id") + b"o", "global os.system"),
     "OBJ of an allowed global": (b"(ccollections\nOrderedDict\no", "instruction OBJ"),
@@ -87,9 +96,15 @@ HOSTILE = {
     "persistent id with another class": (OTHER_CLASS, "persistent id"),
     "REDUCE of a result": (b"ccollections\nOrderedDict\n)R)R", "call of something that is not a known function"),
     "REDUCE of text": (text("os.system") + text("id") + b"\x85R", "call of something that is not a known function"),
-    "REDUCE with surplus arguments": (b"ccollections\nOrderedDict\n" + text("x") + b"\x85R", "collections.OrderedDict with arguments"),
+    "REDUCE with surplus arguments": (
+        b"ccollections\nOrderedDict\n" + text("x") + b"\x85R",
+        "collections.OrderedDict with arguments",
+    ),
     "BUILD on a dict": (b"}}" + text("__class__") + number(1) + b"sb", "treats another value as a state dict"),
-    "BUILD of another attribute": (b"ccollections\nOrderedDict\n)R}" + text("items") + number(1) + b"sb", "other attributes"),
+    "BUILD of another attribute": (
+        b"ccollections\nOrderedDict\n)R}" + text("items") + number(1) + b"sb",
+        "other attributes",
+    ),
     "a function as a value": (b"ctorch._utils\n_rebuild_tensor_v2\n", "bare torch._utils._rebuild_tensor_v2"),
     "a storage as a value": (storage(), "bare storage"),
     "a module as prefix": (b"ctorch.serialization\nos.system\n", "global torch.serialization.os.system"),
@@ -115,15 +130,24 @@ HOSTILE = {
     "APPEND to a dict": (b"}Na", "treats another value as a list"),
     "deep nesting": (b"]" * 70 + b"a" * 69, "nested deeper than 64"),
     "a list inside itself": (b"]q\0h\0a", "nested deeper than 64"),
-    "a memo bomb": (b"()q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"t", "unfold to more than"),
-    "memory by a constructor": (b"c__builtin__\nbytearray\n" + number(2**40) + b"\x85R", "global __builtin__.bytearray"),
+    "a memo bomb": (
+        b"()q\0" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(60)) + b"t",
+        "unfold to more than",
+    ),
+    "memory by a constructor": (
+        b"c__builtin__\nbytearray\n" + number(2**40) + b"\x85R",
+        "global __builtin__.bytearray",
+    ),
     "memory by a tensor class": (b"ctorch\nFloatTensor\n" + number(2**40) + b"\x85R", "global torch.FloatTensor"),
     "a wide memo bomb": (b"]q\0(" + b"N" * 2000 + b"e](" + b"h\0" * 2000 + b"e\x86", "unfold to more than"),
     "PROTO again": (b"\x80\x02N", "instruction PROTO"),
 }
 
 OVERSIZED = {
-    "a storage larger than its file": (tensor(storage(count=2**40), shape=(2**40,)), "storage '0' of 1099511627776 float32 values"),
+    "a storage larger than its file": (
+        tensor(storage(count=2**40), shape=(2**40,)),
+        "storage '0' of 1099511627776 float32 values",
+    ),
     "a storage smaller than its file": (tensor(storage(count=2), shape=(2,)), "storage '0' of 2 float32 values"),
     "a storage of negative size": (tensor(storage(count=-1)), "storage '0' of -1"),
     "a storage that is not there": (tensor(storage("1")), "storage '1', which is not in the archive"),
@@ -140,18 +164,27 @@ OVERSIZED = {
     "65 dimensions": (tensor(storage(), shape=(1,) * 65, stride=(1,) * 65), "arguments that torch.save never gives it"),
     "a key with a path": (tensor(storage("../0")), "storage with the key '../0'"),
     "an odd device": (tensor(storage(location="cpu;id")), "on the device 'cpu;id'"),
-    "two dtypes of one storage": (b"(" + tensor(storage()) + tensor(storage(count=2, kind="LongStorage"), shape=(2,)) + b"t", "with two dtypes"),
+    "two dtypes of one storage": (
+        b"(" + tensor(storage()) + tensor(storage(count=2, kind="LongStorage"), shape=(2,)) + b"t",
+        "with two dtypes",
+    ),
 }
 
 SPOILT_ARCHIVES = {
     "compressed": (lambda raw: rewritten(raw, CENTRAL, 10, "<H", 8), "is compressed"),
     "compressed by its own header only": (lambda raw: rewritten(raw, LOCAL, 8, "<H", 8), "contradict each other"),
     "encrypted": (lambda raw: rewritten(rewritten(raw, CENTRAL, 8, "<H", 1), LOCAL, 6, "<H", 1), "is encrypted"),
-    "odd flags": (lambda raw: rewritten(rewritten(raw, CENTRAL, 8, "<H", 0x20), LOCAL, 6, "<H", 0x20), "flags that torch.save never sets"),
+    "odd flags": (
+        lambda raw: rewritten(rewritten(raw, CENTRAL, 8, "<H", 0x20), LOCAL, 6, "<H", 0x20),
+        "flags that torch.save never sets",
+    ),
     "sizes that differ": (lambda raw: rewritten(raw, LOCAL, 22, "<I", 7), "contradict each other"),
     "a name that differs": (lambda raw: raw.replace(b"a/data.pkl", b"a/dota.pkl", 1), "contradict each other"),
     "two members at one place": (lambda raw: rewritten(raw, CENTRAL, 42, "<I", 0, which=1), "overlaps another"),
-    "a count that is wrong": (lambda raw: rewritten(rewritten(raw, END, 8, "<H", 2), END, 10, "<H", 2), "its end record says 2"),
+    "a count that is wrong": (
+        lambda raw: rewritten(rewritten(raw, END, 8, "<H", 2), END, 10, "<H", 2),
+        "its end record says 2",
+    ),
     "a directory elsewhere": (lambda raw: rewritten(raw, END, 16, "<I", 5), "does not describe this file"),
     "a directory of other things": (lambda raw: raw.replace(CENTRAL, b"PK\x01\x03", 1), "directory is malformed"),
     "a member beyond the end": (lambda raw: rewritten(raw, CENTRAL, 42, "<I", 2**31, which=2), "leaves a gap"),
@@ -171,10 +204,16 @@ OTHER_MEMBERS = [
     ({"a/readme": b"x"}, "member 'readme'"),
 ]
 
-DUPLICATE = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}'
+DUPLICATE = (
+    b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}}'
+)
 UNSAFE_HEADERS = {
     "a name twice": (DUPLICATE, bytes(8), "the name 'w' twice"),
-    "a key of a tensor twice": (b'{"w":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', bytes(8), "the name 'dtype' twice"),
+    "a key of a tensor twice": (
+        b'{"w":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}',
+        bytes(8),
+        "the name 'dtype' twice",
+    ),
     "leading spaces": (b"  " + json.dumps({"w": entry()}).encode(), bytes(8), "does not begin with '{'"),
     "a name with a path": ({"../../etc/x": entry()}, bytes(8), "the name '../../etc/x'"),
     "an absolute name": ({"/etc/x": entry()}, bytes(8), "the name '/etc/x'"),
@@ -210,19 +249,39 @@ def techniques(canary: Path) -> dict[str, Calls]:
     script.write_text(python)
     inner = pickle.dumps(Calls(open, name, "w"), 2)
     return {
-        "os.system": Calls(os.system, f"touch {name}"), "os.popen": Calls(os.popen, f"touch {name}"), "os.open": Calls(os.open, name, os.O_CREAT),
-        "os.mkdir": Calls(os.mkdir, name), "os.mkfifo": Calls(os.mkfifo, name), "os.symlink": Calls(os.symlink, "/", name),
-        "os.link": Calls(os.link, str(script), name), "os.rename": Calls(os.rename, str(script), name), "os.mknod": Calls(os.mknod, name),
-        "eval": Calls(eval, python), "exec": Calls(exec, python), "open": Calls(open, name, "w"), "io.FileIO": Calls(io.FileIO, name, "w"),
-        "timeit": Calls(timeit.timeit, python, "pass", time.perf_counter, 1), "runpy": Calls(runpy.run_path, str(script)),
-        "subprocess.Popen": Calls(subprocess.Popen, ["touch", name]), "subprocess.call": Calls(subprocess.call, ["touch", name]),
-        "subprocess.run": Calls(subprocess.run, ["touch", name]), "subprocess.getoutput": Calls(subprocess.getoutput, f"touch {name}"),
-        "shutil.copy": Calls(shutil.copy, str(script), name), "Path.touch": Calls(pathlib.Path.touch, Path(name)),
-        "sqlite3": Calls(sqlite3.connect, name), "tarfile": Calls(tarfile.TarFile, name, "w"), "zipfile": Calls(zipfile.ZipFile, name, "w"),
-        "gzip": Calls(gzip.GzipFile, name, "w"), "bz2": Calls(bz2.BZ2File, name, "w"), "lzma": Calls(lzma.LZMAFile, name, "w"),
-        "logging": Calls(logging.FileHandler, name), "numpy": Calls(np.memmap, name, "uint8", "w+", 0, 1), "torch.save": Calls(torch.save, 1, name),
-        "a pickle in the pickle": Calls(pickle.loads, inner), "a call in a call": Calls(next, Calls(map, os.mkdir, [name])),
-    }  # fmt: skip
+        "os.system": Calls(os.system, f"touch {name}"),
+        "os.popen": Calls(os.popen, f"touch {name}"),
+        "os.open": Calls(os.open, name, os.O_CREAT),
+        "os.mkdir": Calls(os.mkdir, name),
+        "os.mkfifo": Calls(os.mkfifo, name),
+        "os.symlink": Calls(os.symlink, "/", name),
+        "os.link": Calls(os.link, str(script), name),
+        "os.rename": Calls(os.rename, str(script), name),
+        "os.mknod": Calls(os.mknod, name),
+        "eval": Calls(eval, python),
+        "exec": Calls(exec, python),
+        "open": Calls(open, name, "w"),
+        "io.FileIO": Calls(io.FileIO, name, "w"),
+        "timeit": Calls(timeit.timeit, python, "pass", time.perf_counter, 1),
+        "runpy": Calls(runpy.run_path, str(script)),
+        "subprocess.Popen": Calls(subprocess.Popen, ["touch", name]),
+        "subprocess.call": Calls(subprocess.call, ["touch", name]),
+        "subprocess.run": Calls(subprocess.run, ["touch", name]),
+        "subprocess.getoutput": Calls(subprocess.getoutput, f"touch {name}"),
+        "shutil.copy": Calls(shutil.copy, str(script), name),
+        "Path.touch": Calls(pathlib.Path.touch, Path(name)),
+        "sqlite3": Calls(sqlite3.connect, name),
+        "tarfile": Calls(tarfile.TarFile, name, "w"),
+        "zipfile": Calls(zipfile.ZipFile, name, "w"),
+        "gzip": Calls(gzip.GzipFile, name, "w"),
+        "bz2": Calls(bz2.BZ2File, name, "w"),
+        "lzma": Calls(lzma.LZMAFile, name, "w"),
+        "logging": Calls(logging.FileHandler, name),
+        "numpy": Calls(np.memmap, name, "uint8", "w+", 0, 1),
+        "torch.save": Calls(torch.save, 1, name),
+        "a pickle in the pickle": Calls(pickle.loads, inner),
+        "a call in a call": Calls(next, Calls(map, os.mkdir, [name])),
+    }
 
 
 PROTOCOLS = (0, 2, 4)
@@ -251,7 +310,8 @@ def write_corpus(folder: Path, canary: Path) -> list[Path]:
     for members, _ in OTHER_MEMBERS:
         with warnings.catch_warnings(action="ignore"):
             archive(new(), {**honest, **members})
-    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(new(), "w") as file:  # data.pkl twice, the honest one first
+    # data.pkl twice, the honest one first
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(new(), "w") as file:
         for member, data in [*honest_members().items(), ("a/data.pkl", honest["a/data.pkl"])]:
             file.writestr(member, data)
     _write_streams_and_polyglots(new, payload, honest)
@@ -268,7 +328,14 @@ def _write_streams_and_polyglots(new: Callable[..., Path], payload: bytes, hones
     new().write_bytes(program(payload))
     new().write_bytes(pickle.dumps(Calls(os.system, "true"), 4))
     raw = archive(new(), honest).read_bytes()
-    for before in (b"#!/bin/sh\n", b"\x89PNG\r\n\x1a\n" + bytes(64), b"\xff\xd8\xff" + bytes(64), b"GIF89a" + bytes(64), program(payload), b"<html>"):
+    for before in (
+        b"#!/bin/sh\n",
+        b"\x89PNG\r\n\x1a\n" + bytes(64),
+        b"\xff\xd8\xff" + bytes(64),
+        b"GIF89a" + bytes(64),
+        program(payload),
+        b"<html>",
+    ):
         new().write_bytes(before + raw)
     for behind in (b"x", program(payload), raw):
         new().write_bytes(raw + behind)
@@ -278,12 +345,21 @@ def _write_streams_and_polyglots(new: Callable[..., Path], payload: bytes, hones
 def _write_bombs(new: Callable[..., Path]) -> None:
     """Small files, or files of holes, that want gigabytes or hours of who reads them."""
     archive(new(), {**honest_members(), "a/data/1": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
-    for body in (b"}" * 1_900_000, b"(" * 1_900_000, b"ctorch\nSize\n" * 1_000_000, b"](" + b"}" * 1_900_000 + b"e", text("ab") * 1_000_000):
+    for body in (
+        b"}" * 1_900_000,
+        b"(" * 1_900_000,
+        b"ctorch\nSize\n" * 1_000_000,
+        b"](" + b"}" * 1_900_000 + b"e",
+        text("ab") * 1_000_000,
+    ):
         pt(new(), program(body))
     pt(new(), program(b"]" + (b"(" + b"}" * 90_000 + b"e") * 12))
     pt(new(), program((b"(" + b"}" * 90_000 + b"t") * 20))
     pt(new(), program(text("a" * (32 << 20) + "\U0001f600")))
-    for header in (b'{"a":[' + b"[]," * 2_700_000 + b"1]}", b"{" + b",".join(b'"%x":1' % i for i in range(700_000)) + b',"aa":1,"aa":1}'):
+    for header in (
+        b'{"a":[' + b"[]," * 2_700_000 + b"1]}",
+        b"{" + b",".join(b'"%x":1' % i for i in range(700_000)) + b',"aa":1,"aa":1}',
+    ):
         safetensors(new(".safetensors"), header)
     with new(".safetensors").open("wb") as file:
         file.write(struct.pack("<Q", 99_000_000) + b"{")

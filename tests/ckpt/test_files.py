@@ -53,12 +53,22 @@ def test_the_sidecar_describes_the_file(tmp_path, state):
     path = save_checkpoint(tmp_path, state(7), summary={"loss": 0.5})
     sidecar = json.loads(path.with_suffix(".json").read_text())
     assert sidecar == {
-        "file": "checkpoint_step0000007.pt", "bytes": path.stat().st_size, "sha256": storage.file_sha256(path), "step": 7, "summary": {"loss": 0.5},
-    }  # fmt: skip
+        "file": "checkpoint_step0000007.pt",
+        "bytes": path.stat().st_size,
+        "sha256": storage.file_sha256(path),
+        "step": 7,
+        "summary": {"loss": 0.5},
+    }
 
 
 def test_a_state_with_anything_but_plain_values_is_a_bug_of_ours_named_by_its_place(tmp_path, state):
-    odd = [(np.float64(1), "numpy.float64"), (Path("x"), "Path"), ({1, 2}, "set"), (b"raw", "bytes"), (torch.ones(1).expand(4), "expanded")]
+    odd = [
+        (np.float64(1), "numpy.float64"),
+        (Path("x"), "Path"),
+        ({1, 2}, "set"),
+        (b"raw", "bytes"),
+        (torch.ones(1).expand(4), "expanded"),
+    ]
     for value, said in odd:
         broken = state(1)
         broken["data"]["odd"] = [value]
@@ -221,14 +231,23 @@ def test_05_leftovers_of_interrupted_writers_are_no_checkpoints(folder):
         (lambda path: path.with_suffix(".json").write_text("{torn"), "no readable sidecar"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, its sidecar says"),
         (lambda path: path.write_bytes(path.read_bytes().replace(b"tiny", b"tinY")), "sha256 differs"),
-        (lambda path: path.with_suffix(".json").write_text(path.with_name("checkpoint_step0000003.json").read_text()), "belongs to step 3"),
+        (
+            lambda path: path.with_suffix(".json").write_text(
+                path.with_name("checkpoint_step0000003.json").read_text()
+            ),
+            "belongs to step 3",
+        ),
     ],
 )
-def test_26_a_damaged_newest_checkpoint_is_skipped_loudly_with_the_steps_that_it_costs(folder, listener, damage, reason):
+def test_26_a_damaged_newest_checkpoint_is_skipped_loudly_with_the_steps_that_it_costs(
+    folder, listener, damage, reason
+):
     damage(folder / "checkpoint_step0000004.pt")
     assert newest_checkpoint(folder, listener).step == 3
     [warning] = listener.warnings
-    assert re.search(rf"checkpoint_step0000004\.pt: skipped: .*{reason}.*; 1 steps are lost, going back to step 3", warning)
+    assert re.search(
+        rf"checkpoint_step0000004\.pt: skipped: .*{reason}.*; 1 steps are lost, going back to step 3", warning
+    )
     with pytest.raises(BadDataError, match=reason):
         newest_checkpoint(folder, strict=True)
 
@@ -238,7 +257,9 @@ def test_no_checkpoint_and_no_valid_checkpoint_are_errors(tmp_path, folder):
         newest_checkpoint(tmp_path / "absent")
     for path in folder.glob("*.json"):
         path.unlink()
-    with pytest.raises(BadDataError, match=r"none of its 4 checkpoints is valid: checkpoint_step0000004\.pt: no readable sidecar"):
+    with pytest.raises(
+        BadDataError, match=r"none of its 4 checkpoints is valid: checkpoint_step0000004\.pt: no readable sidecar"
+    ):
         newest_checkpoint(folder)
 
 
@@ -250,7 +271,11 @@ def test_rotation_keeps_the_newest_every_so_many_steps_and_the_final_one(folder,
         save_checkpoint(folder, state(step))
     save_checkpoint(folder, state(7), final=True)
     removed = rotate(folder, keep=2, keep_every=3)
-    assert names(folder) == ["checkpoint_step0000003.pt", *(f"checkpoint_step000000{step}.pt" for step in (6, 7)), "checkpoint_final.pt"]
+    assert names(folder) == [
+        "checkpoint_step0000003.pt",
+        *(f"checkpoint_step000000{step}.pt" for step in (6, 7)),
+        "checkpoint_final.pt",
+    ]
     assert sorted(path.name for path in removed) == [f"checkpoint_step000000{step}.pt" for step in (1, 2, 4, 5)]
     assert len(list(folder.glob("*.json"))) == 4
 
@@ -291,7 +316,9 @@ def test_07_a_kill_in_rotation_is_finished_by_the_next_one(folder, monkeypatch, 
     monkeypatch.undo()
     assert newest_checkpoint(folder).step == 4
     rotate(folder, keep=2)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"checkpoint_step000000{step}.{end}" for step in (3, 4) for end in ("pt", "json"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"checkpoint_step000000{step}.{end}" for step in (3, 4) for end in ("pt", "json")
+    )
 
 
 def test_22_rotation_removes_a_link_and_not_what_it_leads_to(folder, tmp_path):

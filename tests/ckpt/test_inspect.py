@@ -42,7 +42,13 @@ def test_parameters_are_counted_in_the_dtype_that_they_are_stored_in(tmp_path):
 def test_a_foreign_checkpoint_is_called_foreign_and_its_weights_are_found(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(5)}, "optimizer": {"m": torch.ones(7)}, "epoch": 3}, tmp_path / "a.pt")
     found = inspect(tmp_path / "a.pt")
-    assert (found.kind, found.weights, found.parameters, found.config, found.sidecar) == ("foreign checkpoint", ("state_dict",), 5, None, "none")
+    assert (found.kind, found.weights, found.parameters, found.config, found.sidecar) == (
+        "foreign checkpoint",
+        ("state_dict",),
+        5,
+        None,
+        "none",
+    )
 
 
 def test_a_sidecar_that_disagrees_is_reported(checkpoint):
@@ -75,9 +81,11 @@ def test_the_tree_shows_blocks_that_are_alike_once_whatever_their_order(tmp_path
     torch.save({**weights, "blocks.12.w": torch.zeros(3)}, tmp_path / "a.pt")
     assert tree(inspect(tmp_path / "a.pt").content).splitlines() == [
         "blocks  [13 tensors, 27 elements]",
-        "  0 … 11 (12 alike, each)  [1 tensor, 2 elements]", "    w  float32 2",
-        "  12  [1 tensor, 3 elements]", "    w  float32 3",
-    ]  # fmt: skip
+        "  0 … 11 (12 alike, each)  [1 tensor, 2 elements]",
+        "    w  float32 2",
+        "  12  [1 tensor, 3 elements]",
+        "    w  float32 3",
+    ]
 
 
 def test_the_tree_loses_no_tensor_whose_name_is_also_a_folder(tmp_path):
@@ -96,12 +104,35 @@ def test_a_checkpoint_does_not_differ_from_itself(checkpoint):
 
 
 def test_a_difference_names_what_is_missing_new_reshaped_and_changed_and_by_how_much(tmp_path):
-    old = {"same": torch.ones(2), "gone": torch.ones(2), "grown": torch.ones(2), "moved": torch.tensor([3.0, 4.0]), "far": torch.tensor([1.0])}
-    new = {"same": torch.ones(2), "added": torch.ones(2), "grown": torch.ones(3), "moved": torch.tensor([3.0, 4.5]), "far": torch.tensor([-1.0])}
-    torch.save({"format_version": 1, "model": old, "ema": old, "config": {"train": {"lr": 1e-3, "steps": 5}}}, tmp_path / "old.pt")
-    torch.save({"format_version": 1, "model": new, "ema": new, "config": {"train": {"lr": 2e-3, "steps": 5}, "x": 1}}, tmp_path / "new.pt")
+    old = {
+        "same": torch.ones(2),
+        "gone": torch.ones(2),
+        "grown": torch.ones(2),
+        "moved": torch.tensor([3.0, 4.0]),
+        "far": torch.tensor([1.0]),
+    }
+    new = {
+        "same": torch.ones(2),
+        "added": torch.ones(2),
+        "grown": torch.ones(3),
+        "moved": torch.tensor([3.0, 4.5]),
+        "far": torch.tensor([-1.0]),
+    }
+    torch.save(
+        {"format_version": 1, "model": old, "ema": old, "config": {"train": {"lr": 1e-3, "steps": 5}}},
+        tmp_path / "old.pt",
+    )
+    torch.save(
+        {"format_version": 1, "model": new, "ema": new, "config": {"train": {"lr": 2e-3, "steps": 5}, "x": 1}},
+        tmp_path / "new.pt",
+    )
     change = diff(tmp_path / "old.pt", tmp_path / "new.pt")
-    assert (change.missing, change.unexpected, change.reshaped, change.equal) == (("gone",), ("added",), {"grown": ((2,), (3,))}, 1)
+    assert (change.missing, change.unexpected, change.reshaped, change.equal) == (
+        ("gone",),
+        ("added",),
+        {"grown": ((2,), (3,))},
+        1,
+    )
     assert [(moved.name, moved.largest) for moved in change.changed] == [("far", 2.0), ("moved", 0.5)]
     assert change.changed[0].relative == 2.0
     assert change.changed[1].relative == pytest.approx(0.5 / (3**2 + 4.5**2) ** 0.5)
@@ -123,7 +154,13 @@ def test_exported_weights_are_the_averaged_ones_with_step_and_configuration_besi
     assert torch.equal(load_weights(out)["0.weight"], state(3)["ema"]["0.weight"])
     with safe_open(out, "pt") as file:
         metadata = file.metadata()
-    assert metadata == {"format": "pt", "format_version": "1", "step": "3", "weights": "ema", "config": json.dumps(state(3)["config"])}
+    assert metadata == {
+        "format": "pt",
+        "format_version": "1",
+        "step": "3",
+        "weights": "ema",
+        "config": json.dumps(state(3)["config"]),
+    }
     assert (inspect(out).step, inspect(out).config) == (3, state(3)["config"])
     assert diff(checkpoint, out).config == {}
 

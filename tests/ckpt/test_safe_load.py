@@ -1,4 +1,6 @@
-"""Files that somebody else made: what is honest loads, everything else is refused before anything in it runs or allocates."""
+"""Files that somebody else made: what is honest loads, everything else is refused before anything in it runs or
+allocates.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,20 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from handmade import END, FOUR_FLOATS, LOCAL, archive, honest_members, number, program, pt, rewritten, storage, tensor, text
+from handmade import (
+    END,
+    FOUR_FLOATS,
+    LOCAL,
+    archive,
+    honest_members,
+    number,
+    program,
+    pt,
+    rewritten,
+    storage,
+    tensor,
+    text,
+)
 from hostile import CALLING, HOSTILE, OTHER_MEMBERS, OVERSIZED, SPOILT_ARCHIVES
 from torch import nn
 
@@ -29,11 +44,20 @@ def everything_honest() -> dict:
     return {
         "model": model.state_dict(),
         "parameter": nn.Parameter(torch.ones(2)),
-        "dtypes": [torch.zeros(3, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.complex64)],
+        "dtypes": [
+            torch.zeros(3, dtype=dtype)
+            for dtype in (torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool, torch.complex64)
+        ],
         "newer dtypes": [torch.zeros(3, dtype=dtype) for dtype in (torch.uint16, torch.uint64, torch.float8_e4m3fn)],
         "views": (shared[2:5], shared.view(3, 4).T, shared[::2]),
         "empty": [torch.zeros(0), torch.zeros(2, 0, 3), torch.tensor(1.5)],
-        "plain": {"text": "é\n", "numbers": [1, -1, 2**70, 0.5, float("inf")], "flags": (True, False, None), 3: "three", "size": torch.Size([2, 3])},
+        "plain": {
+            "text": "é\n",
+            "numbers": [1, -1, 2**70, 0.5, float("inf")],
+            "flags": (True, False, None),
+            3: "three",
+            "size": torch.Size([2, 3]),
+        },
         "dtype": torch.float32,
         "rng": torch.get_rng_state(),
     }
@@ -62,7 +86,9 @@ def test_an_archive_of_more_than_65535_members_passes(tmp_path):
 
 
 def test_a_file_built_by_hand_as_torch_builds_it_loads(tmp_path):
-    path = pt(tmp_path / "a.pt", program(b"}" + text("w") + tensor(storage()) + b"s"), {"0": struct.pack("<4f", 1, 2, 3, 4)})
+    path = pt(
+        tmp_path / "a.pt", program(b"}" + text("w") + tensor(storage()) + b"s"), {"0": struct.pack("<4f", 1, 2, 3, 4)}
+    )
     assert load_weights(path)["w"].tolist() == [1, 2, 3, 4]
 
 
@@ -71,7 +97,9 @@ def test_a_file_built_by_hand_as_torch_builds_it_loads(tmp_path):
 
 @pytest.mark.parametrize("name", CALLING)
 def test_57_a_pickle_that_calls_something_is_refused_unread(tmp_path, tripwire, name):
-    with pytest.raises(UnsafeFileError, match=r"a\.pt: refused without loading it: (global|a pickle that is not of protocol 2)"):
+    with pytest.raises(
+        UnsafeFileError, match=r"a\.pt: refused without loading it: (global|a pickle that is not of protocol 2)"
+    ):
         load_checkpoint(pt(tmp_path / "a.pt", CALLING[name]))
 
 
@@ -117,7 +145,13 @@ def test_57_weights_only_alone_would_have_taken_the_memory(tmp_path):
 
 def test_57_a_storage_that_no_tensor_uses_is_refused(tmp_path):
     with pytest.raises(UnsafeFileError, match="storage '1' that no tensor uses"):
-        check_pt(pt(tmp_path / "a.pt", program(b"}" + text("w") + tensor(storage()) + b"s"), {**FOUR_FLOATS, "1": b"payload"}))
+        check_pt(
+            pt(
+                tmp_path / "a.pt",
+                program(b"}" + text("w") + tensor(storage()) + b"s"),
+                {**FOUR_FLOATS, "1": b"payload"},
+            )
+        )
 
 
 def test_bools_that_are_neither_0_nor_1_are_refused(tmp_path):
@@ -230,7 +264,11 @@ def test_57_the_formats_before_the_archive_are_refused_with_the_way_to_convert_t
 
 def test_57_folders_pipes_and_missing_files_are_named_and_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
-    for path, said in [(tmp_path, "a folder"), (tmp_path / "pipe.pt", "not a regular file"), (tmp_path / "no.pt", "no such file")]:
+    for path, said in [
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe.pt", "not a regular file"),
+        (tmp_path / "no.pt", "no such file"),
+    ]:
         with pytest.raises(BadDataError, match=said):
             load_checkpoint(path)
 
@@ -266,7 +304,10 @@ def test_without_averaged_weights_the_raw_ones_are_taken_with_a_warning(tmp_path
         load_weights(tmp_path / "a.pt", "ema")
 
 
-@pytest.mark.parametrize("wrap", [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}, lambda w: OrderedDict(module=w)])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}, lambda w: OrderedDict(module=w)],
+)
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod."])
 def test_58_a_foreign_state_dict_is_found_and_its_wrappers_are_taken_off(tmp_path, wrap, prefix):
     torch.save(wrap({f"{prefix}{name}": torch.ones(2) for name in ("a.weight", "b.weight")}), tmp_path / "a.pt")
@@ -291,20 +332,30 @@ def test_weights_mapped_from_a_file_survive_its_deletion_and_are_private(valid):
 def test_58_weights_of_another_architecture_are_refused_with_counts_and_the_first_ten_differences():
     model = {f"{name}.weight": torch.zeros(2, 2) for name in "abcdefghijklm"}
     require_fit(model, model, "old.pt")
-    weights = {**{name: tensor for name, tensor in model.items() if name != "a.weight"}, "b.weight": torch.zeros(3, 2), "z.weight": torch.zeros(1)}
+    weights = {
+        **{name: tensor for name, tensor in model.items() if name != "a.weight"},
+        "b.weight": torch.zeros(3, 2),
+        "z.weight": torch.zeros(1),
+    }
     with pytest.raises(BadDataError) as caught:
         require_fit(weights, model, "old.pt")
     assert caught.value.message.splitlines() == [
         "old.pt: these weights belong to another architecture (1 missing, 1 unexpected, 1 of another shape):",
-        "  b.weight: 3×2, the model has 2×2", "  a.weight: missing, the model has 2×2", "  z.weight: unexpected, 1",
-    ]  # fmt: skip
+        "  b.weight: 3×2, the model has 2×2",
+        "  a.weight: missing, the model has 2×2",
+        "  z.weight: unexpected, 1",
+    ]
     with pytest.raises(BadDataError, match="13 missing") as caught:
         require_fit({}, model, "old.pt")
     assert caught.value.message.count("missing, the model") == 10 and "and 3 more" in caught.value.message
 
 
 def test_59_tensors_with_nan_are_named_wherever_they_are():
-    state = {"model": {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(2)}, "list": [torch.tensor(float("inf"))], "ints": torch.ones(2).int()}
+    state = {
+        "model": {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(2)},
+        "list": [torch.tensor(float("inf"))],
+        "ints": torch.ones(2).int(),
+    }
     state["half"] = torch.tensor([float("nan")]).to(torch.float8_e4m3fn)
     assert non_finite_tensors(state) == ["model.a", "list.0", "half"]
     with pytest.raises(BadDataError, match=r"init: 1 tensors hold NaN or infinity: a"):

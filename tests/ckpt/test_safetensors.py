@@ -17,12 +17,20 @@ from dittool.errors import BadDataError, UnsafeFileError
 
 
 def test_56_honest_safetensors_load(tmp_path):
-    tensors = {"a": torch.randn(2, 3), "b": torch.tensor(True), "c": torch.zeros(0), "d": torch.randn(4).bfloat16(), "e": torch.tensor(1)}
+    tensors = {
+        "a": torch.randn(2, 3),
+        "b": torch.tensor(True),
+        "c": torch.zeros(0),
+        "d": torch.randn(4).bfloat16(),
+        "e": torch.tensor(1),
+    }
     save_file(tensors, tmp_path / "a.safetensors", {"step": "3"})
     header = check_safetensors(tmp_path / "a.safetensors")
     assert header.metadata == {"step": "3"} and header.tensors["a"] == TensorSpec("float32", (2, 3))
     loaded = load_weights(tmp_path / "a.safetensors")
-    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    assert loaded.keys() == tensors.keys() and all(
+        torch.equal(loaded[name], tensor) for name, tensor in tensors.items()
+    )
 
 
 @pytest.mark.parametrize("name", UNSAFE_HEADERS)

@@ -17,7 +17,11 @@ def block_stack(depth: int, width: int, seed: int = 0) -> dict[str, torch.Tensor
     """Weights of a toy transformer whose new blocks are the identity: `gate` is zero."""
     torch.manual_seed(seed)
     model = nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(width, width) for _ in range(depth))})
-    return {"embed.weight": torch.randn(width, 3), **model.state_dict(), **{f"blocks.{i}.gate": torch.zeros(width) for i in range(depth)}}
+    return {
+        "embed.weight": torch.randn(width, 3),
+        **model.state_dict(),
+        **{f"blocks.{i}.gate": torch.zeros(width) for i in range(depth)},
+    }
 
 
 def statuses(result) -> dict[str, str]:
@@ -37,8 +41,10 @@ def test_a_deeper_model_starts_as_the_old_one_with_new_blocks_as_they_were_initi
     old, fresh = block_stack(2, 4, seed=1), block_stack(3, 4, seed=2)
     result = warmstart(old, fresh)
     assert {name: status for name, status in statuses(result).items() if status != "copied"} == {
-        "blocks.2.weight": "re-initialised", "blocks.2.bias": "re-initialised", "blocks.2.gate": "re-initialised",
-    }  # fmt: skip
+        "blocks.2.weight": "re-initialised",
+        "blocks.2.bias": "re-initialised",
+        "blocks.2.gate": "re-initialised",
+    }
     assert torch.equal(result.weights["blocks.2.weight"], fresh["blocks.2.weight"])
     assert torch.equal(result.weights["blocks.1.weight"], old["blocks.1.weight"])
 
@@ -113,9 +119,10 @@ def test_the_written_weights_are_complete_and_say_where_they_come_from(tmp_path)
 
 def test_the_widths_of_the_features_come_from_the_checkpoints_data_before_its_shapes(tmp_path, state):
     shapes = {
-        "conditioning.text_proj.weight": torch.zeros(8, 5), "conditioning.dino_proj.weight": torch.zeros(8, 6),
+        "conditioning.text_proj.weight": torch.zeros(8, 5),
+        "conditioning.dino_proj.weight": torch.zeros(8, 6),
         "patch_embedding.weight": torch.zeros(8, 64),
-    }  # fmt: skip
+    }
     torch.save({**state(1), "model": shapes}, tmp_path / "ours.pt")
     assert old_feature_widths(tmp_path / "ours.pt", shapes, 2) == {"text": 4, "image": 4, "latent_channels": 16}
     torch.save(shapes, tmp_path / "foreign.pt")
@@ -128,7 +135,9 @@ def test_the_widths_of_the_features_come_from_the_checkpoints_data_before_its_sh
 
 def test_the_command_asks_for_the_widths_that_it_cannot_know(dit, tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt")
-    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", tmp_path / "init.safetensors", "--text-dim", 8)
+    ended = dit(
+        "warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", tmp_path / "init.safetensors", "--text-dim", 8
+    )
     assert ended.code == 2 and "--image-dim N --latent-channels N" in ended.err and "--text-dim" not in ended.err
 
 
@@ -140,7 +149,9 @@ def test_the_command_carries_a_checkpoint_over_to_a_deeper_preset(dit, tmp_path)
     old = build_model(load_config("demo", ["model.depth=1", "model.width=16", "model.heads=2"]), 8, 12, 4).state_dict()
     torch.save({"model": old}, tmp_path / "old.pt")
     out = tmp_path / "init.safetensors"
-    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", out, *small, "-s", "model.depth=2", "--json")
+    ended = dit(
+        "warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", out, *small, "-s", "model.depth=2", "--json"
+    )
     answer = json.loads(ended.out)
     assert ended.code == 0 and answer["widths"] == {"text": 8, "image": 12, "latent_channels": 4}
     assert answer["counts"] == {"copied": len(old), "resized": 0, "re-initialised": 9, "skipped": 0}

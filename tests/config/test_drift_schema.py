@@ -67,13 +67,21 @@ def test_values_that_do_not_fit_each_other_are_refused(override, told):
 
 def test_an_encoder_is_trained_only_where_something_is_read_from_it():
     wanted = "drift.encoder=trained"
-    assert any("has no effect when drift.features is" in problem for problem in problems("drift-b2", wanted, 'drift.features=["raw"]'))
+    assert any(
+        "has no effect when drift.features is" in problem
+        for problem in problems("drift-b2", wanted, 'drift.features=["raw"]')
+    )
     idle = problems("drift-b2", wanted, "feature_encoder.masked=0.0", "feature_encoder.labels=false")
-    assert any("maps_weight weighs maps" in problem for problem in problems("drift-b2", "drift.maps_weight=0.5", 'drift.features=["raw"]'))
+    assert any(
+        "maps_weight weighs maps" in problem
+        for problem in problems("drift-b2", "drift.maps_weight=0.5", 'drift.features=["raw"]')
+    )
     assert any("nothing to learn" in problem for problem in idle)
     assert any("no effect on a toy" in problem for problem in problems("drift-toy", wanted))
 
 
 def test_a_toy_has_neither_guidance_nor_features_of_images():
     assert any("must be" in problem for problem in problems("drift-toy", 'drift.features=["locations"]'))
-    assert any("no guidance" in problem for problem in problems("drift-toy", "drift.alpha_max=2.0", "drift.unconditional=4"))
+    assert any(
+        "no guidance" in problem for problem in problems("drift-toy", "drift.alpha_max=2.0", "drift.unconditional=4")
+    )

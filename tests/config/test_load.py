@@ -83,7 +83,12 @@ def test_overrides_have_the_types_of_toml_and_a_bare_word_is_text(preset):
             'validate.edits=[["red", "blue"]]',
         ],
     )
-    assert (config.train.lr, config.train.steps, config.model.qk_norm, config.train.precision) == (1e-4, 7, True, "bf16")
+    assert (config.train.lr, config.train.steps, config.model.qk_norm, config.train.precision) == (
+        1e-4,
+        7,
+        True,
+        "bf16",
+    )
     assert (config.encoders.image, config.encoders.text) == ("a folder/with = signs", "google/t5-v1_1-large")
     assert (config.train.betas, config.validate_.edits) == ([0.8, 0.9], [["red", "blue"]])
 
@@ -118,7 +123,11 @@ def test_a_byte_order_mark_is_not_part_of_the_first_key(preset):
 
 
 def test_three_mistakes_are_reported_at_once_each_with_key_line_and_reason(preset):
-    text = MINIMAL.replace("steps = 100", "steps = 100\nwarmup_steps = 100").replace("width = 32", "widht = 32").replace("both = 0.5", "both = 0.4")
+    text = (
+        MINIMAL.replace("steps = 100", "steps = 100\nwarmup_steps = 100")
+        .replace("width = 32", "widht = 32")
+        .replace("both = 0.5", "both = 0.4")
+    )
     path = preset(text)
     problems = problems_of(path)
     assert len(problems) == 4  # the misspelt width is also missing
@@ -167,7 +176,7 @@ def test_an_override_without_the_form_section_key_value_is_told(preset, override
 
 
 def test_an_override_below_a_value_is_told(preset):
-    assert problems_of(preset(), "train.lr.peak=1") == []or "train.lr" in problems_of(preset(), "train.lr.peak=1")[0]
+    assert problems_of(preset(), "train.lr.peak=1") == [] or "train.lr" in problems_of(preset(), "train.lr.peak=1")[0]
 
 
 def test_a_rule_broken_by_an_override_names_the_section_and_the_override(preset):
@@ -189,7 +198,11 @@ def test_a_mistake_in_a_base_names_the_base_file(preset):
         ("train.steps = 0\ntrain.batch_size = 4\n" + MINIMAL.split("[train]")[0], 1),
         ("train = { batch_size = 4, steps = 0 }\n" + MINIMAL.split("[train]")[0], 1),
         (MINIMAL.replace("steps = 100", "'steps' = 0"), 18),
-        ("train.steps = 0\ntrain.batch_size = 4\n" + MINIMAL.split("[train]")[0].replace('"a test"', '"""a\ntrain.steps = 3\n"""'), 1),
+        (
+            "train.steps = 0\ntrain.batch_size = 4\n"
+            + MINIMAL.split("[train]")[0].replace('"a test"', '"""a\ntrain.steps = 3\n"""'),
+            1,
+        ),
         (MINIMAL.replace("[train]", " [ train ] # here").replace("steps = 100", "steps=0"), 18),
     ],
     ids=["plain", "dotted", "inline-table", "quoted", "not-inside-a-text", "spaced"],
@@ -252,7 +265,9 @@ def test_row_60_a_value_that_is_no_count_is_told(preset, value, told):
     assert problem.startswith("train.steps: input should be") and told in problem and problem.endswith(f"({path}:18)")
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "true", "-1.0", "0", '"1e-4"', "2026-11-20T12:00:00Z", "1" + "0" * 400])
+@pytest.mark.parametrize(
+    "value", ["nan", "inf", "-inf", "1e400", "true", "-1.0", "0", '"1e-4"', "2026-11-20T12:00:00Z", "1" + "0" * 400]
+)
 def test_row_60_a_value_that_is_no_positive_finite_number_is_told(preset, value):
     path = preset(MINIMAL + f"lr = {value}\n")
     (problem,) = problems_of(path)
@@ -287,7 +302,14 @@ def test_row_60_keys_nested_a_thousand_deep_are_told_as_unknown(preset):
 
 
 def test_an_empty_file_is_told_key_by_key(preset):
-    assert [problem.split(":")[0] for problem in problems_of(preset(""))] == ["description", "model", "encoders", "data", "dropout", "train"]
+    assert [problem.split(":")[0] for problem in problems_of(preset(""))] == [
+        "description",
+        "model",
+        "encoders",
+        "data",
+        "dropout",
+        "train",
+    ]
 
 
 def test_a_configuration_from_a_checkpoint_names_the_checkpoint():

@@ -20,7 +20,9 @@ def picture(width=60, height=40):
     """Quarters, row by row: red, green, blue, white."""
     image = Image.new("RGB", (width, height), WHITE)
     for colour, column, row in ((RED, 0, 0), (GREEN, 1, 0), (BLUE, 0, 1)):
-        image.paste(colour, (column * width // 2, row * height // 2, (column + 1) * width // 2, (row + 1) * height // 2))
+        image.paste(
+            colour, (column * width // 2, row * height // 2, (column + 1) * width // 2, (row + 1) * height // 2)
+        )
     return image
 
 
@@ -45,9 +47,22 @@ def png(width, height, depth, kind, rows, before=b"", after=b""):
 
 def grey16_tiff(value, bits=16, photometric=1):
     """40x40 of one 16-bit value; `bits` and `photometric` as the tags say."""
-    entries = [(256, 3, 1, 40), (257, 3, 1, 40), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, 1),
-               (278, 3, 1, 40), (279, 4, 1, 3200)]  # fmt: skip
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + struct.pack("<I", 0)
+    entries = [
+        (256, 3, 1, 40),
+        (257, 3, 1, 40),
+        (258, 3, 1, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, photometric),
+        (273, 4, 1, 8),
+        (277, 3, 1, 1),
+        (278, 3, 1, 40),
+        (279, 4, 1, 3200),
+    ]
+    directory = (
+        struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        + struct.pack("<I", 0)
+    )
     return b"II*\0" + struct.pack("<I", 8 + 3200) + struct.pack("<H", value) * 1600 + directory
 
 

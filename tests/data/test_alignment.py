@@ -27,7 +27,12 @@ def patches_of(latent):
 
 
 def found(latents, misplace):
-    return align([observe(misplace(patches_of(latent)).reshape(-1, 6), latent, GRID, SIZE, 256, seed) for seed, latent in enumerate(latents)])
+    return align(
+        [
+            observe(misplace(patches_of(latent)).reshape(-1, 6), latent, GRID, SIZE, 256, seed)
+            for seed, latent in enumerate(latents)
+        ]
+    )
 
 
 def raster(by):
@@ -67,6 +72,9 @@ def test_brightness_of_the_whole_image_does_not_count(latents):
 def test_large_grids_are_thinned_alike_in_patches_and_latent():
     chance = np.random.default_rng(3)
     latents = [np.kron(chance.normal(size=(2, 20, 30)), np.ones((1, 2, 2))) for _ in range(IMAGES)]
-    seen = [observe(patches_of(latent).reshape(-1, 6), latent, (20, 30), (480, 320), 100, seed) for seed, latent in enumerate(latents)]
+    seen = [
+        observe(patches_of(latent).reshape(-1, 6), latent, (20, 30), (480, 320), 100, seed)
+        for seed, latent in enumerate(latents)
+    ]
     assert {len(image.features) for image in seen} == {len(image.targets) for image in seen} == {100}
     assert align(seen).best == IDENTITY

@@ -38,7 +38,9 @@ def test_every_scaled_set_keeps_the_rules(side):
     step = 64 if side >= 512 else 16
     assert all(bucket.width % step == 0 and bucket.height % step == 0 for bucket in buckets)
     assert all(0.9 <= bucket.area / side**2 <= 1.1 for bucket in buckets)
-    assert {(bucket.height, bucket.width) for bucket in buckets} == {(bucket.width, bucket.height) for bucket in buckets}
+    assert {(bucket.height, bucket.width) for bucket in buckets} == {
+        (bucket.width, bucket.height) for bucket in buckets
+    }
     assert len(set(buckets)) == len(buckets)
     assert buckets[0] == Bucket(side, side)
 
@@ -88,11 +90,18 @@ def test_all_wrong_sizes_of_a_list_are_named_at_once():
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((3000, 3000), "1024x1024"), ((3000, 2000), "1216x832"), ((2000, 3000), "832x1216"), ((1600, 1000), "1280x768"),
-        ((1000, 1600), "768x1280"), ((1920, 1080), "1280x768"), ((2000, 1000), "1344x704"), ((1000, 2000), "704x1344"), ((40, 10), "1344x704"),
-            ((1100, 1000), "1024x1024"),
+        ((3000, 3000), "1024x1024"),
+        ((3000, 2000), "1216x832"),
+        ((2000, 3000), "832x1216"),
+        ((1600, 1000), "1280x768"),
+        ((1000, 1600), "768x1280"),
+        ((1920, 1080), "1280x768"),
+        ((2000, 1000), "1344x704"),
+        ((1000, 2000), "704x1344"),
+        ((40, 10), "1344x704"),
+        ((1100, 1000), "1024x1024"),
     ],
-)  # fmt: skip
+)
 def test_an_image_goes_to_the_bucket_nearest_in_log_aspect(size, expected):
     assert nearest_bucket(*size, CANONICAL).name == expected
 
@@ -143,7 +152,11 @@ def test_latent_grids_are_rows_then_columns():
 
 
 def test_buckets_sort_by_width_then_height_and_read_their_own_names():
-    assert sorted([Bucket(160, 96), Bucket(96, 160), Bucket(96, 96)]) == [Bucket(96, 96), Bucket(96, 160), Bucket(160, 96)]
+    assert sorted([Bucket(160, 96), Bucket(96, 160), Bucket(96, 96)]) == [
+        Bucket(96, 96),
+        Bucket(96, 160),
+        Bucket(160, 96),
+    ]
     assert all(Bucket.from_name(bucket.name) == bucket for bucket in CANONICAL)
     with pytest.raises(ValueError, match="1216×832"):
         Bucket.from_name("1216×832")

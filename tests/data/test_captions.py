@@ -61,7 +61,9 @@ def test_row_43_the_wrong_byte_is_named():
         read_caption(b"caf\xe9")
 
 
-@pytest.mark.parametrize("letter", ["\0", "\x1b", "\x07", "\x0b", "\x1c", "\x7f", "\x85", "\u202e", "\u202a", "\u2066", "\u2069"])
+@pytest.mark.parametrize(
+    "letter", ["\0", "\x1b", "\x07", "\x0b", "\x1c", "\x7f", "\x85", "\u202e", "\u202a", "\u2066", "\u2069"]
+)
 def test_row_43_control_and_reordering_characters_are_refused_by_code_point(letter):
     with pytest.raises(CaptionRefused) as caught:
         read_caption(f"a {letter} dog".encode())
@@ -118,33 +120,60 @@ def test_of_a_list_the_first_is_taken_and_the_others_are_counted():
     assert choose_caption(["a dog", "a black dog", "a dog"]) == ("a dog", 2)
 
 
-@pytest.mark.parametrize(("value", "wanted"), [
-    ([], "empty-caption"), (["", "a dog"], "empty-caption"), (["a dog", 7], "caption-not-text"), ([["a dog"]], "caption-not-text"),
-    ({"caption": "a dog"}, "caption-not-text"), (["a \0 dog", "a dog"], "caption-control"),
-])  # fmt: skip
-def test_a_list_with_a_bad_first_caption_or_other_things_in_it_is_refused_and_not_searched_for_a_better_one(value, wanted):
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ([], "empty-caption"),
+        (["", "a dog"], "empty-caption"),
+        (["a dog", 7], "caption-not-text"),
+        ([["a dog"]], "caption-not-text"),
+        ({"caption": "a dog"}, "caption-not-text"),
+        (["a \0 dog", "a dog"], "caption-control"),
+    ],
+)
+def test_a_list_with_a_bad_first_caption_or_other_things_in_it_is_refused_and_not_searched_for_a_better_one(
+    value, wanted
+):
     assert reason(choose_caption, value) == wanted
 
 
 def test_a_row_may_say_caption_or_text_and_both_when_they_agree():
-    assert caption_field({"caption": "x"}) == caption_field({"text": "x"}) == caption_field({"text": "x", "caption": "x"}) == "x"
+    assert (
+        caption_field({"caption": "x"})
+        == caption_field({"text": "x"})
+        == caption_field({"text": "x", "caption": "x"})
+        == "x"
+    )
     assert caption_field({"caption": None, "text": ["x"]}) == ["x"]
     assert reason(caption_field, {"caption": "x", "text": "y"}) == "two-captions"
     assert reason(caption_field, {"captions": "x", "text": None}) == "no-caption"
 
 
-@pytest.mark.parametrize(("raw", "wanted"), [
-    (b'"a dog"', ("a dog", 0)), (b'["a dog", "b"]', ("a dog", 1)), (b'{"caption": "a dog", "width": 3}', ("a dog", 0)),
-    (b'\xef\xbb\xbf{"text": ["a dog", "b", "c"]}', ("a dog", 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b'"a dog"', ("a dog", 0)),
+        (b'["a dog", "b"]', ("a dog", 1)),
+        (b'{"caption": "a dog", "width": 3}', ("a dog", 0)),
+        (b'\xef\xbb\xbf{"text": ["a dog", "b", "c"]}', ("a dog", 2)),
+    ],
+)
 def test_a_json_file_holds_text_or_a_list_or_an_object(raw, wanted):
     assert read_caption_json(raw) == wanted
 
 
-@pytest.mark.parametrize(("raw", "wanted"), [
-    (b"", "caption-not-json"), (b"a dog", "caption-not-json"), (b"[" * 100_000, "caption-not-json"), (b"7", "caption-not-text"),
-    (b"null", "caption-not-text"), (b'{"url": "x"}', "no-caption"), (b'"caf\xe9"', "caption-not-utf8"),
-    (b" " * (LARGEST_JSON + 1), "caption-too-long"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b"", "caption-not-json"),
+        (b"a dog", "caption-not-json"),
+        (b"[" * 100_000, "caption-not-json"),
+        (b"7", "caption-not-text"),
+        (b"null", "caption-not-text"),
+        (b'{"url": "x"}', "no-caption"),
+        (b'"caf\xe9"', "caption-not-utf8"),
+        (b" " * (LARGEST_JSON + 1), "caption-too-long"),
+    ],
+)
 def test_row_43_other_json_is_refused(raw, wanted):
     assert reason(read_caption_json, raw) == wanted

@@ -22,7 +22,18 @@ from dittool.data.embed_passes import batch_size, plan_batches
 from dittool.data.embed_verify import verify
 from dittool.data.features import FeatureStore
 from dittool.data.parts import Part
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, REFUSED, STAGES, TEXT, USED, Record, safe_key
+from dittool.data.records import (
+    FEATURES,
+    IMAGE_CLS,
+    IMAGE_PATCHES,
+    LATENT,
+    REFUSED,
+    STAGES,
+    TEXT,
+    USED,
+    Record,
+    safe_key,
+)
 from dittool.data.scan import load_pixels, scan
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.vae import load_codec
@@ -51,7 +62,9 @@ def test_stored_features_are_those_of_the_bucketed_image(tiny_shards):
 
 
 def test_patch_k_is_the_patch_at_row_k_div_w_column_k_mod_w():
-    """Changing one block of pixels moves its own token most: registers are not taken for patches, rows not for columns."""
+    """Changing one block of pixels moves its own token most: registers are not taken for patches, rows not for
+    columns.
+    """
     encoder = load_image_encoder("builtin:dinov3", "fp32")
     assert encoder.registers == 4
     image = np.full((1, 80, 112, 3), 128, np.uint8)
@@ -183,7 +196,10 @@ def test_a_second_writer_is_turned_away(images, tmp_path):
     """Row 13."""
     derived = tmp_path / "derived"
     derived.mkdir()
-    with held(f"writer_lock(Path({str(derived)!r}), Part())") as holder, pytest.raises(StorageError, match=f"process {holder.pid}"):
+    with (
+        held(f"writer_lock(Path({str(derived)!r}), Part())") as holder,
+        pytest.raises(StorageError, match=f"process {holder.pid}"),
+    ):
         embed(images, derived, load_config("demo"))
     embed(images, derived, load_config("demo"), ["t5"])  # row 14: a dead owner holds nothing
 
@@ -282,21 +298,32 @@ def test_missing_weights_of_a_later_pass_are_told_before_the_first_begins(images
 
 
 def records_for_planning(count, buckets=("128x128",)):
-    return [Record(f"r{i:03d}", "", "", USED, bucket=buckets[i % len(buckets)], image_sha256=str(i), caption=str(i)) for i in range(count)]
+    return [
+        Record(f"r{i:03d}", "", "", USED, bucket=buckets[i % len(buckets)], image_sha256=str(i), caption=str(i))
+        for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("stage", ["vae", "t5"])
 def test_parts_take_every_record_exactly_once(stage, count):
     records = records_for_planning(700, ("128x128", "160x112", "512x512"))
-    taken = [r.id for i in range(count) for batch in plan_batches(stage, records, records[5:], Part(i, count)) for r in batch if r in records[5:]]
+    taken = [
+        r.id
+        for i in range(count)
+        for batch in plan_batches(stage, records, records[5:], Part(i, count))
+        for r in batch
+        if r in records[5:]
+    ]
     assert sorted(taken) == [record.id for record in records[5:]]
 
 
 def test_batches_hold_one_bucket_and_do_not_depend_on_the_split_or_on_what_is_done():
     records = records_for_planning(700, ("128x128", "160x112"))
     whole = plan_batches("vae", records, records, Part())
-    assert all(len({record.bucket for record in batch}) == 1 and len(batch) <= batch_size(batch[0].bucket) for batch in whole)
+    assert all(
+        len({record.bucket for record in batch}) == 1 and len(batch) <= batch_size(batch[0].bucket) for batch in whole
+    )
     split = [batch for i in range(3) for batch in plan_batches("vae", records, records, Part(i, 3))]
     assert sorted(map(str, split)) == sorted(map(str, whole))
     done = {record.id for batch in whole[:2] for record in batch}
@@ -317,11 +344,28 @@ def test_parts_at_the_same_time_join_to_the_bytes_of_one_run(images, tmp_path):
     together, apart = tmp_path / "together", tmp_path / "apart"
     embed(images, together, load_config("demo", ["data.area=256x256"]))
     code = "import sys; from dittool.cli import run; sys.exit(run(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "embed", images, "--out", apart, "--preset", "demo", "-s", "data.area=256x256", "--json", "-q", "--part"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "embed",
+        images,
+        "--out",
+        apart,
+        "--preset",
+        "demo",
+        "-s",
+        "data.area=256x256",
+        "--json",
+        "-q",
+        "--part",
+    ]
     running = [subprocess.Popen([*map(str, command), f"{i}/2"], stdout=subprocess.PIPE) for i in range(2)]
     said = [json.loads(process.communicate()[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert all(sum(one["made"][stage] for one in said) == 48 for stage in STAGES) and all(0 < one["made"]["vae"] < 48 for one in said)
+    assert all(sum(one["made"][stage] for one in said) == 48 for stage in STAGES) and all(
+        0 < one["made"]["vae"] < 48 for one in said
+    )
     assert embed(images, apart, load_config("demo", ["data.area=256x256"])).made == dict.fromkeys(STAGES, 0)
     assert digests(apart) == digests(together) and verify(apart).faults == []
 
@@ -335,7 +379,10 @@ def test_a_part_keeps_out_its_twin_another_split_and_a_plain_run_and_lets_the_ot
             with pytest.raises(StorageError, match=f"process {holder.pid}"):
                 embed(images, derived, config, part=part)
         embed(images, derived, config, ["t5"], part=Part(1, 2))
-    with held(f"writer_lock(Path({str(derived)!r}), Part())") as holder, pytest.raises(StorageError, match=f"process {holder.pid}"):
+    with (
+        held(f"writer_lock(Path({str(derived)!r}), Part())") as holder,
+        pytest.raises(StorageError, match=f"process {holder.pid}"),
+    ):
         embed(images, derived, config, part=Part(0, 2))
     embed(images, derived, config)  # row 14: a dead owner holds nothing
 
@@ -354,7 +401,11 @@ def test_torchrun_ranks_are_parts_and_nonsense_is_refused():
 def test_the_estimate_is_what_embedding_then_takes_and_makes_nothing(images, tmp_path):
     derived, config = tmp_path / "derived", load_config("demo")
     found = estimate(images, derived, config)
-    assert not derived.exists() and set(found.seconds) == set(STAGES) and all(value >= 0 for value in found.seconds.values())
+    assert (
+        not derived.exists()
+        and set(found.seconds) == set(STAGES)
+        and all(value >= 0 for value in found.seconds.values())
+    )
     embed(images, derived, config)
     for feature in ("dinov3", "dinov3_patches", "vae_latents"):
         taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (derived / feature).iterdir())
@@ -365,7 +416,9 @@ def test_the_estimate_is_what_embedding_then_takes_and_makes_nothing(images, tmp
 @pytest.mark.parametrize("storage", ["fp16", "fp32", "int8", "pooled"])
 def test_the_size_of_patches_is_known_for_every_storage(images, tmp_path, storage):
     derived, config = tmp_path / "derived", load_config("demo", [f"data.patch_storage={storage}", "data.area=256x256"])
-    expected = sum(row.bytes for row in estimate(images, derived, config, ["dinov3"]).rows if row.feature == "dinov3_patches")
+    expected = sum(
+        row.bytes for row in estimate(images, derived, config, ["dinov3"]).rows if row.feature == "dinov3_patches"
+    )
     embed(images, derived, config, ["dinov3"])
     assert sum(-(-path.stat().st_size // 4096) * 4096 for path in (derived / "dinov3_patches").iterdir()) == expected
     assert verify(derived, ["dinov3"]).faults == []
@@ -383,6 +436,8 @@ def test_embedding_does_not_begin_on_a_disk_that_will_not_do(images, tmp_path, m
 def test_the_counts_add_up(images, tmp_path, dit):
     (images / "broken.png").write_bytes(b"<html>")
     (images / "broken.txt").write_text("a page")
-    first = json.loads(dit("embed", images, "--preset", "demo", "--out", tmp_path / "derived", "--part", "0/2", "--json").out)
+    first = json.loads(
+        dit("embed", images, "--preset", "demo", "--out", tmp_path / "derived", "--part", "0/2", "--json").out
+    )
     assert first["inputs"] == first["used"] + first["refused"] == 9 and sum(first["reasons"].values()) == 1
     assert all(first["made"][stage] + first["kept"][stage] + first["left"][stage] == first["used"] for stage in STAGES)

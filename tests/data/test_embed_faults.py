@@ -1,4 +1,6 @@
-"""Embedding under faults: killed at any file event, disk full at any write, inputs that change, encoders that give nonsense."""
+"""Embedding under faults: killed at any file event, disk full at any write, inputs that change, encoders that give
+nonsense.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,11 @@ def whole(images, config, tmp_path_factory):
 
 
 def features_of(derived):
-    return {str(path.relative_to(derived)): path.read_bytes() for path in derived.rglob("*.npy") if not path.name.startswith(".tmp-")}
+    return {
+        str(path.relative_to(derived)): path.read_bytes()
+        for path in derived.rglob("*.npy")
+        if not path.name.startswith(".tmp-")
+    }
 
 
 def assert_the_next_run_completes(images, derived, config, whole):
@@ -88,7 +94,8 @@ def test_killed_at_every_file_event_the_next_run_completes_with_the_same_bytes(i
     last, code = killed_at([0], tmp_path, *command)[0]
     assert last > 80 and code == 0
     survived = killed_at(range(1, last + 1), tmp_path, *command)
-    assert all(count < event and code == 0 for event, (count, code) in survived.items())  # threads meet: a run may have an event more or less
+    # threads meet: a run may have an event more or less
+    assert all(count < event and code == 0 for event, (count, code) in survived.items())
     for event in range(1, last + 1):
         derived = tmp_path / f"killed{event}"
         assert_the_next_run_completes(images, derived, config, whole)
@@ -107,7 +114,9 @@ def test_killed_twice_and_at_any_moment(images, config, whole, tmp_path):
 
 
 def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, config, tmp_path, monkeypatch):
-    """A kill cannot show this, only the order of the calls can: file synced, then renamed, its folder synced, then the line."""
+    """A kill cannot show this, only the order of the calls can: file synced, then renamed, its folder synced, then
+    the line.
+    """
     calls = []
     real_fsync, real_replace, real_append = os.fsync, os.replace, journal.append_durably
 
@@ -130,7 +139,9 @@ def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, co
     embed(images, derived, config, ["vae"])
     renames = [number for number, call in enumerate(calls) if call[0] == "rename" and "vae_latents" in call[2]]
     entered = next(number for number, call in enumerate(calls) if call[0] == "journal")
-    folder = max(number for number, call in enumerate(calls[:entered]) if call == ("fsync", str(derived / "vae_latents")))
+    folder = max(
+        number for number, call in enumerate(calls[:entered]) if call == ("fsync", str(derived / "vae_latents"))
+    )
     assert len(renames) == 3 and max(renames) < folder < entered
     assert all(("fsync", calls[number][1]) in calls[:number] for number in renames)
     assert ("fsync", str(derived / "journal.jsonl")) in calls[entered:]
@@ -173,7 +184,20 @@ def test_a_full_disk_ends_with_5_and_the_next_run_completes(images, config, whol
     """The limit on a file's size stands for a full disk: small files fit, a latent does not."""
     derived = tmp_path / "derived"
     overrides = [word for override in CONFIG for word in ("-s", override)]
-    command = [sys.executable, "-c", FULL_AT_BYTE, 2100, "embed", images, "--preset", "demo", "--out", derived, "-q", *overrides]
+    command = [
+        sys.executable,
+        "-c",
+        FULL_AT_BYTE,
+        2100,
+        "embed",
+        images,
+        "--preset",
+        "demo",
+        "--out",
+        derived,
+        "-q",
+        *overrides,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "to write" in done.stderr and "Traceback" not in done.stderr
     assert all(len(np.load(derived / name)) for name in features_of(derived))  # what is there, is whole
@@ -244,7 +268,9 @@ def _die(record):
 # Row 40: changed between listing and reading
 
 
-def test_an_image_that_changes_after_the_scan_is_left_out_and_taken_by_the_next_run(images, config, tmp_path, monkeypatch):
+def test_an_image_that_changes_after_the_scan_is_left_out_and_taken_by_the_next_run(
+    images, config, tmp_path, monkeypatch
+):
     source = tmp_path / "images"
     shutil.copytree(images, source)
     victim, other = sorted(source.glob("*.png"))[:2]
@@ -257,7 +283,9 @@ def test_an_image_that_changes_after_the_scan_is_left_out_and_taken_by_the_next_
     with monkeypatch.context() as patched:
         patched.setattr(FeatureStore, "merge_records", changed_meanwhile)
         done = embed(source, tmp_path / "derived", config)
-    assert [(record.name, record.reason) for record in done.records if not record.used] == [(victim.stem, "decode:changed")]
+    assert [(record.name, record.reason) for record in done.records if not record.used] == [
+        (victim.stem, "decode:changed")
+    ]
     again = embed(source, tmp_path / "derived", config)
     assert len(again.used) == 3 and again.made == {"dinov3": 1, "vae": 1, "t5": 1}
     assert verify(tmp_path / "derived").faults == []
@@ -267,7 +295,9 @@ def test_an_image_that_changes_after_the_scan_is_left_out_and_taken_by_the_next_
 
 
 class NonsenseCodec:
-    """The built-in codec, which answers NaN, a constant or values beyond float16 for the image whose first pixel it is told to spoil."""
+    """The built-in codec, which answers NaN, a constant or values beyond float16 for the image whose first pixel it
+    is told to spoil.
+    """
 
     def __init__(self, pixel, value):
         self._codec, self._pixel, self._value = load_codec("builtin:dct"), pixel, value
@@ -282,7 +312,9 @@ class NonsenseCodec:
 
 
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "not-finite"), (1e6, "not-finite"), (0.0, "constant")])
-def test_an_image_whose_features_are_nonsense_is_refused_and_the_others_go_on(images, config, tmp_path, monkeypatch, value, reason):
+def test_an_image_whose_features_are_nonsense_is_refused_and_the_others_go_on(
+    images, config, tmp_path, monkeypatch, value, reason
+):
     source, derived = tmp_path / "images", tmp_path / "derived"
     shutil.copytree(images, source)
     from PIL import Image
@@ -294,14 +326,18 @@ def test_an_image_whose_features_are_nonsense_is_refused_and_the_others_go_on(im
         done = embed(source, derived, config)
         again = embed(source, derived, config)
     for run in (done, again):
-        assert [(record.name, record.reason) for record in run.records if not record.used] == [(victim.stem, f"encode:vae:{reason}")]
+        assert [(record.name, record.reason) for record in run.records if not record.used] == [
+            (victim.stem, f"encode:vae:{reason}")
+        ]
     assert done.made["vae"] == 2 and again.made == dict.fromkeys(STAGES, 0)
     assert not (derived / "vae_latents" / f"{victim.stem}.npy").exists() and verify(derived).faults == []
     assert embed(source, derived, config, ["vae"], rebuild=True).made == {"vae": 3}  # the encoder was repaired
 
 
 class FailingEncoder:
-    """An image encoder that finds one of a batch, or all, impossible, as the real ones do for values that are not finite in fp32 either."""
+    """An image encoder that finds one of a batch, or all, impossible, as the real ones do for values that are not
+    finite in fp32 either.
+    """
 
     def __init__(self, pixel):
         self._encoder, self._pixel = embed_passes_image_encoder("builtin:dinov3", "fp32"), pixel

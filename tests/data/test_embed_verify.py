@@ -45,7 +45,11 @@ def test_verification_sees_a_file_that_was_replaced(images, tmp_path, feature, c
         ("dinov3_patches", lambda a: a[:-1], "expected ("),
         ("t5_hidden", lambda a: a[:0], "expected 1 to 512 rows"),
         ("dinov3", lambda a: a.astype(np.float32), "holds float32"),
-        ("dinov3", lambda a: np.where(np.arange(64) == 3, np.nan, a).astype(np.float16), "1 of 64 values are not finite"),
+        (
+            "dinov3",
+            lambda a: np.where(np.arange(64) == 3, np.nan, a).astype(np.float16),
+            "1 of 64 values are not finite",
+        ),
     ],
 )
 def test_verification_needs_no_digest_to_see_a_wrong_array(images, tmp_path, feature, change, said):
@@ -72,4 +76,8 @@ def test_verification_lists_what_is_gone_cut_off_or_made_from_something_else(ima
     FeatureStore(derived).write_records([*records[:-1], replace(records[-1], caption="another")])
     found = dit("embed", "--verify", "--out", derived, "--pass", "t5", "--pass", "dinov3", "--json")
     assert found.code == 1
-    assert [Path(fault["where"]).name for fault in json.loads(found.out)["faults"]] == [first.name, second.name, f"{records[-1].id}.npy"]
+    assert [Path(fault["where"]).name for fault in json.loads(found.out)["faults"]] == [
+        first.name,
+        second.name,
+        f"{records[-1].id}.npy",
+    ]

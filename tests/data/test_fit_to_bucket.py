@@ -19,16 +19,26 @@ def test_an_image_of_the_buckets_size_is_not_touched():
     assert np.array_equal(pixels, noise) and box == (0, 0, 160, 96)
 
 
-@pytest.mark.parametrize(("size", "bucket"), [
-    ((400, 300), Bucket(128, 128)), ((300, 400), Bucket(128, 128)), ((90, 70), Bucket(160, 96)), ((333, 777), Bucket(96, 176)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [
+        ((400, 300), Bucket(128, 128)),
+        ((300, 400), Bucket(128, 128)),
+        ((90, 70), Bucket(160, 96)),
+        ((333, 777), Bucket(96, 176)),
+    ],
+)
 @pytest.mark.parametrize("mark", [(0.5, 0.5), (0.4, 0.45), (0.6, 0.52)])
 def test_a_mark_lands_where_the_crop_box_says(size, bucket, mark):
-    """A soft spot is drawn; its centre of mass in the bucket must be where the box maps its centre, to a few hundredths of a pixel."""
+    """A soft spot is drawn; its centre of mass in the bucket must be where the box maps its centre, to a few
+    hundredths of a pixel.
+    """
     centre = (mark[0] * size[0], mark[1] * size[1])
     rows, columns = np.mgrid[0 : size[1], 0 : size[0]] + 0.5
     spot = 250 * np.exp(-((columns - centre[0]) ** 2 + (rows - centre[1]) ** 2) / (2 * (min(size) / 25) ** 2))
-    pixels, (left, top, right, bottom) = fit_to_bucket(np.repeat(np.round(spot).astype(np.uint8)[..., None], 3, axis=2), bucket)
+    pixels, (left, top, right, bottom) = fit_to_bucket(
+        np.repeat(np.round(spot).astype(np.uint8)[..., None], 3, axis=2), bucket
+    )
     weight = pixels[..., 0].astype(float)
     rows, columns = np.mgrid[0 : bucket.height, 0 : bucket.width] + 0.5
     found = ((weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum())

@@ -1,4 +1,6 @@
-"""Flipped variants: which captions have one, what the records say, and that every modality is made from the flipped image, not flipped itself."""
+"""Flipped variants: which captions have one, what the records say, and that every modality is made from the flipped
+image, not flipped itself.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ SIDES = {
     "The left figure is taller than the right one.": "The right figure is taller than the left one.",
     "in the upper left corner, top right": "in the upper right corner, top left",
     "a tree at the edge of the far left": "a tree at the edge of the far right",
-    "a number of bright, upright bottles in copyright red, leftovers": "a number of bright, upright bottles in copyright red, leftovers",
+    "a number of bright, upright bottles in copyright red, leftovers": (
+        "a number of bright, upright bottles in copyright red, leftovers"
+    ),
     "no sides at all": "no sides at all",
 }
 
@@ -64,23 +68,57 @@ def test_flipping_twice_gives_the_caption_back(caption):
 
 UNSAFE = {
     "text-in-image": [
-        "a road sign on the left", "the letter A", "a t-shirt with the number 5", "the company's logo", "a poster with words", "it says hello",
-        'a cup with "tea" on it', "a “tea” cup", "a shop called 'Tea'", "a clock on the wall", "a map of France", "text in the corner",
+        "a road sign on the left",
+        "the letter A",
+        "a t-shirt with the number 5",
+        "the company's logo",
+        "a poster with words",
+        "it says hello",
+        'a cup with "tea" on it',
+        "a “tea” cup",
+        "a shop called 'Tea'",
+        "a clock on the wall",
+        "a map of France",
+        "text in the corner",
     ],
     "handedness": ["a left-handed guitarist", "a right-hander", "a lefty at bat", "left handed scissors"],
     "turning-sense": ["an arrow turning clockwise", "a counter-clockwise spiral", "the starboard bow"],
     "other-language": ["ein Hund links im Bild", "un chien à gauche", "un perro a la derecha", "一只狗在左边"],
     "unclear-left-right": [
-        "the food left over", "bags left behind", "he has left the room", "he's left", "door left open", "three apples left", "nothing left of it",
-        "the person on the right left the room", "a right angle", "all right", "right now", "a dog right next to a wall", "right behind the man",
-        "looking right at the camera", "the right time to go", "on the right track", "the right way up", "right side up", "a right-wing crowd",
-        "the left wing of a bird", "what is left of the castle", "topleft square", "stage left", "the right to vote", "turn left ← here",
-        "it is lit from the right angle", "hard left",
+        "the food left over",
+        "bags left behind",
+        "he has left the room",
+        "he's left",
+        "door left open",
+        "three apples left",
+        "nothing left of it",
+        "the person on the right left the room",
+        "a right angle",
+        "all right",
+        "right now",
+        "a dog right next to a wall",
+        "right behind the man",
+        "looking right at the camera",
+        "the right time to go",
+        "on the right track",
+        "the right way up",
+        "right side up",
+        "a right-wing crowd",
+        "the left wing of a bird",
+        "what is left of the castle",
+        "topleft square",
+        "stage left",
+        "the right to vote",
+        "turn left ← here",
+        "it is lit from the right angle",
+        "hard left",
     ],
-}  # fmt: skip
+}
 
 
-@pytest.mark.parametrize(("reason", "caption"), [(reason, caption) for reason, captions in UNSAFE.items() for caption in captions])
+@pytest.mark.parametrize(
+    ("reason", "caption"), [(reason, caption) for reason, captions in UNSAFE.items() for caption in captions]
+)
 def test_captions_that_cannot_be_swapped_surely_are_left_out_with_a_reason(reason, caption):
     assert why_not_flipped(caption) == reason
 
@@ -94,7 +132,12 @@ def test_one_unclear_word_is_enough():
 
 
 def record(record_id, caption="on the left", **changes):
-    return Record(record_id, record_id, f"{record_id}.png", **{"status": USED, "caption": caption, "image_sha256": "0" * 64, **changes})
+    return Record(
+        record_id,
+        record_id,
+        f"{record_id}.png",
+        **{"status": USED, "caption": caption, "image_sha256": "0" * 64, **changes},
+    )
 
 
 def test_each_used_record_is_followed_by_its_variant_of_the_same_image():
@@ -110,7 +153,9 @@ def test_a_record_without_variant_says_why():
     assert only.flags == ("not-flipped:handedness",) and not only.flipped
 
 
-@pytest.mark.parametrize("ids", [["a", "a-flip"], ["a-flip", "a"], ["a", "A-FLIP"], ["x" * 100], ["x" * 95, "y" * 96, "x" * 96]])
+@pytest.mark.parametrize(
+    "ids", [["a", "a-flip"], ["a-flip", "a"], ["a", "A-FLIP"], ["x" * 100], ["x" * 95, "y" * 96, "x" * 96]]
+)
 def test_row_45_the_ids_of_variants_are_safe_and_nobody_elses(ids):
     records = with_flips([record(one) for one in ids])
     found = [one.id for one in records]
@@ -120,7 +165,9 @@ def test_row_45_the_ids_of_variants_are_safe_and_nobody_elses(ids):
 
 def test_image_features_of_the_two_have_different_sources_and_a_caption_without_sides_the_same():
     original, flipped = with_flips([record("a", "a dog", bucket="64x64")])
-    assert source_of("vae", original) != source_of("vae", flipped) and source_of("dinov3", original) != source_of("dinov3", flipped)
+    assert source_of("vae", original) != source_of("vae", flipped) and source_of("dinov3", original) != source_of(
+        "dinov3", flipped
+    )
     assert source_of("t5", original) == source_of("t5", flipped)
 
 
@@ -165,7 +212,11 @@ def test_the_pixels_of_a_variant_are_the_mirrored_bucketed_image(tmp_path):
     (tmp_path / "a.txt").write_text("noise")
     original, flipped = scan(tmp_path, [Bucket(96, 48)], flip="prepared")
     pixels, mirrored = load_pixels(original, tmp_path), load_pixels(flipped, tmp_path)
-    assert np.array_equal(mirrored, pixels[:, ::-1]) and not np.array_equal(mirrored, pixels) and mirrored.flags["C_CONTIGUOUS"]
+    assert (
+        np.array_equal(mirrored, pixels[:, ::-1])
+        and not np.array_equal(mirrored, pixels)
+        and mirrored.flags["C_CONTIGUOUS"]
+    )
 
 
 # --- the whole way: drawn images, embedded ---
@@ -194,7 +245,10 @@ def test_what_a_variant_shows_is_what_its_caption_says(flipped_set):
     moved = Counter()
     for original, flipped in pairs:
         before, after = parse_caption(original.caption).position, parse_caption(flipped.caption).position
-        assert see(load_pixels(original, root / "images")).position == before and see(load_pixels(flipped, root / "images")).position == after
+        assert (
+            see(load_pixels(original, root / "images")).position == before
+            and see(load_pixels(flipped, root / "images")).position == after
+        )
         moved[before, after] += 1
     assert moved["left", "right"] and moved["right", "left"]
     assert set(moved) <= {("left", "right"), ("right", "left"), ("top", "top"), ("bottom", "bottom")}
@@ -216,7 +270,8 @@ def test_the_stored_features_of_a_variant_are_the_encodings_of_the_flipped_pixel
 
 
 def same(stored, encoded_now):
-    torch.testing.assert_close(torch.from_numpy(stored.copy()).float(), encoded_now.float(), rtol=2e-3, atol=2e-3)  # stored in float16
+    # stored in float16
+    torch.testing.assert_close(torch.from_numpy(stored.copy()).float(), encoded_now.float(), rtol=2e-3, atol=2e-3)
 
 
 def test_the_stored_features_of_a_variant_are_not_flipped_features(flipped_set):
@@ -234,7 +289,9 @@ def test_an_image_and_its_variant_are_on_the_same_side_of_the_hold_out(flipped_s
     root, _ = flipped_set
     shard(root / "derived", root / "shards")
     shards = ShardSet.open(root / "shards")
-    sides = {name: {shards.read_record(ref).image_sha256 for ref in shards.split(name)} for name in ("train", "holdout")}
+    sides = {
+        name: {shards.read_record(ref).image_sha256 for ref in shards.split(name)} for name in ("train", "holdout")
+    }
     assert sides["train"] and sides["holdout"] and not sides["train"] & sides["holdout"]
     assert sum(len(shards.split(name)) for name in sides) == 24
     assert sum(shards.read_record(ref).flipped for name in sides for ref in shards.split(name)) == 12

@@ -21,7 +21,12 @@ FEATURES = ("cls", "patches", "latent", "text")
 def content(folder):
     """All that a training run gets out of a set."""
     shards = ShardSet.open(folder)
-    return shards.card, shards.dims, shards.statistics, [(ref, shards.read(ref), shards.read_record(ref)) for ref in shards.samples]
+    return (
+        shards.card,
+        shards.dims,
+        shards.statistics,
+        [(ref, shards.read(ref), shards.read_record(ref)) for ref in shards.samples],
+    )
 
 
 def same(one, other):
@@ -31,7 +36,9 @@ def same(one, other):
     if not all(np.allclose(one[2][key], other[2][key], rtol=1e-2, atol=1e-3) for key in ("latent_mean", "latent_std")):
         return False
     return all(
-        mine[0] == theirs[0] and mine[2] == theirs[2] and all(np.array_equal(getattr(mine[1], name), getattr(theirs[1], name)) for name in FEATURES)
+        mine[0] == theirs[0]
+        and mine[2] == theirs[2]
+        and all(np.array_equal(getattr(mine[1], name), getattr(theirs[1], name)) for name in FEATURES)
         for mine, theirs in zip(one[3], other[3], strict=True)
     )
 

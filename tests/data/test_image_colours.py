@@ -27,8 +27,13 @@ from dittool.data.images import read_header
 pytestmark = pytest.mark.usefixtures("warnings_are_errors")
 
 
-INKS = {"cyan": ((255, 0, 0, 0), (0, 255, 255)), "red": ((0, 255, 255, 0), RED), "paper": ((0, 0, 0, 0), WHITE), "black": ((0, 0, 0, 255), BLACK),
-        "dark green": ((255, 0, 255, 128), (0, 127, 0))}  # fmt: skip
+INKS = {
+    "cyan": ((255, 0, 0, 0), (0, 255, 255)),
+    "red": ((0, 255, 255, 0), RED),
+    "paper": ((0, 0, 0, 0), WHITE),
+    "black": ((0, 0, 0, 255), BLACK),
+    "dark green": ((255, 0, 255, 128), (0, 127, 0)),
+}
 
 
 @pytest.mark.parametrize("ink", INKS)
@@ -43,7 +48,8 @@ def test_row_32_cmyk_shows_the_colour_of_its_inks(file_format, ink):
 @pytest.mark.parametrize("ink", INKS)
 def test_row_32_adobe_ycck_shows_the_colour_of_its_inks(ink):
     (cyan, magenta, yellow, black), expected = INKS[ink]
-    # In the file: YCbCr of the inverted inverse, that is of (c, m, y) itself, and the inverted black. Pillow inverts all four when it writes.
+    # In the file: YCbCr of the inverted inverse, that is of (c, m, y) itself, and the inverted black. Pillow inverts
+    # all four when it writes.
     luma_chroma = Image.new("RGB", (1, 1), (cyan, magenta, yellow)).convert("YCbCr").getpixel((0, 0))
     stored = (*luma_chroma, 255 - black)
     raw = encoded(Image.new("CMYK", (40, 40), tuple(255 - value for value in stored)), "JPEG", quality=100)
@@ -75,15 +81,24 @@ def test_row_33_floating_point_pixels_are_refused():
     assert error.reason == "float-pixels"
 
 
-@pytest.mark.parametrize("raw", [
-    encoded(Image.fromarray(np.full((40, 40), 70000, dtype=np.int32)), "TIFF"), grey16_tiff(4000, bits=12), grey16_tiff(4000, photometric=0),
-], ids=["32-bit", "12-bit", "white is zero"])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        encoded(Image.fromarray(np.full((40, 40), 70000, dtype=np.int32)), "TIFF"),
+        grey16_tiff(4000, bits=12),
+        grey16_tiff(4000, photometric=0),
+    ],
+    ids=["32-bit", "12-bit", "white is zero"],
+)
 def test_row_33_grey_of_unknown_range_is_refused(raw):
     assert refusal(raw, read_header).reason == "pixel-format"
 
 
 def test_row_34_hidden_colours_do_not_show_through():
-    for raw in (encoded(Image.new("RGBA", (40, 40), (*RED, 0))), encoded(Image.new("RGBA", (40, 40), (*RED, 0)), "WEBP", lossless=True, exact=True)):
+    for raw in (
+        encoded(Image.new("RGBA", (40, 40), (*RED, 0))),
+        encoded(Image.new("RGBA", (40, 40), (*RED, 0)), "WEBP", lossless=True, exact=True),
+    ):
         assert colour_at(raw, 20, 20) == WHITE
         assert read_header(raw).flags == ("alpha-composited",)
 
@@ -112,15 +127,18 @@ def test_row_34_a_palette_with_alpha_per_entry_is_mixed():
     assert near(colour_at(raw, 5, 5), (255, 127, 127), 1) and colour_at(raw, 35, 5) == BLUE
 
 
-@pytest.mark.parametrize(("depth", "row", "transparent", "left", "right"), [
-    (1, bytes([255, 255, 255, 0, 0]), 0, WHITE, WHITE),
-    (1, bytes([255, 255, 255, 0, 0]), 1, WHITE, BLACK),
-    (2, bytes([0x55] * 5 + [0xAA] * 5), 1, WHITE, (170,) * 3),
-    (2, bytes([0x55] * 5 + [0xAA] * 5), 2, (85,) * 3, WHITE),
-    (4, bytes([0x33] * 10 + [0x44] * 10), 3, WHITE, (68,) * 3),
-    (8, bytes([100] * 20 + [50] * 20), 100, WHITE, (50,) * 3),
-    (16, struct.pack(">H", 0x1234) * 20 + struct.pack(">H", 0x12FF) * 20, 0x1234, WHITE, (18,) * 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("depth", "row", "transparent", "left", "right"),
+    [
+        (1, bytes([255, 255, 255, 0, 0]), 0, WHITE, WHITE),
+        (1, bytes([255, 255, 255, 0, 0]), 1, WHITE, BLACK),
+        (2, bytes([0x55] * 5 + [0xAA] * 5), 1, WHITE, (170,) * 3),
+        (2, bytes([0x55] * 5 + [0xAA] * 5), 2, (85,) * 3, WHITE),
+        (4, bytes([0x33] * 10 + [0x44] * 10), 3, WHITE, (68,) * 3),
+        (8, bytes([100] * 20 + [50] * 20), 100, WHITE, (50,) * 3),
+        (16, struct.pack(">H", 0x1234) * 20 + struct.pack(">H", 0x12FF) * 20, 0x1234, WHITE, (18,) * 3),
+    ],
+)
 def test_row_34_the_one_transparent_grey_of_a_png_counts_at_every_depth(depth, row, transparent, left, right):
     raw = png(40, 40, depth, 0, [row] * 40, before=chunk(b"tRNS", struct.pack(">H", transparent)))
     assert (colour_at(raw, 2, 2), colour_at(raw, 38, 2)) == (left, right)
@@ -129,6 +147,11 @@ def test_row_34_the_one_transparent_grey_of_a_png_counts_at_every_depth(depth, r
 @pytest.mark.parametrize(("depth", "code"), [(8, ">BBB"), (16, ">HHH")])
 def test_row_34_the_one_transparent_colour_of_a_png_counts_at_every_depth(depth, code):
     scale = 257 if depth == 16 else 1
-    row = struct.pack(code, 10 * scale, 20 * scale, 30 * scale) * 20 + struct.pack(code, 10 * scale, 20 * scale, 40 * scale) * 20
-    raw = png(40, 40, depth, 2, [row] * 40, before=chunk(b"tRNS", struct.pack(">HHH", 10 * scale, 20 * scale, 30 * scale)))
+    row = (
+        struct.pack(code, 10 * scale, 20 * scale, 30 * scale) * 20
+        + struct.pack(code, 10 * scale, 20 * scale, 40 * scale) * 20
+    )
+    raw = png(
+        40, 40, depth, 2, [row] * 40, before=chunk(b"tRNS", struct.pack(">HHH", 10 * scale, 20 * scale, 30 * scale))
+    )
     assert (colour_at(raw, 2, 2), colour_at(raw, 38, 2)) == (WHITE, (10, 20, 40))

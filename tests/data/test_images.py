@@ -24,7 +24,15 @@ from picture_files import (
 )
 from PIL import Image, ImageFile
 
-from dittool.data.images import LARGEST_IMAGE, ImageRefused, decode_image, open_image, read_header, read_image_file, read_upright_size
+from dittool.data.images import (
+    LARGEST_IMAGE,
+    ImageRefused,
+    decode_image,
+    open_image,
+    read_header,
+    read_image_file,
+    read_upright_size,
+)
 from dittool.errors import BadDataError
 
 pytestmark = pytest.mark.usefixtures("warnings_are_errors")
@@ -33,10 +41,18 @@ pytestmark = pytest.mark.usefixtures("warnings_are_errors")
 # --- what is read ---
 
 
-@pytest.mark.parametrize(("file_format", "options"), [
-    ("PNG", {}), ("BMP", {}), ("GIF", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True}),
-    ("JPEG", {"quality": 95}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG", {"quality": 95}),
+    ],
+)
 def test_every_format_of_the_allow_list_gives_its_pixels(file_format, options):
     raw = encoded(picture(), file_format, **options)
     opened, header = decode_image(raw), read_header(raw)
@@ -62,7 +78,12 @@ def test_paths_are_read_and_errors_name_them(tmp_path):
     path.write_bytes(b"<html>")
     for judge in (read_upright_size, open_image):
         error = refusal(path, judge)
-        assert isinstance(error, BadDataError) and str(path) in error.message and error.reason == "not-an-image" and error.hint
+        assert (
+            isinstance(error, BadDataError)
+            and str(path) in error.message
+            and error.reason == "not-an-image"
+            and error.hint
+        )
 
 
 def test_files_that_are_not_there_or_not_regular_are_refused_without_waiting(tmp_path):
@@ -81,18 +102,33 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
 # --- rows 27 to 31: not images, cut off, bombs, bad sizes ---
 
 
-@pytest.mark.parametrize(("raw", "word"), [
-    (b"", "empty (0 bytes)"), (b"<!DOCTYPE html><html>404</html>", "HTML"), (b"\n <svg xmlns=", "SVG"), (b"just words", "6a 75 73 74"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"\0" * 64, "00 00"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"<!DOCTYPE html><html>404</html>", "HTML"),
+        (b"\n <svg xmlns=", "SVG"),
+        (b"just words", "6a 75 73 74"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\0" * 64, "00 00"),
+    ],
+)
 def test_row_27_what_is_no_image_is_refused_and_says_what_it_is(raw, word):
     error = refusal(raw, read_header)
     assert error.reason == "not-an-image" and word in error.detail
 
 
-@pytest.mark.parametrize(("file_format", "options"), [
-    ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {}), ("TIFF", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+    ],
+)
 @pytest.mark.parametrize("kept", [0.95, 0.6])
 def test_row_28_a_cut_off_body_is_refused_when_it_is_decoded(file_format, options, kept):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8))
@@ -152,7 +188,9 @@ def test_row_29_an_image_above_the_limit_is_refused_from_its_header(size):
 
 def test_row_29_the_limit_itself_passes_and_its_numbers_are_told():
     assert read_header(bomb_png(8000, 8000)).width == 8000
-    assert refusal(bomb_png(8001, 8000), read_header).detail == "8001x8000 is 64,008,000 pixels, the limit is 64,000,000"
+    assert (
+        refusal(bomb_png(8001, 8000), read_header).detail == "8001x8000 is 64,008,000 pixels, the limit is 64,000,000"
+    )
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "GIF", "BMP"])
@@ -160,7 +198,9 @@ def test_row_30_a_header_of_the_largest_size_is_refused(file_format):
     raw = {
         "PNG": bomb_png(2**31 - 1, 2**31 - 1),
         "GIF": b"GIF89a" + struct.pack("<HH", 65535, 65535) + encoded(picture(), "GIF")[10:],
-        "BMP": encoded(picture(), "BMP")[:18] + struct.pack("<ii", 2**31 - 1, 2**31 - 1) + encoded(picture(), "BMP")[26:],
+        "BMP": encoded(picture(), "BMP")[:18]
+        + struct.pack("<ii", 2**31 - 1, 2**31 - 1)
+        + encoded(picture(), "BMP")[26:],
     }[file_format]
     assert refusal(raw, read_header).reason == "too-large"
 
@@ -169,10 +209,17 @@ def test_row_31_no_width_at_all_is_refused():
     assert refusal(png(0, 40, 8, 0, [b""]), read_header).reason in ("damaged", "too-small")
 
 
-@pytest.mark.parametrize(("size", "reason"), [
-    ((1, 1), "too-small"), ((1, 4000), "too-small"), ((31, 31), "too-small"), ((400, 31), "too-small"),
-    ((161, 40), "extreme-aspect"), ((40, 161), "extreme-aspect"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((1, 1), "too-small"),
+        ((1, 4000), "too-small"),
+        ((31, 31), "too-small"),
+        ((400, 31), "too-small"),
+        ((161, 40), "extreme-aspect"),
+        ((40, 161), "extreme-aspect"),
+    ],
+)
 def test_row_31_too_small_and_too_long_images_are_refused_with_their_size(size, reason):
     error = refusal(encoded(Image.new("RGB", size)), read_header)
     assert error.reason == reason and f"{size[0]}x{size[1]}" in error.detail
@@ -188,9 +235,15 @@ def test_row_31_the_smallest_and_the_longest_allowed_pass(size):
 
 # What a file with each orientation holds so that it looks like `picture()`: the quarters as stored, row by row.
 STORED = {
-    1: (RED, GREEN, BLUE, WHITE), 2: (GREEN, RED, WHITE, BLUE), 3: (WHITE, BLUE, GREEN, RED), 4: (BLUE, WHITE, RED, GREEN),
-    5: (RED, BLUE, GREEN, WHITE), 6: (GREEN, WHITE, RED, BLUE), 7: (WHITE, GREEN, BLUE, RED), 8: (BLUE, RED, WHITE, GREEN),
-}  # fmt: skip
+    1: (RED, GREEN, BLUE, WHITE),
+    2: (GREEN, RED, WHITE, BLUE),
+    3: (WHITE, BLUE, GREEN, RED),
+    4: (BLUE, WHITE, RED, GREEN),
+    5: (RED, BLUE, GREEN, WHITE),
+    6: (GREEN, WHITE, RED, BLUE),
+    7: (WHITE, GREEN, BLUE, RED),
+    8: (BLUE, RED, WHITE, GREEN),
+}
 
 
 def stored_for(orientation):
@@ -203,16 +256,24 @@ def stored_for(orientation):
 
 
 @pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize(("file_format", "options"), [
-    ("JPEG", {"quality": 95, "subsampling": 0}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
 def test_row_35_every_orientation_comes_out_upright(file_format, options, orientation):
     raw = encoded(stored_for(orientation), file_format, exif=exif_of(orientation), **options)
     header, opened = read_header(raw), decode_image(raw)
     assert (header.width, header.height) == (60, 40) and opened.pixels.shape == (40, 60, 3)
-    assert [near(opened.pixels[y, x].tolist(), colour, 6) for (x, y), colour in zip(
-        [(15, 10), (45, 10), (15, 30), (45, 30)], (RED, GREEN, BLUE, WHITE), strict=True
-    )] == [True] * 4  # fmt: skip
+    assert [
+        near(opened.pixels[y, x].tolist(), colour, 6)
+        for (x, y), colour in zip([(15, 10), (45, 10), (15, 30), (45, 30)], (RED, GREEN, BLUE, WHITE), strict=True)
+    ] == [True] * 4
     assert ("exif-rotated" in header.flags) == (orientation != 1)
 
 
@@ -231,7 +292,9 @@ def test_row_35_exif_behind_the_pixels_of_a_png_is_found_without_decoding():
     assert colour_at(raw, 15, 10) == RED and colour_at(raw, 45, 10) == GREEN
 
 
-@pytest.mark.parametrize("exif", [b"garbage, not a directory", b"II*\0\xff\xff\xff\x7f", b"", b"MM\0*\0\0\0\x08\xff\xff\x01\x12"])
+@pytest.mark.parametrize(
+    "exif", [b"garbage, not a directory", b"II*\0\xff\xff\xff\x7f", b"", b"MM\0*\0\0\0\x08\xff\xff\x01\x12"]
+)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
 def test_row_35_unreadable_exif_leaves_the_image_as_stored(file_format, exif):
     raw = encoded(picture(), file_format, exif=b"Exif\0\0" + exif)
@@ -261,11 +324,21 @@ def test_row_37_a_wrong_suffix_does_not_matter(tmp_path):
     assert open_image(tmp_path / "dog.jpg").pixels[8, 10].tolist() == list(RED)
 
 
-@pytest.mark.parametrize("raw", [
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n", b"%PDF-1.7\n", b"8BPS\0\1" + b"\0" * 40, b"SIMPLE  =                    T" + b" " * 60,
-    b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x1cftypavif\0\0\0\0", b"\0\0\0\x18ftypheic\0\0\0\0",
-    b"\xff\x0a\0\0", b"PK\3\4" + b"\0" * 30, b"\0\0\1\0\1\0",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n",
+        b"%PDF-1.7\n",
+        b"8BPS\0\1" + b"\0" * 40,
+        b"SIMPLE  =                    T" + b" " * 60,
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"\0\0\0\x1cftypavif\0\0\0\0",
+        b"\0\0\0\x18ftypheic\0\0\0\0",
+        b"\xff\x0a\0\0",
+        b"PK\3\4" + b"\0" * 30,
+        b"\0\0\1\0\1\0",
+    ],
+)
 def test_row_37_formats_off_the_list_are_refused_before_pillow_sees_them(raw, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
     assert refusal(raw, read_header).reason == "unsupported-format"
@@ -274,7 +347,9 @@ def test_row_37_formats_off_the_list_are_refused_before_pillow_sees_them(raw, mo
 def test_row_37_only_the_decoder_of_the_first_bytes_is_started(monkeypatch):
     asked = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda file, formats: asked.append(tuple(formats)) or real(file, formats=formats))
+    monkeypatch.setattr(
+        Image, "open", lambda file, formats: asked.append(tuple(formats)) or real(file, formats=formats)
+    )
     decode_image(encoded(picture(), "GIF"))
     assert asked == [("GIF",)]
 
@@ -293,9 +368,15 @@ def test_row_38_a_profile_other_than_srgb_is_ignored_and_flagged(file_format):
         assert read_header(encoded(picture(), file_format, icc_profile=profile(name))).flags == ()
 
 
-@pytest.mark.parametrize("before", [
-    chunk(b"iCCP", b"big\0\0" + zlib.compress(b"\0" * 50_000_000)), chunk(b"iCCP", b"broken\0\0not zlib"), chunk(b"iCCP", b"x"),
-], ids=["50 MB", "not compressed", "one byte"])  # fmt: skip
+@pytest.mark.parametrize(
+    "before",
+    [
+        chunk(b"iCCP", b"big\0\0" + zlib.compress(b"\0" * 50_000_000)),
+        chunk(b"iCCP", b"broken\0\0not zlib"),
+        chunk(b"iCCP", b"x"),
+    ],
+    ids=["50 MB", "not compressed", "one byte"],
+)
 def test_row_38_huge_and_broken_profiles_are_not_inflated(before):
     raw = png(40, 40, 8, 0, [bytes([9] * 40)] * 40, before=before)
     assert read_header(raw).flags == ("icc-ignored",)

@@ -37,10 +37,17 @@ def written(tiny_shards, tmp_path_factory):
         sample = shards.read(ref)
         text, mask = np.zeros((ROWS, sample.text.shape[1]), np.float16), np.zeros(ROWS, bool)
         text[: len(sample.text)], mask[: len(sample.text)] = sample.text, True
-        writers[ref.bucket].write({
-            "__key__": ref.id, "json": {"caption": shards.read_record(ref).caption}, "dinov3.npy": sample.cls,
-            "dinov3_patches.npy": sample.patches.astype(np.float32), "vae.npy": sample.latent, "t5h.npy": text, "t5m.npy": mask,
-        })  # fmt: skip
+        writers[ref.bucket].write(
+            {
+                "__key__": ref.id,
+                "json": {"caption": shards.read_record(ref).caption},
+                "dinov3.npy": sample.cls,
+                "dinov3_patches.npy": sample.patches.astype(np.float32),
+                "vae.npy": sample.latent,
+                "t5h.npy": text,
+                "t5m.npy": mask,
+            }
+        )
     for writer in writers.values():
         writer.close()
     return folder
@@ -52,7 +59,9 @@ def older(written, tmp_path):
 
 
 def index(dit, folder, *overrides):
-    return dit("shard", "--index", folder, "--preset", "demo", *(part for override in overrides for part in ("-s", override)))
+    return dit(
+        "shard", "--index", folder, "--preset", "demo", *(part for override in overrides for part in ("-s", override))
+    )
 
 
 def test_such_a_set_opens_without_an_index_and_gives_the_same_samples(tiny_shards, written):
@@ -79,8 +88,10 @@ def test_the_index_says_that_the_identity_is_claimed(older, dit):
     card = ShardSet.open(older).card
     assert card["claimed"] is True and card["patch_storage"] == "fp32"
     assert {kind: card["encoders"][kind]["id"] for kind in card["encoders"]} == {
-        "image": "builtin:dinov3", "text": "builtin:words", "vae": "builtin:dct",
-    }  # fmt: skip
+        "image": "builtin:dinov3",
+        "text": "builtin:words",
+        "vae": "builtin:dct",
+    }
     assert verify(older) == []
 
 
@@ -101,13 +112,27 @@ def test_its_batches_are_those_of_the_set_it_was_copied_from(tiny_shards, older,
     first = BatchStream(theirs, refs, norm, 4, seed=0)[0]
     second = BatchStream(ours, [by_id[ref.id] for ref in refs], norm, 4, seed=0)[0]
     assert first.ids == second.ids and torch.equal(first.latents, second.latents)
-    assert torch.equal(first.conditions.text, second.conditions.text) and torch.equal(first.conditions.patches, second.conditions.patches)
+    assert torch.equal(first.conditions.text, second.conditions.text) and torch.equal(
+        first.conditions.patches, second.conditions.patches
+    )
 
 
 def test_a_model_can_be_trained_on_it(older, dit, tmp_path, tiny_shards):
     index(dit, older)
     settings = [part for override in tiny_shards.overrides for part in ("-s", override)]
-    outcome = dit("train", "--preset", "demo", *settings, "-s", "train.steps=3", "--no-audit", "--data", older, "--out", tmp_path / "run")
+    outcome = dit(
+        "train",
+        "--preset",
+        "demo",
+        *settings,
+        "-s",
+        "train.steps=3",
+        "--no-audit",
+        "--data",
+        older,
+        "--out",
+        tmp_path / "run",
+    )
     assert outcome.code == 0, outcome.err
 
 
@@ -116,12 +141,19 @@ def test_training_without_the_index_names_the_command_that_makes_it(older, dit, 
     assert outcome.code == 3 and "dit shard --index" in outcome.err
 
 
-@pytest.mark.parametrize(("member", "shape", "told"), [
-    ("dinov3.npy", (63,), "width of CLS is 63, theirs would be 64"), ("dinov3_patches.npy", (60, 64), "shape of the patches is (60, 64)"),
-    ("vae.npy", (4, 16, 16), "shape of the latent is (4, 16, 16)"), ("t5h.npy", (5, 32), "width of the text is 32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("member", "shape", "told"),
+    [
+        ("dinov3.npy", (63,), "width of CLS is 63, theirs would be 64"),
+        ("dinov3_patches.npy", (60, 64), "shape of the patches is (60, 64)"),
+        ("vae.npy", (4, 16, 16), "shape of the latent is (4, 16, 16)"),
+        ("t5h.npy", (5, 32), "width of the text is 32"),
+    ],
+)
 def test_a_claim_that_the_data_contradict_is_refused(tmp_path, dit, member, shape, told):
-    shapes = {"dinov3.npy": (64,), "dinov3_patches.npy": (64, 64), "vae.npy": (16, 16, 16), "t5h.npy": (5, 64)} | {member: shape}
+    shapes = {"dinov3.npy": (64,), "dinov3_patches.npy": (64, 64), "vae.npy": (16, 16, 16), "t5h.npy": (5, 64)} | {
+        member: shape
+    }
     write_one(tmp_path / "bucket_128x128", {name: np.ones(one, np.float32) for name, one in shapes.items()})
     outcome = index(dit, tmp_path)
     assert outcome.code == 3 and told in outcome.err
@@ -131,7 +163,10 @@ def test_a_claim_that_the_data_contradict_is_refused(tmp_path, dit, member, shap
 @pytest.mark.parametrize("mask", [np.zeros(5, bool), np.array([1, 0, 1, 0, 0], bool), np.ones(4, bool)])
 def test_a_mask_that_is_not_a_run_of_ones_is_refused(tmp_path, mask):
     shapes = {"dinov3.npy": (64,), "dinov3_patches.npy": (64, 64), "vae.npy": (16, 16, 16), "t5h.npy": (5, 64)}
-    write_one(tmp_path / "bucket_128x128", {name: np.ones(one, np.float32) for name, one in shapes.items()} | {"t5m.npy": mask})
+    write_one(
+        tmp_path / "bucket_128x128",
+        {name: np.ones(one, np.float32) for name, one in shapes.items()} | {"t5m.npy": mask},
+    )
     shards = ShardSet.open(tmp_path)
     with pytest.raises(BadDataError, match=r"t5m\.npy: a mask of"):
         shards.read(shards.samples[0])
@@ -164,7 +199,9 @@ def extended_tar(path, headers: dict[str, str], name: str = "a.npy"):
 
 
 def test_times_in_extended_headers_are_passed_over(tmp_path):
-    assert [(m.key, m.suffix, m.size) for m in tar_members(extended_tar(tmp_path / "x.tar", {"mtime": "1.25"}))] == [("a", "npy", 3)]
+    assert [(m.key, m.suffix, m.size) for m in tar_members(extended_tar(tmp_path / "x.tar", {"mtime": "1.25"}))] == [
+        ("a", "npy", 3)
+    ]
 
 
 def test_a_long_name_comes_from_the_extended_header(tmp_path):
@@ -172,7 +209,10 @@ def test_a_long_name_comes_from_the_extended_header(tmp_path):
     assert [member.key for member in tar_members(extended_tar(tmp_path / "x.tar", {}, name))] == ["k" * 150]
 
 
-@pytest.mark.parametrize("headers", [{"path": "../../etc/x.npy"}, {"path": "/etc/x.npy"}, {"linkpath": "/etc/passwd"}, {"GNU.sparse.major": "1"}])
+@pytest.mark.parametrize(
+    "headers",
+    [{"path": "../../etc/x.npy"}, {"path": "/etc/x.npy"}, {"linkpath": "/etc/passwd"}, {"GNU.sparse.major": "1"}],
+)
 def test_row_52_extended_headers_cannot_lead_out_of_the_tar(tmp_path, headers):
     with pytest.raises(UnsafeFileError):
         tar_members(extended_tar(tmp_path / "x.tar", headers))
@@ -184,7 +224,9 @@ def test_row_50_a_size_in_an_extended_header_must_fit_the_file(tmp_path, size):
         tar_members(extended_tar(tmp_path / "x.tar", {"size": size}))
 
 
-@pytest.mark.parametrize("record", [b"0 a=b\n", b"99 a=b\n", b"-6 a=b\n", b"a=b\n", b"6 a=b", b"7 a=bc\n6 ab\n\n", bytes(512)])
+@pytest.mark.parametrize(
+    "record", [b"0 a=b\n", b"99 a=b\n", b"-6 a=b\n", b"a=b\n", b"6 a=b", b"7 a=bc\n6 ab\n\n", bytes(512)]
+)
 def test_row_53_extended_headers_that_would_loop_or_overrun_are_refused(tmp_path, record):
     path = extended_tar(tmp_path / "x.tar", {"comment": "0123456789"})
     info = tarfile.TarInfo("x")
@@ -197,4 +239,6 @@ def test_row_53_extended_headers_that_would_loop_or_overrun_are_refused(tmp_path
 def test_the_claimed_index_is_read_back_as_it_was_written(older, dit):
     index(dit, older)
     rows = read_json(older / "index.json")["shards"]
-    assert all(row["split"] == "train" for row in rows) and sum(row["count"] for row in rows) == len(ShardSet.open(older).samples)
+    assert all(row["split"] == "train" for row in rows) and sum(row["count"] for row in rows) == len(
+        ShardSet.open(older).samples
+    )

@@ -35,7 +35,9 @@ def mean_of_four(patches, grid):
     """The slow and plain way."""
     rows, columns = grid
     cells = patches.reshape(rows, columns, -1).astype(np.float64)
-    return np.stack([cells[r : r + 2, c : c + 2].mean(axis=(0, 1)) for r in range(0, rows, 2) for c in range(0, columns, 2)])
+    return np.stack(
+        [cells[r : r + 2, c : c + 2].mean(axis=(0, 1)) for r in range(0, rows, 2) for c in range(0, columns, 2)]
+    )
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -109,7 +111,9 @@ def test_patches_that_do_not_fill_their_grid_are_refused():
         encode_patches(gaussian(), GRID, "fp8")
 
 
-@pytest.mark.parametrize(("stored_as", "read_as"), [("fp16", "int8"), ("int8", "fp16"), ("int8", "pooled"), ("fp32", "fp8")])
+@pytest.mark.parametrize(
+    ("stored_as", "read_as"), [("fp16", "int8"), ("int8", "fp16"), ("int8", "pooled"), ("fp32", "fp8")]
+)
 def test_an_array_of_another_storage_is_refused(stored_as, read_as):
     stored = encode_patches(gaussian(), GRID, stored_as) if stored_as in STORAGES else None
     with pytest.raises(BadDataError, match=read_as):
@@ -121,7 +125,11 @@ def documented(column):
     page = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
     header = next(line for line in page.splitlines() if line.startswith("| storage"))
     index = [cell.strip() for cell in header.split("|")].index(column)
-    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if re.match(r"\| `(fp16|fp32|int8)`", line)]
+    rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in page.splitlines()
+        if re.match(r"\| `(fp16|fp32|int8)`", line)
+    ]
     return {row[1].strip("`"): float(row[index]) for row in rows}
 
 

@@ -5,10 +5,31 @@ from dataclasses import replace
 
 import pytest
 
-from dittool.data.records import REFUSED, USED, Record, is_safe_key, read_records, record_from_json, record_to_json, safe_key, write_records
+from dittool.data.records import (
+    REFUSED,
+    USED,
+    Record,
+    is_safe_key,
+    read_records,
+    record_from_json,
+    record_to_json,
+    safe_key,
+    write_records,
+)
 from dittool.errors import BadDataError
 
-RECORD = Record("dog", "dog", "dog.png", USED, caption="a dog", image_sha256="0" * 64, width=3, height=2, bucket="64x64", crop=(0.0, 0.5, 1.0, 1.5))
+RECORD = Record(
+    "dog",
+    "dog",
+    "dog.png",
+    USED,
+    caption="a dog",
+    image_sha256="0" * 64,
+    width=3,
+    height=2,
+    bucket="64x64",
+    crop=(0.0, 0.5, 1.0, 1.5),
+)
 
 
 @pytest.mark.parametrize("name", ["dog", "IMG_0001", "a-b_c", "0", "x" * 100])
@@ -16,8 +37,29 @@ def test_plain_names_are_their_own_keys(name):
     assert safe_key(name) == name
 
 
-ODD = ["", ".", "..", "../../etc/x", "/abs", "a/b", "a\\b", "img.v1.2", "line\nend", "nul\0", "tab\t", "two words", "-rf", "é", "中文", "\udcff",
-       "x" * 101, "x" * 300, "con:", "a*b", "🐕"]  # fmt: skip
+ODD = [
+    "",
+    ".",
+    "..",
+    "../../etc/x",
+    "/abs",
+    "a/b",
+    "a\\b",
+    "img.v1.2",
+    "line\nend",
+    "nul\0",
+    "tab\t",
+    "two words",
+    "-rf",
+    "é",
+    "中文",
+    "\udcff",
+    "x" * 101,
+    "x" * 300,
+    "con:",
+    "a*b",
+    "🐕",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -28,7 +70,10 @@ def test_rows_45_and_46_other_names_get_a_key_that_is_safe_everywhere(name):
 
 
 def test_rows_45_and_46_different_names_have_different_keys():
-    assert len({safe_key(name) for name in [*ODD, "dog", "img.v1.3", "a/c", "two  words", "a.b", "a_b", "a-b"]}) == len(ODD) + 7
+    assert (
+        len({safe_key(name) for name in [*ODD, "dog", "img.v1.3", "a/c", "two  words", "a.b", "a_b", "a-b"]})
+        == len(ODD) + 7
+    )
 
 
 def test_row_45_both_spellings_of_an_accent_have_one_key_that_can_be_read():
@@ -38,17 +83,38 @@ def test_row_45_both_spellings_of_an_accent_have_one_key_that_can_be_read():
 
 def test_records_come_back_from_their_file_as_they_were(tmp_path):
     flipped = replace(RECORD, id="dog-flip", flipped=True)
-    records = [RECORD, flipped, Record("x", "\udcff\n\"odd\"", "x.png", REFUSED, "no-caption", "no x.txt beside it", flags=("a", "b"))]
+    records = [
+        RECORD,
+        flipped,
+        Record("x", '\udcff\n"odd"', "x.png", REFUSED, "no-caption", "no x.txt beside it", flags=("a", "b")),
+    ]
     write_records(tmp_path / "records.jsonl", records)
     assert read_records(tmp_path / "records.jsonl") == records
     assert len((tmp_path / "records.jsonl").read_bytes().splitlines()) == 3
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("id", "../../x"), ("id", "a.b"), ("id", ""), ("id", 7), ("status", "maybe"), ("status", None), ("caption", ["a"]), ("width", -1),
-    ("width", True), ("height", "2"), ("crop", [1, 2, 3]), ("crop", "0,0,1,1"), ("flags", "alpha"), ("flags", [1]), ("image", None),
-    ("flipped", 1), ("flipped", "true"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("id", "../../x"),
+        ("id", "a.b"),
+        ("id", ""),
+        ("id", 7),
+        ("status", "maybe"),
+        ("status", None),
+        ("caption", ["a"]),
+        ("width", -1),
+        ("width", True),
+        ("height", "2"),
+        ("crop", [1, 2, 3]),
+        ("crop", "0,0,1,1"),
+        ("flags", "alpha"),
+        ("flags", [1]),
+        ("image", None),
+        ("flipped", 1),
+        ("flipped", "true"),
+    ],
+)
 def test_a_value_that_cannot_be_is_refused_by_its_key(key, value):
     with pytest.raises(BadDataError, match=rf"records.jsonl: not a record: {key} = "):
         record_from_json({**json.loads(json.dumps(record_to_json(RECORD))), key: value}, "records.jsonl")
@@ -59,7 +125,9 @@ def test_missing_keys_are_named_and_unknown_ones_left_out():
         record_from_json({"id": "a", "name": "a"}, "records.jsonl")
     with pytest.raises(BadDataError, match="not a record but list"):
         record_from_json([], "records.jsonl")
-    assert record_from_json({"id": "a", "name": "a", "image": "a.png", "status": "used", "later": 1}, "x") == Record("a", "a", "a.png", USED)
+    assert record_from_json({"id": "a", "name": "a", "image": "a.png", "status": "used", "later": 1}, "x") == Record(
+        "a", "a", "a.png", USED
+    )
 
 
 def test_only_flipped_records_speak_of_flipping():

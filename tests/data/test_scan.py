@@ -1,4 +1,6 @@
-"""From a source to records: everything is counted, nothing is lost; rows 39, 40, 44 and the whole path of an image into a bucket."""
+"""From a source to records: everything is counted, nothing is lost; rows 39, 40, 44 and the whole path of an image
+into a bucket.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,13 @@ def test_a_used_record_says_everything_about_its_image(tmp_path):
     (record,) = scan(tmp_path, BUCKETS)
     assert record.used and record.name == "sub/dog" and record.image == "sub/dog.png" and record.caption == "a dog"
     assert record.image_sha256 == hashlib.sha256(raw).hexdigest()
-    assert (record.width, record.height, record.bucket, record.crop, record.flags) == (300, 200, "96x48", (0, 25, 300, 175), ())
+    assert (record.width, record.height, record.bucket, record.crop, record.flags) == (
+        300,
+        200,
+        "96x48",
+        (0, 25, 300, 175),
+        (),
+    )
 
 
 def test_every_input_ends_as_used_or_refused_and_the_counts_add_up(tmp_path):
@@ -60,10 +68,18 @@ def test_every_input_ends_as_used_or_refused_and_the_counts_add_up(tmp_path):
     records = scan(tmp_path, BUCKETS)
     counts = summary(records)
     assert counts["reasons"] == {
-        "caption-not-utf8": 1, "empty-caption": 1, "extreme-aspect": 1, "no-caption": 1, "no-image": 2, "not-an-image": 2, "too-small": 1,
-    }  # fmt: skip
+        "caption-not-utf8": 1,
+        "empty-caption": 1,
+        "extreme-aspect": 1,
+        "no-caption": 1,
+        "no-image": 2,
+        "not-an-image": 2,
+        "too-small": 1,
+    }
     assert (counts["total"], counts["used"], counts["refused"]) == (12, 3, 9)
-    assert counts["buckets"] == {"48x96": 1, "64x64": 1, "96x48": 1} and sum(counts["buckets"].values()) == counts["used"]
+    assert (
+        counts["buckets"] == {"48x96": 1, "64x64": 1, "96x48": 1} and sum(counts["buckets"].values()) == counts["used"]
+    )
     assert counts["flags"] == {"alpha-composited": 1, "upscaled": 1}
     assert all(record.reason and record.detail and not record.caption for record in records if not record.used)
     assert len({record.id for record in records}) == len(records)
@@ -178,14 +194,25 @@ def write_manifest(folder, *rows):
 def test_a_manifests_images_lie_relative_to_it_or_absolute(tmp_path):
     put(tmp_path, "set/images/a.png", picture(), None)
     absolute = put(tmp_path, "elsewhere/b.png", picture(100, 200), None)
-    rows = [{"image_id": "a.1", "image_path": "images/a.png", "caption": "an apple"},
-            {"image_id": "b", "image_path": str(absolute), "caption": "a ball"},
-            {"image_id": "c", "image_path": "images/c.png", "caption": "not there"},
-            {"image_id": "d", "image_path": "images/a.png", "caption": {"text": "nested"}}]  # fmt: skip
+    rows = [
+        {"image_id": "a.1", "image_path": "images/a.png", "caption": "an apple"},
+        {"image_id": "b", "image_path": str(absolute), "caption": "a ball"},
+        {"image_id": "c", "image_path": "images/c.png", "caption": "not there"},
+        {"image_id": "d", "image_path": "images/a.png", "caption": {"text": "nested"}},
+    ]
     path = write_manifest(tmp_path / "set", *rows)
     records = by_name(scan(path, BUCKETS))
-    assert {name: record.reason for name, record in records.items()} == {"a.1": "", "b": "", "c": "no-image", "d": "caption-not-text"}
-    assert load_pixels(records["a.1"], path).shape == (48, 96, 3) and load_pixels(records["b"], path).shape == (96, 48, 3)
+    assert {name: record.reason for name, record in records.items()} == {
+        "a.1": "",
+        "b": "",
+        "c": "no-image",
+        "d": "caption-not-text",
+    }
+    assert load_pixels(records["a.1"], path).shape == (48, 96, 3) and load_pixels(records["b"], path).shape == (
+        96,
+        48,
+        3,
+    )
     assert records["a.1"].caption == "an apple" and "." not in records["a.1"].id
 
 
@@ -194,18 +221,25 @@ def test_a_manifests_bucket_is_taken_when_it_exists_and_flagged_when_it_is_not_t
     row = {"image_path": "a.png", "caption": "x"}
     hints = {"same": "64x64", "other": "96x48", "unknown": "1216x832", "nonsense": "wide"}
     path = write_manifest(tmp_path, *({"image_id": name, "aspect_bucket": hint, **row} for name, hint in hints.items()))
-    found = {record.name: (record.bucket, [flag for flag in record.flags if "bucket" in flag]) for record in scan(path, BUCKETS)}
+    found = {
+        record.name: (record.bucket, [flag for flag in record.flags if "bucket" in flag])
+        for record in scan(path, BUCKETS)
+    }
     assert found == {
-        "same": ("64x64", []), "other": ("96x48", ["bucket-from-manifest"]),
-        "unknown": ("64x64", ["bucket-hint-unused"]), "nonsense": ("64x64", ["bucket-hint-unused"]),
-    }  # fmt: skip
+        "same": ("64x64", []),
+        "other": ("96x48", ["bucket-from-manifest"]),
+        "unknown": ("64x64", ["bucket-hint-unused"]),
+        "nonsense": ("64x64", ["bucket-hint-unused"]),
+    }
     other = by_name(scan(path, BUCKETS))["other"]
     assert other.crop == (0, 50, 200, 150) and load_pixels(other, path).shape == (48, 96, 3)
 
 
 def test_of_several_captions_the_first_is_taken_and_the_others_are_counted(tmp_path):
     put(tmp_path, "a.png", picture(), None)
-    rows = [{"image_id": str(n), "image_path": "a.png", "caption": ["first", "second", "third"][:n]} for n in (0, 1, 2, 3)]
+    rows = [
+        {"image_id": str(n), "image_path": "a.png", "caption": ["first", "second", "third"][:n]} for n in (0, 1, 2, 3)
+    ]
     records = by_name(scan(write_manifest(tmp_path, *rows), BUCKETS))
     assert records["0"].reason == "empty-caption"
     assert [records[name].caption for name in "123"] == ["first"] * 3
@@ -238,7 +272,9 @@ def test_tars_beside_images_are_not_read_and_that_is_said(tmp_path, listener):
     put(tmp_path, "a.png", picture())
     (tmp_path / "more.tar").write_bytes(b"x")
     assert len(scan(tmp_path, BUCKETS, listener)) == 1
-    assert listener.warnings == [f"{tmp_path}: 1 .tar files beside the images are not read; give them a folder of their own"]
+    assert listener.warnings == [
+        f"{tmp_path}: 1 .tar files beside the images are not read; give them a folder of their own"
+    ]
 
 
 def test_a_source_without_images_is_an_error_and_not_an_empty_list(tmp_path):

@@ -1,4 +1,6 @@
-"""Shards under attack: killed at any file event, disk full at any write, cut at any block. Nothing is lost, and nothing passes for whole."""
+"""Shards under attack: killed at any file event, disk full at any write, cut at any block. Nothing is lost, and
+nothing passes for whole.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def whole(tiny_shards, tmp_path_factory):
 
 
 def shard_in_a_process_that_dies(derived, out, event: int) -> bool:
-    """Runs `shard` in a forked process that is killed just before its n-th file event under `out`. False: it got to the end before."""
+    """Runs `shard` in a forked process that is killed just before its n-th file event under `out`. False: it got to
+    the end before.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -193,7 +197,9 @@ def test_row_9_disk_full_at_the_nth_sync(tiny_shards, tmp_path, whole, dit, monk
 
 @pytest.mark.parametrize("largest", [100, 1_500, 30_000])
 def test_row_9_a_limit_on_the_size_of_files(tiny_shards, tmp_path, whole, dit, largest):
-    """The kernel's own refusal (EFBIG), half way through a write; a torn line of the journal is among what it leaves."""
+    """The kernel's own refusal (EFBIG), half way through a write; a torn line of the journal is among what it
+    leaves.
+    """
     out, limits = tmp_path / "shards", resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -265,7 +271,9 @@ def test_row_50_a_set_with_an_empty_tar_exits_3(tmp_path, dit, command):
     assert outcome.code == 3 and "without any sample" in outcome.err
 
 
-@pytest.mark.parametrize("address", ["pipe:touch {}", "http://example.org/shards", "s3://bucket/shards", "file:///tmp/shards"])
+@pytest.mark.parametrize(
+    "address", ["pipe:touch {}", "http://example.org/shards", "s3://bucket/shards", "file:///tmp/shards"]
+)
 def test_row_54_addresses_are_refused_and_pipes_not_run(tmp_path, small_set, dit, address):
     from dittool.storage import read_json, write_json
 
@@ -291,7 +299,17 @@ def test_row_52_an_index_whose_paths_leave_the_folder_is_refused(tmp_path, small
 
 
 @pytest.mark.parametrize(
-    "row", [{"count": -1}, {"bytes": "1"}, {"bytes": True}, {"bucket": "wide"}, {"bucket": None}, {"split": "test"}, {"sha256": None}, {"path": ""}]
+    "row",
+    [
+        {"count": -1},
+        {"bytes": "1"},
+        {"bytes": True},
+        {"bucket": "wide"},
+        {"bucket": None},
+        {"split": "test"},
+        {"sha256": None},
+        {"path": ""},
+    ],
 )
 def test_an_index_with_a_row_that_cannot_be_is_refused_by_name(tmp_path, small_set, dit, row):
     folder = shutil.copytree(small_set, tmp_path / "shards")

@@ -42,7 +42,12 @@ def test_a_sample_comes_back_as_it_was_stored(tiny_shards):
     shards, store = ShardSet.open(tiny_shards.folder), tiny_shards.store
     for ref in shards.samples:
         sample = shards.read(ref)
-        for feature, array in ((IMAGE_CLS, sample.cls), (IMAGE_PATCHES, sample.patches), (LATENT, sample.latent), (TEXT, sample.text)):
+        for feature, array in (
+            (IMAGE_CLS, sample.cls),
+            (IMAGE_PATCHES, sample.patches),
+            (LATENT, sample.latent),
+            (TEXT, sample.text),
+        ):
             assert np.array_equal(array, store.read(feature, ref.id))
         assert shards.read_record(ref).caption.startswith("a ")
 
@@ -133,7 +138,9 @@ def test_statistics_survive_the_journal_to_the_last_bit():
     values = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
     moments = Moments.of(values, axis=0)
     back = Moments.from_json(json.loads(json.dumps(moments.to_json())))
-    assert back.count == 40 and np.array_equal(back.mean, moments.mean) and np.array_equal(back.squares, moments.squares)
+    assert (
+        back.count == 40 and np.array_equal(back.mean, moments.mean) and np.array_equal(back.squares, moments.squares)
+    )
 
 
 def test_features_of_two_widths_do_not_go_into_one_set(older_derived, tmp_path):
@@ -146,10 +153,19 @@ def test_features_of_two_widths_do_not_go_into_one_set(older_derived, tmp_path):
 def test_without_patches_their_bytes_are_not_read(tiny_shards, monkeypatch):
     shards, sizes = ShardSet.open(tiny_shards.folder), []
     ref, real = shards.samples[0], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: sizes.append(len(buffers[0])) or real(descriptor, buffers, offset))
+    monkeypatch.setattr(
+        os,
+        "preadv",
+        lambda descriptor, buffers, offset: sizes.append(len(buffers[0])) or real(descriptor, buffers, offset),
+    )
     whole, without = shards.read(ref), shards.read(ref, patches=False)
-    assert len(sizes) == 3 and sizes[0] > sum(sizes[1:]) + ref.members[IMAGE_PATCHES.member][1] - 4096  # one read; then one on either side
-    assert without.patches is None and np.array_equal(without.latent, whole.latent) and np.array_equal(without.text, whole.text)
+    # one read; then one on either side
+    assert len(sizes) == 3 and sizes[0] > sum(sizes[1:]) + ref.members[IMAGE_PATCHES.member][1] - 4096
+    assert (
+        without.patches is None
+        and np.array_equal(without.latent, whole.latent)
+        and np.array_equal(without.text, whole.text)
+    )
 
 
 @pytest.mark.parametrize("storage", ["fp32", "int8", "pooled"])
@@ -160,7 +176,9 @@ def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, older_d
     exact = {}
     for record in tiny_shards.store.read_records():
         patches = exact[record.id] = tiny_shards.store.read(IMAGE_PATCHES, record.id)
-        stored = encode_patches(patches, patch_grid(*parse_size(record.bucket), card["encoders"]["image"]["patch_size"]), storage)
+        stored = encode_patches(
+            patches, patch_grid(*parse_size(record.bucket), card["encoders"]["image"]["patch_size"]), storage
+        )
         (derived / "dinov3_patches" / f"{record.id}.npy").write_bytes(npy_bytes(stored))
     shard(derived, tmp_path / "shards")
     assert verify(tmp_path / "shards") == []

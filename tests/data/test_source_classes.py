@@ -30,7 +30,11 @@ def test_the_outermost_folder_is_the_class_and_its_words_the_caption(images):
     source = list_source(images)
     assert source.kind == "classes"
     found = {item.name: (item.cls, item.caption) for item in source.items}
-    assert found == {"red-fox/one": ("red-fox", "red fox"), "red-fox/deep/two": ("red-fox", "red fox"), "owl/one": ("owl", "owl")}
+    assert found == {
+        "red-fox/one": ("red-fox", "red fox"),
+        "red-fox/deep/two": ("red-fox", "red fox"),
+        "owl/one": ("owl", "owl"),
+    }
 
 
 @pytest.mark.parametrize("stray", ["owl/one.txt", "readme.txt"])

@@ -64,12 +64,15 @@ def test_the_first_known_path_column_is_read(tmp_path):
     assert [item.image for item in list_source(path).items] == ["yes.png"]
 
 
-@pytest.mark.parametrize(("header", "missing", "looked_for"), [
-    (["url", "caption"], "no column of image paths", "image_path, file_name, path, image"),
-    (["image_path", "alt"], "no column of captions", "caption, text"),
-    (["image_path;caption"], "no column of image paths", "image_path, file_name, path, image"),
-    ([], "no column of image paths", "image_path, file_name, path, image"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("header", "missing", "looked_for"),
+    [
+        (["url", "caption"], "no column of image paths", "image_path, file_name, path, image"),
+        (["image_path", "alt"], "no column of captions", "caption, text"),
+        (["image_path;caption"], "no column of image paths", "image_path, file_name, path, image"),
+        ([], "no column of image paths", "image_path, file_name, path, image"),
+    ],
+)
 def test_a_missing_column_is_told_with_what_was_looked_for_and_what_is_there(tmp_path, header, missing, looked_for):
     error = error_of(table(tmp_path / "list.csv", header, ["a.png", "x"]))
     assert missing in error.message and f"looked for {looked_for}" in error.message
@@ -77,15 +80,24 @@ def test_a_missing_column_is_told_with_what_was_looked_for_and_what_is_there(tmp
 
 
 def test_a_missing_column_of_a_parquet_table_is_told_too(tmp_path):
-    assert "its columns are url, text" in error_of(parquet_table(tmp_path / "list.parquet", url=["x"], text=["x"])).message
+    assert (
+        "its columns are url, text" in error_of(parquet_table(tmp_path / "list.parquet", url=["x"], text=["x"])).message
+    )
 
 
 def test_a_column_that_stands_twice_is_an_error(tmp_path):
-    assert "column caption stands there twice" in error_of(table(tmp_path / "list.csv", ["path", "caption", "caption"], ["a", "b", "c"])).message
+    assert (
+        "column caption stands there twice"
+        in error_of(table(tmp_path / "list.csv", ["path", "caption", "caption"], ["a", "b", "c"])).message
+    )
 
 
 def test_ids_and_buckets_are_read_when_they_are_there(tmp_path):
-    path = table(tmp_path / "list.csv", ["image_id", "image_path", "caption", "aspect_bucket"], ["7", "/data/a.png", "x", "1216x832"])
+    path = table(
+        tmp_path / "list.csv",
+        ["image_id", "image_path", "caption", "aspect_bucket"],
+        ["7", "/data/a.png", "x", "1216x832"],
+    )
     (item,) = list_source(path).items
     assert (item.name, item.image, item.bucket_hint) == ("7", "/data/a.png", "1216x832")
 
@@ -99,24 +111,38 @@ def test_caption_and_text_that_differ_are_refused(tmp_path):
 
 
 def test_quotes_line_ends_and_a_byte_order_mark_are_read_as_csv_has_them(tmp_path):
-    (tmp_path / "list.csv").write_bytes(b'\xef\xbb\xbfpath,caption\r\na.png,"a ""big"" dog,\r\nasleep"\r\n\r\nb.png,gr\xc3\xb6\xc3\x9fe\r\n')
-    assert listed(list_source(tmp_path / "list.csv")) == [("a", "a.png", 'a "big" dog,\r\nasleep', ""), ("b", "b.png", "größe", "")]
+    (tmp_path / "list.csv").write_bytes(
+        b'\xef\xbb\xbfpath,caption\r\na.png,"a ""big"" dog,\r\nasleep"\r\n\r\nb.png,gr\xc3\xb6\xc3\x9fe\r\n'
+    )
+    assert listed(list_source(tmp_path / "list.csv")) == [
+        ("a", "a.png", 'a "big" dog,\r\nasleep', ""),
+        ("b", "b.png", "größe", ""),
+    ]
 
 
 def test_row_43_rows_of_another_width_or_with_wrong_bytes_are_refused_by_line_and_the_others_stand(tmp_path):
-    (tmp_path / "list.csv").write_bytes(b"path,caption\na.png,good\nb.png,one,two\nc.png\nd.png,caf\xe9\n,no path\ne.png,\n")
+    (tmp_path / "list.csv").write_bytes(
+        b"path,caption\na.png,good\nb.png,one,two\nc.png\nd.png,caf\xe9\n,no path\ne.png,\n"
+    )
     source = list_source(tmp_path / "list.csv")
     assert {item.name: (item.reason, item.detail) for item in source.items} == {
-        "a": ("", ""), "e": ("", ""),
-        "list.csv:3": ("bad-line", "3 fields, the first line has 2"), "list.csv:4": ("bad-line", "1 fields, the first line has 2"),
-        "list.csv:5": ("bad-line", "caption: byte 0xe9 is not UTF-8"), "list.csv:6": ("bad-line", "path is missing or not text"),
-    }  # fmt: skip
+        "a": ("", ""),
+        "e": ("", ""),
+        "list.csv:3": ("bad-line", "3 fields, the first line has 2"),
+        "list.csv:4": ("bad-line", "1 fields, the first line has 2"),
+        "list.csv:5": ("bad-line", "caption: byte 0xe9 is not UTF-8"),
+        "list.csv:6": ("bad-line", "path is missing or not text"),
+    }
 
 
-@pytest.mark.parametrize(("rows", "told"), [
-    (b'a.png,"no end\nb.png,x\n', "unexpected end of data"), (b'a.png,"x" y\n', "expected after"),
-    (b'a.png,"' + b"x\n" * 100_000 + b'"\n', "field larger"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (b'a.png,"no end\nb.png,x\n', "unexpected end of data"),
+        (b'a.png,"x" y\n', "expected after"),
+        (b'a.png,"' + b"x\n" * 100_000 + b'"\n', "field larger"),
+    ],
+)
 def test_row_43_broken_quotes_end_the_table_because_the_next_row_is_unknown(tmp_path, rows, told):
     (tmp_path / "list.csv").write_bytes(b"path,caption\n" + rows)
     error = error_of(tmp_path / "list.csv")
@@ -150,17 +176,24 @@ def test_rows_with_ids_of_their_own_stay_apart_even_with_one_image(tmp_path):
 
 
 def test_lists_and_missing_cells_of_parquet_come_as_they_are(tmp_path):
-    source = list_source(parquet_table(tmp_path / "l.parquet", path=["a.png", "b.png", None], caption=[["x", "y"], None, ["z"]]))
+    source = list_source(
+        parquet_table(tmp_path / "l.parquet", path=["a.png", "b.png", None], caption=[["x", "y"], None, ["z"]])
+    )
     assert {item.name: (item.caption, item.reason) for item in source.items} == {
-        "a": (["x", "y"], ""), "b": ("", "no-caption"), "l.parquet:3": ("", "bad-line"),
-    }  # fmt: skip
+        "a": (["x", "y"], ""),
+        "b": ("", "no-caption"),
+        "l.parquet:3": ("", "bad-line"),
+    }
 
 
 def test_row_43_parquet_text_that_is_not_utf8_is_refused_row_by_row(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     captions = pyarrow.array([b"good", b"caf\xe9"]).view(pyarrow.string())
     source = list_source(parquet_table(tmp_path / "l.parquet", path=["a.png", "b.png"], caption=captions))
-    assert {item.name: item.detail for item in source.items} == {"a": "", "l.parquet:2": "caption: byte 0xe9 is not UTF-8"}
+    assert {item.name: item.detail for item in source.items} == {
+        "a": "",
+        "l.parquet:2": "caption: byte 0xe9 is not UTF-8",
+    }
 
 
 def test_dictionary_encoded_paths_are_paths(tmp_path):
@@ -212,9 +245,16 @@ def test_a_tables_images_are_scanned_and_loaded_and_the_counts_add_up(tmp_path, 
     (tmp_path / "images/a.png").write_bytes(encoded(picture(200, 100)))
     paths, captions = ["images/a.png", "images/gone.png", "images/a.png"], ["an apple", "gone", "a red apple"]
     file = tmp_path / f"list.{kind}"
-    parquet_table(file, path=paths, text=captions) if kind == "parquet" else table(file, ["path", "text"], *zip(paths, captions, strict=True))
+    parquet_table(file, path=paths, text=captions) if kind == "parquet" else table(
+        file, ["path", "text"], *zip(paths, captions, strict=True)
+    )
     records = scan(file, [Bucket(64, 64), Bucket(96, 48)])
     counts = summary(records)
-    assert (counts["total"], counts["used"], counts["reasons"], counts["further_captions"]) == (2, 1, {"no-image": 1}, 1)
+    assert (counts["total"], counts["used"], counts["reasons"], counts["further_captions"]) == (
+        2,
+        1,
+        {"no-image": 1},
+        1,
+    )
     used = next(record for record in records if record.used)
     assert used.caption == "an apple" and load_pixels(used, file).shape == (48, 96, 3)

@@ -1,4 +1,6 @@
-"""WebDataset tars of images with captions as a source: what a sample is, what is refused, and that bytes come from the tar alone."""
+"""WebDataset tars of images with captions as a source: what a sample is, what is refused, and that bytes come from
+the tar alone.
+"""
 
 from __future__ import annotations
 
@@ -56,17 +58,27 @@ def test_an_image_and_the_text_under_its_key_are_a_sample(tmp_path):
 def test_a_tar_that_the_webdataset_library_wrote_is_read(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     with webdataset.TarWriter(str(tmp_path / "set.tar")) as writer:
-        writer.write({"__key__": "000000", "png": PNG, "txt": "a picture", "json": {"caption": "another", "width": 200}})
+        writer.write(
+            {"__key__": "000000", "png": PNG, "txt": "a picture", "json": {"caption": "another", "width": 200}}
+        )
     (record,) = scan(tmp_path / "set.tar", BUCKETS)
     assert record.used and (record.id, record.image, record.caption) == ("000000", "set.tar/000000.png", "a picture")
 
 
-@pytest.mark.parametrize(("value", "caption", "further"), [
-    ({"caption": "a dog", "width": 3}, "a dog", 0), ({"text": ["a dog", "b"]}, "a dog", 1), (["a dog", "b", "c"], "a dog", 2), ("a dog", "a dog", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "caption", "further"),
+    [
+        ({"caption": "a dog", "width": 3}, "a dog", 0),
+        ({"text": ["a dog", "b"]}, "a dog", 1),
+        (["a dog", "b", "c"], "a dog", 2),
+        ("a dog", "a dog", 0),
+    ],
+)
 def test_a_caption_may_stand_in_json(tmp_path, value, caption, further):
     (record,) = scan(write_tar(tmp_path / "s.tar", {"a.json": json.dumps(value).encode(), "a.png": PNG}), BUCKETS)
-    assert record.caption == caption and [flag for flag in record.flags if "caption" in flag] == [f"further-captions:{further}"] * bool(further)
+    assert record.caption == caption and [flag for flag in record.flags if "caption" in flag] == [
+        f"further-captions:{further}"
+    ] * bool(further)
 
 
 def test_a_text_is_the_caption_even_beside_json_and_however_many_lines_it_has(tmp_path):
@@ -78,16 +90,41 @@ def test_a_text_is_the_caption_even_beside_json_and_however_many_lines_it_has(tm
 
 def test_every_sample_ends_as_used_or_refused(tmp_path):
     members = {
-        "good.png": PNG, "good.txt": b"x", "lonely.png": PNG, "words.txt": b"x", "two.png": PNG, "two.jpg": PNG, "two.txt": b"x",
-        "html.jpg": b"<html>", "html.txt": b"x", "latin.png": PNG, "latin.txt": b"caf\xe9", "bad.png": PNG, "bad.json": b"{",
-        "long.png": PNG, "long.txt": b"x" * 70_000, "img.v1.png": PNG, "img.v1.txt": b"x", "img.v2.png": PNG, "img.v2.txt": b"y", "dog.v1.png": PNG,
+        "good.png": PNG,
+        "good.txt": b"x",
+        "lonely.png": PNG,
+        "words.txt": b"x",
+        "two.png": PNG,
+        "two.jpg": PNG,
+        "two.txt": b"x",
+        "html.jpg": b"<html>",
+        "html.txt": b"x",
+        "latin.png": PNG,
+        "latin.txt": b"caf\xe9",
+        "bad.png": PNG,
+        "bad.json": b"{",
+        "long.png": PNG,
+        "long.txt": b"x" * 70_000,
+        "img.v1.png": PNG,
+        "img.v1.txt": b"x",
+        "img.v2.png": PNG,
+        "img.v2.txt": b"y",
+        "dog.v1.png": PNG,
         "dog.v1.txt": b"one dot more is no harm",
-    }  # fmt: skip
+    }
     records = scan(write_tar(tmp_path / "s.tar", members), BUCKETS)
     assert {record.name: record.reason for record in records} == {
-        "good": "", "dog": "", "lonely": "no-caption", "words": "no-image", "two": "two-images", "html": "not-an-image", "latin": "caption-not-utf8",
-        "bad": "caption-not-json", "long": "caption-too-long", "img": "two-images",
-    }  # fmt: skip
+        "good": "",
+        "dog": "",
+        "lonely": "no-caption",
+        "words": "no-image",
+        "two": "two-images",
+        "html": "not-an-image",
+        "latin": "caption-not-utf8",
+        "bad": "caption-not-json",
+        "long": "caption-too-long",
+        "img": "two-images",
+    }
     counts = summary(records)
     assert (counts["total"], counts["used"], counts["refused"]) == (10, 2, 8)
     assert next(record.image for record in records if record.name == "dog") == "s.tar/dog.v1.png"
@@ -97,8 +134,14 @@ def test_the_hash_is_that_of_the_members_bytes_and_the_pixels_are_the_files(tmp_
     (tmp_path / "files").mkdir()
     (tmp_path / "files/a.png").write_bytes(PNG)
     (tmp_path / "files/a.txt").write_text("a picture")
-    tar = write_tar(tmp_path / "s.tar", {"other.png": encoded(picture(64, 64)), "other.txt": b"x", "a.png": PNG, "a.txt": b"a picture"})
-    (from_file,), from_tar = scan(tmp_path / "files", BUCKETS), next(record for record in scan(tar, BUCKETS) if record.name == "a")
+    tar = write_tar(
+        tmp_path / "s.tar",
+        {"other.png": encoded(picture(64, 64)), "other.txt": b"x", "a.png": PNG, "a.txt": b"a picture"},
+    )
+    (from_file,), from_tar = (
+        scan(tmp_path / "files", BUCKETS),
+        next(record for record in scan(tar, BUCKETS) if record.name == "a"),
+    )
     assert from_tar.image_sha256 == from_file.image_sha256 == hashlib.sha256(PNG).hexdigest()
     assert (from_tar.bucket, from_tar.crop, from_tar.caption) == (from_file.bucket, from_file.crop, from_file.caption)
     assert (load_pixels(from_tar, tar) == load_pixels(from_file, tmp_path / "files")).all()
@@ -112,12 +155,18 @@ def test_a_folder_of_tars_is_one_source_and_keys_may_repeat_in_it(tmp_path):
         write_tar(tmp_path / name, {"0.png": encoded(picture(size, size)), "0.txt": name.encode()})
     (tmp_path / "README.md").write_text("x")
     source = list_source(tmp_path)
-    assert listed(source) == {"00/0": ("00.tar/0.png", ""), "01/0": ("01.tar/0.png", ""), "sub/00/0": ("sub/00.tar/0.png", "")}
+    assert listed(source) == {
+        "00/0": ("00.tar/0.png", ""),
+        "01/0": ("01.tar/0.png", ""),
+        "sub/00/0": ("sub/00.tar/0.png", ""),
+    }
     assert source.kind == "tar" and source.ignored == {".md": 1} and source_root(tmp_path) == tmp_path
     records = scan(tmp_path, BUCKETS)
     assert [(record.name, record.width, record.caption) for record in records] == [
-        ("00/0", 64, "00.tar"), ("01/0", 128, "01.tar"), ("sub/00/0", 192, "sub/00.tar"),
-    ]  # fmt: skip
+        ("00/0", 64, "00.tar"),
+        ("01/0", 128, "01.tar"),
+        ("sub/00/0", 192, "sub/00.tar"),
+    ]
     assert all(load_pixels(record, tmp_path).shape == (64, 64, 3) for record in records)
 
 
@@ -140,7 +189,9 @@ def test_a_folder_called_like_a_tar_is_a_folder(tmp_path):
 def test_a_manifest_may_name_images_in_tars(tmp_path):
     write_tar(tmp_path / "shards/s.tar", {"a.png": PNG})
     row = {"image_id": "a", "image_path": "shards/s.tar/a.png", "caption": "an apple"}
-    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "image_id": "b", "image_path": "shards/s.tar/b.png"}))
+    (tmp_path / "m.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps({**row, "image_id": "b", "image_path": "shards/s.tar/b.png"})
+    )
     used, refused = scan(tmp_path / "m.jsonl", BUCKETS)
     assert load_pixels(used, tmp_path / "m.jsonl").shape == (48, 96, 3)
     assert (refused.reason, refused.detail) == ("no-image", "no such member in the tar")
@@ -161,7 +212,9 @@ def test_row_49_a_tar_cut_at_any_block_is_an_error_that_names_it(tmp_path, folde
         assert str(path) in caught.value.message and "dit shard" not in caught.value.hint
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>" * 200, b"version https://git-lfs.github.com/spec/v1\n", b"\x1f\x8b\x08" + b"x" * 2000])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>" * 200, b"version https://git-lfs.github.com/spec/v1\n", b"\x1f\x8b\x08" + b"x" * 2000]
+)
 def test_row_50_what_is_no_tar_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "s.tar").write_bytes(content)
     with pytest.raises(BadDataError, match=r"s\.tar"):
@@ -173,9 +226,13 @@ def test_row_50_an_empty_tar_is_an_error(tmp_path):
         list_source(write_tar(tmp_path / "s.tar", {}))
 
 
-@pytest.mark.parametrize("members", [
-    [("a.png", PNG), ("a.txt", b"x"), ("a.png", PNG)], [("a.png", PNG), ("b.png", PNG), ("a.txt", b"x")],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("a.png", PNG), ("a.txt", b"x"), ("a.png", PNG)],
+        [("a.png", PNG), ("b.png", PNG), ("a.txt", b"x")],
+    ],
+)
 def test_row_51_a_member_twice_or_a_sample_in_two_places_is_an_error(tmp_path, members):
     with pytest.raises(BadDataError, match=r"there twice|not adjacent"):
         list_source(write_tar(tmp_path / "s.tar", members))

@@ -1,4 +1,5 @@
-"""Listing a source: folders, metadata.jsonl, manifests; rows 43 to 46 of the fault catalogue as far as names and pairing go.
+"""Listing a source: folders, metadata.jsonl, manifests; rows 43 to 46 of the fault catalogue as far as names and
+pairing go.
 
 Tables and tars have their own files: test_source_table.py and test_source_tar.py.
 """
@@ -24,7 +25,9 @@ def touch(folder, *names):
 
 
 def manifest(path, *rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -51,8 +54,10 @@ def test_images_are_paired_with_the_text_beside_them_in_nested_folders_too(tmp_p
     source = list_source(tmp_path)
     assert source.kind == "folder" and source.root == tmp_path == source_root(tmp_path)
     assert [(item.name, item.image, item.caption) for item in source.items] == [
-        ("a", "a.png", tmp_path / "a.txt"), ("b", "b.jpg", tmp_path / "b.txt"), ("sub/deep/c", "sub/deep/c.webp", tmp_path / "sub/deep/c.txt"),
-    ]  # fmt: skip
+        ("a", "a.png", tmp_path / "a.txt"),
+        ("b", "b.jpg", tmp_path / "b.txt"),
+        ("sub/deep/c", "sub/deep/c.webp", tmp_path / "sub/deep/c.txt"),
+    ]
     assert reasons(source) == {} and source.ignored == {}
 
 
@@ -60,7 +65,9 @@ def test_the_order_is_that_of_the_names_whatever_the_disk_says(tmp_path, monkeyp
     touch(tmp_path, *(f"{name}.{suffix}" for name in ("c", "a", "sub/b", "d") for suffix in ("png", "txt")))
     first = list_source(tmp_path)
     walk = os.walk
-    monkeypatch.setattr(os, "walk", lambda *a, **k: ((where, folders, names[::-1]) for where, folders, names in walk(*a, **k)))
+    monkeypatch.setattr(
+        os, "walk", lambda *a, **k: ((where, folders, names[::-1]) for where, folders, names in walk(*a, **k))
+    )
     assert list_source(tmp_path) == first and names(first) == ["a", "c", "d", "sub/b"]
 
 
@@ -105,7 +112,10 @@ def test_row_44_two_captions_for_one_image_are_refused(tmp_path):
 def test_row_45_two_images_of_one_name_give_one_item_and_one_refusal(tmp_path):
     touch(tmp_path, "dog.jpg", "dog.png", "dog.txt")
     source = list_source(tmp_path)
-    assert [(item.name, item.image, item.reason) for item in source.items] == [("dog", "dog.jpg", ""), ("dog.png", "dog.png", "duplicate-name")]
+    assert [(item.name, item.image, item.reason) for item in source.items] == [
+        ("dog", "dog.jpg", ""),
+        ("dog.png", "dog.png", "duplicate-name"),
+    ]
     assert "'dog'" not in source.items[1].detail and "dog is taken" in source.items[1].detail
 
 
@@ -173,12 +183,17 @@ def test_row_12_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monk
 @pytest.mark.parametrize("key", ["text", "caption"])
 def test_metadata_lines_pair_file_names_with_text_or_caption(tmp_path, key):
     touch(tmp_path, "b.png", "sub/a.jpg", "b.txt", "README.md")
-    manifest(tmp_path / "metadata.jsonl", {"file_name": "sub/a.jpg", key: "an apple"}, {"file_name": "b.png", key: "a ball", "extra": 1})
+    manifest(
+        tmp_path / "metadata.jsonl",
+        {"file_name": "sub/a.jpg", key: "an apple"},
+        {"file_name": "b.png", key: "a ball", "extra": 1},
+    )
     source = list_source(tmp_path)
     assert source.kind == "metadata"
     assert [(item.name, item.image, item.caption, item.reason) for item in source.items] == [
-        ("b", "b.png", "a ball", ""), ("sub/a", "sub/a.jpg", "an apple", ""),
-    ]  # fmt: skip
+        ("b", "b.png", "a ball", ""),
+        ("sub/a", "sub/a.jpg", "an apple", ""),
+    ]
     assert source.ignored == {".txt": 1, ".md": 1}
 
 
@@ -221,20 +236,31 @@ def test_a_manifest_gives_ids_paths_captions_and_bucket_hints(tmp_path):
     source = list_source(path)
     assert source.kind == "manifest" and source.root == tmp_path == source_root(path)
     assert [(item.name, item.image, item.caption, item.bucket_hint, item.reason) for item in source.items] == [
-        ("7", "/data/seven.png", "seven", "", ""), ("a.b/c", "../up.png", "odd", "", ""), ("z", "images/z.png", "last", "1216x832", ""),
-    ]  # fmt: skip
+        ("7", "/data/seven.png", "seven", "", ""),
+        ("a.b/c", "../up.png", "odd", "", ""),
+        ("z", "images/z.png", "last", "1216x832", ""),
+    ]
 
 
 GOOD = {"image_id": "good", "image_path": "good.png", "caption": "x"}
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    ('{"image_id": "torn", "image_pa', "bad-line"), ('["a", "list"]', "bad-line"), ("null", "bad-line"), ("[" * 100_000, "bad-line"),
-    ('{"n": 1' + "0" * 5000 + "}", "bad-line"), ('{"image_path": "a.png", "caption": "x"}', "bad-line"),
-    ('{"image_id": "a", "caption": "x"}', "bad-line"), ('{"image_id": "", "image_path": "a.png", "caption": "x"}', "bad-line"),
-    ('{"image_id": true, "image_path": "a.png", "caption": "x"}', "bad-line"), ('{"image_id": "a", "image_path": 7, "caption": "x"}', "bad-line"),
-    ('{"image_id": "a", "image_path": "a.png"}', "no-caption"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"image_id": "torn", "image_pa', "bad-line"),
+        ('["a", "list"]', "bad-line"),
+        ("null", "bad-line"),
+        ("[" * 100_000, "bad-line"),
+        ('{"n": 1' + "0" * 5000 + "}", "bad-line"),
+        ('{"image_path": "a.png", "caption": "x"}', "bad-line"),
+        ('{"image_id": "a", "caption": "x"}', "bad-line"),
+        ('{"image_id": "", "image_path": "a.png", "caption": "x"}', "bad-line"),
+        ('{"image_id": true, "image_path": "a.png", "caption": "x"}', "bad-line"),
+        ('{"image_id": "a", "image_path": 7, "caption": "x"}', "bad-line"),
+        ('{"image_id": "a", "image_path": "a.png"}', "no-caption"),
+    ],
+)
 def test_row_43_a_bad_line_is_refused_by_its_number_and_the_others_stand(tmp_path, line, reason):
     source = list_source(manifest(tmp_path / "m.jsonl", GOOD, "", line))
     assert list(reasons(source).values()) == [reason]
@@ -243,11 +269,19 @@ def test_row_43_a_bad_line_is_refused_by_its_number_and_the_others_stand(tmp_pat
 
 def test_row_43_lines_that_are_not_utf8_or_endless_are_refused_one_by_one(tmp_path):
     good = json.dumps(GOOD).encode()
-    lines = [b"\xef\xbb\xbf" + good, b'{"caption": "caf\xe9"}', b'{"caption": "' + b"x" * 3_000_000 + b'"}', good.replace(b'"good"', b'"last"')]
+    lines = [
+        b"\xef\xbb\xbf" + good,
+        b'{"caption": "caf\xe9"}',
+        b'{"caption": "' + b"x" * 3_000_000 + b'"}',
+        good.replace(b'"good"', b'"last"'),
+    ]
     (tmp_path / "m.jsonl").write_bytes(b"\r\n".join(lines))
     source = list_source(tmp_path / "m.jsonl")
     assert reasons(source) == {"m.jsonl:2": "bad-line", "m.jsonl:3": "bad-line"}
-    assert [item.detail for item in source.items if item.reason] == ["byte 0xe9 at offset 16 is not UTF-8", "longer than 1,048,576 bytes"]
+    assert [item.detail for item in source.items if item.reason] == [
+        "byte 0xe9 at offset 16 is not UTF-8",
+        "longer than 1,048,576 bytes",
+    ]
     assert names(source) == ["good", "last", "m.jsonl:2", "m.jsonl:3"]
 
 
@@ -255,8 +289,11 @@ def test_row_45_of_rows_with_one_id_the_first_in_the_file_is_used(tmp_path):
     rows = [{"image_id": "a", "image_path": f"{n}.png", "caption": str(n)} for n in (3, 1, 2)]
     source = list_source(manifest(tmp_path / "m.jsonl", *rows, rows[0]))
     assert [(item.name, item.image, item.reason) for item in source.items] == [
-        ("a", "3.png", ""), ("1.png", "1.png", "duplicate-name"), ("2.png", "2.png", "duplicate-name"), ("3.png", "3.png", "duplicate-name"),
-    ]  # fmt: skip
+        ("a", "3.png", ""),
+        ("1.png", "1.png", "duplicate-name"),
+        ("2.png", "2.png", "duplicate-name"),
+        ("3.png", "3.png", "duplicate-name"),
+    ]
     assert len({safe_key(item.name) for item in source.items}) == 4
 
 

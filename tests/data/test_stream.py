@@ -78,7 +78,9 @@ def assert_parts_make_the_whole(whole, parts, numbers) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_split_the_batch_of_one_process(tiny_shards, ranks):
-    assert_parts_make_the_whole(tiny_shards.stream(), [tiny_shards.stream(rank=rank, ranks=ranks) for rank in range(ranks)], (0, 5, 17))
+    assert_parts_make_the_whole(
+        tiny_shards.stream(), [tiny_shards.stream(rank=rank, ranks=ranks) for rank in range(ranks)], (0, 5, 17)
+    )
 
 
 # Batches by token budget: each bucket has its own size
@@ -115,14 +117,17 @@ def test_the_global_index_of_a_sample_is_the_count_of_those_before_it(sizes):
     for number in range(60):
         assert plan.samples_before(number) == before
         before += len(plan.batch(number))
-    assert BatchPlan(BUCKETS, sizes, seed=3).samples_before(59) == plan.samples_before(59)  # asked for at once, as after a resume
+    # asked for at once, as after a resume
+    assert BatchPlan(BUCKETS, sizes, seed=3).samples_before(59) == plan.samples_before(59)
 
 
 def test_a_budget_gives_the_same_batches_to_any_ranks_and_workers(tiny_shards):
     sizes = {bucket: 8 if bucket == "128x128" else 4 for bucket in BUCKET_NAMES}
     whole = stream_of(tiny_shards, sizes)
     for ranks in (2, 4):
-        assert_parts_make_the_whole(whole, [stream_of(tiny_shards, sizes, rank, ranks) for rank in range(ranks)], (0, 3, 9))
+        assert_parts_make_the_whole(
+            whole, [stream_of(tiny_shards, sizes, rank, ranks) for rank in range(ranks)], (0, 3, 9)
+        )
     helped = list(whole.loader(2, 8, 2, torch.device("cpu")))
     assert [batch.ids for batch in helped] == [whole[number].ids for number in range(2, 8)]
 
@@ -141,7 +146,9 @@ def test_a_bucket_that_does_not_divide_among_ranks_is_named(tiny_shards):
 def stream_of(tiny_shards, sizes, rank=0, ranks=1) -> BatchStream:
     shards = ShardSet.open(tiny_shards.folder)
     refs = shards.split("train")
-    return BatchStream(shards, refs, Provenance.of(shards, refs, tiny_shards.config).norm, sizes, seed=0, rank=rank, ranks=ranks)
+    return BatchStream(
+        shards, refs, Provenance.of(shards, refs, tiny_shards.config).norm, sizes, seed=0, rank=rank, ranks=ranks
+    )
 
 
 def test_draws_belong_to_the_place_in_the_run_and_differ_between_steps(tiny_shards):
@@ -183,7 +190,9 @@ def test_only_a_batch_with_padding_has_a_mask(tiny_shards):
 def test_a_batch_is_pinned_whole_where_there_is_a_gpu(tiny_shards, monkeypatch):
     """Else the DataLoader leaves it where it is and every copy to the device waits."""
     batch = tiny_shards.stream()[0]
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1 if tensor.is_floating_point() else ~tensor)
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: tensor + 1 if tensor.is_floating_point() else ~tensor
+    )
     pinned = batch.pin_memory()
     for name in ("latents", "noise", "timestep_draw"):
         assert torch.equal(getattr(pinned, name), getattr(batch, name) + 1)

@@ -38,7 +38,8 @@ def additive_noise(pixels):
 def truncated_dct(pixels, kept=(10, 3, 3)):
     """8×8 block DCT in YCbCr with the lowest frequencies kept: 16 coefficients a block."""
     frequency, place = np.mgrid[:8, :8]
-    basis = np.cos(np.pi * (place + 0.5) * frequency / 8) * np.where(frequency == 0, np.sqrt(1 / 8), 0.5)  # rows are frequencies
+    # rows are frequencies
+    basis = np.cos(np.pi * (place + 0.5) * frequency / 8) * np.where(frequency == 0, np.sqrt(1 / 8), 0.5)
     height, width = (side // 8 * 8 for side in pixels.shape[:2])
     channels = []
     for channel, count in zip(Image.fromarray(pixels[:height, :width]).convert("YCbCr").split(), kept, strict=True):
@@ -46,7 +47,11 @@ def truncated_dct(pixels, kept=(10, 3, 3)):
         low = np.zeros(64)
         low[np.argsort((frequency + place).ravel(), kind="stable")[:count]] = 1
         blocks = basis.T @ ((basis @ blocks @ basis.T) * low.reshape(8, 8)) @ basis
-        channels.append(Image.fromarray(np.clip(np.rint(blocks.transpose(0, 2, 1, 3).reshape(height, width)), 0, 255).astype(np.uint8)))
+        channels.append(
+            Image.fromarray(
+                np.clip(np.rint(blocks.transpose(0, 2, 1, 3).reshape(height, width)), 0, 255).astype(np.uint8)
+            )
+        )
     return np.asarray(Image.merge("YCbCr", channels).convert("RGB"))
 
 
@@ -56,12 +61,16 @@ def ghosted(pixels):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda pixels: pixels, gaussian_blur, jpeg_quality_20, additive_noise, truncated_dct, ghosted],
+    "damage",
+    [lambda pixels: pixels, gaussian_blur, jpeg_quality_20, additive_noise, truncated_dct, ghosted],
     ids=["clean", "blur", "jpeg", "noise", "dct", "ghost"],
-)  # fmt: skip
+)
 def test_a_drawn_scene_is_read_back(damage):
     seen = [see(damage(drawn(scene))) for scene in SCENES]
-    right = {name: np.mean([getattr(a, name) == getattr(b, name) for a, b in zip(SCENES, seen, strict=True)]) for name in ATTRIBUTES}
+    right = {
+        name: np.mean([getattr(a, name) == getattr(b, name) for a, b in zip(SCENES, seen, strict=True)])
+        for name in ATTRIBUTES
+    }
     assert right["colour"] >= 0.99, right
     assert right["position"] >= 0.99, right
     assert right["background"] >= 0.98, right
@@ -87,9 +96,15 @@ def test_what_a_scene_is_called_parses_back_to_the_scene(scene):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a black dog", "a red circle on the left", "a purple circle on the left, a white background",
-     "a red circle on the left, a blue background", "a red circle on the left, a white background, and a dog"],
-)  # fmt: skip
+    [
+        "",
+        "a black dog",
+        "a red circle on the left",
+        "a purple circle on the left, a white background",
+        "a red circle on the left, a blue background",
+        "a red circle on the left, a white background, and a dog",
+    ],
+)
 def test_other_captions_are_not_read(text):
     assert parse_caption(text) is None
 
@@ -100,9 +115,13 @@ def test_a_true_caption_is_shown_in_every_attribute():
 
 @pytest.mark.parametrize(
     "attribute, pairs",
-    [("colour", [("red", "blue"), ("green", "yellow"), ("red", "yellow")]), ("position", [("left", "right"), ("top", "bottom"), ("left", "top")]),
-     ("shape", [("circle", "square"), ("square", "triangle"), ("circle", "triangle")]), ("background", [("white", "gray"), ("gray", "black")])],
-)  # fmt: skip
+    [
+        ("colour", [("red", "blue"), ("green", "yellow"), ("red", "yellow")]),
+        ("position", [("left", "right"), ("top", "bottom"), ("left", "top")]),
+        ("shape", [("circle", "square"), ("square", "triangle"), ("circle", "triangle")]),
+        ("background", [("white", "gray"), ("gray", "black")]),
+    ],
+)
 def test_a_caption_wrong_in_one_word_is_not_shown_in_that_attribute_only(attribute, pairs):
     for pair in pairs:
         for word, other in (pair, pair[::-1]):
@@ -125,7 +144,9 @@ def nothing_seen(pixels):
 def test_noise_shows_nothing(blur):
     random = np.random.default_rng(0)
     for _ in range(20):
-        noise = Image.fromarray(random.integers(0, 256, (128, 128, 3), dtype=np.uint8)).filter(ImageFilter.GaussianBlur(blur))
+        noise = Image.fromarray(random.integers(0, 256, (128, 128, 3), dtype=np.uint8)).filter(
+            ImageFilter.GaussianBlur(blur)
+        )
         field = np.asarray(noise, float)
         stretched = 127 + (field - field.mean()) * 60 / field.std()
         assert nothing_seen(np.clip(stretched, 0, 255).astype(np.uint8))
@@ -148,7 +169,9 @@ def test_two_objects_show_nothing():
         rgb = SCENES[index - 1].object_rgb  # the same hue for some
         x, y = POSITIONS[opposite[scene.position]]
         size = scene.size * min(scene.width, scene.height)
-        second = draw_coverage(SCENES[index - 1].shape, scene.width, scene.height, (x * scene.width, y * scene.height), size)
+        second = draw_coverage(
+            SCENES[index - 1].shape, scene.width, scene.height, (x * scene.width, y * scene.height), size
+        )
         image = draw_scene(scene)
         image.paste(rgb, mask=second)
         assert nothing_seen(np.asarray(image)), (scene, rgb)
@@ -164,12 +187,21 @@ def painted(rows, columns, rgb, background=(232, 232, 232)):
 LOW, MIDDLE, HIGH = slice(10, 55), slice(42, 87), slice(73, 118)
 
 
-@pytest.mark.parametrize("rows, columns, place", [(MIDDLE, LOW, "left"), (MIDDLE, HIGH, "right"), (LOW, MIDDLE, "top"), (HIGH, MIDDLE, "bottom")])
-@pytest.mark.parametrize("rgb, colour", [((220, 20, 20), "red"), ((20, 170, 50), "green"), ((20, 40, 220), "blue"), ((240, 220, 20), "yellow")])
+@pytest.mark.parametrize(
+    "rows, columns, place",
+    [(MIDDLE, LOW, "left"), (MIDDLE, HIGH, "right"), (LOW, MIDDLE, "top"), (HIGH, MIDDLE, "bottom")],
+)
+@pytest.mark.parametrize(
+    "rgb, colour",
+    [((220, 20, 20), "red"), ((20, 170, 50), "green"), ((20, 40, 220), "blue"), ((240, 220, 20), "yellow")],
+)
 def test_words_mean_what_people_mean_by_them(rows, columns, place, rgb, colour):
     expected = dict.fromkeys(ATTRIBUTES, True)
     assert shows(painted(rows, columns, rgb), f"a {colour} square on the {place}, a white background") == expected
-    assert shows(painted(rows, columns, rgb, (20, 20, 20)), f"a {colour} square on the {place}, a black background") == expected
+    assert (
+        shows(painted(rows, columns, rgb, (20, 20, 20)), f"a {colour} square on the {place}, a black background")
+        == expected
+    )
 
 
 def test_a_faint_tint_is_no_object():
@@ -212,7 +244,9 @@ def test_a_speck_is_no_object():
     assert nothing_seen(drawn(replace(SCENES[0], size=0.08)))
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)])
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)]
+)
 def test_pixels_of_another_shape_or_type_are_refused(pixels):
     with pytest.raises(BadDataError, match=r"reads \(H, W, 3\) uint8 pixels"):
         see(pixels)

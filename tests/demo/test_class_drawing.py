@@ -19,8 +19,14 @@ def test_every_class_has_images_that_are_recognised_as_it_and_as_no_other(tmp_pa
         drawn = images_of(tmp_path, name)
         assert recognise(drawn, name).both == 1.0
         colour, shape = name.split("-")
-        other_colour, other_shape = ("red" if colour != "red" else "blue"), ("circle" if shape != "circle" else "square")
-        assert recognise(drawn, f"{other_colour}-{shape}").colour == 0 and recognise(drawn, f"{colour}-{other_shape}").shape == 0
+        other_colour, other_shape = (
+            ("red" if colour != "red" else "blue"),
+            ("circle" if shape != "circle" else "square"),
+        )
+        assert (
+            recognise(drawn, f"{other_colour}-{shape}").colour == 0
+            and recognise(drawn, f"{colour}-{other_shape}").shape == 0
+        )
 
 
 def test_backgrounds_vary_within_a_class(tmp_path):
@@ -32,7 +38,9 @@ def test_some_colours_alone_are_the_same_images(tmp_path):
     draw_class_folders(tmp_path / "all", 48, 0, 32)
     draw_class_folders(tmp_path / "red", 48, 0, 32, colours=["red"])
     names = {str(path.relative_to(tmp_path / "red")) for path in (tmp_path / "red").rglob("*.png")}
-    assert names == {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").glob("red-*/*.png")} and names
+    assert (
+        names == {str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").glob("red-*/*.png")} and names
+    )
     assert all((tmp_path / "red" / name).read_bytes() == (tmp_path / "all" / name).read_bytes() for name in names)
 
 

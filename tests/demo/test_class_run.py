@@ -1,4 +1,6 @@
-"""The one-step demo on the shapes of one colour: what is drawn is recognised as what was asked for, and a collapsed generator is seen as one."""
+"""The one-step demo on the shapes of one colour: what is drawn is recognised as what was asked for, and a collapsed
+generator is seen as one.
+"""
 
 from __future__ import annotations
 

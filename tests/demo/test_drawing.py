@@ -43,14 +43,22 @@ def test_every_combination_appears_once_before_any_appears_twice():
 
 def test_every_value_gets_its_even_share():
     scenes = plan_scenes(400, seed=0)
-    for attribute, values in (("colour", COLOURS), ("shape", SHAPES), ("position", POSITIONS), ("background", BACKGROUNDS)):
+    for attribute, values in (
+        ("colour", COLOURS),
+        ("shape", SHAPES),
+        ("position", POSITIONS),
+        ("background", BACKGROUNDS),
+    ):
         counts = Counter(getattr(scene, attribute) for scene in scenes)
         assert set(counts) == set(values)
         assert max(counts.values()) - min(counts.values()) < 0.1 * len(scenes), (attribute, counts)
 
 
 def test_images_come_in_square_landscape_portrait_and_wide_at_areas_between_128_and_192_squared():
-    aspects = Counter(min((1, 3 / 2, 2 / 3, 16 / 9), key=lambda aspect: abs(aspect - scene.width / scene.height)) for scene in SCENES[:140])
+    aspects = Counter(
+        min((1, 3 / 2, 2 / 3, 16 / 9), key=lambda aspect: abs(aspect - scene.width / scene.height))
+        for scene in SCENES[:140]
+    )
     assert aspects == {1: 56, 3 / 2: 35, 2 / 3: 35, 16 / 9: 14}
     assert all(126**2 < scene.width * scene.height < 194**2 for scene in SCENES)
 
@@ -88,7 +96,9 @@ def test_the_seed_decides_everything_and_a_larger_set_begins_with_the_smaller():
 def test_each_image_is_written_with_its_caption(tmp_path):
     scenes = draw_dataset(tmp_path / "images", 5, seed=7)
     names = [f"scene-000{number}" for number in range(1, 6)]
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(name + end for name in names for end in (".png", ".txt"))
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(
+        name + end for name in names for end in (".png", ".txt")
+    )
     for name, scene in zip(names, scenes, strict=True):
         assert (tmp_path / "images" / f"{name}.txt").read_text() == caption(scene) + "\n"
         with Image.open(tmp_path / "images" / f"{name}.png") as image:
@@ -106,7 +116,9 @@ def test_drawing_twice_gives_the_same_bytes(tmp_path):
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"mine")
     (tmp_path / ".directory").write_bytes(b"hidden files are no images")
-    with pytest.raises(UsageError, match=r"holds other files than this drawing's \(1 of them, the first is holiday\.jpg\)"):
+    with pytest.raises(
+        UsageError, match=r"holds other files than this drawing's \(1 of them, the first is holiday\.jpg\)"
+    ):
         draw_dataset(tmp_path, 2, seed=7)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".directory", "holiday.jpg"]
 

@@ -1,4 +1,6 @@
-"""The faults of tests/validate/test_planted_faults.py in models that were really trained, on the demo's data. Minutes: `pytest -m slow`."""
+"""The faults of tests/validate/test_planted_faults.py in models that were really trained, on the demo's data.
+Minutes: `pytest -m slow`.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,10 @@ def test_truth_from_normalised_latents(demo, tmp_path):
 
 def test_a_model_that_memorised_without_conditions(tmp_path):
     """A dozen small images again and again, all conditions dropped."""
-    dropped = [f"dropout.{mode}={share}" for mode, share in (("none", 1.0), ("text_only", 0.0), ("reference_only", 0.0), ("both", 0.0))]
+    dropped = [
+        f"dropout.{mode}={share}"
+        for mode, share in (("none", 1.0), ("text_only", 0.0), ("reference_only", 0.0), ("both", 0.0))
+    ]
     small = ["data.area=64x64", "model.depth=4", "train.steps=1500", "train.batch_size=16", "train.lr=1e-3"]
     config = load_config("demo", [*dropped, *small, "train.sample_every=0", "train.eval_every=0"])
     draw_dataset(tmp_path / "images", 24, seed=0)

@@ -1,4 +1,6 @@
-"""The demo from nothing to GO, and a model trained on shuffled conditions that must come out NO-GO. Minutes each: `pytest -m slow`."""
+"""The demo from nothing to GO, and a model trained on shuffled conditions that must come out NO-GO. Minutes each:
+`pytest -m slow`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Autoencoders on real classes: the mode, unscaled; scale, shift, channels and stride of the card from the config; nothing but finite numbers."""
+"""Autoencoders on real classes: the mode, unscaled; scale, shift, channels and stride of the card from the config;
+nothing but finite numbers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 
 #          folder, channels, stride, scale, shift
-CODECS = [("flux", 16, 8, 0.3611, 0.1159), ("kl4", 4, 8, 0.18215, 0.0), ("tiny", 16, 8, 1.0, 0.0), ("dc", 8, 32, 0.41407, 0.0)]
+CODECS = [
+    ("flux", 16, 8, 0.3611, 0.1159),
+    ("kl4", 4, 8, 0.18215, 0.0),
+    ("tiny", 16, 8, 1.0, 0.0),
+    ("dc", 8, 32, 0.41407, 0.0),
+]
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -100,7 +107,9 @@ def test_pixels_that_are_not_finite_are_not_shown_as_black(folders):
 
 def test_a_model_that_is_no_autoencoder_for_images_is_refused_by_its_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLCogVideoX"}))
-    with pytest.raises(UsageError, match="AutoencoderKLCogVideoX, not one of AutoencoderKL, AutoencoderTiny, AutoencoderDC"):
+    with pytest.raises(
+        UsageError, match="AutoencoderKLCogVideoX, not one of AutoencoderKL, AutoencoderTiny, AutoencoderDC"
+    ):
         load_codec(str(tmp_path))
 
 

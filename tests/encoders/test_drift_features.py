@@ -1,4 +1,6 @@
-"""Frozen features for the drifting objective: the kinds that are asked for, the same on every machine, with gradient to the input."""
+"""Frozen features for the drifting objective: the kinds that are asked for, the same on every machine, with
+gradient to the input.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,15 @@ def seeded(kinds) -> DriftFeatures:
 def test_kinds_have_their_number_of_vectors_and_no_two_are_the_same():
     found = seeded(ALL)(latents())
     assert {kind: tuple(vectors.shape) for kind, vectors in found.items()} == {
-        "raw": (3, 1, 1024), "locations1": (3, 64, 32), "moments1": (3, 2, 32), "patches21": (3, 32, 32), "patches41": (3, 8, 32),
-        "locations2": (3, 16, 64), "moments2": (3, 2, 64), "patches22": (3, 8, 64),
-    }  # fmt: skip
+        "raw": (3, 1, 1024),
+        "locations1": (3, 64, 32),
+        "moments1": (3, 2, 32),
+        "patches21": (3, 32, 32),
+        "patches41": (3, 8, 32),
+        "locations2": (3, 16, 64),
+        "moments2": (3, 2, 64),
+        "patches22": (3, 8, 64),
+    }
 
 
 def test_only_the_kinds_that_are_asked_for_are_made():
@@ -58,7 +66,10 @@ def test_gradient_reaches_the_input_also_where_all_is_flat(encoder):
 def test_a_trained_encoder_gives_maps_of_its_width_and_is_frozen():
     encoder = LatentEncoder(16, 8, 3)
     found = DriftFeatures(["locations"], encoder)(latents())
-    assert {kind: tuple(vectors.shape) for kind, vectors in found.items()} == {"locations1": (3, 64, 8), "locations2": (3, 16, 16)}
+    assert {kind: tuple(vectors.shape) for kind, vectors in found.items()} == {
+        "locations1": (3, 64, 8),
+        "locations2": (3, 16, 16),
+    }
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 

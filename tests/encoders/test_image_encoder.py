@@ -30,9 +30,14 @@ PATCH_14 = {
     (704, 1344): ((700, 1344), (50, 96), 4800),
 }
 PATCH_16 = {
-    (1024, 1024): (64, 64), (1216, 832): (76, 52), (832, 1216): (52, 76), (1280, 768): (80, 48), (768, 1280): (48, 80), (1344, 704): (84, 44),
+    (1024, 1024): (64, 64),
+    (1216, 832): (76, 52),
+    (832, 1216): (52, 76),
+    (1280, 768): (80, 48),
+    (768, 1280): (48, 80),
+    (1344, 704): (84, 44),
     (704, 1344): (44, 84),
-}  # fmt: skip
+}
 
 
 def test_the_tables_below_are_about_the_canonical_buckets():
@@ -55,7 +60,10 @@ def test_with_patch_16_the_input_is_the_bucket(bucket):
 def test_the_table_in_the_docs_is_the_one_in_the_code():
     page = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
     for bucket in CANONICAL:
-        (columns_16, rows_16), (size, (columns, rows), count) = PATCH_16[bucket.width, bucket.height], PATCH_14[bucket.width, bucket.height]
+        (columns_16, rows_16), (size, (columns, rows), count) = (
+            PATCH_16[bucket.width, bucket.height],
+            PATCH_14[bucket.width, bucket.height],
+        )
         assert f"| {bucket.name} | {columns_16}×{rows_16} | {size[0]}x{size[1]} | {columns}×{rows} | {count} |" in page
 
 
@@ -69,11 +77,18 @@ def test_patch_size_and_registers_come_from_the_encoder(folders, name, patch, re
     encoder = load_image_encoder(str(folders / name), "fp32")
     assert (encoder.patch_size, encoder.registers, encoder.width) == (patch, registers, 32)
     card = encoder.card
-    assert (card["patch_size"], card["registers"], card["width"], card["revision"]) == (patch, registers, 32, "local") and len(card["weights"]) == 64
+    assert (card["patch_size"], card["registers"], card["width"], card["revision"]) == (
+        patch,
+        registers,
+        32,
+        "local",
+    ) and len(card["weights"]) == 64
 
 
 def one_block_changed(rows: int, columns: int, patch: int) -> np.ndarray:
-    """(1 + rows·columns, H, W, 3): a grey image, then the same with the block of row k // columns, column k % columns in red."""
+    """(1 + rows·columns, H, W, 3): a grey image, then the same with the block of row k // columns, column k %
+    columns in red.
+    """
     images = np.full((1 + rows * columns, rows * patch, columns * patch, 3), 128, np.uint8)
     for k in range(rows * columns):
         top, left = k // columns * patch, k % columns * patch
@@ -113,12 +128,16 @@ def test_cls_is_the_encoders_own_first_token(folders):
 def test_an_image_is_normalised_as_dino_expects(folders):
     encoder = load_image_encoder(str(folders / "dinov3"), "fp32")
     x = encoder.preprocess(torch.full((1, 16, 16, 3), 255, dtype=torch.uint8))
-    torch.testing.assert_close(x[0, :, 0, 0], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]))
+    torch.testing.assert_close(
+        x[0, :, 0, 0], torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    )
 
 
 @pytest.mark.parametrize("bucket", [(96, 64), (64, 96), (128, 80)])
 def test_resizing_to_multiples_of_14_agrees_with_pillow(folders, bucket):
-    """Image by image. The noise keeps away from black and white: Pillow cuts overshoot between its two passes, which shows in noise only."""
+    """Image by image. The noise keeps away from black and white: Pillow cuts overshoot between its two passes,
+    which shows in noise only.
+    """
     width, height = bucket
     pixels = np.random.default_rng(0).integers(80, 176, (2, height, width, 3), dtype=np.uint8)
     encoder = load_image_encoder(str(folders / "dinov2"), "fp32")
@@ -138,7 +157,11 @@ def test_the_image_is_seen_whole(folders):
     for row, column in ((0, 0), (63, 95)):
         changed = image.copy()
         changed[0, row, column] = 255
-        moved = (encoder.preprocess(torch.from_numpy(changed)) - encoder.preprocess(torch.from_numpy(image))).abs().amax(dim=1)[0]
+        moved = (
+            (encoder.preprocess(torch.from_numpy(changed)) - encoder.preprocess(torch.from_numpy(image)))
+            .abs()
+            .amax(dim=1)[0]
+        )
         assert moved[-1 if row else 0, -1 if column else 0] > 0.1
 
 
@@ -154,7 +177,9 @@ def test_a_large_batch_is_computed_in_parts_with_the_same_result(folders, monkey
     whole = encoder.encode(pixels)
     monkeypatch.setattr(image_module, "_PIXELS_AT_ONCE", 2 * 32 * 48)
     sizes = []
-    encoder._model.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True)
+    encoder._model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
     parts = encoder.encode(pixels)
     assert sizes == [2, 2, 1]
     torch.testing.assert_close(parts.patches, whole.patches)
@@ -173,7 +198,9 @@ def test_bf16_keeps_the_rotary_frequencies_exact(folders):
 
 def overflowing(encoder, dtype: torch.dtype) -> None:
     """Makes the encoder's last layer give NaN as long as its weights have this dtype."""
-    encoder._model.norm.register_forward_hook(lambda module, args, output: output * torch.nan if module.weight.dtype == dtype else output)
+    encoder._model.norm.register_forward_hook(
+        lambda module, args, output: output * torch.nan if module.weight.dtype == dtype else output
+    )
 
 
 def test_features_that_overflow_in_bf16_are_computed_again_in_fp32_and_told(folders, monkeypatch):
@@ -211,7 +238,9 @@ def test_another_architecture_is_refused_before_its_weights_are_looked_for(tmp_p
 
 def test_registers_in_the_weights_that_the_config_hides_are_refused(altered):
     folder = altered("dinov2-registers", {"model_type": "dinov2", "num_register_tokens": 0})
-    with pytest.raises(BadDataError, match=r"embeddings\.register_tokens, but its config\.json describes a model without"):
+    with pytest.raises(
+        BadDataError, match=r"embeddings\.register_tokens, but its config\.json describes a model without"
+    ):
         load_image_encoder(str(folder), "fp32")
 
 
@@ -224,7 +253,11 @@ def test_a_config_that_forgets_the_registers_is_refused(altered):
 def test_a_model_whose_config_and_weights_disagree_about_registers_is_refused():
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-    model = DINOv3ViTModel(DINOv3ViTConfig(num_register_tokens=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1))
+    model = DINOv3ViTModel(
+        DINOv3ViTConfig(
+            num_register_tokens=4, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1
+        )
+    )
     model.config.num_register_tokens = 0
     with pytest.raises(BadDataError, match="0 register tokens, its weights have 4"):
         ImageEncoder(model, "lying", "1", "fp32")

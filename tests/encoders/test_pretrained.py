@@ -1,4 +1,6 @@
-"""Getting weights: from a folder, from what the hub left on this disk, or not at all; in each case whole, and in each case said clearly."""
+"""Getting weights: from a folder, from what the hub left on this disk, or not at all; in each case whole, and in
+each case said clearly.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,11 @@ def test_for_a_hub_id_the_hint_says_how_to_fetch_it_and_what_serves_meanwhile(ki
     substitute = {"image": "facebook/dinov2-large", "text": "google/t5-v1_1-base", "vae": "madebyollin/taef1"}[kind]
     stand_in = {"image": "builtin:dinov3", "text": "builtin:words", "vae": "builtin:dct"}[kind]
     hint = missing.value.hint
-    assert "hf download nobody/has-this" in hint and f"-s encoders.{kind}={substitute}" in hint and f"-s encoders.{kind}={stand_in}" in hint
+    assert (
+        "hf download nobody/has-this" in hint
+        and f"-s encoders.{kind}={substitute}" in hint
+        and f"-s encoders.{kind}={stand_in}" in hint
+    )
 
 
 def test_of_a_whole_pipeline_only_the_vae_is_to_be_fetched():
@@ -130,7 +136,9 @@ def test_a_damaged_config_is_one_clear_error(kind, copy, content):
 def test_of_weights_in_parts_each_must_be_there_and_whole(kind, copy):
     from transformers import AutoModel, T5EncoderModel
 
-    (AutoModel if kind == "image" else T5EncoderModel).from_pretrained(copy).save_pretrained(copy, max_shard_size="40KB")
+    (AutoModel if kind == "image" else T5EncoderModel).from_pretrained(copy).save_pretrained(
+        copy, max_shard_size="40KB"
+    )
     (copy / "model.safetensors").unlink(missing_ok=True)
     parts = sorted(copy.glob("model-*.safetensors"))
     assert len(parts) > 1
@@ -140,7 +148,9 @@ def test_of_weights_in_parts_each_must_be_there_and_whole(kind, copy):
     with pytest.raises(BadDataError, match=parts[-1].name):
         LOADERS[kind](copy)
     parts[-1].unlink()
-    with pytest.raises(WeightsMissingError, match=f"1 of {len(parts)} parts are missing, the first is {parts[-1].name}"):
+    with pytest.raises(
+        WeightsMissingError, match=f"1 of {len(parts)} parts are missing, the first is {parts[-1].name}"
+    ):
         LOADERS[kind](copy)
 
 
@@ -178,7 +188,9 @@ def test_an_autoencoder_with_a_repository_of_its_own_lies_at_the_top(folders, hu
 def test_a_damaged_copy_on_this_disk_is_not_called_absent(kind, folders, hub_cache):
     path = hub_cache("org/model", folders / FOLDERS[kind]) / WEIGHTS[kind]
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(WeightsMissingError, match=f"'org/model' on this disk is damaged: .*{path.name}: cut short") as damaged:
+    with pytest.raises(
+        WeightsMissingError, match=f"'org/model' on this disk is damaged: .*{path.name}: cut short"
+    ) as damaged:
         LOADERS[kind]("org/model")
     assert "--force-download" in damaged.value.hint
 
@@ -211,7 +223,13 @@ def test_the_hash_of_weights_depends_on_names_shapes_dtypes_and_bytes():
         return weights_hash(module)
 
     zeros = torch.zeros(2, 3)
-    different = [hashed(a=zeros), hashed(b=zeros), hashed(a=zeros.reshape(3, 2)), hashed(a=zeros.int()), hashed(a=zeros + 1e-45)]
+    different = [
+        hashed(a=zeros),
+        hashed(b=zeros),
+        hashed(a=zeros.reshape(3, 2)),
+        hashed(a=zeros.int()),
+        hashed(a=zeros + 1e-45),
+    ]
     assert len(set(different)) == 5
     assert hashed(a=zeros, b=zeros + 1) == hashed(b=zeros + 1, a=zeros)
     assert hashed(a=torch.arange(6.0).reshape(2, 3).T) == hashed(a=torch.arange(6.0).reshape(2, 3).T.contiguous())

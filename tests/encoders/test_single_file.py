@@ -1,4 +1,6 @@
-"""One `.safetensors` file with an autoencoder in the layout of the original code, as Flux's `ae.safetensors` is published."""
+"""One `.safetensors` file with an autoencoder in the layout of the original code, as Flux's `ae.safetensors` is
+published.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,17 @@ def original_name(name: str) -> str:
 
 def original_layout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     attention = re.compile(r"attentions\.0\.to_.*weight$")
-    return {original_name(name): (tensor[:, :, None, None] if attention.search(name) else tensor).contiguous() for name, tensor in state.items()}
+    return {
+        original_name(name): (tensor[:, :, None, None] if attention.search(name) else tensor).contiguous()
+        for name, tensor in state.items()
+    }
 
 
 @pytest.fixture
 def single(folders, tmp_path):
-    """`single("flux/vae", "ae.safetensors")`: that autoencoder in one file of the original layout, its config beside it."""
+    """`single("flux/vae", "ae.safetensors")`: that autoencoder in one file of the original layout, its config
+    beside it.
+    """
 
     def write(folder: str, name: str, config: bool = True, original: bool = True):
         state = load_file(folders / folder / "diffusion_pytorch_model.safetensors")

@@ -1,4 +1,6 @@
-"""T5 on a real class with two kinds of tokenizer: true lengths, cuts, padding that changes nothing, overflow that is repaired or named."""
+"""T5 on a real class with two kinds of tokenizer: true lengths, cuts, padding that changes nothing, overflow that
+is repaired or named.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def seen():
     def watch(encoder) -> list[tuple[torch.Tensor, torch.Tensor]]:
         calls = []
         encoder._model.register_forward_pre_hook(
-            lambda module, args, kwargs: calls.append((kwargs["input_ids"].clone(), kwargs["attention_mask"].clone())), with_kwargs=True
+            lambda module, args, kwargs: calls.append((kwargs["input_ids"].clone(), kwargs["attention_mask"].clone())),
+            with_kwargs=True,
         )
         return calls
 
@@ -100,7 +103,9 @@ def overflow_on(encoder, letter: str, dtypes: set[torch.dtype]) -> None:
     """Makes captions that begin with this letter come out as NaN while the weights have one of these dtypes."""
     marked: list[torch.Tensor] = []
     first = encoder._tokenizer(letter).input_ids[0]
-    encoder._model.register_forward_pre_hook(lambda module, args, kwargs: marked.append(kwargs["input_ids"][:, 0] == first), with_kwargs=True)
+    encoder._model.register_forward_pre_hook(
+        lambda module, args, kwargs: marked.append(kwargs["input_ids"][:, 0] == first), with_kwargs=True
+    )
 
     def spoil(module, args, output):
         if module.weight.dtype in dtypes:
@@ -114,7 +119,9 @@ def overflow_on(encoder, letter: str, dtypes: set[torch.dtype]) -> None:
 def test_a_caption_that_overflows_in_bf16_is_computed_again_in_fp32_and_told(folders, listener):
     encoder = load_text_encoder(str(folders / "t5"), "bf16", 64, listener)
     with in_fp32(encoder._model, torch.bfloat16):
-        in_fp32_alone = encoder._model(input_ids=torch.tensor([encoder._tokenizer("red bird").input_ids])).last_hidden_state[0]
+        in_fp32_alone = encoder._model(
+            input_ids=torch.tensor([encoder._tokenizer("red bird").input_ids])
+        ).last_hidden_state[0]
     plain = encoder.encode(["a dog"])[0].hidden
     overflow_on(encoder, "r", {torch.bfloat16})
     dog, bird = encoder.encode(["a dog", "red bird"])
@@ -128,7 +135,10 @@ def test_after_the_detour_through_fp32_the_weights_are_the_same_bits(folders):
     before = {name: tensor.clone() for name, tensor in encoder._model.state_dict().items()}
     with in_fp32(encoder._model, torch.bfloat16):
         assert encoder._model.dtype == torch.float32
-    assert all(tensor.dtype == torch.bfloat16 and torch.equal(tensor, before[name]) for name, tensor in encoder._model.state_dict().items())
+    assert all(
+        tensor.dtype == torch.bfloat16 and torch.equal(tensor, before[name])
+        for name, tensor in encoder._model.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -155,13 +165,17 @@ def test_a_tokenizer_of_another_model_is_refused(folders, altered):
     from transformers import T5Config, T5EncoderModel
 
     folder = altered("t5")
-    T5EncoderModel(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)).save_pretrained(folder)
+    T5EncoderModel(T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)).save_pretrained(
+        folder
+    )
     with pytest.raises(WeightsMissingError, match="the model knows 64"):
         load_text_encoder(str(folder), "fp32", 64)
 
 
 def sentence_pieces() -> bytes:
-    """A `spiece.model` in protobuf's wire format: pieces with score and kind, and which of them are unknown, end and padding."""
+    """A `spiece.model` in protobuf's wire format: pieces with score and kind, and which of them are unknown, end
+    and padding.
+    """
 
     def number(value: int) -> bytes:
         low = bytes([value & 127 | (128 if value > 127 else 0)])
@@ -174,10 +188,22 @@ def sentence_pieces() -> bytes:
         return message(1, message(1, text.encode()) + b"\x15" + struct.pack("<f", score) + b"\x18" + number(kind))
 
     words = [f"▁{word}" for word in ("a", "photo", "of", "red", "bird", "dog")]
-    pieces = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2), ("▁", -2.0, 1), *((letter, -5.0, 1) for letter in ascii_lowercase)]
-    trainer = b"".join(number(key << 3) + number(value) for key, value in ((3, 1), (40, 2), (41, (1 << 64) - 1), (42, 1), (43, 0)))
+    pieces = [
+        ("<pad>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        ("<unk>", 0.0, 2),
+        ("▁", -2.0, 1),
+        *((letter, -5.0, 1) for letter in ascii_lowercase),
+    ]
+    trainer = b"".join(
+        number(key << 3) + number(value) for key, value in ((3, 1), (40, 2), (41, (1 << 64) - 1), (42, 1), (43, 0))
+    )
     normalizer = message(1, b"identity") + b"".join(number(key << 3) + number(1) for key in (3, 4, 5))
-    return b"".join(piece(*one) for one in [*pieces, *((word, -1.0, 1) for word in words)]) + message(2, trainer) + message(3, normalizer)
+    return (
+        b"".join(piece(*one) for one in [*pieces, *((word, -1.0, 1) for word in words)])
+        + message(2, trainer)
+        + message(3, normalizer)
+    )
 
 
 @pytest.fixture

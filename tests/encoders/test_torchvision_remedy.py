@@ -61,7 +61,9 @@ def test_a_misfit_torchvision_is_imported_whole_with_the_remedy(stand_in):
         "import torch; print(torch.ops.torchvision.nms.default.name(), torchvision.half.__name__)",
         stand_in(MISFIT),
     )
-    assert run.stdout.splitlines() == ["half imported", "half imported", "torchvision::nms torchvision.half"], run.stderr
+    assert run.stdout.splitlines() == ["half imported", "half imported", "torchvision::nms torchvision.half"], (
+        run.stderr
+    )
 
 
 def test_nothing_changes_where_torchvision_loads(stand_in):
@@ -74,7 +76,10 @@ def test_nothing_changes_where_torchvision_loads(stand_in):
     assert run.stdout.strip() == "as it is False", run.stderr
 
 
-@pytest.mark.parametrize("failure", ["RuntimeError('another reason')", "ImportError('no such symbol')", "ModuleNotFoundError('no PIL', name='PIL')"])
+@pytest.mark.parametrize(
+    "failure",
+    ["RuntimeError('another reason')", "ImportError('no such symbol')", "ModuleNotFoundError('no PIL', name='PIL')"],
+)
 def test_any_other_failure_of_torchvision_is_shown(stand_in, failure):
     run = python(
         "from dittool.encoders.torchvision_remedy import ensure_torchvision\nensure_torchvision()",

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "data"))  # picture_files: images written by hand, well-formed and not
+# picture_files: images written by hand, well-formed and not
+sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
 
 FEATURE_FOLDERS = ("dinov3", "dinov3_patches", "vae_latents", "t5_hidden")
 GOOD = ("scene-0001", "scene-0002", "scene-0003")
@@ -54,10 +55,13 @@ class Embedded:
         return np.load(self.folder / feature / f"{self.rows[name]['id']}.npy", allow_pickle=False)
 
     def colour(self, name: str, across: float = 0.5, down: float = 0.5) -> tuple[int, ...]:
-        """The colour that the stored latent shows at a place of the image, both from 0 to 1: what a model would be trained on."""
+        """The colour that the stored latent shows at a place of the image, both from 0 to 1: what a model would be
+        trained on.
+        """
         from dittool.encoders.vae import load_codec
 
-        pixels = load_codec("builtin:dct").decode(torch.from_numpy(self.array("vae_latents", name)[None]))[0]  # (H, W, 3)
+        # (H, W, 3)
+        pixels = load_codec("builtin:dct").decode(torch.from_numpy(self.array("vae_latents", name)[None]))[0]
         height, width = pixels.shape[:2]
         return tuple(pixels[int(down * height), int(across * width)].tolist())
 
@@ -75,7 +79,9 @@ class Embedded:
         return self.whole()
 
     def whole(self) -> Embedded:
-        """Asserts that the used inputs and no others have their features, finite and complete, and that nothing is half-written."""
+        """Asserts that the used inputs and no others have their features, finite and complete, and that nothing is
+        half-written.
+        """
         ids = {row["id"] for row in self.rows.values() if row["status"] == "used"}
         for feature in FEATURE_FOLDERS:
             paths = list((self.folder / feature).iterdir())
@@ -108,7 +114,9 @@ class Desk:
 
     def embed(self, *options: object, source: Path | None = None, out: str = "derived") -> Embedded:
         """`dit embed` of the images with the demo preset, its numbers as JSON."""
-        outcome = self.dit("embed", source or self.images, "--preset", "demo", "--out", self.root / out, "--json", *options)
+        outcome = self.dit(
+            "embed", source or self.images, "--preset", "demo", "--out", self.root / out, "--json", *options
+        )
         return Embedded(outcome, self.root / out)
 
     def run(self, *arguments: object) -> Any:
@@ -148,7 +156,9 @@ def older_shards(shards) -> Path:
 
 @pytest.fixture
 def told():
-    """`told(outcome, 3, "what", "which")`: the exit code, then one line with these words, then a next step, and nothing else of an error."""
+    """`told(outcome, 3, "what", "which")`: the exit code, then one line with these words, then a next step, and
+    nothing else of an error.
+    """
 
     def check(outcome: Any, code: int, *words: str) -> str:
         lines = outcome.err.splitlines()

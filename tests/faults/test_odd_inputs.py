@@ -1,4 +1,5 @@
-"""Odd inputs beyond the catalogue: what a clumsy or hostile hand leaves in the folders that the commands read and write.
+"""Odd inputs beyond the catalogue: what a clumsy or hostile hand leaves in the folders that the commands read and
+write.
 
 Whatever stands there, a command ends with a code of the contract and one line; 70, a bug of ours, is never the answer.
 """
@@ -38,14 +39,32 @@ def test_pipes_loops_and_folders_called_like_files_are_neither_waited_for_nor_fo
     (desk.images / "folder.txt").write_text("a folder")
     done = desk.embed()
     assert done.reasons == {
-        "pipe": "unreadable", "mute": "caption-unreadable", "one": "unreadable", "other": "no-caption", "folder.txt": "no-image",
-    }  # fmt: skip
+        "pipe": "unreadable",
+        "mute": "caption-unreadable",
+        "one": "unreadable",
+        "other": "no-caption",
+        "folder.txt": "no-image",
+    }
     done.lost_nothing(**done.reasons)
     assert "1 linked folders are not followed" in done.outcome.err
 
 
 def test_what_a_name_can_hold_a_name_may_hold(desk, train):
-    names = ["new\nline", "tab\tb", " lead", "trail ", "-dash", "quote'\"", "a" * 250, "dot.", "CON", "semi;rm -rf", "$(x)", "\u202eabc", "smile😀"]
+    names = [
+        "new\nline",
+        "tab\tb",
+        " lead",
+        "trail ",
+        "-dash",
+        "quote'\"",
+        "a" * 250,
+        "dot.",
+        "CON",
+        "semi;rm -rf",
+        "$(x)",
+        "\u202eabc",
+        "smile😀",
+    ]
     for name in names:
         (desk.images / f"{name}.png").write_bytes(PNG)
         (desk.images / f"{name}.txt").write_text("a name")
@@ -55,13 +74,27 @@ def test_what_a_name_can_hold_a_name_may_hold(desk, train):
     assert desk.run("audit", desk.root / "shards").code in (0, 1) and train(desk.root / "shards").code == 0
 
 
-@pytest.mark.parametrize("image", [
-    "/dev/zero", "../../../../../../etc/passwd", "images\0.png", "images/\ud800.png", "images", "pipe:touch x", "x/" * 5000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "image",
+    [
+        "/dev/zero",
+        "../../../../../../etc/passwd",
+        "images\0.png",
+        "images/\ud800.png",
+        "images",
+        "pipe:touch x",
+        "x/" * 5000,
+    ],
+)
 def test_a_manifest_that_points_at_something_else_than_an_image_gets_a_refusal(desk, image):
-    rows = [{"image_id": name, "image_path": f"images/{name}.png", "caption": "x"} for name in ("scene-0001", "scene-0002", "scene-0003")]
+    rows = [
+        {"image_id": name, "image_path": f"images/{name}.png", "caption": "x"}
+        for name in ("scene-0001", "scene-0002", "scene-0003")
+    ]
     manifest = desk.root / "odd.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"image_id": "odd", "image_path": image, "caption": "x"}]))
+    manifest.write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"image_id": "odd", "image_path": image, "caption": "x"}])
+    )
     done = desk.embed(source=manifest)
     assert set(done.reasons) == {"odd"}
     done.lost_nothing(**done.reasons)
@@ -76,8 +109,14 @@ def test_files_of_other_programs_in_an_output_folder_stay(desk, train):
         for name in (".tmp-mine", "mine/.tmp-mine", "mine/photo.png"):
             (desk.root / folder / name).write_text("mine")
     done = desk.embed()
-    assert desk.run("shard", done.folder, "--out", desk.root / "shards", "--holdout", "0").code == 0 and train(desk.root / "shards").code == 0
-    assert len([path for path in desk.root.rglob("*mine*") if path.is_file()]) == 6 and len(list(desk.root.rglob("mine/photo.png"))) == 3
+    assert (
+        desk.run("shard", done.folder, "--out", desk.root / "shards", "--holdout", "0").code == 0
+        and train(desk.root / "shards").code == 0
+    )
+    assert (
+        len([path for path in desk.root.rglob("*mine*") if path.is_file()]) == 6
+        and len(list(desk.root.rglob("mine/photo.png"))) == 3
+    )
 
 
 def test_shards_that_stand_there_without_an_index_of_ours_are_not_removed(desk, told):
@@ -89,7 +128,9 @@ def test_shards_that_stand_there_without_an_index_of_ours_are_not_removed(desk, 
     assert path.read_bytes() == b"somebody's only copy"
 
 
-@pytest.mark.parametrize("name", ["records.jsonl", ".lock", "journal.jsonl", "identity.json", "vae_latents/scene-0001.npy"])
+@pytest.mark.parametrize(
+    "name", ["records.jsonl", ".lock", "journal.jsonl", "identity.json", "vae_latents/scene-0001.npy"]
+)
 def test_a_folder_where_a_file_should_be_is_told_by_name(desk, told, name):
     (desk.root / "derived" / name).mkdir(parents=True)
     told(desk.embed().outcome, 5, str(desk.root / "derived" / name))
@@ -113,10 +154,19 @@ def test_a_link_as_output_folder_is_followed_and_a_loop_is_told(desk, told):
 # --- what a derived folder says of itself ---
 
 
-@pytest.mark.parametrize("change", [
-    {"id": "../../../x"}, {"bucket": "../../x"}, {"caption": 5}, {"width": -1}, {"crop": [1]}, {"image_sha256": "zz"}, {"flags": [5]},
-    {"status": "lost"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "../../../x"},
+        {"bucket": "../../x"},
+        {"caption": 5},
+        {"width": -1},
+        {"crop": [1]},
+        {"image_sha256": "zz"},
+        {"flags": [5]},
+        {"status": "lost"},
+    ],
+)
 def test_a_record_that_was_edited_stops_packing(desk, told, change):
     done = desk.embed().lost_nothing()
     path = done.folder / "records.jsonl"
@@ -126,7 +176,10 @@ def test_a_record_that_was_edited_stops_packing(desk, told, change):
     assert not list(desk.root.rglob("x.npy"))
 
 
-@pytest.mark.parametrize("line", [b"\x00\xff garbage", b"5", b"[1]", b'{"id": 1}', b'{"id": ["a"], "stage": "vae", "source": "x"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [b"\x00\xff garbage", b"5", b"[1]", b'{"id": 1}', b'{"id": ["a"], "stage": "vae", "source": "x"}', b"[" * 100_000],
+)
 def test_a_journal_of_garbage_is_told_by_its_name(desk, told, line):
     done = desk.embed().lost_nothing()
     path = done.folder / "journal.jsonl"
@@ -152,7 +205,10 @@ def shards_of_images(desk):
     return desk.root / "shards"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"version": 1}', '{"version": 99}', '{"version": 1, "shards": [5]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "null", '{"version": 1}', '{"version": 99}', '{"version": 1, "shards": [5]}', "[" * 100_000],
+)
 def test_an_index_that_is_none_is_told_by_its_name(desk, train, told, text):
     shards = shards_of_images(desk)
     (shards / "index.json").write_text(text)
@@ -161,11 +217,24 @@ def test_an_index_that_is_none_is_told_by_its_name(desk, train, told, text):
     assert desk.run("audit", shards).code == 1
 
 
-@pytest.mark.parametrize(("change", "code"), [
-    ({"path": "../../../etc/passwd"}, 4), ({"path": "/etc/passwd"}, 4), ({"path": 5}, 3), ({"path": ""}, 3), ({"path": "."}, 3),
-    ({"path": "a\0b"}, 3), ({"count": -1}, 3), ({"count": True}, 3), ({"bytes": "x"}, 3), ({"sha256": None}, 3), ({"bucket": "../x"}, 3),
-    ({"bucket": "0x0"}, 3), ({"split": []}, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"path": "../../../etc/passwd"}, 4),
+        ({"path": "/etc/passwd"}, 4),
+        ({"path": 5}, 3),
+        ({"path": ""}, 3),
+        ({"path": "."}, 3),
+        ({"path": "a\0b"}, 3),
+        ({"count": -1}, 3),
+        ({"count": True}, 3),
+        ({"bytes": "x"}, 3),
+        ({"sha256": None}, 3),
+        ({"bucket": "../x"}, 3),
+        ({"bucket": "0x0"}, 3),
+        ({"split": []}, 3),
+    ],
+)
 def test_a_row_of_the_index_that_cannot_be_is_refused(desk, train, told, change, code):
     shards = shards_of_images(desk)
     index = json.loads((shards / "index.json").read_text())
@@ -175,7 +244,10 @@ def test_a_row_of_the_index_that_cannot_be_is_refused(desk, train, told, change,
         told(outcome, code, str(shards))
 
 
-@pytest.mark.parametrize("place", [[-512, 100], [10**30, 100], [0, 10**15], [0, 2**62], [0, -5], ["a", "b"], [0.5, 3], [True, 3], [5], 5, None])
+@pytest.mark.parametrize(
+    "place",
+    [[-512, 100], [10**30, 100], [0, 10**15], [0, 2**62], [0, -5], ["a", "b"], [0.5, 3], [True, 3], [5], 5, None],
+)
 def test_places_of_members_outside_the_tar_are_refused(desk, train, told, place):
     shards = shards_of_images(desk)
     path = min(shards.rglob("*.members.json"))
@@ -203,7 +275,10 @@ def test_an_identity_card_that_is_none_is_told_by_its_name(desk, told, text):
     told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "identity.json")
 
 
-@pytest.mark.parametrize("change", [{"identity": {}}, {"statistics": {}}, {"dims": {}}, {"dims": {"text": -1, "image": 64, "latent_channels": 16}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"identity": {}}, {"statistics": {}}, {"dims": {}}, {"dims": {"text": -1, "image": 64, "latent_channels": 16}}],
+)
 def test_a_part_of_the_index_that_cannot_be_is_refused(desk, train, told, change):
     shards = shards_of_images(desk)
     index = json.loads((shards / "index.json").read_text())

@@ -1,5 +1,6 @@
-"""Rows 1 to 26 where they concern runs: kills, full disks, signals, lost processes, second writers. Those of embedding, sharding and of
-checkpoints as files are tested beside their code; `test_catalogue.py` names them all."""
+"""Rows 1 to 26 where they concern runs: kills, full disks, signals, lost processes, second writers. Those of embedding,
+sharding and of checkpoints as files are tested beside their code; `test_catalogue.py` names them all.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +56,17 @@ def assert_resumes_to(reference, run, tiny_shards) -> None:
 
 @pytest.mark.parametrize("events", [(3, 14, 22, 29, 37), pytest.param(tuple(range(1, 80)), marks=pytest.mark.slow)])
 def test_row_05_06_07_killed_at_a_file_event_a_run_resumes_to_the_same_bits(tiny_run, tiny_shards, tmp_path, events):
-    command = ("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", "OUT", "--quiet", *options_of(tiny_shards))
+    command = (
+        "train",
+        "--preset",
+        "demo",
+        "--data",
+        tiny_shards.folder,
+        "--out",
+        "OUT",
+        "--quiet",
+        *options_of(tiny_shards),
+    )
     ended = killed_at(events, tmp_path, *command)
     assert len(ended) < len(events)
     for event in set(events) - set(ended):
@@ -69,7 +80,9 @@ def test_row_08_a_picture_is_never_torn(tiny_run, tmp_path):
         old.parent.mkdir()
         Image.new("RGB", (8, 8), "red").save(old)
     before = old.read_bytes()
-    ended = killed_at(events, tmp_path, "sample", "--prompt", "a red circle", "--checkpoint", tiny_run, "--out", "OUT", "--quiet")
+    ended = killed_at(
+        events, tmp_path, "sample", "--prompt", "a red circle", "--checkpoint", tiny_run, "--out", "OUT", "--quiet"
+    )
     assert len(ended) < len(events)
     for path in pictures:
         Image.open(path).load()
@@ -103,11 +116,27 @@ def full_from_row(step: int, monkeypatch) -> None:
     monkeypatch.setattr(log.RunLog, "write", write)
 
 
-def test_row_10_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(tiny_run, tiny_shards, tmp_path, dit, told, monkeypatch):
+def test_row_10_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
+    tiny_run, tiny_shards, tmp_path, dit, told, monkeypatch
+):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         full_from_row(5, patch)
-        told(dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--quiet", *options_of(tiny_shards)), 5, "No space left")
+        told(
+            dit(
+                "train",
+                "--preset",
+                "demo",
+                "--data",
+                tiny_shards.folder,
+                "--out",
+                out,
+                "--quiet",
+                *options_of(tiny_shards),
+            ),
+            5,
+            "No space left",
+        )
     assert newest_checkpoint(out / "checkpoints").step == 3
     with (out / "log.jsonl").open("ab") as file:
         file.write(b'{"step": 5, "lo')  # what such a disk leaves
@@ -115,12 +144,24 @@ def test_row_10_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(tiny_
     assert [row["step"] for row in read_log(out)] == list(range(1, 9))
 
 
-def test_row_11_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(tiny_shards, dit, told, monkeypatch):
+def test_row_11_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(
+    tiny_shards, dit, told, monkeypatch
+):
     def never(*_):
         raise AssertionError("the model was built")
 
     monkeypatch.setattr(loop, "TrainState", never)
-    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", "/proc/nowhere/run", "--quiet", *options_of(tiny_shards))
+    outcome = dit(
+        "train",
+        "--preset",
+        "demo",
+        "--data",
+        tiny_shards.folder,
+        "--out",
+        "/proc/nowhere/run",
+        "--quiet",
+        *options_of(tiny_shards),
+    )
     told(outcome, 5, "/proc/nowhere/run", "cannot write there")
 
 
@@ -143,7 +184,11 @@ def test_row_14_a_lock_whose_owner_is_dead_holds_nobody_up(tiny_run, tiny_shards
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_row_15_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_path, monkeypatch, number):
     real = loop.train_step
-    monkeypatch.setattr(loop, "train_step", lambda state, ready: (state.step == 4 and os.kill(os.getpid(), number), real(state, ready))[1])
+    monkeypatch.setattr(
+        loop,
+        "train_step",
+        lambda state, ready: (state.step == 4 and os.kill(os.getpid(), number), real(state, ready))[1],
+    )
     with pytest.raises(loop.Interrupted) as stopped:
         train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
     assert stopped.value.exit_code == 128 + number
@@ -183,7 +228,11 @@ def test_row_16_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards
 
 def test_row_17_a_terminal_that_hangs_up_costs_no_step(tiny_run, tiny_shards, tmp_path, monkeypatch):
     out, real = tmp_path / "run", loop.train_step
-    monkeypatch.setattr(loop, "train_step", lambda state, ready: (state.step == 5 and os.kill(os.getpid(), signal.SIGHUP), real(state, ready))[1])
+    monkeypatch.setattr(
+        loop,
+        "train_step",
+        lambda state, ready: (state.step == 5 and os.kill(os.getpid(), signal.SIGHUP), real(state, ready))[1],
+    )
     with pytest.raises(loop.Interrupted) as stopped:
         train(tiny_shards.config, tiny_shards.folder, out)
     assert stopped.value.exit_code == 129 and newest_checkpoint(out / "checkpoints").step == 6
@@ -216,14 +265,26 @@ def test_row_19_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shar
     out = tmp_path / "run"
     program = tmp_path / "one_dies.py"
     program.write_text(
-        "import os\nfrom dittool.train import loop\nfrom dittool.cli import main\nreal = loop.train_step\n"
-        "def step(state, ready):\n    if state.step == 4 and os.environ['RANK'] == '1':\n        os.kill(os.getpid(), 9)\n"
-        "    return real(state, ready)\n"
-        "loop.train_step = step\nmain()\n"
+        "import os\nfrom dittool.train import loop\nfrom dittool.cli import main\nreal = loop.train_step\ndef"
+        " step(state, ready):\n    if state.step == 4 and os.environ['RANK'] == '1':\n        os.kill(os.getpid(), 9)\n"
+        "    return real(state, ready)\nloop.train_step = step\nmain()\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), "train", "--preset", "demo"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+        "train",
+        "--preset",
+        "demo",
+    ]
     command += ["--data", str(tiny_shards.folder), "--out", str(out), *options_of(tiny_shards)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300
+    )
     assert done.returncode != 0
     assert newest_checkpoint(out / "checkpoints").step == 3
     assert train(tiny_shards.config, tiny_shards.folder, out, resume=True).step == 8
@@ -256,6 +317,8 @@ def test_row_22_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit
         out.write_text("mine")
     else:
         out.symlink_to(tmp_path / "nowhere")
-    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--quiet", *options_of(tiny_shards))
+    outcome = dit(
+        "train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--quiet", *options_of(tiny_shards)
+    )
     told(outcome, 5, f"{out}: a {what}", "stands where the output folder should be")
     assert out.is_symlink() or out.read_text() == "mine"

@@ -1,4 +1,6 @@
-"""Rows 27 to 39: images that are broken, huge, odd or twice there. Colours are judged in the stored latent, behind everything."""
+"""Rows 27 to 39: images that are broken, huge, odd or twice there. Colours are judged in the stored latent, behind
+everything.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from picture_files import BLUE, GREEN, RED, WHITE, chunk, encoded, exif_of, grey
 from PIL import EpsImagePlugin, FitsImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, PsdImagePlugin
 
 PLAIN = {"quality": 100, "subsampling": 0}
-pytestmark = pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")  # pytest undoes dittool's own filter
+# pytest undoes dittool's own filter
+pytestmark = pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
 
 
 def flat(colour, mode="RGB", size=(80, 80)):
@@ -31,7 +34,11 @@ def test_row_27_an_empty_file_and_a_web_page_are_refused_and_say_what_they_are(d
     details = {name: done.rows[name]["detail"] for name in done.reasons}
     assert "0 bytes" in details["empty"] and "HTML" in details["page"] and "git lfs pull" in details["pointer"]
     printed = desk.run("embed", desk.images, "--preset", "demo", "--out", done.folder)
-    assert printed.code == 0 and "6 inputs: 3 used, 3 refused" in printed.out and re.search(r"not-an-image +3", printed.out)
+    assert (
+        printed.code == 0
+        and "6 inputs: 3 used, 3 refused" in printed.out
+        and re.search(r"not-an-image +3", printed.out)
+    )
 
 
 def test_row_27_when_nothing_else_is_there_the_command_fails_and_counts_why(desk, told):
@@ -108,9 +115,12 @@ def test_row_31_no_width_too_small_and_too_long_each_have_their_reason(desk):
 
 
 def ycck(cyan, magenta, yellow, black):
-    """A flat JPEG of these inks stored as YCCK, as Adobe's programs do: YCbCr of the inks themselves, and the inverted black."""
+    """A flat JPEG of these inks stored as YCCK, as Adobe's programs do: YCbCr of the inks themselves, and the
+    inverted black.
+    """
     stored = (*flat((cyan, magenta, yellow), size=(1, 1)).convert("YCbCr").getpixel((0, 0)), 255 - black)
-    raw = encoded(flat(tuple(255 - value for value in stored), "CMYK"), "JPEG", **PLAIN)  # Pillow inverts all four when it writes
+    # Pillow inverts all four when it writes
+    raw = encoded(flat(tuple(255 - value for value in stored), "CMYK"), "JPEG", **PLAIN)
     marker = raw.index(b"Adobe") + 11
     return raw[:marker] + b"\x02" + raw[marker + 1 :]
 
@@ -123,7 +133,9 @@ def test_row_32_inks_show_their_colours(desk):
     done = desk.embed().lost_nothing()
     assert near(done.colour("cyan"), (0, 255, 255)) and near(done.colour("cyan_tiff"), (0, 255, 255))
     assert near(done.colour("red_ycck"), RED, 6) and near(done.colour("dark_ycck"), (127,) * 3, 6)
-    assert all(done.rows[name]["flags"][0] == "cmyk-converted" for name in ("cyan", "cyan_tiff", "red_ycck", "dark_ycck"))
+    assert all(
+        done.rows[name]["flags"][0] == "cmyk-converted" for name in ("cyan", "cyan_tiff", "red_ycck", "dark_ycck")
+    )
 
 
 def test_row_33_sixteen_bits_are_scaled_and_not_clipped_and_floats_are_refused(desk):
@@ -155,10 +167,16 @@ def test_row_34_what_is_transparent_is_white_and_not_its_hidden_colour(desk):
 
 # What a file with each orientation holds so that it looks upright like `picture()`: the quarters as stored, row by row.
 STORED = {
-    1: (RED, GREEN, BLUE, WHITE), 2: (GREEN, RED, WHITE, BLUE), 3: (WHITE, BLUE, GREEN, RED), 4: (BLUE, WHITE, RED, GREEN),
-    5: (RED, BLUE, GREEN, WHITE), 6: (GREEN, WHITE, RED, BLUE), 7: (WHITE, GREEN, BLUE, RED), 8: (BLUE, RED, WHITE, GREEN),
+    1: (RED, GREEN, BLUE, WHITE),
+    2: (GREEN, RED, WHITE, BLUE),
+    3: (WHITE, BLUE, GREEN, RED),
+    4: (BLUE, WHITE, RED, GREEN),
+    5: (RED, BLUE, GREEN, WHITE),
+    6: (GREEN, WHITE, RED, BLUE),
+    7: (WHITE, GREEN, BLUE, RED),
+    8: (BLUE, RED, WHITE, GREEN),
     99: (RED, GREEN, BLUE, WHITE),
-}  # fmt: skip
+}
 
 
 def test_row_35_every_orientation_is_stored_upright(desk):
@@ -174,7 +192,9 @@ def test_row_35_every_orientation_is_stored_upright(desk):
         name = f"o{orientation}"
         assert (done.rows[name]["width"], done.rows[name]["height"]) == (120, 80)
         corners = [done.colour(name, across, down) for down in (0.2, 0.8) for across in (0.2, 0.8)]
-        assert all(near(corner, colour, 8) for corner, colour in zip(corners, (RED, GREEN, BLUE, WHITE), strict=True)), name
+        assert all(
+            near(corner, colour, 8) for corner, colour in zip(corners, (RED, GREEN, BLUE, WHITE), strict=True)
+        ), name
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
@@ -190,16 +210,24 @@ def test_row_36_of_several_frames_the_first_is_used_and_flagged(desk, file_forma
 def trapped_decoders(monkeypatch):
     """Decoders with a history of harm; what reaches one is noted."""
     reached = []
-    plugins = (EpsImagePlugin.EpsImageFile, PsdImagePlugin.PsdImageFile, FitsImagePlugin.FitsImageFile, Jpeg2KImagePlugin.Jpeg2KImageFile)
+    plugins = (
+        EpsImagePlugin.EpsImageFile,
+        PsdImagePlugin.PsdImageFile,
+        FitsImagePlugin.FitsImageFile,
+        Jpeg2KImagePlugin.Jpeg2KImageFile,
+    )
     for plugin in plugins:
         monkeypatch.setattr(plugin, "_open", lambda image, format=plugin.format: reached.append(format))
     return reached
 
 
 REFUSED_FORMATS = {
-    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n", "pdf": b"%PDF-1.7\n", "psd": b"8BPS\0\1" + b"\0" * 40,
-    "fits": b"SIMPLE  =                    T" + b" " * 2850, "jp2": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ",
-}  # fmt: skip
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n",
+    "pdf": b"%PDF-1.7\n",
+    "psd": b"8BPS\0\1" + b"\0" * 40,
+    "fits": b"SIMPLE  =                    T" + b" " * 2850,
+    "jp2": b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ",
+}
 
 
 def test_row_37_dangerous_formats_never_reach_their_decoders_whatever_they_are_called(desk, trapped_decoders):
@@ -207,7 +235,8 @@ def test_row_37_dangerous_formats_never_reach_their_decoders_whatever_they_are_c
         desk.put(f"as_jpg_{name}.jpg", raw)
         desk.put(f"as_itself_{name}.{name}", raw, None if name == "pdf" else "a picture")
     refused = {f"as_jpg_{name}": "unsupported-format" for name in REFUSED_FORMATS}
-    refused |= {f"as_itself_{name}": "unsupported-format" for name in REFUSED_FORMATS if name != "pdf"}  # no picture's suffix: not an input
+    # no picture's suffix: not an input
+    refused |= {f"as_itself_{name}": "unsupported-format" for name in REFUSED_FORMATS if name != "pdf"}
     desk.embed().lost_nothing(**refused)
     assert trapped_decoders == []
     with pytest.raises(Exception, match=r"."):  # the trap itself works: Pillow left alone walks into it
@@ -242,5 +271,10 @@ def test_row_39_the_same_image_under_two_names_is_reported_and_never_on_both_sid
     assert done.answer["flags"]["duplicate-of"] == 2
     assert desk.run("shard", done.folder, "--out", desk.root / "shards", "--holdout", "0.5").code == 0
     tars = [path for path in (desk.root / "shards").rglob("*.tar") if original["id"].encode() in path.read_bytes()]
-    splits = {path.name.split("-")[0] for twin in (original, *others) for path in tars if twin["id"].encode() in path.read_bytes()}
+    splits = {
+        path.name.split("-")[0]
+        for twin in (original, *others)
+        for path in tars
+        if twin["id"].encode() in path.read_bytes()
+    }
     assert len(splits) == 1

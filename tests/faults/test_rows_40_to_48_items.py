@@ -75,7 +75,12 @@ def test_row_40_an_image_edited_between_two_runs_is_made_again_and_the_others_ar
 
 
 def test_row_41_empty_captions_are_refused_and_counted(desk):
-    for name, caption in {"empty": b"", "spaces": b" \n\t\r\n", "ideographic": "\u3000".encode(), "mark_only": b"\xef\xbb\xbf"}.items():
+    for name, caption in {
+        "empty": b"",
+        "spaces": b" \n\t\r\n",
+        "ideographic": "\u3000".encode(),
+        "mark_only": b"\xef\xbb\xbf",
+    }.items():
         desk.put(f"{name}.png", flat(RED), caption)
     names = ("empty", "spaces", "ideographic", "mark_only")
     assert desk.embed().lost_nothing(**dict.fromkeys(names, "empty-caption")).answer["reasons"] == {"empty-caption": 4}
@@ -85,18 +90,25 @@ def test_row_42_a_caption_beyond_512_tokens_is_cut_counted_and_said(desk):
     desk.put("long.png", flat(RED), " ".join(f"word{number}" for number in range(600)))
     desk.put("full.png", flat(BLUE), " ".join(f"word{number}" for number in range(512)))
     done = desk.embed().lost_nothing()
-    assert done.answer["cut_captions"] == 1 and "1 captions are longer than encoders.max_text_tokens = 512" in done.outcome.err
+    assert (
+        done.answer["cut_captions"] == 1
+        and "1 captions are longer than encoders.max_text_tokens = 512" in done.outcome.err
+    )
     assert len(done.array("t5_hidden", "long")) == len(done.array("t5_hidden", "full")) == 512
     assert np.array_equal(done.array("t5_hidden", "long"), done.array("t5_hidden", "full"))
     assert done.rows["long"]["caption"].endswith("word599")  # the record keeps all of it
 
 
 DAMAGED_CAPTIONS = {
-    "latin1": (b"caf\xe9", "caption-not-utf8"), "utf16": ("a dog".encode("utf-16"), "caption-not-utf8"),
-    "overlong": (b"\xc0\xaf", "caption-not-utf8"), "cesu": (b"\xed\xa0\x80", "caption-not-utf8"),
-    "nul": (b"a\0b", "caption-control"), "escape": (b"a \x1b[31mred\x1b[0m dog", "caption-control"),
-    "bidi": ("a \u202egod".encode(), "caption-control"), "megabyte": (b"a" * 1_000_000, "caption-too-long"),
-}  # fmt: skip
+    "latin1": (b"caf\xe9", "caption-not-utf8"),
+    "utf16": ("a dog".encode("utf-16"), "caption-not-utf8"),
+    "overlong": (b"\xc0\xaf", "caption-not-utf8"),
+    "cesu": (b"\xed\xa0\x80", "caption-not-utf8"),
+    "nul": (b"a\0b", "caption-control"),
+    "escape": (b"a \x1b[31mred\x1b[0m dog", "caption-control"),
+    "bidi": ("a \u202egod".encode(), "caption-control"),
+    "megabyte": (b"a" * 1_000_000, "caption-too-long"),
+}
 
 
 def test_row_43_damaged_captions_are_refused_and_never_repaired(desk):
@@ -108,8 +120,18 @@ def test_row_43_damaged_captions_are_refused_and_never_repaired(desk):
 
 
 def test_row_43_captions_in_json_that_are_no_text_are_refused(desk):
-    wrong = {"number": 5, "list": ["a", 5], "object": {"text": "a"}, "yes": True, "none": None, "surrogate": "a \ud800 b"}
-    rows = [{"file_name": f"{name}.png", "text": f"caption of {name}"} for name in ("scene-0001", "scene-0002", "scene-0003")]
+    wrong = {
+        "number": 5,
+        "list": ["a", 5],
+        "object": {"text": "a"},
+        "yes": True,
+        "none": None,
+        "surrogate": "a \ud800 b",
+    }
+    rows = [
+        {"file_name": f"{name}.png", "text": f"caption of {name}"}
+        for name in ("scene-0001", "scene-0002", "scene-0003")
+    ]
     for number, (name, caption) in enumerate(wrong.items()):
         desk.put(f"{name}.png", flat((number, 0, 0)), None)
         rows.append({"file_name": f"{name}.png", "text": caption})
@@ -117,9 +139,12 @@ def test_row_43_captions_in_json_that_are_no_text_are_refused(desk):
     with (desk.images / "metadata.jsonl").open("ab") as file:
         file.write(b'{"file_name": "torn.png", "te\n[1, 2]\n' + b"[" * 100_000 + b"\n")
     done = desk.embed()
-    assert {name: done.reasons[name] for name in wrong} == dict.fromkeys(("number", "list", "object", "yes"), "caption-not-text") | {
-        "none": "no-caption", "surrogate": "caption-control",
-    }  # fmt: skip
+    assert {name: done.reasons[name] for name in wrong} == dict.fromkeys(
+        ("number", "list", "object", "yes"), "caption-not-text"
+    ) | {
+        "none": "no-caption",
+        "surrogate": "caption-control",
+    }
     assert sum(reason == "bad-line" for reason in done.reasons.values()) == 3
     done.lost_nothing(**done.reasons)
 
@@ -159,37 +184,68 @@ def test_row_44_captions_and_images_without_each_other_are_reported_with_counts(
     desk.put("Photo.png", flat(GREEN), None)
     (desk.images / "photo.txt").write_text("differs in case")
     (desk.images / "orphan.txt").write_text("nothing to see")
-    done = desk.embed().lost_nothing(**{"lonely": "no-caption", "Photo": "no-caption", "photo.txt": "no-image", "orphan.txt": "no-image"})
+    done = desk.embed().lost_nothing(
+        **{"lonely": "no-caption", "Photo": "no-caption", "photo.txt": "no-image", "orphan.txt": "no-image"}
+    )
     assert done.answer["reasons"] == {"no-caption": 2, "no-image": 2}
     assert "photo.txt" in done.rows["Photo"]["detail"] and "upper and lower case" in done.rows["Photo"]["detail"]
 
 
-ODD_IDS = ("../../etc/x", "/abs/olute", "a\nb", "x" * 300, "nul\0byte", "caf\u00e9", "lone \ud800 half", "-rf", "con", " ", "📷", "a/b/../c")
+ODD_IDS = (
+    "../../etc/x",
+    "/abs/olute",
+    "a\nb",
+    "x" * 300,
+    "nul\0byte",
+    "caf\u00e9",
+    "lone \ud800 half",
+    "-rf",
+    "con",
+    " ",
+    "📷",
+    "a/b/../c",
+)
 
 
 def test_row_45_odd_ids_become_safe_keys_that_lead_nowhere_and_the_real_ones_are_kept(desk):
-    rows = [{"image_id": name, "image_path": f"images/{name}.png", "caption": "a picture"} for name in ("scene-0001", "scene-0002", "scene-0003")]
-    rows += [{"image_id": name, "image_path": "images/scene-0001.png", "caption": f"number {number}"} for number, name in enumerate(ODD_IDS)]
+    rows = [
+        {"image_id": name, "image_path": f"images/{name}.png", "caption": "a picture"}
+        for name in ("scene-0001", "scene-0002", "scene-0003")
+    ]
+    rows += [
+        {"image_id": name, "image_path": "images/scene-0001.png", "caption": f"number {number}"}
+        for number, name in enumerate(ODD_IDS)
+    ]
     manifest = write_lines(desk.root / "odd.jsonl", rows)
     before = files_of(desk.root)
     done = desk.embed(source=manifest).lost_nothing()
     assert set(ODD_IDS) <= done.used
     keys = [row["id"] for row in done.rows.values()]
     assert len({key.casefold() for key in keys}) == len(keys)
-    assert all(key.isascii() and key.replace("-", "").replace("_", "").isalnum() and len(key) <= 100 and key[0] != "-" for key in keys)
+    assert all(
+        key.isascii() and key.replace("-", "").replace("_", "").isalnum() and len(key) <= 100 and key[0] != "-"
+        for key in keys
+    )
     assert {name: raw for name, raw in files_of(desk.root).items() if not name.startswith("derived/")} == before
     assert desk.run("shard", done.folder, "--out", desk.root / "shards", "--holdout", "0").code == 0
     named = {}
     for path in (desk.root / "shards").rglob("*.tar"):
         with tarfile.open(path) as tar:
-            named |= {member.name: json.load(tar.extractfile(member)) for member in tar.getmembers() if member.name.endswith(".json")}
+            named |= {
+                member.name: json.load(tar.extractfile(member))
+                for member in tar.getmembers()
+                if member.name.endswith(".json")
+            }
     assert {record["name"] for record in named.values()} == done.used
     assert all(name == f"{record['id']}.json" for name, record in named.items())
 
 
 def test_row_45_ids_that_are_equal_or_become_equal_are_refused_and_both_are_recorded(desk):
     names = ("scene-0001", "scene-0002", "scene-0003", "scene-0001", "caf\u00e9", "cafe\u0301")
-    rows = [{"image_id": name, "image_path": "images/scene-0002.png", "caption": f"number {number}"} for number, name in enumerate(names)]
+    rows = [
+        {"image_id": name, "image_path": "images/scene-0002.png", "caption": f"number {number}"}
+        for number, name in enumerate(names)
+    ]
     done = desk.embed(source=write_lines(desk.root / "twice.jsonl", rows))
     assert list(done.reasons.values()) == ["duplicate-name"] * 2 and len(done.rows) == len(rows)
     done.lost_nothing(**done.reasons)
@@ -274,7 +330,9 @@ def poisoned(shards):
 
 def test_row_47_nan_in_shards_whose_checksums_are_right_is_found_by_verify_and_audit(desk, shards):
     verified = desk.run("shard", "--verify", "--out", poisoned(shards), "--json")
-    assert verified.code == 1 and all("1 values that are not finite" in fault["what"] for fault in json.loads(verified.out)["faults"])
+    assert verified.code == 1 and all(
+        "1 values that are not finite" in fault["what"] for fault in json.loads(verified.out)["faults"]
+    )
     audited = desk.run("audit", shards, "--select", "D6", "--json")
     findings = json.loads(audited.out)["findings"]
     assert audited.code == 1 and any(one["status"] == "fail" and "vae" in one["evidence"] for one in findings)
@@ -293,7 +351,11 @@ def test_row_47_training_on_nan_stops_before_it_spoils_the_weights(desk, shards,
 def test_row_48_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, told):
     done = desk.embed().lost_nothing()
     before = files_of(done.folder)
-    refusals = {"encoders.max_text_tokens=7": "max_tokens: 7 here, 512 there", "data.area=256x256": "buckets", 'encoders.dtype="bf16"': "bf16"}
+    refusals = {
+        "encoders.max_text_tokens=7": "max_tokens: 7 here, 512 there",
+        "data.area=256x256": "buckets",
+        'encoders.dtype="bf16"': "bf16",
+    }
     for override, word in refusals.items():
         refused = desk.embed("-s", override)
         told(refused.outcome, 3, str(done.folder), word)
@@ -319,4 +381,9 @@ def test_row_48_shards_of_another_identity_do_not_continue_a_run(desk, shards, t
     index["identity"]["encoders"]["vae"]["weights"] = "0" * 64
     index["identity_hash"] = identity_hash(index["identity"])
     (shards / "index.json").write_text(json.dumps(index))
-    told(desk.run("train", "--resume", "--out", run, "--data", shards, "-s", "train.steps=9"), 3, "another identity", "encoders.vae.weights")
+    told(
+        desk.run("train", "--resume", "--out", run, "--data", shards, "-s", "train.steps=9"),
+        3,
+        "another identity",
+        "encoders.vae.weights",
+    )

@@ -1,4 +1,6 @@
-"""Rows 49 to 56: tars, arrays and safetensors that are cut, forged or made to run something. Nothing here may be loaded, run or left unnoticed."""
+"""Rows 49 to 56: tars, arrays and safetensors that are cut, forged or made to run something. Nothing here may be
+loaded, run or left unnoticed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ BLOCK = 512
 
 @pytest.fixture
 def readers(desk, tiny_shards):
-    """`readers(shards)`: what each command that reads shards says of them, by its name; a training that starts is a tiny one."""
+    """`readers(shards)`: what each command that reads shards says of them, by its name; a training that starts is a
+    tiny one.
+    """
     options = [part for override in tiny_shards.overrides for part in ("-s", override)]
 
     def read(shards):
@@ -36,7 +40,9 @@ def readers(desk, tiny_shards):
 
 @pytest.fixture
 def refused(readers, told):
-    """`refused(shards, code, "word")`: verify and train end with this code and say the word, the audit fails, and no run was begun."""
+    """`refused(shards, code, "word")`: verify and train end with this code and say the word, the audit fails, and
+    no run was begun.
+    """
 
     def check(shards, code, *words):
         read = readers(shards)
@@ -150,7 +156,9 @@ def test_row_51_members_of_one_sample_that_lie_apart_are_refused(older_shards, r
     refused(older_shards, 3, path.name, "not adjacent")
 
 
-@pytest.mark.parametrize("name", ["../../etc/x.npy", "/abs.npy", "a/../b.npy", "a\nb.npy", "..\\x.npy", "\x1b[2J.npy", "noextension"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/x.npy", "/abs.npy", "a/../b.npy", "a\nb.npy", "..\\x.npy", "\x1b[2J.npy", "noextension"]
+)
 def test_row_52_member_names_that_lead_elsewhere_are_unsafe_and_nothing_is_written(desk, tmp_path, refused, name):
     before = set(tmp_path.rglob("*"))
     write_tar(tmp_path / "shards/bucket_128x128/shard-000000.tar", [(name, b"abc")])
@@ -159,12 +167,20 @@ def test_row_52_member_names_that_lead_elsewhere_are_unsafe_and_nothing_is_writt
     assert new <= {"shards", "run"} and not list(tmp_path.glob("run/**/*.npy"))
 
 
-KINDS = {"symlink": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "pipe": tarfile.FIFOTYPE, "device": tarfile.CHRTYPE, "folder": tarfile.DIRTYPE}
+KINDS = {
+    "symlink": tarfile.SYMTYPE,
+    "hard link": tarfile.LNKTYPE,
+    "pipe": tarfile.FIFOTYPE,
+    "device": tarfile.CHRTYPE,
+    "folder": tarfile.DIRTYPE,
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_row_52_members_that_are_no_files_are_unsafe(desk, tmp_path, refused, kind):
-    write_tar(tmp_path / "shards/bucket_128x128/shard-000000.tar", [("a.npy", b"")], type=KINDS[kind], linkname="/etc/passwd")
+    write_tar(
+        tmp_path / "shards/bucket_128x128/shard-000000.tar", [("a.npy", b"")], type=KINDS[kind], linkname="/etc/passwd"
+    )
     refused(tmp_path / "shards", 4, "not a regular file")
 
 
@@ -202,7 +218,11 @@ def test_row_54_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk,
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     touched = tmp_path / "touched"
     address = address.format(touched)
-    told(desk.run("train", "--preset", "demo", "--data", address, "--out", "run"), 4, "from a folder, not from an address")
+    told(
+        desk.run("train", "--preset", "demo", "--data", address, "--out", "run"),
+        4,
+        "from a folder, not from an address",
+    )
     told(desk.run("shard", "--verify", "--out", address), 4, "from a folder, not from an address")
     assert desk.run("audit", address).code == 2
     assert not touched.exists() and not list(tmp_path.glob("run/**/*.pt"))
@@ -243,12 +263,18 @@ def saved(array, save=np.save):
 def hostile_arrays(mark):
     plain = saved(np.zeros((64,), np.float16))
     return {
-        "object": saved(np.array([Payload(mark)], dtype=object)), "raw pickle": pickle.dumps(Payload(mark)),
-        "structured": saved(np.array([(Payload(mark),)], dtype=[("a", object)])), "zip": saved(np.zeros(3), np.savez), "empty": b"",
+        "object": saved(np.array([Payload(mark)], dtype=object)),
+        "raw pickle": pickle.dumps(Payload(mark)),
+        "structured": saved(np.array([(Payload(mark),)], dtype=[("a", object)])),
+        "zip": saved(np.zeros(3), np.savez),
+        "empty": b"",
         "terabytes": npy("{'descr': '<f2', 'fortran_order': False, 'shape': (1000000000000,), }", b"\0" * 4),
-        "bool shape": npy("{'descr': '<f2', 'fortran_order': False, 'shape': (True,), }", b"\0" * 2), "cut": plain[:-1], "trailing": plain + b"\0",
-        "long header": b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b"{}", "code": npy("__import__('os')", b""),
-    }  # fmt: skip
+        "bool shape": npy("{'descr': '<f2', 'fortran_order': False, 'shape': (True,), }", b"\0" * 2),
+        "cut": plain[:-1],
+        "trailing": plain + b"\0",
+        "long header": b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b"{}",
+        "code": npy("__import__('os')", b""),
+    }
 
 
 @pytest.mark.parametrize("kind", list(hostile_arrays("x")))
@@ -269,7 +295,10 @@ def test_row_55_an_array_that_is_no_plain_array_stops_packing_and_runs_nothing(d
 @pytest.mark.parametrize("kind", ["object", "raw pickle", "terabytes", "cut"])
 def test_row_55_such_an_array_inside_a_shard_is_refused_by_name(desk, tmp_path, readers, kind):
     mark = tmp_path / "executed"
-    members = [("a.json", b"{}"), *((f"a.{suffix}.npy", hostile_arrays(mark)[kind]) for suffix in ("dinov3", "dinov3_patches", "vae", "t5h"))]
+    members = [
+        ("a.json", b"{}"),
+        *((f"a.{suffix}.npy", hostile_arrays(mark)[kind]) for suffix in ("dinov3", "dinov3_patches", "vae", "t5h")),
+    ]
     write_tar(tmp_path / "shards/bucket_128x128/shard-000000.tar", members)
     read = readers(tmp_path / "shards")
     assert {name: outcome.code for name, outcome in read.items()} == {"verify": 1, "audit": 1, "train": 3}
@@ -300,8 +329,14 @@ HOSTILE = {  # what → (file, exit code)
     "not an object": (safetensors(b"[1]"), 4),
     "5,000 deep": (safetensors(b'{"a":' * 5000 + b"1" + b"}" * 5000), 4),
     "leading spaces": (safetensors(b"   " + json.dumps({"a": tensor()}).encode(), EIGHT), 4),
-    "a name twice": (safetensors(f'{{"a": {json.dumps(tensor())}, "a": {json.dumps(tensor("I32"))}}}'.encode(), EIGHT), 4),
-    "a key twice inside": (safetensors(b'{"a": {"dtype": "F32", "dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}', EIGHT), 4),
+    "a name twice": (
+        safetensors(f'{{"a": {json.dumps(tensor())}, "a": {json.dumps(tensor("I32"))}}}'.encode(), EIGHT),
+        4,
+    ),
+    "a key twice inside": (
+        safetensors(b'{"a": {"dtype": "F32", "dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}', EIGHT),
+        4,
+    ),
     "a name that climbs": (safetensors({"../../etc/x": tensor()}, EIGHT), 4),
     "an absolute name": (safetensors({"/etc/x": tensor()}, EIGHT), 4),
     "no name": (safetensors({"": tensor()}, EIGHT), 4),
@@ -329,13 +364,19 @@ def test_row_56_a_hostile_safetensors_file_is_refused_by_every_command(desk, tol
         line = told(desk.run(*arguments), code, "weights.safetensors")
         assert line.isprintable()
     options = [part for override in tiny_shards.overrides for part in ("-s", override)]
-    told(desk.run("train", "--preset", "demo", "--data", shards, "--out", desk.root / "run", "--init", path, *options), code, "weights.safetensors")
+    told(
+        desk.run("train", "--preset", "demo", "--data", shards, "--out", desk.root / "run", "--init", path, *options),
+        code,
+        "weights.safetensors",
+    )
     assert not list((desk.root / "run").rglob("*.pt"))
 
 
 def test_row_56_nan_in_a_safetensors_file_is_reported_by_name(desk):
     path = desk.root / "weights.safetensors"
-    path.write_bytes(safetensors({"sound": tensor(), "sick": tensor(offsets=(8, 16))}, EIGHT + struct.pack("<ff", 1.0, float("nan"))))
+    path.write_bytes(
+        safetensors({"sound": tensor(), "sick": tensor(offsets=(8, 16))}, EIGHT + struct.pack("<ff", 1.0, float("nan")))
+    )
     inspected = desk.run("inspect-ckpt", path, "--json")
     assert inspected.code == 0 and json.loads(inspected.out)["non_finite"] == ["sick"]
     audited = desk.run("audit", path)

@@ -1,4 +1,5 @@
-"""The model a second time, plain and slow: one sample at a time, nulls written out, explicit softmax, no shared code with dittool.
+"""The model a second time, plain and slow: one sample at a time, nulls written out, explicit softmax, no shared code
+with dittool.
 
 It reads a state dict and follows the design's text. Positions, patch order and the timestep embedding are derived anew.
 """
@@ -19,7 +20,9 @@ class PlainDiT:
         self.width = weights["patch_embedding.weight"].shape[0]
 
     def velocity(self, z, t, text, cls, patches, patch_grid):
-        """z (C, H, W); text (L, D) or None; cls (C,) or None; patches (N, C) or None, where None is the null condition."""
+        """z (C, H, W); text (L, D) or None; cls (C,) or None; patches (N, C) or None, where None is the null
+        condition.
+        """
         p, (channels, rows, columns) = self.patch, z.shape
         h, w = rows // p, columns // p
         tokens = []
@@ -55,7 +58,9 @@ class PlainDiT:
 
     def block(self, name, x, c, context):
         vectors = self.linear(name + "modulation", silu(c)).reshape(9, -1)
-        for branch, (shift, scale, gate) in zip(("attention", "cross_attention", "mlp"), vectors.reshape(3, 3, -1), strict=True):
+        for branch, (shift, scale, gate) in zip(
+            ("attention", "cross_attention", "mlp"), vectors.reshape(3, 3, -1), strict=True
+        ):
             inner = torch.stack([normed(token) * (1 + scale) + shift for token in x])
             x = x + gate * getattr(self, branch)(name + branch + ".", inner, context)
         return x

@@ -1,4 +1,6 @@
-"""The fast model against the plain one, number by number: both modes of nulls, padding, grids that differ, with and without q/k norm."""
+"""The fast model against the plain one, number by number: both modes of nulls, padding, grids that differ, with and
+without q/k norm.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,16 @@ PARTS = ((True, True), (True, False), (False, True), (False, False))  # (text, r
 
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"patches": False}, {"depth": 1, "heads": 2}])
-@pytest.mark.parametrize("grids", [((4, 6), (2, 3)), ((6, 4), (5, 3)), ((4, 4), (1, 7))])  # latent (H, W), patches (rows, columns)
+# latent (H, W), patches (rows, columns)
+@pytest.mark.parametrize("grids", [((4, 6), (2, 3)), ((6, 4), (5, 3)), ((4, 4), (1, 7))])
 def test_the_model_computes_what_the_design_says(changes, grids):
     latent, patch_grid = grids
     model = build(**changes)
     c = conditions(4, length=6, grid=patch_grid)
     lengths = torch.tensor([6, 2, 4, 5])
-    c = dataclasses.replace(c, text_mask=torch.arange(6)[None] < lengths[:, None], patches=c.patches if model.config.patches else None)
+    c = dataclasses.replace(
+        c, text_mask=torch.arange(6)[None] < lengths[:, None], patches=c.patches if model.config.patches else None
+    )
     z, t = torch.randn(4, 16, *latent), torch.tensor([0.03, 0.4, 0.77, 0.99])
     kept = Kept(*(torch.tensor(column) for column in zip(*PARTS, strict=True)))
     with torch.no_grad():
@@ -35,5 +40,7 @@ def test_the_model_computes_what_the_design_says(changes, grids):
             torch.testing.assert_close(fast[i], expected, rtol=1e-5, atol=1e-5)
             if not has_reference:  # the way of sampling: one null patch raised by log N
                 alone = dataclasses.replace(c.map(lambda x, i=i: x[i : i + 1]), cls=None, patches=None)
-                collapsed = model(z[i : i + 1], t[i : i + 1], alone, Kept(kept.text[i : i + 1], kept.reference[i : i + 1]))
+                collapsed = model(
+                    z[i : i + 1], t[i : i + 1], alone, Kept(kept.text[i : i + 1], kept.reference[i : i + 1])
+                )
                 torch.testing.assert_close(collapsed[0], expected, rtol=1e-5, atol=1e-5)

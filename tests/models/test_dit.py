@@ -41,7 +41,9 @@ def conditions(batch: int, length: int = 5, grid: tuple[int, int] = (3, 4), seed
     g = torch.Generator().manual_seed(seed)
     text = torch.randn(batch, length, 12, generator=g)
     patches = torch.randn(batch, grid[0] * grid[1], 20, generator=g)
-    return Conditions(text, torch.ones(batch, length, dtype=torch.bool), torch.randn(batch, 20, generator=g), patches, grid)
+    return Conditions(
+        text, torch.ones(batch, length, dtype=torch.bool), torch.randn(batch, 20, generator=g), patches, grid
+    )
 
 
 def keep(text: list[bool], reference: list[bool]) -> Kept:
@@ -71,7 +73,9 @@ def test_the_zero_output_holds_gradients_back_at_the_first_step_only():
         z, target = torch.randn(4, 16, 6, 8), torch.randn(4, 16, 6, 8)
         (model(z, torch.rand(4), conditions(4), kept) - target).square().mean().backward()
         optimizer.step()
-        return {name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()}
+        return {
+            name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
+        }
 
     assert parts_with_gradient() == {"output.weight", "output.bias"}
     second = parts_with_gradient()
@@ -139,7 +143,9 @@ def test_padding_of_a_caption_changes_nothing():
     model, z, t, c = build(), torch.randn(1, 16, 4, 4), torch.tensor([0.5]), conditions(1)
     text = torch.cat([c.text, torch.full((1, 3, 12), 7.0)], dim=1)
     mask = torch.tensor([[True] * 5 + [False] * 3])
-    torch.testing.assert_close(model(z, t, dataclasses.replace(c, text=text, text_mask=mask)), model(z, t, c), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model(z, t, dataclasses.replace(c, text=text, text_mask=mask)), model(z, t, c), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_n_equal_null_patches_weigh_as_one_token_raised_by_log_n():
@@ -154,7 +160,12 @@ def test_samples_of_a_batch_do_not_see_each_other():
     kept = keep([True, False], [False, True])
     together = model(z, t, c, kept)
     for i in range(2):
-        alone = model(z[i : i + 1], t[i : i + 1], c.map(lambda x, i=i: x[i : i + 1]), Kept(kept.text[i : i + 1], kept.reference[i : i + 1]))
+        alone = model(
+            z[i : i + 1],
+            t[i : i + 1],
+            c.map(lambda x, i=i: x[i : i + 1]),
+            Kept(kept.text[i : i + 1], kept.reference[i : i + 1]),
+        )
         torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
 
 
@@ -185,7 +196,9 @@ def test_attention_has_a_mask_only_where_there_is_padding(monkeypatch):
 def test_context_computed_once_gives_the_same_velocity():
     model, z, t, c = build(), torch.randn(2, 16, 4, 4), torch.tensor([0.2, 0.9]), conditions(2)
     context = model.context(c, None, 2, model.token_grid(z))
-    torch.testing.assert_close(model.velocity(z, t, context, model.keys_values(context)), model(z, t, c), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model.velocity(z, t, context, model.keys_values(context)), model(z, t, c), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_patches_that_do_not_fill_the_grid_are_refused():
@@ -215,7 +228,9 @@ def test_checkpointing_recomputes_each_block_and_keeps_the_gradients():
         model = build(gradient_checkpointing=checkpointing).train()
         counts = [0] * len(model.blocks)
         for index, block in enumerate(model.blocks):
-            block.mlp.register_forward_hook(lambda *_, index=index, counts=counts: counts.__setitem__(index, counts[index] + 1))
+            block.mlp.register_forward_hook(
+                lambda *_, index=index, counts=counts: counts.__setitem__(index, counts[index] + 1)
+            )
         model(z, t, c).square().mean().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
         runs.append(counts)

@@ -16,17 +16,38 @@ from dittool.models.rotary import rotary_angles, rotate
 def documented_tensors(h: int, f: int, depth: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the documented implementation's tensors."""
     tensors = {
-        "patch_embedding.weight": (h, 4, 2, 2), "patch_embedding.bias": (h,), "positions": (1, 256, h), "class_embedding.weight": (1000, h),
-        "alpha.up.weight": (128, 1), "alpha.up.bias": (128,), "alpha.out.weight": (h, 128), "alpha.out.bias": (h,), "style.weight": (64, h),
-        "register_base": (1, 16, h), "register_positions": (1, 16, h), "condition_to_registers.weight": (h, h), "condition_to_registers.bias": (h,),
-        "output_norm.weight": (h,), "output.weight": (16, h), "output.bias": (16,),
-    }  # fmt: skip
+        "patch_embedding.weight": (h, 4, 2, 2),
+        "patch_embedding.bias": (h,),
+        "positions": (1, 256, h),
+        "class_embedding.weight": (1000, h),
+        "alpha.up.weight": (128, 1),
+        "alpha.up.bias": (128,),
+        "alpha.out.weight": (h, 128),
+        "alpha.out.bias": (h,),
+        "style.weight": (64, h),
+        "register_base": (1, 16, h),
+        "register_positions": (1, 16, h),
+        "condition_to_registers.weight": (h, h),
+        "condition_to_registers.bias": (h,),
+        "output_norm.weight": (h,),
+        "output.weight": (16, h),
+        "output.bias": (16,),
+    }
     for index in range(depth):
         block = {
-            "attention_norm.weight": (h,), "mlp_norm.weight": (h,), "attention.qkv.weight": (3 * h, h), "attention.qkv.bias": (3 * h,),
-            "attention.out.weight": (h, h), "attention.out.bias": (h,), "mlp.up.weight": (2 * f, h), "mlp.up.bias": (2 * f,),
-            "mlp.down.weight": (h, f), "mlp.down.bias": (h,), "modulation.weight": (6 * h, h), "modulation.bias": (6 * h,),
-        }  # fmt: skip
+            "attention_norm.weight": (h,),
+            "mlp_norm.weight": (h,),
+            "attention.qkv.weight": (3 * h, h),
+            "attention.qkv.bias": (3 * h,),
+            "attention.out.weight": (h, h),
+            "attention.out.bias": (h,),
+            "mlp.up.weight": (2 * f, h),
+            "mlp.up.bias": (2 * f,),
+            "mlp.down.weight": (h, f),
+            "mlp.down.bias": (h,),
+            "modulation.weight": (6 * h, h),
+            "modulation.bias": (6 * h,),
+        }
         tensors |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
     return tensors
 
@@ -34,26 +55,53 @@ def documented_tensors(h: int, f: int, depth: int) -> dict[str, tuple[int, ...]]
 def authors_tensors(h: int, f: int, depth: int) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the authors' parts."""
     tensors = {
-        "patch_embedding.weight": (h, 16), "patch_embedding.bias": (h,), "positions": (1, 256, h), "class_embedding.weight": (1000, h),
-        "alpha.mlp.up.weight": (h, 256), "alpha.mlp.up.bias": (h,), "alpha.mlp.out.weight": (h, h), "alpha.mlp.out.bias": (h,),
-        "alpha.norm.weight": (h,), "style.weight": (32 * 64, h), "register_base": (1, 16, h), "condition_to_registers.weight": (h, h),
-        "condition_to_registers.bias": (h,), "output_norm.weight": (h,), "output_modulation.weight": (2 * h, h), "output_modulation.bias": (2 * h,),
-        "output.weight": (16, h), "output.bias": (16,),
-    }  # fmt: skip
+        "patch_embedding.weight": (h, 16),
+        "patch_embedding.bias": (h,),
+        "positions": (1, 256, h),
+        "class_embedding.weight": (1000, h),
+        "alpha.mlp.up.weight": (h, 256),
+        "alpha.mlp.up.bias": (h,),
+        "alpha.mlp.out.weight": (h, h),
+        "alpha.mlp.out.bias": (h,),
+        "alpha.norm.weight": (h,),
+        "style.weight": (32 * 64, h),
+        "register_base": (1, 16, h),
+        "condition_to_registers.weight": (h, h),
+        "condition_to_registers.bias": (h,),
+        "output_norm.weight": (h,),
+        "output_modulation.weight": (2 * h, h),
+        "output_modulation.bias": (2 * h,),
+        "output.weight": (16, h),
+        "output.bias": (16,),
+    }
     for index in range(depth):
         block = {
-            "attention_norm.weight": (h,), "mlp_norm.weight": (h,), "attention.qkv.weight": (3 * h, h), "attention.qkv.bias": (3 * h,),
-            "attention.norm.query.gain": (64,), "attention.norm.key.gain": (64,), "attention.out.weight": (h, h), "attention.out.bias": (h,),
-            "mlp.value.weight": (f, h), "mlp.value.bias": (f,), "mlp.gate.weight": (f, h), "mlp.gate.bias": (f,),
-            "mlp.down.weight": (h, f), "mlp.down.bias": (h,), "modulation.weight": (6 * h, h), "modulation.bias": (6 * h,),
-        }  # fmt: skip
+            "attention_norm.weight": (h,),
+            "mlp_norm.weight": (h,),
+            "attention.qkv.weight": (3 * h, h),
+            "attention.qkv.bias": (3 * h,),
+            "attention.norm.query.gain": (64,),
+            "attention.norm.key.gain": (64,),
+            "attention.out.weight": (h, h),
+            "attention.out.bias": (h,),
+            "mlp.value.weight": (f, h),
+            "mlp.value.bias": (f,),
+            "mlp.gate.weight": (f, h),
+            "mlp.gate.bias": (f,),
+            "mlp.down.weight": (h, f),
+            "mlp.down.bias": (h,),
+            "modulation.weight": (6 * h, h),
+            "modulation.bias": (6 * h,),
+        }
         tensors |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
     return tensors
 
 
 def shapes(preset: str) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in build_generator(load_config(preset)).named_parameters()}
+        return {
+            name: tuple(parameter.shape) for name, parameter in build_generator(load_config(preset)).named_parameters()
+        }
 
 
 @pytest.mark.parametrize(
@@ -75,13 +123,23 @@ def test_a_preset_has_exactly_the_tensors_of_the_specification(preset, table, to
 def test_the_documented_tensors_follow_the_closed_form(preset, h, f, depth):
     found = shapes(preset)
     assert len(found) == 16 + 12 * depth
-    assert sum(torch.Size(shape).numel() for shape in found.values()) == depth * (10 * h * h + 3 * h * f + 13 * h + 2 * f) + h * h + 1516 * h + 272
+    assert (
+        sum(torch.Size(shape).numel() for shape in found.values())
+        == depth * (10 * h * h + 3 * h * f + 13 * h + 2 * f) + h * h + 1516 * h + 272
+    )
 
 
 SMALL = (
-    "model.depth=2", "model.width=32", "model.heads=4", "model.mlp_width=24", "model.input=8x4", "model.classes=5", "model.registers=3",
-    "model.style_tokens=4", "model.style_codebook=6",
-)  # fmt: skip
+    "model.depth=2",
+    "model.width=32",
+    "model.heads=4",
+    "model.mlp_width=24",
+    "model.input=8x4",
+    "model.classes=5",
+    "model.registers=3",
+    "model.style_tokens=4",
+    "model.style_codebook=6",
+)
 
 
 def small(*overrides: str, awake: bool = True) -> DriftDiT:
@@ -148,10 +206,13 @@ def test_the_first_answer_is_zero_only_where_the_key_says_so():
     assert small(awake=False)(*inputs()).abs().max() > 0
 
 
-# One shared set of weights, two settings of a key: the answers must differ. Keys that change the tensors are compared by those.
+# One shared set of weights, two settings of a key: the answers must differ. Keys that change the tensors are compared
+# by those.
 
 
-@pytest.mark.parametrize("override", ["model.rope=none", "model.rope=1d", "model.qk_norm=l2", "model.qk_norm=none", "model.norm=layer"])
+@pytest.mark.parametrize(
+    "override", ["model.rope=none", "model.rope=1d", "model.qk_norm=l2", "model.qk_norm=none", "model.norm=layer"]
+)
 def test_a_key_that_keeps_the_tensors_changes_the_answer(override):
     model = small()
     other = same_weights(model, small(override))
@@ -161,20 +222,39 @@ def test_a_key_that_keeps_the_tensors_changes_the_answer(override):
 @pytest.mark.parametrize(
     "override",
     [
-        "model.mlp_width=20", "model.registers=2", "model.registers=0", "model.style_tokens=0", "model.style_codebook=5", "model.classes=4",
-        "model.style_tables=separate", "model.alpha_embedding=sinusoid", "model.patch_embedding=linear", "model.qk_norm=rms_gain",
-        "model.swiglu=split", "model.output_modulation=true", "model.register_tensors=one", "model.patch_size=4", "model.channels=3",
-        "model.input=4x4", "model.depth=1", "model.width=64", "model.qk_norm=rms_gain",
+        "model.mlp_width=20",
+        "model.registers=2",
+        "model.registers=0",
+        "model.style_tokens=0",
+        "model.style_codebook=5",
+        "model.classes=4",
+        "model.style_tables=separate",
+        "model.alpha_embedding=sinusoid",
+        "model.patch_embedding=linear",
+        "model.qk_norm=rms_gain",
+        "model.swiglu=split",
+        "model.output_modulation=true",
+        "model.register_tensors=one",
+        "model.patch_size=4",
+        "model.channels=3",
+        "model.input=4x4",
+        "model.depth=1",
+        "model.width=64",
+        "model.qk_norm=rms_gain",
     ],
-)  # fmt: skip
+)
 def test_a_key_changes_the_tensors(override):
     plain, changed = (small(*overrides).state_dict() for overrides in ((), (override,)))
-    assert {name: value.shape for name, value in plain.items()} != {name: value.shape for name, value in changed.items()}
+    assert {name: value.shape for name, value in plain.items()} != {
+        name: value.shape for name, value in changed.items()
+    }
 
 
 def test_fused_and_split_swiglu_compute_the_same():
     fused, split = small(), small("model.swiglu=split")
-    split.load_state_dict({name: value for name, value in fused.state_dict().items() if ".mlp.up." not in name}, strict=False)
+    split.load_state_dict(
+        {name: value for name, value in fused.state_dict().items() if ".mlp.up." not in name}, strict=False
+    )
     for mine, theirs in zip(fused.blocks, split.blocks, strict=True):
         for part in ("weight", "bias"):
             value, gate = getattr(mine.mlp.up, part).chunk(2)

@@ -38,7 +38,9 @@ def test_a_finer_patch_grid_brackets_the_tokens_positions():
     fine = grid_positions((8, 1), 16, span=(4, 1)).reshape(8, 16)
     coarse = grid_positions((4, 1), 16).reshape(4, 16)
     middle_frequency = 3  # low enough that sine is nearly linear between neighbours
-    torch.testing.assert_close(fine.reshape(4, 2, 16).mean(1)[:, middle_frequency], coarse[:, middle_frequency], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        fine.reshape(4, 2, 16).mean(1)[:, middle_frequency], coarse[:, middle_frequency], atol=1e-3, rtol=0
+    )
 
 
 def test_positions_that_sampling_asked_for_first_serve_training_too():

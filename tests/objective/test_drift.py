@@ -1,4 +1,6 @@
-"""The drifting field and its loss: what must hold exactly, and how the field behaves where data and samples are one distribution."""
+"""The drifting field and its loss: what must hold exactly, and how the field behaves where data and samples are one
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,11 @@ def none_of(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x.new_zeros(len(x), 0, x.shape[2]), x.new_zeros(len(x))
 
 
-def plain_field(x: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, temperature: float, own: bool) -> torch.Tensor:
+def plain_field(
+    x: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, temperature: float, own: bool
+) -> torch.Tensor:
     """The field of one set of points (N, C), pair by pair and in the raw form, as the paper's algorithm writes it."""
+
     def kernel(i: int, j: int) -> float:
         if own and j - len(positives) == i:
             return 0.0
@@ -72,7 +77,9 @@ def test_the_field_changes_its_sign_when_positives_and_negatives_change_places()
 @pytest.mark.parametrize("repulsion", [0.0, 1.5, 2.0])
 def test_unequal_repulsion_breaks_the_antisymmetry(repulsion):
     x, p, q = normal(1, 9, 4), normal(1, 7, 4, seed=1), normal(1, 5, 4, seed=2)
-    assert (field_at(x, p, q, 0.5, repulsion=repulsion) + field_at(x, q, p, 0.5, repulsion=repulsion)).abs().max() > 0.05
+    assert (
+        field_at(x, p, q, 0.5, repulsion=repulsion) + field_at(x, q, p, 0.5, repulsion=repulsion)
+    ).abs().max() > 0.05
 
 
 def test_the_field_is_zero_where_both_sets_are_the_same():
@@ -106,7 +113,8 @@ def test_the_loss_is_the_mean_square_of_the_drift_and_its_gradient_minus_two_dri
     loss = drift_loss(x, p, *none_of(x), THREE).sum()
     loss.backward()
     assert torch.isclose(loss, drift.square().mean(), rtol=1e-5)
-    assert torch.allclose(x.grad, -2 * drift * factor / drift.numel(), rtol=1e-4)  # the factor leads from x to normalised features
+    # the factor leads from x to normalised features
+    assert torch.allclose(x.grad, -2 * drift * factor / drift.numel(), rtol=1e-4)
 
 
 def test_with_one_normalised_temperature_the_loss_is_1_whatever_the_samples_are():
@@ -123,11 +131,20 @@ def test_the_normalised_drift_does_not_change_with_the_features_scale(scale):
     scaled, scaled_factor = total_drift(scale * x, scale * p, scale * u, weight, THREE)
     assert torch.allclose(drift, scaled, atol=1e-3) and torch.allclose(factor, scaled_factor * scale, rtol=1e-4)
     plain = FieldSettings((0.02, 0.05, 0.2), normalise_distances=False)
-    assert not torch.allclose(total_drift(x, p, u, weight, plain)[0], total_drift(scale * x, scale * p, scale * u, weight, plain)[0], atol=1e-3)
+    assert not torch.allclose(
+        total_drift(x, p, u, weight, plain)[0],
+        total_drift(scale * x, scale * p, scale * u, weight, plain)[0],
+        atol=1e-3,
+    )
 
 
 def test_fields_share_nothing_so_that_chunks_and_any_split_give_the_same_numbers():
-    x, p, u, weight = normal(5, 8, 3).float(), normal(5, 6, 3, seed=1).float(), normal(5, 4, 3, seed=2).float(), torch.rand(5)
+    x, p, u, weight = (
+        normal(5, 8, 3).float(),
+        normal(5, 6, 3, seed=1).float(),
+        normal(5, 4, 3, seed=2).float(),
+        torch.rand(5),
+    )
     whole, _ = total_drift(x, p, u, weight, THREE)
     chunked, _ = total_drift(x, p, u, weight, FieldSettings((0.02, 0.05, 0.2), kernel_values=300))
     assert torch.allclose(whole, chunked, atol=1e-6)
@@ -148,12 +165,14 @@ def test_memory_is_bounded_by_the_number_of_kernel_values(monkeypatch):
 
 
 def test_many_feature_vectors_have_a_field_each():
-    x, p, u = normal(2, 8, 3, 4).float(), normal(2, 6, 3, 4, seed=1).float(), normal(2, 5, 3, 4, seed=2).float()  # K 2, L 3, C 4
+    # K 2, L 3, C 4
+    x, p, u = normal(2, 8, 3, 4).float(), normal(2, 6, 3, 4, seed=1).float(), normal(2, 5, 3, 4, seed=2).float()
     weight = torch.tensor([0.5, 1.5])
     one_by_one = [
         drift_loss(x[k : k + 1, :, vector], p[k : k + 1, :, vector], u[k : k + 1, :, vector], weight[k : k + 1], THREE)
-        for k in range(2) for vector in range(3)
-    ]  # fmt: skip
+        for k in range(2)
+        for vector in range(3)
+    ]
     losses = multi_feature_loss({"a": x, "b": 2 * x}, {"a": p, "b": 2 * p}, {"a": u, "b": 2 * u}, weight, THREE)
     assert torch.isclose(losses["a"], torch.cat(one_by_one).mean(), rtol=1e-4)
     assert torch.isclose(losses["a"], losses["b"], rtol=1e-3)  # each kind is normalised by itself
@@ -187,7 +206,10 @@ def test_guidance_scales_follow_their_power_law():
         alpha = alpha_from_uniform(u, 4.0, exponent)
         assert alpha[0] == 1 and torch.isclose(alpha[-1], torch.tensor(4.0, dtype=torch.float64))
         median = float(alpha[500])
-        below, whole = (math.log(a) if exponent == 1 else (a ** (1 - exponent) - 1) / (1 - exponent) for a in (median, 4.0))  # ∫ α^−k
+        # ∫ α^−k
+        below, whole = (
+            math.log(a) if exponent == 1 else (a ** (1 - exponent) - 1) / (1 - exponent) for a in (median, 4.0)
+        )
         assert math.isclose(below / whole, 0.5, rel_tol=1e-6)
     assert (alpha_from_uniform(u, 1.0, 3.0) == 1).all()
 
@@ -203,12 +225,16 @@ def mixture(share: float, n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def mean_push(share: float, alpha: float) -> float:
-    """Mean drift to the right of points distributed with this share, for a class with share 0.7 in data with share 0.5."""
+    """Mean drift to the right of points distributed with this share, for a class with share 0.7 in data with share
+    0.5.
+    """
     pushes = []
     for seed in range(8):
         generator = torch.Generator().manual_seed(seed)
         x, p, u = mixture(share, 512, generator), mixture(0.7, 512, generator), mixture(0.5, 512, generator)
-        weights = torch.cat([torch.ones(1, 512), unconditional_weight(torch.tensor([alpha]), 512, 512).expand(1, 512)], dim=1).double()
+        weights = torch.cat(
+            [torch.ones(1, 512), unconditional_weight(torch.tensor([alpha]), 512, 512).expand(1, 512)], dim=1
+        ).double()
         field = field_at(x, p, torch.cat([x, u], dim=1), 0.5, weights=weights, own=True)
         pushes.append(float(field.mean() / field.abs().mean()))
     return sum(pushes) / len(pushes)

@@ -32,7 +32,9 @@ def test_the_target_is_the_derivative_of_the_path():
 
 def test_the_loss_of_a_silent_model_is_the_variance_of_the_target():
     x0, noise = torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8)
-    loss = flow_loss(lambda z, *_: torch.zeros_like(z), x0, noise, torch.full((4,), 0.5), None, torch.zeros(4, dtype=torch.long))
+    loss = flow_loss(
+        lambda z, *_: torch.zeros_like(z), x0, noise, torch.full((4,), 0.5), None, torch.zeros(4, dtype=torch.long)
+    )
     torch.testing.assert_close(loss.per_sample, (noise - x0).square().mean(dim=(1, 2, 3)))
 
 

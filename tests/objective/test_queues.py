@@ -1,4 +1,6 @@
-"""Queues of real samples: the newest stay, draws do not repeat a place, and they come back from sample numbers alone."""
+"""Queues of real samples: the newest stay, draws do not repeat a place, and they come back from sample numbers
+alone.
+"""
 
 from __future__ import annotations
 
@@ -54,4 +56,6 @@ def test_queues_come_back_from_sample_numbers_and_go_on_alike(count):
         one.push(more, more % 2, value_of(more))
     for label in (0, 1):
         assert drawn(queues, label, 2) == drawn(again, label, 2)
-    assert torch.equal(queues.of_all(4, torch.Generator().manual_seed(1)), again.of_all(4, torch.Generator().manual_seed(1)))
+    assert torch.equal(
+        queues.of_all(4, torch.Generator().manual_seed(1)), again.of_all(4, torch.Generator().manual_seed(1))
+    )

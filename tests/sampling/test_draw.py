@@ -40,11 +40,19 @@ def pixels(path):
 
 
 def test_the_settings_travel_inside_the_png(checkpoint, reference, tmp_path):
-    drawn = draw(request(checkpoint, reference=reference, count=2, seed=7, changes={"steps": 3, "cfg_text": 1.5}), tmp_path)
+    drawn = draw(
+        request(checkpoint, reference=reference, count=2, seed=7, changes={"steps": 3, "cfg_text": 1.5}), tmp_path
+    )
     assert [image.path.name for image in drawn] == ["sample_seed000007.png", "sample_seed000008.png"]
     inside = json.loads(Image.open(drawn[1].path).text[SETTINGS_KEY])
     assert inside == json.loads(json.dumps(drawn[1].settings))
-    assert (inside["seed"], inside["steps"], inside["cfg_text"], inside["prompt"], inside["weights"]) == (8, 3, 1.5, "a red circle", "ema")
+    assert (inside["seed"], inside["steps"], inside["cfg_text"], inside["prompt"], inside["weights"]) == (
+        8,
+        3,
+        1.5,
+        "a red circle",
+        "ema",
+    )
     assert (inside["evaluations"], inside["passes"]) == (3, 9)
     assert inside["reference_sha256"] and inside["checkpoint_sha256"]
 
@@ -81,7 +89,10 @@ def test_a_reference_that_is_no_image_is_named(checkpoint, tmp_path):
 
 
 def test_nan_is_not_drawn(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("dittool.sampling.pipeline.sample_latents", lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan))
+    monkeypatch.setattr(
+        "dittool.sampling.pipeline.sample_latents",
+        lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan),
+    )
     with pytest.raises(BadDataError, match="NaN"):
         draw(request(checkpoint), tmp_path)
     assert list(tmp_path.glob("*.png")) == []
@@ -93,7 +104,9 @@ def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path, listen
     assert "64x96 is no size of the training" in listener.notes[1] and "128x128" in listener.notes[1]
 
 
-def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_told(checkpoint, reference, tmp_path, listener):
+def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_told(
+    checkpoint, reference, tmp_path, listener
+):
     draw(request(checkpoint, changes={"cfg_dino": 4.0}), tmp_path, listener)
     draw(request(checkpoint, reference=reference, changes={"cfg_text": 0.0}), tmp_path, listener)
     assert listener.warnings == ["--cfg-dino has no effect without --ref", "--prompt has no effect at --cfg-text 0"]
@@ -105,8 +118,10 @@ def test_settings_that_a_grid_or_the_strength_make_void_are_told(checkpoint, ref
     for strength in (0.0, 0.5, 1.0):
         draw(request(checkpoint, init=reference, strength=strength), tmp_path, listener)
     assert [warning.split(":")[0].split(",")[0] for warning in listener.warnings] == [
-        "--cfg-text has no effect with --grid", "at --strength 0 nothing is drawn", "at --strength 1 nothing of --init is left but its size",
-    ]  # fmt: skip
+        "--cfg-text has no effect with --grid",
+        "at --strength 0 nothing is drawn",
+        "at --strength 1 nothing of --init is left but its size",
+    ]
 
 
 # Drawn again
@@ -139,7 +154,15 @@ def test_a_picture_begun_from_an_image_is_drawn_again(checkpoint, reference, tmp
 
 
 def test_a_grid_is_drawn_again(checkpoint, reference, tmp_path):
-    (asked,) = plan(SampleOptions(prompt="a red circle", ref=reference, checkpoint=checkpoint, grid=("cfg-text=1,2.5", "cfg-dino=0,1,2"), seed=3))
+    (asked,) = plan(
+        SampleOptions(
+            prompt="a red circle",
+            ref=reference,
+            checkpoint=checkpoint,
+            grid=("cfg-text=1,2.5", "cfg-dino=0,1,2"),
+            seed=3,
+        )
+    )
     (image,) = draw(asked, tmp_path)
     assert image.path.name == "grid_seed000003.png" and image.settings["evaluations"] == 2 * 6
     (repeated,) = again(image.path)
@@ -147,15 +170,24 @@ def test_a_grid_is_drawn_again(checkpoint, reference, tmp_path):
 
 
 def test_a_cell_of_a_grid_is_the_picture_with_its_scales(checkpoint, reference, tmp_path):
-    options = SampleOptions(prompt="a red circle", ref=reference, checkpoint=checkpoint, size="64x64", grid=("cfg-text=1,4", "cfg-dino=0,3"))
+    options = SampleOptions(
+        prompt="a red circle", ref=reference, checkpoint=checkpoint, size="64x64", grid=("cfg-text=1,4", "cfg-dino=0,3")
+    )
     (sheet,) = draw_all(plan(options), tmp_path / "grid.png")
-    (single,) = draw(request(checkpoint, reference=reference, size=(64, 64), changes={"cfg_text": 4.0, "cfg_dino": 3.0}), tmp_path / "one.png")
+    (single,) = draw(
+        request(checkpoint, reference=reference, size=(64, 64), changes={"cfg_text": 4.0, "cfg_dino": 3.0}),
+        tmp_path / "one.png",
+    )
     whole, one = pixels(sheet.path), pixels(single.path)
     found = [
-        (y, x) for y in range(len(whole) - 63) for x in range(whole.shape[1] - 63)
+        (y, x)
+        for y in range(len(whole) - 63)
+        for x in range(whole.shape[1] - 63)
         if np.array_equal(whole[y, x : x + 64], one[0]) and np.array_equal(whole[y : y + 64, x : x + 64], one)
-    ]  # fmt: skip
-    assert len(found) == 1 and found[0][0] > whole.shape[0] / 2 and found[0][1] > whole.shape[1] / 2, "below and to the right"
+    ]
+    assert len(found) == 1 and found[0][0] > whole.shape[0] / 2 and found[0][1] > whole.shape[1] / 2, (
+        "below and to the right"
+    )
 
 
 def test_other_options_change_the_picture_and_nothing_else(checkpoint, reference, tmp_path):
@@ -166,7 +198,9 @@ def test_other_options_change_the_picture_and_nothing_else(checkpoint, reference
     assert differs == {"prompt", "cfg_text", "batch"}
 
 
-def test_it_says_when_the_checkpoint_or_the_reference_is_another(checkpoint, reference, tiny_shards, tmp_path, listener):
+def test_it_says_when_the_checkpoint_or_the_reference_is_another(
+    checkpoint, reference, tiny_shards, tmp_path, listener
+):
     moved = tmp_path / "moved.pt"
     shutil.copy(checkpoint, moved)
     own = tmp_path / "reference.png"
@@ -195,7 +229,11 @@ def test_other_threads_or_libraries_are_named_when_the_pixels_differ(checkpoint,
     (image,) = draw(request(checkpoint), tmp_path / "a.png")
     changed = pixels(image.path).copy()
     changed[0, 0] ^= 1
-    write_png(image.path, Image.fromarray(changed), {**image.settings, "made_with": {**image.settings["made_with"], "threads": 64}})
+    write_png(
+        image.path,
+        Image.fromarray(changed),
+        {**image.settings, "made_with": {**image.settings["made_with"], "threads": 64}},
+    )
     assert again(image.path, listener)[0].same_pixels is False
     assert "threads 1, then 64" in listener.warnings[0]
 

@@ -59,7 +59,9 @@ class Counted:
 
 @pytest.mark.parametrize(("kind", "branches"), [("additive", 3), ("nested", 3)])
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 5), ("heun", 10), ("ab2", 5)])
-def test_the_context_is_computed_once_a_sample_for_all_branches_in_one_batch(pipeline, inputs, monkeypatch, kind, branches, solver, evaluations):
+def test_the_context_is_computed_once_a_sample_for_all_branches_in_one_batch(
+    pipeline, inputs, monkeypatch, kind, branches, solver, evaluations
+):
     counted = Counted(monkeypatch, pipeline.model)
     settings = dataclasses.replace(pipeline.settings, steps=5, guidance=kind, solver=solver)
     sample_latents(pipeline.model, *inputs, settings)
@@ -68,10 +70,16 @@ def test_the_context_is_computed_once_a_sample_for_all_branches_in_one_batch(pip
     assert counted.rows["velocity"] == [branches * 2] * evaluations
 
 
-def test_with_many_patches_the_branches_without_them_have_one_null_token_and_a_batch_of_their_own(pipeline, inputs, monkeypatch):
+def test_with_many_patches_the_branches_without_them_have_one_null_token_and_a_batch_of_their_own(
+    pipeline, inputs, monkeypatch
+):
     counted = Counted(monkeypatch, pipeline.model)
     contexts = []
-    monkeypatch.setattr(pipeline.model.blocks[0].cross_attention, "keys_values", lambda tokens: contexts.append(tuple(tokens.shape[:2])) or tokens)
+    monkeypatch.setattr(
+        pipeline.model.blocks[0].cross_attention,
+        "keys_values",
+        lambda tokens: contexts.append(tuple(tokens.shape[:2])) or tokens,
+    )
     monkeypatch.setattr(pipeline.model, "velocity", lambda z, *_: z)
     conditions, noise = inputs
     text, patches = conditions.text.shape[1], conditions.patches.shape[1]
@@ -124,7 +132,9 @@ def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, monkeypatch, 
 
 def test_the_interval_changes_what_is_drawn(pipeline, inputs):
     whole, part = (
-        sample_latents(pipeline.model, *inputs, dataclasses.replace(pipeline.settings, steps=4, guidance_interval=interval))
+        sample_latents(
+            pipeline.model, *inputs, dataclasses.replace(pipeline.settings, steps=4, guidance_interval=interval)
+        )
         for interval in ((0.0, 1.0), (0.4, 0.6))
     )
     assert float((whole - part).norm() / whole.norm()) > 0.01

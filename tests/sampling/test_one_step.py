@@ -40,7 +40,11 @@ def test_the_network_runs_once_for_a_batch_whatever_the_scale(pipeline):
 
 
 def test_a_class_is_given_by_name_or_number_and_a_wrong_one_is_answered_with_the_nearest(pipeline):
-    assert pipeline.label("red-circle") == pipeline.classes.index("red-circle") == pipeline.label(str(pipeline.classes.index("red-circle")))
+    assert (
+        pipeline.label("red-circle")
+        == pipeline.classes.index("red-circle")
+        == pipeline.label(str(pipeline.classes.index("red-circle")))
+    )
     with pytest.raises(UsageError, match="not one of the 12 classes") as caught:
         pipeline.label("red-cirle")
     assert "did you mean 'red-circle'?" in caught.value.hint
@@ -58,11 +62,16 @@ def test_every_class_is_drawn_when_none_is_named_and_settings_stand_in_the_pictu
     written = Image.open(drawn[0].path)
     assert written.size == (32, 32)
     assert json.loads(written.text["dit"]) == drawn[0].settings
-    assert drawn[0].settings["seed"] == 3 and drawn[0].settings["weights"] == "ema" and drawn[0].settings["alpha"] == 1.0
+    assert (
+        drawn[0].settings["seed"] == 3 and drawn[0].settings["weights"] == "ema" and drawn[0].settings["alpha"] == 1.0
+    )
 
 
 def test_a_picture_in_a_folder_is_not_overwritten(checkpoint, tmp_path):
-    first, second = (draw_classes(OneStepRequest(checkpoint, ("green-square",), alpha, 1, 0), tmp_path)[0].path for alpha in (1.0, 2.0))
+    first, second = (
+        draw_classes(OneStepRequest(checkpoint, ("green-square",), alpha, 1, 0), tmp_path)[0].path
+        for alpha in (1.0, 2.0)
+    )
     assert second.stem == f"{first.stem}_2" and first.read_bytes() != second.read_bytes()
 
 
@@ -122,7 +131,8 @@ def test_a_picture_from_before_there_were_batches_is_drawn_alone(dit, checkpoint
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"alpha": 0.5}, "alpha"), ({"batch": [0, 65]}, "65"), ({"batch": [6, 2]}, "seed 5"), ({"class": 3}, "class")]
+    ("change", "said"),
+    [({"alpha": 0.5}, "alpha"), ({"batch": [0, 65]}, "65"), ({"batch": [6, 2]}, "seed 5"), ({"class": 3}, "class")],
 )
 def test_settings_that_cannot_be_meant_are_named(dit, checkpoint, tmp_path, change, said):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
@@ -168,4 +178,8 @@ def test_validating_a_one_step_generator_says_what_judges_it_instead(dit, class_
     rows = [json.loads(line) for line in (class_run / "log.jsonl").read_text().splitlines()]
     assert any("eval_energy" in row for row in rows)
     outcome = dit("validate", class_run)
-    assert outcome.code == 2 and "one-step generator" in outcome.err and "eval_energy in its log.jsonl" in " ".join(outcome.err.split())
+    assert (
+        outcome.code == 2
+        and "one-step generator" in outcome.err
+        and "eval_energy in its log.jsonl" in " ".join(outcome.err.split())
+    )

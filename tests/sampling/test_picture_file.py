@@ -12,10 +12,22 @@ from dittool.errors import BadDataError, UsageError
 from dittool.sampling.picture_file import read_settings, same_pixels, write_png
 
 SETTINGS = {
-    "checkpoint": "runs/a/checkpoints/checkpoint_final.pt", "checkpoint_sha256": "0" * 64, "prompt": "a red circle", "reference": None,
-    "reference_sha256": None, "size": "64x64", "seed": 6, "batch": [5, 4], "solver": "euler", "steps": 3, "cfg_text": 3.0, "cfg_dino": 2.0,
-    "guidance": "additive", "guidance_interval": [0.0, 1.0], "shift": 1.0,
-}  # fmt: skip
+    "checkpoint": "runs/a/checkpoints/checkpoint_final.pt",
+    "checkpoint_sha256": "0" * 64,
+    "prompt": "a red circle",
+    "reference": None,
+    "reference_sha256": None,
+    "size": "64x64",
+    "seed": 6,
+    "batch": [5, 4],
+    "solver": "euler",
+    "steps": 3,
+    "cfg_text": 3.0,
+    "cfg_dino": 2.0,
+    "guidance": "additive",
+    "guidance_interval": [0.0, 1.0],
+    "shift": 1.0,
+}
 
 
 def written(tmp_path, settings):
@@ -29,7 +41,9 @@ def test_settings_are_read_back(tmp_path):
 
 
 def test_a_picture_from_before_there_were_intervals_and_batches_is_read(tmp_path):
-    inside = read_settings(written(tmp_path, {key: value for key, value in SETTINGS.items() if key not in ("batch", "guidance_interval")}))
+    inside = read_settings(
+        written(tmp_path, {key: value for key, value in SETTINGS.items() if key not in ("batch", "guidance_interval")})
+    )
     assert inside.batch is None and inside.sampling()["guidance_interval"] == (0.0, 1.0)
 
 

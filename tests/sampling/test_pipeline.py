@@ -94,7 +94,9 @@ def test_branches_in_one_batch_are_the_branches_one_by_one(pipeline, tiny_shards
         return sample_latents(pipeline.model, conditions, noise, settings) - noise
 
     none, text, dino = (one_step(cfg_text=a, cfg_dino=b) for a, b in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))
-    torch.testing.assert_close(one_step(cfg_text=3.0, cfg_dino=2.0), none + 3 * (text - none) + 2 * (dino - none), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        one_step(cfg_text=3.0, cfg_dino=2.0), none + 3 * (text - none) + 2 * (dino - none), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_an_encoder_with_other_weights_than_in_training_is_refused(pipeline):
@@ -109,8 +111,32 @@ def test_an_encoder_with_other_weights_than_in_training_is_refused(pipeline):
 def test_three_lines_draw_what_the_command_draws(tiny_run, tiny_shards, dit, tmp_path):
     reference = min(tiny_shards.images.glob("*.png"))
     pipe = load(str(tiny_run))
-    images = pipe(prompt="a red circle", reference=str(reference), count=6, seed=3, steps=3, cfg_text=2.0, guidance_interval=(0.2, 1.0))
-    options = ["--prompt", "a red circle", "--ref", reference, "-n", 6, "--seed", 3, "--steps", 3, "--cfg-text", 2, "--guidance-interval", 0.2, 1.0]
+    images = pipe(
+        prompt="a red circle",
+        reference=str(reference),
+        count=6,
+        seed=3,
+        steps=3,
+        cfg_text=2.0,
+        guidance_interval=(0.2, 1.0),
+    )
+    options = [
+        "--prompt",
+        "a red circle",
+        "--ref",
+        reference,
+        "-n",
+        6,
+        "--seed",
+        3,
+        "--steps",
+        3,
+        "--cfg-text",
+        2,
+        "--guidance-interval",
+        0.2,
+        1.0,
+    ]
     done = dit("sample", "--checkpoint", tiny_run, *options, "--out", tmp_path)
     assert done.code == 0, done.err
     drawn = [Image.open(path) for path in sorted(tmp_path.iterdir())]
@@ -131,9 +157,17 @@ def test_a_reference_may_be_a_picture_that_is_open_already(pipeline, tmp_path):
     see_through = Image.fromarray(noise, "RGBA")
     turned = Image.fromarray(noise[..., :3])
     turned.getexif()[0x0112] = 6
-    for name, picture in (("a.png", see_through), ("b.png", see_through.convert("L")), ("c.png", turned), ("d.tiff", turned.convert("CMYK"))):
+    for name, picture in (
+        ("a.png", see_through),
+        ("b.png", see_through.convert("L")),
+        ("c.png", turned),
+        ("d.tiff", turned.convert("CMYK")),
+    ):
         picture.save(tmp_path / name, exif=picture.getexif())
-        from_file, in_memory = pipeline.encode_reference(tmp_path / name), pipeline.encode_reference(Image.open(tmp_path / name))
+        from_file, in_memory = (
+            pipeline.encode_reference(tmp_path / name),
+            pipeline.encode_reference(Image.open(tmp_path / name)),
+        )
         assert from_file.bucket == in_memory.bucket and torch.equal(from_file.patches, in_memory.patches), name
 
 
@@ -181,6 +215,9 @@ def test_what_a_call_cannot_mean_is_a_usage_error(pipeline, call, said):
 
 
 def test_a_model_that_draws_nan_is_an_error_and_no_picture(pipeline, monkeypatch):
-    monkeypatch.setattr("dittool.sampling.pipeline.sample_latents", lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan))
+    monkeypatch.setattr(
+        "dittool.sampling.pipeline.sample_latents",
+        lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan),
+    )
     with pytest.raises(BadDataError, match="NaN"):
         pipeline("a red circle")

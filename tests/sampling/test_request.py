@@ -33,9 +33,23 @@ def test_what_is_not_given_is_the_runs_own(checkpoint):
 
 def test_options_become_changes(checkpoint, picture):
     (request,) = planned(
-        checkpoint, prompt="x", steps=3, solver="heun", cfg_text=0.0, guidance="nested", guidance_interval=(0.2, 0.8), size="64x32", init=picture
+        checkpoint,
+        prompt="x",
+        steps=3,
+        solver="heun",
+        cfg_text=0.0,
+        guidance="nested",
+        guidance_interval=(0.2, 0.8),
+        size="64x32",
+        init=picture,
     )
-    assert request.changes == {"steps": 3, "solver": "heun", "cfg_text": 0.0, "guidance": "nested", "guidance_interval": (0.2, 0.8)}
+    assert request.changes == {
+        "steps": 3,
+        "solver": "heun",
+        "cfg_text": 0.0,
+        "guidance": "nested",
+        "guidance_interval": (0.2, 0.8),
+    }
     assert request.size == (64, 32) and request.strength == 0.6
 
 
@@ -43,14 +57,26 @@ def test_options_become_changes(checkpoint, picture):
     ("options", "said", "hint"),
     [
         ({}, "nothing to draw", "--prompt"),
-        ({"prompt": "x", "solver": "hein"}, "--solver 'hein' does not exist; there are euler, heun, ab2", "did you mean 'heun'?"),
+        (
+            {"prompt": "x", "solver": "hein"},
+            "--solver 'hein' does not exist; there are euler, heun, ab2",
+            "did you mean 'heun'?",
+        ),
         ({"prompt": "x", "guidance": "adaptive"}, "--guidance 'adaptive'", "did you mean 'additive'?"),
         ({"prompt": "x", "cfg_text": float("nan")}, "--cfg-text nan", "help"),
-        ({"prompt": "x", "guidance_interval": (0.8, 0.2)}, "--guidance-interval [0.8, 0.2] ends before it begins", "help"),
+        (
+            {"prompt": "x", "guidance_interval": (0.8, 0.2)},
+            "--guidance-interval [0.8, 0.2] ends before it begins",
+            "help",
+        ),
         ({"prompt": "x", "guidance_interval": (0.0, 1.5)}, "--guidance-interval", "help"),
         ({"prompt": "x", "strength": 0.5}, "--strength has no effect without --init", "--init"),
         ({"prompt": "x", "size": "64"}, "WIDTHxHEIGHT", "1216x832"),
-        ({"prompt": "x", "grid": ("cfg-text=1,2", "cfg-dino=1,2")}, "no effect without a reference", "give a reference"),
+        (
+            {"prompt": "x", "grid": ("cfg-text=1,2", "cfg-dino=1,2")},
+            "no effect without a reference",
+            "give a reference",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(options, said, hint):
@@ -112,15 +138,20 @@ def test_a_text_file_has_a_prompt_a_line(checkpoint, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\n  ein grünes Quadrat \n", encoding="utf-8")
     requests = planned(checkpoint, prompts=tmp_path / "prompts.txt", seed=4, count=2)
     assert [(one.prompt, one.seed, one.count, one.name) for one in requests] == [
-        ("a red circle", 4, 2, "sample_line001"), ("ein grünes Quadrat", 4, 2, "sample_line003"),
-    ]  # fmt: skip
+        ("a red circle", 4, 2, "sample_line001"),
+        ("ein grünes Quadrat", 4, 2, "sample_line003"),
+    ]
 
 
 def test_a_jsonl_line_may_have_its_own_reference_and_seed(checkpoint, picture, tmp_path):
     lines = [{"prompt": "x"}, {"ref": "one.png", "seed": 9}, {"prompt": "y", "seed": 0}]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     requests = planned(checkpoint, prompts=tmp_path / "p.jsonl", seed=4)
-    assert [(one.prompt, one.reference, one.seed) for one in requests] == [("x", None, 4), (None, picture, 9), ("y", None, 0)]
+    assert [(one.prompt, one.reference, one.seed) for one in requests] == [
+        ("x", None, 4),
+        (None, picture, 9),
+        ("y", None, 0),
+    ]
     assert planned(checkpoint, prompts=tmp_path / "p.jsonl", ref=picture)[0].reference == picture
 
 
@@ -194,13 +225,30 @@ def test_a_picture_with_unreadable_settings_is_bad_data(dit, picture):
 
 def test_from_the_command_line_to_pictures_and_one_object_of_json(dit, checkpoint, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\na blue square")
-    outcome = dit("sample", "--prompts", tmp_path / "prompts.txt", "-n", 2, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--json")
+    outcome = dit(
+        "sample",
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "-n",
+        2,
+        "--checkpoint",
+        checkpoint,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
     images = json.loads(outcome.out)["images"]
     assert [(one["settings"]["prompt"], one["settings"]["seed"]) for one in images] == [
-        ("a red circle", 0), ("a red circle", 1), ("a blue square", 0), ("a blue square", 1),
-    ]  # fmt: skip
+        ("a red circle", 0),
+        ("a red circle", 1),
+        ("a blue square", 0),
+        ("a blue square", 1),
+    ]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "sample_line001_seed000000.png", "sample_line001_seed000001.png", "sample_line002_seed000000.png", "sample_line002_seed000001.png",
-    ]  # fmt: skip
+        "sample_line001_seed000000.png",
+        "sample_line001_seed000001.png",
+        "sample_line002_seed000000.png",
+        "sample_line002_seed000001.png",
+    ]
     again = dit("sample", "--from", images[3]["file"], "--out", tmp_path / "again.png", "--json")
     assert json.loads(again.out)["images"][0]["same_pixels"] is True

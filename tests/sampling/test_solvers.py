@@ -1,4 +1,6 @@
-"""Solvers: their order of convergence where the solution is known, and on a trained model against a fine Euler solution."""
+"""Solvers: their order of convergence where the solution is known, and on a trained model against a fine Euler
+solution.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +51,15 @@ def test_every_solver_is_exact_on_a_straight_path(solver):
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize(("solver", "order"), ORDERS.items())
 def test_the_order_of_convergence_on_a_known_solution(solver, order, shift):
-    """dz/dt = 2·t·z² has z(t) = 1 / (1/z(1) + 1 − t²). Halving the step divides the error by 2^order, on even and uneven grids."""
+    """dz/dt = 2·t·z² has z(t) = 1 / (1/z(1) + 1 − t²). Halving the step divides the error by 2^order, on even and
+    uneven grids.
+    """
     start = torch.tensor([[[[1.0, 0.5]]]], dtype=torch.float64)
     solution = 1 / (1 / start + 1)
-    errors = [float((SOLVERS[solver](lambda z, t: 2 * t * z**2, start, time_grid(steps, shift)) - solution).abs().max()) for steps in (100, 200, 400)]
+    errors = [
+        float((SOLVERS[solver](lambda z, t: 2 * t * z**2, start, time_grid(steps, shift)) - solution).abs().max())
+        for steps in (100, 200, 400)
+    ]
     assert [math.log2(coarse / fine) for coarse, fine in pairwise(errors)] == pytest.approx([order, order], abs=0.1)
 
 
@@ -76,7 +83,9 @@ def test_what_a_solver_costs_is_what_it_asks_for():
 @pytest.fixture(scope="module")
 def trained(tiny_shards, tmp_path_factory):
     """Long enough for a velocity that bends."""
-    config = tiny_shards.config_with("train.steps=120", "train.lr=3e-3", "train.warmup_steps=10", "ema.target=0.9", "checkpoint.every=1000")
+    config = tiny_shards.config_with(
+        "train.steps=120", "train.lr=3e-3", "train.warmup_steps=10", "ema.target=0.9", "checkpoint.every=1000"
+    )
     done = train(config, tiny_shards.folder, tmp_path_factory.mktemp("trained") / "run")
     return Pipeline.load(done.checkpoint)
 
@@ -86,10 +95,17 @@ def test_second_order_solvers_are_far_nearer_to_a_fine_euler_solution_of_a_train
     conditions, noise = trained.conditions("a red circle", None, bucket, 4), trained.noise(bucket, [0, 1, 2, 3])
 
     def solved(solver, steps):
-        return sample_latents(trained.model, conditions, noise, dataclasses.replace(trained.settings, solver=solver, steps=steps))
+        return sample_latents(
+            trained.model, conditions, noise, dataclasses.replace(trained.settings, solver=solver, steps=steps)
+        )
 
     fine = 2 * solved("euler", 400) - solved("euler", 200)  # without Euler's own first-order error (Richardson)
-    error = {(solver, steps): float((solved(solver, steps) - fine).norm() / fine.norm()) for solver in SOLVERS for steps in (5, 10)}
-    assert float((euler(lambda z, t: z * 0, noise, [1.0, 0.0]) - fine).norm() / fine.norm()) > 0.5  # there is a way to go
+    error = {
+        (solver, steps): float((solved(solver, steps) - fine).norm() / fine.norm())
+        for solver in SOLVERS
+        for steps in (5, 10)
+    }
+    # there is a way to go
+    assert float((euler(lambda z, t: z * 0, noise, [1.0, 0.0]) - fine).norm() / fine.norm()) > 0.5
     assert error["euler", 10] > 2.5 * max(error["heun", 10], error["ab2", 10])
     assert error["euler", 10] > error["heun", 5], "at the same number of evaluations"

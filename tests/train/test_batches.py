@@ -1,4 +1,6 @@
-"""A budget of latent tokens instead of a batch size: sizes by bucket, and a step that still is the mean over its samples."""
+"""A budget of latent tokens instead of a batch size: sizes by bucket, and a step that still is the mean over its
+samples.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_the_plan_of_a_budgeted_run_says_the_batch_of_each_bucket(tiny_shards):
     plan = estimate(tiny_shards.config_with(*BUDGET), tiny_shards.folder)
     batches = {bucket.name: bucket.batch for bucket in plan.buckets}
     assert batches["128x128"] == 2 and 2 < plan.samples_per_step < 4
-    assert plan.epochs == pytest.approx(plan.steps * plan.samples_per_step / sum(bucket.samples for bucket in plan.buckets))
+    assert plan.epochs == pytest.approx(
+        plan.steps * plan.samples_per_step / sum(bucket.samples for bucket in plan.buckets)
+    )
 
 
 def test_exactly_one_of_size_and_budget(tmp_path):

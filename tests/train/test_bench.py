@@ -26,7 +26,8 @@ def test_the_flops_are_those_of_the_matrix_products(tiny_shards):
     m = length + 1 + 64
     block = 2 * d * 9 * d + 2 * n * d * (3 * d + d) + 4 * n * n * d  # modulation, self-attention
     block += 2 * n * d * 2 * d + 2 * m * d * 2 * d + 4 * n * m * d + 2 * 2 * n * d * 4 * d  # cross-attention, MLP
-    ends = 2 * n * 64 * d * 2 + 2 * d * 2 * d + 2 * 256 * d + 2 * d * d  # patches in and out, output modulation, timestep
+    # patches in and out, output modulation, timestep
+    ends = 2 * n * 64 * d * 2 + 2 * d * 2 * d + 2 * 256 * d + 2 * d * d
     conditions = 2 * wide * d * (length + 1 + 64)
     dims = {"text": wide, "image": wide, "latent_channels": 16}
     assert forward_flops(tiny_shards.config, dims, batch) == 4 * (2 * block + ends + conditions)
@@ -47,7 +48,11 @@ def test_a_presets_own_sizes_are_measured(tiny_shards):
     assert forward.tflops == pytest.approx(forward.images_per_second * found.flops_per_image / 1e12)
     assert step.mfu == pytest.approx(3 * step.images_per_second * found.flops_per_image / 1e12 / product.tflops)
     assert forward.of_step == pytest.approx(forward.images_per_second / step.images_per_second)
-    assert figures["reading"].images_per_second > 0 and figures["decoding"].images_per_second > 0 and found.peak_memory_bytes > 1e7
+    assert (
+        figures["reading"].images_per_second > 0
+        and figures["decoding"].images_per_second > 0
+        and found.peak_memory_bytes > 1e7
+    )
 
 
 def test_a_codec_that_is_not_there_is_a_remark_and_no_failure(tiny_shards):

@@ -1,4 +1,6 @@
-"""torch.compile of the blocks: the same numbers, the same names, and a number of graphs that buckets and captions do not raise."""
+"""torch.compile of the blocks: the same numbers, the same names, and a number of graphs that buckets and captions
+do not raise.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,19 @@ from dittool.train.loop import train
 
 BUCKETS = [(8, 8), (10, 6), (4, 12)]  # latent cells
 CONFIG = DiTConfig(
-    depth=2, width=32, heads=4, mlp_ratio=4.0, patch_size=2, qk_norm=True, patches=True, patch_positions=True, gradient_checkpointing=False,
-    latent_channels=4, text_width=12, image_width=20,
-)  # fmt: skip
+    depth=2,
+    width=32,
+    heads=4,
+    mlp_ratio=4.0,
+    patch_size=2,
+    qk_norm=True,
+    patches=True,
+    patch_positions=True,
+    gradient_checkpointing=False,
+    latent_channels=4,
+    text_width=12,
+    image_width=20,
+)
 
 
 @pytest.fixture
@@ -53,12 +65,24 @@ def build(**changes) -> DiT:
 def batch(size: int, grid: tuple[int, int], length: int, padded: bool):
     rows, columns = grid[0] // 2, grid[1] // 2
     mask = torch.arange(length)[None].expand(size, -1) < length - 3 if padded else None
-    c = Conditions(torch.randn(size, length, 12), mask, torch.randn(size, 20), torch.randn(size, rows * columns, 20), (rows, columns))
+    c = Conditions(
+        torch.randn(size, length, 12),
+        mask,
+        torch.randn(size, 20),
+        torch.randn(size, rows * columns, 20),
+        (rows, columns),
+    )
     return torch.randn(size, 4, *grid), torch.rand(size), c
 
 
 def every_shape(sizes: tuple[int, ...]):
-    return [batch(size, grid, length, padded) for size in sizes for grid in BUCKETS for length in (8, 16) for padded in (True, False)]
+    return [
+        batch(size, grid, length, padded)
+        for size in sizes
+        for grid in BUCKETS
+        for length in (8, 16)
+        for padded in (True, False)
+    ]
 
 
 @pytest.mark.parametrize(("checkpointing", "precision"), [(False, torch.float32), (True, torch.bfloat16)])
@@ -125,14 +149,37 @@ def test_other_errors_pass_as_they_are():
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_compiled_processes_end_where_a_plain_one_ends(tiny_shards, tmp_path, parallel):
-    settings = ("train.steps=3", "train.accumulate=2", "train.lr=1e-4", "train.warmup_steps=0", f"train.parallel={parallel}")
+    settings = (
+        "train.steps=3",
+        "train.accumulate=2",
+        "train.lr=1e-4",
+        "train.warmup_steps=0",
+        f"train.parallel={parallel}",
+    )
     train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "one")
     program = tmp_path / "compiled_without_gcc.py"
-    program.write_text("from dittool.train import compiled\nfrom dittool.cli import main\ncompiled.BACKEND = 'aot_eager'\nmain()\n")
-    options = [word for override in (*tiny_shards.overrides, *settings, "train.compile=true") for word in ("-s", override)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), "train", "--preset", "demo"]
+    program.write_text(
+        "from dittool.train import compiled\nfrom dittool.cli import main\ncompiled.BACKEND = 'aot_eager'\nmain()\n"
+    )
+    options = [
+        word for override in (*tiny_shards.overrides, *settings, "train.compile=true") for word in ("-s", override)
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+        "train",
+        "--preset",
+        "demo",
+    ]
     command += ["--data", str(tiny_shards.folder), "--out", str(tmp_path / "two"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=400)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=400
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (load_checkpoint(resolve_checkpoint(tmp_path / name)) for name in ("one", "two"))
     assert one["model"].keys() == two["model"].keys()

@@ -1,4 +1,6 @@
-"""Several processes: the same order of samples, the same gradients, one writer; a signal to one stops all, with the state saved."""
+"""Several processes: the same order of samples, the same gradients, one writer; a signal to one stops all, with the
+state saved.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,26 @@ pytestmark = pytest.mark.xdist_group("torchrun")  # two of them at once may take
 def torchrun(processes: int, out, tiny_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
     options = [word for override in (*tiny_shards.overrides, *overrides) for word in ("-s", override)]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "dittool", "train", "--no-audit",
-        "--data", str(tiny_shards.folder), "--out", str(out), *(["--resume"] if resume else ["--preset", "demo"]), *options,
-    ]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "dittool",
+        "train",
+        "--no-audit",
+        "--data",
+        str(tiny_shards.folder),
+        "--out",
+        str(out),
+        *(["--resume"] if resume else ["--preset", "demo"]),
+        *options,
+    ]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1")
+    )
 
 
 def finished(process: subprocess.Popen) -> int:
@@ -41,7 +59,15 @@ def largest_difference(a: dict, b: dict) -> float:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_take_the_steps_of_one(tiny_shards, tmp_path, parallel):
-    keys = (f"parallel={parallel}", "accumulate=2", "steps=3", "lr=1e-4", "warmup_steps=0", "eval_every=3", "sample_every=3")
+    keys = (
+        f"parallel={parallel}",
+        "accumulate=2",
+        "steps=3",
+        "lr=1e-4",
+        "warmup_steps=0",
+        "eval_every=3",
+        "sample_every=3",
+    )
     settings = [f"train.{key}" for key in keys]
     train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "one")
     finished(torchrun(2, tmp_path / "two", tiny_shards, *settings))
@@ -51,7 +77,10 @@ def test_two_processes_take_the_steps_of_one(tiny_shards, tmp_path, parallel):
         for name, tolerance in (("loss", 1e-6), ("grad_norm", 1e-5), ("eval_loss", 1e-5)):
             assert row_two.keys() == row_one.keys()
             assert name not in row_one or row_two[name] == pytest.approx(row_one[name], rel=tolerance)
-    moments = [torch.cat([state["exp_avg"].flatten() for state in checkpoint["optimizer"]["state"].values()]) for checkpoint in (one, two)]
+    moments = [
+        torch.cat([state["exp_avg"].flatten() for state in checkpoint["optimizer"]["state"].values()])
+        for checkpoint in (one, two)
+    ]
     assert float((moments[0] - moments[1]).abs().max()) < 1e-6  # the gradients of all steps, weighted
     assert one["model"].keys() == two["model"].keys() and largest_difference(one, two) < 1e-4
     assert (tmp_path / "two" / "samples" / "step0000003_ema.png").is_file()

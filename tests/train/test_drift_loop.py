@@ -23,12 +23,29 @@ from dittool.train.drift_data import ClassSamples, LatentStream
 from dittool.train.drift_loop import train_generator
 from dittool.train.log import read_log
 
-TOY = ("train.steps=6", "train.eval_every=3", "train.sample_every=0", "train.warmup_steps=1", "drift.generated=16", "drift.positives=16",
-       "train.batch_size=32", "checkpoint.every=2", "checkpoint.keep=9", "model.width=16", "train.log_every=2")  # fmt: skip
+TOY = (
+    "train.steps=6",
+    "train.eval_every=3",
+    "train.sample_every=0",
+    "train.warmup_steps=1",
+    "drift.generated=16",
+    "drift.positives=16",
+    "train.batch_size=32",
+    "checkpoint.every=2",
+    "checkpoint.keep=9",
+    "model.width=16",
+    "train.log_every=2",
+)
 
 
 def test_a_run_leaves_what_every_run_leaves_and_what_a_generator_needs(class_run, class_shards):
-    assert {path.name for path in class_run.iterdir()} >= {"resolved.toml", "log.jsonl", "loss.png", "checkpoints", "run.json"}
+    assert {path.name for path in class_run.iterdir()} >= {
+        "resolved.toml",
+        "log.jsonl",
+        "loss.png",
+        "checkpoints",
+        "run.json",
+    }
     state = final_state(class_run)
     assert (state["step"], state["samples_seen"]) == (6, 48)
     assert state["classes"] == ShardSet.open(class_shards.folder).classes and len(state["classes"]) == 12
@@ -56,7 +73,9 @@ def test_maps_weigh_what_their_key_says(class_shards, tmp_path):
     assert not torch.allclose(weights[1.0], weights[0.25], atol=1e-5)
 
 
-def test_a_resumed_run_that_fills_its_queues_anew_does_not_end_with_the_same_bits(class_run, class_shards, tmp_path, monkeypatch):
+def test_a_resumed_run_that_fills_its_queues_anew_does_not_end_with_the_same_bits(
+    class_run, class_shards, tmp_path, monkeypatch
+):
     """The comparison above can fail."""
     out = stopped_at(class_run, 2, tmp_path / "run")
     monkeypatch.setattr(LatentStream, "restore", lambda self, state: self.fill())
@@ -73,7 +92,11 @@ def test_workers_change_no_bit(class_run, class_shards, tmp_path):
 def test_accumulated_groups_are_the_groups_of_one_large_batch(class_shards, tmp_path):
     """Four groups at once or as two and two: the same gradient but for rounding."""
     for name, settings in (("whole", ("train.batch_size=16",)), ("parts", ("train.accumulate=2",))):
-        train_generator(class_shards.config("train.steps=2", "train.warmup_steps=1", *settings), class_shards.folder, tmp_path / name)
+        train_generator(
+            class_shards.config("train.steps=2", "train.warmup_steps=1", *settings),
+            class_shards.folder,
+            tmp_path / name,
+        )
     whole, parts = (final_state(tmp_path / name)["model"] for name in ("whole", "parts"))
     assert all(torch.allclose(whole[name], parts[name], atol=1e-4) for name in whole)
 
@@ -91,7 +114,9 @@ def test_a_signal_ends_the_run_after_its_step_with_the_state_saved(class_shards,
     monkeypatch.setattr(drift_loop, "stop_on_signal", at_once)
     with pytest.raises(Interrupted) as stopped:
         train_generator(class_shards.config(), class_shards.folder, tmp_path / "run")
-    assert stopped.value.exit_code == 143 and [one.step for one in list_checkpoints(tmp_path / "run/checkpoints")] == [1]
+    assert stopped.value.exit_code == 143 and [one.step for one in list_checkpoints(tmp_path / "run/checkpoints")] == [
+        1
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(class_shards, tmp_path, monkeypatch):
@@ -105,9 +130,11 @@ def test_weights_can_be_the_start_of_another_run(class_run, class_shards, tmp_pa
 
     export_safetensors(class_run / "checkpoints/checkpoint_final.pt", tmp_path / "init.safetensors")
     done = train_generator(
-        class_shards.config("train.steps=1", "train.warmup_steps=0", "train.lr=1e-9", "train.min_lr=0.0"), class_shards.folder, tmp_path / "run",
+        class_shards.config("train.steps=1", "train.warmup_steps=0", "train.lr=1e-9", "train.min_lr=0.0"),
+        class_shards.folder,
+        tmp_path / "run",
         init=tmp_path / "init.safetensors",
-    )  # fmt: skip
+    )
     began, old = load_checkpoint(done.checkpoint)["model"], final_state(class_run)["ema"]
     assert all(torch.allclose(began[name], old[name], atol=1e-6) for name in old)
 
@@ -156,21 +183,46 @@ def test_the_second_run_in_a_folder_is_refused(class_run, class_shards):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_take_the_steps_of_one(class_shards, tmp_path, parallel):
-    settings = ("train.lr=1e-4", "train.steps=3", f"train.parallel={parallel}", "drift.encoder=trained", "feature_encoder.steps=3")
+    settings = (
+        "train.lr=1e-4",
+        "train.steps=3",
+        f"train.parallel={parallel}",
+        "drift.encoder=trained",
+        "feature_encoder.steps=3",
+    )
     train_generator(class_shards.config(*settings), class_shards.folder, tmp_path / "one")
     (tmp_path / "two.toml").write_text(config_to_toml(class_shards.config(*settings)))
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dittool", "train", "--no-audit",
-        "--preset", str(tmp_path / "two.toml"), "--data", str(class_shards.folder), "--out", str(tmp_path / "two"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1"))
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "dittool",
+        "train",
+        "--no-audit",
+        "--preset",
+        str(tmp_path / "two.toml"),
+        "--data",
+        str(class_shards.folder),
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (final_state(tmp_path / name) for name in ("one", "two"))
     assert one["samples_seen"] == two["samples_seen"] == 24
     assert max(float((one["model"][name] - two["model"][name]).abs().max()) for name in one["model"]) < 1e-4
     encoders = (each["feature_encoder"]["weights"] for each in (one, two))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*(each.values() for each in encoders), strict=True))
-    assert all(torch.equal(torch.as_tensor(one["queues"][name]), torch.as_tensor(two["queues"][name])) for name in one["queues"])
+    assert all(
+        torch.equal(torch.as_tensor(one["queues"][name]), torch.as_tensor(two["queues"][name]))
+        for name in one["queues"]
+    )
 
 
 # The toy
@@ -187,7 +239,9 @@ def test_a_toy_resumes_with_the_same_bits_and_needs_no_data(tmp_path):
     assert_same_bits(final_state(tmp_path / "whole"), final_state(out))
 
 
-@pytest.mark.parametrize(("start", "mean", "spread"), [("middle", 0.0, 1.0), ("far", 6.0, 1.0), ("collapsed", 0.0, 0.01)])
+@pytest.mark.parametrize(
+    ("start", "mean", "spread"), [("middle", 0.0, 1.0), ("far", 6.0, 1.0), ("collapsed", 0.0, 0.01)]
+)
 def test_a_toy_begins_where_its_key_says(start, mean, spread):
     from dittool.models.build import build_generator
     from dittool.models.drift_dit import ClassConditions
@@ -195,8 +249,12 @@ def test_a_toy_begins_where_its_key_says(start, mean, spread):
     none = torch.zeros(500, dtype=torch.int64)
     noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        points = build_generator(toy(f"toy.start={start}"))(noise, torch.ones(500), ClassConditions(none, none[:, None]))
-    assert abs(float(points[:, 0].mean()) - mean) < 0.2 and abs(float(points.std(dim=0).mean()) - spread) < 0.1 * max(spread, 0.1)
+        points = build_generator(toy(f"toy.start={start}"))(
+            noise, torch.ones(500), ClassConditions(none, none[:, None])
+        )
+    assert abs(float(points[:, 0].mean()) - mean) < 0.2 and abs(float(points.std(dim=0).mean()) - spread) < 0.1 * max(
+        spread, 0.1
+    )
 
 
 def test_the_command_trains_a_toy_with_a_picture_and_a_verdict(dit, tmp_path):

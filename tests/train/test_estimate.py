@@ -13,7 +13,9 @@ from dittool.train.loop import train
 
 def test_the_plan_adds_up_and_the_checkpoint_has_the_size_it_says(tiny_shards, tiny_run):
     plan = estimate(tiny_shards.config, tiny_shards.folder)
-    assert plan.parameters == sum(tensor.numel() for tensor in torch.load(tiny_run / "checkpoints" / "checkpoint_final.pt")["model"].values())
+    assert plan.parameters == sum(
+        tensor.numel() for tensor in torch.load(tiny_run / "checkpoints" / "checkpoint_final.pt")["model"].values()
+    )
     assert sum(bucket.share for bucket in plan.buckets) == pytest.approx(1)
     assert {bucket.name: bucket.tokens for bucket in plan.buckets}["128x128"] == 64
     real = (tiny_run / "checkpoints" / "checkpoint_final.pt").stat().st_size
@@ -25,7 +27,8 @@ def test_the_plan_adds_up_and_the_checkpoint_has_the_size_it_says(tiny_shards, t
 def test_checkpointing_lowers_the_measured_memory(tiny_shards):
     deep = ("model.depth=6", "train.batch_size=16")
     plain, recomputing = (
-        estimate(tiny_shards.config_with(*deep, f"model.gradient_checkpointing={wanted}"), tiny_shards.folder) for wanted in ("false", "true")
+        estimate(tiny_shards.config_with(*deep, f"model.gradient_checkpointing={wanted}"), tiny_shards.folder)
+        for wanted in ("false", "true")
     )
     assert recomputing.memory_bytes < 0.6 * plain.memory_bytes
 
@@ -34,12 +37,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(dit, tiny_shards, tmp_path
     monkeypatch.chdir(tmp_path)
     shown = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--dry-run", "--json")
     plan = json.loads(shown.out)
-    assert shown.code == 0 and plan["parameters"] == 2_588_672 and plan["disk_bytes"] == plan["checkpoint_bytes"] * plan["checkpoints_kept"]
+    assert (
+        shown.code == 0
+        and plan["parameters"] == 2_588_672
+        and plan["disk_bytes"] == plan["checkpoint_bytes"] * plan["checkpoints_kept"]
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_measuring_a_plan_does_not_change_the_run(tiny_shards, tiny_run, tmp_path):
     estimate(tiny_shards.config, tiny_shards.folder)
     train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
-    mine, theirs = (torch.load(run / "checkpoints" / "checkpoint_final.pt")["model"] for run in (tmp_path / "run", tiny_run))
+    mine, theirs = (
+        torch.load(run / "checkpoints" / "checkpoint_final.pt")["model"] for run in (tmp_path / "run", tiny_run)
+    )
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)

@@ -1,4 +1,6 @@
-"""The small encoder that is trained before the generator: it learns, it stays as it is, and a resumed run has the same one."""
+"""The small encoder that is trained before the generator: it learns, it stays as it is, and a resumed run has the
+same one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ from dittool.train.drift_loop import train_generator
 from dittool.train.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder
 from dittool.train.log import read_log
 
-TRAINED = ("drift.encoder=trained", "feature_encoder.width=8", "feature_encoder.steps=4", "feature_encoder.batch_size=8")
+TRAINED = (
+    "drift.encoder=trained",
+    "feature_encoder.width=8",
+    "feature_encoder.steps=4",
+    "feature_encoder.batch_size=8",
+)
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -52,7 +59,8 @@ def test_without_labels_no_class_is_learned_and_none_is_told_of(class_shards):
     found = trained(class_shards, "feature_encoder.labels=false", "feature_encoder.steps=30")
     assert set(found.figures) == {"filled_in"} and "class" not in found.line
     blank = trained(class_shards, "feature_encoder.labels=false", "feature_encoder.steps=1", "feature_encoder.lr=1e-12")
-    assert torch.allclose(found.encoder.classify.weight, blank.encoder.classify.weight, atol=1e-3)  # weight decay alone changes it
+    # weight decay alone changes it
+    assert torch.allclose(found.encoder.classify.weight, blank.encoder.classify.weight, atol=1e-3)
     assert not torch.allclose(found.encoder.fill.weight, blank.encoder.fill.weight, atol=1e-3)
 
 
@@ -87,7 +95,9 @@ def test_whole_patches_are_hidden_in_the_wanted_share():
 def test_a_run_tells_of_its_encoder_and_keeps_it(encoder_run):
     first = read_log(encoder_run)[0]
     assert first["step"] == 0 and {"feature_encoder_filled_in", "feature_encoder_accuracy"} <= first.keys()
-    kept = [load_checkpoint(one.path)["feature_encoder"]["weights"] for one in list_checkpoints(encoder_run / "checkpoints")]
+    kept = [
+        load_checkpoint(one.path)["feature_encoder"]["weights"] for one in list_checkpoints(encoder_run / "checkpoints")
+    ]
     assert len(kept) > 1 and all(same_tensors(kept[0], other) for other in kept)  # nothing trains it further
 
 
@@ -110,19 +120,44 @@ def test_a_resumed_run_with_another_encoder_does_not(encoder_run, class_shards, 
     out = stopped_at(encoder_run, 2, tmp_path / "run")
     changed = "feature_encoder.steps=5"
     train_generator(
-        class_shards.config(*TRAINED, changed), class_shards.folder, out, resume=True, named_changes=["feature_encoder.steps"]
-    )  # fmt: skip
+        class_shards.config(*TRAINED, changed),
+        class_shards.folder,
+        out,
+        resume=True,
+        named_changes=["feature_encoder.steps"],
+    )
     assert not same_tensors(final_state(encoder_run)["model"], final_state(out)["model"])
-    assert not same_tensors(final_state(encoder_run)["feature_encoder"]["weights"], final_state(out)["feature_encoder"]["weights"])
+    assert not same_tensors(
+        final_state(encoder_run)["feature_encoder"]["weights"], final_state(out)["feature_encoder"]["weights"]
+    )
 
 
 def test_the_command_says_what_the_encoder_learned(dit, class_shards, tmp_path):
     from dittool.config.load import config_to_toml
 
     (tmp_path / "preset.toml").write_text(config_to_toml(class_shards.config(*TRAINED)))
-    told = dit("train", "--no-audit", "--preset", tmp_path / "preset.toml", "--data", class_shards.folder, "--out", tmp_path / "run")
+    told = dit(
+        "train",
+        "--no-audit",
+        "--preset",
+        tmp_path / "preset.toml",
+        "--data",
+        class_shards.folder,
+        "--out",
+        tmp_path / "run",
+    )
     assert told.code == 0 and "of the variance of hidden patches filled in, the class of" in told.err
-    again = dit("train", "--no-audit", "--preset", tmp_path / "preset.toml", "--data", class_shards.folder, "--out", tmp_path / "other", "--json")
+    again = dit(
+        "train",
+        "--no-audit",
+        "--preset",
+        tmp_path / "preset.toml",
+        "--data",
+        class_shards.folder,
+        "--out",
+        tmp_path / "other",
+        "--json",
+    )
     assert json.loads(again.out)["encoder"].keys() == {"filled_in", "accuracy"}
 
 

@@ -1,6 +1,8 @@
-"""Every key of the training loop acts: rule C1 never runs training, so what it names as acting there is shown here, key by key.
+"""Every key of the training loop acts: rule C1 never runs training, so what it names as acting there is shown here, key
+by key.
 
-A run of four updates is made with each key changed. What the run leaves must differ from what it leaves without the change, where the key says so.
+A run of four updates is made with each key changed. What the run leaves must differ from what it leaves without the
+change, where the key says so.
 """
 
 from __future__ import annotations
@@ -18,9 +20,17 @@ from dittool.train.log import read_log
 from dittool.train.loop import train
 
 BASE = (
-    "train.steps=4", "train.warmup_steps=2", "train.batch_size=4", "train.log_every=2", "train.eval_every=0", "train.weight_decay=0.1",
-    "train.clip=0.5", "checkpoint.every=1", "checkpoint.keep=2", "checkpoint.keep_every=0",
-)  # fmt: skip
+    "train.steps=4",
+    "train.warmup_steps=2",
+    "train.batch_size=4",
+    "train.log_every=2",
+    "train.eval_every=0",
+    "train.weight_decay=0.1",
+    "train.clip=0.5",
+    "checkpoint.every=1",
+    "checkpoint.keep=2",
+    "checkpoint.keep_every=0",
+)
 
 WEIGHTS = {  # changes of which the weights after the last update must tell
     "batch_size": ["train.batch_size=2"],
@@ -37,9 +47,16 @@ WEIGHTS = {  # changes of which the weights after the last update must tell
     "seed": ["train.seed=7"],
 }
 SHOWN_ELSEWHERE = {  # and what each of the others changes, in a test of its own below or in the file that is named
-    "steps", "log_every", "eval_every", "sample_every", "workers", "skip_nonfinite", "compile", "parallel",
+    "steps",
+    "log_every",
+    "eval_every",
+    "sample_every",
+    "workers",
+    "skip_nonfinite",
+    "compile",
+    "parallel",
     "wandb",  # tests/train/test_log.py
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +101,13 @@ def test_steps_log_every_and_eval_every_show_in_the_log(tiny_shards, tmp_path):
 def test_sample_every_and_validate_every_call_for_pictures_and_judgements(tiny_shards, tmp_path):
     drawn, judged = [], []
     run_with(
-        tiny_shards, tmp_path / "run", "train.sample_every=2", "validate.every=3",
-        draw=lambda pipeline, _: drawn.append(pipeline.step), judge=lambda pipeline: judged.append(pipeline.step),
-    )  # fmt: skip
+        tiny_shards,
+        tmp_path / "run",
+        "train.sample_every=2",
+        "validate.every=3",
+        draw=lambda pipeline, _: drawn.append(pipeline.step),
+        judge=lambda pipeline: judged.append(pipeline.step),
+    )
     assert (drawn, judged) == ([2, 4], [3, 4])
 
 
@@ -97,7 +118,9 @@ def test_workers_read_in_processes_of_their_own_and_change_no_bit(plain, tiny_sh
     def watched(*given):
         stream = real(*given)
         loader = stream.loader
-        stream.loader = lambda first, last, workers, device: asked.append(workers) or loader(first, last, workers, device)
+        stream.loader = lambda first, last, workers, device: (
+            asked.append(workers) or loader(first, last, workers, device)
+        )
         return stream
 
     monkeypatch.setattr(loop, "training_stream", watched)
@@ -120,7 +143,9 @@ def test_skip_nonfinite_leaves_an_update_out(tiny_shards, tmp_path, monkeypatch,
         with pytest.raises(loop.NonFiniteError):
             run_with(tiny_shards, tmp_path / "run", *overrides)
     else:
-        final = load_checkpoint(run_with(tiny_shards, tmp_path / "run", *overrides) / "checkpoints" / "checkpoint_final.pt")
+        final = load_checkpoint(
+            run_with(tiny_shards, tmp_path / "run", *overrides) / "checkpoints" / "checkpoint_final.pt"
+        )
         assert (final["step"], final["skipped_updates"]) == (4, 1)
 
 

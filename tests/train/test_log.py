@@ -1,4 +1,6 @@
-"""What a run writes down: the figures of a row, the plot on the way, and Weights & Biases, played here by a module of the same face."""
+"""What a run writes down: the figures of a row, the plot on the way, and Weights & Biases, played here by a module
+of the same face.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def wandb(monkeypatch):
 
     def init(**settings):
         told.inits.append(settings)
-        return SimpleNamespace(log=lambda figures, step: told.rows.append((step, figures)), finish=lambda: told.finished.append(True))
+        return SimpleNamespace(
+            log=lambda figures, step: told.rows.append((step, figures)), finish=lambda: told.finished.append(True)
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     return told
@@ -31,7 +35,15 @@ def test_a_row_holds_what_one_wants_to_see(tiny_run):
     assert all(names <= set(row) for row in rows)
     assert all(0 <= row["data_wait_share"] <= 1 and 0.05 < row["peak_memory_gb"] < 1000 for row in rows)
     seen = {name for row in rows for name in row}
-    assert {"loss_none", "loss_text_only", "loss_reference_only", "loss_both", "loss_t_low", "loss_t_mid", "loss_t_high"} <= seen
+    assert {
+        "loss_none",
+        "loss_text_only",
+        "loss_reference_only",
+        "loss_both",
+        "loss_t_low",
+        "loss_t_mid",
+        "loss_t_high",
+    } <= seen
 
 
 def test_the_plot_is_drawn_on_the_way(tiny_shards, tmp_path):
@@ -46,7 +58,9 @@ def test_weights_and_biases_gets_the_numbers_of_every_row(tiny_shards, tmp_path,
     config = tiny_shards.config_with("train.wandb=my project", "train.steps=3")
     train(config, tiny_shards.folder, tmp_path / "run")
     (settings,) = wandb.inits
-    assert (settings["project"], settings["name"]) == ("my project", "run") and settings["config"]["train"]["lr"] == config.train.lr
+    assert (settings["project"], settings["name"]) == ("my project", "run") and settings["config"]["train"][
+        "lr"
+    ] == config.train.lr
     assert [step for step, _ in wandb.rows] == [1, 2, 3] and wandb.finished == [True]
     assert wandb.rows[0][1]["loss"] == read_log(tmp_path / "run")[0]["loss"]
 
@@ -55,7 +69,9 @@ def test_a_resumed_run_goes_on_with_its_own_run_there(tiny_shards, tmp_path, wan
     for steps in (3, 4):
         config = tiny_shards.config_with("train.wandb=p", f"train.steps={steps}")
         train(config, tiny_shards.folder, tmp_path / "run", resume=steps > 3, named_changes=["train.steps"])
-    assert len({settings["id"] for settings in wandb.inits}) == 1 and {settings["resume"] for settings in wandb.inits} == {"allow"}
+    assert len({settings["id"] for settings in wandb.inits}) == 1 and {
+        settings["resume"] for settings in wandb.inits
+    } == {"allow"}
 
 
 def test_a_missing_package_is_named_before_the_first_step(tiny_shards, tmp_path, monkeypatch):

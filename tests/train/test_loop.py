@@ -23,11 +23,33 @@ from dittool.train.loop import train
 
 
 def test_a_run_leaves_what_the_contract_names(tiny_run):
-    assert {path.name for path in tiny_run.iterdir()} >= {"resolved.toml", "log.jsonl", "loss.png", "tensorboard", "checkpoints"}
+    assert {path.name for path in tiny_run.iterdir()} >= {
+        "resolved.toml",
+        "log.jsonl",
+        "loss.png",
+        "tensorboard",
+        "checkpoints",
+    }
     names = {path.name for path in (tiny_run / "checkpoints").iterdir()}
-    assert {"checkpoint_step0000006.pt", "checkpoint_step0000006.json", "checkpoint_final.pt", "checkpoint_final.json"} <= names
+    assert {
+        "checkpoint_step0000006.pt",
+        "checkpoint_step0000006.json",
+        "checkpoint_final.pt",
+        "checkpoint_final.json",
+    } <= names
     state = final_state(tiny_run)
-    assert {"format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "skipped_updates", "rng", "data"} == set(state)
+    assert {
+        "format_version",
+        "config",
+        "model",
+        "ema",
+        "optimizer",
+        "step",
+        "samples_seen",
+        "skipped_updates",
+        "rng",
+        "data",
+    } == set(state)
     assert (state["step"], state["samples_seen"]) == (8, 32)
 
 
@@ -46,7 +68,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tiny_shards, tmp_path, 
         assert mine["loss"] == theirs["loss"]
 
 
-def test_a_chain_of_interruptions_with_workers_and_accumulation_ends_with_the_same_bits(tiny_shards, tmp_path, monkeypatch):
+def test_a_chain_of_interruptions_with_workers_and_accumulation_ends_with_the_same_bits(
+    tiny_shards, tmp_path, monkeypatch
+):
     settings = ("train.accumulate=2", "checkpoint.every=100")
     train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "whole")
     for stop_at, workers in ((2, 0), (5, 2), (None, 0)):
@@ -62,6 +86,7 @@ def test_a_chain_of_interruptions_with_workers_and_accumulation_ends_with_the_sa
 
 def _stop_after(monkeypatch, step: int | None) -> None:
     """As if SIGTERM had come during the step."""
+
     class Request:
         signal_number = None
 
@@ -100,12 +125,19 @@ def test_evaluation_and_pictures_do_not_disturb_training(tiny_run, tiny_shards, 
     train(config, tiny_shards.folder, tmp_path / "run", draw=draw_preview(tiny_shards.folder))
     assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
     assert [row["step"] for row in read_log(tmp_path / "run") if "eval_loss" in row] == [2, 4, 6, 8]
-    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == ["step0000004_ema.png", "step0000008_ema.png"]
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
+        "step0000004_ema.png",
+        "step0000008_ema.png",
+    ]
 
 
 def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_run, tiny_shards, tmp_path):
     out = tmp_path / "run"
-    overrides = [word for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000") for word in ("-s", override)]
+    overrides = [
+        word
+        for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000")
+        for word in ("-s", override)
+    ]
     places = ["--data", str(tiny_shards.folder), "--out", str(out)]
     command = [sys.executable, "-m", "dittool", "train", "--no-audit", "--preset", "demo", *places, *overrides]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
@@ -229,7 +261,10 @@ def test_weights_to_start_from_must_fit_and_be_finite(tiny_run, tiny_shards, tmp
     weights = final_state(tiny_run)["ema"]
     torch.save({name: tensor for name, tensor in weights.items() if "blocks.1" not in name}, tmp_path / "part.pt")
     torch.save({**weights, "output.bias": torch.full_like(weights["output.bias"], float("nan"))}, tmp_path / "nan.pt")
-    for name, said in (("part", "belong to another architecture"), ("nan", "1 tensors hold NaN or infinity: output.bias")):
+    for name, said in (
+        ("part", "belong to another architecture"),
+        ("nan", "1 tensors hold NaN or infinity: output.bias"),
+    ):
         with pytest.raises(BadDataError, match=said):
             train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / name, init=tmp_path / f"{name}.pt")
 
@@ -256,7 +291,9 @@ def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, tiny_run, tmp_
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """`poisoned(3, 5)`: the loss of the first sample is NaN at these steps, counted from 1, of the state's own count."""
+    """`poisoned(3, 5)`: the loss of the first sample is NaN at these steps, counted from 1, of the state's own
+    count.
+    """
     real = loop._batch_loss
 
     def poison(*steps: int) -> None:

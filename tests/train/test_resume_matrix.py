@@ -1,7 +1,8 @@
-"""Exact resume, proven over a matrix: stopped after every step, resumed with and without workers, two micro-batches a step, several buckets.
+"""Exact resume, proven over a matrix: stopped after every step, resumed with and without workers, two micro-batches a
+step, several buckets.
 
-Compared are a digest of model, average, optimizer and random state, and the ids of all samples in their order. Controls at the end show that
-the comparison fails when something is forgotten.
+Compared are a digest of model, average, optimizer and random state, and the ids of all samples in their order. Controls
+at the end show that the comparison fails when something is forgotten.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Proof:
 def digest(run) -> str:
     content = load_checkpoint(resolve_checkpoint(run))
     state = {key: content[key] for key in ("model", "ema", "optimizer", "rng")}
-    total = hashlib.sha256(f"{content['step']} {content['samples_seen']} {content['optimizer']['param_groups']}".encode())
+    total = hashlib.sha256(
+        f"{content['step']} {content['samples_seen']} {content['optimizer']['param_groups']}".encode()
+    )
     for name, tensor in named_tensors(state):
         total.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return total.hexdigest()
@@ -71,7 +74,9 @@ def prove(monkeypatch, config, data, out, stop_after: int | None = None, **optio
 def whole(tiny_shards, tmp_path_factory) -> Proof:
     """The uninterrupted run."""
     with pytest.MonkeyPatch.context() as patch:
-        return prove(patch, tiny_shards.config_with(*SETTINGS), tiny_shards.folder, tmp_path_factory.mktemp("whole") / "run")
+        return prove(
+            patch, tiny_shards.config_with(*SETTINGS), tiny_shards.folder, tmp_path_factory.mktemp("whole") / "run"
+        )
 
 
 def resumed(monkeypatch, tiny_shards, out, stops: list[int], workers: int) -> Proof:
@@ -89,7 +94,12 @@ def test_the_matrix_has_three_buckets_and_all_modes(tiny_shards, whole):
 
 
 FAST = ((1, 0), (2, 2), (4, 0), (5, 2), (7, 0))
-SLOW = [pytest.param(stop, workers, marks=pytest.mark.slow) for stop in range(1, STEPS) for workers in (0, 2) if (stop, workers) not in FAST]
+SLOW = [
+    pytest.param(stop, workers, marks=pytest.mark.slow)
+    for stop in range(1, STEPS)
+    for workers in (0, 2)
+    if (stop, workers) not in FAST
+]
 
 
 @pytest.mark.parametrize(("stop", "workers"), [*FAST, *SLOW])
@@ -105,8 +115,22 @@ def test_stopped_after_every_step_a_run_ends_with_the_same_bits(monkeypatch, tin
 @pytest.mark.slow
 def test_in_fresh_processes_a_run_ends_with_the_same_bits(tiny_shards, whole, tmp_path):
     """Killed with -9 at no chosen moment, three times, and resumed by the command line."""
-    out, options = tmp_path / "run", [word for override in (*tiny_shards.overrides, *SETTINGS, "checkpoint.every=1") for word in ("-s", override)]
-    command = [sys.executable, "-m", "dittool", "train", "--data", str(tiny_shards.folder), "--out", str(out), "--quiet", *options]
+    out, options = (
+        tmp_path / "run",
+        [word for override in (*tiny_shards.overrides, *SETTINGS, "checkpoint.every=1") for word in ("-s", override)],
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "dittool",
+        "train",
+        "--data",
+        str(tiny_shards.folder),
+        "--out",
+        str(out),
+        "--quiet",
+        *options,
+    ]
     for seconds in (12, 14, 16, None):
         how = ["--resume"] if list(out.glob("checkpoints/*.json")) else ["--preset", "demo"]
         process = subprocess.Popen([*command, *how], env=dict(os.environ, OMP_NUM_THREADS="1"))

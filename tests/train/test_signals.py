@@ -63,12 +63,21 @@ def test_a_second_hang_up_does_not_end_the_process_before_it_has_saved(monkeypat
 def test_a_run_whose_terminal_goes_away_saves(tiny_shards, tmp_path):
     """A real terminal, of which the run is the session leader, is closed under it."""
     out = tmp_path / "run"
-    overrides = [word for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000") for word in ("-s", override)]
+    overrides = [
+        word
+        for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000")
+        for word in ("-s", override)
+    ]
     places = ["--data", str(tiny_shards.folder), "--out", str(out)]
     command = [sys.executable, "-c", _LEAD, "train", "--no-audit", "--preset", "demo", *places, *overrides]
     ours, terminal = pty.openpty()
     process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, env=dict(os.environ, OMP_NUM_THREADS="1"), start_new_session=True
+        command,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=dict(os.environ, OMP_NUM_THREADS="1"),
+        start_new_session=True,
     )
     os.close(terminal)
     deadline = time.monotonic() + 60

@@ -21,7 +21,9 @@ from dittool.sampling.pipeline import Pipeline
 
 
 class Memoriser(DiT):
-    """The best velocity of the training latents without a condition: E[x0 | z_t] over them. What a model that only memorised tends to."""
+    """The best velocity of the training latents without a condition: E[x0 | z_t] over them. What a model that only
+    memorised tends to.
+    """
 
     def __init__(self, config: DiTConfig, latents: list[Tensor]) -> None:
         super().__init__(config)
@@ -34,25 +36,33 @@ class Memoriser(DiT):
         return []
 
     def velocity(self, z: Tensor, t: Tensor, context: None, keys_values: object = None) -> Tensor:
-        known = torch.stack([latent for latent in self._latents if latent.shape == z.shape[1:]]).flatten(1)  # (M, C·H·W)
+        # (M, C·H·W)
+        known = torch.stack([latent for latent in self._latents if latent.shape == z.shape[1:]]).flatten(1)
         apart = (z.flatten(1)[:, None] - (1 - t)[:, None, None] * known).square().sum(dim=2)  # (B, M)
         guess = torch.softmax(-apart / (2 * t[:, None] ** 2), dim=1) @ known
         return (z - guess.view_as(z)) / t[:, None, None, None]
 
 
-CAPTIONS = [f"a {c} {s} {p}, a {b} background" for c in COLOURS for s in SHAPES for p in PLACES.values() for b in BACKGROUNDS]
+CAPTIONS = [
+    f"a {c} {s} {p}, a {b} background" for c in COLOURS for s in SHAPES for p in PLACES.values() for b in BACKGROUNDS
+]
 
 
 class Oracle(Pipeline):
     """Draws the very latent whose reference it is given; from text alone, the scene that the caption describes.
 
-    What `cut` names it does not see: "text", "reference" or both. `shuffled` makes it answer with another sample's latent and
-    another caption's scene, as a model does whose conditions were mixed up in training.
+    What `cut` names it does not see: "text", "reference" or both. `shuffled` makes it answer with another sample's
+    latent and another caption's scene, as a model does whose conditions were mixed up in training.
     """
 
     def __init__(self, shards: ShardSet, config: Config, cut: Iterable[str] = (), shuffled: bool = False) -> None:
         data = Provenance.of(shards, shards.split("train"), config)
-        super().__init__(build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]), config, data, step=1234)
+        super().__init__(
+            build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]),
+            config,
+            data,
+            step=1234,
+        )
         self._cut, self._shuffled = set(cut), shuffled
         samples = [shards.read(ref) for ref in shards.samples]
         self._latents = [torch.from_numpy(sample.latent.astype(np.float32)) for sample in samples]
@@ -90,7 +100,15 @@ def _scene(caption: str, shape: torch.Size, draw: int) -> np.ndarray:
     said = parse_caption(caption)
     size = 0.34 + 0.08 * (draw % 101) / 100
     scene = Scene(
-        said.colour, said.shape, said.position, said.background, shape[2] * 8, shape[1] * 8, POSITIONS[said.position], size,
-        COLOURS[said.colour], BACKGROUNDS[said.background],
-    )  # fmt: skip
+        said.colour,
+        said.shape,
+        said.position,
+        said.background,
+        shape[2] * 8,
+        shape[1] * 8,
+        POSITIONS[said.position],
+        size,
+        COLOURS[said.colour],
+        BACKGROUNDS[said.background],
+    )
     return np.array(draw_scene(scene))[None]

@@ -40,7 +40,11 @@ def test_edits_are_of_captions_that_hold_a_word_and_change_only_that(drawn):
     for edit in edits:
         before, after = edit.caption.split(), edit.edited.split()
         assert [{a.strip(","), b.strip(",")} for a, b in zip(before, after, strict=True) if a != b] == [set(edit.words)]
-    holding = [s for s in subjects if any(word in shards.read_record(s.ref).caption.replace(",", "").split() for word in ("left", "right"))]
+    holding = [
+        s
+        for s in subjects
+        if any(word in shards.read_record(s.ref).caption.replace(",", "").split() for word in ("left", "right"))
+    ]
     assert sum(edit.words == ("left", "right") for edit in edits) == len(holding) > 0
 
 

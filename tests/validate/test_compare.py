@@ -33,12 +33,24 @@ def test_the_better_side_of_every_figure_is_found(runs):
     found = compare(*runs)
     assert [side.name for side in found.sides] == ["blind, step 1,234", "good, step 1,234"]
     better = {row.title: row.better for row in found.rows}
-    for words in ("share of the gap closed (ssim)", "closer to the swapped-in reference", "whose edit shows", "mean PSNR", "swap, mean margin"):
+    for words in (
+        "share of the gap closed (ssim)",
+        "closer to the swapped-in reference",
+        "whose edit shows",
+        "mean PSNR",
+        "swap, mean margin",
+    ):
         assert [side for title, side in better.items() if words in title] == [1], words
-    assert [row.title for row in found.rows] == list(dict.fromkeys(row.title for row in found.rows)), "no figure stands there twice"
-    assert [side for title, side in better.items() if title.startswith("check:")] == [None, None], "a check holds or does not"
+    assert [row.title for row in found.rows] == list(dict.fromkeys(row.title for row in found.rows)), (
+        "no figure stands there twice"
+    )
+    assert [side for title, side in better.items() if title.startswith("check:")] == [None, None], (
+        "a check holds or does not"
+    )
     turned = compare(*reversed(runs))
-    assert {row.title: row.better for row in turned.rows} == {title: None if side is None else 1 - side for title, side in better.items()}
+    assert {row.title: row.better for row in turned.rows} == {
+        title: None if side is None else 1 - side for title, side in better.items()
+    }
 
 
 def test_images_are_compared_in_pairs_with_the_chance_of_luck(runs):
@@ -57,7 +69,10 @@ def test_what_differs_beside_the_models_is_said(runs, tmp_path):
         return results
 
     other = rewritten(runs[1], tmp_path / "other", change)
-    assert [line.split(":")[0] for line in compare(runs[1], other).differences] == ["data identity", "steps of the solver"]
+    assert [line.split(":")[0] for line in compare(runs[1], other).differences] == [
+        "data identity",
+        "steps of the solver",
+    ]
 
 
 def test_a_run_stands_for_its_newest_validation_on_the_hold_out(runs, tmp_path):
@@ -82,7 +97,9 @@ def test_older_results_without_later_figures_are_still_compared(runs, tmp_path):
     def older(results):
         for key in ("mode_losses", "diagnosis", "training"):
             results.pop(key)
-        results["criteria"] = [{key: one[key] for key in ("name", "value", "threshold", "passed")} for one in results["criteria"]]
+        results["criteria"] = [
+            {key: one[key] for key in ("name", "value", "threshold", "passed")} for one in results["criteria"]
+        ]
         return results
 
     found = compare(rewritten(runs[1], tmp_path / "older", older), runs[0])
@@ -100,7 +117,9 @@ def test_the_page_shows_truth_a_and_b_of_each_image_and_loads_nothing(runs, tmp_
 def test_the_loss_curves_of_both_runs_share_one_plot(runs, tmp_path):
     copies = [shutil.copytree(run, tmp_path / run.name) for run in runs]
     for copy, losses in zip(copies, ((1.0, 0.9), (1.0, 0.5)), strict=True):
-        (copy / "log.jsonl").write_text("".join(f'{{"step": {step}, "loss": {loss}}}\n' for step, loss in enumerate(losses, start=1)))
+        (copy / "log.jsonl").write_text(
+            "".join(f'{{"step": {step}, "loss": {loss}}}\n' for step, loss in enumerate(losses, start=1))
+        )
     with_logs = write_comparison(compare(*copies), tmp_path / "page.html").read_text("utf-8")
     assert with_logs.count("data:image/png;base64,") == 1
     assert "data:image/png" not in write_comparison(compare(*runs), tmp_path / "page.html").read_text("utf-8")
@@ -117,7 +136,11 @@ def test_hostile_results_stay_text_and_reach_no_other_file(runs, tmp_path):
     bad = rewritten(runs[1], tmp_path / "bad", hostile)
     shutil.copy(next((runs[1] / "validation" / "step0001234" / "reconstruction").iterdir()), tmp_path / "secret.png")
     html = write_comparison(compare(runs[0], bad), tmp_path / "page.html").read_text("utf-8")
-    assert "<script" not in html and "onerror=alert" not in html.replace("&lt;img src=x onerror=alert", "") and "\u202e" not in html
+    assert (
+        "<script" not in html
+        and "onerror=alert" not in html.replace("&lt;img src=x onerror=alert", "")
+        and "\u202e" not in html
+    )
     assert html.count("<figcaption>B</figcaption>") == 0, "the strip of the bad side is not found"
 
 

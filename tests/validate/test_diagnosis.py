@@ -32,13 +32,37 @@ def test_a_no_go_in_which_nothing_failed_says_that_nothing_decided():
 @pytest.mark.parametrize(
     ("failed", "found", "said"),
     [
-        (["swap_closer"], {"reference": 0.0}, "The reference is not followed: another one changes the velocity by 0.0%, so its path"),
-        (["swap_closer", "gap_closed"], {"reference": 0.2}, "reference is not followed: another one changes the velocity by 20.0%, so it arrives"),
-        (["edit_shown"], {"text": 0.001}, "The caption is not followed: another one changes the velocity by 0.1%, so its path into"),
+        (
+            ["swap_closer"],
+            {"reference": 0.0},
+            "The reference is not followed: another one changes the velocity by 0.0%, so its path",
+        ),
+        (
+            ["swap_closer", "gap_closed"],
+            {"reference": 0.2},
+            "reference is not followed: another one changes the velocity by 20.0%, so it arrives",
+        ),
+        (
+            ["edit_shown"],
+            {"text": 0.001},
+            "The caption is not followed: another one changes the velocity by 0.1%, so its path into",
+        ),
         (["sensitivity"], {"text": 0.3}, "The caption is not followed"),
-        (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.0, "text": 0.0, "reference": 0.0}, "(other ones leave the velocity as it is)."),
-        (["edit_shown", "swap_closer", "gap_closed"], {"gap": 0.02, "none": 4.0}, "The training images were learned by heart without looking"),
-        (["edit_shown", "swap_closer"], {"gap": 0.7}, "Neither condition works on its own, while both together close 70%"),
+        (
+            ["edit_shown", "swap_closer", "gap_closed"],
+            {"gap": 0.0, "text": 0.0, "reference": 0.0},
+            "(other ones leave the velocity as it is).",
+        ),
+        (
+            ["edit_shown", "swap_closer", "gap_closed"],
+            {"gap": 0.02, "none": 4.0},
+            "The training images were learned by heart without looking",
+        ),
+        (
+            ["edit_shown", "swap_closer"],
+            {"gap": 0.7},
+            "Neither condition works on its own, while both together close 70%",
+        ),
         (["gap_closed"], {}, "Both conditions are followed, and the pictures are not near enough: train longer"),
         (["lpips"], {"both": 3.0}, "so it needs more data"),
         (["grad_norm"], {}, "the gradients on the way were not healthy"),
@@ -55,13 +79,22 @@ def test_without_mode_losses_the_pattern_alone_speaks():
 
 
 LOG = [
-    {"step": 10, "loss": 2.0, "grad_norm": 50.0}, {"step": 20, "loss": 1.0, "grad_norm": 0.6}, {"step": 30, "eval_loss": 0.9},
-    {"step": 30, "loss": 0.8, "grad_norm": 0.2}, {"step": 40, "loss": 0.7, "grad_norm": 0.4}, {"step": 50, "loss": 0.6, "grad_norm": 99.0},
-]  # fmt: skip
+    {"step": 10, "loss": 2.0, "grad_norm": 50.0},
+    {"step": 20, "loss": 1.0, "grad_norm": 0.6},
+    {"step": 30, "eval_loss": 0.9},
+    {"step": 30, "loss": 0.8, "grad_norm": 0.2},
+    {"step": 40, "loss": 0.7, "grad_norm": 0.4},
+    {"step": 50, "loss": 0.6, "grad_norm": 99.0},
+]
 
 
 def test_the_log_is_read_up_to_the_checkpoint_and_after_the_warm_up():
-    assert training_figures(LOG, step=40, warmup_steps=10) == {"rows": 3, "grad_norm": 0.4, "loss": 0.7, "eval_loss": 0.9}
+    assert training_figures(LOG, step=40, warmup_steps=10) == {
+        "rows": 3,
+        "grad_norm": 0.4,
+        "loss": 0.7,
+        "eval_loss": 0.9,
+    }
 
 
 def test_a_run_still_in_its_warm_up_is_judged_by_what_there_is():

@@ -26,8 +26,12 @@ def test_each_test_gives_the_model_the_conditions_that_it_is_about(drawn, oracle
     for test in ("reconstruction", "dino_swap", "text_manip"):
         model = oracle()
         draw = model.latents
-        model.latents = lambda conditions, noise, test=test, draw=draw: seen.append((test, conditions)) or draw(conditions, noise)
-        validate_pipeline(model, OddCaptions(shards.folder, shards.samples, shards.index), tmp_path / test, tests=[test])
+        model.latents = lambda conditions, noise, test=test, draw=draw: (
+            seen.append((test, conditions)) or draw(conditions, noise)
+        )
+        validate_pipeline(
+            model, OddCaptions(shards.folder, shards.samples, shards.index), tmp_path / test, tests=[test]
+        )
     of = {test: [conditions for name, conditions in seen if name == test] for test, _ in seen}
     assert all(one.text is not None and one.cls is not None and one.patches is not None for one in of["reconstruction"])
     assert all(one.text is None and one.cls is not None and one.patches is not None for one in of["dino_swap"])
@@ -55,7 +59,9 @@ def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_
     shard(tmp_path / "derived", tmp_path / "shards")
     shards = ShardSet.open(tmp_path / "shards")
     data = Provenance.of(shards, shards.split("train"), config)
-    model = Pipeline(build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]), config, data, step=1)
+    model = Pipeline(
+        build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]), config, data, step=1
+    )
     seen, draw = [], model.latents
     model.latents = lambda conditions, noise: seen.append((conditions, noise)) or draw(conditions, noise)
     done = validate_pipeline(model, shards, tmp_path / "out", limit=2)
@@ -68,5 +74,8 @@ def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_
     record = next(record for record in FeatureStore(tmp_path / "derived").read_records() if record.image == image.name)
     stored = FeatureStore(tmp_path / "derived").read(IMAGE_PATCHES, record.id)
     assert np.allclose(reference.patches, stored.astype(np.float32), atol=2e-3)
-    for drawn in (model.conditions(None, reference, reference.bucket, 1), model.conditions("a red circle", None, reference.bucket, 1)):
+    for drawn in (
+        model.conditions(None, reference, reference.bucket, 1),
+        model.conditions("a red circle", None, reference.bucket, 1),
+    ):
         assert drawn.patch_grid[0] * drawn.patch_grid[1] == len(stored)

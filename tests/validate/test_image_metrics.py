@@ -20,7 +20,10 @@ ALEXNET = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256,
 def backbone():
     """AlexNet's convolutions with seeded random weights."""
     generator = torch.Generator().manual_seed(0)
-    tensors = {f"features.{n}.weight": torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:])) for n, shape in ALEXNET.items()}
+    tensors = {
+        f"features.{n}.weight": torch.randn(shape, generator=generator) / math.sqrt(math.prod(shape[1:]))
+        for n, shape in ALEXNET.items()
+    }
     return tensors | {f"features.{n}.bias": torch.zeros(shape[0]) for n, shape in ALEXNET.items()}
 
 
@@ -66,8 +69,14 @@ def test_psnr_and_pixel_distance_are_those_of_the_formula():
 def test_lpips_depends_on_every_layer_of_the_named_file(images, backbone, tmp_path):
     values = set()
     for changed in (None, *ALEXNET):
-        tensors = {name: tensor * 2 if changed is not None and name == f"features.{changed}.weight" else tensor for name, tensor in backbone.items()}
-        tensors = {name: tensor + 0.1 if changed is not None and name == f"features.{changed}.bias" else tensor for name, tensor in tensors.items()}
+        tensors = {
+            name: tensor * 2 if changed is not None and name == f"features.{changed}.weight" else tensor
+            for name, tensor in backbone.items()
+        }
+        tensors = {
+            name: tensor + 0.1 if changed is not None and name == f"features.{changed}.bias" else tensor
+            for name, tensor in tensors.items()
+        }
         save_file(tensors, tmp_path / f"{changed}.safetensors")
         values.add(round(load_lpips(tmp_path / f"{changed}.safetensors").measure(images[1], images[0])[0], 7))
     assert len(values) == 1 + len(ALEXNET)
@@ -90,7 +99,10 @@ def test_loading_lpips_leaves_the_random_state_alone(backbone_file):
     ("damage", "message"),
     [
         (lambda tensors: tensors.pop("features.6.bias"), "features.6.bias is missing"),
-        (lambda tensors: tensors.update({"features.0.weight": torch.zeros(64, 3, 3, 3)}), r"\(64, 3, 3, 3\).*\(64, 3, 11, 11\)"),
+        (
+            lambda tensors: tensors.update({"features.0.weight": torch.zeros(64, 3, 3, 3)}),
+            r"\(64, 3, 3, 3\).*\(64, 3, 11, 11\)",
+        ),
         (lambda tensors: tensors["features.0.weight"].fill_(float("nan")), "not finite"),
     ],
 )
@@ -120,7 +132,8 @@ def test_torchvisions_cache_is_used_and_a_damaged_one_only_noted(backbone, tmp_p
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     cached = tmp_path / "hub" / "checkpoints" / torchvision_cache.ALEXNET
     cached.parent.mkdir(parents=True)
-    torch.save(backbone, cached, _use_new_zipfile_serialization=False)  # an old container, which only the published hash excuses
+    # an old container, which only the published hash excuses
+    torch.save(backbone, cached, _use_new_zipfile_serialization=False)
     listener = new_listener()
     assert find_lpips(None, 128, listener) is None
     assert "7be5be79" in listener.notes[0]

@@ -19,7 +19,8 @@ from dittool.validate.run import validate_pipeline
 class Known(DiT):
     """v = (z − guess) / t: with the true guess this is the true velocity, and its error is |guess − x0|² / t².
 
-    `offsets[mode]` is what a sample's guess is off by, everywhere, and `others[mode]` what another sample's conditions add to that.
+    `offsets[mode]` is what a sample's guess is off by, everywhere, and `others[mode]` what another sample's conditions
+    add to that.
     """
 
     def __init__(self, config, latents, offsets, others=None):
@@ -55,7 +56,9 @@ def measured(drawn, oracle):
         bucket, count = Counter(ref.bucket for ref in shards.split(HOLDOUT)).most_common(1)[0]
         refs = [ref for ref in shards.split(HOLDOUT) if ref.bucket == bucket]
         assert count > 1
-        latents = torch.stack([pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs])
+        latents = torch.stack(
+            [pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs]
+        )
         pipeline.model = Known(pipeline.model.config, {tuple(latents.shape[2:]): latents}, offsets, others)
         return measure_modes(pipeline, shards, {HOLDOUT: refs}, HOLDOUT)
 
@@ -101,15 +104,23 @@ def test_an_untrained_model_has_the_loss_of_the_target_and_no_effects(drawn, ora
     assert part == json.loads(json.dumps(done.results["mode_losses"]))
     assert set(part["splits"]) == {HOLDOUT, TRAIN} and part["split"] == HOLDOUT
     assert {part["splits"][split]["samples"] for split in part["splits"]} == {4}
-    assert len(set(part["loss"].values())) == 1 and part["loss"]["both"] > 1, "the output layer is zero: every mode misses the whole target"
+    assert len(set(part["loss"].values())) == 1 and part["loss"]["both"] > 1, (
+        "the output layer is zero: every mode misses the whole target"
+    )
     assert part["effect"] == {"text": None, "reference": None, "divergence": None}
 
 
 def test_the_loss_ratio_tells_what_was_learned_by_heart(drawn, oracle, monkeypatch):
     pipeline, shards = oracle(), drawn[0]
-    refs = {split: [ref for ref in shards.split(split) if ref.bucket == shards.split(HOLDOUT)[0].bucket][:2] for split in (HOLDOUT, TRAIN)}
+    refs = {
+        split: [ref for ref in shards.split(split) if ref.bucket == shards.split(HOLDOUT)[0].bucket][:2]
+        for split in (HOLDOUT, TRAIN)
+    }
     latents = {
-        split: torch.stack([pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs[split]]) for split in refs
+        split: torch.stack(
+            [pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs[split]]
+        )
+        for split in refs
     }
     pipeline.model = Known(pipeline.model.config, {}, dict.fromkeys(MODES, 0.1))
     order = iter([split for split in refs for _ in range(1 * len(QUANTILES))])

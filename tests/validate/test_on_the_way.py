@@ -54,15 +54,25 @@ def test_by_default_nothing_is_judged_on_the_way(tiny_shards, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "said"),
-    [(WeightsMissingError("AlexNet is not here", "name it"), "AlexNet is not here"), (OSError(errno.ENOSPC, "Disk full", "page"), "Disk full")],
+    [
+        (WeightsMissingError("AlexNet is not here", "name it"), "AlexNet is not here"),
+        (OSError(errno.ENOSPC, "Disk full", "page"), "Disk full"),
+    ],
 )
-def test_what_cannot_be_judged_is_told_and_training_goes_on(tiny_run, tiny_shards, tmp_path, monkeypatch, listener, error, said):
+def test_what_cannot_be_judged_is_told_and_training_goes_on(
+    tiny_run, tiny_shards, tmp_path, monkeypatch, listener, error, said
+):
     def fails(*_, **__):
         raise error
 
     monkeypatch.setattr(on_the_way, "validate_pipeline", fails)
     run = tmp_path / "run"
-    train(tiny_shards.config_with("validate.every=4"), tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
+    train(
+        tiny_shards.config_with("validate.every=4"),
+        tiny_shards.folder,
+        run,
+        judge=judge_on_the_way(tiny_shards.folder, run, listener),
+    )
     assert_same_bits(final_state(tiny_run), final_state(run))
     assert [warning.split(":")[0] for warning in listener.warnings] == ["step 4", "step 8"]
     assert said in listener.warnings[0] and "training goes on" in listener.warnings[0]

@@ -13,7 +13,11 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "validation.md").read_tex
 
 def threshold_row(key):
     """The cells of the key's line in the table of thresholds, the only one of five columns."""
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith(f"| `{key}` |")]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.splitlines()
+        if line.startswith(f"| `{key}` |")
+    ]
     (found,) = [cells for cells in lines if len(cells) == 5]
     return found
 
@@ -29,9 +33,19 @@ def test_the_thresholds_are_those_of_the_presets():
     for name in Thresholds.model_fields:
         for cell, thresholds in zip(threshold_row(name)[2:4], presets, strict=True):
             value = getattr(thresholds, name)
-            shown = "–" if value is None else " and ".join(f"{one:g}" for one in value) if isinstance(value, list) else f"{value:g}"
+            shown = (
+                "–"
+                if value is None
+                else " and ".join(f"{one:g}" for one in value)
+                if isinstance(value, list)
+                else f"{value:g}"
+            )
             assert cell == shown, name
 
 
 def test_every_key_of_the_section_is_mentioned():
-    assert all(f"validate.{key}" in PAGE or f"`{key}`" in PAGE for key in Validate.model_fields if key not in ("limit", "thresholds"))
+    assert all(
+        f"validate.{key}" in PAGE or f"`{key}`" in PAGE
+        for key in Validate.model_fields
+        if key not in ("limit", "thresholds")
+    )

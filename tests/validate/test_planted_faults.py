@@ -1,4 +1,6 @@
-"""Four faults that a verdict must catch, each for its own reason. The same with trained models: tests/demo/test_models_with_planted_faults.py."""
+"""Four faults that a verdict must catch, each for its own reason. The same with trained models:
+tests/demo/test_models_with_planted_faults.py.
+"""
 
 from __future__ import annotations
 

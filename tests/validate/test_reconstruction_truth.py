@@ -46,7 +46,9 @@ def test_latents_that_were_stored_scaled_are_noticed(drawn, oracle, tmp_path):
             return replace(sample, latent=sample.latent * 1.2)
 
     shards = drawn[0]
-    done = validate_pipeline(oracle(), Scaled(shards.folder, shards.samples, shards.index), tmp_path, tests=["reconstruction"])
+    done = validate_pipeline(
+        oracle(), Scaled(shards.folder, shards.samples, shards.index), tmp_path, tests=["reconstruction"]
+    )
     assert done.verdict == "NO-GO"
     assert "stored_latents" in failed(done)
 

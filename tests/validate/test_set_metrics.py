@@ -79,7 +79,9 @@ def test_the_standard_error_is_the_spread_over_repetitions(generator):
 def test_the_standard_error_is_that_of_leaving_out_each_pair_in_turn(generator):
     x, y = gaussian(generator, 9), gaussian(generator, 9, mean=0.5)
     without = [mmd(torch.cat([x[:i], x[i + 1 :]]), torch.cat([y[:i], y[i + 1 :]]), 0.4) for i in range(9)]
-    assert mmd_error(x, y, 0.4) == pytest.approx(math.sqrt(8 / 9 * sum((value - np.mean(without)) ** 2 for value in without)))
+    assert mmd_error(x, y, 0.4) == pytest.approx(
+        math.sqrt(8 / 9 * sum((value - np.mean(without)) ** 2 for value in without))
+    )
 
 
 def test_frechet_is_that_of_two_gaussians(generator):
@@ -115,7 +117,9 @@ def test_a_model_that_draws_noise_is_further_from_the_data_than_one_that_draws_s
         refs = shards.split("holdout")
         values.append(measure_set(model, shards, refs, shards.split("train")[: len(refs)], None))
     assert values[1].mmd_dino > values[0].mmd_dino + 20
-    assert [one.told_apart for one in values] == [False, True] and values[0].mmd_dino_chance == values[1].mmd_dino_chance
+    assert [one.told_apart for one in values] == [False, True] and values[0].mmd_dino_chance == values[
+        1
+    ].mmd_dino_chance
 
 
 def test_too_few_images_give_no_figure(drawn, oracle):

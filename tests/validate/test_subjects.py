@@ -34,7 +34,9 @@ def test_each_partner_is_used_once_where_a_bucket_has_several(drawn):
 def test_an_image_alone_in_its_bucket_has_no_ceiling_and_no_pair(drawn, oracle, tmp_path):
     shards, _ = drawn
     lonely = shards.split("holdout")[0]
-    alone = ShardSet(shards.folder, [ref for ref in shards.samples if ref.bucket != lonely.bucket or ref == lonely], shards.index)
+    alone = ShardSet(
+        shards.folder, [ref for ref in shards.samples if ref.bucket != lonely.bucket or ref == lonely], shards.index
+    )
     done = validate_pipeline(oracle(), alone, tmp_path)
     row = next(row for row in done.results["reconstruction"]["per_image"] if row["id"] == lonely.id)
     assert row["ssim"]["ceiling"] is None and row["ssim"]["gap_closed"] is None
@@ -52,7 +54,9 @@ def test_a_set_without_hold_out_is_judged_on_training_images_and_says_so(drawn, 
 def test_a_hold_out_of_another_sharding_is_not_called_unseen(drawn, oracle, perfect, tmp_path):
     shards, _ = drawn
     first, *others = shards.split("train")
-    resharded = ShardSet(shards.folder, [replace(first, split="holdout"), *others, *shards.split("holdout")], shards.index)
+    resharded = ShardSet(
+        shards.folder, [replace(first, split="holdout"), *others, *shards.split("holdout")], shards.index
+    )
     done = validate_pipeline(oracle(), resharded, tmp_path, tests=["dino_swap"], limit=4)
     assert done.results["data"]["unseen"] is False
     assert perfect.results["data"]["unseen"] is True
@@ -76,7 +80,9 @@ def test_held_out_and_training_images_are_never_called_the_same(drawn, oracle, p
     done = validate_pipeline(oracle(), shards, tmp_path, tests=["reconstruction"], limit=4, split="train")
     on_training, on_holdout = done.results["reconstruction"], perfect.results["reconstruction"]
     assert (on_training["split"], on_holdout["split"]) == ("train", "holdout")
-    assert done.results["data"]["described"] == "training images, as asked for" and done.results["data"]["unseen"] is False
+    assert (
+        done.results["data"]["described"] == "training images, as asked for" and done.results["data"]["unseen"] is False
+    )
     for part, split in ((on_training, "train"), (on_holdout, "holdout")):
         members = {ref.id for ref in shards.split(split)}
         assert all(row["id"] in members and row["file"] == f"{split}_{row['id']}.png" for row in part["per_image"])

@@ -23,7 +23,9 @@ def test_a_result_equal_to_the_reference_has_margin_1_and_to_the_original_minus_
 
 def test_cls_and_patches_have_margins_of_their_own(features):
     (cls_a, patches_a), references = features
-    assert margins_between((cls_a, references[1]), (cls_a, patches_a), references).mean(dim=1).tolist() == pytest.approx([-1, 1])
+    assert margins_between((cls_a, references[1]), (cls_a, patches_a), references).mean(
+        dim=1
+    ).tolist() == pytest.approx([-1, 1])
 
 
 def test_a_result_between_both_has_margin_0(features):

@@ -22,7 +22,11 @@ def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(
     from dittool.train.state import TrainState
 
     shards = ShardSet.open(tiny_shards.folder)
-    state = TrainState(tiny_shards.config, Provenance.of(shards, shards.split("train"), tiny_shards.config), Ranks(0, 1, torch.device("cpu")))
+    state = TrainState(
+        tiny_shards.config,
+        Provenance.of(shards, shards.split("train"), tiny_shards.config),
+        Ranks(0, 1, torch.device("cpu")),
+    )
     for parameter in state.model.parameters():  # only the EMA weights can draw
         parameter.data.fill_(float("nan"))
     run = tmp_path / "runs" / "tiny"
@@ -35,9 +39,15 @@ def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(
     assert ended.code == 1, ended.err
     assert "NO-GO" in ended.out and "report.html" in ended.out
     folder = run / "validation" / "step0000000"
-    assert {"results.json", "report.html", "contact_sheet.png", "loss.png", "reconstruction", "dino_swap", "text_manip"} <= {
-        path.name for path in folder.iterdir()
-    }
+    assert {
+        "results.json",
+        "report.html",
+        "contact_sheet.png",
+        "loss.png",
+        "reconstruction",
+        "dino_swap",
+        "text_manip",
+    } <= {path.name for path in folder.iterdir()}
     assert "data:image/png;base64," in (folder / "report.html").read_text(), "the loss curve stands in the page"
 
     ended = dit("validate", checkpoint, "--limit", 2, "--tests", "dino_swap", "--json", "--quiet")
@@ -55,7 +65,9 @@ def test_go_is_exit_code_0(drawn, oracle, tmp_path, monkeypatch, dit):
     assert ended.out.rstrip().endswith(str(tmp_path / "validation" / "step0001234" / "report.html"))
 
 
-def test_a_named_backbone_that_is_not_there_is_exit_code_7_before_anything_is_drawn(drawn, oracle, tmp_path, monkeypatch, dit):
+def test_a_named_backbone_that_is_not_there_is_exit_code_7_before_anything_is_drawn(
+    drawn, oracle, tmp_path, monkeypatch, dit
+):
     monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
     checkpoint = tmp_path / "checkpoint_final.pt"
     checkpoint.touch()
@@ -83,5 +95,16 @@ def test_the_training_set_has_a_folder_of_its_own(drawn, oracle, tmp_path, monke
     monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
     (tmp_path / "checkpoint_final.pt").touch()
     for arguments in ((), ("--split", "train")):
-        dit("validate", tmp_path / "checkpoint_final.pt", "--data", drawn[0].folder, "--limit", 2, "--tests", "reconstruction", "--quiet", *arguments)
+        dit(
+            "validate",
+            tmp_path / "checkpoint_final.pt",
+            "--data",
+            drawn[0].folder,
+            "--limit",
+            2,
+            "--tests",
+            "reconstruction",
+            "--quiet",
+            *arguments,
+        )
     assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == ["step0001234", "step0001234_train"]

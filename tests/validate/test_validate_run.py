@@ -1,4 +1,6 @@
-"""The whole of `dit validate` on models of known quality: what is good is GO, what sees nothing or the wrong thing is NO-GO."""
+"""The whole of `dit validate` on models of known quality: what is good is GO, what sees nothing or the wrong thing
+is NO-GO.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from dittool.validate.verdict import CHECKS
 
 def passed(done):
     """Criterion → whether it passed, of those that decide; checks of the measurement itself only where they fail."""
-    return {one.name: one.passed for one in done.criteria if one.passed is not None and not (one.passed and one.name in CHECKS)}
+    return {
+        one.name: one.passed
+        for one in done.criteria
+        if one.passed is not None and not (one.passed and one.name in CHECKS)
+    }
 
 
 def test_a_perfect_model_is_go_at_the_floor_in_every_test(perfect):
@@ -39,7 +45,9 @@ def test_a_model_that_sees_no_condition_is_no_go_in_every_test(drawn, oracle, tm
     assert done.verdict == "NO-GO"
     assert not any(passed(done)[name] for name in ("gap_closed", "swap_closer", "edit_shown"))
     reconstruction = done.results["reconstruction"]
-    assert reconstruction["mean"] == reconstruction["ceiling_shuffled"], "the same noise gives the same picture whatever the conditions"
+    assert reconstruction["mean"] == reconstruction["ceiling_shuffled"], (
+        "the same noise gives the same picture whatever the conditions"
+    )
     assert reconstruction["gap_closed"] == 0
     assert done.results["text_manip"]["sensitivity"] == 0
 
@@ -88,7 +96,9 @@ def test_pictures_of_an_earlier_validation_do_not_stay(drawn, oracle, tmp_path):
     validate_pipeline(oracle(), drawn[0], tmp_path, limit=6)
     assert len(list((tmp_path / "reconstruction").glob("*.png"))) == 6
     done = validate_pipeline(oracle(), drawn[0], tmp_path, tests=["reconstruction"], limit=3)
-    assert {path.name for path in (tmp_path / "reconstruction").glob("*.png")} == {row["file"] for row in done.results["reconstruction"]["per_image"]}
+    assert {path.name for path in (tmp_path / "reconstruction").glob("*.png")} == {
+        row["file"] for row in done.results["reconstruction"]["per_image"]
+    }
     assert not list((tmp_path / "dino_swap").glob("*.png"))
 
 

@@ -12,7 +12,7 @@ from dittool.data.shard_set import ShardSet
 from dittool.validate.report import figure_text, percent_text
 from dittool.validate.run import validate_pipeline
 
-HOSTILE = "a red circle on the left </td><script>alert(1)</script> \u202egnp.exe\x07 & \"quoted\""
+HOSTILE = 'a red circle on the left </td><script>alert(1)</script> \u202egnp.exe\x07 & "quoted"'
 
 
 class Page(HTMLParser):
@@ -47,7 +47,11 @@ def test_the_page_loads_nothing_from_anywhere(validated, page):
     assert all(source.startswith("data:image/") for source in page.values("src"))
     assert not page.values("href") and not page.values("srcset")
     assert not re.search(r"url\(|@import", validated.report.read_text("utf-8"))
-    policy = next(attributes["content"] for tag, attributes in page.tags if attributes.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        attributes["content"]
+        for tag, attributes in page.tags
+        if attributes.get("http-equiv") == "Content-Security-Policy"
+    )
     assert "default-src 'none'" in policy
 
 
@@ -80,12 +84,18 @@ def test_hostile_captions_stay_text(drawn, oracle, tmp_path):
     class Hostile(ShardSet):
         def read_member(self, ref, member):
             data = super().read_member(ref, member)
-            return json.dumps(json.loads(data) | {"caption": HOSTILE, "name": HOSTILE}).encode() if member == "json" else data
+            return (
+                json.dumps(json.loads(data) | {"caption": HOSTILE, "name": HOSTILE}).encode()
+                if member == "json"
+                else data
+            )
 
     done = validate_pipeline(oracle(), Hostile(shards.folder, shards.samples, shards.index), tmp_path, limit=4)
     html = done.report.read_text("utf-8")
     page = Page(html)
-    assert "alert(1)" not in "".join(re.findall(r"<script>.*?</script>", html, re.DOTALL)), "the page's own script is the only one"
+    assert "alert(1)" not in "".join(re.findall(r"<script>.*?</script>", html, re.DOTALL)), (
+        "the page's own script is the only one"
+    )
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert "<script>alert(1)</script>" in page.text, "it is shown as what it is"
     assert "\u202e" not in html and "\x07" not in html

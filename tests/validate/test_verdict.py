@@ -8,24 +8,46 @@ from dittool.config.schema import Thresholds
 from dittool.validate.verdict import judge, value_text, verdict
 
 ALL = Thresholds(
-    lpips=0.2, gap_closed=0.5, swap_closer=0.9, edit_shown=0.8, sensitivity=0.3, swap_p=0.05, loss_ratio=1.5, grad_norm=[0.1, 10.0]
+    lpips=0.2,
+    gap_closed=0.5,
+    swap_closer=0.9,
+    edit_shown=0.8,
+    sensitivity=0.3,
+    swap_p=0.05,
+    loss_ratio=1.5,
+    grad_norm=[0.1, 10.0],
 )
 
 
-def results(lpips=0.1, gap=0.8, path=0.001, stored=0.001, closer=1.0, shown=0.9, sensitivity=1.0, pairs=8, p=0.004, ratio=1.1, gradient=0.5):
+def results(
+    lpips=0.1,
+    gap=0.8,
+    path=0.001,
+    stored=0.001,
+    closer=1.0,
+    shown=0.9,
+    sensitivity=1.0,
+    pairs=8,
+    p=0.004,
+    ratio=1.1,
+    gradient=0.5,
+):
     metrics = {"ssim": {"value": 0.8, "floor": 0.9}, "psnr": {"value": 20.0, "floor": 30.0}}
     if lpips is not None:
         metrics["lpips-alex"] = {"value": lpips, "floor": 0.01}
     return {
         "reconstruction": {
-            "split": "holdout", "metric": "ssim" if lpips is None else "lpips-alex", "gap_closed": gap, "metrics": metrics,
+            "split": "holdout",
+            "metric": "ssim" if lpips is None else "lpips-alex",
+            "gap_closed": gap,
+            "metrics": metrics,
             "checks": {"truth_as_result": path, "stored_latents": stored},
         },
         "dino_swap": {"pairs": pairs, "closer_to_source": closer, "p_value": p},
         "text_manip": {"pairs": pairs, "edit_shown": shown, "sensitivity": sensitivity, "distance": "pixel-rms"},
         "mode_losses": {"loss_ratio": {"none": ratio, "both": ratio}, "effect": {"text": 0.4, "reference": 0.5}},
         "training": {"grad_norm": gradient},
-    }  # fmt: skip
+    }
 
 
 def row(criteria, name):
@@ -42,11 +64,19 @@ def test_all_criteria_met_is_go_with_a_line_for_each_threshold():
 @pytest.mark.parametrize(
     ("fault", "name"),
     [
-        ({"lpips": 0.21}, "lpips"), ({"gap": 0.49}, "gap_closed"), ({"closer": 0.89}, "swap_closer"), ({"shown": 0.79}, "edit_shown"),
-        ({"sensitivity": 0.29}, "sensitivity"), ({"path": 0.1}, "truth_as_result"), ({"stored": 0.4}, "stored_latents"),
-        ({"p": 0.06}, "swap_p"), ({"ratio": 1.6}, "loss_ratio"), ({"gradient": 0.09}, "grad_norm"), ({"gradient": 10.1}, "grad_norm"),
+        ({"lpips": 0.21}, "lpips"),
+        ({"gap": 0.49}, "gap_closed"),
+        ({"closer": 0.89}, "swap_closer"),
+        ({"shown": 0.79}, "edit_shown"),
+        ({"sensitivity": 0.29}, "sensitivity"),
+        ({"path": 0.1}, "truth_as_result"),
+        ({"stored": 0.4}, "stored_latents"),
+        ({"p": 0.06}, "swap_p"),
+        ({"ratio": 1.6}, "loss_ratio"),
+        ({"gradient": 0.09}, "grad_norm"),
+        ({"gradient": 10.1}, "grad_norm"),
     ],
-)  # fmt: skip
+)
 def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
     criteria = judge(results(**fault), ALL)
     assert verdict(criteria) == "NO-GO"
@@ -55,7 +85,10 @@ def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
 
 
 def test_a_value_exactly_at_its_threshold_passes():
-    assert verdict(judge(results(lpips=0.2, gap=0.5, closer=0.9, shown=0.8, sensitivity=0.3, p=0.05, ratio=1.5), ALL)) == "GO"
+    assert (
+        verdict(judge(results(lpips=0.2, gap=0.5, closer=0.9, shown=0.8, sensitivity=0.3, p=0.05, ratio=1.5), ALL))
+        == "GO"
+    )
     assert all(verdict(judge(results(gradient=norm), ALL)) == "GO" for norm in (0.1, 10.0))
 
 
@@ -96,7 +129,12 @@ def test_only_tests_that_ran_are_judged():
 
 
 def test_a_small_chance_is_not_rounded_to_nothing():
-    assert value_text(0.0001) == "0.0001" and value_text(0.0) == "0.000" and value_text(0.21449) == "0.214" and value_text(None) == "–"
+    assert (
+        value_text(0.0001) == "0.0001"
+        and value_text(0.0) == "0.000"
+        and value_text(0.21449) == "0.214"
+        and value_text(None) == "–"
+    )
 
 
 def test_bounds_read_like_bounds():

@@ -1,8 +1,9 @@
 """Where a foreign model's blocks, modulation and tokens are, found by running it.
 
-Blocks are the members of the longest lists of modules that take tokens and give tokens of the same shape, one after another, when the tokens
-depend on the latent. Modulation is what the condition vector feeds inside a block: linear layers whose input has no token axis and changes with
-the timestep or another condition. A parameter that a block holds itself, beside its layers, belongs to the modulation too.
+Blocks are the members of the longest lists of modules that take tokens and give tokens of the same shape, one after
+another, when the tokens depend on the latent. Modulation is what the condition vector feeds inside a block: linear
+layers whose input has no token axis and changes with the timestep or another condition. A parameter that a block holds
+itself, beside its layers, belongs to the modulation too.
 
 B batch · N tokens · D width
 """
@@ -41,10 +42,14 @@ class Call:
 
     @property
     def streams(self) -> list[tuple[Tensor, Tensor]]:
-        """(tokens in, tokens out) for each output of tokens that an input of the same shape goes with, the nearest one."""
+        """(tokens in, tokens out) for each output of tokens that an input of the same shape goes with, the nearest
+        one.
+        """
         found = []
         for after in self.outputs:
-            before = [one for one in self.tensors if is_tokens(one) and one.shape == after.shape and one.dtype == after.dtype]
+            before = [
+                one for one in self.tensors if is_tokens(one) and one.shape == after.shape and one.dtype == after.dtype
+            ]
             if is_tokens(after) and before:
                 found.append((min(before, key=lambda one: float((one - after).detach().abs().max())), after))
         return found
@@ -61,7 +66,12 @@ def is_tokens(tensor: Tensor) -> bool:
 
 def is_vector(tensor: Tensor, batch: int) -> bool:
     """(B, D), or the same with axes of length 1 between."""
-    return tensor.dim() >= 2 and len(tensor) == batch and tensor.numel() == batch * tensor.shape[-1] and tensor.is_floating_point()
+    return (
+        tensor.dim() >= 2
+        and len(tensor) == batch
+        and tensor.numel() == batch * tensor.shape[-1]
+        and tensor.is_floating_point()
+    )
 
 
 @contextmanager
@@ -86,7 +96,9 @@ class _Enough(Exception):
 
 @contextmanager
 def ending_with(module: nn.Module) -> Iterator[list[Call]]:
-    """Inside the `with` a model runs no further than to the end of this module's first call, which the list then holds."""
+    """Inside the `with` a model runs no further than to the end of this module's first call, which the list then
+    holds.
+    """
     seen: list[Call] = []
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -106,7 +118,8 @@ class Anatomy:
     """What was found; names are those of `named_modules`."""
 
     blocks: tuple[str, ...]  # in the order of the model's forward
-    modulation: dict[str, tuple[str, ...]]  # of each block: its own last linear layers that the condition vector feeds, by their full names
+    # of each block: its own last linear layers that the condition vector feeds, by their full names
+    modulation: dict[str, tuple[str, ...]]
     inner: dict[str, tuple[str, ...]]  # of each block: all linear layers that a vector feeds
     shared: tuple[str, ...]  # linear layers outside of the blocks whose output a block takes as its modulation
     tokens: int = 0  # of the latent in the first block's sequence; 0 when they do not stand together
@@ -135,15 +148,26 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
         runs: three inputs: one, the same with another latent, the same with another time and other conditions.
         forward: runs the model on inputs.
     """
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))}
-    members = {f"{name}.{i}" if name else str(i): child for name, one in lists.items() for i, child in enumerate(one) if any(child.children())}
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))
+    }
+    members = {
+        f"{name}.{i}" if name else str(i): child
+        for name, one in lists.items()
+        for i, child in enumerate(one)
+        if any(child.children())
+    }
     plain, other_latent = (_calls(model, members, forward, inputs) for inputs in runs[:2])
     found: list[str] = []
     branches: list[str] = []
     for name in lists:
         if any(name.startswith(f"{seen}.") for seen in (*found, *branches)):
             continue
-        own = [one for one in members if one.rpartition(".")[0] == name and _transforms(plain.get(one), other_latent.get(one))]
+        own = [
+            one
+            for one in members
+            if one.rpartition(".")[0] == name and _transforms(plain.get(one), other_latent.get(one))
+        ]
         if isinstance(lists[name], nn.Sequential) and not any(_mixes(members[one], plain[one][0]) for one in own):
             continue  # an embedding's or an MLP's
         (found if _chained([plain[one][0] for one in own]) else branches).extend(own)
@@ -155,8 +179,15 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
         calls, others = (_calls(model, alone, forward, inputs) for inputs in runs[:2])
         found += [name for name in calls if _transforms(calls[name], others.get(name))]
     if not found:
-        outside = f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them" if branches else ""
-        why = outside or "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
+        outside = (
+            f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them"
+            if branches
+            else ""
+        )
+        why = (
+            outside
+            or "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
+        )
         return Anatomy((), {}, {}, (), why_not=why)
     return _with_modulation(model, found, runs, forward)
 
@@ -203,7 +234,11 @@ def _with_modulation(model: nn.Module, blocks: list[str], runs: Sequence[Any], f
         for block in alike:
             last[block] = tuple(f"{block}{name.removeprefix(alike[0])}" for name in first)
     storages = {_storage(value) for block in blocks if not inner[block] for value in plain[block][0].tensors}
-    shared = tuple(name for name in vectors if _storage(plain[name][0].output) in storages and not any(name.startswith(f"{b}.") for b in blocks))
+    shared = tuple(
+        name
+        for name in vectors
+        if _storage(plain[name][0].output) in storages and not any(name.startswith(f"{b}.") for b in blocks)
+    )
     return Anatomy(tuple(blocks), last, inner, shared, *_latent_tokens(plain[blocks[0]][0], latent[blocks[0]][0]))
 
 
@@ -227,7 +262,11 @@ def _transforms(calls: list[Call] | None, others: list[Call] | None) -> bool:
     """Whether a module takes tokens that depend on the latent and gives as many of the same width."""
     if not calls or not others or len(calls[0].tensors) != len(others[0].tensors):
         return False
-    depends = any(is_tokens(a) and not torch.equal(a, b) for a, b in zip(calls[0].tensors, others[0].tensors, strict=True) if a.shape == b.shape)
+    depends = any(
+        is_tokens(a) and not torch.equal(a, b)
+        for a, b in zip(calls[0].tensors, others[0].tensors, strict=True)
+        if a.shape == b.shape
+    )
     return depends and bool(calls[0].streams)
 
 
@@ -248,14 +287,22 @@ def _mixes(module: nn.Module, call: Call) -> bool:
 
 def _chained(calls: list[Call]) -> bool:
     """Whether each call takes what the one before gave."""
+
     def follows(before: Call, call: Call) -> bool:
-        return any(torch.equal(after, value) for _, after in before.streams for value in call.tensors if value.shape == after.shape)
+        return any(
+            torch.equal(after, value)
+            for _, after in before.streams
+            for value in call.tensors
+            if value.shape == after.shape
+        )
 
     return all(follows(before, call) for before, call in pairwise(calls))
 
 
 def _last_of_chains(block: nn.Module, name: str, fed: tuple[str, ...], call: Call) -> tuple[str, ...]:
-    """Those of a block's vector-fed layers whose output reaches no other of them: an MLP's first layer is not the modulation's last."""
+    """Those of a block's vector-fed layers whose output reaches no other of them: an MLP's first layer is not the
+    modulation's last.
+    """
     layers = {one: block.get_submodule(one.removeprefix(f"{name}.")) for one in fed}
     last = []
     for one, layer in layers.items():

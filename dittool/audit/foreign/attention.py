@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def attention_logits() -> Iterator[list[Tensor]]:
-    """Yields a list that receives (…, N, N) before each softmax: of `scaled_dot_product_attention`, and of a softmax over a square of tokens."""
+    """Yields a list that receives (…, N, N) before each softmax: of `scaled_dot_product_attention`, and of a
+    softmax over a square of tokens.
+    """
     catcher = _Catcher()
     with catcher:
         yield catcher.seen
@@ -28,10 +30,15 @@ class _Catcher(TorchFunctionMode):
         super().__init__()
         self.seen: list[Tensor] = []
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            query, key = (kwargs.get(name, args[index] if len(args) > index else None) for index, name in enumerate(("query", "key")))
+            query, key = (
+                kwargs.get(name, args[index] if len(args) > index else None)
+                for index, name in enumerate(("query", "key"))
+            )
             self.seen.append((query @ key.transpose(-1, -2)).detach())  # (…, N, N)
         elif function in (torch.softmax, F.softmax, Tensor.softmax):
             logits = args[0] if args else kwargs["input"]

@@ -22,17 +22,20 @@ def check_biases(foreign: ForeignModel) -> list[Finding]:
             if name in anatomy.inner[block] or _is_norm(module):
                 continue
             layers += isinstance(module, _LAYERS)
-            wrong += [f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False) if _is_bias(parameter)]
+            wrong += [
+                f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False) if _is_bias(parameter)
+            ]
     if wrong:
         cost = sum(biases[name] for name in wrong)
         return failed(
-            f"{len(wrong)} biases in the blocks' attention and MLP, first {wrong[0]}; {cost:,} parameters, {cost / foreign.parameters:.3%} of "
-            f"{foreign.parameters:,}", FIX,
-        )  # fmt: skip
+            f"{len(wrong)} biases in the blocks' attention and MLP, first {wrong[0]}; {cost:,} parameters,"
+            f" {cost / foreign.parameters:.3%} of {foreign.parameters:,}",
+            FIX,
+        )
     cost = sum(biases.values())
     return passed(
-        f"none in {layers} layers of {anatomy.where} that tokens go through; {len(biases)} elsewhere, {cost:,} parameters, "
-        f"{cost / foreign.parameters:.3%} of {foreign.parameters:,}"
+        f"none in {layers} layers of {anatomy.where} that tokens go through; {len(biases)} elsewhere, {cost:,}"
+        f" parameters, {cost / foreign.parameters:.3%} of {foreign.parameters:,}"
     )
 
 

@@ -18,7 +18,10 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.saved_bytes import SavedBytes
 from dittool.storage import bytes_text
 
-FIX = "wrap each block in torch.utils.checkpoint.checkpoint(..., use_reentrant=False) when the switch is on and the model trains"
+FIX = (
+    "wrap each block in torch.utils.checkpoint.checkpoint(..., use_reentrant=False) when the switch is on and the model"
+    " trains"
+)
 _METHODS = {  # of diffusers, transformers and timm
     True: ("enable_gradient_checkpointing", "gradient_checkpointing_enable", "set_grad_checkpointing"),
     False: ("disable_gradient_checkpointing", "gradient_checkpointing_disable", None),
@@ -44,31 +47,39 @@ def check_checkpointing(foreign: ForeignModel) -> list[Finding]:
         return skipped(f"no blocks were found: {foreign.anatomy.why_not}")
     switch, build = _switch(foreign)
     if build is None:
-        return skipped("no switch was found: no keyword argument, attribute or method of it has 'checkpoint' in its name")
+        return skipped(
+            "no switch was found: no keyword argument, attribute or method of it has 'checkpoint' in its name"
+        )
     off, on = (training_pass(foreign, build(wanted)) for wanted in (False, True))
     blocks = foreign.anatomy.blocks
     faults = []
     if wrong := [name for name in blocks if off.runs[name] != 1]:
         faults.append(f"{switch} off: {wrong[0]} runs {off.runs[wrong[0]]} times, not once")
     if wrong := [name for name in blocks if on.runs[name] < 2]:
-        faults.append(f"{switch} on: {wrong[0]} does not run again in backward; {len(wrong)} of {len(blocks)} blocks are not recomputed")
+        faults.append(
+            f"{switch} on: {wrong[0]} does not run again in backward; {len(wrong)} of {len(blocks)} blocks are not"
+            " recomputed"
+        )
     if on.saved >= off.saved:
-        faults.append(f"{switch} on: {bytes_text(on.saved)} are kept for backward, off: {bytes_text(off.saved)}; nothing is saved")
+        faults.append(
+            f"{switch} on: {bytes_text(on.saved)} are kept for backward, off: {bytes_text(off.saved)}; nothing is saved"
+        )
     name, apart = gradients_apart(off, on)
     if apart > _TOLERANCE:
         faults.append(f"gradients of {name} differ by {apart:.1g} of the largest gradient between on and off")
     if faults:
         return [finding for fault in faults for finding in failed(fault, FIX)]
     return passed(
-        f"{switch}: each of {len(blocks)} blocks runs again in backward and {bytes_text(on.saved)} are kept instead of {bytes_text(off.saved)} "
-        f"({1 - on.saved / off.saved:.0%} less), gradients equal within {apart:.1g}"
+        f"{switch}: each of {len(blocks)} blocks runs again in backward and {bytes_text(on.saved)} are kept instead of"
+        f" {bytes_text(off.saved)} ({1 - on.saved / off.saved:.0%} less), gradients equal within {apart:.1g}"
     )
 
 
 def training_pass(foreign: ForeignModel, model: nn.Module, seed: int = 0) -> TrainingPass:
     """Forward and backward in training mode, with seeded random draws."""
     model.train()
-    kept = {name: torch.zeros_like(_some(parameter)) for name, parameter in model.named_parameters()}  # ahead, lest they split the heap
+    # ahead, lest they split the heap
+    kept = {name: torch.zeros_like(_some(parameter)) for name, parameter in model.named_parameters()}
     reached: set[str] = set()
 
     def take(name: str, gradient: Tensor) -> None:
@@ -80,7 +91,9 @@ def training_pass(foreign: ForeignModel, model: nn.Module, seed: int = 0) -> Tra
         with SavedBytes(model) as saved:
             given = answer(model, foreign.example.inputs())
         given.float().square().sum().backward()
-    return TrainingPass(runs, saved.bytes, {name: gradient for name, gradient in kept.items() if name in reached}, given.detach())
+    return TrainingPass(
+        runs, saved.bytes, {name: gradient for name, gradient in kept.items() if name in reached}, given.detach()
+    )
 
 
 @torch.no_grad()
@@ -120,7 +133,10 @@ def gradients_apart(one: TrainingPass, other: TrainingPass) -> tuple[str, float]
     missing = one.gradients.keys() ^ other.gradients.keys()
     if missing:
         return min(missing), float("inf")
-    apart = {name: float((one.gradients[name] - other.gradients[name]).abs().max()) / max(largest, 1e-30) for name in one.gradients}
+    apart = {
+        name: float((one.gradients[name] - other.gradients[name]).abs().max()) / max(largest, 1e-30)
+        for name in one.gradients
+    }
     name = max(apart, key=apart.get)
     return name, apart[name]
 

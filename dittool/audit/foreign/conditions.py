@@ -27,15 +27,28 @@ def check_conditions(foreign: ForeignModel) -> list[Finding]:
     plain = _answer(model, inputs)
     names = [example.latent, *([example.time] if example.time else []), *example.conditions]
     changes = {name: relative_change(plain, _answer(model, example.changed(inputs, name))) for name in names}
-    faults = [f"{name}: the answer does not change with it ({change:.1g})" for name, change in changes.items() if change < _LEAST]
-    leaks = {name: relative_change(plain, _answer(model, other)) for name, other in _under_masks(foreign, inputs).items()}
-    faults += [f"{name}: shows in the answer under its mask (relative change {change:.2g})" for name, change in leaks.items() if change > _LEAST]
+    faults = [
+        f"{name}: the answer does not change with it ({change:.1g})"
+        for name, change in changes.items()
+        if change < _LEAST
+    ]
+    leaks = {
+        name: relative_change(plain, _answer(model, other)) for name, other in _under_masks(foreign, inputs).items()
+    }
+    faults += [
+        f"{name}: shows in the answer under its mask (relative change {change:.2g})"
+        for name, change in leaks.items()
+        if change > _LEAST
+    ]
     turns = _turns(foreign, inputs) if example.time else {}
     told = ""
     if example.time is None:
         faults += ["no input is a timestep: it is not a diffusion model that can be conditioned on t"]
     elif turns:
-        told = f"; t's embedding changes by {turns[1.0]:.2g} over a fifth of [0, 1] and by {turns[1000.0]:.2g} over a fifth of [0, 1000]"
+        told = (
+            f"; t's embedding changes by {turns[1.0]:.2g} over a fifth of [0, 1] and by {turns[1000.0]:.2g} over a"
+            " fifth of [0, 1000]"
+        )
         if example.time_is_known and float(inputs[example.time].max()) <= 1 and turns[1.0] < _LEAST_TURN:
             turn = f"changes by {turns[1.0]:.2g} over a fifth; at least {_LEAST_TURN} is wanted (t times 1000?)"
             faults.append(f"{example.time} is given in [0, 1], where its embedding {turn}")
@@ -61,14 +74,22 @@ def _under_masks(foreign: ForeignModel, inputs: Inputs) -> dict[str, Inputs]:
     for mask in (name for name in inputs if foreign.example.is_mask(name)):
         hidden = inputs[mask] == 0  # (B, L)
         for name, value in inputs.items():
-            if name != mask and isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 3 and value.shape[:2] == hidden.shape:
+            if (
+                name != mask
+                and isinstance(value, Tensor)
+                and value.is_floating_point()
+                and value.dim() == 3
+                and value.shape[:2] == hidden.shape
+            ):
                 other = torch.randn(value.shape, generator=torch.Generator().manual_seed(7))
                 changed[name] = {**inputs, name: torch.where(hidden[..., None], other, value)}
     return changed
 
 
 def _turns(foreign: ForeignModel, inputs: Inputs) -> dict[float, float]:
-    """How far t's embedding moves over a fifth of [0, 1] and of [0, 1000]; empty when no layer before the second block is fed by t alone."""
+    """How far t's embedding moves over a fifth of [0, 1] and of [0, 1000]; empty when no layer before the second
+    block is fed by t alone.
+    """
     example, model = foreign.example, foreign.shared_awake
     time = inputs[example.time]
     if not time.is_floating_point():
@@ -83,7 +104,9 @@ def _turns(foreign: ForeignModel, inputs: Inputs) -> dict[float, float]:
         return {name: calls[name][0].outputs[0] for name in calls}
 
     plain, moved, *rest = (seen(given) for given in (inputs, example.changed(inputs, example.time), *others))
-    by_time = [name for name, value in plain.items() if is_vector(value, len(time)) and not torch.equal(value, moved[name])]
+    by_time = [
+        name for name, value in plain.items() if is_vector(value, len(time)) and not torch.equal(value, moved[name])
+    ]
     alone = [name for name in by_time if all(torch.equal(plain[name], other[name]) for other in rest if name in other)]
     if not alone:
         return {}

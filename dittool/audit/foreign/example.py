@@ -1,7 +1,8 @@
-"""Inputs for a foreign model: guessed from its forward signature for the usual forms, or made by a function of the user's.
+"""Inputs for a foreign model: guessed from its forward signature for the usual forms, or made by a function of the
+user's.
 
-The usual forms are (x, t), (x, t, y) with a class label or text tokens, and text with a mask, under the names that are common. Sizes that a
-name does not tell are found by trying the widths that occur in the model.
+The usual forms are (x, t), (x, t, y) with a class label or text tokens, and text with a mask, under the names that are
+common. Sizes that a name does not tell are found by trying the widths that occur in the model.
 
 B batch · C latent channels · L text tokens · H W latent rows and columns
 """
@@ -22,10 +23,37 @@ from dittool.errors import UsageError
 
 Inputs = dict[str, Any]  # arguments of forward by name
 
-_LATENT = ("x", "z", "hidden_states", "sample", "latent", "latents", "x_t", "xt", "z_t", "zt", "img", "noisy_latents", "inputs", "input")
+_LATENT = (
+    "x",
+    "z",
+    "hidden_states",
+    "sample",
+    "latent",
+    "latents",
+    "x_t",
+    "xt",
+    "z_t",
+    "zt",
+    "img",
+    "noisy_latents",
+    "inputs",
+    "input",
+)
 _TIME = ("t", "timestep", "timesteps", "time", "sigma", "noise_labels", "time_step")
 _LABEL = ("y", "class_labels", "labels", "label", "class_label")
-_TEXT = ("text", "context", "encoder_hidden_states", "txt", "caption", "captions", "text_embeds", "prompt_embeds", "text_tokens", "tokens", "cond")
+_TEXT = (
+    "text",
+    "context",
+    "encoder_hidden_states",
+    "txt",
+    "caption",
+    "captions",
+    "text_embeds",
+    "prompt_embeds",
+    "text_tokens",
+    "tokens",
+    "cond",
+)
 _MASK = ("mask", "text_mask", "encoder_attention_mask", "context_mask", "txt_mask", "caption_mask")
 _VECTOR = ("pooled_projections", "pooled", "vec", "vector", "cls", "clip_pooled")
 _SIZES = ("input_size", "sample_size", "img_size", "image_size", "latent_size", "img_resolution", "resolution")
@@ -36,14 +64,24 @@ _GUESSED_TOKENS = 16  # of a latent that comes as tokens
 _MOST_TRIALS = 2000
 _FEW = 4  # tokens along a side, for a large network
 _LARGEST_GUESS = 16  # tokens along a side, of a size that the model itself names
-_HINT = "say how to call it with --example file.py:function, a function of the model (and height, width) that returns forward's arguments"
+_HINT = (
+    "say how to call it with --example file.py:function, a function of the model (and height, width) that returns"
+    " forward's arguments"
+)
 
 
 class Example:
     """Makes a model's inputs, of any latent size that the model's caller may choose."""
 
-    def __init__(self, model: nn.Module, settings: dict[str, Any], function: Callable[..., Any] | None, run: Callable[[nn.Module, Inputs], Tensor]):
-        self._model, self._function, self._run = model if function else None, function, run  # a large one is not kept for nothing
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: dict[str, Any],
+        function: Callable[..., Any] | None,
+        run: Callable[[nn.Module, Inputs], Tensor],
+    ):
+        # a large one is not kept for nothing
+        self._model, self._function, self._run = model if function else None, function, run
         self._parameters = inspect.signature(model.forward).parameters
         self._base = self._called() if function else self._guessed(model, settings)
         self.latent = self._role(_LATENT, lambda value: value.dim() in (3, 4))
@@ -52,7 +90,11 @@ class Example:
     @property
     def conditions(self) -> list[str]:
         """Names of the inputs that are neither the latent, the time, a mask nor a position."""
-        others = [name for name, value in self._base.items() if isinstance(value, Tensor) and name not in (self.latent, self.time, *POSITIONS)]
+        others = [
+            name
+            for name, value in self._base.items()
+            if isinstance(value, Tensor) and name not in (self.latent, self.time, *POSITIONS)
+        ]
         return [name for name in others if not self.is_mask(name)]
 
     def is_mask(self, name: str) -> bool:
@@ -60,7 +102,10 @@ class Example:
         value = self._base[name]
         if not isinstance(value, Tensor) or value.dim() != 2 or not bool(((value == 0) | (value == 1)).all()):
             return False
-        return any(isinstance(other, Tensor) and other.dim() >= 3 and other.shape[-2] == value.shape[1] for other in self._base.values())
+        return any(
+            isinstance(other, Tensor) and other.dim() >= 3 and other.shape[-2] == value.shape[1]
+            for other in self._base.values()
+        )
 
     @property
     def time_is_known(self) -> bool:
@@ -85,7 +130,9 @@ class Example:
             shape[-2:] = size
         elif size and not self._function_takes_a_size and "img_ids" in base:
             shape[1], base["img_ids"] = math.prod(size), _coordinates(size)
-        base[self.latent] = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(base[self.latent].dtype)
+        base[self.latent] = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(
+            base[self.latent].dtype
+        )
         if batch < len(base[self.latent]):
             rows = len(base[self.latent])
             base = {name: value[:batch] if _has_rows(name, value, rows) else value for name, value in base.items()}
@@ -95,7 +142,11 @@ class Example:
         """The same inputs with one of them replaced by another of its kind."""
         value = inputs[name]
         if name == self.time:
-            other = (value * 0.5 + 0.2) if value.is_floating_point() and value.max() <= 1 else (value * 0.37 + 11).to(value.dtype)
+            other = (
+                (value * 0.5 + 0.2)
+                if value.is_floating_point() and value.max() <= 1
+                else (value * 0.37 + 11).to(value.dtype)
+            )
         elif value.is_floating_point():
             other = torch.randn(value.shape, generator=torch.Generator().manual_seed(99)).to(value.dtype)
         else:
@@ -112,15 +163,23 @@ class Example:
         if isinstance(made, (tuple, list)):
             made = dict(zip(self._parameters, made, strict=False))
         if not isinstance(made, dict) or not any(isinstance(value, Tensor) for value in made.values()):
-            raise UsageError(f"--example returns a {type(made).__name__} without tensors, not forward's arguments", _HINT)
+            raise UsageError(
+                f"--example returns a {type(made).__name__} without tensors, not forward's arguments", _HINT
+            )
         return made
 
     def _role(self, names: tuple[str, ...], fits: Callable[[Tensor], bool], required: bool = True) -> str | None:
-        fitting = [name for name, value in self._base.items() if isinstance(value, Tensor) and fits(value) and name not in POSITIONS]
+        fitting = [
+            name
+            for name, value in self._base.items()
+            if isinstance(value, Tensor) and fits(value) and name not in POSITIONS
+        ]
         known = [name for name in names if name in fitting]
         found = (known or [name for name in fitting if self._base[name].is_floating_point()] or [None])[0]
         if found is None and required:
-            raise UsageError(f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 or 4 dimensions", _HINT)
+            raise UsageError(
+                f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 or 4 dimensions", _HINT
+            )
         return found
 
     # Guessing
@@ -138,7 +197,10 @@ class Example:
         latent = next((name for name in choices if name in _LATENT), None)
         if latent is None:
             usual = ", ".join(_LATENT[:5])
-            raise UsageError(f"forward({', '.join(self._parameters)}) has no argument with a usual name of a latent ({usual} …)", _HINT)
+            raise UsageError(
+                f"forward({', '.join(self._parameters)}) has no argument with a usual name of a latent ({usual} …)",
+                _HINT,
+            )
         error: Exception | None = None
         for values in itertools.islice(itertools.product(*choices.values()), _MOST_TRIALS):
             inputs = _with_positions(dict(zip(choices, values, strict=True)), self._parameters, latent)
@@ -147,7 +209,9 @@ class Example:
                 return inputs
             except Exception as raised:  # this guess was wrong
                 error = raised
-        raise UsageError(f"forward({', '.join(self._parameters)}) runs with none of the guesses; the last says: {error}", _HINT) from error
+        raise UsageError(
+            f"forward({', '.join(self._parameters)}) runs with none of the guesses; the last says: {error}", _HINT
+        ) from error
 
 
 def _candidates(name: str, model: nn.Module, settings: dict[str, Any]) -> list[Any]:
@@ -159,11 +223,20 @@ def _candidates(name: str, model: nn.Module, settings: dict[str, Any]) -> list[A
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    told = [value for setting, value in settings.items() if isinstance(value, int) and not isinstance(value, bool) and _goes_with(setting, name)]
-    widths = list(dict.fromkeys([*told, *(module.in_features for module in model.modules() if isinstance(module, nn.Linear))]))
+    told = [
+        value
+        for setting, value in settings.items()
+        if isinstance(value, int) and not isinstance(value, bool) and _goes_with(setting, name)
+    ]
+    widths = list(
+        dict.fromkeys([*told, *(module.in_features for module in model.modules() if isinstance(module, nn.Linear))])
+    )
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
     label = [torch.arange(BATCH) % max(min(tables) - 1, 1)] if tables else []
-    vectors, tokens = [normal(BATCH, width) for width in widths], [normal(BATCH, TEXT_TOKENS, width) for width in widths]
+    vectors, tokens = (
+        [normal(BATCH, width) for width in widths],
+        [normal(BATCH, TEXT_TOKENS, width) for width in widths],
+    )
     if name in _LATENT:
         in_tokens = "img_ids" in inspect.signature(model.forward).parameters
         tokens_of_latent = [normal(BATCH, _GUESSED_TOKENS, width) for width in widths]
@@ -184,20 +257,32 @@ def _candidates(name: str, model: nn.Module, settings: dict[str, Any]) -> list[A
 
 
 def _goes_with(setting: str, name: str) -> bool:
-    """Whether a setting's name says the width of an argument: in_channels of a latent, text_dim of text, pooled_projection_dim of a vector."""
-    kinds = ((_LATENT, ("in_channels",)), (_VECTOR, ("pool", "vec")), ((*_TEXT, *_LABEL), ("text", "caption", "context", "joint", "cross")))
+    """Whether a setting's name says the width of an argument: in_channels of a latent, text_dim of text,
+    pooled_projection_dim of a vector.
+    """
+    kinds = (
+        (_LATENT, ("in_channels",)),
+        (_VECTOR, ("pool", "vec")),
+        ((*_TEXT, *_LABEL), ("text", "caption", "context", "joint", "cross")),
+    )
     return any(name in names and any(part in setting for part in parts) for names, parts in kinds)
 
 
-def _latents(model: nn.Module, settings: dict[str, Any], widths: list[int], normal: Callable[..., Tensor]) -> list[Tensor]:
+def _latents(
+    model: nn.Module, settings: dict[str, Any], widths: list[int], normal: Callable[..., Tensor]
+) -> list[Tensor]:
     convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     patch = convolution.stride[0] if convolution else settings.get("patch_size", 2)
     patch = patch if isinstance(patch, int) else patch[0]
     channels = [convolution.in_channels] if convolution else []
-    channels += [settings[name] for name in ("in_channels", "channels", "latent_channels") if isinstance(settings.get(name), int)]
+    channels += [
+        settings[name] for name in ("in_channels", "channels", "latent_channels") if isinstance(settings.get(name), int)
+    ]
     channels += [width // patch**2 for width in widths if width % patch**2 == 0]
     named = [settings.get(name, vars(model).get(name)) for name in _SIZES]
-    sides = [side[0] if isinstance(side, (tuple, list)) else side for side in named if isinstance(side, (int, tuple, list))]
+    sides = [
+        side[0] if isinstance(side, (tuple, list)) else side for side in named if isinstance(side, (int, tuple, list))
+    ]
     largest = patch * _LARGEST_GUESS
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT:
         sides.insert(0, patch * _FEW)  # few tokens first: a network of this size takes its time

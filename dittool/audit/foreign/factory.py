@@ -50,7 +50,11 @@ class Factory:
             parameters = inspect.signature(self.make).parameters.values()
         except (TypeError, ValueError):
             parameters = ()
-        named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.default is not one.empty]
+        named = [
+            one
+            for one in parameters
+            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.default is not one.empty
+        ]
         return {one.name: one.default for one in named} | self.kwargs
 
 
@@ -60,20 +64,30 @@ def load_factory(target: str, kwargs: str | None = None) -> Factory:
 
 
 def load_attribute(target: str) -> Callable[..., Any]:
-    """What `file.py:Name` or `package.module:Name` names. Raises `UsageError` with the module's own error when it cannot be imported."""
+    """What `file.py:Name` or `package.module:Name` names. Raises `UsageError` with the module's own error when it
+    cannot be imported.
+    """
     module_name, _, name = target.rpartition(":")
     ensure_torchvision()
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            module = _module_of_file(Path(module_name)) if module_name.endswith(".py") else _module_of_package(module_name)
+            module = (
+                _module_of_file(Path(module_name)) if module_name.endswith(".py") else _module_of_package(module_name)
+            )
     except DitError:
         raise
     except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
-        raise UsageError(f"{target}: importing it raises {type(error).__name__}: {error}", "run it on its own, or in its own environment") from error
+        raise UsageError(
+            f"{target}: importing it raises {type(error).__name__}: {error}",
+            "run it on its own, or in its own environment",
+        ) from error
     found = getattr(module, name, None)
     if not callable(found):
         others = [other for other, value in vars(module).items() if callable(value) and not other.startswith("_")]
-        raise UsageError(f"{target}: {module_name} has no class or function {name}; it has {', '.join(others[:10]) or 'none'}", _FORMS)
+        raise UsageError(
+            f"{target}: {module_name} has no class or function {name}; it has {', '.join(others[:10]) or 'none'}",
+            _FORMS,
+        )
     return found
 
 
@@ -110,5 +124,7 @@ def _parsed(kwargs: str | None) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"--kwargs is not JSON: {error}", """for example: --kwargs '{"depth": 4}'""") from error
     if not isinstance(parsed, dict):
-        raise UsageError(f"--kwargs is a {type(parsed).__name__}, not a JSON object", """for example: --kwargs '{"depth": 4}'""")
+        raise UsageError(
+            f"--kwargs is a {type(parsed).__name__}, not a JSON object", """for example: --kwargs '{"depth": 4}'"""
+        )
     return parsed

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 @contextmanager
 def gradients_to(take: Callable[[str, Tensor], None], model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, `take(name, gradient)` gets each parameter's gradient, in parts where backward runs in parts; parameters keep none."""
+    """Inside the `with`, `take(name, gradient)` gets each parameter's gradient, in parts where backward runs in
+    parts; parameters keep none.
+    """
 
     def taken(name: str, parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None

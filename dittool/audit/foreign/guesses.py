@@ -1,7 +1,9 @@
-"""Other values for a factory's keyword argument, guessed from its value, its annotation and the source; nothing is run for it.
+"""Other values for a factory's keyword argument, guessed from its value, its annotation and the source; nothing is run
+for it.
 
-A text's other values are the literals that the source compares with something of the argument's name: `if norm == "rms"`, `norm in ("rms", "layer")`,
-`case "rms"` of a `match self.norm`, a look-up `NORMS[norm]` in a table of the file, or `Literal["rms", "layer"]` as its annotation.
+A text's other values are the literals that the source compares with something of the argument's name: `if norm ==
+"rms"`, `norm in ("rms", "layer")`, `case "rms"` of a `match self.norm`, a look-up `NORMS[norm]` in a table of the file,
+or `Literal["rms", "layer"]` as its annotation.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def _neighbours(value: Any) -> list[Any]:
     if isinstance(value, int):
         return [one for one in dict.fromkeys((value * 2, value + 1, value // 2, value - 1)) if one > 0 and one != value]
     if isinstance(value, float):
-        return [one for one in dict.fromkeys((value * 2, value / 2, 0.5, 0.9)) if one != value and (one <= 1 or value > 1)]
+        return [
+            one for one in dict.fromkeys((value * 2, value / 2, 0.5, 0.9)) if one != value and (one <= 1 or value > 1)
+        ]
     return []
 
 
@@ -69,11 +73,17 @@ def _annotated(make: Callable[..., Any], name: str) -> list[Any]:
         hint = typing.get_type_hints(make.__init__ if inspect.isclass(make) else make).get(name)
     except Exception:  # names that exist for type checkers only, in somebody else's module
         return []
-    return list(typing.get_args(hint)) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else [hint]
+    return (
+        list(typing.get_args(hint))
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else [hint]
+    )
 
 
 def compared_texts(make: Callable[..., Any], name: str) -> list[str]:
-    """The literals that the factory's file compares with something called `name`, in their order; none when there is no source."""
+    """The literals that the factory's file compares with something called `name`, in their order; none when there
+    is no source.
+    """
     try:
         tree = ast.parse(Path(inspect.getsourcefile(inspect.unwrap(make)) or "").read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError, SyntaxError):

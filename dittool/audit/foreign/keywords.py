@@ -17,7 +17,15 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 FIX = "let the argument act, or remove it"
 _LARGEST = 100_000_000  # parameters
 _FEW_BLOCKS = 2
-_LOOKED_AT = ("shapes", "first weights", "answer", "answer in training", "what is kept for backward", "gradients", "modules")
+_LOOKED_AT = (
+    "shapes",
+    "first weights",
+    "answer",
+    "answer in training",
+    "what is kept for backward",
+    "gradients",
+    "modules",
+)
 ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
 
 
@@ -51,7 +59,9 @@ def _fewer_blocks(foreign: ForeignModel) -> dict[str, int]:
     """Values for the arguments that say how many blocks there are, in all or of a kind."""
     blocks, settings = foreign.anatomy.blocks, foreign.factory.settings
     counts = {len(blocks), *map(len, alike_blocks(foreign.shared_awake, blocks).values())}
-    possible = [name for name, value in settings.items() if type(value) is int and value > _FEW_BLOCKS and value in counts]
+    possible = [
+        name for name, value in settings.items() if type(value) is int and value > _FEW_BLOCKS and value in counts
+    ]
     return {name: _FEW_BLOCKS for name in possible if _has_fewer(foreign, name)}
 
 
@@ -95,7 +105,11 @@ class _Seen:
             return "what is kept for backward"
         if gradients_apart(self.training, trained)[1] > 0:
             return "gradients"
-        return "modules" if [(name, type(module), module.extra_repr()) for name, module in model.named_modules()] != self.modules else ""
+        return (
+            "modules"
+            if [(name, type(module), module.extra_repr()) for name, module in model.named_modules()] != self.modules
+            else ""
+        )
 
 
 def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[str, str]:
@@ -114,5 +128,8 @@ def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[s
     if tried and guess.sure:
         return DEAD, f"{value!r} → {shown} changes none of {len(_LOOKED_AT)} things: {', '.join(_LOOKED_AT)}"
     if tried:
-        return UNSEEN, f"{value!r} → {shown} changes nothing, and whether these are values that it may have is not known"
+        return (
+            UNSEEN,
+            f"{value!r} → {shown} changes nothing, and whether these are values that it may have is not known",
+        )
     return UNSEEN, f"{shown} raise {errors[0]}" if errors else guess.why_none

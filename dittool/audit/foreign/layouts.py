@@ -17,7 +17,9 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.
 
 @dataclass(frozen=True)
 class Layout:
-    """How one family names its tensors. Patterns are regular expressions, `block` with the block's number as its group."""
+    """How one family names its tensors. Patterns are regular expressions, `block` with the block's number as its
+    group.
+    """
 
     name: str
     marks: tuple[str, ...]  # a state dict of this family has a name for each
@@ -29,38 +31,62 @@ class Layout:
 
 LAYOUTS = (  # the more special first
     Layout(
-        "PixArt, original names", (r"^t_block\.1\.weight$", r"^blocks\.\d+\.scale_shift_table$"), r"^blocks\.(\d+)\.", r"scale_shift_table$",
-        (r"^pos_embed$",), r"^t_block\.1\.",
+        "PixArt, original names",
+        (r"^t_block\.1\.weight$", r"^blocks\.\d+\.scale_shift_table$"),
+        r"^blocks\.(\d+)\.",
+        r"scale_shift_table$",
+        (r"^pos_embed$",),
+        r"^t_block\.1\.",
     ),
     Layout(
-        "DiT or SiT, original names (the two are the same)", (r"^blocks\.\d+\.adaLN_modulation\.1\.weight$", r"^t_embedder\.mlp\.0\.weight$"),
-        r"^blocks\.(\d+)\.", r"adaLN_modulation\.1\.", (r"^pos_embed$",),
-    ),
-    Layout(
-        "SD3, original names", (r"^joint_blocks\.\d+\.x_block\.attn\.qkv\.weight$",), r"^joint_blocks\.(\d+)\.", r"adaLN_modulation\.1\.",
+        "DiT or SiT, original names (the two are the same)",
+        (r"^blocks\.\d+\.adaLN_modulation\.1\.weight$", r"^t_embedder\.mlp\.0\.weight$"),
+        r"^blocks\.(\d+)\.",
+        r"adaLN_modulation\.1\.",
         (r"^pos_embed$",),
     ),
     Layout(
-        "Flux, original names", (r"^double_blocks\.\d+\.img_mod\.lin\.weight$",), r"^(?:double|single)_blocks\.(\d+)\.",
+        "SD3, original names",
+        (r"^joint_blocks\.\d+\.x_block\.attn\.qkv\.weight$",),
+        r"^joint_blocks\.(\d+)\.",
+        r"adaLN_modulation\.1\.",
+        (r"^pos_embed$",),
+    ),
+    Layout(
+        "Flux, original names",
+        (r"^double_blocks\.\d+\.img_mod\.lin\.weight$",),
+        r"^(?:double|single)_blocks\.(\d+)\.",
         r"(?:img_mod|txt_mod|modulation)\.lin\.",
     ),
     Layout(
-        "PixArt, diffusers", (r"^adaln_single\.linear\.weight$", r"^transformer_blocks\.\d+\.scale_shift_table$"), r"^transformer_blocks\.(\d+)\.",
-        r"scale_shift_table$", (r"^pos_embed\.pos_embed$",), r"^adaln_single\.linear\.",
+        "PixArt, diffusers",
+        (r"^adaln_single\.linear\.weight$", r"^transformer_blocks\.\d+\.scale_shift_table$"),
+        r"^transformer_blocks\.(\d+)\.",
+        r"scale_shift_table$",
+        (r"^pos_embed\.pos_embed$",),
+        r"^adaln_single\.linear\.",
     ),
     Layout(
-        "DiT, diffusers", (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.", r"^proj_out_1\.weight$"), r"^transformer_blocks\.(\d+)\.",
-        r"norm1\.linear\.", (r"^pos_embed\.pos_embed$",),
+        "DiT, diffusers",
+        (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.", r"^proj_out_1\.weight$"),
+        r"^transformer_blocks\.(\d+)\.",
+        r"norm1\.linear\.",
+        (r"^pos_embed\.pos_embed$",),
     ),
     Layout(
-        "Flux, diffusers", (r"^single_transformer_blocks\.\d+\.proj_mlp\.weight$", r"^x_embedder\.weight$"),
-        r"^(?:single_)?transformer_blocks\.(\d+)\.", r"(?:norm1|norm1_context|norm)\.linear\.",
+        "Flux, diffusers",
+        (r"^single_transformer_blocks\.\d+\.proj_mlp\.weight$", r"^x_embedder\.weight$"),
+        r"^(?:single_)?transformer_blocks\.(\d+)\.",
+        r"(?:norm1|norm1_context|norm)\.linear\.",
     ),
     Layout(
-        "SD3, diffusers", (r"^transformer_blocks\.\d+\.norm1_context\.linear\.weight$", r"^pos_embed\.proj\.weight$"),
-        r"^transformer_blocks\.(\d+)\.", r"(?:norm1|norm1_context)\.linear\.", (r"^pos_embed\.pos_embed$",),
+        "SD3, diffusers",
+        (r"^transformer_blocks\.\d+\.norm1_context\.linear\.weight$", r"^pos_embed\.proj\.weight$"),
+        r"^transformer_blocks\.(\d+)\.",
+        r"(?:norm1|norm1_context)\.linear\.",
+        (r"^pos_embed\.pos_embed$",),
     ),
-)  # fmt: skip
+)
 
 
 def bare_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -81,7 +107,11 @@ def find_layout(weights: Mapping[str, Tensor]) -> Layout | None:
 
 
 def stored_positions(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in bare_names(weights).items() if any(re.search(one, name) for one in layout.positions)}
+    return {
+        name: tensor
+        for name, tensor in bare_names(weights).items()
+        if any(re.search(one, name) for one in layout.positions)
+    }
 
 
 def block_biases(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
@@ -91,17 +121,23 @@ def block_biases(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Ten
     return {
         name: tensor
         for name, tensor in inside.items()
-        if not re.search(layout.modulation, name) and ".emb." not in name and bare.get(name.removesuffix("bias") + "weight", tensor).dim() >= 2
+        if not re.search(layout.modulation, name)
+        and ".emb." not in name
+        and bare.get(name.removesuffix("bias") + "weight", tensor).dim() >= 2
     }
 
 
 def gates(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, bool]:
-    """Each gate of each block by a name, and whether anything can open it: a weight, a bias or a table that is not zero."""
+    """Each gate of each block by a name, and whether anything can open it: a weight, a bias or a table that is not
+    zero.
+    """
     bare, found = bare_names(weights), {}
     width = _width(bare, layout)
     shared = {name: tensor for name, tensor in bare.items() if layout.shared and re.search(layout.shared, name)}
     layers = dict.fromkeys(
-        name.removesuffix("weight").removesuffix("bias") for name in bare if re.search(layout.block, name) and re.search(layout.modulation, name)
+        name.removesuffix("weight").removesuffix("bias")
+        for name in bare
+        if re.search(layout.block, name) and re.search(layout.modulation, name)
     )
     for layer in layers:
         stacked = [bare[name] for name in (f"{layer}weight", f"{layer}bias") if name in bare]
@@ -116,12 +152,17 @@ def gates(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, bool]:
 
 def _width(weights: Mapping[str, Tensor], layout: Layout) -> int:
     """D: columns of the first modulation's weight or table."""
-    return next(tensor.shape[1] for name, tensor in weights.items()
-                if re.search(layout.block, name) and re.search(layout.modulation, name) and tensor.dim() == 2)  # fmt: skip
+    return next(
+        tensor.shape[1]
+        for name, tensor in weights.items()
+        if re.search(layout.block, name) and re.search(layout.modulation, name) and tensor.dim() == 2
+    )
 
 
 def incomplete_blocks(weights: Mapping[str, Tensor], layout: Layout) -> tuple[int, list[str]]:
-    """How many blocks there are, and the tensors that one lacks although more than half of its list have them. The last may differ."""
+    """How many blocks there are, and the tensors that one lacks although more than half of its list have them. The
+    last may differ.
+    """
     lists: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
     for name, tensor in bare_names(weights).items():
         if found := re.search(layout.block, name):

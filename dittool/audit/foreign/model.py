@@ -1,6 +1,7 @@
 """A foreign model to try out: built as often as a rule needs it, with its example inputs and its anatomy.
 
-Drawing the weights of a large model takes many seconds and gigabytes, so that one is built once, and rules get copies that share its weights.
+Drawing the weights of a large model takes many seconds and gigabytes, so that one is built once, and rules get copies
+that share its weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from dittool.errors import DitError, UsageError
 
 
 class ForeignModel(Wakeable):
-    """A factory, how to call what it makes, and where its parts are. Everything is seeded: two builds have the same weights."""
+    """A factory, how to call what it makes, and where its parts are. Everything is seeded: two builds have the same
+    weights.
+    """
 
     def __init__(self, factory: Factory, example: Callable[..., Any] | None = None) -> None:
         self.factory, self._function = factory, example
@@ -36,13 +39,16 @@ class ForeignModel(Wakeable):
         except (Exception, SystemExit) as error:
             given = ", ".join(f"{name}={value!r}" for name, value in factory.kwargs.items())
             raise UsageError(
-                f"{factory.target}({given}) raises {type(error).__name__}: {error}", """give its arguments with --kwargs '{"depth": 4}'"""
+                f"{factory.target}({given}) raises {type(error).__name__}: {error}",
+                """give its arguments with --kwargs '{"depth": 4}'""",
             ) from error
         self.example = Example(model, factory.settings | _configured(model), example, answer)
         try:
             answer(model, self.example.inputs())
         except (Exception, SystemExit) as error:
-            raise UsageError(f"{factory.target}: forward raises {type(error).__name__} on the example: {error}", "correct --example") from error
+            raise UsageError(
+                f"{factory.target}: forward raises {type(error).__name__} on the example: {error}", "correct --example"
+            ) from error
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self._only = model if self.large else None
 
@@ -56,8 +62,12 @@ class ForeignModel(Wakeable):
         return self.parameters > LARGEST_BUILT
 
     def fresh(self, seed: int = 0, **changes: Any) -> nn.Module:
-        """As the factory leaves it, in evaluation mode. A large one shares its weights with others: who changes them puts them back."""
-        changes = {name: value for name, value in changes.items() if self.factory.settings.get(name, not value) != value}
+        """As the factory leaves it, in evaluation mode. A large one shares its weights with others: who changes
+        them puts them back.
+        """
+        changes = {
+            name: value for name, value in changes.items() if self.factory.settings.get(name, not value) != value
+        }
         if self._only is None or seed or changes:
             return self.factory.build(seed, **changes)
         try:
@@ -71,7 +81,9 @@ class ForeignModel(Wakeable):
         if self._only is None:
             return self.awake(seed=1)
         inside = tuple(f"{block}." for block in self.anatomy.blocks)
-        model = _sharing_weights(self._only, {name for name, _ in self._only.named_parameters() if name.startswith(inside)})
+        model = _sharing_weights(
+            self._only, {name for name, _ in self._only.named_parameters() if name.startswith(inside)}
+        )
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -108,7 +120,9 @@ def answer(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def _sharing_weights(model: nn.Module, names: Set[str] | None = None) -> nn.Module:
-    """A copy whose parameters (of these names) are those of the model, but for the ones that are zero throughout, which `wake` writes to."""
+    """A copy whose parameters (of these names) are those of the model, but for the ones that are zero throughout,
+    which `wake` writes to.
+    """
     shared = [one for name, one in model.named_parameters() if (names is None or name in names) and not is_zero(one)]
     return copy.deepcopy(model, {id(one): one for one in shared})
 

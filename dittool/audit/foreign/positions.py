@@ -19,7 +19,10 @@ from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.probe import relative_change
 from dittool.audit.rule import Finding, failed, passed, skipped
 
-FIX = "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary angles"
+FIX = (
+    "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary"
+    " angles"
+)
 _NOISE = 1e-4
 _SHAPES_WANTED = 3
 Grid = tuple[int, int]  # (rows, columns) in tokens
@@ -28,14 +31,22 @@ Grid = tuple[int, int]  # (rows, columns) in tokens
 def check_positions(foreign: ForeignModel) -> list[Finding]:
     anatomy = foreign.anatomy
     if not anatomy.blocks or not anatomy.tokens:
-        return skipped(f"the latent's tokens were not found: {anatomy.why_not or 'the latent does not reach the first block in one row'}")
+        return skipped(
+            "the latent's tokens were not found:"
+            f" {anatomy.why_not or 'the latent does not reach the first block in one row'}"
+        )
     faults = stored_positions(foreign)
     if not foreign.example.sizes_can_change:
-        unseen = "the latent comes as tokens, and --example does not take a height and width, so other shapes cannot be tried"
+        unseen = (
+            "the latent comes as tokens, and --example does not take a height and width, so other shapes cannot be"
+            " tried"
+        )
         return _failures(faults) or skipped(unseen)
     patch = _patch_size(foreign)
     if patch is None:
-        return _failures(faults) or skipped(f"{anatomy.tokens} tokens for a latent of {foreign.example.size}: the patch size cannot be told")
+        return _failures(faults) or skipped(
+            f"{anatomy.tokens} tokens for a latent of {foreign.example.size}: the patch size cannot be told"
+        )
     shapes, problem = _shapes_that_run(foreign, patch)
     if problem:
         faults.append(problem)
@@ -45,7 +56,10 @@ def check_positions(foreign: ForeignModel) -> list[Finding]:
     if faults:
         return _failures(faults)
     ran = ", ".join(f"{rows}×{columns}" for rows, columns in shapes)
-    return passed(f"runs at {ran} tokens and answers in kind; positions are neither learned nor stored, and bind tokens to rows and columns")
+    return passed(
+        f"runs at {ran} tokens and answers in kind; positions are neither learned nor stored, and bind tokens to rows"
+        " and columns"
+    )
 
 
 def stored_positions(foreign: ForeignModel) -> list[str]:
@@ -62,7 +76,9 @@ def stored_positions(foreign: ForeignModel) -> list[str]:
             moved = relative_change(plain, other) > _NOISE if plain.any() else bool(other.any())
             if moved or (turns and relative_change(plain_answer, _answer(model, inputs)) > _NOISE):
                 stored.append(f"{name} {tuple(tensor.shape)}")
-    return [f"{len(stored)} tensors of the state dict hold positions of a fixed size, first {stored[0]}"] if stored else []
+    return (
+        [f"{len(stored)} tensors of the state dict hold positions of a fixed size, first {stored[0]}"] if stored else []
+    )
 
 
 @contextmanager
@@ -78,11 +94,19 @@ def _redrawn(tensor: Tensor) -> Iterator[None]:
 
 
 def _loose_tensors(model: nn.Module, blocks: tuple[str, ...]) -> list[tuple[str, Tensor]]:
-    """Floating-point tensors of the state dict outside of the blocks that are no layer's weight: parameters, buffers, embedding tables."""
-    layers = {name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm))}
+    """Floating-point tensors of the state dict outside of the blocks that are no layer's weight: parameters,
+    buffers, embedding tables.
+    """
+    layers = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm))
+    }
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     saved = model.state_dict()
-    loose = {name: tensor for name, tensor in tensors.items() if name in saved and name.rpartition(".")[0] not in layers}
+    loose = {
+        name: tensor for name, tensor in tensors.items() if name in saved and name.rpartition(".")[0] not in layers
+    }
     inside = tuple(f"{block}." for block in blocks)
     outside = {name: tensor for name, tensor in loose.items() if not name.startswith(inside) or tensor.dim() >= 2}
     return [(name, tensor) for name, tensor in outside.items() if tensor.is_floating_point()]
@@ -118,8 +142,14 @@ def _patch_size(foreign: ForeignModel) -> int | None:
 def _shapes_that_run(foreign: ForeignModel, patch: int) -> tuple[list[Grid], str]:
     """Grids at which the model runs and answers in kind, and the first fault."""
     side = math.isqrt(foreign.anatomy.tokens)
-    rows, columns = (foreign.example.size[0] // patch, foreign.example.size[1] // patch) if foreign.example.size else (side, side)
-    wanted = list(dict.fromkeys([(rows, columns), (2, 3), (rows, max(columns // 2, 1)), (max(rows // 2, 1), columns), (rows, columns * 2)]))
+    rows, columns = (
+        (foreign.example.size[0] // patch, foreign.example.size[1] // patch) if foreign.example.size else (side, side)
+    )
+    wanted = list(
+        dict.fromkeys(
+            [(rows, columns), (2, 3), (rows, max(columns // 2, 1)), (max(rows // 2, 1), columns), (rows, columns * 2)]
+        )
+    )
     ran: list[Grid] = []
     problem = ""
     for grid in wanted:
@@ -135,7 +165,10 @@ def _shapes_that_run(foreign: ForeignModel, patch: int) -> tuple[list[Grid], str
         if alike:
             ran.append(grid)
         else:
-            problem = problem or f"at {grid[0]}×{grid[1]} tokens, a latent of {tuple(latent.shape)}, it answers in the shape {shape}"
+            problem = (
+                problem
+                or f"at {grid[0]}×{grid[1]} tokens, a latent of {tuple(latent.shape)}, it answers in the shape {shape}"
+            )
     if problem and len(ran) >= _SHAPES_WANTED and any(grid[0] != grid[1] for grid in ran):
         problem = ""  # a window or a stage may ask for multiples; the rule asks for three shapes
     return ran, problem
@@ -154,13 +187,18 @@ def _faults_on(foreign: ForeignModel, grid: Grid, patch: int, stored: bool) -> l
         elsewhere = _signature(foreign, foreign.under_other_weights(), blank)
         learned = float((here - elsewhere).abs().max()) / scale
         if learned > noise:
-            faults.append(f"positions differ by {learned:.2g} of their size between two sets of weights: they are learned")
+            faults.append(
+                f"positions differ by {learned:.2g} of their size between two sets of weights: they are learned"
+            )
         order = _token_of_patch(foreign, model, grid, patch)
         cells = here[order].unflatten(0, grid)  # (h, w, D)
-        mixed = float((cells - cells[:1] - cells[:, :1] + cells[:1, :1]).abs().max()) / scale  # zero when f(row, column) = a(row) + b(column)
+        # zero when f(row, column) = a(row) + b(column)
+        mixed = float((cells - cells[:1] - cells[:, :1] + cells[:1, :1]).abs().max()) / scale
         if mixed > noise and not faults:
             where = f"on {grid[0]}×{grid[1]} tokens"
-            faults.append(f"{where} positions do not split into row and column (rest {mixed:.2g}): height and width are exchanged")
+            faults.append(
+                f"{where} positions do not split into row and column (rest {mixed:.2g}): height and width are exchanged"
+            )
     faults += _swap_fault(foreign, model, grid, patch)
     if scale == 0 and not faults:
         faults += _rotary_fault(foreign, model, grid, blank)
@@ -177,7 +215,9 @@ def _token_of_patch(foreign: ForeignModel, model: nn.Module, grid: Grid, patch: 
     return order
 
 
-def _with_patch(foreign: ForeignModel, inputs: dict[str, Any], grid: Grid, patch: int, index: int, change: Any) -> dict[str, Any]:
+def _with_patch(
+    foreign: ForeignModel, inputs: dict[str, Any], grid: Grid, patch: int, index: int, change: Any
+) -> dict[str, Any]:
     """The inputs with one patch of the latent changed."""
     latent = inputs[foreign.example.latent].clone()
     _patch_of(latent, grid, patch, index)[...] = change(_patch_of(latent, grid, patch, index).clone())
@@ -203,19 +243,32 @@ def _swap_fault(foreign: ForeignModel, model: nn.Module, grid: Grid, patch: int)
     _patch_of(expected, grid, patch, 0)[...] = _patch_of(plain, grid, patch, last)
     _patch_of(expected, grid, patch, last)[...] = _patch_of(plain, grid, patch, 0)
     change = relative_change(expected, other)
-    return [] if change > _NOISE else [f"exchanging two tokens merely exchanges their answers (relative change {change:.1g}): there are no positions"]
+    return (
+        []
+        if change > _NOISE
+        else [
+            f"exchanging two tokens merely exchanges their answers (relative change {change:.1g}): there are no"
+            " positions"
+        ]
+    )
 
 
 def _rotary_fault(foreign: ForeignModel, model: nn.Module, grid: Grid, blank: dict[str, Any]) -> list[str]:
-    """Between tokens of equal content attention's logits depend on the step from row and column to row and column alone."""
+    """Between tokens of equal content attention's logits depend on the step from row and column to row and column
+    alone.
+    """
     with torch.no_grad(), attention_logits() as seen:
         answer(model, blank)
     count = math.prod(grid)
-    first = next((logits for logits in seen if logits.shape[-1] >= count and logits.shape[-1] == logits.shape[-2]), None)
+    first = next(
+        (logits for logits in seen if logits.shape[-1] >= count and logits.shape[-1] == logits.shape[-2]), None
+    )
     if first is None:
         return []
-    offset = first.shape[-1] - count - foreign.anatomy.after  # other tokens stand in front, of this stream or of another
-    logits = first.reshape(-1, *first.shape[-2:]).mean(dim=0)[offset : offset + count, offset : offset + count]  # (N, N)
+    # other tokens stand in front, of this stream or of another
+    offset = first.shape[-1] - count - foreign.anatomy.after
+    # (N, N)
+    logits = first.reshape(-1, *first.shape[-2:]).mean(dim=0)[offset : offset + count, offset : offset + count]
     steps: dict[tuple[int, int], list[float]] = {}
     apart: dict[int, list[float]] = {}
     for i in range(count):
@@ -228,11 +281,16 @@ def _rotary_fault(foreign: ForeignModel, model: nn.Module, grid: Grid, blank: di
     if whole <= 0:
         return []
     if max(max(values) - min(values) for values in apart.values()) / whole <= 10 * _NOISE:
-        return ["attention between equal tokens depends on their distance in the sequence alone: rows and columns are not told apart"]
+        return [
+            "attention between equal tokens depends on their distance in the sequence alone: rows and columns are not"
+            " told apart"
+        ]
     if spread / whole <= 10 * _NOISE:
         return []
-    return [f"on {grid[0]}×{grid[1]} tokens attention between equal tokens depends on more than their distance in rows and columns "
-            f"({spread / whole:.0%} of its range): height and width are exchanged, or the angles are not 2-D"]  # fmt: skip
+    return [
+        f"on {grid[0]}×{grid[1]} tokens attention between equal tokens depends on more than their distance in rows and"
+        f" columns ({spread / whole:.0%} of its range): height and width are exchanged, or the angles are not 2-D"
+    ]
 
 
 def _stray_fault(foreign: ForeignModel, model: nn.Module, grid: Grid, patch: int) -> list[str]:
@@ -243,15 +301,25 @@ def _stray_fault(foreign: ForeignModel, model: nn.Module, grid: Grid, patch: int
 
     def closed(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         pairs = {id(after): before for before, after in Call(args, kwargs, output).streams}
-        return type(output)(pairs.get(id(one), one) for one in output) if isinstance(output, (tuple, list)) else pairs[id(output)]
+        return (
+            type(output)(pairs.get(id(one), one) for one in output)
+            if isinstance(output, (tuple, list))
+            else pairs[id(output)]
+        )
 
-    hooks = [model.get_submodule(name).register_forward_hook(closed, with_kwargs=True) for name in foreign.anatomy.blocks]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(closed, with_kwargs=True) for name in foreign.anatomy.blocks
+    ]
     try:
         before, after = _answer(model, inputs), _answer(model, changed)
     finally:
         for hook in hooks:
             hook.remove()
-    moved = [one for one in range(math.prod(grid)) if (_patch_of(before, grid, patch, one) - _patch_of(after, grid, patch, one)).abs().max() > 0]
+    moved = [
+        one
+        for one in range(math.prod(grid))
+        if (_patch_of(before, grid, patch, one) - _patch_of(after, grid, patch, one)).abs().max() > 0
+    ]
     if not moved or index in moved:
         return []
     return [f"with its blocks passed by, changing token {index} of the input changes token {moved[0]} of the output"]

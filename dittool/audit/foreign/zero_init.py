@@ -13,7 +13,10 @@ from dittool.audit.foreign.model import ForeignModel
 from dittool.audit.probe import LARGEST_BUILT
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 
-FIX = "multiply each branch by its own gate, and set weight and bias of the modulation's last layer to zero when the model is built"
+FIX = (
+    "multiply each branch by its own gate, and set weight and bias of the modulation's last layer to zero when the"
+    " model is built"
+)
 _INPUTS = 3
 
 
@@ -34,14 +37,25 @@ def check_zero_init(foreign: ForeignModel) -> list[Finding]:
     faults: list[Finding] = []
     worst = max(anatomy.blocks, key=moved.get)
     without = max(tried, key=gateless.get)
-    gates = f"no gate closes {without}: with its modulation at zero and its other weights redrawn it still moves tokens by {gateless[without]:.2g}"
+    gates = (
+        f"no gate closes {without}: with its modulation at zero and its other weights redrawn it still moves tokens by"
+        f" {gateless[without]:.2g}"
+    )
     if moved[worst] > 0:
-        reason = gates if gateless[without] > 0 else f"its gates are there but open: {left or 'the modulation is not zero'}"
-        faults += failed(f"max |block(x) − x| is {moved[worst]:.3g} in {worst}, not 0, of {anatomy.where}; {reason}", FIX)
+        reason = (
+            gates if gateless[without] > 0 else f"its gates are there but open: {left or 'the modulation is not zero'}"
+        )
+        faults += failed(
+            f"max |block(x) − x| is {moved[worst]:.3g} in {worst}, not 0, of {anatomy.where}; {reason}", FIX
+        )
     elif gateless[without] > 0:
         faults += failed(f"the blocks are the identity only because projections are zero; {gates}", FIX)
     if dead := [name for name, change in opened.items() if change == 0]:
-        faults += failed(f"{dead[0]} returns its input whatever its weights are: it can never learn; {len(dead)} of {len(opened)} blocks", FIX)
+        faults += failed(
+            f"{dead[0]} returns its input whatever its weights are: it can never learn; {len(dead)} of {len(opened)}"
+            " blocks",
+            FIX,
+        )
     if not faults and left:
         faults += warned(f"every block is the identity, yet the modulation is not all zero at step 0: {left}", FIX)
     redrawn = f"with all other weights redrawn too{', tried on one block of each kind' if large else ''}"
@@ -90,7 +104,9 @@ def _modulation_left(foreign: ForeignModel, model: nn.Module) -> str:
     """Names the first part of the modulation that is not zero, "" when there is none."""
     anatomy = foreign.anatomy
     layers = dict.fromkeys([*(one for block in anatomy.blocks for one in anatomy.modulation[block]), *anatomy.shared])
-    tensors = {f"{layer}.{name}": one for layer in layers for name, one in model.get_submodule(layer).named_parameters()}
+    tensors = {
+        f"{layer}.{name}": one for layer in layers for name, one in model.get_submodule(layer).named_parameters()
+    }
     for block in anatomy.blocks:
         tensors |= {f"{block}.{name}": one for name, one in modulation_tables(model.get_submodule(block)).items()}
     left = {name: float(tensor.detach().abs().max()) for name, tensor in tensors.items() if tensor.any()}

@@ -1,23 +1,26 @@
 """Every key acts: changing it changes something that can be seen.
 
 ## What it checks
-Each key of a preset or of a checkpoint's configuration is set to other values that are valid. What is built and drawn from it must change:
-the network's shapes, its answer, the bytes that it keeps for backward; timesteps, dropout modes, learning rates, decays; buckets, stored
-patches, normalisation; latents drawn with its sampling. Keys that act only while a run trains, embeds or validates are named as not judged;
-those of training are each shown to act by short runs in tests/train/test_live_keys.py.
+Each key of a preset or of a checkpoint's configuration is set to other values that are valid. What is built and drawn
+from it must change: the network's shapes, its answer, the bytes that it keeps for backward; timesteps, dropout modes,
+learning rates, decays; buckets, stored patches, normalisation; latents drawn with its sampling. Keys that act only
+while a run trains, embeds or validates are named as not judged; those of training are each shown to act by short runs
+in tests/train/test_live_keys.py.
 
-Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type: a list with one element changed,
-a text to the literals that the file compares it with, None to what its annotation says. The model is built again, a very large one with fewer
-blocks, and compared: names and shapes of its tensors, its first weights, its answer, its answer in training, the bytes that it keeps for backward,
-its gradients. An argument that changes none of them, at any value that the factory takes, fails. One without another value to try, or whose other
+Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type: a list
+with one element changed, a text to the literals that the file compares it with, None to what its annotation says. The
+model is built again, a very large one with fewer blocks, and compared: names and shapes of its tensors, its first
+weights, its answer, its answer in training, the bytes that it keeps for backward, its gradients. An argument that
+changes none of them, at any value that the factory takes, fails. One without another value to try, or whose other
 values are refused or may not be legal, is named as not judged.
 
 ## Why it matters
-A flag that is parsed and never read makes runs that differ in name only. Gradient checkpointing, dropout and normalisation of queries and keys have
-all been such flags in published repositories.
+A flag that is parsed and never read makes runs that differ in name only. Gradient checkpointing, dropout and
+normalisation of queries and keys have all been such flags in published repositories.
 
 ## Example
-`def DiT(depth, qk_norm=False)` whose attention never looks at `qk_norm` fails: "qk_norm: False → True changes none of 7 things".
+`def DiT(depth, qk_norm=False)` whose attention never looks at `qk_norm` fails: "qk_norm: False → True changes none of 7
+things".
 
 ## Fix
 Let the argument act, or remove it.

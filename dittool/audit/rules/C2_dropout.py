@@ -1,13 +1,14 @@
 """Condition dropout is one draw a sample: the four modes exclude each other and come as often as the preset says.
 
 ## What it checks
-10,000 samples are drawn the way training draws them. What each keeps (nothing, text, reference, both) is counted and compared with
-`[dropout]`: the chi-square statistic over the modes must be below its 99.9% quantile, and a mode of share 0 must never come. The modes must not
-depend on the timesteps that are drawn beside them.
+10,000 samples are drawn the way training draws them. What each keeps (nothing, text, reference, both) is counted and
+compared with `[dropout]`: the chi-square statistic over the modes must be below its 99.9% quantile, and a mode of share
+0 must never come. The modes must not depend on the timesteps that are drawn beside them.
 
 ## Why it matters
-Two independent masks overlap: "10% text dropped, 10% reference dropped" then leaves other shares of each combination than planned, and one
-that is needed for guidance may hardly occur. A real run threw away every checkpoint because of it.
+Two independent masks overlap: "10% text dropped, 10% reference dropped" then leaves other shares of each combination
+than planned, and one that is needed for guidance may hardly occur. A real run threw away every checkpoint because of
+it.
 
 ## Example
 Shares 10/10/10/70 drawn as two masks of 20% give 4/16/16/64: the statistic is in the hundreds.
@@ -38,7 +39,10 @@ def check(subject: Subject) -> list[Finding]:
     kept = flow.kept_conditions(flow.dropout_modes(uniform, shares))
     observed = [int((~kept.text & ~kept.reference).sum()), int((kept.text & ~kept.reference).sum())]
     observed += [int((~kept.text & kept.reference).sum()), int((kept.text & kept.reference).sum())]
-    seen = ", ".join(f"{name} {count / _DRAWS:.1%} (planned {share:.0%})" for name, count, share in zip(flow.MODES, observed, shares, strict=True))
+    seen = ", ".join(
+        f"{name} {count / _DRAWS:.1%} (planned {share:.0%})"
+        for name, count, share in zip(flow.MODES, observed, shares, strict=True)
+    )
     if stray := [name for name, count, share in zip(flow.MODES, observed, shares, strict=True) if share == 0 and count]:
         return failed(f"mode {stray[0]} comes although its share is 0: {seen}", _FIX)
     planned = [(count, share) for count, share in zip(observed, shares, strict=True) if share > 0]

@@ -1,12 +1,13 @@
 """The timesteps that training draws have the distribution that the preset names.
 
 ## What it checks
-10,000 timesteps are drawn with the preset's `flow.timestep_sampling` and `flow.shift` and compared with that distribution's own function: the
-Kolmogorov–Smirnov distance must be below its 99.9% quantile, 1.95/√n. All must lie in [0.001, 0.999].
+10,000 timesteps are drawn with the preset's `flow.timestep_sampling` and `flow.shift` and compared with that
+distribution's own function: the Kolmogorov–Smirnov distance must be below its 99.9% quantile, 1.95/√n. All must lie in
+[0.001, 0.999].
 
 ## Why it matters
-A key that nobody reads trains with another distribution than the one that the run is reported with. Timesteps of exactly 0 or 1 ask for a
-velocity where there is no signal or no noise.
+A key that nobody reads trains with another distribution than the one that the run is reported with. Timesteps of
+exactly 0 or 1 ask for a velocity where there is no signal or no noise.
 
 ## Example
 `timestep_sampling = "logit_normal"` that draws uniformly fails with a distance of about 0.12 against 0.02.
@@ -39,7 +40,10 @@ def check(subject: Subject) -> list[Finding]:
     section = subject.config.flow
     uniform = torch.rand(_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = flow.timesteps(uniform, section.timestep_sampling, section.shift).double()
-    drawn = f"{_DRAWS:,} draws of {section.timestep_sampling} with shift {section.shift:g}: mean {t.mean():.3f}, from {t.min():.3g} to {t.max():.3g}"
+    drawn = (
+        f"{_DRAWS:,} draws of {section.timestep_sampling} with shift {section.shift:g}: mean {t.mean():.3f}, from"
+        f" {t.min():.3g} to {t.max():.3g}"
+    )
     if t.min() < flow.SMALLEST_T - _ROUNDING or t.max() > flow.LARGEST_T + _ROUNDING:
         return failed(f"{drawn}; the range is [{flow.SMALLEST_T}, {flow.LARGEST_T}]", _FIX)
     distance = _distance(t, section)
@@ -49,7 +53,9 @@ def check(subject: Subject) -> list[Finding]:
 
 
 def _distance(t: Tensor, section: Flow) -> float:
-    """Largest distance between the draws' distribution and the one that the section names; inside the clamps, where it is continuous."""
+    """Largest distance between the draws' distribution and the one that the section names; inside the clamps, where
+    it is continuous.
+    """
     t = t.sort().values
     unshifted = t / (section.shift - (section.shift - 1) * t)  # the inverse of s·t / (1 + (s − 1)·t)
     expected = torch.special.ndtr(torch.logit(unshifted)) if section.timestep_sampling == "logit_normal" else unshifted

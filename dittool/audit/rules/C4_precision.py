@@ -1,13 +1,14 @@
-"""Weights, gradients and moments are fp32; with `precision = "bf16"` the matrix products run in bf16, otherwise nothing does.
+"""Weights, gradients and moments are fp32; with `precision = "bf16"` the matrix products run in bf16, otherwise nothing
+does.
 
 ## What it checks
-The network runs forward and backward as its precision says: with bf16 under autocast, where every linear layer of the blocks must give bf16, with
-fp32 without. Parameters and gradients must be fp32 either way, and the answer finite. In a checkpoint, raw and averaged weights and the optimizer's
-moments must be fp32.
+The network runs forward and backward as its precision says: with bf16 under autocast, where every linear layer of the
+blocks must give bf16, with fp32 without. Parameters and gradients must be fp32 either way, and the answer finite. In a
+checkpoint, raw and averaged weights and the optimizer's moments must be fp32.
 
 ## Why it matters
-Updates of 1e-4 relative to a weight vanish in bf16's eight bits: a run with bf16 master weights stands still at low rates. A model that is cast
-instead of autocast does just that.
+Updates of 1e-4 relative to a weight vanish in bf16's eight bits: a run with bf16 master weights stands still at low
+rates. A model that is cast instead of autocast does just that.
 
 ## Example
 `model.to(torch.bfloat16)` before training fails: parameters are bfloat16.
@@ -54,9 +55,13 @@ def _check_run(subject: Subject) -> list[Finding]:
     wanted = "bfloat16" if precision == "bf16" else "float32"
     kinds = {
         "parameters": Counter(_name(parameter.dtype) for parameter in model.parameters()),
-        "gradients": Counter(_name(parameter.grad.dtype) for parameter in model.parameters() if parameter.grad is not None),
+        "gradients": Counter(
+            _name(parameter.grad.dtype) for parameter in model.parameters() if parameter.grad is not None
+        ),
     }
-    faults = [f"{what} are {_counts(found)}, not all float32" for what, found in kinds.items() if set(found) != {"float32"}]
+    faults = [
+        f"{what} are {_counts(found)}, not all float32" for what, found in kinds.items() if set(found) != {"float32"}
+    ]
     if set(seen) != {wanted}:
         faults.append(f"with precision {precision} the blocks' linear layers give {_counts(seen)}, not all {wanted}")
     if not torch.isfinite(answer).all():
@@ -71,7 +76,9 @@ def _check_foreign(subject: Subject) -> list[Finding]:
     kinds = Counter(_name(parameter.dtype) for parameter in subject.foreign.fresh().parameters())
     if set(kinds) != {"float32"}:
         return failed(f"parameters as built are {_counts(kinds)}, not all float32", _FIX)
-    return passed(f"parameters as built: {_counts(kinds)}; in which precision they will be run is not the model's to say")
+    return passed(
+        f"parameters as built: {_counts(kinds)}; in which precision they will be run is not the model's to say"
+    )
 
 
 def _check_checkpoint(subject: Subject) -> list[Finding]:
@@ -81,7 +88,9 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
     tensors = named_tensors({key: view.content[key] for key in _KEPT if key in view.content})
     wrong = [name for name, tensor in tensors if tensor.dtype != torch.float32]
     if wrong:
-        return failed(f"{len(wrong)} of {len(tensors)} tensors of weights and moments are not float32, first {wrong[0]}", _FIX)
+        return failed(
+            f"{len(wrong)} of {len(tensors)} tensors of weights and moments are not float32, first {wrong[0]}", _FIX
+        )
     return passed(f"all {len(tensors)} tensors of weights, average and moments are float32")
 
 

@@ -1,13 +1,13 @@
 """The learning rate warms up, reaches its peak and decays over the planned updates, and a step is an optimizer update.
 
 ## What it checks
-The rate of every planned update: it must reach `train.lr`, before the second half of the run, never rise after that, and end at `train.min_lr`.
-In a checkpoint, AdamW's own count of updates must equal the checkpoint's step, the samples seen must be steps times batch times accumulation, and
-the optimizer's rate must be the schedule's.
+The rate of every planned update: it must reach `train.lr`, before the second half of the run, never rise after that,
+and end at `train.min_lr`. In a checkpoint, AdamW's own count of updates must equal the checkpoint's step, the samples
+seen must be steps times batch times accumulation, and the optimizer's rate must be the schedule's.
 
 ## Why it matters
-A warm-up as long as the run only ever raises the rate. Steps counted in micro-batches make every schedule run too fast by the
-accumulation, 256-fold in one real run.
+A warm-up as long as the run only ever raises the rate. Steps counted in micro-batches make every schedule run too fast
+by the accumulation, 256-fold in one real run.
 
 ## Example
 `steps = 5000, warmup_steps = 5000` fails: the peak is reached by the last update only.
@@ -38,16 +38,24 @@ def _check_plan(subject: Subject) -> list[Finding]:
     train = subject.config.train
     rates = [schedule.learning_rate(step, train) for step in range(train.steps)]
     peak = rates.index(max(rates))
-    figures = f"{train.steps:,} updates, {train.warmup_steps:,} of warm-up: {rates[0]:.3g} → {max(rates):.3g} at {peak + 1:,} → {rates[-1]:.3g}"
+    figures = (
+        f"{train.steps:,} updates, {train.warmup_steps:,} of warm-up: {rates[0]:.3g} → {max(rates):.3g} at {peak + 1:,}"
+        f" → {rates[-1]:.3g}"
+    )
     fix = "set train.warmup_steps well below train.steps"
     if not math.isclose(max(rates), train.lr, rel_tol=_CLOSE):
         return failed(f"{figures}; the peak train.lr = {train.lr:g} is not what is reached", fix)
     if peak >= train.steps / 2:
         return failed(f"{figures}; the peak comes in the second half, so the rate hardly decays", fix)
     if any(after > before * (1 + _CLOSE) for before, after in zip(rates[peak:-1], rates[peak + 1 :], strict=True)):
-        return failed(f"{figures}; the rate rises again after its peak", "the schedule must decay (objective.schedule.learning_rate)")
+        return failed(
+            f"{figures}; the rate rises again after its peak",
+            "the schedule must decay (objective.schedule.learning_rate)",
+        )
     if train.steps > peak + 1 and not math.isclose(rates[-1], train.min_lr, rel_tol=1e-3, abs_tol=train.lr * 1e-4):
-        return failed(f"{figures}; it should end at train.min_lr = {train.min_lr:g}", "the schedule must end with the run")
+        return failed(
+            f"{figures}; it should end at train.min_lr = {train.min_lr:g}", "the schedule must end with the run"
+        )
     return passed(figures)
 
 
@@ -59,16 +67,24 @@ def _check_count(subject: Subject) -> list[Finding]:
     counts = {int(state["step"]) for state in optimizer["state"].values()}
     if view.step and counts != {view.step}:
         return failed(
-            f"the checkpoint says step {view.step:,}, AdamW has counted {', '.join(f'{count:,}' for count in sorted(counts)) or 'nothing'} updates",
+            f"the checkpoint says step {view.step:,}, AdamW has counted"
+            f" {', '.join(f'{count:,}' for count in sorted(counts)) or 'nothing'} updates",
             "count a step when the optimizer steps, not when a batch is read",
         )
     seen = view.content["samples_seen"]
     if train.batch_size is not None and seen != (expected := view.step * train.batch_size * train.accumulate):
         figures = f"{view.step:,} × {train.batch_size} × {train.accumulate} = {expected:,}"
-        return failed(f"samples_seen is {seen:,}, step × batch × accumulation is {figures}", "count samples with the steps")
+        return failed(
+            f"samples_seen is {seen:,}, step × batch × accumulation is {figures}", "count samples with the steps"
+        )
     rates = {group["lr"] for group in optimizer["param_groups"]}
     wanted = schedule.learning_rate(max(view.step - 1, 0), train)
     if view.step and not all(math.isclose(rate, wanted, rel_tol=1e-3) for rate in rates):
         found = ", ".join(f"{rate:.4g}" for rate in sorted(rates))
-        return failed(f"the optimizer's rate is {found}, the schedule's at step {view.step:,} is {wanted:.4g}", "set the rate before every update")
-    return passed(f"step {view.step:,} = AdamW's count of updates; {seen:,} samples seen; rate {wanted:.4g} as the schedule says")
+        return failed(
+            f"the optimizer's rate is {found}, the schedule's at step {view.step:,} is {wanted:.4g}",
+            "set the rate before every update",
+        )
+    return passed(
+        f"step {view.step:,} = AdamW's count of updates; {seen:,} samples seen; rate {wanted:.4g} as the schedule says"
+    )

@@ -1,12 +1,14 @@
 """Guidance of scale 0 and 1 gives exactly the branches that it must, and the preset's scales give the formula's sum.
 
 ## What it checks
-The sampler is run for one Euler step, from which the guided velocity follows, on a network with open gates. Scales 0, 0 must give the
-unconditional prediction; text 1 the text branch; reference 1 the reference branch; nested 1, 1 the prediction with both. With the preset's own
-kind and scales the result must be the formula's combination of the branches.
+The sampler is run for one Euler step, from which the guided velocity follows, on a network with open gates. Scales 0, 0
+must give the unconditional prediction; text 1 the text branch; reference 1 the reference branch; nested 1, 1 the
+prediction with both. With the preset's own kind and scales the result must be the formula's combination of the
+branches.
 
 ## Why it matters
-A wrong sign, a swapped scale or a branch that keeps the wrong condition still draws pictures, only worse ones, and nobody looks at the algebra.
+A wrong sign, a swapped scale or a branch that keeps the wrong condition still draws pictures, only worse ones, and
+nobody looks at the algebra.
 
 ## Example
 `v = v_text + s·(v_text − v_∅)` fails: scale 0 gives the text branch instead of the unconditional one.
@@ -42,9 +44,13 @@ def check(subject: Subject) -> list[Finding]:
     branch = {name: _branch(model, inputs, *kept) for name, kept in _KEPT.items()}
     none, text, dino, full = branch.values()
     cases = {
-        ("additive", 0.0, 0.0): none, ("additive", 1.0, 0.0): text, ("additive", 0.0, 1.0): dino,
-        ("nested", 0.0, 0.0): none, ("nested", 0.0, 1.0): dino, ("nested", 1.0, 1.0): full,
-    }  # fmt: skip
+        ("additive", 0.0, 0.0): none,
+        ("additive", 1.0, 0.0): text,
+        ("additive", 0.0, 1.0): dino,
+        ("nested", 0.0, 0.0): none,
+        ("nested", 0.0, 1.0): dino,
+        ("nested", 1.0, 1.0): full,
+    }
     s_text, s_dino = sample.cfg_text, sample.cfg_dino
     formulas = {
         "additive": none + s_text * (text - none) + s_dino * (dino - none),
@@ -52,12 +58,18 @@ def check(subject: Subject) -> list[Finding]:
     }
     cases[(sample.guidance, s_text, s_dino)] = formulas[sample.guidance]
     apart = {case: relative_change(expected, _guided(model, inputs, *case)) for case, expected in cases.items()}
-    wrong = [f"{kind} with text {text:g}, reference {dino:g}: {error:.2g}" for (kind, text, dino), error in apart.items() if error > _CLOSE]
+    wrong = [
+        f"{kind} with text {text:g}, reference {dino:g}: {error:.2g}"
+        for (kind, text, dino), error in apart.items()
+        if error > _CLOSE
+    ]
     if wrong:
-        return failed(f"{len(wrong)} of {len(cases)} cases are off by more than {_CLOSE:g}: {'; '.join(wrong)}{probe.note}", _FIX)
+        return failed(
+            f"{len(wrong)} of {len(cases)} cases are off by more than {_CLOSE:g}: {'; '.join(wrong)}{probe.note}", _FIX
+        )
     return passed(
-        f"{len(cases)} cases within {max(apart.values()):.1g} of their branches, the preset's own ({sample.guidance}, text {s_text:g}, "
-        f"reference {s_dino:g}) among them{probe.note}"
+        f"{len(cases)} cases within {max(apart.values()):.1g} of their branches, the preset's own ({sample.guidance},"
+        f" text {s_text:g}, reference {s_dino:g}) among them{probe.note}"
     )
 
 

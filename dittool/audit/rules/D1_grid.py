@@ -1,15 +1,18 @@
-"""Every sample has as many patches as its bucket's grid has cells, a latent of the bucket's size, and the widths of the identity card.
+"""Every sample has as many patches as its bucket's grid has cells, a latent of the bucket's size, and the widths of the
+identity card.
 
 ## What it checks
-For samples spread over the whole set: the number of patches equals rows × columns of the encoder's grid for the sample's bucket, or of its 2×2
-means where patches are stored pooled; the latent's height and width are the bucket's over the codec's stride, 8 where no card says it; channels and
-feature widths are the card's and the same in all samples. In a set without a card one patch size, 14 or 16, must explain all samples.
+For samples spread over the whole set: the number of patches equals rows × columns of the encoder's grid for the
+sample's bucket, or of its 2×2 means where patches are stored pooled; the latent's height and width are the bucket's
+over the codec's stride, 8 where no card says it; channels and feature widths are the card's and the same in all
+samples. In a set without a card one patch size, 14 or 16, must explain all samples.
 
 ## Why it matters
 Features of an old grid, cut or padded to the count of a new one, load and train; only the pictures never come right.
 
 ## Example
-A sample of 512x512 with 37 × 37 patches, beside a card that says patch 16, fails: "1369 patches, bucket 512x512 has 1024 (patch 16)".
+A sample of 512x512 with 37 × 37 patches, beside a card that says patch 16, fails: "1369 patches, bucket 512x512 has
+1024 (patch 16)".
 
 ## Fix
 Embed again with the encoder of the card, or shard the features that belong to it.
@@ -44,13 +47,19 @@ def check(subject: Subject) -> list[Finding]:
     for ref in refs:
         cls, patches, latent, text = (data.array(ref, feature) for feature in (IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT))
         if (cls.ndim, patches.ndim, latent.ndim, text.ndim) != (1, 2, 3, 2):
-            faults.append(f"{ref.id}: axes {cls.shape}, {patches.shape}, {latent.shape}, {text.shape} of CLS, patches, latent, text")
+            faults.append(
+                f"{ref.id}: axes {cls.shape}, {patches.shape}, {latent.shape}, {text.shape} of CLS, patches, latent,"
+                " text"
+            )
             continue
         stride = data.encoder("vae").get("stride", _USUAL_STRIDE)
         bucket = data.bucket(ref) or Bucket(latent.shape[2] * stride, latent.shape[1] * stride)
         widths[(len(cls), patches.shape[1], latent.shape[0], text.shape[1])] += 1
         if latent.shape[1:] != (bucket.height // stride, bucket.width // stride):
-            faults.append(f"{ref.id}: latent of {latent.shape[1]}×{latent.shape[2]}, bucket {bucket.name} over {stride} has {_grid(bucket, stride)}")
+            faults.append(
+                f"{ref.id}: latent of {latent.shape[1]}×{latent.shape[2]}, bucket {bucket.name} over {stride} has"
+                f" {_grid(bucket, stride)}"
+            )
         fitting = {size for size in sizes if data.patch_count(bucket, size) == len(patches)}
         if not fitting:
             wanted = " or ".join(f"{data.patch_count(bucket, size)} (patch {size})" for size in sorted(sizes))
@@ -67,11 +76,21 @@ def check(subject: Subject) -> list[Finding]:
 
 def _width_faults(data: DataView, widths: Counter, refs: list[SampleRef]) -> list[str]:
     if len(widths) > 1:
-        return [f"{len(widths)} different widths (CLS, patches, channels, text) among {len(refs)} samples: {dict(widths)}"]
-    image, channels, text = data.encoder("image").get("width"), data.encoder("vae").get("channels"), data.encoder("text").get("width")
+        return [
+            f"{len(widths)} different widths (CLS, patches, channels, text) among {len(refs)} samples: {dict(widths)}"
+        ]
+    image, channels, text = (
+        data.encoder("image").get("width"),
+        data.encoder("vae").get("channels"),
+        data.encoder("text").get("width"),
+    )
     card = (image, image, channels, text)
     found = next(iter(widths), card)
-    return [f"widths (CLS, patches, channels, text) are {found}, the card says {card}"] if data.card and found != card else []
+    return (
+        [f"widths (CLS, patches, channels, text) are {found}, the card says {card}"]
+        if data.card and found != card
+        else []
+    )
 
 
 def _grid(bucket: Bucket, stride: int) -> str:

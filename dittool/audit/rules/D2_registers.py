@@ -1,20 +1,22 @@
 """The first patches are patches, not the encoder's CLS or register tokens.
 
 ## What it checks
-Whether the first patch token is the CLS token that is stored beside it. At each of the first eight places: how near the nearest token of
-another place lies, and how near the nearest one at the same place in another image. Patches have near neighbours anywhere. Registers have theirs
-only among registers of the same number: the first distance is then a multiple of the second, from place 0 on and up to their number, and not
-behind it. No index is needed; 24 images are, and docs/audit-power.md tells what they show. Of pooled patches only rule D3 can tell.
+Whether the first patch token is the CLS token that is stored beside it. At each of the first eight places: how near the
+nearest token of another place lies, and how near the nearest one at the same place in another image. Patches have near
+neighbours anywhere. Registers have theirs only among registers of the same number: the first distance is then a
+multiple of the second, from place 0 on and up to their number, and not behind it. No index is needed; 24 images are,
+and docs/audit-power.md tells what they show. Of pooled patches only rule D3 can tell.
 
 ## Why it matters
-Encoders with registers give [CLS, registers, patches]. Taking the tokens after CLS takes the registers in: every patch then lies four
-cells off its place, the last four are lost, and all shapes still look right. Sets made so exist.
+Encoders with registers give [CLS, registers, patches]. Taking the tokens after CLS takes the registers in: every patch
+then lies four cells off its place, the last four are lost, and all shapes still look right. Sets made so exist.
 
 ## Example
 `last_hidden_state[:, 1 : 1 + N]` of DINOv3 fails: "the first 4 patch tokens of 200 images look like registers".
 
 ## Fix
-Embed again with `dit embed --pass dinov3 --rebuild`, which reads the number of registers from the encoder's config; then `dit shard`.
+Embed again with `dit embed --pass dinov3 --rebuild`, which reads the number of registers from the encoder's config;
+then `dit shard`.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ _FEWEST, _MOST = 24, 200  # images
 _OTHERS = 8  # tokens of other places taken from each image
 _FLOOR = 0.02  # of the tokens' spread: equal tokens, as of white margins, have no ratio
 _SAME = 0.01  # relative distance below which a token is the CLS token
-# The ratio of the two distances from which tokens are strange, and its least drop behind them. Of patches it lies around 1 and below, of registers
-# from 1.2 to 30. One place alone may be strange by chance, as a corner is; several in a row are not.
+# The ratio of the two distances from which tokens are strange, and its least drop behind them. Of patches it lies
+# around 1 and below, of registers from 1.2 to 30. One place alone may be strange by chance, as a corner is; several in
+# a row are not.
 _ONE_STRANGE, _SEVERAL_STRANGE = (1.4, 1.5), (1.2, 1.25)
 _FIX = "embed again with dit embed --pass dinov3 --rebuild: patches start behind the registers; then dit shard"
 
@@ -66,7 +69,10 @@ def check(subject: Subject) -> list[Finding]:
     if data.patch_storage == POOLED:
         return skipped("pooled patches hold registers and patches in one token, if at all; rule D3 finds the shift")
     if not ratios:
-        return skipped(f"{len(seen)} images of at least {2 * _PLACES} patches are too few to tell registers from patches, {_FEWEST} are needed")
+        return skipped(
+            f"{len(seen)} images of at least {2 * _PLACES} patches are too few to tell registers from patches,"
+            f" {_FEWEST} are needed"
+        )
     return passed(f"none among the first {_PLACES} patch tokens of {len(seen)} images: {shown}")
 
 
@@ -94,8 +100,13 @@ def _look(data: DataView, ref: SampleRef, number: int) -> _Seen | None:
 
 
 def _ratios(seen: list[_Seen]) -> list[float]:
-    """For each of the first places: median over images of the distance to the nearest token elsewhere, over that at the same place."""
-    first, elsewhere = torch.from_numpy(np.stack([image.first for image in seen])), torch.from_numpy(np.concatenate([image.others for image in seen]))
+    """For each of the first places: median over images of the distance to the nearest token elsewhere, over that at
+    the same place.
+    """
+    first, elsewhere = (
+        torch.from_numpy(np.stack([image.first for image in seen])),
+        torch.from_numpy(np.concatenate([image.others for image in seen])),
+    )
     spread = float((elsewhere - elsewhere.mean(dim=0)).norm(dim=1).mean())
     return [_ratio(first[:, place], elsewhere, spread) for place in range(_PLACES)]
 

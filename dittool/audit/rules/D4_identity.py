@@ -1,21 +1,23 @@
 """The identity card is there, is whole, and is the preset's and the checkpoint's.
 
 ## What it checks
-The card names all three encoders with the hash of their weights, and its own hash is the one in the index. With `--preset`: encoders, buckets
-and storage are those of the preset. A checkpoint must remember the card that it was trained on, unchanged, with the encoders that its own
-configuration names, and a finite normalisation for each latent channel. A card that `dit shard --index` wrote for a set of another program is a
-claim, compared with shapes only: that, and a set without any card, is a warning.
+The card names all three encoders with the hash of their weights, and its own hash is the one in the index. With
+`--preset`: encoders, buckets and storage are those of the preset. A checkpoint must remember the card that it was
+trained on, unchanged, with the encoders that its own configuration names, and a finite normalisation for each latent
+channel. A card that `dit shard --index` wrote for a set of another program is a claim, compared with shapes only: that,
+and a set without any card, is a warning.
 
 ## Why it matters
-Two encoders of the same width give features that fit every shape and mean something else. A checkpoint without the statistics of its data
-cannot be decoded: reconstructions against latents of another scale were once judged as the model's fault.
+Two encoders of the same width give features that fit every shape and mean something else. A checkpoint without the
+statistics of its data cannot be decoded: reconstructions against latents of another scale were once judged as the
+model's fault.
 
 ## Example
 Shards of `facebook/dinov2-large` under a preset that says `facebook/dinov3-vitl16…` fail, though both are 1024 wide.
 
 ## Fix
-Embed with the preset's encoders into another folder, or name what the data are: `-s encoders.image=…`. A claim stays one; rules D1 to D3 say
-whether the features contradict it.
+Embed with the preset's encoders into another folder, or name what the data are: `-s encoders.image=…`. A claim stays
+one; rules D1 to D3 say whether the features contradict it.
 """
 
 from __future__ import annotations
@@ -46,11 +48,19 @@ def _check_data(subject: Subject) -> list[Finding]:
     if not data.refs:
         return skipped(UNOPENED)
     if data.card is None:
-        claim = f"make the set with dit embed and dit shard, or say what made it: dit shard --index {data.folder} --preset P"
-        return warned(f"no identity card for {len(data.refs)} samples: which encoders made their features is not known", claim)
+        claim = (
+            f"make the set with dit embed and dit shard, or say what made it: dit shard --index {data.folder}"
+            " --preset P"
+        )
+        return warned(
+            f"no identity card for {len(data.refs)} samples: which encoders made their features is not known", claim
+        )
     faults = _card_faults(data.card)
     if data.index is not None and data.index["identity_hash"] != identity_hash(data.card):
-        faults.append(f"the index says identity {data.index['identity_hash'][:12]}…, the card in it has {identity_hash(data.card)[:12]}…")
+        faults.append(
+            f"the index says identity {data.index['identity_hash'][:12]}…, the card in it has"
+            f" {identity_hash(data.card)[:12]}…"
+        )
     if not faults and expected is not None:
         faults = _config_faults(data.card, expected)
     if faults:
@@ -72,7 +82,11 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
         faults.append(f"identity {view.data['identity_hash'][:12]}… beside a card of {identity_hash(card)[:12]}…")
     channels = card["encoders"].get("vae", {}).get("channels")
     for name, values in view.data["norm"].items():
-        if len(values) != channels or not all(math.isfinite(value) for value in values) or (name == "scale" and not all(values)):
+        if (
+            len(values) != channels
+            or not all(math.isfinite(value) for value in values)
+            or (name == "scale" and not all(values))
+        ):
             faults.append(f"normalisation: {name} is not {channels} finite numbers, one a channel")
     if not faults and view.config is not None:
         faults += _config_faults(card, view.config)
@@ -80,25 +94,40 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
         faults += _config_faults(card, subject.expected)
     if faults:
         return failed("; ".join(faults), _FIX)
-    return _judged(card, f"trained on identity {identity_hash(card)[:12]}…: {_encoders(card)}; normalisation of {channels} channels")
+    return _judged(
+        card,
+        f"trained on identity {identity_hash(card)[:12]}…: {_encoders(card)}; normalisation of {channels} channels",
+    )
 
 
 def _judged(card: dict[str, Any], evidence: str) -> list[Finding]:
     """For a card without faults."""
     if card.get("claimed"):
-        return warned(f"{evidence}; its {len(_KINDS)} encoders are claimed: another program made the features, nobody saw with what", _CLAIMED)
+        return warned(
+            f"{evidence}; its {len(_KINDS)} encoders are claimed: another program made the features, nobody saw with"
+            " what",
+            _CLAIMED,
+        )
     return passed(evidence)
 
 
 def _card_faults(card: dict[str, Any]) -> list[str]:
     encoders = card.get("encoders", {})
     missing = [kind for kind in _KINDS if not (encoders.get(kind, {}).get("id") and encoders[kind].get("weights"))]
-    return [f"the card does not say which {', '.join(missing)} encoder of which weights made the features"] if missing else []
+    return (
+        [f"the card does not say which {', '.join(missing)} encoder of which weights made the features"]
+        if missing
+        else []
+    )
 
 
 def _config_faults(card: dict[str, Any], config: Config) -> list[str]:
     pairs = [(kind, card["encoders"][kind]["id"], getattr(config.encoders, kind)) for kind in _KINDS]
-    faults = [f"{kind} encoder '{found}', the configuration says '{wanted}'" for kind, found, wanted in pairs if found != wanted]
+    faults = [
+        f"{kind} encoder '{found}', the configuration says '{wanted}'"
+        for kind, found, wanted in pairs
+        if found != wanted
+    ]
     buckets = sorted(bucket.name for bucket in buckets_from_config(config.data))
     if sorted(card["buckets"]) != buckets:
         faults.append(f"buckets {', '.join(sorted(card['buckets']))}, the configuration says {', '.join(buckets)}")

@@ -1,15 +1,16 @@
 """No image is both trained on and held out.
 
 ## What it checks
-The hashes of the images' bytes, and of their latents, in the training split and in the hold-out: no value may stand in both. There must be a
-hold-out.
+The hashes of the images' bytes, and of their latents, in the training split and in the hold-out: no value may stand in
+both. There must be a hold-out.
 
 ## Why it matters
-Validation on images that were trained on measures memory. Real runs of this recipe claimed a hold-out and validated on training shards. A
-picture that was saved again under another name has other bytes, and the same latent.
+Validation on images that were trained on measures memory. Real runs of this recipe claimed a hold-out and validated on
+training shards. A picture that was saved again under another name has other bytes, and the same latent.
 
 ## Example
-One image under two names fails: "1 images stand in both splits, the first is 'cat' in training and 'cat-copy' in the hold-out".
+One image under two names fails: "1 images stand in both splits, the first is 'cat' in training and 'cat-copy' in the
+hold-out".
 
 ## Fix
 Make the shards again with `dit shard`, which decides by the image's bytes; remove re-saved copies from the source.
@@ -40,15 +41,23 @@ def check(subject: Subject) -> list[Finding]:
         return skipped("no index: which samples are held out is not marked in this set")
     counts = {split: sum(ref.split == split for ref in data.refs) for split in (TRAIN, HOLDOUT)}
     if not counts[HOLDOUT]:
-        return warned(f"no hold-out: all {counts[TRAIN]} samples are for training, so nothing can be validated", "dit shard --holdout 0.05")
+        return warned(
+            f"no hold-out: all {counts[TRAIN]} samples are for training, so nothing can be validated",
+            "dit shard --holdout 0.05",
+        )
     findings = []
     for what, hashes in (("image", _image_hashes(data)), ("latent", _latent_hashes(data))):
         shared = sorted(hashes[TRAIN].keys() & hashes[HOLDOUT].keys())
         if shared:
             one, other = hashes[TRAIN][shared[0]], hashes[HOLDOUT][shared[0]]
-            evidence = f"{len(shared)} {what}s stand in both splits, the first is '{one}' in training and '{other}' in the hold-out"
+            evidence = (
+                f"{len(shared)} {what}s stand in both splits, the first is '{one}' in training and '{other}' in the"
+                " hold-out"
+            )
             findings += failed(evidence, _FIX)
-    return findings or passed(f"{counts[HOLDOUT]} held out, {counts[TRAIN]} for training; no image and no latent in both")
+    return findings or passed(
+        f"{counts[HOLDOUT]} held out, {counts[TRAIN]} for training; no image and no latent in both"
+    )
 
 
 def _image_hashes(data: DataView) -> dict[str, dict[str, str]]:

@@ -1,17 +1,17 @@
 """Features are finite, vary, and lie where raw features lie.
 
 ## What it checks
-In samples spread over the set: no NaN and no infinity; nothing near float16's limit; no constant latent, CLS or patches; CLS tokens differ
-between images and are not the mean of the patches; latents have the spread that raw ones of their codec have, so they were not normalised already;
-the index's statistics are those of its samples.
+In samples spread over the set: no NaN and no infinity; nothing near float16's limit; no constant latent, CLS or
+patches; CLS tokens differ between images and are not the mean of the patches; latents have the spread that raw ones of
+their codec have, so they were not normalised already; the index's statistics are those of its samples.
 
 ## Why it matters
-A float16 decoder overflows into NaN, a fallback extractor averages tokens into a wrong CLS, statistics summed in float16 overflow: each
-trains, and each spoils the run.
+A float16 decoder overflows into NaN, a fallback extractor averages tokens into a wrong CLS, statistics summed in
+float16 overflow: each trains, and each spoils the run.
 
 ## Example
-Latents stored as (z − shift)·scale would be normalised again in training; with Flux's scale they fail: "latents have a deviation of 0.36 under the
-codec's scale, 0.45 to 2.2 is usual: normalised already?"
+Latents stored as (z − shift)·scale would be normalised again in training; with Flux's scale they fail: "latents have a
+deviation of 0.36 under the codec's scale, 0.45 to 2.2 is usual: normalised already?"
 
 ## Fix
 Embed again, in fp32 if values overflowed: `-s encoders.dtype="fp32"`.
@@ -45,7 +45,8 @@ def check(subject: Subject) -> list[Finding]:
     kinds: dict[tuple[int, ...], _Kind] = {}
     for ref in refs:
         arrays = {feature.name: data.array(ref, feature).astype(np.float64) for feature in FEATURES}
-        if wrong := [name for name, array in arrays.items() if not np.abs(array).max(initial=0) <= _NEAR_OVERFLOW]:  # NaN compares false
+        # NaN compares false
+        if wrong := [name for name, array in arrays.items() if not np.abs(array).max(initial=0) <= _NEAR_OVERFLOW]:
             bad.append(f"{ref.id} ({', '.join(wrong)})")
             continue
         if any(arrays[feature.name].ndim != len(feature.axes) or not arrays[feature.name].size for feature in FEATURES):
@@ -60,7 +61,10 @@ def check(subject: Subject) -> list[Finding]:
     seen = max(kinds.values(), key=lambda kind: len(kind.cls_tokens), default=_Kind())
     faults = []
     if bad:
-        faults.append(f"{len(bad)} of {len(refs)} samples hold NaN, infinity or values over {_NEAR_OVERFLOW:,}: {', '.join(bad[:3])}")
+        faults.append(
+            f"{len(bad)} of {len(refs)} samples hold NaN, infinity or values over {_NEAR_OVERFLOW:,}:"
+            f" {', '.join(bad[:3])}"
+        )
     if pooled > len(refs) / 2:
         faults.append(f"in {pooled} of {len(refs)} samples CLS is the mean of the patches")
     if len(seen.cls_tokens) > 1 and not bad and _all_alike(seen.cls_tokens):
@@ -70,13 +74,18 @@ def check(subject: Subject) -> list[Finding]:
     if faults:
         return [finding for fault in faults for finding in failed(fault, _FIX)]
     if constant:
-        return warned(f"{len(constant)} constant features, first {', '.join(constant[:3])}: pictures of one colour?", "look at these images")
+        return warned(
+            f"{len(constant)} constant features, first {', '.join(constant[:3])}: pictures of one colour?",
+            "look at these images",
+        )
     latents = f"latents of mean {seen.mean.mean():.3g}, deviation {seen.std:.3g}"
     return passed(f"{len(refs)} of {len(data.refs)} samples: all finite, none constant; {latents}")
 
 
 class _Kind:
-    """Samples of the same widths: their CLS tokens, and mean and deviation of their latents, channel by channel, in float64."""
+    """Samples of the same widths: their CLS tokens, and mean and deviation of their latents, channel by channel, in
+    float64.
+    """
 
     def __init__(self) -> None:
         self.cls_tokens: list[np.ndarray] = []
@@ -114,7 +123,9 @@ def _range_faults(data: DataView, seen: _Kind) -> list[str]:
     low, high = _PLAUSIBLE_STD
     if low <= std <= high:
         return []
-    return [f"latents have a deviation of {std:.2g} under the codec's scale, {low} to {high} is usual: normalised already?"]
+    return [
+        f"latents have a deviation of {std:.2g} under the codec's scale, {low} to {high} is usual: normalised already?"
+    ]
 
 
 def _statistics_faults(data: DataView, refs: list[SampleRef], seen: _Kind) -> list[str]:
@@ -123,7 +134,9 @@ def _statistics_faults(data: DataView, refs: list[SampleRef], seen: _Kind) -> li
     told = data.index["statistics"]
     faults = []
     for name, found in (("latent_mean", seen.mean), ("latent_std", seen.channel_std)):
-        apart = np.abs(np.asarray(told[name], dtype=np.float64) - found).max() if len(told[name]) == len(found) else np.inf
+        apart = (
+            np.abs(np.asarray(told[name], dtype=np.float64) - found).max() if len(told[name]) == len(found) else np.inf
+        )
         if not apart <= _STATISTICS_TOLERANCE * seen.std:
             faults.append(f"{name} in the index is up to {apart:.2g} away from that of its samples")
     return faults

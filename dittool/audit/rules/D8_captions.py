@@ -1,14 +1,14 @@
 """Captions are there, differ, are not cut, and their features have the captions' true lengths.
 
 ## What it checks
-No caption is empty; not all are equal; features differ where the words of captions do; how many captions reach the token limit, or end at one same
-length as cut ones do; a mask is a row of ones and then zeros, agrees with the rows that hold text, and counts no more tokens than its caption has
-bytes; no padding is stored without a mask.
+No caption is empty; not all are equal; features differ where the words of captions do; how many captions reach the
+token limit, or end at one same length as cut ones do; a mask is a row of ones and then zeros, agrees with the rows that
+hold text, and counts no more tokens than its caption has bytes; no padding is stored without a mask.
 
 ## Why it matters
-A caption cut at 77 tokens loses what it says last. Padding that counts as text, or a mask that is all ones, teaches the model nothing but
-padding. Captions that are all equal teach it to ignore text. A caption that was edited after its features were made, "left" for "right"
-of a mirrored image, changes a string that nobody reads.
+A caption cut at 77 tokens loses what it says last. Padding that counts as text, or a mask that is all ones, teaches the
+model nothing but padding. Captions that are all equal teach it to ignore text. A caption that was edited after its
+features were made, "left" for "right" of a mirrored image, changes a string that nobody reads.
 
 ## Example
 `t5h` of 512 rows, 500 of them zero, and no `t5m` beside it fails.
@@ -68,9 +68,14 @@ def check(subject: Subject) -> list[Finding]:
     if faults:
         more = f" (and {len(faults) - _SHOWN} more faults)" if len(faults) > _SHOWN else ""
         return [finding for fault in faults[:_SHOWN] for finding in failed(fault + more, _FIX)]
-    figures = f"{len(captions)} captions, {distinct} different, {np.mean(lengths):.3g} tokens on average, {max(lengths)} at most"
+    figures = (
+        f"{len(captions)} captions, {distinct} different, {np.mean(lengths):.3g} tokens on average, {max(lengths)} at"
+        " most"
+    )
     if cut := _cut(data, lengths):
-        return warned(f"{figures}; {cut}", "raise encoders.max_text_tokens, or shorten the captions; then dit embed --pass t5")
+        return warned(
+            f"{figures}; {cut}", "raise encoders.max_text_tokens, or shorten the captions; then dit embed --pass t5"
+        )
     if distinct < min(_FEW, len(captions)):
         return warned(f"{figures}; so few can teach little about text", "caption the images one by one")
     return passed(f"{figures}; none empty, none cut, no padding stored")
@@ -85,24 +90,40 @@ def _length(text: np.ndarray, mask: np.ndarray | None, caption: str) -> tuple[in
     if not filled:
         return 0, "its text features are empty"
     if mask is None:
-        return filled, "" if filled == len(text) else f"{len(text) - filled} of {len(text)} text rows are padding, and there is no mask"
+        return filled, (
+            ""
+            if filled == len(text)
+            else f"{len(text) - filled} of {len(text)} text rows are padding, and there is no mask"
+        )
     length = int(mask.sum())
     if len(mask) != len(text) or not mask[:length].all() or not length:
         return length, f"its mask of {len(mask)} is not ones and then zeros over {len(text)} text rows"
     if length > filled:
         return length, f"its mask says {length} tokens, only {filled} rows hold text"
     size = len(unicodedata.normalize("NFKC", caption).encode("utf-8", "surrogatepass"))  # as T5's tokenizer reads it
-    return length, "" if length <= size + _BESIDE_TEXT else f"its mask says {length} tokens, its caption has {size} bytes: padding counts as text"
+    return (
+        length,
+        (
+            ""
+            if length <= size + _BESIDE_TEXT
+            else f"its mask says {length} tokens, its caption has {size} bytes: padding counts as text"
+        ),
+    )
 
 
 def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
-    """What is wrong when captions of other words have the same features. Few may: cut ones, or those of words that an encoder does not know."""
+    """What is wrong when captions of other words have the same features. Few may: cut ones, or those of words that
+    an encoder does not know.
+    """
     shared = [words for words in words_of.values() if len(words) > 1]
     extra = sum(len(words) - 1 for words in shared)
     if extra <= _MOST_SHARED * samples:
         return ""
     one, other, *_ = sorted(shared[0])
-    return f"{extra} of {samples} captions have the text features of others, first '{' '.join(one)[:60]}' and '{' '.join(other)[:60]}'"
+    return (
+        f"{extra} of {samples} captions have the text features of others, first '{' '.join(one)[:60]}' and"
+        f" '{' '.join(other)[:60]}'"
+    )
 
 
 def _cut(data: DataView, lengths: list[int]) -> str:

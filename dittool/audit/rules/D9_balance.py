@@ -1,11 +1,12 @@
 """Few images stand there twice, and every bucket fills a batch.
 
 ## What it checks
-Equal images, by the hash of their bytes, and equal latents, within the training split; the number of training samples in each bucket against
-the batch size of `--preset` (without one, against 8).
+Equal images, by the hash of their bytes, and equal latents, within the training split; the number of training samples
+in each bucket against the batch size of `--preset` (without one, against 8).
 
 ## Why it matters
-Duplicates are learned by heart. A bucket smaller than a batch repeats its images within one batch, which then means less than its size.
+Duplicates are learned by heart. A bucket smaller than a batch repeats its images within one batch, which then means
+less than its size.
 
 ## Example
 Five images of 1344x704 with a batch size of 8 are a warning.
@@ -48,7 +49,10 @@ def check(subject: Subject) -> list[Finding]:
     for what, hashes in (("images", _image_hashes(data, training)), ("latents", _latent_hashes(data))):
         extra = sum(count - 1 for count in hashes.values())
         if extra:
-            findings += warned(f"{extra} of {sum(hashes.values())} {what} are copies of others", "remove duplicates from the source folder")
+            findings += warned(
+                f"{extra} of {sum(hashes.values())} {what} are copies of others",
+                "remove duplicates from the source folder",
+            )
     spread = f"{len(sizes)} buckets of {min(sizes.values())} to {max(sizes.values())}"
     return findings or passed(f"{len(training)} training samples, no two alike; {spread}, batch {batch}")
 

@@ -1,15 +1,16 @@
 """Positions follow the latent's own height and width; nothing of them is learned or stored.
 
 ## What it checks
-The network runs at four shapes and answers in each shape. What tells two tokens of equal content apart is the same under other weights, so it
-is not learned, and no tensor in the state dict grows with the grid. Position must split into a row's and a column's part on a grid that is not
-square, which a transposed one does not. With closed blocks, changing one token of the input changes that token of the output alone.
-Exchanging two tokens must not merely exchange the answers. A reference's patches, on the tokens' grid, must carry the tokens' positions.
-Where a foreign model turns queries and keys instead, attention between equal tokens must depend on their distance in rows and columns alone.
+The network runs at four shapes and answers in each shape. What tells two tokens of equal content apart is the same
+under other weights, so it is not learned, and no tensor in the state dict grows with the grid. Position must split into
+a row's and a column's part on a grid that is not square, which a transposed one does not. With closed blocks, changing
+one token of the input changes that token of the output alone. Exchanging two tokens must not merely exchange the
+answers. A reference's patches, on the tokens' grid, must carry the tokens' positions. Where a foreign model turns
+queries and keys instead, attention between equal tokens must depend on their distance in rows and columns alone.
 
 ## Why it matters
-Training runs over seven aspect ratios. A learned table of one size, or height and width exchanged, trains without an error and draws
-torn pictures at every other shape.
+Training runs over seven aspect ratios. A learned table of one size, or height and width exchanged, trains without an
+error and draws torn pictures at every other shape.
 
 ## Example
 `nn.Parameter(torch.zeros(1, 1024, width))` for positions fails: its size is that of one bucket.
@@ -55,7 +56,9 @@ def check(subject: Subject) -> list[Finding]:
             faults.append(f"at {grid[0]}×{grid[1]} tokens the network does not run: {error}")
             continue
         if answer != tuple(inputs.z.shape):
-            faults.append(f"at {grid[0]}×{grid[1]} tokens it answers in the shape {answer}, not {tuple(inputs.z.shape)}")
+            faults.append(
+                f"at {grid[0]}×{grid[1]} tokens it answers in the shape {answer}, not {tuple(inputs.z.shape)}"
+            )
     if not faults:
         faults = [fault for fault in _position_faults(probe, model) if fault]
     if faults:
@@ -83,8 +86,12 @@ def _position_faults(probe: ModelProbe, model: DiT) -> list[str]:
         return [f"all {len(here)} tokens of equal content look equal to the first block: there are no positions"]
     learned = float((here - elsewhere).abs().max())
     grid = here.unflatten(0, _ODD)  # (h, w, D)
-    mixed = float((grid - grid[:1] - grid[:, :1] + grid[:1, :1]).abs().max())  # zero when f(row, column) = a(row) + b(column)
-    unsplit = f"on a grid of {rows}×{columns} positions do not split into row and column (rest {mixed:.2g}): height and width are exchanged"
+    # zero when f(row, column) = a(row) + b(column)
+    mixed = float((grid - grid[:1] - grid[:, :1] + grid[:1, :1]).abs().max())
+    unsplit = (
+        f"on a grid of {rows}×{columns} positions do not split into row and column (rest {mixed:.2g}): height and width"
+        " are exchanged"
+    )
     return [
         f"positions differ by {learned:.2g} between two sets of weights: they are learned" if learned > _NOISE else "",
         unsplit if mixed > _NOISE else "",
@@ -113,7 +120,11 @@ def _stray_token(probe: ModelProbe) -> str:
     changed[:, :, :p, -p:] += 1.0
     before, after = (patchify(model(z, inputs.t, inputs.conditions), p)[0] for z in (inputs.z, changed))
     moved = (before - after).abs().amax(dim=1).nonzero().flatten().tolist()
-    return "" if moved == [last_of_first_row] else f"changing token {last_of_first_row} of the input changes tokens {moved} of the output"
+    return (
+        ""
+        if moved == [last_of_first_row]
+        else f"changing token {last_of_first_row} of the input changes tokens {moved} of the output"
+    )
 
 
 def _equivariance(probe: ModelProbe, model: DiT) -> str:
@@ -123,7 +134,11 @@ def _equivariance(probe: ModelProbe, model: DiT) -> str:
     plain, other = (patchify(model(z, inputs.t, inputs.conditions), p)[0] for z in (inputs.z, swapped))
     order = [len(plain) - 1, *range(1, len(plain) - 1), 0]
     change = relative_change(plain[order], other)
-    return "" if change > _NOISE else f"exchanging two tokens merely exchanges their answers (relative change {change:.1g}): places do not count"
+    return (
+        ""
+        if change > _NOISE
+        else f"exchanging two tokens merely exchanges their answers (relative change {change:.1g}): places do not count"
+    )
 
 
 def _patch_positions(probe: ModelProbe, model: DiT, tokens: Tensor) -> str:
@@ -132,4 +147,8 @@ def _patch_positions(probe: ModelProbe, model: DiT, tokens: Tensor) -> str:
     conditions = probe.inputs(_ODD, batch=1).conditions.map(torch.zeros_like)
     context = model.context(conditions, None, 1, _ODD).tokens[0, -len(tokens) :]  # the patches come last
     apart = float((context - context[0] - tokens).abs().max())
-    return "" if apart <= _NOISE else f"the reference's patches carry positions up to {apart:.2g} away from the tokens' at the same places"
+    return (
+        ""
+        if apart <= _NOISE
+        else f"the reference's patches carry positions up to {apart:.2g} away from the tokens' at the same places"
+    )

@@ -1,12 +1,14 @@
 """Attention and MLP have no biases; norms, input projections, timestep MLP, modulation and output layer may have.
 
 ## What it checks
-Every bias in the network at its real size: none may stand in a block's q, k, v, attention output or MLP. The evidence names those that do and
-counts what all biases cost. In a foreign model's blocks every layer is looked at but norms and what the condition vector feeds.
+Every bias in the network at its real size: none may stand in a block's q, k, v, attention output or MLP. The evidence
+names those that do and counts what all biases cost. In a foreign model's blocks every layer is looked at but norms and
+what the condition vector feeds.
 
 ## Why it matters
-The recipe has none there: the modulation's shifts already do what they could do, and weights with them fit no other model of the recipe. It is
-not about size: the biases that stay cost a third of a percent of a tiny network and a few hundredths of a percent of a large one.
+The recipe has none there: the modulation's shifts already do what they could do, and weights with them fit no other
+model of the recipe. It is not about size: the biases that stay cost a third of a percent of a tiny network and a few
+hundredths of a percent of a large one.
 
 ## Example
 `nn.Linear(width, 3 * width)` for q, k, v fails; `nn.Linear(width, 3 * width, bias=False)` passes.
@@ -47,10 +49,22 @@ def check(subject: Subject) -> list[Finding]:
     ]
     if wrong:
         cost = sum(biases[name] for name in wrong)
-        return failed(f"{len(wrong)} biases where none belongs, first {wrong[0]}; {cost:,} parameters, {cost / total:.3%} of {total:,}", _FIX)
+        return failed(
+            f"{len(wrong)} biases where none belongs, first {wrong[0]}; {cost:,} parameters, {cost / total:.3%} of"
+            f" {total:,}",
+            _FIX,
+        )
     cost = sum(biases.values())
-    linear = sum(isinstance(layer, nn.Linear) for block in model.blocks for part in _BARE for layer in getattr(block, part).modules())
-    return passed(f"none in {linear} attention and MLP layers; {len(biases)} elsewhere, {cost:,} parameters, {cost / total:.3%} of {total:,}")
+    linear = sum(
+        isinstance(layer, nn.Linear)
+        for block in model.blocks
+        for part in _BARE
+        for layer in getattr(block, part).modules()
+    )
+    return passed(
+        f"none in {linear} attention and MLP layers; {len(biases)} elsewhere, {cost:,} parameters, {cost / total:.3%}"
+        f" of {total:,}"
+    )
 
 
 def _check_weights(subject: Subject) -> list[Finding]:
@@ -63,4 +77,6 @@ def _check_weights(subject: Subject) -> list[Finding]:
         cost = sum(tensor.numel() for tensor in wrong.values())
         which = f"{len(wrong)} biases in the blocks' attention and MLP, first {next(iter(wrong))}"
         return failed(f"{view.layout.name}: {which}; {cost:,} parameters, {cost / total:.3%} of {total:,}", _FIX)
-    return passed(f"{view.layout.name}: none in the blocks' attention and MLP among {len(weights)} tensors, {total:,} parameters")
+    return passed(
+        f"{view.layout.name}: none in the blocks' attention and MLP among {len(weights)} tensors, {total:,} parameters"
+    )

@@ -1,19 +1,23 @@
-"""The averaged weights forget the beginning: their decay starts low, rises, and leaves under 10% to the first half of the run.
+"""The averaged weights forget the beginning: their decay starts low, rises, and leaves under 10% to the first half of
+the run.
 
 ## What it checks
-The decay of every update of the planned run: it begins at 0.5 or less, never falls, and the product of the decays over the second half,
-which is the weight that the first half keeps in the final average, is below 10%. In a checkpoint: the average is there, finite, differs from the
-raw weights, and the parts that began at zero have followed the raw ones away from it.
+The decay of every update of the planned run: it begins at 0.5 or less, never falls, and the product of the decays over
+the second half, which is the weight that the first half keeps in the final average, is below 10%. In a checkpoint: the
+average is there, finite, differs from the raw weights, and the parts that began at zero have followed the raw ones away
+from it.
 
 ## Why it matters
-Validation and sampling use the average. At 0.9999 from an early step on, a run of 5,000 steps ends with an average of which 64% is
-from its warm-up: every picture is judged on weights that training had long left.
+Validation and sampling use the average. At 0.9999 from an early step on, a run of 5,000 steps ends with an average of
+which 64% is from its warm-up: every picture is judged on weights that training had long left.
 
 ## Example
-`target = 0.9999, warmup = "linear", warmup_steps = 500` with 5,000 steps fails: 78% of the average predates half of the run.
+`target = 0.9999, warmup = "linear", warmup_steps = 500` with 5,000 steps fails: 78% of the average predates half of the
+run.
 
 ## Fix
-Use `ema.warmup = "power"`, or a lower `ema.target`, or more steps. An average of time constant 1/(1 − target) steps needs a run several times longer.
+Use `ema.warmup = "power"`, or a lower `ema.target`, or more steps. An average of time constant 1/(1 − target) steps
+needs a run several times longer.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ def _check_plan(subject: Subject) -> list[Finding]:
     if falls is not None:
         return failed(f"the decay falls at update {falls:,}, from {decays[falls - 1]:.6g} to {decays[falls]:.6g}", fix)
     if old >= _MOST_OLD:
-        return failed(f"{figures}; {old:.0%} of the final average predates half of the run, at most {_MOST_OLD:.0%} should", fix)
+        return failed(
+            f"{figures}; {old:.0%} of the final average predates half of the run, at most {_MOST_OLD:.0%} should", fix
+        )
     return passed(f"{figures}; {old:.2g} of the final average predates half of the run")
 
 
@@ -62,17 +68,28 @@ def _check_average(subject: Subject) -> list[Finding]:
         evidence = "the checkpoint has no averaged weights under 'ema' beside the raw ones under 'model'"
         return failed(evidence, "keep the average in the checkpoint; validation needs it")
     if broken := non_finite_tensors(ema):
-        return failed(f"{len(broken)} averaged tensors hold NaN or infinity, first {broken[0]}", "go back to an earlier checkpoint")
+        return failed(
+            f"{len(broken)} averaged tensors hold NaN or infinity, first {broken[0]}",
+            "go back to an earlier checkpoint",
+        )
     if view.step == 0 or subject.config is None:
         return skipped("no update was made yet, or no valid configuration says what began at zero")
     zero_first = [name for name, parameter in subject.probe.fresh().named_parameters() if not parameter.any()]
-    ways = {name: float(ema[name].norm() / raw[name].norm()) for name in zero_first if name in ema and name in raw and raw[name].any()}
+    ways = {
+        name: float(ema[name].norm() / raw[name].norm())
+        for name in zero_first
+        if name in ema and name in raw and raw[name].any()
+    }
     if not ways:
         return skipped("none of the parts that begin at zero has left it; see K4 and K6")
     name, least = min(ways.items(), key=lambda item: item[1])
     if least < _FOLLOWED:
         return failed(
-            f"the average of {name} has gone {least:.1%} of the raw weights' way from zero after {view.step:,} updates: it is still the initial one",
+            f"the average of {name} has gone {least:.1%} of the raw weights' way from zero after {view.step:,} updates:"
+            " it is still the initial one",
             "check that the average is updated with every optimizer step, then train again",
         )
-    return passed(f"the average has followed the raw weights from zero in all {len(ways)} such tensors, {least:.0%} of the way or more")
+    return passed(
+        f"the average has followed the raw weights from zero in all {len(ways)} such tensors, {least:.0%} of the way or"
+        " more"
+    )

@@ -1,13 +1,15 @@
-"""Noise, class, guidance scale and style each move the one-step generator's answer, and gradient reaches every parameter.
+"""Noise, class, guidance scale and style each move the one-step generator's answer, and gradient reaches every
+parameter.
 
 ## What it checks
-On the network with open gates, or with a checkpoint's weights: exchanging one of the four inputs for another changes the answer; gradient of the
-answer reaches every parameter, of tables the rows that were looked up; exchanging two patches of the noise does not merely exchange
-the answers, so places count.
+On the network with open gates, or with a checkpoint's weights: exchanging one of the four inputs for another changes
+the answer; gradient of the answer reaches every parameter, of tables the rows that were looked up; exchanging two
+patches of the noise does not merely exchange the answers, so places count.
 
 ## Why it matters
-A class that is embedded and never read gives one mixture for all classes; a guidance scale that does nothing makes `--alpha` a lie; without style
-and noise all samples of a class are one picture. None of this is an error while training.
+A class that is embedded and never read gives one mixture for all classes; a guidance scale that does nothing makes
+`--alpha` a lie; without style and noise all samples of a class are one picture. None of this is an error while
+training.
 
 ## Example
 A condition vector without the guidance scale fails: "guidance scale: the answer does not change".
@@ -44,7 +46,9 @@ def check(subject: Subject) -> list[Finding]:
             return skipped("the weights do not fit the configuration (see K3)")
     inputs = probe.inputs(batch=4)
     changes = _changes(model, inputs)
-    faults = [f"{name}: the answer does not change ({change:.1g})" for name, change in changes.items() if change < _LEAST]
+    faults = [
+        f"{name}: the answer does not change ({change:.1g})" for name, change in changes.items() if change < _LEAST
+    ]
     if dead := _without_gradient(model, inputs):
         faults.append(f"no gradient reaches {len(dead)} parameters, first {', '.join(dead[:3])}")
     if faults:
@@ -55,16 +59,24 @@ def check(subject: Subject) -> list[Finding]:
 
 @torch.no_grad()
 def _changes(model: DriftDiT, inputs: Inputs) -> dict[str, float]:
-    """How far the answer moves with each input; for places, how far it is from the answer with two patches exchanged."""
+    """How far the answer moves with each input; for places, how far it is from the answer with two patches
+    exchanged.
+    """
     plain, (config, conditions) = _answer(model, inputs), (model.config, inputs.conditions)
     others = {"noise": replace(inputs, z=inputs.z.roll(1, 0)), "guidance scale": replace(inputs, t=inputs.t + 1)}
     if config.classes > 1:
-        others["class"] = replace(inputs, conditions=replace(conditions, labels=(conditions.labels + 1) % config.classes))
+        others["class"] = replace(
+            inputs, conditions=replace(conditions, labels=(conditions.labels + 1) % config.classes)
+        )
     if config.style_tokens and config.style_codebook > 1:
-        others["style"] = replace(inputs, conditions=replace(conditions, style=(conditions.style + 1) % config.style_codebook))
+        others["style"] = replace(
+            inputs, conditions=replace(conditions, style=(conditions.style + 1) % config.style_codebook)
+        )
     changes = {name: relative_change(plain, _answer(model, other)) for name, other in others.items()}
     if config.grid[0] * config.grid[1] > 1:
-        exchanged = _corners_exchanged(_answer(model, replace(inputs, z=_corners_exchanged(inputs.z, config.patch_size))), config.patch_size)
+        exchanged = _corners_exchanged(
+            _answer(model, replace(inputs, z=_corners_exchanged(inputs.z, config.patch_size))), config.patch_size
+        )
         changes["places"] = relative_change(plain, exchanged)
     return changes
 
@@ -79,7 +91,9 @@ def _without_gradient(model: DriftDiT, inputs: Inputs) -> list[str]:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     _answer(model, inputs).square().sum().backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     model.zero_grad(set_to_none=True)
     return without
 

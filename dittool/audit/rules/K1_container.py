@@ -1,12 +1,13 @@
 """The file holds tensors and plain values only, found out without loading it, and is what its sidecar says.
 
 ## What it checks
-A `.pt` is walked byte by byte and opcode by opcode: one root folder, nothing compressed, encrypted or doubled, only the few globals that
-tensors need, storages as large as their shapes. A `.safetensors` header is parsed here: no name twice, no gap or overlap, no path as a name.
-A sidecar beside the file must agree with its size, hash and step.
+A `.pt` is walked byte by byte and opcode by opcode: one root folder, nothing compressed, encrypted or doubled, only the
+few globals that tensors need, storages as large as their shapes. A `.safetensors` header is parsed here: no name twice,
+no gap or overlap, no path as a name. A sidecar beside the file must agree with its size, hash and step.
 
 ## Why it matters
-A `.pt` is a program in disguise: loading a stranger's runs what it says. A file that was cut or changed after it was saved is no longer the run's.
+A `.pt` is a program in disguise: loading a stranger's runs what it says. A file that was cut or changed after it was
+saved is no longer the run's.
 
 ## Example
 A pickle that calls `os.system` is refused with exit code 4 before anything in it is loaded.
@@ -32,7 +33,10 @@ def check(subject: Subject) -> list[Finding]:
     size = bytes_text(path.stat().st_size)
     try:
         if subject.checkpoint.weights_only_file:
-            return passed(f"{size}, a safetensors header of {len(check_safetensors(path).tensors)} tensors without gap, overlap or doubled name")
+            return passed(
+                f"{size}, a safetensors header of {len(check_safetensors(path).tensors)} tensors without gap, overlap"
+                " or doubled name"
+            )
         tensors = len(named_tensors(check_pt(path).content))
     except UnsafeFileError as error:
         return failed(error.message, error.hint)
@@ -41,7 +45,13 @@ def check(subject: Subject) -> list[Finding]:
         return passed(f"{content}; another program's file, without a sidecar")
     known = [file for file in list_checkpoints(path.parent) if file.path.name == path.name]
     if not known or not sidecar_path(path).exists():
-        return warned(f"{content}; no sidecar {sidecar_path(path).name} beside it, so its hash cannot be compared", "copy the sidecar along with it")
+        return warned(
+            f"{content}; no sidecar {sidecar_path(path).name} beside it, so its hash cannot be compared",
+            "copy the sidecar along with it",
+        )
     if reason := known[0].verify():
-        return failed(f"{content}; its sidecar disagrees: {reason}", "restore the file from a copy, or go back to an earlier checkpoint")
+        return failed(
+            f"{content}; its sidecar disagrees: {reason}",
+            "restore the file from a copy, or go back to an earlier checkpoint",
+        )
     return passed(f"{content}; size, sha256 and step as its sidecar says")

@@ -4,7 +4,8 @@
 Every floating-point tensor: raw and averaged weights, and the optimizer's moments.
 
 ## Why it matters
-One NaN in a moment spoils the weights at the next update; one in the averaged weights draws black pictures from a run whose loss looks well.
+One NaN in a moment spoils the weights at the next update; one in the averaged weights draws black pictures from a run
+whose loss looks well.
 
 ## Example
 A checkpoint saved after an update with an infinite gradient fails, with the names of the tensors.
@@ -30,5 +31,8 @@ def check(subject: Subject) -> list[Finding]:
     broken = non_finite_tensors(content)
     if broken:
         more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-        return failed(f"{len(broken)} of {len(tensors)} tensors: {', '.join(broken[:_SHOWN])}{more}", "go back to an earlier checkpoint")
+        return failed(
+            f"{len(broken)} of {len(tensors)} tensors: {', '.join(broken[:_SHOWN])}{more}",
+            "go back to an earlier checkpoint",
+        )
     return passed(f"all {len(tensors)} tensors, {sum(tensor.numel() for _, tensor in tensors):,} values")

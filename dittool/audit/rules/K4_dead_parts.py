@@ -1,11 +1,14 @@
-"""After training every part has lived: gates have left zero, null tokens were used, every parameter has received a gradient.
+"""After training every part has lived: gates have left zero, null tokens were used, every parameter has received a
+gradient.
 
 ## What it checks
-Of the raw weights: no tensor that begins at zero, and no single one of a modulation's vectors, is still zero. Of the optimizer: no parameter's
-second moment is zero, which says that no gradient has ever reached it. Of somebody else's weights in a known layout each gate of each block.
+Of the raw weights: no tensor that begins at zero, and no single one of a modulation's vectors, is still zero. Of the
+optimizer: no parameter's second moment is zero, which says that no gradient has ever reached it. Of somebody else's
+weights in a known layout each gate of each block.
 
 ## Why it matters
-A gate that stays zero is a branch that was never trained. A null token that was never used leaves guidance to subtract a random vector.
+A gate that stays zero is a branch that was never trained. A null token that was never used leaves guidance to subtract
+a random vector.
 
 ## Example
 A run without dropout of the text fails: "no gradient has reached conditioning.null_text".
@@ -35,9 +38,14 @@ def check(subject: Subject) -> list[Finding]:
     if not view.ours or subject.config is None or "model" not in view.content:
         return skipped("no raw weights of a known network: what has been trained cannot be told")
     if view.content.get("samples_seen", 0) < _FEWEST_SAMPLES:
-        return skipped(f"{view.content.get('samples_seen', 0)} samples seen, {_FEWEST_SAMPLES} are needed before every mode must have come")
+        return skipped(
+            f"{view.content.get('samples_seen', 0)} samples seen, {_FEWEST_SAMPLES} are needed before every mode must"
+            " have come"
+        )
     raw = view.weights("model")
-    zero_first = [name for name, parameter in subject.probe.fresh().named_parameters() if not parameter.any() and name in raw]
+    zero_first = [
+        name for name, parameter in subject.probe.fresh().named_parameters() if not parameter.any() and name in raw
+    ]
     still_zero = [name for name in zero_first if not raw[name].any()]
     for name in zero_first:
         if name.endswith(".modulation.weight") and raw[name].any():
@@ -46,15 +54,27 @@ def check(subject: Subject) -> list[Finding]:
     moments = view.moments() or {}
     untouched = [name for name, state in moments.items() if not state["exp_avg_sq"].any()]
     faults = [f"{len(still_zero)} parts are still zero: {', '.join(still_zero[:_SHOWN])}"] if still_zero else []
-    faults += [f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}"] if untouched else []
+    faults += (
+        [f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}"] if untouched else []
+    )
     if faults:
         return [finding for fault in faults for finding in failed(f"after {view.step:,} updates {fault}", _FIX)]
-    return passed(f"all {len(zero_first)} tensors that began at zero have left it; gradient has reached all {len(moments)} parameters with moments")
+    return passed(
+        f"all {len(zero_first)} tensors that began at zero have left it; gradient has reached all {len(moments)}"
+        " parameters with moments"
+    )
 
 
 def _check_layout(view: CheckpointView) -> list[Finding]:
     found = gates(view.weights(), view.layout)
     closed = [name for name, open_ in found.items() if not open_]
     if closed:
-        return failed(f"{view.layout.name}: {len(closed)} of {len(found)} gates are zero throughout, first {', '.join(closed[:_SHOWN])}", _FIX)
-    return passed(f"{view.layout.name}: all {len(found)} gates of the blocks have left zero; what else was trained, weights alone do not tell")
+        return failed(
+            f"{view.layout.name}: {len(closed)} of {len(found)} gates are zero throughout, first"
+            f" {', '.join(closed[:_SHOWN])}",
+            _FIX,
+        )
+    return passed(
+        f"{view.layout.name}: all {len(found)} gates of the blocks have left zero; what else was trained, weights alone"
+        " do not tell"
+    )

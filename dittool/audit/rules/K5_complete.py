@@ -1,15 +1,17 @@
 """The checkpoint holds everything that an exact resume needs.
 
 ## What it checks
-All keys are there; raw and averaged weights have the same tensors; the optimizer has both moments of every parameter, in its shape; the random
-state, the data's identity and order, and a valid configuration are remembered. In a run's folder, resolved.toml says what the checkpoint
-remembers.
+All keys are there; raw and averaged weights have the same tensors; the optimizer has both moments of every parameter,
+in its shape; the random state, the data's identity and order, and a valid configuration are remembered. In a run's
+folder, resolved.toml says what the checkpoint remembers.
 
 ## Why it matters
-A run that resumes without its optimizer's moments, its place in the data or its own configuration is another run under the same name.
+A run that resumes without its optimizer's moments, its place in the data or its own configuration is another run under
+the same name.
 
 ## Example
-A checkpoint of weights alone that was saved under the name of a full one fails: "2 of 9 keys are missing: optimizer, rng".
+A checkpoint of weights alone that was saved under the name of a full one fails: "2 of 9 keys are missing: optimizer,
+rng".
 
 ## Fix
 Start from such weights with `dit train --init`, as a new run; keep full checkpoints for resuming.
@@ -47,7 +49,10 @@ def check(subject: Subject) -> list[Finding]:
         faults.append(f"raw and averaged weights differ in {len(raw.items() ^ ema.items())} names or shapes")
     moments = view.moments() if content["step"] else {}
     if moments is None:
-        faults.append(f"the optimizer has the state of {len(content['optimizer']['state'])} parameters, not of the model's {len(raw)}")
+        faults.append(
+            f"the optimizer has the state of {len(content['optimizer']['state'])} parameters, not of the model's"
+            f" {len(raw)}"
+        )
     elif lacking := [name for name, state in moments.items() if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()]:
         faults.append(f"the optimizer lacks moments of {len(lacking)} parameters, first {lacking[0]}")
     if lacking := [key for key in _DATA_KEYS if key not in content["data"]]:

@@ -1,11 +1,13 @@
 """Raw and averaged weights differ, and each stands under its own name.
 
 ## What it checks
-The two sets of weights are compared. The average lags behind: seen from it, the raw weights lie in the direction of the optimizer's last
-updates, which its first moments remember. When they lie in the other direction, the names are exchanged.
+The two sets of weights are compared. The average lags behind: seen from it, the raw weights lie in the direction of the
+optimizer's last updates, which its first moments remember. When they lie in the other direction, the names are
+exchanged.
 
 ## Why it matters
-Pictures "of the EMA" drawn from raw weights, or the reverse, have been published and compared. Equal sets mean that nothing is averaged.
+Pictures "of the EMA" drawn from raw weights, or the reverse, have been published and compared. Equal sets mean that
+nothing is averaged.
 
 ## Example
 A file whose `ema` is a copy of `model` fails: "all 97 tensors are equal".
@@ -51,20 +53,38 @@ def check(subject: Subject) -> list[Finding]:
     ahead = _ahead(raw, ema, moments, common)
     figures = f"{len(differing)} of {len(common)} tensors differ, by {distance:.2g} of the raw weights' norm"
     if ahead < -_CLEAR:
-        return failed(f"{figures}; what is called raw lies behind the last updates (cosine {ahead:+.2g}): the names are exchanged", _FIX)
-    told = "the raw ones are ahead along the last updates" if ahead > _CLEAR else "the last updates do not tell which is which"
+        return failed(
+            f"{figures}; what is called raw lies behind the last updates (cosine {ahead:+.2g}): the names are"
+            " exchanged",
+            _FIX,
+        )
+    told = (
+        "the raw ones are ahead along the last updates"
+        if ahead > _CLEAR
+        else "the last updates do not tell which is which"
+    )
     return passed(f"{figures}; {told} (cosine {ahead:+.2g})")
 
 
 def _check_foreign(view: CheckpointView) -> list[Finding]:
-    """Somebody else's file with both: whether they differ; which is which, only our own optimizer's names would tell."""
+    """Somebody else's file with both: whether they differ; which is which, only our own optimizer's names would
+    tell.
+    """
     raw, ema = view.weights("model"), view.weights("ema")
-    common = [name for name in raw if name in ema and raw[name].shape == ema[name].shape and raw[name].is_floating_point()]
+    common = [
+        name for name in raw if name in ema and raw[name].shape == ema[name].shape and raw[name].is_floating_point()
+    ]
     differing = [name for name in common if not torch.equal(raw[name], ema[name])]
     if not differing:
-        return failed(f"all {len(common)} tensors of 'model' and 'ema' are equal: nothing is averaged, or one was saved twice", _FIX)
+        return failed(
+            f"all {len(common)} tensors of 'model' and 'ema' are equal: nothing is averaged, or one was saved twice",
+            _FIX,
+        )
     distance = _norm(raw[name] - ema[name] for name in common) / max(_norm(raw[name] for name in common), 1e-30)
-    return passed(f"{len(differing)} of {len(common)} tensors of 'model' and 'ema' differ, by {distance:.2g} of the raw weights' norm")
+    return passed(
+        f"{len(differing)} of {len(common)} tensors of 'model' and 'ema' differ, by {distance:.2g} of the raw weights'"
+        " norm"
+    )
 
 
 def _ahead(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], moments: Mapping[str, Any], names: list[str]) -> float:
@@ -73,7 +93,11 @@ def _ahead(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], moments: Mappin
     for name in names:
         gap = (raw[name] - ema[name]).double()
         step = -moments[name]["exp_avg"].double() / (moments[name]["exp_avg_sq"].double().sqrt() + 1e-12)
-        dot, gap_norm, step_norm = dot + float((gap * step).sum()), gap_norm + float(gap.square().sum()), step_norm + float(step.square().sum())
+        dot, gap_norm, step_norm = (
+            dot + float((gap * step).sum()),
+            gap_norm + float(gap.square().sum()),
+            step_norm + float(step.square().sum()),
+        )
     return dot / max((gap_norm * step_norm) ** 0.5, 1e-30)
 
 
