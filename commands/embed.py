@@ -83,9 +83,9 @@ def main(
 def _embed(
     source: Path, out: Path, config: Any, stages: tuple[str, ...], part: str | None, rebuild: bool, console: Console
 ) -> None:
-    from dittool.data.embed import embed
-    from dittool.data.parts import Part, use_own_gpu
-    from dittool.data.scan import summary
+    from dittool.data.features.embed import embed
+    from dittool.data.features.parts import Part, use_own_gpu
+    from dittool.data.source.scan import summary
 
     share = Part.parse(part) if part else Part.from_environment(os.environ)
     use_own_gpu(os.environ)
@@ -110,7 +110,7 @@ def _embed(
     if counts["not_flipped"]:
         console.table(("no flipped variant because", "images"), sorted(counts["not_flipped"].items()))
     console.table(("bucket", "images"), sorted(counts["buckets"].items()))
-    columns = ("pass", "made now", "already there", *([] if share.whole else ["for other parts"]))
+    columns = ("pass", "made now", "already there", *([] if share.is_everything else ["for other parts"]))
     console.table(
         columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
     )
@@ -127,7 +127,7 @@ def _embed(
 
 
 def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], console: Console) -> None:
-    from dittool.data.embed_estimate import estimate
+    from dittool.data.features.estimate import estimate
 
     found = estimate(source, out, config, stages, console)
     console.json(
@@ -147,7 +147,7 @@ def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], con
 
 
 def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
-    from dittool.data.embed_verify import verify
+    from dittool.data.features.verify import verify
 
     found = verify(out, stages, console)
     faults = [vars(fault) for fault in found.faults]

@@ -72,7 +72,7 @@ def main(
     if verify:
         _verify(out, console)
         return
-    from dittool.data.shards import shard
+    from dittool.data.shards.write import shard
 
     done = shard(derived, out, shard_size, limit, holdout, console, seed)
     console.json({"shards": str(out), "left_out": done.left_out, "kept": done.kept, "rows": done.shards})
@@ -95,7 +95,7 @@ def _show_rows(rows: list[dict], console: Console) -> None:
 
 def _index(folder: Path, preset: str, overrides: list[str], console: Console) -> None:
     from dittool.config.load import load_config
-    from dittool.data.older_sets import index_older_set
+    from dittool.data.shards.older_sets import index_older_set
 
     made = index_older_set(folder, load_config(preset, overrides), console)
     console.json({"shards": str(folder), "claimed": made["identity"]["encoders"], "rows": made["shards"]})
@@ -105,7 +105,7 @@ def _index(folder: Path, preset: str, overrides: list[str], console: Console) ->
 
 
 def _verify(folder: Path, console: Console) -> None:
-    from dittool.data.verify import verify
+    from dittool.data.shards.verify import verify
 
     faults = verify(folder, console)
     console.json(

@@ -61,7 +61,7 @@ def main(
     import torch
 
     from dittool.ckpt.files import resolve_checkpoint
-    from dittool.ckpt.safe_load import load_weights
+    from dittool.ckpt.load import load_weights
     from dittool.ckpt.warmstart import old_feature_widths, warmstart, write_init
     from dittool.models.build import build_model
 

@@ -161,7 +161,7 @@ def require_free(folder: Path, needed: int, what: str) -> None:
 
 
 @contextmanager
-def full_disk_told(path: Path, needed: int) -> Iterator[None]:
+def full_disk_explained(path: Path, needed: int) -> Iterator[None]:
     """Around the writing of `needed` bytes: a full disk, quota or size limit becomes a `StorageError` with both
     numbers.
     """

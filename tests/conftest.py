@@ -15,8 +15,8 @@ from dittool.console import Talk
 
 if TYPE_CHECKING:
     from dittool.config.schema import Config
-    from dittool.data.features import FeatureStore
-    from dittool.data.stream import BatchStream
+    from dittool.data.features.store import FeatureStore
+    from dittool.data.shards.stream import BatchStream
 
 # Before torch is imported: results of float arithmetic depend on the number of threads, and small models are faster on
 # one.
@@ -111,15 +111,15 @@ class TinyShards:
 
     @property
     def store(self) -> FeatureStore:
-        from dittool.data.features import FeatureStore
+        from dittool.data.features.store import FeatureStore
 
         return FeatureStore(self.folder.parent / "derived")
 
     def stream(self, rank: int = 0, ranks: int = 1, accumulate: int = 1) -> BatchStream:
         """Batches of four of the training samples."""
         from dittool.data.provenance import Provenance
-        from dittool.data.shard_set import ShardSet
-        from dittool.data.stream import BatchStream
+        from dittool.data.shards.read import ShardSet
+        from dittool.data.shards.stream import BatchStream
 
         shards = ShardSet.open(self.folder)
         refs = shards.split("train")
@@ -138,8 +138,8 @@ class TinyShards:
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory) -> TinyShards:
     from dittool.config.load import load_config
-    from dittool.data.embed import embed
-    from dittool.data.shards import shard
+    from dittool.data.features.embed import embed
+    from dittool.data.shards.write import shard
     from dittool.demo.drawing import draw_dataset
 
     root, config = tmp_path_factory.mktemp("tiny"), load_config("demo", TINY)
@@ -204,8 +204,8 @@ class ClassShards:
 @pytest.fixture(scope="session")
 def class_shards(tmp_path_factory) -> ClassShards:
     from dittool.config.load import load_config
-    from dittool.data.embed import embed
-    from dittool.data.shards import shard
+    from dittool.data.features.embed import embed
+    from dittool.data.shards.write import shard
     from dittool.demo.class_drawing import draw_class_folders
 
     root = tmp_path_factory.mktemp("classes")

@@ -48,7 +48,7 @@ def die_at(event: int, out: str) -> list[int]:
 def main(folder: str, command: list[str], events: list[int]) -> None:
     import torch.utils.tensorboard  # noqa: F401  what is slow to import is imported once, for all the children
 
-    import dittool.data.embed
+    import dittool.data.features.embed
     import dittool.encoders.image
     import dittool.encoders.text
     import dittool.encoders.vae

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dittool.ckpt.files import list_checkpoints
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 
 
 def final_state(run: Path) -> dict[str, Any]:

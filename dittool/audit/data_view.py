@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from dittool.data.buckets import Bucket
-from dittool.data.features import FeatureStore
+from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
-from dittool.data.shard_set import SampleRef, ShardSet
-from dittool.data.shards import TRAIN
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.write import TRAIN
 from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError
+from dittool.geometry import Bucket
 
 UNOPENED = "the set could not be opened; see rule D7"
 _MOST_SAMPLES = 2000  # that a rule looks into

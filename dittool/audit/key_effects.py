@@ -21,10 +21,10 @@ from dittool.audit.probe import ModelProbe
 from dittool.audit.saved_bytes import SavedBytes
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
-from dittool.data.buckets import buckets_from_config
 from dittool.data.normalisation import latent_norm
 from dittool.data.patch_storage import encode_patches
 from dittool.errors import UsageError
+from dittool.geometry import buckets_from_config
 from dittool.objective import flow, schedule
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.pipeline import sample_settings

@@ -58,7 +58,7 @@ def _result(audit: Audit, judged: Judged, index: int) -> dict[str, Any]:
         "ruleIndex": index,
         "kind": _KIND[judged.finding.status],
         "level": _LEVEL[judged.finding.status],
-        "message": {"text": _told(judged.finding)},
+        "message": {"text": _message(judged.finding)},
         "locations": [_location(audit)],
     }
 
@@ -85,11 +85,11 @@ def as_junit(audits: Sequence[Audit]) -> str:
         for judged in audit.findings:
             finding, case = judged.finding, _case(suite, audit, judged.rule)
             if finding.status == FAIL:
-                ElementTree.SubElement(case, "failure", message=_text(finding.evidence)).text = _text(_told(finding))
+                ElementTree.SubElement(case, "failure", message=_text(finding.evidence)).text = _text(_message(finding))
             elif finding.status == SKIP:
                 ElementTree.SubElement(case, "skipped", message=_text(finding.evidence))
             else:
-                ElementTree.SubElement(case, "system-out").text = _text(_told(finding))
+                ElementTree.SubElement(case, "system-out").text = _text(_message(finding))
         for crash in audit.crashes:
             ElementTree.SubElement(_case(suite, audit, crash.rule), "error", message=_text(crash.error))
     ElementTree.indent(root)
@@ -102,7 +102,7 @@ def _case(suite: ElementTree.Element, audit: Audit, rule: Rule) -> ElementTree.E
     )
 
 
-def _told(finding: Finding) -> str:
+def _message(finding: Finding) -> str:
     return (
         f"{finding.evidence}\nFix: {finding.fix}"
         if finding.fix and finding.status in (WARN, FAIL)

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from dittool.ckpt.safe_load import FORMAT_VERSION, check_pt, named_tensors
+from dittool.ckpt.load import FORMAT_VERSION, check_pt, named_tensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
 from dittool.storage import (

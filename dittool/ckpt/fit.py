@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dittool.ckpt.safe_load import non_finite_tensors
+from dittool.ckpt.load import non_finite_tensors
 from dittool.errors import BadDataError
 
 _SHOWN = 10

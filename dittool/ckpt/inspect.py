@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dittool.ckpt.files import list_checkpoints, sidecar_path, write_safetensors
-from dittool.ckpt.safe_load import (
+from dittool.ckpt.load import (
     WEIGHT_KEYS,
     check_pt,
     check_safetensors,
@@ -24,9 +24,9 @@ from dittool.ckpt.safe_load import (
     named_tensors,
     non_finite_tensors,
 )
-from dittool.ckpt.tensor_spec import TensorSpec
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError
+from dittool.untrusted.tensor_spec import TensorSpec
 
 OURS, FOREIGN, WEIGHTS, SAFETENSORS = "dit checkpoint", "foreign checkpoint", "state dict", "safetensors weights"
 _LONGEST_VALUE = 60  # characters of a plain value in the tree

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dittool.ckpt.files import write_safetensors
 from dittool.ckpt.fit import require_finite
-from dittool.ckpt.safe_load import check_pt
+from dittool.ckpt.load import check_pt
 from dittool.errors import BadDataError
 
 COPIED, RESIZED, FRESH, SKIPPED = "copied", "resized", "re-initialised", "skipped"

@@ -9,7 +9,7 @@ from typing import Any
 from dittool.config.schema import Config
 from dittool.data.identity import identity_hash
 from dittool.data.normalisation import LatentNorm, latent_norm
-from dittool.data.shard_set import SampleRef, ShardSet
+from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.errors import BadDataError
 
 

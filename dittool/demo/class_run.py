@@ -13,9 +13,9 @@ from PIL import Image
 
 from dittool.config.drift_schema import DriftConfig
 from dittool.console import SILENT, Talk
-from dittool.data.embed import embed
-from dittool.data.shard_index import INDEX_NAME
-from dittool.data.shards import shard
+from dittool.data.features.embed import embed
+from dittool.data.shards.index import INDEX_NAME
+from dittool.data.shards.write import shard
 from dittool.demo.class_drawing import Recognised, draw_class_folders, recognise
 from dittool.demo.drawing import COLOURS
 from dittool.sampling.one_step import OneStepPipeline

@@ -16,8 +16,8 @@ from dittool.ckpt.files import list_checkpoints
 from dittool.config.load import load_config
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
-from dittool.data.embed import embed
-from dittool.data.shards import shard
+from dittool.data.features.embed import embed
+from dittool.data.shards.write import shard
 from dittool.demo.drawing import draw_dataset
 from dittool.errors import BadDataError
 from dittool.sampling.draw import draw

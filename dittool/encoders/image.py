@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.data.buckets import SIDE_MULTIPLE
 from dittool.encoders.pretrained import (
     DTYPES,
     device_of_choice,
@@ -37,6 +36,7 @@ from dittool.encoders.pretrained import (
 )
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError
+from dittool.geometry import SIDE_MULTIPLE
 
 # Tokens of these stand as [CLS, registers, patches], behind the final norm. Others average, crop or pool them.
 DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_registers": "a DINOv2"}
@@ -131,7 +131,7 @@ class ImageEncoder:
             raise BadDataError(
                 f"{self.card['id']}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the"
                 f" patch size {self.patch_size}",
-                "bring it into a bucket first (dittool.data.images.fit_to_bucket)",
+                "bring it into a bucket first (dittool.data.source.images.fit_to_bucket)",
             )
         x = pixels.permute(0, 3, 1, 2).float() / 255
         if target != (width, height):

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dittool.ckpt.safe_load import check_safetensors
+from dittool.ckpt.load import check_safetensors
 from dittool.errors import BadDataError, DitError, UsageError, WeightsMissingError, from_os_error
 from dittool.storage import read_json
 

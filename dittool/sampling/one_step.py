@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.fit import require_fit
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk

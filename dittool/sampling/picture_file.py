@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError, model_validator
 
 from dittool.config.schema import Counted, PositiveFloat, Sample, Section, Share, Size
-from dittool.data.images import LARGEST_FILE
+from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.grid import parse_grid
 from dittool.storage import write_atomic

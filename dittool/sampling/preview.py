@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from dittool.config.schema import parse_size
-from dittool.data.buckets import Bucket
-from dittool.data.shard_set import ShardSet
-from dittool.data.stream import collate
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.stream import collate
+from dittool.geometry import Bucket
 from dittool.sampling.picture_file import write_png
 from dittool.sampling.pipeline import Pipeline
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from dittool.config.schema import Config
 from dittool.data.normalisation import LatentNorm
-from dittool.data.shard_set import SampleRef, ShardSet
-from dittool.data.stream import BatchStream, sizes_within
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.stream import BatchStream, sizes_within
 from dittool.errors import StorageError
 from dittool.train.distributed import Ranks
 
@@ -46,7 +46,7 @@ def training_stream(
 
 
 @contextmanager
-def readers_told() -> Iterator[None]:
+def reader_errors_explained() -> Iterator[None]:
     """Inside, the death of a process that reads batches is a `StorageError`.
 
     The loader notices it by a signal, so the error may come from anywhere, in the midst of an update too: what is in

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
-from dittool.data.stream import Batch, BatchStream
+from dittool.data.shards.stream import Batch, BatchStream
 from dittool.encoders.vae import load_codec
 from dittool.errors import UsageError, WeightsMissingError
 from dittool.models.build import build_model

@@ -25,7 +25,7 @@ def compile_blocks(model: DiT) -> None:
 
 
 @contextmanager
-def compiler_told() -> Iterator[None]:
+def compiler_errors_explained() -> Iterator[None]:
     """Inside, a failure of the compiler is a `UsageError` that says what is missing."""
     try:
         yield

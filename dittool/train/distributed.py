@@ -100,13 +100,13 @@ class Ranks:
         return bool(votes)
 
 
-def whole(value: Any) -> Any:
+def gathered(value: Any) -> Any:
     """A tensor, or dicts and lists of them, with every split tensor in one piece. All processes must ask together."""
     if isinstance(value, DTensor):
         return value.full_tensor()
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
-    return [whole(item) for item in value] if isinstance(value, list) else value
+        return {key: gathered(item) for key, item in value.items()}
+    return [gathered(item) for item in value] if isinstance(value, list) else value
 
 
 def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]:

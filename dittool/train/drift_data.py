@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
-from dittool.data.shard_set import SampleRef, ShardSet
+from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.errors import BadDataError
 from dittool.objective.drift import alpha_from_uniform
 from dittool.objective.queues import SampleQueues

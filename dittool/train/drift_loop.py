@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, rotate, save_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_folder import record_data
-from dittool.ckpt.safe_load import load_checkpoint
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.config.load import config_to_dict, config_to_toml
 from dittool.console import SILENT, Talk
 from dittool.data.identity import identity_hash
 from dittool.data.normalisation import LatentNorm
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.encoders.drift_features import DriftFeatures
 from dittool.encoders.latent_encoder import SeededEncoder
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
@@ -38,7 +38,7 @@ from dittool.models.drift_dit import ClassConditions
 from dittool.objective.drift import FieldSettings, multi_feature_loss, unconditional_weight
 from dittool.objective.schedule import learning_rate
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
-from dittool.train.distributed import Ranks, process_group, whole
+from dittool.train.distributed import Ranks, gathered, process_group
 from dittool.train.drift_data import ClassSamples, Groups, LatentStream, ToyStream
 from dittool.train.drift_evaluate import LatentEvaluation, ToyEvaluation
 from dittool.train.feature_encoder import FeatureEncoder, train_feature_encoder
@@ -173,7 +173,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> GeneratorSummary | N
             stopping = state.ranks.any(stop.signal_number is not None)
             step, last = state.step, state.step == total
             evaluates, draws = due(step, config.train.eval_every, last), due(step, config.train.sample_every, last)
-            model = state.whole_ema() if evaluates or draws else None
+            model = state.gathered_ema() if evaluates or draws else None
             if run.evaluation is not None and evaluates:
                 figures = run.evaluation.figures(model, state.device)
                 run.log.write(step, figures)
@@ -219,7 +219,7 @@ def train_step(run: _Run) -> None:
             losses = _losses(run, groups, autocast)
             (_minimised(config, losses) / config.train.accumulate).backward()
         run.losses.append({name: loss.detach() for name, loss in losses.items()})
-    norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
+    norm = gathered(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     run.norms.append(norm)
     loss = state.ranks.mean(_minimised(config, run.losses[-1]))
     if not (torch.isfinite(loss) and torch.isfinite(norm)):

@@ -21,9 +21,9 @@ from dittool.ckpt.files import state_bytes
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import TRAIN
-from dittool.data.stream import Batch
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.stream import Batch
+from dittool.data.shards.write import TRAIN
 from dittool.encoders.pretrained import device_of_choice
 from dittool.errors import UsageError
 from dittool.train.batches import training_stream

@@ -9,8 +9,8 @@ from collections import defaultdict
 import torch
 
 from dittool.data.normalisation import LatentNorm
-from dittool.data.shard_set import SampleRef, ShardSet
-from dittool.data.stream import collate
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.stream import collate
 from dittool.models.dit import DiT
 from dittool.objective.flow import MODES, flow_loss, timesteps
 from dittool.seeding import derive_seed

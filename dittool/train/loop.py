@@ -3,7 +3,7 @@
     commands/train.py → this file → objective/flow.py → models/dit.py
 
 A step is one optimizer update: `accumulate` micro-batches, one clipped AdamW update, one EMA update. What a step sees
-is a function of its number alone (`data/stream.py`), so stopping and resuming anywhere gives the bits of the
+is a function of its number alone (`data/shards/stream.py`), so stopping and resuming anywhere gives the bits of the
 uninterrupted run.
 """
 
@@ -22,23 +22,23 @@ from torch import Tensor
 
 from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
 from dittool.ckpt.fit import require_finite, require_fit
+from dittool.ckpt.load import load_checkpoint, load_weights
 from dittool.ckpt.run_folder import record_data
-from dittool.ckpt.safe_load import load_checkpoint, load_weights
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN
-from dittool.data.stream import Batch, BatchStream
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.stream import Batch, BatchStream
+from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
 from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
-from dittool.train.batches import readers_told, training_stream
-from dittool.train.compiled import compiler_told
-from dittool.train.distributed import parts_like, process_group, whole
+from dittool.train.batches import reader_errors_explained, training_stream
+from dittool.train.compiled import compiler_errors_explained
+from dittool.train.distributed import gathered, parts_like, process_group
 from dittool.train.evaluate import Evaluation
 from dittool.train.log import Meter, RunLog, StepFigures
 from dittool.train.signals import StopRequest, stop_on_signal
@@ -126,7 +126,7 @@ def train(
             record_data(out, data, provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step, config)))
             run.evaluation, run.draw, run.judge = _evaluation(config, shards, provenance), draw, judge
-        with readers_told():
+        with reader_errors_explained():
             return _run_steps(run, stop, talk)
 
 
@@ -168,7 +168,7 @@ def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
             evaluates, draws = due(step, train_config.eval_every, last), due(step, train_config.sample_every, last)
             judges = due(step, state.config.validate_.every, last) and not stopping
             if evaluates or draws or judges:
-                pipeline.model, pipeline.step = state.whole_ema(), step
+                pipeline.model, pipeline.step = state.gathered_ema(), step
             if run.evaluation is not None and evaluates:
                 eval_loss = run.evaluation.loss(pipeline.model, state.device)
                 run.log.write(step, {"eval_loss": eval_loss})
@@ -218,14 +218,14 @@ def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
         start = time.monotonic()
         batch = next(batches).to(state.device)
         waited += time.monotonic() - start
-        with state.ranks.local_gradients(state.replica, wanted=left > 0), compiler_told():
+        with state.ranks.local_gradients(state.replica, wanted=left > 0), compiler_errors_explained():
             with autocast:
                 loss = _batch_loss(state, batch)
             (loss.mean * batch.weight).backward()
         losses.append(loss)
         weighted.append(loss.mean.detach() * batch.weight)
         ids += batch.ids
-    grad_norm = whole(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
+    grad_norm = gathered(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     mean = state.ranks.mean(torch.stack(weighted).sum())
     state.samples_seen += len(ids) * state.ranks.count
     _require_finite(state, mean, grad_norm, losses, ids)

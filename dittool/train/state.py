@@ -16,7 +16,7 @@ from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_any
 from dittool.train.compiled import compile_blocks
-from dittool.train.distributed import Ranks, parts_like, whole
+from dittool.train.distributed import Ranks, gathered, parts_like
 from dittool.train.ema import EmaModel
 from dittool.train.optim import build_optimizer
 
@@ -42,13 +42,13 @@ class TrainState:
     def _build(self) -> nn.Module:
         return build_any(self.config, self.data.dims).to(self.device)
 
-    def whole_ema(self) -> nn.Module:
+    def gathered_ema(self) -> nn.Module:
         """The averaged model in one piece, to evaluate and to draw with. All processes must ask together."""
         if not self.ranks.sharded:
             return self.ema.model
         with torch.random.fork_rng(devices=[]):
             model = self._build().eval().requires_grad_(False)
-        model.load_state_dict(whole(self.ema.model.state_dict()))
+        model.load_state_dict(gathered(self.ema.model.state_dict()))
         return model
 
     def to_checkpoint(self) -> dict[str, Any]:
@@ -56,9 +56,9 @@ class TrainState:
         return {
             "format_version": FORMAT_VERSION,
             "config": config_to_dict(self.config),
-            "model": whole(self.model.state_dict()),
-            "ema": whole(self.ema.model.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "model": gathered(self.model.state_dict()),
+            "ema": gathered(self.ema.model.state_dict()),
+            "optimizer": gathered(self.optimizer.state_dict()),
             "step": self.step,
             "samples_seen": self.samples_seen,
             "skipped_updates": self.skipped_updates,

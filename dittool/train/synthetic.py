@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from dittool.config.schema import Config
-from dittool.data.arrays import npy_bytes
-from dittool.data.buckets import Bucket, buckets_from_config
 from dittool.data.identity import identity_hash, new_card
 from dittool.data.patch_storage import FP16
 from dittool.data.records import FEATURES, RECORD_MEMBER
-from dittool.data.shard_index import INDEX_VERSION, TRAIN, index_shard
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import tar_member
+from dittool.data.shards.index import INDEX_VERSION, TRAIN, index_shard
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.write import tar_member
 from dittool.encoders.known import known_dims
 from dittool.errors import UsageError
+from dittool.geometry import Bucket, buckets_from_config
 from dittool.storage import write_json
+from dittool.untrusted.npy import npy_bytes
 
 TEXT_TOKENS = 64  # of every caption
 _STRIDE, _PATCH = 8, 16  # of the Flux codec and DINOv3, and of the built-in stand-ins

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dittool import __version__
-from dittool.data.buckets import Bucket
+from dittool.geometry import Bucket
 from dittool.storage import output_folder, write_atomic
 from dittool.train.log import read_log
 from dittool.validate.compare import Comparison, Side

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dittool.ckpt.safe_load import load_weights
+from dittool.ckpt.load import load_weights
 from dittool.console import SILENT, Talk
 from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision

@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.data.buckets import Bucket
-from dittool.data.shard_set import SampleRef, ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError
+from dittool.geometry import Bucket
 from dittool.objective.flow import MODES, interpolate, kept_conditions, timesteps
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.samples import bucket_batches, noise_of, normalised_samples

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dittool.console import SILENT, Talk
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import DitError, from_os_error
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.run import validate_pipeline

@@ -26,11 +26,11 @@ import torch
 from PIL import Image
 
 from dittool.console import SILENT, Talk
-from dittool.data.buckets import Bucket
-from dittool.data.images import ImageRefused
 from dittool.data.records import Record
-from dittool.data.scan import load_pixels
-from dittool.data.shard_set import Sample, ShardSet
+from dittool.data.shards.read import Sample, ShardSet
+from dittool.data.source.images import ImageRefused
+from dittool.data.source.scan import load_pixels
+from dittool.geometry import Bucket
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_atomic
 from dittool.validate.metrics import Metric, gap_closed, pixel_rms

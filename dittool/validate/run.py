@@ -19,8 +19,8 @@ from dittool.config.schema import parse_size
 from dittool.console import SILENT, Talk
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import SampleRef, ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json

@@ -15,11 +15,11 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
-from dittool.data.buckets import Bucket
-from dittool.data.shard_set import Sample, SampleRef, ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN
-from dittool.data.stream import collate
+from dittool.data.shards.read import Sample, SampleRef, ShardSet
+from dittool.data.shards.stream import collate
+from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError
+from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed

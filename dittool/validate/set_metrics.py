@@ -39,8 +39,8 @@ import torch
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.data.buckets import Bucket
-from dittool.data.shard_set import SampleRef, ShardSet
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
@@ -74,13 +74,13 @@ class SetMetrics:
         }
 
     @property
-    def told_apart(self) -> bool:
+    def distinguishable(self) -> bool:
         """Whether the pictures are further from the data than two sets of the data are from each other by chance."""
         return self.mmd_dino > self.mmd_dino_chance[1]
 
     def __str__(self) -> str:
         low, high = self.mmd_dino_chance
-        said = "further from the data than that" if self.told_apart else "not to be told from the data"
+        said = "further from the data than that" if self.distinguishable else "not to be told from the data"
         value = f"mmd_dino {self.mmd_dino:.3g} ± {self.mmd_dino_error:.2g}"
         return (
             f"{self.images} pictures as a set: {value}; real sets are {low:.3g} to {high:.3g} apart by chance, so they"

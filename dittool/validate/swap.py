@@ -27,9 +27,9 @@ from PIL import Image
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.data.buckets import Bucket
 from dittool.data.records import Record
-from dittool.data.shard_set import Sample, ShardSet
+from dittool.data.shards.read import Sample, ShardSet
+from dittool.geometry import Bucket
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
 from dittool.storage import write_atomic

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 from dittool.console import SILENT, Talk
-from dittool.data.buckets import Bucket
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.demo.checker import ATTRIBUTES, parse_caption, shows
+from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dittool.config.schema import Thresholds
-from dittool.data.shards import TRAIN
+from dittool.data.shards.write import TRAIN
 
 GO, NO_GO = "GO", "NO-GO"
 # name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these

@@ -7,12 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workshop import Workshop
 
 from dittool.config.load import load_config
-from dittool.data.embed import embed
-from dittool.data.shards import shard
+from dittool.data.features.embed import embed
+from dittool.data.shards.write import shard
 from dittool.demo.drawing import draw_dataset
+from tests.audit.workshop import Workshop
 
 IMAGES = 120  # so that every bucket fills a batch
 SMALL_RUN = (

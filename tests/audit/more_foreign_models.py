@@ -6,9 +6,10 @@ B batch · N tokens
 from __future__ import annotations
 
 import torch.nn.functional as F
-from foreign_models import CHANNELS, PATCH, WIDTH, frequencies_of, heads, sincos, unpatchify
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from tests.audit.foreign_models import CHANNELS, PATCH, WIDTH, frequencies_of, heads, sincos, unpatchify
 
 # 7. Attention and a gated MLP side by side behind one norm and one gate; checkpointing by an attribute; the answer in a
 # dict.

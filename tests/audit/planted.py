@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workshop import Workshop
-
 from dittool.audit.subject import Subject
+from tests.audit.workshop import Workshop
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 
 import torch
-from planted import plants
-from workshop import Workshop
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.subject import Subject
 from dittool.config.load import config_to_toml, load_config
 from dittool.objective.schedule import is_decayed
+from tests.audit.planted import plants
+from tests.audit.workshop import Workshop
 
 
 @plants("K1", "a file that was changed after it was saved")

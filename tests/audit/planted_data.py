@@ -8,16 +8,16 @@ from dataclasses import replace
 
 import numpy as np
 from PIL import Image
-from planted import plants
-from workshop import Workshop
 
 from dittool.audit.subject import Subject
 from dittool.config.load import load_config
 from dittool.data.identity import identity_hash
-from dittool.data.older_sets import index_older_set
-from dittool.data.scan import load_pixels
+from dittool.data.shards.older_sets import index_older_set
+from dittool.data.source.scan import load_pixels
 from dittool.encoders.image import ImageEncoder, load_image_encoder
 from dittool.seeding import unit_interval
+from tests.audit.planted import plants
+from tests.audit.workshop import Workshop
 
 
 def _first_sample(shop: Workshop) -> str:
@@ -211,7 +211,7 @@ def cut_shard(shop: Workshop) -> Subject:
 
 @plants("D7", "a tar cut between two members, in a set without an index")
 def cut_at_a_boundary(shop: Workshop) -> Subject:
-    from dittool.data.tar_members import tar_members
+    from dittool.untrusted.tar import tar_members
 
     shards = shop.without_index(shop.shards())
     tar = sorted(shards.glob("bucket_*/shard-*.tar"))[0]

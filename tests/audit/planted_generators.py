@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from planted import plants
-from workshop import Workshop
 
 from dittool.audit.subject import Subject
 from dittool.config.load import load_config
 from dittool.models import drift_dit
+from tests.audit.planted import plants
+from tests.audit.workshop import Workshop
 
 SMALL = ("model.depth=2", "model.width=64", "model.heads=2", "model.mlp_width=32", "model.input=8x8", "model.classes=5")
 

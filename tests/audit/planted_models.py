@@ -8,9 +8,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from planted import plants
 from torch import nn
-from workshop import Workshop
 
 from dittool.audit.subject import Subject
 from dittool.models import conditioning, dit, layers
@@ -18,6 +16,8 @@ from dittool.models.conditioning import Kept
 from dittool.objective import flow
 from dittool.sampling import latents
 from dittool.sampling.guidance import Guidance
+from tests.audit.planted import plants
+from tests.audit.workshop import Workshop
 
 
 @plants("E1", "six modulation vectors, all zero, and no gates")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 
-import planted_checkpoints  # noqa: F401  (fill the list)
-import planted_data  # noqa: F401
-import planted_generators  # noqa: F401
-import planted_models  # noqa: F401
 import pytest
-from planted import PLANTED
 
+import tests.audit.planted_checkpoints
+import tests.audit.planted_data
+import tests.audit.planted_generators
+import tests.audit.planted_models  # noqa: F401
 from dittool.audit.registry import BUILT_IN, built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
 from dittool.config.presets import preset_names
+from tests.audit.planted import PLANTED
 
 RULES = {rule.code: rule for rule in built_in_rules()}
 

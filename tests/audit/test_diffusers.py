@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from foreign_weights import DIFFUSERS, HEADS
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
+from tests.audit.foreign_weights import DIFFUSERS, HEADS
 
 EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons stand beside them
     "DiT, diffusers": {

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
 
 from dittool.audit.foreign import checkpointing, example, model, zero_init
 from dittool.audit.foreign.factory import Factory, load_factory
@@ -19,6 +18,7 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
 from dittool.errors import UsageError
+from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -84,9 +84,9 @@ def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch
     foreign = open_subject(f"{MODELS}:streams").foreign
     one, other = (checkpointing.training_pass(foreign, foreign.awake()) for _ in range(2))
     assert max(len(gradient.flatten()) for gradient in one.gradients.values()) < 100
-    assert checkpointing.gradients_apart(one, other)[1] == 0
+    assert checkpointing.largest_gradient_difference(one, other)[1] == 0
     moved = {name: gradient * 1.1 for name, gradient in other.gradients.items()}
-    assert checkpointing.gradients_apart(one, replace(other, gradients=moved))[1] > 0.05
+    assert checkpointing.largest_gradient_difference(one, replace(other, gradients=moved))[1] > 0.05
 
 
 # What is found without names

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from foreign_weights import DIFFUSERS, ORIGINAL, diffusers_weights, original
 from safetensors.torch import save_file
 
 from dittool.audit.foreign.layouts import find_layout, gates
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import open_subject
+from tests.audit.foreign_weights import DIFFUSERS, ORIGINAL, diffusers_weights, original
 
 # positions are made, not stored
 NOT_STORED = {"Flux, original", "Flux, diffusers", "DiT, diffusers", "PixArt, diffusers"}

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from misplaced import MISPLACED, builtin_eyes, clean, colour_eyes, textured
-from older import judge, pack
 
 from dittool.audit.rules.D3_alignment import verdict
 from dittool.data.alignment import IDENTITY, Aligned
-from dittool.data.buckets import buckets_for_area, nearest_bucket
 from dittool.demo.drawing import draw_scene, plan_scenes
+from dittool.geometry import buckets_for_area, nearest_bucket
+from tests.audit.misplaced import MISPLACED, builtin_eyes, clean, colour_eyes, textured
+from tests.audit.older import judge, pack
 
 IMAGES = 64
 BUCKETS = buckets_for_area((128, 128))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from misplaced import clean, colour_eyes
-from older import judge, pack, some_text
+
+from tests.audit.misplaced import clean, colour_eyes
+from tests.audit.older import judge, pack, some_text
 
 IMAGES = 24
 

@@ -6,17 +6,17 @@ import shutil
 
 import numpy as np
 import pytest
-from misplaced import MISPLACED, builtin_eyes, textured
-from older import judge
 from PIL import Image
 
 from dittool.config.load import load_config
-from dittool.data.embed import embed
-from dittool.data.features import FeatureStore
+from dittool.data.features.embed import embed
+from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import INT8, POOLED, encode_patches
 from dittool.data.records import IMAGE_PATCHES
-from dittool.data.scan import load_pixels
-from dittool.data.shards import shard
+from dittool.data.shards.write import shard
+from dittool.data.source.scan import load_pixels
+from tests.audit.misplaced import MISPLACED, builtin_eyes, textured
+from tests.audit.older import judge
 
 IMAGES = 48
 

@@ -16,9 +16,9 @@ import torch
 from dittool.audit.subject import Subject, open_subject
 from dittool.config.load import load_config
 from dittool.config.schema import Config
-from dittool.data.features import FeatureStore
+from dittool.data.features.store import FeatureStore
 from dittool.data.records import FEATURES, STAGES, Record
-from dittool.data.shards import shard
+from dittool.data.shards.write import shard
 from dittool.storage import write_json
 
 Arrays = dict[str, np.ndarray]  # by the feature's name

@@ -22,7 +22,7 @@ from statistics import mean, pstdev
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.load import load_config, read_toml
 from dittool.console import Console
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.demo.class_run import judge, prepare
 from dittool.sampling.one_step import OneStepPipeline
 from dittool.train.drift_loop import train_generator

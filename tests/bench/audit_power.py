@@ -27,9 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))
-from bench_reading import make_set
-from misplaced import MISPLACED, Eyes, builtin_eyes, clean, colour_eyes, eyes_of, textured
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from PIL import Image
 
 from dittool.audit.data_view import DataView
@@ -37,13 +35,15 @@ from dittool.audit.rules import D2_registers as D2
 from dittool.audit.rules import D3_alignment as D3
 from dittool.audit.subject import Subject, open_subject
 from dittool.data.alignment import Observed, align, observe
-from dittool.data.buckets import buckets_for_area, crop_box, nearest_bucket
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
-from dittool.data.shard_set import SampleRef
+from dittool.data.shards.read import SampleRef
 from dittool.demo.drawing import draw_scene, plan_scenes
 from dittool.encoders.image import ImageEncoder
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.encoders.vae import load_codec
+from dittool.geometry import buckets_for_area, crop_box, nearest_bucket
+from tests.audit.misplaced import MISPLACED, Eyes, builtin_eyes, clean, colour_eyes, eyes_of, textured
+from tests.bench.bench_reading import make_set
 
 SIZES = (24, 32, 48, 64, 96, 128, 192, 256)  # images
 SHOWN_BY = {  # fault → what D3 must call it

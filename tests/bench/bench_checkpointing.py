@@ -19,7 +19,7 @@ import torch
 from dittool.audit.saved_bytes import SavedBytes
 from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
-from dittool.data.stream import Batch
+from dittool.data.shards.stream import Batch
 from dittool.models.build import build_model
 from dittool.train.batches import training_stream
 from dittool.train.distributed import process_group

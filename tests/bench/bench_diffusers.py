@@ -34,7 +34,7 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 from dittool.config.load import load_config  # noqa: E402
 from dittool.config.schema import Config  # noqa: E402
 from dittool.data.provenance import Provenance  # noqa: E402
-from dittool.data.stream import Batch  # noqa: E402
+from dittool.data.shards.stream import Batch  # noqa: E402
 from dittool.train.batches import training_stream  # noqa: E402
 from dittool.train.distributed import process_group  # noqa: E402
 from dittool.train.estimate import wait_for  # noqa: E402

@@ -34,13 +34,13 @@ from PIL import Image
 from dittool.config.load import load_config
 from dittool.config.schema import Config
 from dittool.console import Talk, Task
-from dittool.data.buckets import buckets_from_config
-from dittool.data.embed import embed
-from dittool.data.embed_passes import load_pass, plan_batches
-from dittool.data.parts import Part
+from dittool.data.features.embed import embed
+from dittool.data.features.parts import Part
+from dittool.data.features.passes import load_pass, plan_batches
 from dittool.data.records import Record
-from dittool.data.scan import load_pixels, scan
+from dittool.data.source.scan import load_pixels, scan
 from dittool.encoders.torchvision_remedy import ensure_torchvision
+from dittool.geometry import buckets_from_config
 
 WORDS = ("red", "blue", "green", "circle", "square", "left", "right", "above", "below", "small", "large")
 

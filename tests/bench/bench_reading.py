@@ -32,17 +32,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dittool.data.arrays import npy_bytes, parse_npy
 from dittool.data.identity import new_card
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
-from dittool.data.shard_index import SampleRef, index_shard
-from dittool.data.shard_set import Sample, ShardSet
-from dittool.data.shards import tar_member
-from dittool.data.stream import BatchPlan, collate
-from dittool.data.tar_members import Member, tar_members
+from dittool.data.shards.index import SampleRef, index_shard
+from dittool.data.shards.read import Sample, ShardSet
+from dittool.data.shards.stream import BatchPlan, collate
+from dittool.data.shards.write import tar_member
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.storage import write_json
+from dittool.untrusted.npy import npy_bytes, parse_npy
+from dittool.untrusted.tar import Member, tar_members
 
 BATCH, PER_SHARD, BUCKET = 8, 32, "512x512"
 

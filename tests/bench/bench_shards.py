@@ -21,15 +21,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from bench_reading import medians
 
 from dittool.config.load import config_to_toml, load_config
-from dittool.data.arrays import npy_bytes
-from dittool.data.features import FeatureStore
+from dittool.data.features.store import FeatureStore
 from dittool.data.identity import new_card
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, USED, Record
-from dittool.data.shards import shard
+from dittool.data.shards.write import shard
 from dittool.storage import write_atomic, write_json
+from dittool.untrusted.npy import npy_bytes
+from tests.bench.bench_reading import medians
 
 
 def make_features(folder: Path, count: int) -> None:

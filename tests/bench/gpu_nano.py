@@ -45,7 +45,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from reconstructed import judge, metrics_at_hand, shards_of, steps_per_second, table
 
 from dittool.config.load import load_config
 from dittool.config.schema import Config, parse_size
@@ -54,6 +53,7 @@ from dittool.sampling.preview import draw_preview
 from dittool.train.bench import bench
 from dittool.train.log import read_log
 from dittool.train.loop import train
+from tests.bench.reconstructed import judge, metrics_at_hand, shards_of, steps_per_second, table
 
 BUILT_IN = (
     "encoders.image=builtin:dinov3",

@@ -17,13 +17,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from reconstructed import judge, metrics_at_hand, shards_of, table
-
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.load import load_config
 from dittool.console import Console
 from dittool.console import duration_text as duration
 from dittool.train.loop import train
+from tests.bench.reconstructed import judge, metrics_at_hand, shards_of, table
 
 NEEDED = 0.85  # of the floor's SSIM
 

@@ -15,9 +15,9 @@ import torch
 
 from dittool.config.schema import Config
 from dittool.console import Talk
-from dittool.data.embed import embed
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN, shard
+from dittool.data.features.embed import embed
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.write import HOLDOUT, TRAIN, shard
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.metrics import PSNR, SSIM, Metric, find_lpips, gap_closed
 from dittool.validate.pictures import contact_sheet

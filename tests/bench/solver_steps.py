@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from dittool.ckpt.run_folder import recorded_data, run_folder
-from dittool.data.buckets import Bucket
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
+from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid

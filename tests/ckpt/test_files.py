@@ -16,7 +16,7 @@ import torch
 from dittool import storage
 from dittool.ckpt import files
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_checkpoint, rotate, save_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.errors import BadDataError, StorageError, UsageError
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from dittool.ckpt.files import save_checkpoint
 from dittool.ckpt.inspect import diff, export_safetensors, inspect, tree
-from dittool.ckpt.safe_load import load_weights
+from dittool.ckpt.load import load_weights
 from dittool.errors import BadDataError
 
 

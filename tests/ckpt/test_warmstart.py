@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dittool.ckpt.safe_load import load_weights
+from dittool.ckpt.load import load_weights
 from dittool.ckpt.warmstart import old_feature_widths, warmstart, write_init
 from dittool.errors import BadDataError
 

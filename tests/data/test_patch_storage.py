@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dittool.data.features import FeatureStore
+from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import STORAGES, decode_patches, encode_patches, stored_grid, stored_shape
 from dittool.data.records import IMAGE_PATCHES
 from dittool.errors import BadDataError

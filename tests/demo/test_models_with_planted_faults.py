@@ -7,9 +7,9 @@ from __future__ import annotations
 import pytest
 
 from dittool.config.load import load_config
-from dittool.data.embed import embed
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import shard
+from dittool.data.features.embed import embed
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.write import shard
 from dittool.demo.drawing import draw_dataset
 from dittool.demo.run import run_demo
 from dittool.sampling.pipeline import Pipeline

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dittool.config.load import load_config
-from dittool.data.embed import embed
-from dittool.data.features import FeatureStore
+from dittool.data.features.embed import embed
+from dittool.data.features.store import FeatureStore
 from dittool.data.records import FEATURES
-from dittool.data.shards import shard
+from dittool.data.shards.write import shard
 from dittool.demo.drawing import draw_dataset
 from dittool.train.loop import train
 from dittool.validate.run import validate

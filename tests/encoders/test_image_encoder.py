@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from dittool.console import Talk
-from dittool.data.buckets import CANONICAL
 from dittool.encoders import image as image_module
 from dittool.encoders.image import ImageEncoder, input_size, load_image_encoder, patch_grid
 from dittool.encoders.pretrained import in_fp32
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
+from dittool.geometry import CANONICAL
 
 DINOS = [("dinov3", 16, 4), ("dinov2", 14, 0), ("dinov2-registers", 14, 4)]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-# picture_files: images written by hand, well-formed and not
-sys.path.insert(0, str(Path(__file__).parent.parent / "data"))
 
 FEATURE_FOLDERS = ("dinov3", "dinov3_patches", "vae_latents", "t5_hidden")
 GOOD = ("scene-0001", "scene-0002", "scene-0003")

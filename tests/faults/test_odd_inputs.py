@@ -10,8 +10,9 @@ import json
 import os
 
 import pytest
-from picture_files import encoded
 from PIL import Image
+
+from tests.data.source.picture_files import encoded
 
 PNG = encoded(Image.new("RGB", (80, 80), (200, 30, 30)))
 

@@ -17,17 +17,17 @@ import time
 
 import pytest
 import torch
-from killed import killed_at
 from PIL import Image
 
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.errors import BadDataError, StorageError
 from dittool.storage import folder_lock
 from dittool.train import log, loop
 from dittool.train.log import read_log
 from dittool.train.loop import train
 from dittool.train.signals import stop_on_signal
+from tests.killed import killed_at
 
 
 def options_of(tiny_shards) -> list[str]:

@@ -10,8 +10,9 @@ import zlib
 
 import numpy as np
 import pytest
-from picture_files import BLUE, GREEN, RED, WHITE, chunk, encoded, exif_of, grey16_tiff, picture, png
 from PIL import EpsImagePlugin, FitsImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, PsdImagePlugin
+
+from tests.data.source.picture_files import BLUE, GREEN, RED, WHITE, chunk, encoded, exif_of, grey16_tiff, picture, png
 
 PLAIN = {"quality": 100, "subsampling": 0}
 # pytest undoes dittool's own filter

@@ -12,13 +12,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from picture_files import BLUE, GREEN, RED, encoded
 from PIL import Image
 
 from dittool.data.identity import identity_hash
 from dittool.data.records import FEATURES
 from dittool.encoders.builtin import BlockDCT
 from dittool.encoders.torchvision_remedy import ensure_torchvision
+from tests.data.source.picture_files import BLUE, GREEN, RED, encoded
 
 NOT_A_NUMBER = np.float16(np.nan).tobytes()
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import dittool
-from dittool.data.tar_members import tar_members
+from dittool.untrusted.tar import tar_members
 
 BLOCK = 512
 

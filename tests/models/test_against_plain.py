@@ -8,10 +8,10 @@ import dataclasses
 
 import pytest
 import torch
-from plain_dit import PlainDiT
-from test_dit import build, conditions
 
 from dittool.models.conditioning import Kept
+from tests.models.plain_dit import PlainDiT
+from tests.models.test_dit import build, conditions
 
 PARTS = ((True, True), (True, False), (False, True), (False, False))  # (text, reference) kept, one sample each
 

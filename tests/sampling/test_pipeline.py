@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from dittool import load
-from dittool.data.buckets import nearest_bucket
 from dittool.errors import BadDataError, UsageError
+from dittool.geometry import nearest_bucket
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.pipeline import Pipeline
 

@@ -9,10 +9,10 @@ import shutil
 import pytest
 import torch
 
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import UsageError
 from dittool.train import loop
 from dittool.train.batches import training_stream

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.errors import UsageError
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT, DiTConfig
 from dittool.train import compiled
-from dittool.train.compiled import compile_blocks, compiler_told
+from dittool.train.compiled import compile_blocks, compiler_errors_explained
 from dittool.train.loop import train
 
 BUCKETS = [(8, 8), (10, 6), (4, 12)]  # latent cells
@@ -141,7 +141,7 @@ def test_a_machine_without_a_compiler_is_told_what_to_do(tiny_shards, tmp_path, 
 
 
 def test_other_errors_pass_as_they_are():
-    with pytest.raises(RuntimeError, match="out of luck"), compiler_told():
+    with pytest.raises(RuntimeError, match="out of luck"), compiler_errors_explained():
         raise RuntimeError("out of luck")
 
 

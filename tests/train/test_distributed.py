@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.train.log import read_log
 from dittool.train.loop import train
 

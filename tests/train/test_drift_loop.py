@@ -9,19 +9,19 @@ import sys
 
 import pytest
 import torch
-from run_states import assert_same_bits, final_state, stopped_at
 
 from dittool.audit.runner import audit
 from dittool.ckpt.files import list_checkpoints
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.config.load import config_to_toml, load_config
 from dittool.data.normalisation import LatentNorm
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
 from dittool.train import drift_loop
 from dittool.train.drift_data import ClassSamples, LatentStream
 from dittool.train.drift_loop import train_generator
 from dittool.train.log import read_log
+from tests.run_states import assert_same_bits, final_state, stopped_at
 
 TOY = (
     "train.steps=6",

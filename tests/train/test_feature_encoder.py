@@ -8,13 +8,12 @@ import json
 
 import pytest
 import torch
-from run_states import final_state, same_tensors, stopped_at
 
 from dittool.ckpt.files import list_checkpoints
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
-from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.train import drift_loop
 from dittool.train.distributed import Ranks
 from dittool.train.drift_data import ClassSamples
@@ -22,6 +21,7 @@ from dittool.train.drift_evaluate import LatentEvaluation
 from dittool.train.drift_loop import train_generator
 from dittool.train.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder
 from dittool.train.log import read_log
+from tests.run_states import final_state, same_tensors, stopped_at
 
 TRAINED = (
     "drift.encoder=trained",

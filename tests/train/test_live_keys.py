@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dittool.ckpt.files import list_checkpoints
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.config.schema import Checkpoint, Train
 from dittool.train import distributed, loop, state
 from dittool.train.log import read_log

@@ -11,15 +11,15 @@ import time
 
 import pytest
 import torch
-from run_states import assert_same_bits, final_state, stopped_at
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.config.load import load_config
 from dittool.errors import BadDataError, NonFiniteError, UsageError
 from dittool.train import loop
 from dittool.train.log import read_log
 from dittool.train.loop import train
+from tests.run_states import assert_same_bits, final_state, stopped_at
 
 
 def test_a_run_leaves_what_the_contract_names(tiny_run):
@@ -182,7 +182,7 @@ def test_a_changed_configuration_must_be_named(tiny_run, tiny_shards, tmp_path):
 
 def test_other_data_are_refused(tiny_run, tiny_shards, tmp_path):
     """Row 23."""
-    from dittool.data.shards import shard
+    from dittool.data.shards.write import shard
 
     shard(tiny_shards.store.folder, tmp_path / "fewer", limit=20)
     out = stopped_at(tiny_run, 6, tmp_path / "run")
@@ -225,7 +225,7 @@ def test_non_finite_loss_stops_before_the_update(tiny_shards, tmp_path, monkeypa
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     """Two micro-batches of one step weigh as their mean."""
     from dittool.data.provenance import Provenance
-    from dittool.data.shard_set import ShardSet
+    from dittool.data.shards.read import ShardSet
     from dittool.train.distributed import Ranks
     from dittool.train.state import TrainState
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint, named_tensors
-from dittool.data.shard_set import ShardSet
+from dittool.ckpt.load import load_checkpoint, named_tensors
+from dittool.data.shards.read import ShardSet
 from dittool.train import loop
 from dittool.train.loop import train
 from dittool.train.state import TrainState
@@ -156,7 +156,7 @@ def test_control_a_forgotten_average_is_noticed(monkeypatch, tiny_shards, whole,
 
 
 def test_control_a_forgotten_place_in_the_data_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
-    from dittool.data.stream import BatchStream
+    from dittool.data.shards.stream import BatchStream
 
     real = BatchStream.loader
     monkeypatch.setattr(BatchStream, "loader", lambda self, first, end, *rest: real(self, 0, end - first, *rest))

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.safe_load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint
 from dittool.train.signals import stop_on_signal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

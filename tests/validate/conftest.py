@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from oracle import Oracle
 
 from dittool.config.load import load_config
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
+from tests.validate.oracle import Oracle
 
 SIMPLE = ("model.depth=2", "model.width=32", "model.heads=2", "sample.steps=2")
 
@@ -19,8 +19,8 @@ def _no_cached_weights(monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """(shards, source folder) of 32 drawn images, embedded as `dit demo` embeds them, a third of them held out."""
-    from dittool.data.embed import embed
-    from dittool.data.shards import shard
+    from dittool.data.features.embed import embed
+    from dittool.data.shards.write import shard
     from dittool.demo.drawing import draw_dataset
 
     root = tmp_path_factory.mktemp("drawn")

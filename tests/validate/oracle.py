@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dittool.config.schema import Config
 from dittool.data.provenance import Provenance
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.demo.checker import parse_caption
 from dittool.demo.drawing import BACKGROUNDS, COLOURS, PLACES, POSITIONS, SHAPES, Scene, draw_scene
 from dittool.models.build import build_model

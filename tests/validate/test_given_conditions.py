@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from dittool.data.features import FeatureStore
+from dittool.data.features.store import FeatureStore
 from dittool.data.records import IMAGE_PATCHES
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.run import validate_pipeline
 
@@ -49,9 +49,9 @@ def test_a_model_without_patch_tokens_is_not_given_any(drawn, oracle, tmp_path):
 
 
 def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_in_training(tiny_shards, tmp_path):
-    from dittool.data.embed import embed
+    from dittool.data.features.embed import embed
     from dittool.data.provenance import Provenance
-    from dittool.data.shards import shard
+    from dittool.data.shards.write import shard
     from dittool.models.build import build_model
 
     config = tiny_shards.config_with('data.patch_storage="pooled"')

@@ -6,12 +6,12 @@ import errno
 import json
 
 import pytest
-from run_states import assert_same_bits, final_state
 
 from dittool.errors import WeightsMissingError
 from dittool.train.loop import train
 from dittool.validate import on_the_way
 from dittool.validate.on_the_way import judge_on_the_way
+from tests.run_states import assert_same_bits, final_state
 
 
 @pytest.fixture(scope="module")

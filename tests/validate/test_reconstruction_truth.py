@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.validate.run import validate_pipeline
 from dittool.validate.samples import choose
 

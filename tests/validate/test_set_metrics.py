@@ -117,7 +117,7 @@ def test_a_model_that_draws_noise_is_further_from_the_data_than_one_that_draws_s
         refs = shards.split("holdout")
         values.append(measure_set(model, shards, refs, shards.split("train")[: len(refs)], None))
     assert values[1].mmd_dino > values[0].mmd_dino + 20
-    assert [one.told_apart for one in values] == [False, True] and values[0].mmd_dino_chance == values[
+    assert [one.distinguishable for one in values] == [False, True] and values[0].mmd_dino_chance == values[
         1
     ].mmd_dino_chance
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError, UsageError
 from dittool.validate.run import validate, validate_pipeline
 from dittool.validate.samples import choose
@@ -63,8 +63,8 @@ def test_a_hold_out_of_another_sharding_is_not_called_unseen(drawn, oracle, perf
 
 
 def test_prepared_mirror_images_are_not_judged(tiny_shards, tmp_path):
-    from dittool.data.embed import embed
-    from dittool.data.shards import shard
+    from dittool.data.features.embed import embed
+    from dittool.data.shards.write import shard
 
     embed(tiny_shards.images, tmp_path / "derived", tiny_shards.config_with('data.flip="prepared"'))
     shard(tmp_path / "derived", tmp_path / "shards")

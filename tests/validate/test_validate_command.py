@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dittool.ckpt.run_folder import recorded_data, run_folder
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_json

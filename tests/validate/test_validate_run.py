@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError
 from dittool.validate.run import validate_pipeline
 from dittool.validate.verdict import CHECKS

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from dittool.data.shard_set import ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.validate.report import figure_text, percent_text
 from dittool.validate.run import validate_pipeline
 

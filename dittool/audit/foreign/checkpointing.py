@@ -64,7 +64,7 @@ def check_checkpointing(foreign: ForeignModel) -> list[Finding]:
         faults.append(
             f"{switch} on: {bytes_text(on.saved)} are kept for backward, off: {bytes_text(off.saved)}; nothing is saved"
         )
-    name, apart = gradients_apart(off, on)
+    name, apart = largest_gradient_difference(off, on)
     if apart > _TOLERANCE:
         faults.append(f"gradients of {name} differ by {apart:.1g} of the largest gradient between on and off")
     if faults:
@@ -127,7 +127,7 @@ def _counted(model: nn.Module, blocks: Sequence[str]) -> Iterator[Counter[str]]:
             del module.forward
 
 
-def gradients_apart(one: TrainingPass, other: TrainingPass) -> tuple[str, float]:
+def largest_gradient_difference(one: TrainingPass, other: TrainingPass) -> tuple[str, float]:
     """The parameter whose gradients differ most between two passes, and by how much of the largest gradient."""
     largest = max(float(gradient.abs().max()) for gradient in one.gradients.values())
     missing = one.gradients.keys() ^ other.gradients.keys()

@@ -9,7 +9,7 @@ from torch import nn
 
 from dittool.audit.awake import wake
 from dittool.audit.foreign.anatomy import alike_blocks
-from dittool.audit.foreign.checkpointing import TrainingPass, gradients_apart, training_pass
+from dittool.audit.foreign.checkpointing import TrainingPass, largest_gradient_difference, training_pass
 from dittool.audit.foreign.guesses import guess_values
 from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.rule import Finding, failed, passed, skipped
@@ -103,7 +103,7 @@ class _Seen:
             return "answer in training"
         if trained.runs != self.training.runs or trained.saved != self.training.saved:
             return "what is kept for backward"
-        if gradients_apart(self.training, trained)[1] > 0:
+        if largest_gradient_difference(self.training, trained)[1] > 0:
             return "gradients"
         return (
             "modules"

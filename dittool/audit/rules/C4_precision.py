@@ -27,7 +27,7 @@ from torch import nn
 
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
-from dittool.ckpt.safe_load import named_tensors
+from dittool.ckpt.load import named_tensors
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C4", "precision", "error", ("model", "generator", "checkpoint"), "0.1"
 

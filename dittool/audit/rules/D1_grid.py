@@ -25,9 +25,9 @@ from collections import Counter
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
-from dittool.data.buckets import Bucket
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shard_set import SampleRef
+from dittool.data.shards.read import SampleRef
+from dittool.geometry import Bucket
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D1", "grid", "error", ("data",), "0.1"
 

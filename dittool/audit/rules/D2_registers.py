@@ -32,7 +32,7 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.data.patch_storage import POOLED
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
-from dittool.data.shard_set import SampleRef
+from dittool.data.shards.read import SampleRef
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D2", "registers", "error", ("data",), "0.1"
 

@@ -33,10 +33,10 @@ from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.data.alignment import IDENTITY, Aligned, Observed, align, observe
-from dittool.data.buckets import Bucket
 from dittool.data.records import IMAGE_PATCHES, LATENT
-from dittool.data.shard_set import SampleRef
+from dittool.data.shards.read import SampleRef
 from dittool.encoders.image import patch_grid
+from dittool.geometry import Bucket
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D3", "alignment", "error", ("data",), "0.1"
 

@@ -29,8 +29,8 @@ from dittool.audit.data_view import UNOPENED
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.config.schema import Config
-from dittool.data.buckets import buckets_from_config
 from dittool.data.identity import identity_hash
+from dittool.geometry import buckets_from_config
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D4", "identity", "error", ("data", "checkpoint"), "0.1"
 

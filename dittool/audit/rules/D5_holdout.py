@@ -24,7 +24,7 @@ from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import DERIVED, Subject
 from dittool.data.records import LATENT
-from dittool.data.shards import HOLDOUT, TRAIN
+from dittool.data.shards.write import HOLDOUT, TRAIN
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D5", "holdout", "error", ("data",), "0.1"
 

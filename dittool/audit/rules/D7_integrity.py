@@ -26,12 +26,12 @@ from pathlib import Path
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import DERIVED, Subject
-from dittool.data.embed_verify import verify as verify_features
-from dittool.data.features import FeatureStore
+from dittool.data.features.store import FeatureStore
+from dittool.data.features.verify import verify as verify_features
 from dittool.data.records import FEATURES, RECORD_MEMBER, STAGES
-from dittool.data.tar_members import group_samples, tar_members
-from dittool.data.verify import verify
+from dittool.data.shards.verify import verify
 from dittool.storage import bytes_text
+from dittool.untrusted.tar import group_samples, tar_members
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D7", "integrity", "error", ("data",), "0.1"
 

@@ -24,8 +24,8 @@ from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.data.records import LATENT
-from dittool.data.shard_set import SampleRef
-from dittool.data.shards import TRAIN
+from dittool.data.shards.read import SampleRef
+from dittool.data.shards.write import TRAIN
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D9", "balance", "warning", ("data",), "0.1"
 

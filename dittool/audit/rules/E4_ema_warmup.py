@@ -26,7 +26,7 @@ import math
 
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
-from dittool.ckpt.safe_load import is_state_dict, non_finite_tensors
+from dittool.ckpt.load import is_state_dict, non_finite_tensors
 from dittool.objective import schedule
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E4", "ema-warmup", "error", ("preset", "plan", "checkpoint"), "0.1"

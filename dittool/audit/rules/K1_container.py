@@ -21,7 +21,7 @@ from __future__ import annotations
 from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import Subject
 from dittool.ckpt.files import list_checkpoints, sidecar_path
-from dittool.ckpt.safe_load import check_pt, check_safetensors, named_tensors
+from dittool.ckpt.load import check_pt, check_safetensors, named_tensors
 from dittool.errors import UnsafeFileError
 from dittool.storage import bytes_text
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Subject
-from dittool.ckpt.safe_load import named_tensors, non_finite_tensors
+from dittool.ckpt.load import named_tensors, non_finite_tensors
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K2", "finite", "error", ("checkpoint",), "0.1"
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.ckpt.files import STATE_KEYS
-from dittool.ckpt.safe_load import FORMAT_VERSION
+from dittool.ckpt.load import FORMAT_VERSION
 from dittool.config.load import config_to_dict
 from dittool.data.identity import differences
 

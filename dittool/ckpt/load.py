@@ -1,0 +1,325 @@
+"""Reading checkpoints and weights that somebody else may have made: first looked at, then loaded.
+
+`check_pt` and `check_safetensors` decide from the bytes alone whether a file is safe; nothing is imported, called or
+allocated for it. Only then does `torch.load(weights_only=True)` or the safetensors library read it, never anything
+else. Both defences stand alone: `weights_only=True` by itself lets a file of 400 bytes allocate a gigabyte (a
+bytearray; torch 2.13).
+
+Exit codes: not a checkpoint, or a damaged one, is `BadDataError` (3); one that could do harm is `UnsafeFileError` (4).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load_file as load_safetensors_file
+from torch import Tensor
+
+from dittool.console import SILENT, Talk
+from dittool.errors import BadDataError, UnsafeFileError
+from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
+from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
+from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
+from dittool.untrusted.zip_archive import ends_as_archive, read_archive, unsafe
+
+FORMAT_VERSION = 1
+
+# Where others keep their weights, the averaged ones first.
+WEIGHT_KEYS = (
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "module",
+    "weights",
+    "params",
+)
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class PtReport:
+    """A `.pt` file that passed: its size in bytes and its content with a `TensorSpec` in place of every tensor."""
+
+    path: Path
+    bytes: int
+    content: Any
+    aligned: bool  # every storage begins where its dtype may be read in place
+
+
+def check_pt(path: Path) -> PtReport:
+    """Whether a `.pt` file holds tensors and plain values only, found out without loading it.
+
+    Raises `UnsafeFileError` naming what could do harm and `BadDataError` for what is no PyTorch checkpoint at all.
+    """
+    with _open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        _require_zip(file, size, path)
+        members = read_archive(file, size, path)
+        if "constants.pkl" in members or any(name.startswith("code/") for name in members):
+            raise unsafe(path, "a TorchScript archive, which holds program code")
+        if "data.pkl" not in members:
+            raise BadDataError(
+                f"{path}: a zip archive without data.pkl, so not a PyTorch checkpoint",
+                "name a file that torch.save wrote",
+            )
+        storages = {name.removeprefix("data/"): member for name, member in members.items() if name.startswith("data/")}
+        if foreign := members.keys() - _RECORDS - {"data.pkl"} - {f"data/{key}" for key in storages}:
+            raise unsafe(path, f"a member {min(foreign)!r}, which torch.save never writes")
+        program = members["data.pkl"]
+        if program.size > LARGEST_PICKLE:
+            raise unsafe(path, f"a pickle of {program.size:,} bytes, the limit is {LARGEST_PICKLE:,}")
+        file.seek(program.offset)
+        content = read_pickle(file.read(program.size), {key: member.size for key, member in storages.items()}, path)
+        for key, dtype in content.storages.items():
+            if dtype == "bool":
+                _require_bools(file, storages[key].offset, storages[key].size, f"storage {key!r}", path)
+    aligned = all(storages[key].offset % DTYPE_BYTES[dtype] == 0 for key, dtype in content.storages.items())
+    return PtReport(path, size, content.value, aligned)
+
+
+def check_safetensors(path: Path) -> SafetensorsHeader:
+    """The header of a `.safetensors` file after every check that needs no tensor. Raises `BadDataError` and
+    `UnsafeFileError`.
+    """
+    with _open_regular(path) as file:
+        head = file.read(64)
+        if (other := _other_kind(head)) or not head:
+            raise BadDataError(
+                f"{path}: {other or 'an empty file'}, not a safetensors file",
+                "name another file, or fetch this one again",
+            )
+        file.seek(0)
+        header = read_header(file, path)
+        for name, spec in header.tensors.items():
+            if spec.dtype == "bool":
+                _require_bools(file, header.offsets[name], spec.bytes, f"tensor {name!r:.200}", path)
+    return header
+
+
+def load_checkpoint(
+    path: Path, map_location: str | torch.device = "cpu", require: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The dict in a `.pt` file, after `check_pt`. `require` names the keys that must be there.
+
+    Raises `UnsafeFileError`, and `BadDataError` when the file is damaged, of a newer format, or lacks a required key.
+    """
+    if path.suffix == ".safetensors":
+        raise BadDataError(
+            f"{path}: weights alone, not a checkpoint with its training state", "name a .pt file that dit train wrote"
+        )
+    check_pt(path)
+    state = _torch_load(path, map_location, mmap=False)
+    if not isinstance(state, dict):
+        raise BadDataError(
+            f"{path}: holds a {type(state).__name__}, not a dict", "name a checkpoint written by: dit train"
+        )
+    version = state.get("format_version")
+    if version is not None and version != FORMAT_VERSION:
+        raise BadDataError(
+            f"{path}: checkpoint format {version!r}, this dit reads format {FORMAT_VERSION}",
+            "use the dit that wrote it",
+        )
+    if missing := [key for key in require if key not in state]:
+        raise BadDataError(
+            f"{path}: lacks {', '.join(missing)}; it has {_some(state)}", "name a checkpoint written by: dit train"
+        )
+    return state
+
+
+def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
+    """The model's tensors by name, on the CPU, from a `.safetensors` file, one of our checkpoints, or a foreign `.pt`.
+
+    `weights` picks a key ("ema", "model"); by default the averaged weights are taken where there are any, and `talk` is
+    told which. Tensors of a `.pt` are mapped from the file and read when they are used. Raises `BadDataError` and
+    `UnsafeFileError`.
+    """
+    if path.suffix == ".safetensors":
+        check_safetensors(path)
+        return _strip_wrappers(_load_safetensors(path))
+    report = check_pt(path)
+    key = find_weights(report.content, path, weights)
+    if key:
+        talk.note(f"{path}: taking the weights under '{key}'")
+    if key == "model" and isinstance(report.content, dict) and "format_version" in report.content and weights is None:
+        talk.warn(f"{path}: holds no averaged (EMA) weights, so the raw ones are taken")
+    state = load_mapped(report)
+    return _strip_wrappers(state[key] if key else state)
+
+
+def load_mapped(report: PtReport) -> Any:
+    """The content of a `.pt` that passed `check_pt`, on the CPU; tensors are mapped from the file and read when
+    they are used.
+    """
+    return _torch_load(report.path, "cpu", mmap=report.aligned)
+
+
+def find_weights(content: Any, path: Path, weights: str | None = None) -> str:
+    """The key under which a checkpoint's content keeps its model's tensors, "" when it is itself a state dict.
+
+    `content` holds tensors or their `TensorSpec`. Raises `BadDataError` when there are none, or none under the key
+    asked for.
+    """
+    if weights is None and is_state_dict(content):
+        return ""
+    if isinstance(content, Mapping):
+        for key in WEIGHT_KEYS if weights is None else (weights,):
+            if is_state_dict(content.get(key)):
+                return key
+    wanted = (
+        f"no weights under '{weights}'"
+        if weights
+        else "no state dict, neither at the top nor under " + ", ".join(WEIGHT_KEYS)
+    )
+    raise BadDataError(
+        f"{path}: {wanted}; it has {_some(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
+    )
+
+
+def is_state_dict(value: Any) -> bool:
+    """Whether a value is tensors (or their specs) by name, at least one."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, (Tensor, TensorSpec)) for name, tensor in value.items())
+
+
+def non_finite_tensors(state: Any) -> list[str]:
+    """Dotted names of the tensors with a NaN or an infinity, anywhere in nested dicts, lists and tuples."""
+    return [name for name, tensor in named_tensors(state) if not _is_finite(tensor)]
+
+
+def named_tensors(state: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """All tensors (or their specs) of nested dicts, lists and tuples with their dotted names, in the order of the
+    file.
+    """
+    if isinstance(state, (Tensor, TensorSpec)):
+        return [(prefix, state)]
+    items = (
+        state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    )
+    return [found for key, value in items for found in named_tensors(value, f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+def _torch_load(path: Path, map_location: str | torch.device, mmap: bool) -> Any:
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    # torch raises RuntimeError, ValueError, KeyError, UnpicklingError, AssertionError … for damaged files
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadDataError(
+            f"{path}: PyTorch cannot read it: {first_line}", "the file is damaged; use another checkpoint"
+        ) from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_safetensors_file(path)
+    except OSError:
+        raise
+    except Exception as error:  # SafetensorError is not a common base of what torch raises while copying
+        raise BadDataError(
+            f"{path}: safetensors cannot read it: {error}", "the file is damaged; fetch or export it again"
+        ) from error
+
+
+def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPER_PREFIXES * 2:  # in either order
+        if state and all(name.startswith(prefix) and name != prefix for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return dict(state)
+
+
+def _some(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    keys = [str(key) for key in content]
+    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "") if keys else "nothing"
+
+
+# What kind of file it is
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """The open file. A folder, a pipe or a device is refused before it can block or never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise BadDataError(f"{path}: no such file", "check the path") from error
+    if stat.S_ISDIR(mode):
+        raise BadDataError(f"{path}: a folder, not a checkpoint file", "name the file inside it")
+    if not stat.S_ISREG(mode):
+        raise BadDataError(f"{path}: not a regular file", "name a file on disk")
+    return open(path, "rb")
+
+
+def _require_zip(file: BinaryIO, size: int, path: Path) -> None:
+    head = file.read(512)
+    if head.startswith(b"PK\x03\x04"):
+        return
+    if not head:
+        raise BadDataError(f"{path}: an empty file (0 bytes), not a PyTorch checkpoint", "copy or download it again")
+    if ends_as_archive(file, size):
+        raise unsafe(path, "a zip archive behind something else, two files in one")
+    if other := _other_kind(head):
+        raise BadDataError(f"{path}: {other}, not a PyTorch checkpoint", "name another file, or fetch this one again")
+    if head[257:262] == b"ustar" or (head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        kind = "a tar archive" if head[257:262] == b"ustar" else "a bare pickle"
+        raise UnsafeFileError(
+            f"{path}: refused without loading it: {kind}, as PyTorch wrote before 1.6, whose content cannot be checked",
+            "if you trust its maker, convert it where that does no harm: torch.save(torch.load(OLD, weights_only=True),"
+            " NEW)",
+        )
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        raise BadDataError(
+            f"{path}: a safetensors file under another name, not a PyTorch checkpoint",
+            "rename it to end in .safetensors",
+        )
+    raise BadDataError(
+        f"{path}: not a PyTorch checkpoint: it begins with {head[:8]!r}", "name a file that torch.save wrote"
+    )
+
+
+def _other_kind(head: bytes) -> str:
+    """What a file is by its first bytes, "" when it could be what was asked for."""
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer instead of the file (fetch it with: git lfs pull)"
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "an HTML page, probably the answer of a failed download"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "a JPEG picture"
+    if head.startswith(b"\x89PNG"):
+        return "a PNG picture"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP picture"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "a GIF picture"
+    return ""
+
+
+def _require_bools(file: BinaryIO, offset: int, size: int, what: str, path: Path) -> None:
+    """A bool that is neither 0 nor 1 makes two tests of one value disagree."""
+    file.seek(offset)
+    while size > 0:
+        block = file.read(min(size, _BLOCK))
+        if not block or block.strip(b"\0\1"):
+            # strip only trims the ends; any other byte keeps the block from becoming empty
+            raise unsafe(path, f"{what} of bools with bytes other than 0 and 1")
+        size -= len(block)

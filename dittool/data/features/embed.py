@@ -1,0 +1,174 @@
+"""Drives the encoders over the images: every bucketed image and caption becomes features, once.
+
+The way of an image: read → verify its hash → upright → bucket (resize to cover, centre crop) → encoder → storage → disk
+→ journal. Interrupted anywhere, the next call makes what is missing. What each pass does stands in `embed_passes.py`,
+how the work overlaps in `embed_pipeline.py`, how several processes share it in `parts.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dittool.config.load import config_to_toml
+from dittool.config.schema import Config
+from dittool.console import SILENT, Talk
+from dittool.data.features.estimate import disk_rows
+from dittool.data.features.parts import Part, shared_files, writer_lock
+from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass
+from dittool.data.features.refusals import found_at_work
+from dittool.data.features.store import FeatureStore
+from dittool.data.records import STAGES, Record
+from dittool.data.source.scan import scan, summary
+from dittool.errors import BadDataError, UsageError
+from dittool.geometry import buckets_from_config
+from dittool.storage import output_folder, require_free, write_atomic
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What an embed run found and did."""
+
+    records: list[Record]
+    made: dict[str, int]  # stage → features made now
+    kept: dict[str, int]  # stage → features that were already there
+    cut_captions: int  # captions longer than encoders.max_text_tokens, among those encoded now
+    folder: Path
+    left: dict[str, int]  # stage → features that are for other parts to make, when this one began
+    lacking: list[str]  # stages that this run did not make and that are not complete
+
+    @property
+    def used(self) -> list[Record]:
+        return [record for record in self.records if record.used]
+
+    def next_command(self, part: Part) -> str:
+        """What to run after this."""
+        if not part.is_everything:
+            return "dit embed --verify, when all parts are done"
+        shard_it = "dit shard" if self.folder == Path("data/derived") else f"dit shard {self.folder}"
+        return (
+            f"dit embed SOURCE {' '.join(f'--pass {stage}' for stage in self.lacking)}, then {shard_it}"
+            if self.lacking
+            else shard_it
+        )
+
+
+def embed(
+    source: Path,
+    out: Path,
+    config: Config,
+    stages: Sequence[str] = STAGES,
+    talk: Talk = SILENT,
+    part: Part | None = None,
+    rebuild: bool = False,
+) -> EmbedSummary:
+    """Makes the features of the given stages for every image of `source` that has none, in the derived folder `out`.
+
+    Args:
+        part: this process's share; several may work on one folder at a time, and any later run joins what they made.
+        rebuild: drop and remake the features of `stages`, or only those that another encoder, bucket list or storage
+        makes stale.
+
+    Raises `BadDataError` (nothing usable, or another identity in the folder), `WeightsMissingError`, `StorageError`.
+    """
+    part = part or Part()
+    if rebuild and not part.is_everything:
+        raise UsageError(
+            "--rebuild drops features that other parts may be writing",
+            "rebuild in one process: without --part and torchrun",
+        )
+    stages = [stage for stage in STAGES if stage in stages]
+    output_folder(out)  # before anything that takes long: a folder that cannot be written to is told at once
+    buckets = buckets_from_config(config.data)
+    with writer_lock(out, part):
+        records = scan(source, buckets, talk, config.data.flip)
+        store = FeatureStore(out, part)
+        _require_usable(source, records, store)
+        card_changed = store.open_card(
+            [bucket.name for bucket in buckets], config.data.patch_storage, stages if rebuild else ()
+        )
+        if before := store.write_source(str(source.resolve())):
+            talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
+        with shared_files(out):
+            write_atomic(out / "resolved.toml", config_to_toml(config).encode())
+        records = store.merge_records(records, forget=stages if rebuild else ())
+        store.prune_journal(record for record in records if record.used)
+        ready = _ready_for_the_first(store, config, stages, records, part, rebuild, talk)
+        made, kept, left, cut = {}, {}, {}, 0
+        for stage in stages:
+            ready = ready if ready is not None else load_pass(stage, config, talk)
+            encoder_changed = store.register_encoder(stage, ready.card, rebuild)
+            # what a changed card makes stale is forgotten already
+            if rebuild and (encoder_changed or not card_changed):
+                store.drop(stage)
+            missing, batches = _work(store, stage, records, part)
+            result = run_pass(ready, batches, store, source, talk)
+            ready = None  # two encoders at a time may not fit into memory
+            refused = {record.id: record for record in result.refused}
+            records = store.merge_records([refused.get(record.id, record) for record in records])
+            mine = sum(record.used for batch in batches for record in batch)
+            made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
+            kept[stage] = sum(record.used for record in records) + len(refused) - len(missing)
+        _require_usable(source, records, store)
+        others = [stage for stage in STAGES if stage not in stages]
+        lacking = [
+            stage
+            for stage in others
+            if store.missing(stage, [record for record in records if record.used], store.read_journal())
+        ]
+    return EmbedSummary(records, made, kept, cut, out, left, lacking)
+
+
+def _ready_for_the_first(
+    store: FeatureStore,
+    config: Config,
+    stages: Sequence[str],
+    records: list[Record],
+    part: Part,
+    rebuild: bool,
+    talk: Talk,
+) -> EmbedPass | None:
+    """The encoder of the first stage, after a look at all of them: weights that are missing, another identity and a
+    disk that will not do are told before hours of work, not after the pass that did not need them.
+    """
+    ready, needed = None, 0
+    for stage in reversed(stages):
+        ready = None  # two encoders at a time may not fit into memory
+        ready = load_pass(stage, config, talk)
+        if not rebuild:
+            store.require_encoder(stage, ready.card)
+        mine = [record for batch in _work(store, stage, records, part)[1] for record in batch if record.used]
+        rows = disk_rows(stage, ready.card, mine, config.data.patch_storage)
+        needed += max(0, sum(row.bytes for row in rows) - store.bytes_present(stage, mine))
+    require_free(store.folder, needed, f"what is to be made ({', '.join(stages)})")
+    return ready
+
+
+def _work(
+    store: FeatureStore, stage: str, records: list[Record], part: Part
+) -> tuple[list[Record], list[list[Record]]]:
+    """(used records without current features of the stage, the batches in which this part makes its share of them)."""
+    missing = store.missing(stage, [record for record in records if record.used], store.read_journal())
+    candidates = [record for record in records if record.used or found_at_work(record)]
+    return missing, plan_batches(stage, candidates, missing, part)
+
+
+def _require_usable(source: Path, records: list[Record], store: FeatureStore) -> None:
+    """Raises `BadDataError` when no input can be used, and leaves each one's reason in records.jsonl where no
+    features are that it described.
+    """
+    if any(record.used for record in records):
+        return
+    if not store.has_card:
+        store.write_records(records)
+    counts = summary(records)
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts["reasons"].items())
+    where = (
+        f"each one's reason stands in {store.records_path}"
+        if not store.has_card
+        else "look at the source: the features of before are untouched"
+    )
+    raise BadDataError(
+        f"{source}: none of {counts['total']} images can be used: {counted}", f"each image needs a caption; {where}"
+    )

@@ -1,0 +1,159 @@
+"""What embedding will cost, before it is spent: bytes by feature and bucket against the free disk, and time from a
+measured batch.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittool.config.schema import Config
+from dittool.console import SILENT, Talk
+from dittool.data.features.passes import EmbedPass, batch_size, load_pass
+from dittool.data.features.pipeline import decoder_count
+from dittool.data.features.store import FeatureStore
+from dittool.data.patch_storage import STORED_DTYPE, stored_shape
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, Record
+from dittool.data.source.images import ImageRefused
+from dittool.data.source.scan import load_pixels, scan
+from dittool.encoders.image import patch_grid
+from dittool.geometry import Bucket, buckets_from_config
+
+_HEADER = 128  # bytes of a .npy file before its array
+_BLOCK = 4096  # bytes in which file systems give out space
+_TEXT_BATCH = 16
+_BYTES_A_TOKEN = 4.0  # of a caption, where nothing was measured: about right for T5 and English
+
+
+@dataclass(frozen=True)
+class EstimateRow:
+    """Disk that one feature takes in one bucket, for what is still to be made."""
+
+    feature: str
+    bucket: str  # "" for text
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    rows: list[EstimateRow]
+    seconds: dict[str, float]  # stage → time that it will take here; a stage with nothing to do is left out
+    free: int  # bytes on the disk of the output folder
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+
+def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = STAGES, talk: Talk = SILENT) -> Estimate:
+    """Bytes and time for what `dit embed` would make now. Writes nothing; encodes two batches a pass to see how long
+    one takes.
+
+    Raises `BadDataError`, `WeightsMissingError`.
+    """
+    used = [record for record in scan(source, buckets_from_config(config.data), talk, config.data.flip) if record.used]
+    store = FeatureStore(out)
+    journal = store.read_journal()
+    rows, seconds = [], {}
+    for stage in [stage for stage in STAGES if stage in stages]:
+        missing = store.missing(stage, used, journal)
+        talk.note(f"{stage}: measuring a batch")
+        ready = load_pass(stage, config, talk)
+        bytes_a_token = _BYTES_A_TOKEN
+        if missing:
+            seconds[stage], bytes_a_token = (
+                _text_time(ready, missing) if stage == "t5" else (_image_time(ready, missing, source), _BYTES_A_TOKEN)
+            )
+        rows += disk_rows(stage, ready.card, missing, config.data.patch_storage, bytes_a_token)
+    return Estimate(rows, seconds, free_bytes(out))
+
+
+def disk_rows(
+    stage: str,
+    card: dict[str, Any],
+    records: Sequence[Record],
+    patch_storage: str,
+    bytes_a_token: float = _BYTES_A_TOKEN,
+) -> list[EstimateRow]:
+    """Disk that the features of a stage will take, by feature and bucket, in whole blocks. Text lengths are guessed
+    from the captions' bytes.
+    """
+    if stage == "t5":
+        sizes = [_on_disk(_tokens(record, card, bytes_a_token) * card["width"] * 2) for record in records]
+        return [EstimateRow(TEXT.name, "", len(sizes), sum(sizes))] if sizes else []
+    counts = Counter(record.bucket for record in records)
+    return [
+        EstimateRow(
+            feature.name,
+            bucket,
+            count,
+            count * _on_disk(_image_bytes(feature, card, Bucket.from_name(bucket), patch_storage)),
+        )
+        for feature in FEATURES
+        if feature.stage == stage
+        for bucket, count in sorted(counts.items())
+    ]
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where the folder is, or would be."""
+    existing = next(place for place in (folder, *folder.resolve().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _image_bytes(feature: Any, card: dict[str, Any], bucket: Bucket, patch_storage: str) -> int:
+    if feature is IMAGE_PATCHES:
+        shape = stored_shape(patch_grid(bucket.width, bucket.height, card["patch_size"]), card["width"], patch_storage)
+        return math.prod(shape) * STORED_DTYPE[patch_storage].itemsize
+    values = {IMAGE_CLS: lambda: card["width"], LATENT: lambda: card["channels"] * bucket.area // card["stride"] ** 2}
+    return values[feature]() * 2
+
+
+def _tokens(record: Record, card: dict[str, Any], bytes_a_token: float) -> int:
+    return min(card["max_tokens"], math.ceil(len(record.caption.encode()) / bytes_a_token) + 1)
+
+
+def _on_disk(array_bytes: int) -> int:
+    return -(-(_HEADER + array_bytes) // _BLOCK) * _BLOCK
+
+
+def _image_time(ready: EmbedPass, records: Sequence[Record], source: Path) -> float:
+    """Seconds for all the images: the slower of decoding and encoding, for they overlap; measured in the commonest
+    bucket, by area elsewhere.
+    """
+    bucket = Counter(record.bucket for record in records).most_common(1)[0][0]
+    chosen = [record for record in records if record.bucket == bucket]
+    images, started = [], time.perf_counter()
+    for record in chosen[: batch_size(bucket)]:
+        try:
+            images.append(load_pixels(record, source))
+        except ImageRefused:  # counted when it is embedded
+            continue
+    decoding = (time.perf_counter() - started) / min(len(chosen), batch_size(bucket)) / decoder_count()
+    encoding = _seconds(ready, images) / len(images) if images else 0.0
+    area = Bucket.from_name(bucket).area
+    return sum(Bucket.from_name(record.bucket).area / area for record in records) * max(decoding, encoding)
+
+
+def _text_time(ready: EmbedPass, records: Sequence[Record]) -> tuple[float, float]:
+    """(seconds for all the captions, bytes of caption a token), from captions spread over all lengths."""
+    by_length = sorted(records, key=lambda record: len(record.caption))
+    sample = [record.caption for record in by_length[:: max(1, len(by_length) // _TEXT_BATCH)]][:_TEXT_BATCH]
+    seconds = _seconds(ready, sample) / len(sample) * len(records)
+    tokens = sum(len(encoded.arrays[TEXT]) for encoded in ready.encode(sample))
+    return seconds, max(sum(len(caption.encode()) for caption in sample) / tokens, 0.1)
+
+
+def _seconds(ready: EmbedPass, inputs: Sequence[Any]) -> float:
+    """For one batch, the second time: the first pays for what is set up once."""
+    ready.encode(inputs)
+    started = time.perf_counter()
+    ready.encode(inputs)
+    return time.perf_counter() - started

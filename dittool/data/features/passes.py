@@ -1,0 +1,242 @@
+"""The three embed passes: which encoder each has, what it stores, and in which batches it goes over the records.
+
+Features may depend on the batch in their last bits, so batches are formed over all records of a bucket, made or not,
+before they are split into parts and before those that are there are left out: an interrupted run, or one in parts,
+encodes the same batches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dittool.config.schema import Config
+from dittool.console import SILENT, Talk
+from dittool.data.features.parts import Part
+from dittool.data.features.pipeline import Arrays, FeatureWriter, Pixels, Refusal, decoded, decoders, loaded_ahead
+from dittool.data.features.refusals import refused_while_decoding, refused_while_encoding
+from dittool.data.features.store import FeatureStore
+from dittool.data.patch_storage import INT8, decode_patches, encode_patches
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, Record
+from dittool.encoders.image import load_image_encoder, patch_grid
+from dittool.encoders.text import load_text_encoder
+from dittool.encoders.vae import load_codec
+from dittool.errors import BadDataError
+from dittool.geometry import Bucket
+
+CAPTIONS = 256  # in a batch; the text encoder groups them by length
+_FEWEST, _MOST = 16, 128  # images in a batch
+# in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
+_PIXELS = 4 << 20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is stored of one record."""
+
+    arrays: Arrays
+    cut: bool = False  # the caption was longer than the encoder's limit
+
+
+@dataclass(frozen=True)
+class EmbedPass:
+    """An encoder that is ready: pixels of one bucket, or captions, to stored arrays."""
+
+    stage: str
+    card: dict[str, Any]
+    encode: Callable[[Sequence[Any]], list[Encoded]]
+
+
+@dataclass(frozen=True)
+class PassResult:
+    made: int
+    refused: list[Record]
+    cut_captions: int = 0
+
+
+def load_pass(stage: str, config: Config, talk: Talk = SILENT) -> EmbedPass:
+    """Loads the stage's encoder. `talk` is told when features had to be computed again in fp32. Raises
+    `WeightsMissingError`.
+    """
+    return {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}[stage](config, talk)
+
+
+def batch_size(bucket: str) -> int:
+    """Images of this bucket in one batch."""
+    return max(_FEWEST, min(_MOST, _PIXELS // Bucket.from_name(bucket).area))
+
+
+def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Record], part: Part) -> list[list[Record]]:
+    """What this part of the pass encodes, batch by batch; image batches hold one bucket.
+
+    Args:
+        candidates: every record that was, or might be, encoded: used ones and those refused at work.
+        missing: the used ones whose features are to be made.
+
+    A batch of which nothing is made keeps all its candidates; what is missing from others is gathered into batches of
+    its own.
+    """
+    wanted = {record.id for record in missing}
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in candidates:
+        groups["" if stage == "t5" else record.bucket].append(record)
+    planned, number = [], 0
+    for name in sorted(groups):
+        size, rest = batch_size(name) if name else CAPTIONS, []
+        for batch in _chunks(groups[name], size):
+            mine, number = part.takes(number), number + 1
+            used, lacking = (
+                [record for record in batch if record.used],
+                [record for record in batch if record.id in wanted],
+            )
+            if not mine or not lacking:
+                continue
+            if len(lacking) == len(used):
+                planned.append(batch)
+            else:
+                rest += lacking
+        planned += _chunks(rest, size)
+    return planned
+
+
+def run_pass(
+    ready: EmbedPass, batches: list[list[Record]], store: FeatureStore, source: Path, talk: Talk
+) -> PassResult:
+    """Encodes the batches and stores what is used of them. An image or caption that cannot be encoded is refused, and
+    the rest goes on.
+
+    Raises `StorageError` when the disk is full, `BadDataError` when the encoder fails on everything that it is given.
+    """
+    of_text = ready.stage == "t5"
+    total = sum(record.used for batch in batches for record in batch)
+    # Captions of refused records are encoded too, for the sake of the others' padding; their images cannot be.
+    to_load = batches if of_text else ([record for record in batch if record.used] for batch in batches)
+    load = _caption if of_text else partial(decoded, source=source)
+    refused: list[Record] = []
+    cut = 0
+    with (
+        talk.progress(ready.stage, total, "caption" if of_text else "image") as task,
+        decoders([] if of_text else [record for batch in batches for record in batch]) as pool,
+        FeatureWriter(store, ready.stage, task.advance) as writer,
+    ):
+        for batch, loaded in loaded_ahead(to_load, load, pool):
+            good, bad = _encode_batch(ready, list(zip(batch, loaded, strict=True)), anything_made=writer.written > 0)
+            if good:
+                writer.put([record for record, _ in good], [encoded.arrays for _, encoded in good])
+                cut += sum(encoded.cut for _, encoded in good)
+            if bad:
+                refused += bad
+                task.advance(len(bad), refused=len(refused))
+    return PassResult(writer.written, refused, cut)
+
+
+def _caption(record: Record) -> str:
+    return record.caption
+
+
+def _encode_batch(
+    ready: EmbedPass, loaded: list[tuple[Record, Any]], anything_made: bool
+) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
+    """The used records with what is stored of them, and those that turned out to be unusable."""
+    bad = [
+        refused_while_decoding(record, item.reason, item.detail) for record, item in loaded if isinstance(item, Refusal)
+    ]
+    inputs = [(record, item) for record, item in loaded if not isinstance(item, Refusal)]
+    if not inputs:
+        return [], bad
+    try:
+        made = list(zip((record for record, _ in inputs), ready.encode([item for _, item in inputs]), strict=True))
+    except BadDataError:  # something in the batch: what, shows one by one
+        made, failed = _encode_one_by_one(ready, inputs)
+        if not made and not anything_made:
+            raise  # nothing works: that is the encoder's fault, not the images'
+        bad += failed
+    good = []
+    for record, encoded in made:
+        if record.used and (problem := _problem(encoded.arrays)):
+            bad.append(refused_while_encoding(record, ready.stage, *problem))
+        elif record.used:
+            good.append((record, encoded))
+    return good, bad
+
+
+def _encode_one_by_one(
+    ready: EmbedPass, inputs: list[tuple[Record, Any]]
+) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
+    made, failed = [], []
+    for record, item in inputs:
+        try:
+            made.append((record, ready.encode([item])[0]))
+        except BadDataError as error:
+            if record.used:
+                failed.append(refused_while_encoding(record, ready.stage, "not-encodable", error.message))
+    return made, failed
+
+
+def _problem(made: Arrays) -> tuple[str, str] | None:
+    """(reason, detail) of arrays that no encoder should have made of a picture or a caption."""
+    for feature, stored in made.items():
+        values = _values(feature, stored)
+        if count := int((~np.isfinite(values)).sum()):
+            return (
+                "not-finite",
+                (
+                    f"{count} of {values.size} values of {feature.name} are not finite, or too large for their storage"
+                    f" ({stored.dtype})"
+                ),
+            )
+        if values.size > 1 and values.min() == values.max():
+            return "constant", f"all {values.size} values of {feature.name} are {values.flat[0]:g}"
+    return None
+
+
+def _values(feature: Feature, stored: np.ndarray) -> np.ndarray:
+    return decode_patches(stored, INT8) if feature is IMAGE_PATCHES and stored.dtype == np.int8 else stored
+
+
+def _half(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is found
+        return array.astype(np.float16)
+
+
+def _image_pass(config: Config, talk: Talk) -> EmbedPass:
+    encoder = load_image_encoder(config.encoders.image, config.encoders.dtype, talk)
+
+    def encode(images: Sequence[Pixels]) -> list[Encoded]:
+        height, width = images[0].shape[:2]
+        grid = patch_grid(width, height, encoder.patch_size)
+        features = encoder.encode(np.stack(images))
+        return [
+            Encoded({IMAGE_CLS: _half(cls), IMAGE_PATCHES: encode_patches(patches, grid, config.data.patch_storage)})
+            for cls, patches in zip(features.cls.numpy(), features.patches.numpy(), strict=True)
+        ]
+
+    return EmbedPass("dinov3", encoder.card, encode)
+
+
+def _vae_pass(config: Config, _: Talk) -> EmbedPass:
+    codec = load_codec(config.encoders.vae)
+    return EmbedPass(
+        "vae",
+        codec.card,
+        lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(np.stack(images)).numpy()],
+    )
+
+
+def _text_pass(config: Config, talk: Talk) -> EmbedPass:
+    encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens, talk)
+
+    def encode(captions: Sequence[str]) -> list[Encoded]:
+        return [Encoded({TEXT: _half(feature.hidden.numpy())}, feature.cut) for feature in encoder.encode(captions)]
+
+    return EmbedPass("t5", encoder.card, encode)
+
+
+def _chunks(items: list[Record], size: int) -> list[list[Record]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

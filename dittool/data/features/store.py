@@ -1,0 +1,289 @@
+"""The derived store: one `.npy` file a feature and sample, and a journal that says what each was made from.
+
+A feature counts when its file is there and the journal names the same source (hash of the image's bytes, or of the
+caption). An edited image or caption therefore makes its features stale, and a file without a journal line is made
+again. The journal is written after the features are on disk: a line in it is a promise that they are. A batch has one
+line, so it counts whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dittool.data.features.journal import (
+    Digests,
+    Journal,
+    Made,
+    append_journal,
+    digest_of,
+    read_journal,
+    rewrite_journal,
+    source_of,
+)
+from dittool.data.features.parts import Part, shared_files
+from dittool.data.features.refusals import with_earlier_refusals
+from dittool.data.identity import (
+    ENCODER_OF_STAGE,
+    differences,
+    new_card,
+    rebuild_command,
+    require_card,
+    require_same_identity,
+    stages_made_stale,
+)
+from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
+from dittool.errors import BadDataError
+from dittool.storage import TEMPORARY_PREFIX, full_disk_explained, read_json, sync_folder, write_json
+from dittool.untrusted.npy import npy_bytes, read_npy
+
+
+class FeatureStore:
+    """A derived folder: records, identity card, features and their journal. Writers hold its `parts.writer_lock`."""
+
+    def __init__(self, folder: Path, part: Part | None = None) -> None:
+        self.folder = folder
+        self.records_path = folder / "records.jsonl"
+        self._identity_path = folder / "identity.json"
+        self._source_path = folder / "source.json"
+        self._journal_path = folder / "journal.jsonl"
+        self._part = part or Part()
+
+    # Records
+
+    def read_records(self) -> list[Record]:
+        return read_records(self.records_path)
+
+    def write_records(self, records: list[Record]) -> None:
+        write_records(self.records_path, records)
+
+    def merge_records(self, records: list[Record], forget: Iterable[str] = ()) -> list[Record]:
+        """Writes the records with the refusals that earlier runs and other parts found (`quarantine`), and returns them
+        so.
+
+        Refusals by the stages in `forget` are not taken over.
+        """
+        with shared_files(self.folder):
+            try:
+                earlier = self.read_records() if self.records_path.is_file() else []
+            except BadDataError:  # a damaged file is made again now; what it knew about refusals will be found again
+                earlier = []
+            records = with_earlier_refusals(records, earlier, forget)
+            self.write_records(records)
+        return records
+
+    # Where the images are
+
+    @property
+    def source(self) -> str:
+        """The folder or list that was embedded. Raises `BadDataError`."""
+        value = read_json(self._source_path)
+        if isinstance(value, dict) and isinstance(value.get("folder"), str):
+            return value["folder"]
+        raise BadDataError(
+            f"{self._source_path}: it names no source",
+            "run dit embed again with the same source: it keeps the features",
+        )
+
+    def write_source(self, source: str) -> str | None:
+        """Names the source. Returns the one that was named before, where it was another."""
+        with shared_files(self.folder):
+            try:
+                before = self.source
+            except BadDataError:  # none, or a damaged file: it is made anew
+                before = None
+            write_json(self._source_path, {"folder": source})
+        return before if before != source else None
+
+    # Identity card
+
+    @property
+    def has_card(self) -> bool:
+        """Whether an embed run was begun here."""
+        return self._identity_path.exists()
+
+    def card(self) -> dict[str, Any]:
+        """The identity card. Raises `BadDataError` when there is none, or the file holds something else."""
+        return require_card(read_json(self._identity_path), str(self._identity_path))
+
+    def open_card(self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = ()) -> bool:
+        """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one
+        was changed.
+
+        With `rebuild`, the named stages adopt buckets, crop rule and storage of this run, and lose the features that
+        these change. Raises `BadDataError` when the card differs and that does not cover it, naming the command that
+        would.
+        """
+        with shared_files(self.folder):
+            fresh = new_card(buckets, patch_storage)
+            if not self.has_card:
+                write_json(self._identity_path, fresh)
+                return False
+            card = self.card()
+            adopted = fresh | {"encoders": card["encoders"]}
+            if adopted == card:
+                return False
+            stale = stages_made_stale(adopted, card)
+            if not set(stale) <= set(rebuild):
+                require_same_identity(
+                    adopted,
+                    card,
+                    str(self.folder),
+                    f"embed into another folder with --out, or make again only what is stale: {rebuild_command(stale)},"
+                    " with the source and preset of this run",
+                )
+            # which features another bucket list makes stale, the journal knows
+            if not _only_buckets_differ(adopted, card):
+                self._forget(stale)
+            write_json(self._identity_path, adopted)
+            return True
+
+    def require_encoder(self, stage: str, encoder_card: dict[str, Any]) -> None:
+        """Raises `BadDataError` when the folder holds features of the stage from another encoder, naming the
+        command that remakes only these.
+        """
+        name = ENCODER_OF_STAGE[stage]
+        known = self.card()["encoders"].get(name, encoder_card)
+        require_same_identity(
+            {name: encoder_card},
+            {name: known},
+            f"{self.folder}: {stage} features",
+            f"embed into another folder with --out, or make only these again: {rebuild_command([stage])}, with the"
+            " source and preset of this run",
+        )
+
+    def register_encoder(self, stage: str, encoder_card: dict[str, Any], rebuild: bool = False) -> bool:
+        """Enters an encoder into the card. Returns whether another one stood there: with `rebuild` its features are
+        forgotten.
+
+        Raises `BadDataError` when another one stands there and `rebuild` is not given.
+        """
+        with shared_files(self.folder):
+            card, name = self.card(), ENCODER_OF_STAGE[stage]
+            if not rebuild:
+                self.require_encoder(stage, encoder_card)
+            replaces = card["encoders"].get(name, encoder_card) != encoder_card
+            if replaces:
+                self._forget([stage])
+            if card["encoders"].get(name) != encoder_card:
+                card["encoders"][name] = encoder_card
+                write_json(self._identity_path, card)
+            return replaces
+
+    def drop(self, stage: str) -> None:
+        """Drops a stage's features: first their journal lines, so that an interruption leaves files that do not
+        count.
+        """
+        with shared_files(self.folder):
+            self._forget([stage])
+        for feature in FEATURES:
+            if feature.stage == stage and (self.folder / feature.name).is_dir():
+                for path in (self.folder / feature.name).glob("*.npy"):
+                    path.unlink()
+
+    # Features
+
+    def path(self, feature: Feature, record_id: str) -> Path:
+        return self.folder / feature.name / f"{record_id}.npy"
+
+    def write(self, feature: Feature, record_id: str, stored: np.ndarray) -> str:
+        """Stores one array under its name, whole or not at all, and returns the digest of its file.
+
+        The file's bytes are on disk when this returns; its name is when `append_journal` does. Raises `StorageError`
+        when the disk is full.
+        """
+        path, content = self.path(feature, record_id), npy_bytes(stored)
+        with full_disk_explained(path, len(content)):
+            path.parent.mkdir(exist_ok=True)
+            self._write_file(path, content)
+        return digest_of(content)
+
+    def bytes_present(self, stage: str, records: Iterable[Record]) -> int:
+        """Disk that is taken by files of the stage which writing these records replaces."""
+        paths = (self.path(feature, record.id) for record in records for feature in FEATURES if feature.stage == stage)
+        return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
+
+    def read(self, feature: Feature, record_id: str) -> np.ndarray:
+        """The stored array; patches as `patch_storage` keeps them. Raises `BadDataError`."""
+        return read_npy(self.path(feature, record_id))
+
+    # Journal
+
+    def read_journal(self) -> dict[tuple[str, str], str]:
+        """(record id, stage) → what the features were made from."""
+        return {key: made.source for key, made in self.read_journal_entries().items()}
+
+    def read_journal_entries(self) -> Journal:
+        """The whole of it. Raises `BadDataError` for a journal that is not one."""
+        return read_journal(self._journal_path)
+
+    def prune_journal(self, used: Iterable[Record]) -> dict[tuple[str, str], str]:
+        """Drops torn, superseded, orphaned and stale lines, and returns what the journal says then.
+
+        A stale line must go before its features are made again: were that interrupted and the edit undone, it would
+        vouch for the wrong ones.
+        """
+        by_id = {record.id: record for record in used}
+
+        def current(record_id: str, stage: str, made: Made) -> bool:
+            return record_id in by_id and made.source == source_of(stage, by_id[record_id])
+
+        with shared_files(self.folder):
+            rewrite_journal(self._journal_path, current)
+            return self.read_journal()
+
+    def append_journal(self, stage: str, records: Iterable[Record], digests: Digests | None = None) -> None:
+        """Enters features whose files are written, as one line, after making their names durable."""
+        for feature in FEATURES:
+            if feature.stage == stage and (self.folder / feature.name).is_dir():
+                sync_folder(self.folder / feature.name)
+        with shared_files(self.folder):
+            append_journal(self._journal_path, stage, records, digests or {})
+
+    def missing(self, stage: str, records: Iterable[Record], journal: dict[tuple[str, str], str]) -> list[Record]:
+        """Records whose features of this stage are absent or stale."""
+        features = [feature for feature in FEATURES if feature.stage == stage]
+        return [
+            record
+            for record in records
+            if journal.get((record.id, stage)) != source_of(stage, record)
+            or not all(self.path(feature, record.id).is_file() for feature in features)
+        ]
+
+    def _forget(self, stages: Iterable[str]) -> None:
+        dropped = set(stages)
+        rewrite_journal(self._journal_path, lambda _, stage, __: stage not in dropped)
+
+    def _write_file(self, path: Path, content: bytes) -> None:
+        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{self._part.name}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fchmod(file.fileno(), _FILE_MODE)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def _file_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+# read once: asking for the umask means setting it, which threads must not do at the same time
+_FILE_MODE = _file_mode()
+
+
+def _only_buckets_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    return all(line.startswith("buckets") for line in differences(mine, theirs))

@@ -1,0 +1,1 @@
+"""Shards: written, indexed, read, verified, and streamed as deterministic batches."""

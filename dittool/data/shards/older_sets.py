@@ -1,0 +1,153 @@
+"""Gives a set of shards that has no index one: `dit shard --index FOLDER --preset P`.
+
+Sets made by other programs with the same member names (512-row `t5h` with a `t5m` mask, fp32 patches) say nothing about
+the encoders that made them. Whoever asks for the index claims that they were those of the preset. The claim is compared
+with the data, sample by sample, as far as shapes can tell: widths, patches of the encoder's grid, latent of the codec's
+stride and channels. It is kept in the identity card as `"claimed": true`, so such a set never passes for one whose
+making was seen.
+
+The tars are read, never changed; index.json and the lists of members are written beside them. All samples are training
+samples: which images an older program held out, or which are alike, is not known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from dittool.config.schema import Config, parse_size
+from dittool.console import SILENT, Talk
+from dittool.data.identity import identity_hash, new_card
+from dittool.data.patch_storage import FP16, FP32
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
+from dittool.data.shards.index import INDEX_NAME, INDEX_VERSION, TRAIN, SampleRef, index_shard
+from dittool.data.shards.read import Sample, ShardSet
+from dittool.data.shards.statistics import ShardStatistics, summary, widths
+from dittool.encoders.image import load_image_encoder, patch_grid
+from dittool.encoders.text import load_text_encoder
+from dittool.encoders.vae import load_codec
+from dittool.errors import BadDataError, UsageError
+from dittool.geometry import buckets_from_config
+from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_json
+
+
+def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> dict[str, Any]:
+    """Writes the index of a set that has none and returns it.
+
+    Args:
+        config: its `[encoders]` are claimed to have made the features.
+
+    Raises `UsageError` when there is an index, `BadDataError` when a sample is damaged or contradicts the claim,
+    `WeightsMissingError` when an encoder's weights, whose hash and geometry belong to the claim, are not on this disk.
+    """
+    if (folder / INDEX_NAME).exists():
+        raise UsageError(
+            f"{folder}: there is an {INDEX_NAME} already", "verify the set with: dit shard --verify --out FOLDER"
+        )
+    shards = ShardSet.open(folder)
+    if not shards.samples:
+        raise BadDataError(f"{folder}: no sample in it", "name the folder that holds the tars")
+    card = _claimed_card(shards, config)
+    output_folder(folder)
+    with folder_lock(folder):
+        sweep_temporaries(folder)
+        by_shard: dict[str, list[SampleRef]] = {}
+        for ref in shards.samples:
+            by_shard.setdefault(ref.shard, []).append(ref)
+        rows, statistics = [], []
+        with talk.progress("index", len(shards.samples), "sample") as task:
+            for path, refs in by_shard.items():
+                bucket, of_shard = _read_shard(shards, refs, card)
+                statistics.append(of_shard)
+                rows.append(index_shard(folder, folder / PurePosixPath(path), bucket, TRAIN))
+                task.advance(len(refs))
+        index = {
+            "version": INDEX_VERSION,
+            "identity_hash": identity_hash(card),
+            "identity": card,
+            "holdout": 0.0,
+            "source": "",
+            "dims": statistics[0].dims,
+            "statistics": summary(statistics),
+            "shards": rows,
+        }
+        write_json(folder / INDEX_NAME, index)
+    return index
+
+
+def _claimed_card(shards: ShardSet, config: Config) -> dict[str, Any]:
+    encoders = config.encoders
+    first = shards.read(shards.samples[0])
+    storage = FP32 if first.patches.dtype == np.float32 else FP16
+    found = {_bucket_of(shards.folder, ref) for ref in shards.samples} - {None}
+    configured = {bucket.name for bucket in buckets_from_config(config.data)}
+    buckets = [bucket.name for bucket in buckets_from_config(config.data)] if found <= configured else sorted(found)
+    return new_card(buckets, storage) | {
+        "claimed": True,
+        "encoders": {
+            "image": load_image_encoder(encoders.image, encoders.dtype).card,
+            "text": load_text_encoder(encoders.text, encoders.dtype, encoders.max_text_tokens).card,
+            "vae": load_codec(encoders.vae).card,
+        },
+    }
+
+
+def _read_shard(shards: ShardSet, refs: list[SampleRef], card: dict[str, Any]) -> tuple[str, ShardStatistics]:
+    """The bucket that all samples of a shard have, and their statistics. Raises `BadDataError` for a sample that
+    contradicts the card.
+    """
+    statistics, bucket = ShardStatistics(), _bucket_of(shards.folder, refs[0])
+    stride = card["encoders"]["vae"]["stride"]
+    for ref in refs:
+        sample = shards.read(ref)
+        if sample.latent.ndim == 3:
+            bucket = bucket or f"{sample.latent.shape[2] * stride}x{sample.latent.shape[1] * stride}"
+        _require_plausible(shards, sample, bucket, card)
+        statistics.add(_arrays(sample))
+    return bucket, statistics
+
+
+def _arrays(sample: Sample) -> dict[Any, np.ndarray]:
+    return {IMAGE_CLS: sample.cls, IMAGE_PATCHES: sample.patches, LATENT: sample.latent, TEXT: sample.text}
+
+
+def _bucket_of(folder: Path, ref: SampleRef) -> str | None:
+    """The size in the name of a shard's folder; None where it has none."""
+    try:
+        parse_size(ref.bucket)
+    except ValueError:
+        return None
+    return ref.bucket
+
+
+def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, card: dict[str, Any]) -> None:
+    where, encoders = f"{shards.folder / sample.ref.shard}: {sample.ref.id}", card["encoders"]
+    for feature, array in _arrays(sample).items():
+        if array.ndim != len(feature.axes) or 0 in array.shape:
+            raise BadDataError(
+                f"{where}: {feature.member} has shape {array.shape} where ({', '.join(feature.axes)}) belongs",
+                "leave this shard out",
+            )
+        if count := int((~np.isfinite(array)).sum()):
+            raise BadDataError(
+                f"{where}: {feature.member} has {count} of {array.size} values that are not finite",
+                "leave this shard out",
+            )
+    width, height = parse_size(bucket)
+    patch_size, stride = encoders["image"]["patch_size"], encoders["vae"]["stride"]
+    rows, columns = patch_grid(width, height, patch_size)
+    claims = {
+        "width of the text": (widths(_arrays(sample))["text"], encoders["text"]["width"]),
+        "width of CLS": (len(sample.cls), encoders["image"]["width"]),
+        "shape of the patches": (sample.patches.shape, (rows * columns, encoders["image"]["width"])),
+        "shape of the latent": (sample.latent.shape, (encoders["vae"]["channels"], height // stride, width // stride)),
+    }
+    if wrong := [
+        f"{what} is {found}, theirs would be {claimed}" for what, (found, claimed) in claims.items() if found != claimed
+    ]:
+        raise BadDataError(
+            f"{where} ({bucket}) was not made by these encoders: {'; '.join(wrong)}",
+            "name those that did: --preset P or -s",
+        )

@@ -1,0 +1,220 @@
+"""Reads shards: a set of samples with exact random access to each.
+
+Sets with an index are opened from it. Older sets of the same member names without an index are scanned, and have no
+identity until `dit shard --index` gives them one (older_sets.py). verify.py reads every byte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dittool.data.patch_storage import FP16, INT8, decode_patches
+from dittool.data.records import (
+    FEATURES,
+    IMAGE_CLS,
+    IMAGE_PATCHES,
+    LATENT,
+    RECORD_MEMBER,
+    TEXT,
+    TEXT_MASK_MEMBER,
+    Record,
+    record_from_json,
+)
+from dittool.data.shards.index import INDEX_NAME, TRAIN, SampleRef, read_index, refs_of, require_local, scan_tar
+from dittool.errors import BadDataError
+from dittool.untrusted.npy import parse_npy
+
+_GAP = 4096  # bytes between two members that are read along with them: a tar header is 512
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The features of one sample, as stored."""
+
+    ref: SampleRef
+    cls: np.ndarray  # (C,)
+    patches: np.ndarray | None  # (N, C), float, as the model gets them; None: not asked for
+    latent: np.ndarray  # (channels, h, w), unscaled
+    text: np.ndarray  # (L, D), L = true length
+    patch_storage: str = FP16  # how the patches were stored; pooled ones fill a smaller grid
+
+
+@dataclass
+class ShardSet:
+    """An opened shards folder."""
+
+    folder: Path
+    samples: list[SampleRef]
+    index: dict[str, Any] | None  # None: a set without index.json
+    _files: dict[tuple[int, str], int] = field(default_factory=dict, repr=False)
+
+    @staticmethod
+    def open(folder: Path) -> ShardSet:
+        """Raises `BadDataError` when the folder is no finished set of shards."""
+        if not folder.is_dir():
+            require_local(str(folder))
+            raise BadDataError(f"{folder}: no such folder of shards", "make one with: dit embed IMAGES, then dit shard")
+        if not (folder / INDEX_NAME).is_file():
+            return ShardSet(folder, _scan(folder), None)
+        index = read_index(folder)
+        return ShardSet(folder, refs_of(folder, index), index)
+
+    def split(self, name: str) -> list[SampleRef]:
+        return [ref for ref in self.samples if ref.split == name]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The identity card. Raises `BadDataError` for a set without an index."""
+        return self._require_index()["identity"]
+
+    @property
+    def identity_hash(self) -> str:
+        return self._require_index()["identity_hash"]
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        return self._require_index()["statistics"]
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Widths that the model takes from the data: text, image, latent_channels."""
+        return self._require_index()["dims"]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of their numbers; empty for a set without classes."""
+        return self._require_index().get("classes", [])
+
+    @property
+    def source(self) -> Path:
+        """The folder of images that were embedded; it may be gone or on another machine."""
+        return Path(self._require_index()["source"])
+
+    @property
+    def patch_storage(self) -> str:
+        """How patches are stored: one of patch_storage.STORAGES. Sets without an index hold plain floats."""
+        return FP16 if self.index is None else self.index["identity"]["patch_storage"]
+
+    def read(self, ref: SampleRef, patches: bool = True) -> Sample:
+        """The features of a sample. Raises `BadDataError` naming the member that is missing or damaged."""
+        wanted = [feature.member for feature in FEATURES if patches or feature is not IMAGE_PATCHES]
+        if TEXT_MASK_MEMBER in ref.members:
+            wanted.append(TEXT_MASK_MEMBER)
+        arrays = {
+            member: parse_npy(data, self._name(ref, member)) for member, data in self._read_members(ref, wanted).items()
+        }
+        text = arrays[TEXT.member]
+        if TEXT_MASK_MEMBER in arrays:
+            text = text[: self._true_length(ref, text, arrays[TEXT_MASK_MEMBER])]
+        stored = arrays.get(IMAGE_PATCHES.member)
+        if stored is not None and self.patch_storage == INT8:
+            stored = decode_patches(stored, INT8)
+        return Sample(ref, arrays[IMAGE_CLS.member], stored, arrays[LATENT.member], text, self.patch_storage)
+
+    def read_array(self, ref: SampleRef, member: str) -> np.ndarray:
+        """One array as stored."""
+        return parse_npy(self.read_member(ref, member), self._name(ref, member))
+
+    def read_record(self, ref: SampleRef) -> Record:
+        source = self._name(ref, RECORD_MEMBER)
+        try:
+            value = json.loads(self.read_member(ref, RECORD_MEMBER))
+        except (ValueError, RecursionError) as error:
+            raise BadDataError(f"{source}: not valid JSON: {error}", "make the shards again with: dit shard") from error
+        # older sets call it differently
+        if (self.index is None or self.card.get("claimed")) and isinstance(value, dict):
+            value = {"name": ref.id, "image": "", "status": "used", **value, "id": ref.id}
+        return record_from_json(value, source)
+
+    def read_member(self, ref: SampleRef, member: str) -> bytes:
+        """The bytes of one member, by position: nothing before it is read."""
+        return bytes(self._read_members(ref, [member])[member])
+
+    def _read_members(self, ref: SampleRef, wanted: list[str]) -> dict[str, memoryview]:
+        """Members of one sample, neighbours in one read. Writable, and no byte is copied after the kernel has
+        delivered it.
+        """
+        if absent := [member for member in wanted if member not in ref.members]:
+            raise BadDataError(
+                f"{self.folder / ref.shard}: sample '{ref.id}' has no {', '.join(absent)}",
+                "make the shards again with: dit shard",
+            )
+        found, places = {}, sorted((*ref.members[member], member) for member in wanted)
+        while places:
+            run = [places.pop(0)]
+            while places and 0 <= places[0][0] - sum(run[-1][:2]) <= _GAP:
+                run.append(places.pop(0))
+            start, end = run[0][0], sum(run[-1][:2])
+            data = memoryview(np.empty(end - start, dtype=np.uint8))
+            read = os.preadv(self._file(ref.shard), [data], start) if len(data) else 0
+            for offset, size, member in run:
+                if offset - start + size > read:
+                    present = max(read - offset + start, 0)
+                    raise BadDataError(
+                        f"{self._name(ref, member)} has {present:,} of {size:,} bytes",
+                        "the shard was cut: make it again",
+                    )
+                found[member] = data[offset - start : offset - start + size]
+        return found
+
+    def _true_length(self, ref: SampleRef, text: np.ndarray, mask: np.ndarray) -> int:
+        """Tokens of a padded text. The mask of an older set must be one run of ones and then zeros."""
+        valid = mask.reshape(-1).astype(bool)
+        length = int(valid.sum())
+        if len(valid) != len(text) or length == 0 or not valid[:length].all():
+            raise BadDataError(
+                f"{self._name(ref, TEXT_MASK_MEMBER)}: a mask of {len(valid)} with {length} ones for a text of"
+                f" {len(text)} rows, where the ones should come first and be one at least",
+                "make the shards again with: dit shard",
+            )
+        return length
+
+    def _name(self, ref: SampleRef, member: str) -> str:
+        return f"{self.folder / ref.shard}: {ref.id}.{member}"
+
+    def _file(self, shard: str) -> int:
+        key = (os.getpid(), shard)  # each worker process opens its own
+        if key not in self._files:
+            self._files[key] = os.open(self.folder / shard, os.O_RDONLY)
+        return self._files[key]
+
+    def _require_index(self) -> dict[str, Any]:
+        if self.index is None:
+            raise BadDataError(
+                f"{self.folder}: no index.json, so the identity of these shards is unknown",
+                f"say what made them with: dit shard --index {self.folder} --preset P; or make them with dit embed and"
+                " dit shard",
+            )
+        return self.index
+
+
+def _scan(folder: Path) -> list[SampleRef]:
+    refs = []
+    for path in tars_of(folder):
+        bucket, shard = path.parent.name.removeprefix("bucket_"), path.relative_to(folder).as_posix()
+        for key, members in scan_tar(path).items():
+            refs.append(
+                SampleRef(
+                    key,
+                    bucket,
+                    TRAIN,
+                    shard,
+                    {suffix: (member.offset, member.size) for suffix, member in members.items()},
+                )
+            )
+    return refs
+
+
+def tars_of(folder: Path) -> list[Path]:
+    """The tars of a set without an index. Raises `BadDataError` when there is none."""
+    if paths := sorted(folder.glob("**/*.tar")):
+        return paths
+    raise BadDataError(
+        f"{folder}: neither {INDEX_NAME} nor any .tar in it", "make shards with: dit embed IMAGES, then dit shard"
+    )

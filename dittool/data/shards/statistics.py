@@ -1,0 +1,180 @@
+"""Means and standard deviations over all samples of a set, in float64, by a method that does not cancel.
+
+Summing squares loses all digits when the mean is large against the deviation, and float16 sums overflow. Here each
+array gives its own mean and sum of squared distances from it, and two such results are joined exactly as their union
+would have been counted:
+
+    n = n_a + n_b      δ = mean_b − mean_a      mean = mean_a + δ·n_b/n      M2 = M2_a + M2_b + δ²·n_a·n_b/n
+
+(Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature
+
+_ROWS = 256  # of an array, converted at once: 256 × 1024 float64 stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared distances from the mean, for each channel."""
+
+    count: int
+    mean: np.ndarray  # (C,) float64
+    squares: np.ndarray  # (C,) float64, M2 above
+
+    @staticmethod
+    def of(values: np.ndarray, axis: int) -> Moments:
+        """Of an array (n, C) with `axis` 1, or (C, n) with `axis` 0: the axis is that of the channels."""
+        if axis == 0:
+            parts = values.astype(np.float64)  # (C, n): a latent, small
+            mean = parts.mean(axis=1)
+            parts -= mean[:, None]
+            return Moments(parts.shape[1], mean, np.einsum("cn,cn->c", parts, parts))
+        return Moments.joined(_of_rows(values[start : start + _ROWS]) for start in range(0, len(values), _ROWS))
+
+    @staticmethod
+    def joined(parts: Iterable[Moments]) -> Moments:
+        """Of all values that the parts were counted from. Raises ValueError when there is no part."""
+        total = None
+        for part in parts:
+            total = part if total is None else total._with(part)
+        if total is None:
+            raise ValueError("no moments to join")
+        return total
+
+    def _with(self, other: Moments) -> Moments:
+        count, apart = self.count + other.count, other.mean - self.mean
+        squares = self.squares + other.squares + np.square(apart) * (self.count * other.count / count)
+        return Moments(count, self.mean + apart * (other.count / count), squares)
+
+    @property
+    def std(self) -> np.ndarray:
+        """(C,) standard deviation of the values themselves (divisor n)."""
+        return np.sqrt(self.squares / self.count)
+
+    def to_json(self) -> list[Any]:
+        return [self.count, self.mean.tolist(), self.squares.tolist()]
+
+    @staticmethod
+    def from_json(value: list[Any]) -> Moments:
+        return Moments(int(value[0]), np.array(value[1], dtype=np.float64), np.array(value[2], dtype=np.float64))
+
+
+def _of_rows(rows: np.ndarray) -> Moments:
+    values = rows.astype(np.float64)  # (n, C)
+    mean = values.mean(axis=0)
+    values -= mean
+    return Moments(len(values), mean, np.einsum("nc,nc->c", values, values))
+
+
+_NAMES = {LATENT: "latent", IMAGE_CLS: "cls", IMAGE_PATCHES: "patch"}
+
+
+@dataclass
+class ShardStatistics:
+    """What one shard's samples add to the statistics of the set. Survives JSON without losing a bit."""
+
+    samples: int = 0
+    text_tokens: int = 0  # of all captions
+    longest_text: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)  # by "latent", "cls", "patch"
+    dims: dict[str, int] = field(default_factory=dict)  # widths that the model takes from the data
+
+    def add(self, arrays: dict[Feature, np.ndarray]) -> None:
+        """One sample: CLS (C,), patches (N, C) as the model sees them, latent (channels, h, w), text (L, D); widths
+        as of all others.
+        """
+        latent, text = arrays[LATENT], arrays[TEXT]
+        self.dims = widths(arrays)
+        self.samples += 1
+        self.text_tokens += len(text)
+        self.longest_text = max(self.longest_text, len(text))
+        found = {
+            LATENT: Moments.of(latent.reshape(len(latent), -1), axis=0),
+            IMAGE_CLS: Moments.of(arrays[IMAGE_CLS][None], axis=1),
+            IMAGE_PATCHES: Moments.of(arrays[IMAGE_PATCHES], axis=1),
+        }
+        for feature, moments in found.items():
+            name = _NAMES[feature]
+            self.moments[name] = Moments.joined([self.moments[name], moments]) if name in self.moments else moments
+
+    def to_json(self) -> dict[str, Any]:
+        moments = {name: one.to_json() for name, one in self.moments.items()}
+        return {
+            "samples": self.samples,
+            "text_tokens": self.text_tokens,
+            "longest_text": self.longest_text,
+            "dims": self.dims,
+            "moments": moments,
+        }
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> ShardStatistics:
+        moments = {name: Moments.from_json(one) for name, one in value["moments"].items()}
+        return ShardStatistics(value["samples"], value["text_tokens"], value["longest_text"], moments, value["dims"])
+
+
+def widths(arrays: dict[Feature, np.ndarray]) -> dict[str, int]:
+    """What a model must know of a sample's features."""
+    return {
+        "text": arrays[TEXT].shape[1],
+        "image": arrays[IMAGE_CLS].shape[0],
+        "latent_channels": arrays[LATENT].shape[0],
+    }
+
+
+def summary(parts: list[ShardStatistics]) -> dict[str, Any]:
+    """`statistics` of index.json, over all samples of all shards. Joined in the order given, so that equal sets
+    give equal bytes.
+    """
+    samples = sum(part.samples for part in parts)
+    told: dict[str, Any] = {"samples": samples}
+    for name in _NAMES.values():
+        total = Moments.joined(part.moments[name] for part in parts)
+        told |= {f"{name}_mean": total.mean.tolist(), f"{name}_std": total.std.tolist()}
+    tokens = {
+        "mean": sum(part.text_tokens for part in parts) / samples,
+        "max": max(part.longest_text for part in parts),
+    }
+    return {**told, "text_tokens": tokens}
+
+
+def wrong_summary(told: dict[str, Any], dims: dict[str, int]) -> list[str]:
+    """What cannot be in the `statistics` of an index from anywhere, for samples of these widths; empty when nothing
+    is wrong.
+    """
+    wrong = []
+    channels = {LATENT: dims["latent_channels"], IMAGE_CLS: dims["image"], IMAGE_PATCHES: dims["image"]}
+    for feature, count in channels.items():
+        for key in (f"{_NAMES[feature]}_mean", f"{_NAMES[feature]}_std"):
+            numbers = told.get(key)
+            if not isinstance(numbers, list) or len(numbers) != count or not all(map(_is_finite, numbers)):
+                wrong.append(f"{key} is not {count} finite numbers")
+    return wrong
+
+
+def differing_keys(told: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Keys in which two summaries are further apart than sums of one set may be on two machines."""
+    return [key for key, value in found.items() if not _are_close(told.get(key), value)]
+
+
+def _are_close(told: Any, found: Any) -> bool:
+    if isinstance(found, dict):
+        return isinstance(told, dict) and all(_are_close(told.get(key), value) for key, value in found.items())
+    try:
+        return bool(np.allclose(np.asarray(told, dtype=np.float64), found, rtol=1e-9, atol=1e-12))
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

@@ -1,0 +1,280 @@
+"""Deterministic batches: micro-batch number n is the same on every machine, after every resume, for any number of
+workers and ranks.
+
+Each bucket is an endless row of shuffled passes over its samples, cut into batches; an epoch takes from every bucket
+the batches that its samples fill, in an order shuffled over all buckets. A remainder is not dropped and not repeated:
+it opens the bucket's next batch.
+
+    order of samples and batches = f(seed, epoch)          noise, timestep, dropout = f(seed, global sample index)
+
+B samples of a batch · C H W latent · L longest caption of the batch, rounded up · N patches
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dittool.config.schema import parse_size
+from dittool.data.normalisation import LatentNorm
+from dittool.data.patch_storage import stored_grid
+from dittool.data.shards.read import Sample, SampleRef, ShardSet
+from dittool.encoders.image import patch_grid
+from dittool.errors import BadDataError, UsageError
+from dittool.models.conditioning import Conditions
+from dittool.seeding import derive_seed
+
+_TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
+_AHEAD = 4  # batches that each worker prepares in advance
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one bucket, with the random draws that belong to its samples."""
+
+    number: int  # counted from 0 over the whole run
+    ids: list[str]
+    latents: Tensor  # (B, C, H, W), normalised
+    conditions: Conditions
+    noise: Tensor  # (B, C, H, W), N(0, 1)
+    timestep_draw: Tensor  # (B,) uniform in (0, 1)
+    mode_draw: Tensor  # (B,) uniform in [0, 1)
+    weight: float  # its share of the samples of its step
+
+    def to(self, device: torch.device) -> Batch:
+        """All but `mode_draw`: the host decides with it whether the batch needs a mask."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise", "timestep_draw")
+        }
+        return replace(
+            self, conditions=self.conditions.map(lambda tensor: tensor.to(device, non_blocking=True)), **moved
+        )
+
+    def pin_memory(self) -> Batch:
+        """The DataLoader asks for it where there is a GPU: only from pinned memory is a copy to the device
+        asynchronous.
+        """
+        pinned = {name: getattr(self, name).pin_memory() for name in ("latents", "noise", "timestep_draw")}
+        return replace(self, conditions=self.conditions.map(Tensor.pin_memory), **pinned)
+
+
+class BatchPlan:
+    """Which samples stand in micro-batch n. Pure arithmetic on (seed, n): nothing to save, nothing to restore."""
+
+    def __init__(self, buckets: Sequence[str], batch_size: int | Mapping[str, int], seed: int) -> None:
+        """`buckets`: the bucket of each sample, by sample index. `batch_size`: of every batch, or of the batches of
+        each bucket.
+        """
+        if not buckets:
+            raise BadDataError("no training samples", "add images, or lower the hold-out share")
+        self._members = {
+            name: [i for i, bucket in enumerate(buckets) if bucket == name] for name in sorted(set(buckets))
+        }
+        self.sizes = {name: batch_size if isinstance(batch_size, int) else batch_size[name] for name in self._members}
+        self._seed = seed
+        # micro-batches and samples before each epoch, extended as needed
+        self._epoch_batches, self._epoch_samples = [0], [0]
+        self._passes = lru_cache(maxsize=2 * len(self._members) + 2)(self._shuffled_pass)
+        self._orders = lru_cache(maxsize=2)(self._epoch_order)
+
+    def batch(self, number: int) -> list[int]:
+        """Sample indices of micro-batch `number`, all of one bucket."""
+        bucket, ordinal, _ = self._place(number)
+        members, size = self._members[bucket], self.sizes[bucket]
+        places = range(ordinal * size, (ordinal + 1) * size)
+        return [members[self._passes(bucket, place // len(members))[place % len(members)]] for place in places]
+
+    def samples_before(self, number: int) -> int:
+        """Samples in micro-batches 0 to `number` − 1: the global index of the first sample of micro-batch `number`."""
+        return self._place(number)[2]
+
+    def epoch_of(self, number: int) -> int:
+        """The epoch that micro-batch `number` belongs to."""
+        while self._epoch_batches[-1] <= number:
+            ranges = self._epoch_ranges(len(self._epoch_batches) - 1)
+            self._epoch_batches.append(self._epoch_batches[-1] + sum(last - first for _, first, last in ranges))
+            self._epoch_samples.append(
+                self._epoch_samples[-1] + sum((last - first) * self.sizes[name] for name, first, last in ranges)
+            )
+        return bisect_right(self._epoch_batches, number) - 1  # of several that begin here, all but the last are empty
+
+    def _place(self, number: int) -> tuple[str, int, int]:
+        """Bucket of micro-batch `number`, its ordinal there, and the samples before it."""
+        epoch = self.epoch_of(number)
+        bucket, ordinal, before = self._orders(epoch)[number - self._epoch_batches[epoch]]
+        return bucket, ordinal, self._epoch_samples[epoch] + before
+
+    def _epoch_ranges(self, epoch: int) -> list[tuple[str, int, int]]:
+        """For each bucket the ordinals [first, last) of its batches that end in this epoch's pass."""
+        return [
+            (name, epoch * len(m) // self.sizes[name], (epoch + 1) * len(m) // self.sizes[name])
+            for name, m in self._members.items()
+        ]
+
+    def _epoch_order(self, epoch: int) -> list[tuple[str, int, int]]:
+        """The epoch's batches in order: bucket, ordinal, samples of the epoch before it."""
+        batches = [(name, ordinal) for name, first, last in self._epoch_ranges(epoch) for ordinal in range(first, last)]
+        shuffled = [batches[i] for i in _permutation(len(batches), derive_seed(self._seed, "batches", epoch))]
+        before = itertools.accumulate((self.sizes[name] for name, _ in shuffled), initial=0)
+        return [(name, ordinal, count) for (name, ordinal), count in zip(shuffled, before, strict=False)]
+
+    def _shuffled_pass(self, bucket: str, which: int) -> list[int]:
+        return _permutation(len(self._members[bucket]), derive_seed(self._seed, "samples", bucket, which))
+
+
+def sizes_within(tokens_per_batch: int, buckets: Iterable[str], cell: int, multiple: int = 1) -> dict[str, int]:
+    """Samples in a batch of each bucket, so that a batch holds at most so many latent tokens: ⌊budget / tokens of the
+    bucket⌋, at least 1.
+
+    Args:
+        cell: pixels along one side of a token: the codec's stride times the model's patch size.
+        multiple: sizes are brought down to a multiple of it, and are at least it, so that they divide among as many
+        processes.
+    """
+    sizes = {}
+    for name in buckets:
+        width, height = parse_size(name)
+        fitting = tokens_per_batch // ((width // cell) * (height // cell))
+        sizes[name] = max(fitting - fitting % multiple, multiple)
+    return sizes
+
+
+def _permutation(count: int, seed: int) -> list[int]:
+    return np.random.Generator(np.random.PCG64(seed)).permutation(count).tolist()
+
+
+class BatchStream(Dataset):
+    """`stream[n]` is micro-batch n, or one rank's equal share of it."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        refs: list[SampleRef],
+        norm: LatentNorm,
+        batch_size: int | Mapping[str, int],
+        seed: int,
+        patches: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without
+        `patches` they are not read. `accumulate` micro-batches make a step.
+        """
+        self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
+        for bucket, size in self.plan.sizes.items():
+            if size % ranks:
+                where = "" if isinstance(batch_size, int) else f" of bucket {bucket}"
+                key = "train.batch_size" if isinstance(batch_size, int) else "train.batch_multiple"
+                raise UsageError(
+                    f"{size} samples{where} in a batch do not divide among {ranks} processes",
+                    f"set {key} to a multiple of {ranks}",
+                )
+        self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
+        self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
+        self._patch_size = int(shards.card["encoders"]["image"]["patch_size"])
+
+    def __getitem__(self, number: int) -> Batch:
+        indices, first = self.plan.batch(number), self.plan.samples_before(number)
+        share = len(indices) // self._ranks
+        mine = range(self._rank * share, (self._rank + 1) * share)
+        samples = [self._shards.read(self._refs[indices[place]], self._patches) for place in mine]
+        latents, conditions = collate(samples, self._norm, self._patch_size)
+        noise, uniform = torch.empty_like(latents), torch.empty(share, 2, dtype=torch.float64)
+        for row, place in enumerate(mine):
+            self._draw(first + place, noise[row], uniform[row])
+        return Batch(
+            number,
+            [sample.ref.id for sample in samples],
+            latents,
+            conditions,
+            noise,
+            *uniform.T.contiguous(),
+            self._weight(number),
+        )
+
+    def _weight(self, number: int) -> float:
+        """Samples of this micro-batch over those of its step, so that a step's loss is the mean over its samples
+        whatever their buckets.
+        """
+        first = number - number % self._accumulate
+        of_step = self.plan.samples_before(first + self._accumulate) - self.plan.samples_before(first)
+        return (self.plan.samples_before(number + 1) - self.plan.samples_before(number)) / of_step
+
+    def _draw(self, global_index: int, noise: Tensor, uniform: Tensor) -> None:
+        """Fills what belongs to the sample at this place of the run."""
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "sample", global_index))
+        torch.rand(2, generator=generator, dtype=torch.float64, out=uniform).clamp_(1e-12, 1 - 1e-12)
+        torch.randn(noise.shape, generator=generator, out=noise)
+
+    def loader(self, first: int, end: int, workers: int, device: torch.device) -> DataLoader:
+        """Micro-batches `first` to `end` (exclusive) in order, prepared by worker processes."""
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(first, end),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            # the loader would else draw from the global one
+            prefetch_factor=_AHEAD if workers else None,
+            generator=torch.Generator(),
+        )
+
+
+def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tuple[Tensor, Conditions]:
+    """Normalised latents (B, C, H, W) and conditions of samples of one bucket. Text is padded to the longest caption,
+    rounded up; a batch that needs no padding has no mask.
+
+    `patch_size` is the image encoder's. Raises `BadDataError` when a sample's patches do not fill the bucket's grid.
+    """
+    grid = stored_grid(patch_grid(*parse_size(samples[0].ref.bucket), patch_size), samples[0].patch_storage)
+    for sample in samples:
+        if sample.patches is not None and len(sample.patches) != grid[0] * grid[1]:
+            raise BadDataError(
+                f"{sample.ref.id}: {len(sample.patches)} patches, but the grid of {sample.ref.bucket} is"
+                f" {grid[0]}×{grid[1]} = {grid[0] * grid[1]}",
+                "registers stored as patches, or features of another bucket: look with dit audit, then embed again",
+            )
+    lengths = torch.tensor([len(sample.text) for sample in samples])
+    longest = -(-int(lengths.max()) // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
+    text = torch.zeros(len(samples), longest, samples[0].text.shape[1])
+    for row, sample in zip(text, samples, strict=True):
+        row[: len(sample.text)].copy_(torch.from_numpy(sample.text))
+    padded = bool((lengths < longest).any())
+    # (B, L); without a mask attention has faster kernels
+    mask = torch.arange(longest)[None] < lengths[:, None] if padded else None
+    cls = _stacked([sample.cls for sample in samples], samples)
+    patches = None if samples[0].patches is None else _stacked([sample.patches for sample in samples], samples)
+    latents = norm.apply(_stacked([sample.latent for sample in samples], samples))
+    return latents, Conditions(text, mask, cls, patches, grid)
+
+
+def _stacked(arrays: Sequence[np.ndarray], samples: Sequence[Sample]) -> Tensor:
+    """(B, …) float32, each array converted where it will stand. Raises `BadDataError` when one has another shape
+    than the first.
+    """
+    batch = _allocated(len(arrays), *arrays[0].shape)
+    for row, array, sample in zip(batch, arrays, samples, strict=True):
+        if array.shape != row.shape:
+            raise BadDataError(
+                f"{sample.ref.id}: a feature of shape {array.shape} in a batch of {tuple(row.shape)}"
+                f" ({sample.ref.bucket})",
+                "features of another bucket or encoder: look with dit audit, then embed again",
+            )
+        row.copy_(torch.from_numpy(array))
+    return batch
+
+
+def _allocated(*shape: int) -> Tensor:
+    """Uninitialised float32. numpy asks the kernel for huge pages; the many small ones that torch gets cost more
+    time than all the reading.
+    """
+    return torch.from_numpy(np.empty(shape, dtype=np.float32))

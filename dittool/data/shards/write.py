@@ -1,0 +1,348 @@
+"""Writes shards: WebDataset tars, one folder a bucket, with an index that knows every byte (shard_index.py).
+
+    bucket_WxH/shard-000000.tar         samples of the training split; holdout-000000.tar: of the hold-out
+    bucket_WxH/shard-000000.members.json  where each member of the tar begins and how long it is
+    shards.jsonl                        while the set is unfinished: one line for each shard that is whole
+
+Which images are held out is a function of their bytes alone, so equal images never stand on both sides, and images that
+are added later move none across. index.json is written last; until then it says that the set is unfinished, and the
+next call goes on where this one stopped: a shard with a line in shards.jsonl is kept when its bytes and what it was
+made from are still those of the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dittool.config.load import load_config
+from dittool.console import SILENT, Talk
+from dittool.data.features.journal import digest_of
+from dittool.data.features.store import FeatureStore
+from dittool.data.identity import identity_hash
+from dittool.data.patch_storage import decode_patches
+from dittool.data.records import FEATURES, IMAGE_PATCHES, RECORD_MEMBER, STAGES, Feature, Record, record_to_bytes
+from dittool.data.shards.index import (
+    HOLDOUT,
+    INDEX_NAME,
+    INDEX_VERSION,
+    TRAIN,
+    index_shard,
+    members_path,
+    row_is_intact,
+)
+from dittool.data.shards.statistics import ShardStatistics, summary, widths
+from dittool.errors import BadDataError, UsageError
+from dittool.seeding import derive_seed, unit_interval
+from dittool.storage import (
+    folder_lock,
+    output_folder,
+    read_json,
+    read_json_lines,
+    require_free,
+    sweep_temporaries,
+    write_atomic,
+    write_json,
+)
+from dittool.untrusted.npy import parse_npy, read_npy_bytes
+
+DEFAULT_SHARD_SIZE = 1000
+_JOURNAL = "shards.jsonl"
+_STEM = {TRAIN: "shard", HOLDOUT: "holdout"}
+_BLOCK = 512  # of a tar
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What was written."""
+
+    folder: Path
+    shards: list[dict[str, Any]]  # rows of index.json
+    left_out: int  # used records beyond --limit
+    kept: int  # shards that an interrupted call had already written
+
+
+def shard(
+    derived: Path,
+    out: Path,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    limit: int | None = None,
+    holdout: float | None = None,
+    talk: Talk = SILENT,
+    seed: int = 0,
+) -> ShardSummary:
+    """Packs the derived features into shards, or finishes what an interrupted call began.
+
+    Args:
+        holdout: share of images kept out of training; None takes `data.holdout` of the configuration that embedded
+        them.
+        seed: of the order in which samples lie in the shards, and so of which ones `limit` takes.
+
+    Raises `BadDataError` when features are missing, stale or not finite, `UsageError` when another program's shards
+    stand in `out`, `StorageError` when the disk will not do.
+    """
+    store = FeatureStore(derived)
+    records = [record for record in store.read_records() if record.used]
+    _require_complete(store, records)
+    # readers that go through a tar in order see it shuffled
+    records.sort(key=lambda record: derive_seed("shard order", seed, record.id))
+    chosen = records[:limit]
+    share = holdout if holdout is not None else load_config(str(derived / "resolved.toml")).data.holdout
+    held = _held_out(chosen, share, talk)
+    output_folder(out)
+    with folder_lock(out):
+        _require_ours(out)
+        sweep_temporaries(out)
+        writer = _ShardWriter(store, out)
+        require_free(
+            out, _bytes_needed(store, chosen) - sum(row["bytes"] for row, _ in writer.finished.values()), "the shards"
+        )
+        write_json(out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
+        rows, statistics = [], []
+        with talk.progress("shard", len(chosen), "sample") as task:
+            for plan in _plans(chosen, held, shard_size):
+                row, of_shard = writer.kept(plan) or writer.write(plan)
+                rows.append(row)
+                statistics.append(of_shard)
+                task.advance(len(plan.records))
+        _remove_unlisted(out, rows)
+        write_json(
+            out / INDEX_NAME,
+            {
+                "version": INDEX_VERSION,
+                "identity_hash": identity_hash(writer.card),
+                "identity": writer.card,
+                "holdout": share,
+                "seed": seed,
+                "source": store.source,
+                "dims": statistics[0].dims,
+                "statistics": summary(statistics),
+                "shards": rows,
+                "classes": sorted({record.cls for record in chosen if record.cls}),
+            },
+        )
+        (out / _JOURNAL).unlink(missing_ok=True)
+    return ShardSummary(out, rows, len(records) - len(chosen), writer.count_kept)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One shard to be."""
+
+    bucket: str
+    split: str
+    number: int
+    records: list[Record]
+
+    @property
+    def path(self) -> str:
+        return f"bucket_{self.bucket}/{_STEM[self.split]}-{self.number:06d}.tar"
+
+
+class _ShardWriter:
+    """Writes one shard after the other and keeps the journal of those that are whole."""
+
+    def __init__(self, store: FeatureStore, out: Path) -> None:
+        self.card = store.card()
+        self.count_kept = 0
+        self._dims: dict[str, int] = {}
+        self._store, self._out, self._journal = store, out, out / _JOURNAL
+        self._made = store.read_journal_entries()
+        lines = read_json_lines(self._journal) if self._journal.exists() else []
+        # Written anew without a torn last line, behind which nothing could be added.
+        write_atomic(self._journal, b"".join(_line(line) for line in lines))
+        self.finished = {line["row"]["path"]: (line["row"], line) for line in lines}
+
+    def kept(self, plan: _Plan) -> tuple[dict[str, Any], ShardStatistics] | None:
+        """The row and statistics of a shard that an interrupted call finished; None when it has to be written."""
+        row, line = self.finished.get(plan.path, (None, {}))
+        if row is None or line["made_from"] != self._made_from(plan) or not row_is_intact(self._out, row):
+            return None
+        self.count_kept += 1
+        statistics = ShardStatistics.from_json(line["statistics"])
+        self._dims = self._dims or statistics.dims
+        return row, statistics
+
+    def write(self, plan: _Plan) -> tuple[dict[str, Any], ShardStatistics]:
+        made_from, statistics, path = self._made_from(plan), ShardStatistics(), self._out / plan.path
+        path.parent.mkdir(exist_ok=True)
+        digest = hashlib.sha256()
+
+        def write_tar(file: BinaryIO) -> None:
+            for block in self._blocks(plan, statistics):
+                file.write(block)
+                digest.update(block)
+
+        write_atomic(path, write_tar)
+        row = index_shard(self._out, path, plan.bucket, plan.split, digest.hexdigest())
+        with self._journal.open("ab") as file:
+            file.write(_line({"made_from": made_from, "row": row, "statistics": statistics.to_json()}))
+            file.flush()
+            os.fsync(file.fileno())
+        return row, statistics
+
+    def _blocks(self, plan: _Plan, statistics: ShardStatistics) -> Iterator[bytes]:
+        """The bytes of the tar. Features are copied as they are: they were written by us, and are checked on the
+        way.
+        """
+        for record in plan.records:
+            files = {feature: self._file(feature, record) for feature in FEATURES}
+            self._check(record, files, statistics)
+            yield from tar_member(f"{record.id}.{RECORD_MEMBER}", record_to_bytes(record))
+            for feature, data in files.items():
+                yield from tar_member(f"{record.id}.{feature.member}", data)
+        yield bytes(2 * _BLOCK)
+
+    def _file(self, feature: Feature, record: Record) -> bytes:
+        """A feature's file, if it is still the one that was made."""
+        path = self._store.path(feature, record.id)
+        data = read_npy_bytes(path)
+        told = self._made[record.id, feature.stage].digests.get(feature.name)
+        if told and (found := digest_of(data)) != told:
+            raise BadDataError(
+                f"{path}: its digest is {found}, when it was made it was {told} ('{record.name}')", _remake(feature)
+            )
+        return data
+
+    def _check(self, record: Record, files: dict[Feature, bytes], statistics: ShardStatistics) -> None:
+        arrays = {}
+        for feature, data in files.items():
+            path = self._store.path(feature, record.id)
+            array = parse_npy(data, str(path))
+            array = decode_patches(array, self.card["patch_storage"]) if feature is IMAGE_PATCHES else array
+            if array.ndim != len(feature.axes) or 0 in array.shape:
+                raise BadDataError(
+                    f"{path}: shape {array.shape} where ({', '.join(feature.axes)}) belongs ('{record.name}')",
+                    _remake(feature),
+                )
+            if count := int((~np.isfinite(array)).sum()):
+                raise BadDataError(
+                    f"{path}: {count} of {array.size} values are not finite ('{record.name}')", _remake(feature)
+                )
+            arrays[feature] = array
+        self._require_same_widths(record, arrays)
+        statistics.add(arrays)
+
+    def _require_same_widths(self, record: Record, arrays: dict[Feature, np.ndarray]) -> None:
+        """Against the first sample that this call has met."""
+        dims = widths(arrays)
+        self._dims = self._dims or dims
+        if dims != self._dims:
+            raise BadDataError(
+                f"{self._store.folder}: features of '{record.name}' ({record.id}) have widths {dims}, others"
+                f" {self._dims}",
+                "features of two encoders in one folder: remove those of one and run dit embed again",
+            )
+
+    def _made_from(self, plan: _Plan) -> str:
+        """Hash of all that decides a shard's bytes. A feature file is taken at its size and time, as `make` does:
+        reading it is the work itself.
+        """
+        digest = hashlib.sha256(identity_hash(self.card).encode())
+        for record in plan.records:
+            digest.update(record_to_bytes(record))
+            for feature in FEATURES:
+                stat = self._store.path(feature, record.id).stat()
+                digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def _require_ours(out: Path) -> None:
+    """Tars that stand in the folder already must be of an earlier call: they will be replaced and removed."""
+    foreign = next(out.glob("bucket_*/*.tar"), None)
+    index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).exists() else None
+    ours = (
+        (out / _JOURNAL).exists()
+        if index is None
+        else not (isinstance(index, dict) and index.get("identity", {}).get("claimed"))
+    )
+    if foreign and not ours:
+        raise UsageError(
+            f"{out}: holds shards that dit shard did not write, such as {foreign.name}",
+            "choose another folder with --out",
+        )
+
+
+def _require_complete(store: FeatureStore, used: list[Record]) -> None:
+    if not used:
+        raise BadDataError(f"{store.folder}: no usable record", "embed some images first with: dit embed IMAGES")
+    journal = store.read_journal()
+    for stage in STAGES:
+        if missing := store.missing(stage, used, journal):
+            raise BadDataError(
+                f"{store.folder}: {len(missing)} of {len(used)} used images have no current {stage} features, the first"
+                f" is '{missing[0].name}'",
+                f"make them with: dit embed --pass {stage}, with the source and preset of before",
+            )
+
+
+def _held_out(records: list[Record], share: float, talk: Talk) -> set[str]:
+    """Ids of the hold-out. Each image's bytes decide for it alone: a rule that looked at the others could move it
+    when the set grows.
+    """
+    held = {record.id for record in records if unit_interval("holdout", record.image_sha256) < share}
+    if len(held) == len(records):
+        raise BadDataError(
+            f"a hold-out share of {share:g} leaves none of {len(records)} images for training",
+            "lower --holdout or add images",
+        )
+    if share > 0 and not held:
+        talk.warn(
+            f"a hold-out share of {share:g} holds out none of {len(records)} images; validation will use training"
+            " images. Raise --holdout"
+        )
+    return held
+
+
+def _plans(records: list[Record], held: set[str], size: int) -> list[_Plan]:
+    plans = []
+    for bucket in sorted({record.bucket for record in records}):
+        for split in (TRAIN, HOLDOUT):
+            members = [
+                record for record in records if record.bucket == bucket and (record.id in held) == (split == HOLDOUT)
+            ]
+            plans += [
+                _Plan(bucket, split, start // size, members[start : start + size])
+                for start in range(0, len(members), size)
+            ]
+    return plans
+
+
+def _bytes_needed(store: FeatureStore, records: list[Record]) -> int:
+    return sum(
+        store.path(feature, record.id).stat().st_size + 1024 for record in records for feature in FEATURES
+    ) + 2048 * len(records)
+
+
+def tar_member(name: str, data: bytes) -> Iterator[bytes]:
+    """The blocks of one member: header, content, and zeros to the end of the last block."""
+    info = tarfile.TarInfo(name)  # owner, time and mode stay at fixed values: equal features give equal bytes
+    info.size = len(data)
+    yield info.tobuf(tarfile.USTAR_FORMAT)
+    yield data
+    yield bytes(-len(data) % _BLOCK)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def _remake(feature: Feature) -> str:
+    return f"remove the file and make it again with: dit embed --pass {feature.stage}"
+
+
+def _remove_unlisted(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Shards of an earlier, larger set would be read as part of this one by anyone who goes by file names."""
+    listed = {row["path"] for row in rows}
+    for path in out.glob("bucket_*/*.tar"):
+        if path.relative_to(out).as_posix() not in listed and path.stem.split("-")[0] in _STEM.values():
+            members_path(path).unlink(missing_ok=True)  # first: without its tar nobody would find it again
+            path.unlink()

@@ -1,0 +1,1 @@
+"""What comes in: images and captions, from folders, tables, lists and tars."""

@@ -1,0 +1,398 @@
+"""Opening images that nobody has checked: what is safe and right becomes 8-bit RGB, everything else a reason why not.
+
+The format is told from the first bytes and only that decoder is started; size and pixel format are judged from the
+header, before any pixel is decoded. What a picture looks like in a browser is what training sees: upright, 16-bit
+scaled, transparency over white. Facts that a user may want to know about a picture that is used are its flags; they
+follow from the header alone.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dittool.errors import BadDataError
+from dittool.geometry import Bucket, crop_box
+
+LARGEST_FILE = 256 << 20  # bytes
+LARGEST_IMAGE = 64_000_000  # pixels
+SHORTEST_SIDE = 32  # pixels; less than this has nothing to say at any bucket's size
+# longer side over shorter; at 4:1 the longest canonical bucket shows less than half of the picture
+LARGEST_ASPECT = 4.0
+BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+RESAMPLING = Image.Resampling.LANCZOS
+
+# H height, W width of the upright image; arrays are (H, W, 3) uint8 RGB.
+
+_FIRST_BYTES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+)
+_NEVER_OPENED = (
+    (b"%PDF", "a PDF"),
+    (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"8BPS", "a Photoshop file"),
+    (b"SIMPLE  =", "a FITS file"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\1\0", "an icon"),
+    (b"PK\3\4", "a zip archive"),
+)
+_READ_MODES = frozenset(
+    ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "YCbCr", "CMYK", "I;16", "I;16B", "I;16L", "I;16N")
+)
+_PNG_MODES = frozenset(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"))
+_UPRIGHT = {  # EXIF orientation → what makes it upright; other values mean nothing and are ignored
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # EXIF and TIFF tags
+# What Pillow's parsers raise on damaged files. Flipping and cutting bytes showed OSError, ValueError, IndexError,
+# TypeError, struct.error; the rest stands in their code. Only calls into Pillow that parse are guarded with it.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+
+# All that Pillow warns about is refused or flagged here; a line on stderr for each damaged file would bury the counts.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageRefused(BadDataError):
+    """An image that cannot be used: `reason` is a short code for counting, `detail` says the same in words and
+    numbers.
+    """
+
+    def __init__(self, reason: str, detail: str, where: str = "") -> None:
+        super().__init__(
+            f"{where}: {detail}" if where else f"image: {detail}", "replace the image, or take it out of the source"
+        )
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What is known before a pixel is decoded. Sizes are of the upright image."""
+
+    width: int
+    height: int
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """A decoded, upright image."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8
+    flags: tuple[str, ...]
+
+
+def read_image_file(path: Path) -> bytes:
+    """The file's bytes, when it is a regular file of acceptable size. Raises `ImageRefused`."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+            raise ImageRefused("unreadable", "not a regular file", str(path))
+        if status.st_size > LARGEST_FILE:
+            raise ImageRefused(
+                "too-large", f"{status.st_size:,} bytes, an image file has at most {LARGEST_FILE:,}", str(path)
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageRefused("no-image", "no such file", str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ImageRefused(
+            "unreadable", f"cannot be read: {getattr(error, 'strerror', None) or error}", str(path)
+        ) from error
+
+
+def read_header(raw: bytes) -> ImageHeader:
+    """Upright size and flags of the image in a file's bytes, without decoding it. Raises `ImageRefused`."""
+    return _open(raw).header
+
+
+def decode_image(raw: bytes) -> OpenedImage:
+    """The whole image in a file's bytes, upright, as 8-bit RGB over `BACKGROUND`. Raises `ImageRefused`."""
+    opened = _open(raw)
+    try:
+        opened.image.load()
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+    pixels = _rgb_pixels(opened)
+    height, width = pixels.shape[:2]
+    if (width, height) != (opened.header.width, opened.header.height):
+        raise ImageRefused(
+            "damaged", f"the header says {opened.header.width}x{opened.header.height}, the pixels are {width}x{height}"
+        )
+    return OpenedImage(pixels, opened.header.flags)
+
+
+def read_upright_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image file as it is meant to be seen, from its header. Raises `ImageRefused` naming the
+    file.
+    """
+    try:
+        header = read_header(read_image_file(path))
+    except ImageRefused as refused:
+        raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
+    return header.width, header.height
+
+
+def open_image(path: Path) -> OpenedImage:
+    """`decode_image` of a file. Raises `ImageRefused` naming the file."""
+    try:
+        return decode_image(read_image_file(path))
+    except ImageRefused as refused:
+        raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """An image that is open already, as a file of it would be read: (H, W, 3) uint8, upright, over `BACKGROUND`.
+    Raises `ImageRefused`.
+    """
+    upright, raw = ImageOps.exif_transpose(image), io.BytesIO()
+    (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(raw, "PNG")
+    return decode_image(raw.getvalue()).pixels
+
+
+def fit_to_bucket(pixels: np.ndarray, bucket: Bucket) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The image (H, W, 3) resized to cover the bucket and cropped at the centre, in one resampling.
+
+    Returns the bucketed image (bucket.height, bucket.width, 3) uint8 and the crop box (left, top, right, bottom) in
+    pixels of the image that was given. The same pixels give the same result.
+    """
+    height, width = pixels.shape[:2]
+    box = crop_box(width, height, bucket)
+    resized = Image.fromarray(pixels).resize((bucket.width, bucket.height), RESAMPLING, box=box)
+    return np.array(resized), box
+
+
+@dataclass(frozen=True)
+class _Opened:
+    image: Image.Image  # header read, pixels not
+    header: ImageHeader
+    transpose: Image.Transpose | None  # what makes the decoded pixels upright
+
+
+def _open(raw: bytes) -> _Opened:
+    file_format = _format(raw)
+    flags: list[str] = []
+    if file_format == "PNG":
+        raw, flags = _plain_png(raw)
+    try:
+        image = Image.open(io.BytesIO(raw), formats=(file_format,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageRefused("too-large", f"{error}; the limit here is {LARGEST_IMAGE:,} pixels") from error
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+    if file_format == "PNG":
+        _scale_transparent_colour(image, depth=raw[24])
+    width, height = image.size
+    if width * height > LARGEST_IMAGE:
+        raise ImageRefused(
+            "too-large", f"{width}x{height} is {width * height:,} pixels, the limit is {LARGEST_IMAGE:,}"
+        )
+    _require_known_pixels(image)
+    orientation = _orientation(image)
+    try:
+        flags += _flags(image)
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+    flags += ["exif-rotated"] * (orientation in _UPRIGHT)
+    # Pillow turns TIFF itself, size and pixels
+    transpose = None if file_format == "TIFF" else _UPRIGHT.get(orientation)
+    if transpose is not None and orientation >= 5:
+        width, height = height, width
+    _require_usable_size(width, height)
+    return _Opened(image, ImageHeader(width, height, tuple(flags)), transpose)
+
+
+def _format(raw: bytes) -> str:
+    for first, name in _FIRST_BYTES:
+        if raw.startswith(first):
+            return name
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        promised = int.from_bytes(raw[4:8], "little") + 8
+        if promised > len(raw):
+            raise ImageRefused("truncated", f"{len(raw):,} of {promised:,} bytes")
+        return "WEBP"
+    if not raw:
+        raise ImageRefused("not-an-image", "the file is empty (0 bytes)")
+    if raw.startswith(b"version https://git-lfs"):
+        raise ImageRefused("not-an-image", "a git-lfs pointer; fetch the picture itself with: git lfs pull")
+    for first, name in _NEVER_OPENED:
+        if raw.startswith(first):
+            raise ImageRefused("unsupported-format", f"{name}; read are JPEG, PNG, WebP, GIF, BMP and TIFF")
+    if raw[4:8] == b"ftyp":
+        raise ImageRefused(
+            "unsupported-format",
+            f"{raw[8:12].decode('latin-1')!a} container (AVIF, HEIF or video); convert it to PNG or JPEG",
+        )
+    if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise ImageRefused("not-an-image", "HTML, XML or SVG text")
+    raise ImageRefused("not-an-image", f"starts with {raw[:8].hex(' ')}, which is no JPEG, PNG, WebP, GIF, BMP or TIFF")
+
+
+_PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))  # what a still picture needs
+
+
+def _plain_png(raw: bytes) -> tuple[bytes, list[str]]:
+    """The PNG without text, colour profile and animation, its EXIF ahead of the pixels, and the flags that these give.
+
+    Pillow would inflate compressed text and profiles (row 38) and decode all pixels to find EXIF that stands behind
+    them. It also reads a PNG that lacks its end chunk without a word.
+    """
+    kept, exif, flags = [raw[:8]], b"", []
+    position, name = 8, b""
+    while position < len(raw) and name != b"IEND":
+        length, name = int.from_bytes(raw[position : position + 4], "big"), raw[position + 4 : position + 8]
+        end = position + 12 + length
+        if end > len(raw) and not b"IEND".startswith(name):
+            raise ImageRefused("truncated", f"chunk {name.decode('latin-1')!a} ends at byte {end:,} of {len(raw):,}")
+        if name == b"eXIf":
+            exif = exif or raw[position:end]
+        elif name in _PNG_CHUNKS:
+            kept.append(raw[position:end])
+        elif name == b"acTL":
+            flags.append("first-frame-only")
+        elif name == b"iCCP" and not _is_srgb(_inflated_start(raw[position + 8 : end - 4])):
+            flags.append("icc-ignored")
+        position = end
+    if name != b"IEND" or position > len(raw):
+        flags.append("no-end-chunk")
+    kept.insert(2, exif)  # behind IHDR
+    return b"".join(kept), flags
+
+
+def _inflated_start(chunk: bytes) -> bytes:
+    """The first bytes of the colour profile in an iCCP chunk: name, NUL, method, deflated profile."""
+    try:
+        return zlib.decompressobj().decompress(chunk[chunk.find(b"\0") + 2 :], 4096)
+    except zlib.error:
+        return b""
+
+
+def _is_srgb(profile: bytes) -> bool:
+    """Whether a colour profile calls itself sRGB, so that ignoring it changes nothing."""
+    return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+
+
+def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
+    """Brings the one transparent colour of a PNG with `depth` bits to the 8 bits that Pillow compares it with,
+    which Pillow does not do.
+    """
+    colour = image.info.get("transparency")
+    if isinstance(colour, int) and image.mode == "L" and depth < 8:
+        image.info["transparency"] = colour * 255 // (2**depth - 1)
+    elif isinstance(colour, tuple) and depth == 16:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _require_known_pixels(image: Image.Image) -> None:
+    if image.mode == "F":
+        raise ImageRefused(
+            "float-pixels", "floating-point pixels, whose range is not known; save the image with 8 bits a channel"
+        )
+    tags: Any = getattr(image, "tag_v2", {})
+    odd_grey = image.mode.startswith("I;16") and (tags.get(_BITS, (16,)) != (16,) or tags.get(_PHOTOMETRIC, 1) != 1)
+    if image.mode not in _READ_MODES or odd_grey:
+        bits = f" with {tags[_BITS]} bits" if _BITS in tags else ""
+        raise ImageRefused(
+            "pixel-format",
+            f"pixels of kind {image.mode}{bits}, whose range is not known; save the image with 8 bits a channel",
+        )
+
+
+def _require_usable_size(width: int, height: int) -> None:
+    if min(width, height) < SHORTEST_SIDE:
+        raise ImageRefused("too-small", f"{width}x{height}, the shorter side has at least {SHORTEST_SIDE} pixels")
+    aspect = max(width, height) / min(width, height)
+    if aspect > LARGEST_ASPECT:
+        raise ImageRefused("extreme-aspect", f"{width}x{height} is {aspect:.4g}:1, the limit is {LARGEST_ASPECT:g}:1")
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation; 1, upright, when there is none or it cannot be read."""
+    try:
+        # The base class's method: PNG's own would decode all pixels first, and our PNGs have their EXIF in front.
+        return Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except _DAMAGE:
+        return 1
+
+
+def _flags(image: Image.Image) -> list[str]:
+    profile = image.info.get("icc_profile")
+    facts = {
+        "alpha-composited": image.has_transparency_data,
+        "cmyk-converted": image.mode == "CMYK",
+        "16-bit-reduced": image.mode.startswith("I;16")
+        or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())),
+        "first-frame-only": getattr(image, "is_animated", False),
+        "icc-ignored": bool(profile) and not _is_srgb(profile),
+    }
+    return [flag for flag, holds in facts.items() if holds]
+
+
+def _rgb_pixels(opened: _Opened) -> np.ndarray:
+    image = opened.image
+    if image.mode.startswith("I;16"):
+        image = _eight_bit_grey(image)
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+    image = image.convert("RGB")
+    if opened.transpose is not None:
+        image = image.transpose(opened.transpose)
+    return np.array(image)
+
+
+def _eight_bit_grey(image: Image.Image) -> Image.Image:
+    """16-bit grey by its high byte (Pillow's own conversion clips: 40000 becomes 255); one value may stand for
+    transparent.
+    """
+    values = np.asarray(image)  # (H, W) uint16
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _damaged(error: Exception) -> ImageRefused:
+    text = str(error)
+    if isinstance(error, Image.UnidentifiedImageError):
+        text = "the header is damaged or cut off"
+    reason = "truncated" if "truncated" in text.lower() else "damaged"
+    # escaped: the file may have put bytes of its own into it
+    return ImageRefused(reason, ascii(text)[1:-1] or type(error).__name__)

@@ -1,0 +1,178 @@
+"""From a source to records: each input judged once, used or refused with a reason, in an order that does not depend on
+the machine.
+
+The scan reads every file (its hash is the record's identity) and its header; pixels are decoded later, by
+`load_pixels`, when an encoder wants them. What only decoding can find, such as a cut-off body, is refused then. With
+`flip = "prepared"` each used image is followed by its flipped variant (flip.py): the same bytes under a second id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dittool.console import SILENT, Talk
+from dittool.data.records import REFUSED, USED, Record, safe_key
+from dittool.data.source.captions import FURTHER, CaptionRefused, choose_caption, read_caption_file
+from dittool.data.source.flip import NOT_FLIPPED, with_flips
+from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header, read_image_file
+from dittool.data.source.item import SourceItem
+from dittool.data.source.sources import list_source, source_root
+from dittool.data.source.tar import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
+from dittool.geometry import Bucket, crop_box, nearest_bucket
+
+DUPLICATE = "duplicate-of"  # the flag is DUPLICATE:ID
+
+
+def scan(
+    source: Path, buckets: Sequence[Bucket], talk: Talk = SILENT, flip: Literal["none", "prepared"] = "none"
+) -> list[Record]:
+    """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names;
+    ids are unique.
+
+    Used records with the same bytes as an earlier one stay used and are flagged. With `flip = "prepared"` the flipped
+    variant of a used record stands behind it; one whose caption cannot be flipped is flagged with the reason instead.
+    Raises as `list_source` does.
+    """
+    listed = list_source(source)
+    if listed.ignored:
+        talk.note(
+            f"{source}: not looked at: "
+            + ", ".join(f"{count} {kind}" for kind, count in sorted(listed.ignored.items()))
+        )
+    if listed.kind == "classes":
+        count = len({item.cls for item in listed.items if item.cls})
+        talk.note(
+            f"{source}: no captions there, so its {count} folders are taken as classes and their names as captions"
+        )
+    if linked := listed.ignored.get("linked folder"):
+        talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
+    if tars := listed.ignored.get(TAR_SUFFIX):
+        talk.warn(f"{source}: {tars} .tar files beside the images are not read; give them a folder of their own")
+    records = []
+    with talk.progress("scan", len(listed.items), "image") as task:
+        for record in _in_threads(listed.items, listed.root, buckets):
+            records.append(record)
+            task.advance()
+    records = _with_duplicates_flagged(records)
+    return with_flips(records) if flip == "prepared" else records
+
+
+def summary(records: Sequence[Record]) -> dict[str, Any]:
+    """Counts: total inputs = used + refused; refused by reason; used by bucket and by flag.
+
+    Flipped variants are no inputs and are counted apart: `flipped` are those that are used, `not_flipped` says for how
+    many used inputs there is none, by reason; where flips are prepared, the two sum to used. `further_captions` is the
+    number of captions that were not taken because an image had several.
+    """
+    inputs = [record for record in records if not record.flipped]
+    flips = [record for record in records if record.flipped]
+    used = [record for record in inputs if record.used]
+    reasons = Counter(record.reason for record in inputs if not record.used)
+    flags = [flag.partition(":")[::2] for record in used for flag in record.flags]  # (flag, what it says)
+    not_flipped = Counter(reason for flag, reason in flags if flag == NOT_FLIPPED)
+    names = {record.name for record in used}
+    # an encoder refused the variant alone
+    not_flipped.update(record.reason for record in flips if not record.used and record.name in names)
+    return {
+        "total": len(inputs),
+        "used": len(used),
+        "refused": sum(reasons.values()),
+        "reasons": dict(sorted(reasons.items())),
+        "buckets": dict(sorted(Counter(record.bucket for record in used).items())),
+        "flags": dict(sorted(Counter(flag for flag, _ in flags).items())),
+        "further_captions": sum(int(count) for flag, count in flags if flag == FURTHER),
+        "flipped": sum(record.used for record in flips),
+        "not_flipped": dict(sorted(not_flipped.items())),
+    }
+
+
+def load_pixels(record: Record, source: Path) -> np.ndarray:
+    """The bucketed image of a used record, mirrored for a flipped one: (bucket height, bucket width, 3) uint8. `source`
+    is what was scanned.
+
+    Raises `ImageRefused`: with reason `changed` when the file is not the one that was scanned, else for what decoding
+    found.
+    """
+    path = source_root(source) / record.image
+    raw = _read_image(path)
+    found = hashlib.sha256(raw).hexdigest()
+    if found != record.image_sha256:
+        raise ImageRefused(
+            "changed", f"its sha256 is {found[:12]}…, at the scan it was {record.image_sha256[:12]}…", str(path)
+        )
+    try:
+        opened = decode_image(raw)
+    except ImageRefused as refused:
+        raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
+    bucketed = fit_to_bucket(opened.pixels, Bucket.from_name(record.bucket))[0]
+    return np.ascontiguousarray(bucketed[:, ::-1]) if record.flipped else bucketed
+
+
+def _read_image(path: Path) -> bytes:
+    return read_image_member(path) if image_in_tar(path) else read_image_file(path)
+
+
+def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket]) -> Iterator[Record]:
+    # Threads are enough: reading and hashing let go of the interpreter, and a header takes microseconds.
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        try:
+            yield from pool.map(lambda item: _judge(item, root, buckets), items)
+        except BaseException:  # an interrupt does not wait for the rest of the folder
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket]) -> Record:
+    record = Record(safe_key(item.name), item.name, item.image, REFUSED, item.reason, item.detail, cls=item.cls)
+    if item.reason:
+        return record
+    try:
+        raw = _read_image(root / item.image)
+        record = replace(record, image_sha256=hashlib.sha256(raw).hexdigest())
+        header = read_header(raw)
+        record = replace(record, width=header.width, height=header.height)
+        caption, further = _caption_of(item)
+    except (ImageRefused, CaptionRefused) as refused:
+        return replace(record, reason=refused.reason, detail=refused.detail)
+    bucket, flags = _choose_bucket(item, header.width, header.height, buckets)
+    crop = crop_box(header.width, header.height, bucket)
+    if crop[2] - crop[0] < bucket.width:
+        flags.append("upscaled")
+    if further:
+        flags.append(f"{FURTHER}:{further}")
+    return replace(record, status=USED, caption=caption, bucket=bucket.name, crop=crop, flags=(*header.flags, *flags))
+
+
+def _caption_of(item: SourceItem) -> tuple[str, int]:
+    """The caption, and how many further ones the image has."""
+    if isinstance(item.caption, Path):
+        return read_caption_file(item.caption), 0
+    return read_caption_member(item.caption) if isinstance(item.caption, TarMember) else choose_caption(item.caption)
+
+
+def _choose_bucket(item: SourceItem, width: int, height: int, buckets: Sequence[Bucket]) -> tuple[Bucket, list[str]]:
+    """The nearest bucket, unless the manifest names another one that exists."""
+    nearest = nearest_bucket(width, height, buckets)
+    named = next((bucket for bucket in buckets if bucket.name == item.bucket_hint), None)
+    if item.bucket_hint and named is None:
+        return nearest, ["bucket-hint-unused"]
+    return (nearest, []) if named in (None, nearest) else (named, ["bucket-from-manifest"])
+
+
+def _with_duplicates_flagged(records: list[Record]) -> list[Record]:
+    first: dict[str, str] = {}  # hash of the image → id of the first used record that has it
+    flagged = []
+    for record in records:
+        if record.used and (original := first.setdefault(record.image_sha256, record.id)) != record.id:
+            record = replace(record, flags=(*record.flags, f"{DUPLICATE}:{original}"))
+        flagged.append(record)
+    return flagged

@@ -1,0 +1,145 @@
+"""What a source holds: which images, called what, with which captions. Nothing is opened here but the lists themselves.
+
+Kinds of source, each read in its own module: a folder with texts beside images (source_folder), a folder of class
+folders without texts (source_classes), a folder with metadata.jsonl and a .jsonl
+manifest (source_json), a .csv, .tsv or .parquet table (source_table), a WebDataset .tar of images or a folder of such
+(source_tar). Every image, every caption without an image and every line ends as one item; those that cannot be used say
+why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from dittool.data.records import safe_key
+from dittool.data.source.classes import classes_source, is_class_folder
+from dittool.data.source.folder import folder_source, walk
+from dittool.data.source.item import CAPTION_SUFFIX, IMAGE_SUFFIXES, Source, SourceItem, shown
+from dittool.data.source.json_lines import METADATA, manifest_source, metadata_source
+from dittool.data.source.table import CAPTION_COLUMNS, PATH_COLUMNS, table_source
+from dittool.data.source.tar import TAR_SUFFIX, tar_source, tars_source
+from dittool.errors import BadDataError
+
+_LIST_READERS = {
+    ".jsonl": manifest_source,
+    ".csv": table_source,
+    ".tsv": table_source,
+    ".parquet": table_source,
+    TAR_SUFFIX: tar_source,
+}
+_NEEDED = {
+    "metadata": "each line needs file_name and text or caption",
+    "manifest": "each line needs image_id, image_path and caption",
+    "table": f"each row needs an image path ({', '.join(PATH_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})",
+    "tar": (
+        "each sample needs KEY.jpg (or .png, .webp …) and KEY.txt or KEY.json; tars of features go to: dit train --data"
+        " FOLDER"
+    ),
+}
+
+
+def list_source(source: Path) -> Source:
+    """Lists a source, in the same order on every machine.
+
+    Of two items with one name (also after Unicode NFC, or with one file name on a disk that ignores case) the first
+    keeps it and the others are refused. Raises `BadDataError` when there is no such source, no image in it, or a list
+    in it is damaged, `UnsafeFileError` for a tar with links or paths in it, `UsageError` for Parquet without pyarrow.
+    """
+    if source.is_dir():
+        listed = _list_folder(source)
+    elif source.is_file() and source.suffix.lower() in _LIST_READERS:
+        listed = _LIST_READERS[source.suffix.lower()](source)
+    elif source.exists():
+        raise BadDataError(
+            f"{source}: neither a folder nor a .jsonl, .csv, .tsv, .parquet or .tar file",
+            "give a folder of images with .txt captions, or a list of images with one of these suffixes",
+        )
+    else:
+        raise BadDataError(f"{source}: no such file or folder", _where_to_look(source))
+    if not any(item.image for item in listed.items):
+        raise _nothing_in(source, listed)
+    return replace(listed, items=_with_unique_names(sorted(listed.items, key=lambda item: item.name)))
+
+
+def source_root(source: Path) -> Path:
+    """The folder that the image paths of a source's records are relative to."""
+    return source if source.is_dir() else source.parent
+
+
+def _list_folder(folder: Path) -> Source:
+    """metadata.jsonl rules when it is there; then images; then tars."""
+    walked = walk(folder)
+    if (folder / METADATA).is_file():
+        return metadata_source(folder, walked)
+    tars = walked.having(TAR_SUFFIX)
+    if tars and not walked.having(*IMAGE_SUFFIXES):
+        return tars_source(folder, tars, walked)
+    return classes_source(folder, walked) if is_class_folder(walked) else folder_source(folder, walked)
+
+
+# --- names ---
+
+
+def _with_unique_names(items: list[SourceItem]) -> list[SourceItem]:
+    owner: dict[str, str] = {}  # key as a file system that ignores case sees it → name
+    kept = []
+    for item in items:
+        key = safe_key(item.name).casefold()
+        if key in owner:
+            first = owner[key]
+            same = (
+                f"the name {shown(item.name)} is taken"
+                if first == item.name
+                else f"its name gives the same files as {shown(first)}"
+            )
+            item = replace(
+                item,
+                name=_distinct_name(item, owner),
+                reason=item.reason or "duplicate-name",
+                detail=item.detail or same,
+            )
+            key = safe_key(item.name).casefold()
+        owner[key] = item.name
+        kept.append(item)
+    return kept
+
+
+def _distinct_name(item: SourceItem, owner: dict[str, str]) -> str:
+    """A free name for a refused item, so that every record has its own id: the image's path, with a number when
+    that is taken too.
+    """
+    name, count = item.image or item.name, 1
+    while safe_key(name).casefold() in owner:
+        count += 1
+        name = f"{item.image or item.name} ({count})"
+    return name
+
+
+# --- when there is nothing ---
+
+
+def _where_to_look(source: Path) -> str:
+    if re.match(r"[A-Za-z][A-Za-z0-9+]+:", str(source)):
+        return "addresses and commands are not followed: fetch the data first, and give the folder or file on this disk"
+    if any(sign in source.name for sign in "{*?["):
+        return "patterns are not expanded: give the folder that holds these files"
+    return "check the path; images are looked for in data/images unless a SOURCE is given"
+
+
+def _nothing_in(source: Path, listed: Source) -> BadDataError:
+    present = Counter(listed.ignored)
+    present += Counter(item.reason for item in listed.items if item.reason != "no-image")
+    lonely = sum(item.reason == "no-image" for item in listed.items)
+    what = "samples without an image" if listed.kind == "tar" else CAPTION_SUFFIX
+    there = [f"{lonely} {what}"] * bool(lonely) + [f"{count} {kind}" for kind, count in sorted(present.items())]
+    message = f"{source}: no images in it ({', '.join(there) if there else 'it is empty'})"
+    if listed.kind in _NEEDED:
+        return BadDataError(message, _NEEDED[listed.kind])
+    if lists := sorted(path for path in source.iterdir() if path.suffix.lower() in _LIST_READERS):
+        return BadDataError(message, f"give the list itself as SOURCE: {lists[0]}")
+    return BadDataError(
+        message, "put NAME.jpg (or .png, .webp …) with its caption in NAME.txt there, or give another folder as SOURCE"
+    )

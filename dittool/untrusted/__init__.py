@@ -1,0 +1,1 @@
+"""Readers of files from strangers. They trust nothing that a file says."""

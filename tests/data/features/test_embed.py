@@ -1,0 +1,443 @@
+"""Embedding: everything is made once, edits are noticed, nothing is mixed, nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dittool.config.load import load_config
+from dittool.data.features.embed import embed
+from dittool.data.features.estimate import estimate
+from dittool.data.features.parts import Part
+from dittool.data.features.passes import batch_size, plan_batches
+from dittool.data.features.store import FeatureStore
+from dittool.data.features.verify import verify
+from dittool.data.records import (
+    FEATURES,
+    IMAGE_CLS,
+    IMAGE_PATCHES,
+    LATENT,
+    REFUSED,
+    STAGES,
+    TEXT,
+    USED,
+    Record,
+    safe_key,
+)
+from dittool.data.source.scan import load_pixels, scan
+from dittool.encoders.image import load_image_encoder
+from dittool.encoders.vae import load_codec
+from dittool.errors import BadDataError, StorageError, UsageError, WeightsMissingError
+from dittool.geometry import Bucket, buckets_from_config
+
+
+def digests(derived):
+    return {str(path.relative_to(derived)): path.read_bytes() for path in derived.rglob("*.npy")}
+
+
+def test_features_have_the_documented_shapes(tiny_shards):
+    store = tiny_shards.store
+    for record in store.read_records():
+        bucket = Bucket(*map(int, record.bucket.split("x")))
+        assert store.read(IMAGE_CLS, record.id).shape == (64,)
+        assert store.read(IMAGE_PATCHES, record.id).shape == (bucket.width // 16 * (bucket.height // 16), 64)
+        assert store.read(LATENT, record.id).shape == (16, bucket.height // 8, bucket.width // 8)
+        assert store.read(TEXT, record.id).shape == (len(record.caption.replace(",", "").split()), 64)
+
+
+def test_stored_features_are_those_of_the_bucketed_image(tiny_shards):
+    record = tiny_shards.store.read_records()[0]
+    pixels = load_pixels(record, tiny_shards.images)
+    expected = load_codec("builtin:dct").encode(pixels[None])[0].numpy().astype(np.float16)
+    assert np.array_equal(tiny_shards.store.read(LATENT, record.id), expected)
+
+
+def test_patch_k_is_the_patch_at_row_k_div_w_column_k_mod_w():
+    """Changing one block of pixels moves its own token most: registers are not taken for patches, rows not for
+    columns.
+    """
+    encoder = load_image_encoder("builtin:dinov3", "fp32")
+    assert encoder.registers == 4
+    image = np.full((1, 80, 112, 3), 128, np.uint8)
+    plain = encoder.encode(image).patches[0]
+    for row, column in ((0, 0), (0, 6), (2, 3), (4, 0), (4, 6)):
+        changed = image.copy()
+        changed[:, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] = (250, 20, 20)
+        moved = (encoder.encode(changed).patches[0] - plain).norm(dim=1)
+        assert int(moved.argmax()) == row * 7 + column
+
+
+def test_a_second_run_makes_nothing(images, tmp_path):
+    config = load_config("demo")
+    first = embed(images, tmp_path / "derived", config)
+    before = digests(tmp_path / "derived")
+    second = embed(images, tmp_path / "derived", config)
+    assert first.made == dict.fromkeys(STAGES, 8) and second.made == dict.fromkeys(STAGES, 0)
+    assert digests(tmp_path / "derived") == before
+
+
+def test_passes_may_be_run_one_by_one(images, tmp_path):
+    config = load_config("demo")
+    for stage in ("t5", "dinov3", "vae"):
+        embed(images, tmp_path / "apart", config, [stage])
+    embed(images, tmp_path / "together", config)
+    assert digests(tmp_path / "apart") == digests(tmp_path / "together")
+
+
+def test_an_edited_caption_redoes_its_text_and_an_edited_image_its_pictures(images, tmp_path):
+    config, derived = load_config("demo"), tmp_path / "derived"
+    embed(images, derived, config)
+    min(images.glob("*.txt")).write_text("a blue square at the top, a black background")
+    assert embed(images, derived, config).made == {"dinov3": 0, "vae": 0, "t5": 1}
+    path = max(images.glob("*.png"))
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    assert embed(images, derived, config).made == {"dinov3": 1, "vae": 1, "t5": 0}
+
+
+def test_a_lost_feature_file_is_made_again(images, tmp_path):
+    config, derived = load_config("demo"), tmp_path / "derived"
+    embed(images, derived, config)
+    before = digests(derived)
+    min((derived / "dinov3_patches").iterdir()).unlink()
+    assert embed(images, derived, config).made["dinov3"] == 1
+    assert digests(derived) == before
+
+
+def test_a_file_without_a_journal_line_does_not_count(images, tmp_path):
+    """Row 2: killed between the feature and its journal line."""
+    config, derived = load_config("demo"), tmp_path / "derived"
+    embed(images, derived, config)
+    before = digests(derived)
+    journal = (derived / "journal.jsonl").read_bytes()
+    whole_lines = journal.splitlines(keepends=True)
+    (derived / "journal.jsonl").write_bytes(b"".join(whole_lines[:-2]) + whole_lines[-2][:20])
+    lost = sum(len(json.loads(line)["made"]) for line in whole_lines[-2:])
+    assert sum(embed(images, derived, config).made.values()) == lost > 0
+    assert digests(derived) == before
+    assert verify(derived).faults == []
+
+
+def test_a_line_is_never_glued_to_half_a_line(tmp_path):
+    """Row 2: the next writer of the journal may be another part, which does not know that one was killed."""
+    store, records = FeatureStore(tmp_path), [Record(f"r{i}", f"r{i}", "", "used", caption=str(i)) for i in range(3)]
+    for record in records[:2]:
+        store.append_journal("t5", [record])
+    journal = tmp_path / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-30])
+    store.append_journal("t5", [records[2]])
+    assert set(store.read_journal()) == {("r0", "t5"), ("r2", "t5")}
+
+
+def test_a_stale_line_is_gone_before_its_features_are_made_again(images, tmp_path):
+    """Or it would vouch for the wrong features, were the run killed and the edit undone."""
+    config, derived = load_config("demo"), tmp_path / "derived"
+    embed(images, derived, config, ["t5"])
+    caption = min(images.glob("*.txt"))
+    before = caption.read_text()
+    caption.write_text("a blue square at the top, a black background")
+    store = FeatureStore(derived)
+    journal = store.prune_journal(record for record in scan(images, buckets_from_config(config.data)) if record.used)
+    assert len(journal) == 7
+    caption.write_text(before)
+    assert embed(images, derived, config, ["t5"]).made == {"t5": 1}
+
+
+def test_features_of_another_encoder_or_bucket_list_are_not_mixed(images, tmp_path):
+    """Row 48."""
+    derived = tmp_path / "derived"
+    embed(images, derived, load_config("demo"))
+    with pytest.raises(BadDataError, match=r"text\.max_tokens: 7 here, 512 there"):
+        embed(images, derived, load_config("demo", ["encoders.max_text_tokens=7"]))
+    with pytest.raises(BadDataError, match="buckets"):
+        embed(images, derived, load_config("demo", ["data.area=256x256"]))
+
+
+def test_a_truncated_image_is_refused_with_its_reason_and_the_others_go_on(images, tmp_path):
+    """Row 28."""
+    path = min(images.glob("*.png"))
+    path.write_bytes(path.read_bytes()[:-200])
+    done = embed(images, tmp_path / "derived", load_config("demo"))
+    refused = [record for record in done.records if not record.used]
+    assert [record.name for record in refused] == [path.stem] and refused[0].reason and len(done.used) == 7
+    again = embed(images, tmp_path / "derived", load_config("demo"))
+    assert [record.reason for record in again.records if not record.used] == [refused[0].reason]
+
+
+@contextmanager
+def held(lock):
+    """Another process that holds a lock, killed at the end."""
+    code = f"""
+import time
+from pathlib import Path
+from dittool.data.features.parts import Part, writer_lock
+with {lock}:
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_second_writer_is_turned_away(images, tmp_path):
+    """Row 13."""
+    derived = tmp_path / "derived"
+    derived.mkdir()
+    with (
+        held(f"writer_lock(Path({str(derived)!r}), Part())") as holder,
+        pytest.raises(StorageError, match=f"process {holder.pid}"),
+    ):
+        embed(images, derived, load_config("demo"))
+    embed(images, derived, load_config("demo"), ["t5"])  # row 14: a dead owner holds nothing
+
+
+def test_keys_are_safe_and_names_are_kept(tmp_path):
+    """Rows 45 and 46."""
+    names = ["img.v1.2", "../../etc/passwd", "a/b", "naïve", "x" * 300, "", "line\nbreak"]
+    keys = [safe_key(name) for name in names]
+    assert len(set(keys)) == len(keys)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key) for key in keys)
+    assert safe_key("scene-0001") == "scene-0001"
+
+
+def test_every_feature_has_its_own_folder_and_member():
+    assert len({feature.name for feature in FEATURES}) == len({feature.member for feature in FEATURES}) == len(FEATURES)
+
+
+def test_records_say_where_each_input_went(images, tmp_path):
+    (images / "notes.txt").write_text("a caption without an image")
+    (images / "broken.png").write_bytes(b"<html>not found</html>")
+    (images / "broken.txt").write_text("a page")
+    embed(images, tmp_path / "derived", load_config("demo"))
+    rows = [json.loads(line) for line in (tmp_path / "derived" / "records.jsonl").read_text().splitlines()]
+    status = {row["name"]: (row["status"], row.get("reason", "")) for row in rows}
+    assert status["broken"][0] == "refused" and status["broken"][1]
+    assert sum(state == "used" for state, _ in status.values()) == 8
+
+
+# Identity and rebuilding
+
+
+def test_a_refusal_names_the_command_that_rebuilds_only_what_is_stale(images, tmp_path):
+    """Row 48."""
+    derived = tmp_path / "derived"
+    embed(images, derived, load_config("demo"))
+    commands = {
+        "encoders.max_text_tokens=7": "dit embed --pass t5 --rebuild",
+        "data.patch_storage=int8": "dit embed --pass dinov3 --rebuild",
+        "data.area=256x256": "dit embed --pass dinov3 --pass vae --rebuild",
+    }
+    for override, command in commands.items():
+        with pytest.raises(BadDataError) as refused:
+            embed(images, derived, load_config("demo", [override]))
+        assert command + "," in refused.value.hint
+
+
+def test_that_command_remakes_it_and_nothing_else(images, tmp_path):
+    derived = tmp_path / "derived"
+    embed(images, derived, load_config("demo"))
+    changed = load_config("demo", ["encoders.max_text_tokens=7", "data.patch_storage=int8"])
+    with pytest.raises(BadDataError):
+        embed(images, derived, changed, ["t5"], rebuild=True)  # the storage is not this pass's to change
+    done = embed(images, derived, changed, ["dinov3", "t5"], rebuild=True)
+    assert done.made == {"dinov3": 8, "t5": 8}
+    embed(images, tmp_path / "fresh", changed)
+    assert digests(derived) == digests(tmp_path / "fresh") and verify(derived).faults == []
+    assert embed(images, derived, changed).made == dict.fromkeys(STAGES, 0)
+
+
+def test_another_bucket_list_remakes_only_images_whose_bucket_changes(images, tmp_path):
+    derived, wide = tmp_path / "derived", load_config("demo", ["data.area=None", 'data.buckets=["128x128", "160x96"]'])
+    embed(images, derived, wide)
+    buckets = [record.bucket for record in FeatureStore(derived).read_records()]
+    square = load_config("demo", ["data.area=None", 'data.buckets=["128x128"]'])
+    done = embed(images, derived, square, ["dinov3", "vae"], rebuild=True)
+    assert 0 < buckets.count("160x96") < 8
+    assert done.made == dict.fromkeys(("dinov3", "vae"), buckets.count("160x96"))
+
+
+def test_rebuild_without_a_difference_remakes_the_pass(images, tmp_path):
+    derived, config = tmp_path / "derived", load_config("demo")
+    embed(images, derived, config)
+    before = digests(derived)
+    damaged = min((derived / "vae_latents").iterdir())
+    damaged.write_bytes(b"damage")
+    assert embed(images, derived, config, ["vae"], rebuild=True).made == {"vae": 8}
+    assert digests(derived) == before
+
+
+def test_a_rebuild_that_cannot_load_its_encoder_drops_nothing(images, tmp_path):
+    derived = tmp_path / "derived"
+    embed(images, derived, load_config("demo"))
+    before = digests(derived)
+    with pytest.raises(WeightsMissingError):
+        embed(images, derived, load_config("demo", ["encoders.image=/no/such/folder"]), ["dinov3"], rebuild=True)
+    assert digests(derived) == before and embed(images, derived, load_config("demo")).made == dict.fromkeys(STAGES, 0)
+
+
+def test_missing_weights_of_a_later_pass_are_told_before_the_first_begins(images, tmp_path):
+    with pytest.raises(WeightsMissingError, match=r"encoders\.text"):
+        embed(images, tmp_path / "derived", load_config("demo", ["encoders.text=/no/such/folder"]))
+    assert digests(tmp_path / "derived") == {}
+
+
+# Parts
+
+
+def records_for_planning(count, buckets=("128x128",)):
+    return [
+        Record(f"r{i:03d}", "", "", USED, bucket=buckets[i % len(buckets)], image_sha256=str(i), caption=str(i))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("stage", ["vae", "t5"])
+def test_parts_take_every_record_exactly_once(stage, count):
+    records = records_for_planning(700, ("128x128", "160x112", "512x512"))
+    taken = [
+        r.id
+        for i in range(count)
+        for batch in plan_batches(stage, records, records[5:], Part(i, count))
+        for r in batch
+        if r in records[5:]
+    ]
+    assert sorted(taken) == [record.id for record in records[5:]]
+
+
+def test_batches_hold_one_bucket_and_do_not_depend_on_the_split_or_on_what_is_done():
+    records = records_for_planning(700, ("128x128", "160x112"))
+    whole = plan_batches("vae", records, records, Part())
+    assert all(
+        len({record.bucket for record in batch}) == 1 and len(batch) <= batch_size(batch[0].bucket) for batch in whole
+    )
+    split = [batch for i in range(3) for batch in plan_batches("vae", records, records, Part(i, 3))]
+    assert sorted(map(str, split)) == sorted(map(str, whole))
+    done = {record.id for batch in whole[:2] for record in batch}
+    assert plan_batches("vae", records, [record for record in records if record.id not in done], Part()) == whole[2:]
+
+
+def test_a_refused_record_keeps_its_place_so_that_later_batches_stay_the_same():
+    records = records_for_planning(700)
+    refused = [replace(records[0], status=REFUSED, reason="decode:truncated"), *records[1:]]
+    before, after = plan_batches("vae", records, records, Part()), plan_batches("vae", refused, refused[1:], Part())
+    assert before[1:] == after[1:] and [r.id for r in after[0]] == [r.id for r in before[0]]
+
+
+def test_parts_at_the_same_time_join_to_the_bytes_of_one_run(images, tmp_path):
+    for path in sorted(images.iterdir()):  # enough images for several batches
+        for copy in range(5):
+            shutil.copy(path, images / f"copy{copy}-{path.name}")
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    embed(images, together, load_config("demo", ["data.area=256x256"]))
+    code = "import sys; from dittool.cli import run; sys.exit(run(sys.argv[1:]))"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "embed",
+        images,
+        "--out",
+        apart,
+        "--preset",
+        "demo",
+        "-s",
+        "data.area=256x256",
+        "--json",
+        "-q",
+        "--part",
+    ]
+    running = [subprocess.Popen([*map(str, command), f"{i}/2"], stdout=subprocess.PIPE) for i in range(2)]
+    said = [json.loads(process.communicate()[0]) for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert all(sum(one["made"][stage] for one in said) == 48 for stage in STAGES) and all(
+        0 < one["made"]["vae"] < 48 for one in said
+    )
+    assert embed(images, apart, load_config("demo", ["data.area=256x256"])).made == dict.fromkeys(STAGES, 0)
+    assert digests(apart) == digests(together) and verify(apart).faults == []
+
+
+def test_a_part_keeps_out_its_twin_another_split_and_a_plain_run_and_lets_the_other_parts_in(images, tmp_path):
+    """Row 13."""
+    derived, config = tmp_path / "derived", load_config("demo")
+    derived.mkdir()
+    with held(f"writer_lock(Path({str(derived)!r}), Part(0, 2))") as holder:
+        for part in (Part(0, 2), Part(1, 3), Part()):
+            with pytest.raises(StorageError, match=f"process {holder.pid}"):
+                embed(images, derived, config, part=part)
+        embed(images, derived, config, ["t5"], part=Part(1, 2))
+    with (
+        held(f"writer_lock(Path({str(derived)!r}), Part())") as holder,
+        pytest.raises(StorageError, match=f"process {holder.pid}"),
+    ):
+        embed(images, derived, config, part=Part(0, 2))
+    embed(images, derived, config)  # row 14: a dead owner holds nothing
+
+
+def test_torchrun_ranks_are_parts_and_nonsense_is_refused():
+    assert Part.from_environment({"RANK": "2", "WORLD_SIZE": "4"}) == Part(2, 4)
+    assert Part.from_environment({}) == Part(0, 1) and Part.parse("0/4") == Part(0, 4)
+    for text in ("4/4", "1", "-1/4", "a/b", "1/0"):
+        with pytest.raises(UsageError, match="--part"):
+            Part.parse(text)
+
+
+# Estimate and disk
+
+
+def test_the_estimate_is_what_embedding_then_takes_and_makes_nothing(images, tmp_path):
+    derived, config = tmp_path / "derived", load_config("demo")
+    found = estimate(images, derived, config)
+    assert (
+        not derived.exists()
+        and set(found.seconds) == set(STAGES)
+        and all(value >= 0 for value in found.seconds.values())
+    )
+    embed(images, derived, config)
+    for feature in ("dinov3", "dinov3_patches", "vae_latents"):
+        taken = sum(-(-path.stat().st_size // 4096) * 4096 for path in (derived / feature).iterdir())
+        assert sum(row.bytes for row in found.rows if row.feature == feature) == taken
+    assert estimate(images, derived, config).bytes == 0
+
+
+@pytest.mark.parametrize("storage", ["fp16", "fp32", "int8", "pooled"])
+def test_the_size_of_patches_is_known_for_every_storage(images, tmp_path, storage):
+    derived, config = tmp_path / "derived", load_config("demo", [f"data.patch_storage={storage}", "data.area=256x256"])
+    expected = sum(
+        row.bytes for row in estimate(images, derived, config, ["dinov3"]).rows if row.feature == "dinov3_patches"
+    )
+    embed(images, derived, config, ["dinov3"])
+    assert sum(-(-path.stat().st_size // 4096) * 4096 for path in (derived / "dinov3_patches").iterdir()) == expected
+    assert verify(derived, ["dinov3"]).faults == []
+
+
+def test_embedding_does_not_begin_on_a_disk_that_will_not_do(images, tmp_path, monkeypatch, dit):
+    """Row 9."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10_000))
+    run = dit("embed", images, "--preset", "demo", "--out", tmp_path / "derived")
+    assert run.code == 5 and re.search(r"needs \d+\.\d kB and the disk has 10\.0 kB free", run.err)
+    assert digests(tmp_path / "derived") == {}
+
+
+def test_the_counts_add_up(images, tmp_path, dit):
+    (images / "broken.png").write_bytes(b"<html>")
+    (images / "broken.txt").write_text("a page")
+    first = json.loads(
+        dit("embed", images, "--preset", "demo", "--out", tmp_path / "derived", "--part", "0/2", "--json").out
+    )
+    assert first["inputs"] == first["used"] + first["refused"] == 9 and sum(first["reasons"].values()) == 1
+    assert all(first["made"][stage] + first["kept"][stage] + first["left"][stage] == first["used"] for stage in STAGES)

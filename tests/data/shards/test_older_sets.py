@@ -1,0 +1,244 @@
+"""Sets that an older program wrote with the webdataset library: no index, padded texts with a mask, fp32 patches."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from dittool.data.provenance import Provenance
+from dittool.data.shards.read import ShardSet
+from dittool.data.shards.stream import BatchStream
+from dittool.data.shards.verify import verify
+from dittool.errors import BadDataError, UnsafeFileError
+from dittool.storage import read_json
+from dittool.untrusted.tar import tar_members
+
+ROWS = 512
+
+
+@pytest.fixture(scope="module")
+def written(tiny_shards, tmp_path_factory):
+    """The samples of `tiny_shards` as such a program would have written them."""
+    from dittool.encoders.torchvision_remedy import ensure_torchvision
+
+    ensure_torchvision()
+    import webdataset
+
+    folder, shards, writers = tmp_path_factory.mktemp("older"), ShardSet.open(tiny_shards.folder), {}
+    for ref in shards.samples:
+        if ref.bucket not in writers:
+            (folder / f"bucket_{ref.bucket}").mkdir()
+            writers[ref.bucket] = webdataset.TarWriter(str(folder / f"bucket_{ref.bucket}" / "shard-000000.tar"))
+        sample = shards.read(ref)
+        text, mask = np.zeros((ROWS, sample.text.shape[1]), np.float16), np.zeros(ROWS, bool)
+        text[: len(sample.text)], mask[: len(sample.text)] = sample.text, True
+        writers[ref.bucket].write(
+            {
+                "__key__": ref.id,
+                "json": {"caption": shards.read_record(ref).caption},
+                "dinov3.npy": sample.cls,
+                "dinov3_patches.npy": sample.patches.astype(np.float32),
+                "vae.npy": sample.latent,
+                "t5h.npy": text,
+                "t5m.npy": mask,
+            }
+        )
+    for writer in writers.values():
+        writer.close()
+    return folder
+
+
+@pytest.fixture
+def older(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "older")
+
+
+def index(dit, folder, *overrides):
+    return dit(
+        "shard", "--index", folder, "--preset", "demo", *(part for override in overrides for part in ("-s", override))
+    )
+
+
+def test_such_a_set_opens_without_an_index_and_gives_the_same_samples(tiny_shards, written):
+    ours, theirs = ShardSet.open(tiny_shards.folder), ShardSet.open(written)
+    ours_by_id = {ref.id: ref for ref in ours.samples}
+    assert {ref.id for ref in theirs.samples} == ours_by_id.keys()
+    for ref in theirs.samples:
+        mine, their = ours.read(ours_by_id[ref.id]), theirs.read(ref)
+        assert np.array_equal(mine.text, their.text)  # the padding is gone
+        assert np.array_equal(mine.patches, their.patches) and their.patches.dtype == np.float32
+        assert theirs.read_record(ref).caption == ours.read_record(ours_by_id[ref.id]).caption
+    assert verify(written) == []
+
+
+def test_opening_and_verifying_write_nothing(written, dit):
+    before = sorted(written.rglob("*"))
+    dit("shard", "--verify", "--out", written)
+    assert sorted(written.rglob("*")) == before
+
+
+def test_the_index_says_that_the_identity_is_claimed(older, dit):
+    outcome = index(dit, older)
+    assert outcome.code == 0 and "is a claim" in outcome.err
+    card = ShardSet.open(older).card
+    assert card["claimed"] is True and card["patch_storage"] == "fp32"
+    assert {kind: card["encoders"][kind]["id"] for kind in card["encoders"]} == {
+        "image": "builtin:dinov3",
+        "text": "builtin:words",
+        "vae": "builtin:dct",
+    }
+    assert verify(older) == []
+
+
+def test_indexing_changes_no_tar_and_is_done_once(older, dit):
+    before = {path: path.read_bytes() for path in older.rglob("*.tar")}
+    index(dit, older)
+    assert {path: path.read_bytes() for path in older.rglob("*.tar")} == before
+    outcome = index(dit, older)
+    assert outcome.code == 2 and "index.json already" in outcome.err
+
+
+def test_its_batches_are_those_of_the_set_it_was_copied_from(tiny_shards, older, dit):
+    index(dit, older)
+    theirs, ours = ShardSet.open(older), ShardSet.open(tiny_shards.folder)
+    by_id = {ref.id: ref for ref in ours.samples}
+    norm = Provenance.of(theirs, theirs.samples, tiny_shards.config).norm
+    refs = theirs.split("train")
+    first = BatchStream(theirs, refs, norm, 4, seed=0)[0]
+    second = BatchStream(ours, [by_id[ref.id] for ref in refs], norm, 4, seed=0)[0]
+    assert first.ids == second.ids and torch.equal(first.latents, second.latents)
+    assert torch.equal(first.conditions.text, second.conditions.text) and torch.equal(
+        first.conditions.patches, second.conditions.patches
+    )
+
+
+def test_a_model_can_be_trained_on_it(older, dit, tmp_path, tiny_shards):
+    index(dit, older)
+    settings = [part for override in tiny_shards.overrides for part in ("-s", override)]
+    outcome = dit(
+        "train",
+        "--preset",
+        "demo",
+        *settings,
+        "-s",
+        "train.steps=3",
+        "--no-audit",
+        "--data",
+        older,
+        "--out",
+        tmp_path / "run",
+    )
+    assert outcome.code == 0, outcome.err
+
+
+def test_training_without_the_index_names_the_command_that_makes_it(older, dit, tmp_path):
+    outcome = dit("train", "--preset", "demo", "--data", older, "--out", tmp_path / "run")
+    assert outcome.code == 3 and "dit shard --index" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("member", "shape", "told"),
+    [
+        ("dinov3.npy", (63,), "width of CLS is 63, theirs would be 64"),
+        ("dinov3_patches.npy", (60, 64), "shape of the patches is (60, 64)"),
+        ("vae.npy", (4, 16, 16), "shape of the latent is (4, 16, 16)"),
+        ("t5h.npy", (5, 32), "width of the text is 32"),
+    ],
+)
+def test_a_claim_that_the_data_contradict_is_refused(tmp_path, dit, member, shape, told):
+    shapes = {"dinov3.npy": (64,), "dinov3_patches.npy": (64, 64), "vae.npy": (16, 16, 16), "t5h.npy": (5, 64)} | {
+        member: shape
+    }
+    write_one(tmp_path / "bucket_128x128", {name: np.ones(one, np.float32) for name, one in shapes.items()})
+    outcome = index(dit, tmp_path)
+    assert outcome.code == 3 and told in outcome.err
+    assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize("mask", [np.zeros(5, bool), np.array([1, 0, 1, 0, 0], bool), np.ones(4, bool)])
+def test_a_mask_that_is_not_a_run_of_ones_is_refused(tmp_path, mask):
+    shapes = {"dinov3.npy": (64,), "dinov3_patches.npy": (64, 64), "vae.npy": (16, 16, 16), "t5h.npy": (5, 64)}
+    write_one(
+        tmp_path / "bucket_128x128",
+        {name: np.ones(one, np.float32) for name, one in shapes.items()} | {"t5m.npy": mask},
+    )
+    shards = ShardSet.open(tmp_path)
+    with pytest.raises(BadDataError, match=r"t5m\.npy: a mask of"):
+        shards.read(shards.samples[0])
+
+
+def write_one(folder, arrays):
+    folder.mkdir()
+    with tarfile.open(folder / "shard-000000.tar", "w") as tar:
+        for name, data in [("one.json", b"{}")] + [(f"one.{name}", npy(array)) for name, array in arrays.items()]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+# Extended headers, which that library's writer puts before every member
+
+
+def extended_tar(path, headers: dict[str, str], name: str = "a.npy"):
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.size, info.pax_headers = 3, headers
+        tar.addfile(info, io.BytesIO(b"abc"))
+    return path
+
+
+def test_times_in_extended_headers_are_passed_over(tmp_path):
+    assert [(m.key, m.suffix, m.size) for m in tar_members(extended_tar(tmp_path / "x.tar", {"mtime": "1.25"}))] == [
+        ("a", "npy", 3)
+    ]
+
+
+def test_a_long_name_comes_from_the_extended_header(tmp_path):
+    name = "k" * 150 + ".npy"
+    assert [member.key for member in tar_members(extended_tar(tmp_path / "x.tar", {}, name))] == ["k" * 150]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"path": "../../etc/x.npy"}, {"path": "/etc/x.npy"}, {"linkpath": "/etc/passwd"}, {"GNU.sparse.major": "1"}],
+)
+def test_row_52_extended_headers_cannot_lead_out_of_the_tar(tmp_path, headers):
+    with pytest.raises(UnsafeFileError):
+        tar_members(extended_tar(tmp_path / "x.tar", headers))
+
+
+@pytest.mark.parametrize("size", ["-1", "9" * 30, "1e3", "999999"])
+def test_row_50_a_size_in_an_extended_header_must_fit_the_file(tmp_path, size):
+    with pytest.raises(BadDataError, match="damaged tar"):
+        tar_members(extended_tar(tmp_path / "x.tar", {"size": size}))
+
+
+@pytest.mark.parametrize(
+    "record", [b"0 a=b\n", b"99 a=b\n", b"-6 a=b\n", b"a=b\n", b"6 a=b", b"7 a=bc\n6 ab\n\n", bytes(512)]
+)
+def test_row_53_extended_headers_that_would_loop_or_overrun_are_refused(tmp_path, record):
+    path = extended_tar(tmp_path / "x.tar", {"comment": "0123456789"})
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + path.read_bytes()[1024:])
+    with pytest.raises(BadDataError, match="extended header"):
+        tar_members(path)
+
+
+def test_the_claimed_index_is_read_back_as_it_was_written(older, dit):
+    index(dit, older)
+    rows = read_json(older / "index.json")["shards"]
+    assert all(row["split"] == "train" for row in rows) and sum(row["count"] for row in rows) == len(
+        ShardSet.open(older).samples
+    )

@@ -1,0 +1,413 @@
+"""Opening images: rows 27 to 31 and 35 to 38 of the fault catalogue, judged by colours and places."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from dittool.data.source.images import (
+    LARGEST_IMAGE,
+    ImageRefused,
+    decode_image,
+    open_image,
+    read_header,
+    read_image_file,
+    read_upright_size,
+)
+from dittool.errors import BadDataError
+from tests.data.source.picture_files import (
+    BLUE,
+    GREEN,
+    RED,
+    WHITE,
+    chunk,
+    colour_at,
+    encoded,
+    exif_of,
+    near,
+    picture,
+    png,
+    refusal,
+)
+
+pytestmark = pytest.mark.usefixtures("warnings_are_errors")
+
+
+# --- what is read ---
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("GIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG", {"quality": 95}),
+    ],
+)
+def test_every_format_of_the_allow_list_gives_its_pixels(file_format, options):
+    raw = encoded(picture(), file_format, **options)
+    opened, header = decode_image(raw), read_header(raw)
+    assert opened.pixels.shape == (40, 60, 3) and opened.pixels.dtype == np.uint8
+    assert (header.width, header.height) == (60, 40) and opened.flags == header.flags == ()
+    for (x, y), colour in {(10, 8): RED, (50, 8): GREEN, (10, 32): BLUE, (50, 32): WHITE}.items():
+        assert near(opened.pixels[y, x].tolist(), colour, 6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "YCbCr"])
+def test_every_common_kind_of_pixel_becomes_rgb(mode):
+    image = picture().convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    raw = encoded(image, "TIFF" if mode == "YCbCr" else "PNG")
+    assert np.abs(decode_image(raw).pixels.astype(int) - expected).max() <= 2
+
+
+def test_paths_are_read_and_errors_name_them(tmp_path):
+    path = tmp_path / "dog.png"
+    path.write_bytes(encoded(picture()))
+    assert read_upright_size(path) == (60, 40)
+    assert open_image(path).pixels.shape == (40, 60, 3)
+    path.write_bytes(b"<html>")
+    for judge in (read_upright_size, open_image):
+        error = refusal(path, judge)
+        assert (
+            isinstance(error, BadDataError)
+            and str(path) in error.message
+            and error.reason == "not-an-image"
+            and error.hint
+        )
+
+
+def test_files_that_are_not_there_or_not_regular_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert refusal(tmp_path / "missing.png", read_image_file).reason == "no-image"
+    assert refusal(tmp_path / "pipe.png", read_image_file).detail == "not a regular file"
+    assert refusal(tmp_path, read_image_file).reason == "unreadable"
+
+
+def test_a_file_beyond_the_limit_is_not_read(tmp_path):
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(1 << 40)  # no byte of it exists
+    assert refusal(tmp_path / "huge.png", read_image_file).reason == "too-large"
+
+
+# --- rows 27 to 31: not images, cut off, bombs, bad sizes ---
+
+
+@pytest.mark.parametrize(
+    ("raw", "word"),
+    [
+        (b"", "empty (0 bytes)"),
+        (b"<!DOCTYPE html><html>404</html>", "HTML"),
+        (b"\n <svg xmlns=", "SVG"),
+        (b"just words", "6a 75 73 74"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\0" * 64, "00 00"),
+    ],
+)
+def test_row_27_what_is_no_image_is_refused_and_says_what_it_is(raw, word):
+    error = refusal(raw, read_header)
+    assert error.reason == "not-an-image" and word in error.detail
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+    ],
+)
+@pytest.mark.parametrize("kept", [0.95, 0.6])
+def test_row_28_a_cut_off_body_is_refused_when_it_is_decoded(file_format, options, kept):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8))
+    raw = encoded(noise, file_format, **options)
+    error = refusal(raw[: int(len(raw) * kept)])
+    assert error.reason == "truncated", error.detail
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_row_28_formats_that_tell_their_length_are_found_cut_without_decoding(file_format):
+    raw = encoded(picture(), file_format)
+    error = refusal(raw[: len(raw) * 3 // 4], read_header)
+    assert error.reason == "truncated" and f"{len(raw) * 3 // 4:,}" in error.detail
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_row_28_a_file_cut_anywhere_is_refused_or_whole_and_never_anything_else(file_format):
+    whole = decode_image(encoded(picture(), file_format)).pixels
+    raw = encoded(picture(), file_format)
+    for length in range(0, len(raw), max(len(raw) // 60, 1)):
+        try:
+            assert np.array_equal(decode_image(raw[:length]).pixels, whole), length
+        except ImageRefused as error:
+            assert error.reason in ("truncated", "damaged", "not-an-image")
+
+
+@pytest.mark.parametrize("missing", [1, 4, 8, 11, 12])
+def test_row_28_a_png_that_lacks_only_its_end_chunk_is_read_and_flagged(missing):
+    raw = encoded(picture())
+    opened = decode_image(raw[:-missing])
+    assert opened.flags == ("no-end-chunk",)
+    assert np.array_equal(opened.pixels, decode_image(raw).pixels)
+
+
+def test_row_28_a_png_whose_pixels_end_at_a_chunk_boundary_is_refused():
+    rows = zlib.compress(b"".join(b"\0" + bytes(range(120)) for _ in range(40)), 0)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 8, 2, 0, 0, 0))
+    half = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows[:2000])
+    for raw in (half, half + chunk(b"IEND")):
+        assert refusal(raw).reason == "truncated"
+
+
+def test_row_28_pillow_is_never_told_to_accept_what_is_cut_off():
+    decode_image(encoded(picture(), "JPEG"))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def bomb_png(width, height):
+    return png(width, height, 8, 2, [b""])
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (10000, 10000), (20000, 20000)])
+def test_row_29_an_image_above_the_limit_is_refused_from_its_header(size):
+    error = refusal(bomb_png(*size), read_header)
+    assert error.reason == "too-large" and f"{LARGEST_IMAGE:,}" in error.detail
+
+
+def test_row_29_the_limit_itself_passes_and_its_numbers_are_told():
+    assert read_header(bomb_png(8000, 8000)).width == 8000
+    assert (
+        refusal(bomb_png(8001, 8000), read_header).detail == "8001x8000 is 64,008,000 pixels, the limit is 64,000,000"
+    )
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "BMP"])
+def test_row_30_a_header_of_the_largest_size_is_refused(file_format):
+    raw = {
+        "PNG": bomb_png(2**31 - 1, 2**31 - 1),
+        "GIF": b"GIF89a" + struct.pack("<HH", 65535, 65535) + encoded(picture(), "GIF")[10:],
+        "BMP": encoded(picture(), "BMP")[:18]
+        + struct.pack("<ii", 2**31 - 1, 2**31 - 1)
+        + encoded(picture(), "BMP")[26:],
+    }[file_format]
+    assert refusal(raw, read_header).reason == "too-large"
+
+
+def test_row_31_no_width_at_all_is_refused():
+    assert refusal(png(0, 40, 8, 0, [b""]), read_header).reason in ("damaged", "too-small")
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((1, 1), "too-small"),
+        ((1, 4000), "too-small"),
+        ((31, 31), "too-small"),
+        ((400, 31), "too-small"),
+        ((161, 40), "extreme-aspect"),
+        ((40, 161), "extreme-aspect"),
+    ],
+)
+def test_row_31_too_small_and_too_long_images_are_refused_with_their_size(size, reason):
+    error = refusal(encoded(Image.new("RGB", size)), read_header)
+    assert error.reason == reason and f"{size[0]}x{size[1]}" in error.detail
+
+
+@pytest.mark.parametrize("size", [(32, 32), (160, 40), (40, 160)])
+def test_row_31_the_smallest_and_the_longest_allowed_pass(size):
+    header = read_header(encoded(Image.new("RGB", size)))
+    assert (header.width, header.height) == size
+
+
+# --- rows 35 to 38: rotation, frames, formats, profiles ---
+
+# What a file with each orientation holds so that it looks like `picture()`: the quarters as stored, row by row.
+STORED = {
+    1: (RED, GREEN, BLUE, WHITE),
+    2: (GREEN, RED, WHITE, BLUE),
+    3: (WHITE, BLUE, GREEN, RED),
+    4: (BLUE, WHITE, RED, GREEN),
+    5: (RED, BLUE, GREEN, WHITE),
+    6: (GREEN, WHITE, RED, BLUE),
+    7: (WHITE, GREEN, BLUE, RED),
+    8: (BLUE, RED, WHITE, GREEN),
+}
+
+
+def stored_for(orientation):
+    width, height = (40, 60) if orientation >= 5 else (60, 40)
+    image = Image.new("RGB", (width, height))
+    for index, colour in enumerate(STORED[orientation]):
+        left, top = index % 2 * width // 2, index // 2 * height // 2
+        image.paste(colour, (left, top, left + width // 2, top + height // 2))
+    return image
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [
+        ("JPEG", {"quality": 95, "subsampling": 0}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_row_35_every_orientation_comes_out_upright(file_format, options, orientation):
+    raw = encoded(stored_for(orientation), file_format, exif=exif_of(orientation), **options)
+    header, opened = read_header(raw), decode_image(raw)
+    assert (header.width, header.height) == (60, 40) and opened.pixels.shape == (40, 60, 3)
+    assert [
+        near(opened.pixels[y, x].tolist(), colour, 6)
+        for (x, y), colour in zip([(15, 10), (45, 10), (15, 30), (45, 30)], (RED, GREEN, BLUE, WHITE), strict=True)
+    ] == [True] * 4
+    assert ("exif-rotated" in header.flags) == (orientation != 1)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 99])
+def test_row_35_other_orientations_mean_nothing(orientation):
+    raw = encoded(picture(), "JPEG", exif=exif_of(orientation))
+    assert read_header(raw) == read_header(encoded(picture(), "JPEG"))
+    assert np.array_equal(decode_image(raw).pixels, decode_image(encoded(picture(), "JPEG")).pixels)
+
+
+def test_row_35_exif_behind_the_pixels_of_a_png_is_found_without_decoding():
+    stored = np.asarray(stored_for(6))
+    exif = chunk(b"eXIf", exif_of(6).tobytes()[6:])
+    raw = png(40, 60, 8, 2, [row.tobytes() for row in stored], after=exif)
+    assert read_header(raw).width == 60
+    assert colour_at(raw, 15, 10) == RED and colour_at(raw, 45, 10) == GREEN
+
+
+@pytest.mark.parametrize(
+    "exif", [b"garbage, not a directory", b"II*\0\xff\xff\xff\x7f", b"", b"MM\0*\0\0\0\x08\xff\xff\x01\x12"]
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+def test_row_35_unreadable_exif_leaves_the_image_as_stored(file_format, exif):
+    raw = encoded(picture(), file_format, exif=b"Exif\0\0" + exif)
+    assert read_header(raw) == read_header(encoded(picture(), file_format))
+    assert near(colour_at(raw, 10, 8), RED, 8)
+
+
+def test_row_35_size_and_flags_are_known_before_any_pixel_is_decoded():
+    raw = encoded(stored_for(6), "PNG", exif=exif_of(6))
+    start = raw.index(b"IDAT") + 4
+    no_pixels = raw[:start] + b"\0" * (len(raw) - 16 - start) + raw[-16:]
+    header = read_header(no_pixels)
+    assert (header.width, header.height, header.flags) == (60, 40, ("exif-rotated",))
+    assert refusal(no_pixels).reason == "damaged"
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_row_36_of_several_frames_the_first_is_taken_and_flagged(file_format):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, GREEN, BLUE)]
+    raw = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
+    assert near(colour_at(raw, 20, 20), RED, 6)
+    assert read_header(raw).flags == ("first-frame-only",)
+
+
+def test_row_37_a_wrong_suffix_does_not_matter(tmp_path):
+    (tmp_path / "dog.jpg").write_bytes(encoded(picture(), "PNG"))
+    assert open_image(tmp_path / "dog.jpg").pixels[8, 10].tolist() == list(RED)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n",
+        b"%PDF-1.7\n",
+        b"8BPS\0\1" + b"\0" * 40,
+        b"SIMPLE  =                    T" + b" " * 60,
+        b"\0\0\0\x0cjP  \r\n\x87\n",
+        b"\0\0\0\x1cftypavif\0\0\0\0",
+        b"\0\0\0\x18ftypheic\0\0\0\0",
+        b"\xff\x0a\0\0",
+        b"PK\3\4" + b"\0" * 30,
+        b"\0\0\1\0\1\0",
+    ],
+)
+def test_row_37_formats_off_the_list_are_refused_before_pillow_sees_them(raw, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
+    assert refusal(raw, read_header).reason == "unsupported-format"
+
+
+def test_row_37_only_the_decoder_of_the_first_bytes_is_started(monkeypatch):
+    asked = []
+    real = Image.open
+    monkeypatch.setattr(
+        Image, "open", lambda file, formats: asked.append(tuple(formats)) or real(file, formats=formats)
+    )
+    decode_image(encoded(picture(), "GIF"))
+    assert asked == [("GIF",)]
+
+
+def profile(description):
+    return b"\0" * 128 + description
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_row_38_a_profile_other_than_srgb_is_ignored_and_flagged(file_format):
+    plain = encoded(picture(), file_format)
+    odd = encoded(picture(), file_format, icc_profile=profile(b"Display P3"))
+    assert read_header(odd).flags == ("icc-ignored",)
+    assert np.array_equal(decode_image(odd).pixels, decode_image(plain).pixels)
+    for name in (b"sRGB IEC61966-2.1", "sRGB".encode("utf-16-be")):
+        assert read_header(encoded(picture(), file_format, icc_profile=profile(name))).flags == ()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        chunk(b"iCCP", b"big\0\0" + zlib.compress(b"\0" * 50_000_000)),
+        chunk(b"iCCP", b"broken\0\0not zlib"),
+        chunk(b"iCCP", b"x"),
+    ],
+    ids=["50 MB", "not compressed", "one byte"],
+)
+def test_row_38_huge_and_broken_profiles_are_not_inflated(before):
+    raw = png(40, 40, 8, 0, [bytes([9] * 40)] * 40, before=before)
+    assert read_header(raw).flags == ("icc-ignored",)
+    assert colour_at(raw, 20, 20) == (9, 9, 9)
+
+
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"tEXt"])
+def test_row_38_text_in_a_png_is_passed_over_however_large(name):
+    content = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"tEXt": b"k\0"}[name]
+    text = zlib.compress(b"a" * 80_000_000) if name != b"tEXt" else b"a" * 3_000_000
+    raw = png(40, 40, 8, 0, [bytes([9] * 40)] * 40, before=chunk(name, content + text))
+    assert colour_at(raw, 20, 20) == (9, 9, 9) and read_header(raw).flags == ()
+
+
+def test_details_never_carry_control_characters_of_the_file():
+    for raw in (b"\x1b[31m" + b"x" * 40, b"\0\0\0\x18ftyp\x1b[2J\0\0", b"\x89PNG\r\n\x1a\n\0\xff\0\0\x1b[2J\0\0\0\0"):
+        assert refusal(raw).detail.isprintable()
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_flipped_bytes_give_an_image_or_a_refusal_and_nothing_else(file_format):
+    random = np.random.default_rng(7)
+    raw = bytearray(encoded(picture(), file_format))
+    for _ in range(150):
+        damaged = bytearray(raw)
+        for position in random.integers(0, len(raw), 3):
+            damaged[position] = random.integers(0, 256)
+        try:
+            opened = decode_image(bytes(damaged))
+        except ImageRefused as error:
+            assert error.reason and error.detail
+        else:
+            header = read_header(bytes(damaged))
+            assert opened.pixels.shape == (header.height, header.width, 3)
