@@ -1,16 +1,18 @@
-"""Aspect buckets: the few sizes that images are trained at, and which of them fits an image best.
+"""Sizes and grids: the aspect buckets that images are trained at, which of them fits an image best, and the grids of
+latent cells and patches behind a bucket.
 
-Sizes are width before height. Everything here is exact integer or rational arithmetic on sizes; no image is opened.
+Sizes are width before height, grids rows before columns. Everything here is exact integer or rational arithmetic; no
+image is opened.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from dittool.config.schema import Data, parse_size
 from dittool.errors import UsageError
 
 SIDE_MULTIPLE = 16  # pixels: VAE stride 8 times 2 latent cells a token
@@ -19,6 +21,14 @@ COARSE_FROM = 512 * 512
 # a bucket's area may differ so much from the one asked for; the canonical ones differ by up to 9.8%
 AREA_TOLERANCE = Fraction(1, 10)
 LARGEST_AREA = 8192 * 8192  # pixels
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"1216x832"` → (1216, 832), width first. Raises ValueError on anything else."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+    if not match:
+        raise ValueError(f"'{text}' is not WIDTHxHEIGHT, for example 1216x832")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True, order=True)
@@ -89,20 +99,17 @@ def buckets_for_area(area: tuple[int, int]) -> list[Bucket]:
     return list(dict.fromkeys(both_ways))
 
 
-def buckets_from_config(data: Data) -> list[Bucket]:
-    """The buckets that a configuration's `[data]` section asks for. Raises `UsageError` naming every size that
-    cannot serve.
+def buckets_from_names(names: Sequence[str]) -> list[Bucket]:
+    """The buckets that `data.buckets` lists, as `["1024x1024", "1216x832"]`, in its order. Raises `UsageError` naming
+    every size that cannot serve.
     """
-    if data.area is not None:
-        return buckets_for_area(parse_size(data.area))
-    names = data.buckets or []
     problems = [] if names else ["the list is empty"]
     buckets: list[Bucket] = []
     for name in names:
         bucket = Bucket.from_name(name)
         odd = [side for side in (bucket.width, bucket.height) if side % SIDE_MULTIPLE]
         problems += [
-            f"{name}: side {side} is not a multiple of {SIDE_MULTIPLE} (nearest {_nearest_multiple(side)})"
+            f"{name}: side {side} is not a multiple of {SIDE_MULTIPLE} (nearest {_neighbouring_multiples(side)})"
             for side in odd
         ]
         if bucket.area > LARGEST_AREA:
@@ -141,6 +148,21 @@ def crop_box(width: int, height: int, bucket: Bucket) -> tuple[float, float, flo
     return 0.0, top, float(width), height - top
 
 
+def encoder_input_size(width: int, height: int, patch_size: int) -> tuple[int, int]:
+    """(width, height) at which an image encoder sees a bucket: each side at the nearest multiple of the patch size, at
+    least one patch.
+
+    With patch 16 that is the bucket itself; with patch 14 for example 1216x832 → 1218x826.
+    """
+    return _nearest_multiple(width, patch_size), _nearest_multiple(height, patch_size)
+
+
+def patch_grid(width: int, height: int, patch_size: int) -> tuple[int, int]:
+    """(rows, columns) of an image encoder's patches for a bucket."""
+    input_width, input_height = encoder_input_size(width, height, patch_size)
+    return input_height // patch_size, input_width // patch_size
+
+
 def _scaled(canonical: Bucket, pixels: int, sizes: Sequence[Bucket]) -> Bucket:
     """The size nearest in aspect to the canonical one; of several, nearest to its share of the area (1344x704 has
     0.90 of 1024x1024).
@@ -149,9 +171,9 @@ def _scaled(canonical: Bucket, pixels: int, sizes: Sequence[Bucket]) -> Bucket:
     return min(sizes, key=lambda size: (_aspect_distance(canonical, size), abs(size.area - wanted), size))
 
 
-def _aspect_distance(one: Bucket, other: Bucket) -> Fraction:
-    """exp |log aspect of one − log aspect of the other|: in the same order as the distance itself, and exact."""
-    ratio = Fraction(one.width * other.height, one.height * other.width)
+def _aspect_distance(a: Bucket, b: Bucket) -> Fraction:
+    """exp |log aspect of a − log aspect of b|: in the same order as the distance itself, and exact."""
+    ratio = Fraction(a.width * b.height, a.height * b.width)
     return max(ratio, 1 / ratio)
 
 
@@ -161,6 +183,10 @@ def _landscape_sizes(pixels: int, step: int) -> list[Bucket]:
     return [size for size in sizes if abs(Fraction(size.area, pixels) - 1) <= AREA_TOLERANCE]
 
 
-def _nearest_multiple(side: int) -> str:
+def _nearest_multiple(side: int, step: int) -> int:
+    return max((2 * side + step) // (2 * step), 1) * step  # in integers: a half goes up, on every machine
+
+
+def _neighbouring_multiples(side: int) -> str:
     below = side // SIDE_MULTIPLE * SIDE_MULTIPLE
     return f"{below} or {below + SIDE_MULTIPLE}" if below else str(SIDE_MULTIPLE)

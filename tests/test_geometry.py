@@ -6,7 +6,7 @@ import pytest
 
 from dittool.config.schema import Data
 from dittool.errors import UsageError
-from dittool.geometry import CANONICAL, Bucket, buckets_for_area, buckets_from_config, crop_box, nearest_bucket
+from dittool.geometry import CANONICAL, Bucket, buckets_for_area, crop_box, nearest_bucket
 
 
 def names(buckets):
@@ -74,13 +74,13 @@ def test_an_absurd_area_is_refused_at_once():
 
 
 def test_configuration_gives_buckets_by_area_or_by_list():
-    assert buckets_from_config(Data(area="1024x1024")) == list(CANONICAL)
-    assert buckets_from_config(Data(buckets=["128x128", "160x96"])) == [Bucket(128, 128), Bucket(160, 96)]
+    assert Data(area="1024x1024").bucket_sizes() == list(CANONICAL)
+    assert Data(buckets=["128x128", "160x96"]).bucket_sizes() == [Bucket(128, 128), Bucket(160, 96)]
 
 
 def test_all_wrong_sizes_of_a_list_are_named_at_once():
     with pytest.raises(UsageError) as caught:
-        buckets_from_config(Data(buckets=["1000x512", "512x520", "128x128", "128x128"]))
+        Data(buckets=["1000x512", "512x520", "128x128", "128x128"]).bucket_sizes()
     message = caught.value.message
     assert "1000x512: side 1000 is not a multiple of 16 (nearest 992 or 1008)" in message
     assert "512x520: side 520 is not a multiple of 16 (nearest 512 or 528)" in message

@@ -16,9 +16,8 @@ from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import TRAIN
-from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, patch_grid
 
 UNOPENED = "the set could not be opened; see rule D7"
 _MOST_SAMPLES = 2000  # that a rule looks into

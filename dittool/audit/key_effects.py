@@ -24,7 +24,6 @@ from dittool.config.schema import Config
 from dittool.data.normalisation import latent_norm
 from dittool.data.patch_storage import encode_patches
 from dittool.errors import UsageError
-from dittool.geometry import buckets_from_config
 from dittool.objective import flow, schedule
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.pipeline import sample_settings
@@ -95,7 +94,7 @@ def _observers(key: Key) -> dict[str, Callable[[Config, ModelProbe], Any]]:
     if section == "train" and name in _SCHEDULED:
         return {"learning rate": _rates}
     if section == "data" and name in ("area", "buckets"):
-        return {"buckets": lambda config, _: buckets_from_config(config.data)}
+        return {"buckets": lambda config, _: config.data.bucket_sizes()}
     by_key = {
         ("data", "patch_storage"): {"stored bytes": _stored},
         ("data", "latent_scaling"): {"normalisation": _norm},

@@ -23,9 +23,9 @@ from dittool.config.schema import (
     Share,
     Size,
     Train,
-    parse_size,
     require,
 )
+from dittool.geometry import parse_size
 
 
 class Generator(Section):

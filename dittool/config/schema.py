@@ -6,19 +6,11 @@ overrides and the wording of errors is `load.py`.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`"1216x832"` → (1216, 832), width first. Raises ValueError on anything else."""
-    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
-    if not match:
-        raise ValueError(f"'{text}' is not WIDTHxHEIGHT, for example 1216x832")
-    return int(match[1]), int(match[2])
-
+from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
 
 # Pairs of keys of which exactly one is given: a derived preset or an override that gives the one takes the other away.
 EXCLUSIVE = {("data", "area"): "buckets", ("data", "buckets"): "area", ("train", "batch_size"): "tokens_per_batch"}
@@ -98,6 +90,10 @@ class Data(Section):
     def _one_of(self) -> Data:
         require(((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"))
         return self
+
+    def bucket_sizes(self) -> list[Bucket]:
+        """The buckets that the section asks for. Raises `UsageError` naming every size that cannot serve."""
+        return buckets_from_names(self.buckets or []) if self.area is None else buckets_for_area(parse_size(self.area))
 
 
 class Flow(Section):

@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from dittool.config.schema import parse_size
 from dittool.data.patch_storage import STORAGES
 from dittool.data.records import STAGES
 from dittool.errors import BadDataError
+from dittool.geometry import parse_size
 
 CARD_VERSION = 1
 CROP_RULE = "resize-to-cover, centre crop"

@@ -36,7 +36,7 @@ from dittool.encoders.pretrained import (
 )
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError
-from dittool.geometry import SIDE_MULTIPLE
+from dittool.geometry import SIDE_MULTIPLE, encoder_input_size
 
 # Tokens of these stand as [CLS, registers, patches], behind the final norm. Others average, crop or pool them.
 DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_registers": "a DINOv2"}
@@ -44,25 +44,6 @@ DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_r
 _MEAN = (0.485, 0.456, 0.406)  # ImageNet, as in every DINO release
 _STD = (0.229, 0.224, 0.225)
 _PIXELS_AT_ONCE = 16 << 20  # sixteen images of 1024²
-
-
-def input_size(width: int, height: int, patch_size: int) -> tuple[int, int]:
-    """(width, height) at which an encoder sees a bucket: each side at the nearest multiple of the patch size, at least
-    one patch.
-
-    With patch 16 that is the bucket itself; with patch 14 for example 1216x832 → 1218x826.
-    """
-    return _nearest_multiple(width, patch_size), _nearest_multiple(height, patch_size)
-
-
-def patch_grid(width: int, height: int, patch_size: int) -> tuple[int, int]:
-    """(rows, columns) of an encoder's patches for a bucket."""
-    input_width, input_height = input_size(width, height, patch_size)
-    return input_height // patch_size, input_width // patch_size
-
-
-def _nearest_multiple(side: int, step: int) -> int:
-    return max((2 * side + step) // (2 * step), 1) * step  # in integers: a half goes up, on every machine
 
 
 @dataclass(frozen=True)
@@ -126,7 +107,7 @@ class ImageEncoder:
         cropped.
         """
         height, width = pixels.shape[1:3]
-        target = input_size(width, height, self.patch_size)
+        target = encoder_input_size(width, height, self.patch_size)
         if target != (width, height) and SIDE_MULTIPLE % self.patch_size == 0:
             raise BadDataError(
                 f"{self.card['id']}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the"

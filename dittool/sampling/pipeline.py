@@ -15,16 +15,16 @@ from torch import Tensor
 from dittool.ckpt.fit import require_fit
 from dittool.ckpt.load import load_checkpoint
 from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import Config, parse_size
+from dittool.config.schema import Config
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
-from dittool.encoders.image import ImageEncoder, load_image_encoder, patch_grid
+from dittool.encoders.image import ImageEncoder, load_image_encoder
 from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.text import TextEncoder, load_text_encoder
 from dittool.encoders.vae import LatentCodec, load_codec
 from dittool.errors import BadDataError, UsageError
-from dittool.geometry import LARGEST_AREA, Bucket, nearest_bucket
+from dittool.geometry import LARGEST_AREA, Bucket, nearest_bucket, parse_size, patch_grid
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dittool.config.schema import parse_size
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import collate
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, parse_size
 from dittool.sampling.picture_file import write_png
 from dittool.sampling.pipeline import Pipeline
 

@@ -13,9 +13,10 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.config.schema import Sample, parse_size
+from dittool.config.schema import Sample
 from dittool.console import SILENT, Talk
 from dittool.errors import UsageError
+from dittool.geometry import parse_size
 from dittool.sampling.grid import Grid, parse_grid
 from dittool.sampling.picture_file import read_settings
 from dittool.sampling.prompts import read_prompts

@@ -17,7 +17,7 @@ from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import tar_member
 from dittool.encoders.known import known_dims
 from dittool.errors import UsageError
-from dittool.geometry import Bucket, buckets_from_config
+from dittool.geometry import Bucket
 from dittool.storage import write_json
 from dittool.untrusted.npy import npy_bytes
 
@@ -27,7 +27,7 @@ _STRIDE, _PATCH = 8, 16  # of the Flux codec and DINOv3, and of the built-in sta
 
 def squarest(config: Config) -> Bucket:
     """The bucket that is measured: the one nearest to a square."""
-    return min(buckets_from_config(config.data), key=lambda bucket: abs(bucket.width - bucket.height))
+    return min(config.data.bucket_sizes(), key=lambda bucket: abs(bucket.width - bucket.height))
 
 
 def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:

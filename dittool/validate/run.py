@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from dittool.ckpt.run_folder import run_folder
-from dittool.config.schema import parse_size
 from dittool.console import SILENT, Talk
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, UsageError
+from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
 from dittool.train.log import read_log

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dittool.encoders.image import ImageEncoder, input_size, load_image_encoder, patch_grid
+from dittool.encoders.image import ImageEncoder, load_image_encoder
+from dittool.geometry import encoder_input_size, patch_grid
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def colour_eyes(patch_size: int = 16, width: int = 64) -> Eyes:
     mix, registers = chance.normal(size=(12, width)), chance.normal(size=(5, width))
 
     def tokens(pixels: np.ndarray) -> np.ndarray:
-        columns, rows = (side // patch_size for side in input_size(pixels.shape[1], pixels.shape[0], patch_size))
+        columns, rows = (
+            side // patch_size for side in encoder_input_size(pixels.shape[1], pixels.shape[0], patch_size)
+        )
         half = Image.fromarray(pixels).resize((2 * columns, 2 * rows), Image.Resampling.BOX)
         quarters = (
             np.asarray(half, np.float32)

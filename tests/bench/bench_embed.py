@@ -40,7 +40,6 @@ from dittool.data.features.passes import load_pass, plan_batches
 from dittool.data.records import Record
 from dittool.data.source.scan import load_pixels, scan
 from dittool.encoders.torchvision_remedy import ensure_torchvision
-from dittool.geometry import buckets_from_config
 
 WORDS = ("red", "blue", "green", "circle", "square", "left", "right", "above", "below", "small", "large")
 
@@ -132,7 +131,7 @@ def overhead(root: Path, images: int, rounds: int) -> None:
     DINOv3ViTModel(DINOv3ViTConfig(patch_size=16, num_register_tokens=4, **size)).save_pretrained(root / "vit-s")
     config = load_config("demo", ["data.area=None", 'data.buckets=["256x256"]', f"encoders.image={root / 'vit-s'}"])
     draw(root / "photos", images, 512)
-    records = scan(root / "photos", buckets_from_config(config.data))
+    records = scan(root / "photos", config.data.bucket_sizes())
     ratios = []
     for number in range(rounds):
         bare = bare_seconds("dinov3", config, records, root / "photos")
@@ -149,7 +148,7 @@ def overhead(root: Path, images: int, rounds: int) -> None:
 def flat(root: Path, images: int) -> None:
     config = load_config("demo", ["data.area=None", 'data.buckets=["64x64"]'])
     draw(root / "small", images, 96)
-    records = scan(root / "small", buckets_from_config(config.data))
+    records = scan(root / "small", config.data.bucket_sizes())
     watch = Stopwatch()
     with MemorySampler() as memory:
         started = time.perf_counter()

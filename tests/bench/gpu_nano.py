@@ -47,8 +47,9 @@ import torch
 import transformers
 
 from dittool.config.load import load_config
-from dittool.config.schema import Config, parse_size
+from dittool.config.schema import Config
 from dittool.console import Console, duration_text
+from dittool.geometry import parse_size
 from dittool.sampling.preview import draw_preview
 from dittool.train.bench import bench
 from dittool.train.log import read_log

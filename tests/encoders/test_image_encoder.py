@@ -12,10 +12,10 @@ from PIL import Image
 
 from dittool.console import Talk
 from dittool.encoders import image as image_module
-from dittool.encoders.image import ImageEncoder, input_size, load_image_encoder, patch_grid
+from dittool.encoders.image import ImageEncoder, load_image_encoder
 from dittool.encoders.pretrained import in_fp32
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
-from dittool.geometry import CANONICAL
+from dittool.geometry import CANONICAL, encoder_input_size, patch_grid
 
 DINOS = [("dinov3", 16, 4), ("dinov2", 14, 0), ("dinov2-registers", 14, 4)]
 
@@ -47,14 +47,14 @@ def test_the_tables_below_are_about_the_canonical_buckets():
 @pytest.mark.parametrize("bucket", PATCH_14, ids=str)
 def test_with_patch_14_each_side_is_the_nearest_multiple_of_14(bucket):
     size, (columns, rows), count = PATCH_14[bucket]
-    assert input_size(*bucket, 14) == size
+    assert encoder_input_size(*bucket, 14) == size
     assert patch_grid(*bucket, 14) == (rows, columns) and rows * columns == count
 
 
 @pytest.mark.parametrize("bucket", PATCH_16, ids=str)
 def test_with_patch_16_the_input_is_the_bucket(bucket):
     columns, rows = PATCH_16[bucket]
-    assert input_size(*bucket, 16) == bucket and patch_grid(*bucket, 16) == (rows, columns)
+    assert encoder_input_size(*bucket, 16) == bucket and patch_grid(*bucket, 16) == (rows, columns)
 
 
 def test_the_table_in_the_docs_is_the_one_in_the_code():
@@ -68,8 +68,8 @@ def test_the_table_in_the_docs_is_the_one_in_the_code():
 
 
 def test_a_side_between_two_multiples_goes_up_and_a_small_one_keeps_a_patch():
-    assert input_size(48, 80, 32) == (64, 96)  # Python's own rounding would give 64 and 64
-    assert input_size(16, 16, 56) == (56, 56)
+    assert encoder_input_size(48, 80, 32) == (64, 96)  # Python's own rounding would give 64 and 64
+    assert encoder_input_size(16, 16, 56) == (56, 56)
 
 
 @pytest.mark.parametrize(("name", "patch", "registers"), DINOS)
@@ -141,7 +141,7 @@ def test_resizing_to_multiples_of_14_agrees_with_pillow(folders, bucket):
     width, height = bucket
     pixels = np.random.default_rng(0).integers(80, 176, (2, height, width, 3), dtype=np.uint8)
     encoder = load_image_encoder(str(folders / "dinov2"), "fp32")
-    target = input_size(width, height, 14)
+    target = encoder_input_size(width, height, 14)
     assert target != bucket
     mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     ours = (encoder.preprocess(torch.from_numpy(pixels)) * std + mean) * 255

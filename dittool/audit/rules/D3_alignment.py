@@ -35,8 +35,7 @@ from dittool.audit.subject import Subject
 from dittool.data.alignment import IDENTITY, Aligned, Observed, align, observe
 from dittool.data.records import IMAGE_PATCHES, LATENT
 from dittool.data.shards.read import SampleRef
-from dittool.encoders.image import patch_grid
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, patch_grid
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D3", "alignment", "error", ("data",), "0.1"
 

@@ -30,7 +30,6 @@ from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.config.schema import Config
 from dittool.data.identity import identity_hash
-from dittool.geometry import buckets_from_config
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D4", "identity", "error", ("data", "checkpoint"), "0.1"
 
@@ -128,7 +127,7 @@ def _config_faults(card: dict[str, Any], config: Config) -> list[str]:
         for kind, found, wanted in pairs
         if found != wanted
     ]
-    buckets = sorted(bucket.name for bucket in buckets_from_config(config.data))
+    buckets = sorted(bucket.name for bucket in config.data.bucket_sizes())
     if sorted(card["buckets"]) != buckets:
         faults.append(f"buckets {', '.join(sorted(card['buckets']))}, the configuration says {', '.join(buckets)}")
     if card["patch_storage"] != config.data.patch_storage:

@@ -22,7 +22,6 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.records import STAGES, Record
 from dittool.data.source.scan import scan, summary
 from dittool.errors import BadDataError, UsageError
-from dittool.geometry import buckets_from_config
 from dittool.storage import output_folder, require_free, write_atomic
 
 
@@ -80,7 +79,7 @@ def embed(
         )
     stages = [stage for stage in STAGES if stage in stages]
     output_folder(out)  # before anything that takes long: a folder that cannot be written to is told at once
-    buckets = buckets_from_config(config.data)
+    buckets = config.data.bucket_sizes()
     with writer_lock(out, part):
         records = scan(source, buckets, talk, config.data.flip)
         store = FeatureStore(out, part)

@@ -22,8 +22,7 @@ from dittool.data.patch_storage import STORED_DTYPE, stored_shape
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, Record
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels, scan
-from dittool.encoders.image import patch_grid
-from dittool.geometry import Bucket, buckets_from_config
+from dittool.geometry import Bucket, patch_grid
 
 _HEADER = 128  # bytes of a .npy file before its array
 _BLOCK = 4096  # bytes in which file systems give out space
@@ -58,7 +57,7 @@ def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = ST
 
     Raises `BadDataError`, `WeightsMissingError`.
     """
-    used = [record for record in scan(source, buckets_from_config(config.data), talk, config.data.flip) if record.used]
+    used = [record for record in scan(source, config.data.bucket_sizes(), talk, config.data.flip) if record.used]
     store = FeatureStore(out)
     journal = store.read_journal()
     rows, seconds = [], {}

@@ -24,11 +24,11 @@ from dittool.data.features.refusals import refused_while_decoding, refused_while
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import INT8, decode_patches, encode_patches
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, Record
-from dittool.encoders.image import load_image_encoder, patch_grid
+from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, patch_grid
 
 CAPTIONS = 256  # in a batch; the text encoder groups them by length
 _FEWEST, _MOST = 16, 128  # images in a batch

@@ -19,9 +19,8 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.identity import ENCODER_OF_STAGE
 from dittool.data.patch_storage import FP16, STORED_DTYPE, decode_patches, stored_shape
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, Feature, Record
-from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, patch_grid
 from dittool.untrusted.npy import parse_npy
 
 _AT_ONCE = 256  # records that threads read ahead of the count

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dittool.config.schema import parse_size
 from dittool.data.identity import require_card
 from dittool.data.shards.statistics import wrong_summary
 from dittool.errors import BadDataError, UnsafeFileError
+from dittool.geometry import parse_size
 from dittool.storage import file_sha256, read_json, write_atomic
 from dittool.untrusted.tar import group_samples, tar_members
 

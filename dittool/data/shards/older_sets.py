@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dittool.config.schema import Config, parse_size
+from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.identity import identity_hash, new_card
 from dittool.data.patch_storage import FP16, FP32
@@ -25,11 +25,11 @@ from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.index import INDEX_NAME, INDEX_VERSION, TRAIN, SampleRef, index_shard
 from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.statistics import ShardStatistics, summary, widths
-from dittool.encoders.image import load_image_encoder, patch_grid
+from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
-from dittool.geometry import buckets_from_config
+from dittool.geometry import parse_size, patch_grid
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_json
 
 
@@ -82,8 +82,8 @@ def _claimed_card(shards: ShardSet, config: Config) -> dict[str, Any]:
     first = shards.read(shards.samples[0])
     storage = FP32 if first.patches.dtype == np.float32 else FP16
     found = {_bucket_of(shards.folder, ref) for ref in shards.samples} - {None}
-    configured = {bucket.name for bucket in buckets_from_config(config.data)}
-    buckets = [bucket.name for bucket in buckets_from_config(config.data)] if found <= configured else sorted(found)
+    configured = {bucket.name for bucket in config.data.bucket_sizes()}
+    buckets = [bucket.name for bucket in config.data.bucket_sizes()] if found <= configured else sorted(found)
     return new_card(buckets, storage) | {
         "claimed": True,
         "encoders": {

@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dittool.config.schema import parse_size
 from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import stored_grid
 from dittool.data.shards.read import Sample, SampleRef, ShardSet
-from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError, UsageError
+from dittool.geometry import parse_size, patch_grid
 from dittool.models.conditioning import Conditions
 from dittool.seeding import derive_seed
 

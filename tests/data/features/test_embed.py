@@ -37,7 +37,7 @@ from dittool.data.source.scan import load_pixels, scan
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, StorageError, UsageError, WeightsMissingError
-from dittool.geometry import Bucket, buckets_from_config
+from dittool.geometry import Bucket
 
 
 def digests(derived):
@@ -145,7 +145,7 @@ def test_a_stale_line_is_gone_before_its_features_are_made_again(images, tmp_pat
     before = caption.read_text()
     caption.write_text("a blue square at the top, a black background")
     store = FeatureStore(derived)
-    journal = store.prune_journal(record for record in scan(images, buckets_from_config(config.data)) if record.used)
+    journal = store.prune_journal(record for record in scan(images, config.data.bucket_sizes()) if record.used)
     assert len(journal) == 7
     caption.write_text(before)
     assert embed(images, derived, config, ["t5"]).made == {"t5": 1}

@@ -12,7 +12,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dittool.config.schema import parse_size
 from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import encode_patches
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
@@ -21,8 +20,8 @@ from dittool.data.shards.statistics import Moments
 from dittool.data.shards.stream import collate
 from dittool.data.shards.verify import verify
 from dittool.data.shards.write import shard
-from dittool.encoders.image import patch_grid
 from dittool.errors import BadDataError, UnsafeFileError
+from dittool.geometry import parse_size, patch_grid
 from dittool.storage import read_json, write_json
 from dittool.untrusted.npy import npy_bytes, parse_npy
 from dittool.untrusted.tar import group_samples, tar_members

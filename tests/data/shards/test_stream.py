@@ -15,7 +15,6 @@ from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import BatchPlan, BatchStream, collate, sizes_within
 from dittool.errors import BadDataError, UsageError
-from dittool.geometry import buckets_from_config
 
 BUCKETS = ["128x128"] * 13 + ["160x96"] * 7 + ["96x160"] * 2  # the last is smaller than a batch
 
@@ -85,7 +84,7 @@ def test_ranks_split_the_batch_of_one_process(tiny_shards, ranks):
 
 # Batches by token budget: each bucket has its own size
 
-BUCKET_NAMES = [bucket.name for bucket in buckets_from_config(load_config("demo").data)]
+BUCKET_NAMES = [bucket.name for bucket in load_config("demo").data.bucket_sizes()]
 SIZES = {"128x128": 4, "160x96": 6, "96x160": 3}
 
 
