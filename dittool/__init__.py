@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 # In a checkout `commands/` and `presets/` stand beside this folder; an installed wheel carries them inside it.
 _CHECKOUT = Path(__file__).resolve().parent.parent
-if (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "commands").is_dir():
+if __name__ == "dittool" and (_CHECKOUT / "pyproject.toml").is_file() and (_CHECKOUT / "commands").is_dir():
     __path__.append(str(_CHECKOUT))
 
 
