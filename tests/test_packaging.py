@@ -22,7 +22,7 @@ from dittool.config.load import read_toml
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = read_toml(ROOT / "pyproject.toml")
 TOP = {"dittool": "dittool", "commands": "dittool.commands", "presets": "dittool.presets"}  # folder → package
-SHIPPED = {".py", ".toml", ".html"}
+SHIPPED = {".py", ".toml", ".html", ".typed"}
 
 
 def shipped_files() -> set[str]:
