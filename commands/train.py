@@ -102,7 +102,7 @@ def main(
 
 
 def _train_generator(config: Any, data: Path, out: Path, how: dict[str, Any]) -> None:
-    from dittool.sampling.one_step_preview import draw_generator
+    from dittool.families.drift_pictures import draw_generator
     from dittool.train.drift_loop import train_generator
 
     if (done := train_generator(config, data, out, **how, draw=draw_generator)) is not None:

@@ -2,7 +2,7 @@
 does.
 
 `SeededEncoder` is fixed and untrained. `LatentEncoder` is trained before the generator, on the same latents: it fills
-in patches that were hidden from it and, where labels are wanted, names the class (`train/feature_encoder.py`).
+in patches that were hidden from it and, where labels are wanted, names the class (`families/feature_encoder.py`).
 
 B batch · C latent channels · h w cells · D width, channels of the first map
 """

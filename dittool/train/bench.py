@@ -25,6 +25,7 @@ from dittool.data.provenance import Provenance
 from dittool.data.shards.stream import Batch, BatchStream
 from dittool.encoders.vae import load_codec
 from dittool.errors import UsageError, WeightsMissingError
+from dittool.families.synthetic import squarest, synthetic_shards
 from dittool.models.build import build_model
 from dittool.objective.flow import dropout_modes, flow_loss, timesteps
 from dittool.train.batches import training_stream
@@ -33,7 +34,6 @@ from dittool.train.estimate import device_name, wait_for
 from dittool.train.log import peak_memory_bytes
 from dittool.train.loop import train_step
 from dittool.train.state import TrainState
-from dittool.train.synthetic import squarest, synthetic_shards
 
 _SECONDS = 3.0  # at least so long, and …
 _TIMES = 3  # … at least so often is each part timed, after one time that does not count

@@ -34,14 +34,14 @@ from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.encoders.drift_features import DriftFeatures
 from dittool.encoders.latent_encoder import SeededEncoder
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
+from dittool.families.drift_data import ClassSamples, Groups, LatentStream, ToyStream
+from dittool.families.drift_evaluation import LatentEvaluation, ToyEvaluation
+from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.models.drift_dit import ClassConditions
 from dittool.objective.drift import FieldSettings, multi_feature_loss, unconditional_weight
 from dittool.objective.schedule import learning_rate
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
 from dittool.train.distributed import Ranks, gathered, process_group
-from dittool.train.drift_data import ClassSamples, Groups, LatentStream, ToyStream
-from dittool.train.drift_evaluate import LatentEvaluation, ToyEvaluation
-from dittool.train.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.train.log import RunLog
 from dittool.train.loop import due, restore, warm_start
 from dittool.train.signals import StopRequest, stop_on_signal

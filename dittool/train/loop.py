@@ -32,6 +32,7 @@ from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import Batch, BatchStream
 from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
+from dittool.families.flow_evaluation import Evaluation
 from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.objective.schedule import learning_rate
 from dittool.sampling.pipeline import Pipeline
@@ -39,7 +40,6 @@ from dittool.storage import folder_lock, output_folder, sweep_temporaries, write
 from dittool.train.batches import reader_errors_explained, training_stream
 from dittool.train.compiled import compiler_errors_explained
 from dittool.train.distributed import gathered, parts_like, process_group
-from dittool.train.evaluate import Evaluation
 from dittool.train.log import Meter, RunLog, StepFigures
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState, require_same_run

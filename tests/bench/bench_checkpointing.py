@@ -20,11 +20,11 @@ from dittool.audit.saved_bytes import SavedBytes
 from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
 from dittool.data.shards.stream import Batch
+from dittool.families.synthetic import synthetic_shards
 from dittool.models.build import build_model
 from dittool.train.batches import training_stream
 from dittool.train.distributed import process_group
 from dittool.train.estimate import wait_for
-from dittool.train.synthetic import synthetic_shards
 
 
 def measure(model: torch.nn.Module, batch: Batch, device: torch.device) -> tuple[int, float, int]:

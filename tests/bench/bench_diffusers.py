@@ -35,12 +35,12 @@ from dittool.config.load import load_config  # noqa: E402
 from dittool.config.schema import Config  # noqa: E402
 from dittool.data.provenance import Provenance  # noqa: E402
 from dittool.data.shards.stream import Batch  # noqa: E402
+from dittool.families.synthetic import synthetic_shards  # noqa: E402
 from dittool.train.batches import training_stream  # noqa: E402
 from dittool.train.distributed import process_group  # noqa: E402
 from dittool.train.estimate import wait_for  # noqa: E402
 from dittool.train.loop import train_step  # noqa: E402
 from dittool.train.state import TrainState  # noqa: E402
-from dittool.train.synthetic import synthetic_shards  # noqa: E402
 
 
 def theirs(config: Config, batch: Batch, device: torch.device) -> tuple[Callable[[], None], int]:

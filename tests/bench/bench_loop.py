@@ -22,10 +22,10 @@ import torch
 
 from dittool.config.load import load_config
 from dittool.console import Console
+from dittool.families.synthetic import synthetic_shards
 from dittool.train import loop
 from dittool.train.ema import EmaModel
 from dittool.train.estimate import wait_for
-from dittool.train.synthetic import synthetic_shards
 
 FIRST = 3  # steps that do not count: workers start, memory is taken
 

@@ -15,8 +15,8 @@ from dittool.ckpt.files import list_checkpoints
 from dittool.config.load import load_config
 from dittool.console import Console
 from dittool.demo.class_run import contact_sheet, judge, prepare
+from dittool.families.drift_pictures import draw_generator
 from dittool.sampling.one_step import OneStepPipeline
-from dittool.sampling.one_step_preview import draw_generator
 from dittool.train.drift_loop import train_generator
 
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
+from dittool.families.synthetic import TEXT_TOKENS, synthetic_shards
 from dittool.train import bench as bench_module
 from dittool.train.bench import bench, forward_flops
-from dittool.train.synthetic import TEXT_TOKENS, synthetic_shards
 
 SMALL = ("model.depth=2", "model.width=32", "model.heads=2", "train.batch_size=4")
 

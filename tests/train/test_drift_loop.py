@@ -17,8 +17,8 @@ from dittool.config.load import config_to_toml, load_config
 from dittool.data.normalisation import LatentNorm
 from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
+from dittool.families.drift_data import ClassSamples, LatentStream
 from dittool.train import drift_loop
-from dittool.train.drift_data import ClassSamples, LatentStream
 from dittool.train.drift_loop import train_generator
 from dittool.train.log import read_log
 from tests.run_states import assert_same_bits, final_state, stopped_at

@@ -14,12 +14,12 @@ from dittool.ckpt.load import load_checkpoint
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
+from dittool.families.drift_data import ClassSamples
+from dittool.families.drift_evaluation import LatentEvaluation
+from dittool.families.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder
 from dittool.train import drift_loop
 from dittool.train.distributed import Ranks
-from dittool.train.drift_data import ClassSamples
-from dittool.train.drift_evaluate import LatentEvaluation
 from dittool.train.drift_loop import train_generator
-from dittool.train.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder
 from dittool.train.log import read_log
 from tests.run_states import final_state, same_tensors, stopped_at
 

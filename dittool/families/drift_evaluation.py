@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.families.drift_data import ClassSamples
 from dittool.models.drift_dit import ClassConditions
 from dittool.objective.energy import energy_distance
 from dittool.objective.toy import ToyFigures, faults, floor, judge
 from dittool.seeding import derive_seed
-from dittool.train.drift_data import ClassSamples
 
 _POINTS = 2000  # of a toy
 _LARGEST_SET = 256  # real samples

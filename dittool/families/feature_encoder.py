@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from dittool.config.drift_schema import DriftConfig
 from dittool.console import SILENT, Talk
 from dittool.encoders.latent_encoder import LatentEncoder
+from dittool.families.drift_data import ClassSamples
+from dittool.families.drift_evaluation import LatentEvaluation
 from dittool.seeding import derive_seed
 from dittool.train.distributed import Ranks
-from dittool.train.drift_data import ClassSamples
-from dittool.train.drift_evaluate import LatentEvaluation
 
 _PATCH = 2  # cells along one side of what is hidden at once
 _NOISE = 0.3  # largest deviation of the noise on its inputs: drawn samples are not clean either
