@@ -53,10 +53,11 @@ def main(
     from dittool.ckpt.files import newest_run
     from dittool.ckpt.run_folder import recorded_data
     from dittool.config.load import load_config
+    from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import UsageError
     from dittool.sampling.preview import draw_preview
     from dittool.train.loop import train
-    from dittool.validate.on_the_way import judge_on_the_way
+    from dittool.validate.run import judge_during_training
 
     console = console_for(json, quiet, verbose)
     if resume and init:
@@ -81,7 +82,8 @@ def main(
     how = {"resume": resume, "strict": strict, "named_changes": named, "init": init, "talk": console}
     if config.model.arch != "dit":
         return _train_generator(config, data, out, how)
-    done = train(config, data, out, **how, draw=draw_preview(data), judge=judge_on_the_way(data, out, console))
+    judge = judge_during_training(data, out, SCENE_CHECKER, console)
+    done = train(config, data, out, **how, draw=draw_preview(data), judge=judge)
     if done is None:  # a process of torchrun that only computes
         return
     console.json(

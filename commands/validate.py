@@ -71,8 +71,9 @@ def main(
     """
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.ckpt.run_folder import recorded_data, run_folder
+    from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import ANSWER_IS_NO
-    from dittool.validate.run import validate
+    from dittool.validate.run import ValidateOptions, validate
     from dittool.validate.verdict import criteria_rows
 
     console = console_for(json, quiet, verbose)
@@ -81,16 +82,8 @@ def main(
         return
     checkpoint = resolve_checkpoint(target, talk=console)
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
-    done = validate(
-        checkpoint,
-        data or recorded_data(run_folder(checkpoint)),
-        out,
-        wanted,
-        limit,
-        split and split.value,
-        lpips_backbone,
-        console,
-    )
+    options = ValidateOptions(wanted, limit, split.value if split else None, lpips_backbone, SCENE_CHECKER)
+    done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, options, console)
 
     console.json({**done.results, "report": str(done.report)})
     console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))

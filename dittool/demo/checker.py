@@ -13,7 +13,7 @@ blur or noise do to a drawn scene; between two names the nearer one counts.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -21,6 +21,7 @@ from skimage.measure import label
 
 from dittool.demo.drawing import BACKGROUNDS, COLOURS, PLACES, POSITIONS, SHAPES, draw_coverage
 from dittool.errors import BadDataError, UsageError
+from dittool.validate.text_edit import CaptionChecker
 
 ATTRIBUTES = ("colour", "shape", "position", "background")
 UNKNOWN = ""
@@ -88,6 +89,14 @@ def shows(pixels: np.ndarray, caption: str) -> dict[str, bool]:
         )
     seen = see(pixels)
     return {name: getattr(seen, name) == getattr(said, name) for name in ATTRIBUTES}
+
+
+def _said(caption: str) -> dict[str, str] | None:
+    said = parse_caption(caption)
+    return None if said is None else asdict(said)
+
+
+SCENE_CHECKER = CaptionChecker(ATTRIBUTES, _said, shows)  # for validations of a model that draws such scenes
 
 
 def see(pixels: np.ndarray) -> Seen:

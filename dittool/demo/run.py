@@ -18,6 +18,7 @@ from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.features.embed import embed
 from dittool.data.shards.write import shard
+from dittool.demo.checker import SCENE_CHECKER
 from dittool.demo.drawing import draw_dataset
 from dittool.errors import BadDataError
 from dittool.sampling.draw import draw
@@ -25,7 +26,7 @@ from dittool.sampling.preview import draw_preview
 from dittool.sampling.repeat import DrawnImage
 from dittool.sampling.request import DrawRequest
 from dittool.train.loop import train
-from dittool.validate.run import Validation, validate
+from dittool.validate.run import ValidateOptions, Validation, validate
 
 IMAGES, SEED = 400, 0
 PROMPTS = ("a blue circle at the top, a white background", "a yellow square on the right, a black background")
@@ -64,7 +65,7 @@ def run_demo(out: Path, preset: str = "demo", talk: Talk = SILENT) -> Demo:
     with _stage(demo, talk, "the checkpoint"):
         _audit(demo, str(checkpoint), preset, talk)
     with _stage(demo, talk, "three tests of the EMA weights on the hold-out"):
-        demo.validation = validate(checkpoint, shards, talk=talk)
+        demo.validation = validate(checkpoint, shards, options=ValidateOptions(checker=SCENE_CHECKER), talk=talk)
     with _stage(demo, talk, "from a prompt, and from a reference"):
         reference = min(images.glob("*.png"))
         for number, (prompt, ref) in enumerate([*((prompt, None) for prompt in PROMPTS), (None, reference)]):

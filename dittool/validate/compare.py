@@ -80,7 +80,7 @@ class Comparison:
     pairs: Pairs | None  # None: no image in common
     differences: list[str]  # in data and settings: reasons for which figures are not those of the models alone
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "sides": [
                 {"name": one.name, "folder": str(one.folder), **{key: one.results[key] for key in ("step", "verdict")}}
@@ -146,11 +146,11 @@ def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
     rows = []
     for name in dict.fromkeys([*criteria[0], *criteria[1]]):
         both = [found.get(name) for found in criteria]
-        known = both[0] or both[1]
+        known = next(criterion for criterion in both if criterion)
         # a check holds or does not; within a range no place is better
         neither = name in CHECKS or isinstance(known["threshold"], list)
         direction = None if neither else known.get("lower_is_better")
-        rows.append(Row(known.get("title", name), tuple(one and one["value"] for one in both), direction))
+        rows.append(Row(known.get("title", name), (_at(both[0], ["value"]), _at(both[1], ["value"])), direction))
     decisive = [_at(results, ("reconstruction", "metric")) for results in (first, second)]
     for name, (title, lower) in _METRICS.items():
         if name != "lpips-alex":  # that one is a criterion

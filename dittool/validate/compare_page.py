@@ -74,7 +74,7 @@ def _images(comparison: Comparison) -> list[ComparedImage]:
         return []
     first, second = (side.images for side in comparison.sides)
     values = {
-        image: tuple(side[image][comparison.pairs.metric]["value"] for side in (first, second))
+        image: (first[image][comparison.pairs.metric]["value"], second[image][comparison.pairs.metric]["value"])
         for image in comparison.pairs.ids
     }
     chosen = sorted(values, key=lambda image: -abs(values[image][0] - values[image][1]))[:_MOST_IMAGES]
@@ -86,9 +86,9 @@ def _images(comparison: Comparison) -> list[ComparedImage]:
 
 def _pictures(sides: tuple[Side, Side], image: str) -> list[tuple[str, Image.Image]]:
     cells = [_truth_and_result(side, image) for side in sides]
-    truth = next((found[0] for found in cells if found), None)
-    labelled = [("truth", truth), *((label, found and found[1]) for label, found in zip("AB", cells, strict=True))]
-    return [(label, thumb(pixels)) for label, pixels in labelled if pixels is not None]
+    labelled = [("truth", found[0]) for found in cells if found][:1]
+    labelled += [(label, found[1]) for label, found in zip("AB", cells, strict=True) if found]
+    return [(label, thumb(pixels)) for label, pixels in labelled]
 
 
 def _truth_and_result(side: Side, image: str) -> list[np.ndarray] | None:

@@ -5,11 +5,10 @@ Every sample is put at nine timesteps, the quantiles of the training distributio
 id. There the model answers once for each dropout mode, and twice more with another sample's caption or reference, so
 every comparison is at identical noise.
 
-    loss(mode, t)    = mean ‖v_mode − (ε − x0)‖²                                      on the judged split, and on
-    training samples beside it effect(text)     = rms(v_text_only − v_text_only of another caption) / rms(v_none), and
-    likewise the reference's divergence       = rms(v_text_only − v_reference_only) / rms(v_both)
-    loss ratio(mode) = loss on held-out samples / loss on training samples            about 1; far above, the training
-    set was learned by heart
+    loss(mode, t)    = mean ‖v_mode − (ε − x0)‖²                    on the judged split, and on the other beside it
+    effect(text)     = rms(v_text_only − v_text_only of another caption) / rms(v_none), and likewise the reference's
+    divergence       = rms(v_text_only − v_reference_only) / rms(v_both)
+    loss ratio(mode) = loss on held-out samples / on training samples   about 1; far above, the set was learned by heart
 
 A path that is cut has effect 0. Against v_none it would not: that a condition is there also shows in the number of
 tokens and in their positions. Two conditions that both work and say different things diverge.
@@ -21,20 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dittool.console import SILENT, Talk
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.objective.flow import MODES, interpolate, kept_conditions, timesteps
 from dittool.sampling.pipeline import Pipeline
-from dittool.validate.samples import bucket_batches, noise_of, normalised_samples
+from dittool.validate.samples import Trial, bucket_batches, noise_of, normalised_samples
 
 QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
 EFFECTS = ("text", "reference", "divergence")
@@ -80,7 +77,7 @@ class ModeLosses:
         known = [value for value in self.effects[name] if value is not None]
         return float(np.mean(known)) if known else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "split": self.split,
             "timesteps": self.timesteps,
@@ -99,20 +96,19 @@ class ModeLosses:
         }
 
 
-def measure_modes(
-    pipeline: Pipeline, shards: ShardSet, refs: Mapping[str, Sequence[SampleRef]], split: str, talk: Talk = SILENT
-) -> ModeLosses:
-    """Measures the samples of each split in `refs`; `split` is the one that is judged.
+def measure_modes(trial: Trial, refs: Mapping[str, Sequence[SampleRef]]) -> ModeLosses:
+    """Measures the samples of each split in `refs`, of which the trial's is the one that is judged.
 
     Raises `BadDataError` for shards that cannot be read and a model whose velocity is not finite.
     """
+    pipeline, split = trial.pipeline, trial.split
     times = timesteps(torch.tensor(QUANTILES), pipeline.config.flow.timestep_sampling, pipeline.config.flow.shift)
     splits, squares = {}, torch.zeros(5, len(times))
-    with talk.progress("modes", sum(len(members) for members in refs.values()), "sample") as task:
+    with trial.talk.progress("modes", sum(len(members) for members in refs.values()), "sample") as task:
         for name, members in refs.items():
             losses = torch.zeros(len(MODES), len(times))
             for bucket, batch in bucket_batches(members, lambda ref: ref):
-                found = _measure_batch(pipeline, shards, bucket, batch, times)
+                found = _measure_batch(pipeline, trial.shards, bucket, batch, times)
                 losses += found.losses
                 squares += found.squares if name == split else 0
                 task.advance(len(batch))

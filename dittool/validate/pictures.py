@@ -60,9 +60,11 @@ def png_uri(png: bytes) -> str:
 
 def contact_sheet(sections: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]]) -> bytes:
     """One PNG: under each title its groups of pictures, a group never broken over two lines."""
-    placed, y = [], _GAP
+    titles: list[tuple[str, tuple[int, int]]] = []
+    placed: list[tuple[Image.Image, tuple[int, int]]] = []
+    y = _GAP
     for title, groups in sections:
-        placed.append((title, (_GAP, y)))
+        titles.append((title, (_GAP, y)))
         y, column = y + _LINE, 0
         for group in groups:
             if column and column + len(group) > _SHEET_WIDTH:
@@ -72,11 +74,10 @@ def contact_sheet(sections: Sequence[tuple[str, Sequence[Sequence[Image.Image]]]
         y += _CELL + 3 * _GAP
     sheet = Image.new("RGB", (_GAP + _SHEET_WIDTH * (_CELL + _GAP), y), _PAPER)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for item, (left, top) in placed:
-        if isinstance(item, str):
-            pen.text((left, top), item, fill=_INK, font=font)
-            continue
-        small = item.copy()
+    for title, corner in titles:
+        pen.text(corner, title, fill=_INK, font=font)
+    for image, (left, top) in placed:
+        small = image.copy()
         small.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
         sheet.paste(small, (left + (_CELL - small.width) // 2, top + (_CELL - small.height) // 2))
     return _encoded(sheet, "PNG")

@@ -3,8 +3,9 @@
 Held-out images and images of the training set answer different questions, so the split stands in the results and in
 every file's name.
 
-    floor     the codec's round trip of the stored latent: no model of these latents comes nearer ceiling   the same
-    noise with the caption and reference of another image of the bucket: what not looking at the conditions gives
+    floor     the codec's round trip of the stored latent: no model of these latents comes nearer
+    ceiling   the same noise with the caption and reference of another image of the bucket: what not looking at the
+              conditions gives
 
 Truth is the image that was embedded, when its file is still there with the same bytes; else the decoded stored latent,
 and the floor is then perfect by construction.
@@ -16,26 +17,23 @@ if the model had drawn it, must give the floor. And the originals, encoded again
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from dittool.console import SILENT, Talk
 from dittool.data.records import Record
-from dittool.data.shards.read import Sample, ShardSet
+from dittool.data.shards.read import Sample
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels
 from dittool.geometry import Bucket
 from dittool.sampling.pipeline import Pipeline
-from dittool.storage import write_atomic
-from dittool.validate.metrics import Metric, gap_closed, pixel_rms
+from dittool.storage import output_folder, write_atomic
+from dittool.validate.metrics import PSNR, SSIM, Metric, gap_closed, pixel_rms
 from dittool.validate.pictures import difference, strip_png, thumb
-from dittool.validate.samples import Subject, bucket_batches, draw, noise_of, stored_conditions
+from dittool.validate.samples import Subject, Trial, bucket_batches, draw, noise_of, stored_conditions
 
 FROM_PIXELS, FROM_LATENT = "pixels", "decoded latent"
 
@@ -118,7 +116,7 @@ class Reconstruction:
             "stored_latents": float(np.mean(errors)) if errors else None,
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         mean = self.mean(self.metric)
         return {
             "metric": self.metric.name,
@@ -149,37 +147,25 @@ class Reconstruction:
         }
 
 
-def reconstruct(
-    pipeline: Pipeline,
-    shards: ShardSet,
-    subjects: Sequence[Subject],
-    split: str,
-    metrics: Sequence[Metric],
-    folder: Path,
-    talk: Talk = SILENT,
-) -> Reconstruction:
+def reconstruct(trial: Trial) -> Reconstruction:
     """Draws every subject from its own conditions and from its partner's, and measures both against the truth.
 
-    Writes one strip a subject into `folder`. Raises `BadDataError` for shards that cannot be read and a model that
-    draws NaN.
+    Writes one strip a subject into `reconstruction/`. Raises `BadDataError` for shards that cannot be read and a model
+    that draws NaN.
     """
-    images = []
-    with talk.progress("reconstruction", len(subjects), "image") as task:
-        for bucket, batch in bucket_batches(subjects, lambda subject: subject.ref):
-            images += _reconstruct_batch(pipeline, shards, bucket, batch, split, metrics, folder)
+    metrics = [*([trial.perceptual] if trial.perceptual else []), SSIM, PSNR]
+    images, folder = [], output_folder(trial.folder / "reconstruction")
+    with trial.talk.progress("reconstruction", len(trial.subjects), "image") as task:
+        for bucket, batch in bucket_batches(trial.subjects, lambda subject: subject.ref):
+            images += _reconstruct_batch(trial, bucket, batch, metrics, folder)
             task.advance(len(batch))
-    return Reconstruction(images, list(metrics), split)
+    return Reconstruction(images, metrics, trial.split)
 
 
 def _reconstruct_batch(
-    pipeline: Pipeline,
-    shards: ShardSet,
-    bucket: Bucket,
-    batch: list[Subject],
-    split: str,
-    metrics: Sequence[Metric],
-    folder: Path,
+    trial: Trial, bucket: Bucket, batch: list[Subject], metrics: list[Metric], folder: Path
 ) -> list[ReconstructedImage]:
+    pipeline, shards = trial.pipeline, trial.shards
     noise = noise_of(pipeline, bucket, [subject.ref.id for subject in batch])
     samples = [shards.read(subject.ref, pipeline.config.model.patches) for subject in batch]
     records = [shards.read_record(subject.ref) for subject in batch]
@@ -191,23 +177,24 @@ def _reconstruct_batch(
     latent_errors = _relative_error(latents, pipeline.codec.encode(truths))
     results = _drawn_from(pipeline, samples, noise)
 
-    paired = [i for i, subject in enumerate(batch) if subject.partner is not None]
     others = results.copy()
-    if paired:
-        partners = [shards.read(batch[i].partner, pipeline.config.model.patches) for i in paired]
-        others[paired] = _drawn_from(pipeline, partners, noise[paired])
+    if partners := {i: subject.partner for i, subject in enumerate(batch) if subject.partner is not None}:
+        theirs = [shards.read(partner, pipeline.config.model.patches) for partner in partners.values()]
+        others[list(partners)] = _drawn_from(pipeline, theirs, noise[list(partners)])
 
     measured = {
         m.name: (m.measure(results, truths), m.measure(round_trips, truths), m.measure(others, truths)) for m in metrics
     }
     images = []
     for i, record in enumerate(records):
-        distances = {name: Distances(v[i], f[i], c[i] if i in paired else None) for name, (v, f, c) in measured.items()}
+        distances = {
+            name: Distances(v[i], f[i], c[i] if i in partners else None) for name, (v, f, c) in measured.items()
+        }
         apart = difference(results[i], truths[i])
-        file = f"{split}_{record.id}.png"
+        file = f"{trial.split}_{record.id}.png"
         write_atomic(
             folder / file,
-            strip_png([truths[i], results[i], apart, round_trips[i], *([others[i]] if i in paired else [])]),
+            strip_png([truths[i], results[i], apart, round_trips[i], *([others[i]] if i in partners else [])]),
         )
         pictures = {"truth": thumb(truths[i]), "result": thumb(results[i]), "difference": thumb(apart)}
         latent_error = latent_errors[i] if kinds[i] == FROM_PIXELS else None

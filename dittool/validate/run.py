@@ -7,7 +7,7 @@ RUN/validation/step0001000/  reconstruction/ dino_swap/ text_manip/   strips of 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,29 +20,56 @@ from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import BadDataError, DitError, UsageError, from_os_error
 from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
 from dittool.train.log import read_log
-from dittool.validate.diagnosis import diagnose
-from dittool.validate.inception import find_inception
-from dittool.validate.metrics import PIXEL_RMS, PSNR, SSIM, Metric, find_lpips
-from dittool.validate.mode_losses import ModeLosses, measure_modes
+from dittool.validate.diagnosis import diagnose, training_figures
+from dittool.validate.mode_losses import measure_modes
+from dittool.validate.perceptual import find_inception, find_lpips
 from dittool.validate.pictures import contact_sheet
 from dittool.validate.reconstruction import reconstruct
 from dittool.validate.report import Tested, write_report
-from dittool.validate.samples import Subject, choose
+from dittool.validate.samples import Trial, choose
 from dittool.validate.set_metrics import measure_set
 from dittool.validate.swap import swap_references
-from dittool.validate.text_edit import edit_captions, find_edits
-from dittool.validate.training_log import training_figures
+from dittool.validate.text_edit import CaptionChecker, edit_captions, find_edits
 from dittool.validate.verdict import GO, Criterion, judge, verdict
 
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
 OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
 _WITH_PICTURES = TESTS[:3]
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
+
+
+@dataclass(frozen=True)
+class ValidateOptions:
+    """What is asked of a validation. Raises `UsageError` for an unknown test or split."""
+
+    tests: Sequence[str] = TESTS  # some of `TESTS` and `OPTIONAL`
+    limit: int | None = None  # at most so many images, pairs and edits, 0: all; None: `validate.limit` of the run
+    split: str | None = (
+        None  # "holdout" or "train"; None: the hold-out, or what was trained on when nothing is held out
+    )
+    # AlexNet weights; None: `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then torchvision's cache
+    lpips_backbone: Path | None = None
+    checker: CaptionChecker | None = None  # reads the pictures of edited captions back
+
+    def __post_init__(self) -> None:
+        known = (*TESTS, *OPTIONAL)
+        unknown = [name for name in self.tests if name not in known]
+        if unknown or not self.tests:
+            raise UsageError(
+                f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(known)}"
+            )
+        if self.limit is not None and self.limit < 0:
+            raise UsageError(
+                f"--limit {self.limit}: a number of images cannot be negative",
+                "0 judges all, and without it validate.limit of the run holds",
+            )
+        if self.split not in (None, HOLDOUT, TRAIN):
+            raise UsageError(f"no split is called '{self.split}'", f"there are {HOLDOUT} and {TRAIN}")
 
 
 @dataclass(frozen=True)
@@ -64,37 +91,23 @@ def validate(
     checkpoint: Path,
     shards: Path,
     out: Path | None = None,
-    tests: Sequence[str] = TESTS,
-    limit: int | None = None,
-    split: str | None = None,
-    lpips_backbone: Path | None = None,
+    options: ValidateOptions = ValidateOptions(),
     talk: Talk = SILENT,
 ) -> Validation:
     """Judges a checkpoint's EMA weights on the hold-out of the shards that it was trained on.
 
-    Args:
-        out: folder for this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the training
-            set when it was asked for `stepNNNNNNN_train`.
-        tests: some of `TESTS` and `OPTIONAL`.
-        limit: at most so many images, pairs and edits, 0 for all; by default `validate.limit` of the run.
-        split: "holdout" or "train"; by default the hold-out, or what was trained on when nothing is held out.
-        lpips_backbone: AlexNet weights; by default `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then
-        torchvision's cache.
+    `out` is the folder of this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the
+    training set when it was asked for `stepNNNNNNN_train`.
 
-    Raises `UsageError` for an unknown test or split, `BadDataError` when the shards have another identity than the
-    training data or the model draws NaN, `WeightsMissingError` for a named LPIPS backbone that cannot serve,
-    `StorageError` for the output folder.
+    Raises `BadDataError` when the shards have another identity than the training data or the model draws NaN,
+    `WeightsMissingError` for a named LPIPS backbone that cannot serve, `StorageError` for the output folder.
     """
-    _require_wanted(tests, limit, split)
     run = run_folder(checkpoint)
     output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
     pipeline = Pipeline.load(checkpoint)
-    folder = (
-        out if out is not None else run / "validation" / f"step{pipeline.step:07d}{'_train' if split == TRAIN else ''}"
-    )
-    return validate_pipeline(
-        pipeline, ShardSet.open(shards), folder, tests, limit, split, lpips_backbone, talk, run, checkpoint
-    )
+    name = f"step{pipeline.step:07d}{'_train' if options.split == TRAIN else ''}"
+    folder = out if out is not None else run / "validation" / name
+    return validate_pipeline(pipeline, ShardSet.open(shards), folder, options, talk, run, checkpoint)
 
 
 # encoders and metrics draw weights before they load them: a training run in this process must not notice
@@ -103,10 +116,7 @@ def validate_pipeline(
     pipeline: Pipeline,
     shards: ShardSet,
     folder: Path,
-    tests: Sequence[str] = TESTS,
-    limit: int | None = None,
-    split: str | None = None,
-    lpips_backbone: Path | None = None,
+    options: ValidateOptions = ValidateOptions(),
     talk: Talk = SILENT,
     run: Path | None = None,
     checkpoint: Path | None = None,
@@ -117,15 +127,16 @@ def validate_pipeline(
     start = time.monotonic()
     config = pipeline.config.validate_
     _require_same_data(pipeline, shards)
-    perceptual = find_lpips(lpips_backbone or config.lpips_backbone, _smallest_side(shards), talk)
+    perceptual = find_lpips(options.lpips_backbone or config.lpips_backbone, _smallest_side(shards), talk)
     output_folder(folder)
     with folder_lock(folder):
         _clear(folder)
-        limit = config.limit if limit is None else limit
-        split, subjects = choose(shards, limit, split)
-        data = _about_data(pipeline, shards, split, talk)
+        limit = config.limit if options.limit is None else options.limit
+        split, subjects = choose(shards, limit, options.split)
+        trial = Trial(pipeline, shards, split, subjects, limit, folder, perceptual, talk)
+        data = _about_data(trial)
         talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
-        tested = _run_tests(pipeline, shards, subjects, split, perceptual, folder, tests, limit, talk)
+        tested = _run_tests(trial, options)
         results: dict[str, Any] = {
             "step": pipeline.step,
             "weights": "ema",
@@ -151,20 +162,33 @@ def validate_pipeline(
     return Validation(outcome, criteria, results, folder, report)
 
 
-def _require_wanted(tests: Sequence[str], limit: int | None, split: str | None) -> None:
-    known = (*TESTS, *OPTIONAL)
-    unknown = [name for name in tests if name not in known]
-    if unknown or not tests:
-        raise UsageError(
-            f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(known)}"
-        )
-    if limit is not None and limit < 0:
-        raise UsageError(
-            f"--limit {limit}: a number of images cannot be negative",
-            "0 judges all, and without it validate.limit of the run holds",
-        )
-    if split not in (None, HOLDOUT, TRAIN):
-        raise UsageError(f"no split is called '{split}'", f"there are {HOLDOUT} and {TRAIN}")
+def judge_during_training(
+    shards: Path, run: Path, checker: CaptionChecker | None = None, talk: Talk = SILENT
+) -> Callable[[Pipeline], None]:
+    """A function that judges the EMA weights of a run that goes on, every `validate.every` steps, and leaves
+    `validation/stepNNNNNNN` in the folder `run`.
+
+    Training never notices: noise comes from the samples' ids, and the global random state is given back. What a
+    judgement cannot do (a codec's weights are missing, the model still draws NaN, the disk is full) becomes a warning.
+    """
+    options = ValidateOptions(checker=checker)
+
+    def judge(pipeline: Pipeline) -> None:
+        # One of its own, so that the encoders leave the memory with it: training needs the room.
+        own = Pipeline(pipeline.model, pipeline.config, pipeline.data, pipeline.step)
+        folder = run / "validation" / f"step{pipeline.step:07d}"
+        try:
+            done = validate_pipeline(own, ShardSet.open(shards), folder, options, talk, run)
+        except (DitError, OSError) as error:
+            known = error if isinstance(error, DitError) else from_os_error(error)
+            if known is None:
+                raise
+            talk.warn(f"step {pipeline.step}: not judged: {known.message}; training goes on. {known.hint}")
+            return
+        failed = ", ".join(one.name for one in done.criteria if one.passed is False)
+        talk.note(f"step {pipeline.step}: {done.verdict}{f' ({failed})' if failed else ''}: {done.report}")
+
+    return judge
 
 
 def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
@@ -176,8 +200,9 @@ def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
         )
 
 
-def _about_data(pipeline: Pipeline, shards: ShardSet, split: str, talk: Talk) -> dict[str, Any]:
+def _about_data(trial: Trial) -> dict[str, object]:
     """Which images are judged, and whether it is certain that the model has not seen them."""
+    pipeline, shards, split, talk = trial.pipeline, trial.shards, trial.split, trial.talk
     same_split = Provenance.of(shards, shards.split(TRAIN), pipeline.config).order_hash == pipeline.data.order_hash
     if split == TRAIN and shards.split(HOLDOUT):
         described = "training images, as asked for"
@@ -202,47 +227,30 @@ def _about_data(pipeline: Pipeline, shards: ShardSet, split: str, talk: Talk) ->
     }
 
 
-def _run_tests(
-    pipeline: Pipeline,
-    shards: ShardSet,
-    subjects: list[Subject],
-    split: str,
-    perceptual: Metric | None,
-    folder: Path,
-    tests: Sequence[str],
-    limit: int,
-    talk: Talk,
-) -> Tested:
+def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
     reconstruction = swap = text = modes = sets = None
+    tests, config = options.tests, trial.pipeline.config.validate_
     if "reconstruction" in tests:
-        metrics = [*([perceptual] if perceptual else []), SSIM, PSNR]
-        reconstruction = reconstruct(
-            pipeline, shards, subjects, split, metrics, output_folder(folder / "reconstruction"), talk
-        )
+        reconstruction = reconstruct(trial)
     if "dino_swap" in tests:
-        swap = swap_references(pipeline, shards, subjects, output_folder(folder / "dino_swap"), talk)
+        swap = swap_references(trial)
     if "text_manip" in tests:
-        edits = find_edits(shards, subjects, pipeline.config.validate_.edits, limit)
-        text = edit_captions(pipeline, edits, perceptual or PIXEL_RMS, output_folder(folder / "text_manip"), talk)
-    if "mode_losses" in tests:
-        modes = _measure_modes(pipeline, shards, subjects, split, talk)
+        text = edit_captions(trial, find_edits(trial, config.edits), options.checker)
+    if "mode_losses" in tests:  # for the loss ratio on as many of the other split
+        judged = [subject.ref for subject in trial.subjects[:_MODE_SAMPLES]]
+        modes = measure_modes(trial, {trial.split: judged} | _of_other_split(trial, len(judged)))
     if "set_metrics" in tests:
-        judged = [subject.ref for subject in choose(shards, pipeline.config.validate_.set_images, split)[1]]
-        sets = measure_set(pipeline, shards, judged, _beside(shards, len(judged), split), find_inception(talk), talk)
+        judged = [subject.ref for subject in choose(trial.shards, config.set_images, trial.split)[1]]
+        others = [ref for refs in _of_other_split(trial, len(judged)).values() for ref in refs]
+        sets = measure_set(trial, judged, others, find_inception(trial.talk))
     return Tested(reconstruction, swap, text, modes, sets)
 
 
-def _measure_modes(pipeline: Pipeline, shards: ShardSet, subjects: list[Subject], split: str, talk: Talk) -> ModeLosses:
-    """On the judged samples, and for the loss ratio on as many of the other split."""
-    judged = [subject.ref for subject in subjects[:_MODE_SAMPLES]]
-    beside = _beside(shards, len(judged), split)
-    return measure_modes(pipeline, shards, {split: judged} | ({beside[0].split: beside} if beside else {}), split, talk)
-
-
-def _beside(shards: ShardSet, count: int, split: str) -> list[SampleRef]:
-    """At most `count` samples of the split that is not judged."""
-    other = TRAIN if split == HOLDOUT else HOLDOUT
-    return [subject.ref for subject in choose(shards, count, other)[1]] if shards.split(other) else []
+def _of_other_split(trial: Trial, count: int) -> dict[str, list[SampleRef]]:
+    """At most `count` samples of the split that is not judged, by its name; empty where it has none."""
+    other = TRAIN if trial.split == HOLDOUT else HOLDOUT
+    subjects = choose(trial.shards, count, other)[1] if trial.shards.split(other) else []
+    return {other: [subject.ref for subject in subjects]} if subjects else {}
 
 
 def _smallest_side(shards: ShardSet) -> int:

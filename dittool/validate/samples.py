@@ -1,4 +1,4 @@
-"""Which samples are judged, whose conditions they are exchanged with, and how a batch of them is drawn.
+"""What a validation judges: a trial, its samples, whose conditions they are exchanged with, how a batch is drawn.
 
 The choice is a function of the ids, the noise of a sample is a function of its id: two checkpoints of a run are judged
 on the same images from the same noise.
@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
+from dittool.console import SILENT, Talk
 from dittool.data.shards.read import Sample, SampleRef, ShardSet
 from dittool.data.shards.stream import collate
 from dittool.data.shards.write import HOLDOUT, TRAIN
@@ -23,6 +25,7 @@ from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
+from dittool.validate.metrics import Metric
 
 Item = TypeVar("Item")
 
@@ -35,6 +38,20 @@ class Subject:
 
     ref: SampleRef
     partner: SampleRef | None  # another of its bucket; None: it is alone there
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What every test of one validation works on."""
+
+    pipeline: Pipeline  # the model that is judged
+    shards: ShardSet
+    split: str  # that the subjects are of
+    subjects: list[Subject]
+    limit: int  # at most so many images, pairs and edits; 0: all
+    folder: Path  # of this validation; each test's pictures go into a folder of their own in it
+    perceptual: Metric | None = None  # LPIPS, where it can run
+    talk: Talk = SILENT
 
 
 def choose(shards: ShardSet, limit: int, split: str | None = None) -> tuple[str, list[Subject]]:

@@ -30,25 +30,23 @@ weights, so it has its own name. Without those weights there is no FID and nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dittool.console import SILENT, Talk
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
-from dittool.validate.samples import bucket_batches, draw, noise_of
+from dittool.validate.perceptual import PooledFeatures
+from dittool.validate.samples import Trial, bucket_batches, draw, noise_of
 
 FEWEST = 16  # images of each kind: with fewer, all figures are noise
 _SPLITS = 400
-Features = Callable[[np.ndarray], Tensor]  # pixels (B, H, W, 3) uint8 → (B, F)
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class SetMetrics:
     mmd_dino_other_images: float | None  # None: too few other images
     fid_torchvision: float | None  # None: Inception's weights are not in the cache
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "images": self.images,
             "drawn_from": "captions",
@@ -89,18 +87,14 @@ class SetMetrics:
 
 
 def measure_set(
-    pipeline: Pipeline,
-    shards: ShardSet,
-    refs: Sequence[SampleRef],
-    others: Sequence[SampleRef],
-    inception: Features | None,
-    talk: Talk = SILENT,
+    trial: Trial, refs: Sequence[SampleRef], others: Sequence[SampleRef], inception: PooledFeatures | None
 ) -> SetMetrics | None:
     """Draws the captions of `refs` and compares with their images; `others` are further images of the data.
 
     None for fewer than `FEWEST` samples. Raises `BadDataError` for shards that cannot be read and a model that draws
     NaN.
     """
+    pipeline, shards, talk = trial.pipeline, trial.shards, trial.talk
     if len(refs) < FEWEST:
         talk.note(f"no set metrics: {len(refs)} images, at least {FEWEST} are needed")
         return None

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +25,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dittool.console import SILENT, Talk
 from dittool.data.records import Record
-from dittool.data.shards.read import Sample, ShardSet
+from dittool.data.shards.read import Sample, SampleRef
 from dittool.geometry import Bucket
-from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
-from dittool.storage import write_atomic
+from dittool.storage import output_folder, write_atomic
 from dittool.validate.pictures import strip_png, thumb
-from dittool.validate.samples import Subject, bucket_batches, draw, noise_of, stored_conditions
+from dittool.validate.samples import Trial, bucket_batches, draw, noise_of, stored_conditions
 
 _EXACT_UP_TO = 12  # pairs whose 2^n sign patterns are all counted; beyond, a sample of them
 _SIGN_PATTERNS = 9999
@@ -68,7 +65,7 @@ class Swap:
     def share_closer(self) -> float | None:
         return sum(pair.closer for pair in self.pairs) / len(self.pairs) if self.pairs else None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         margins = [pair.margin for pair in self.pairs]
         return {
             "pairs": len(margins),
@@ -92,19 +89,17 @@ class Swap:
         }
 
 
-def swap_references(
-    pipeline: Pipeline, shards: ShardSet, subjects: Sequence[Subject], folder: Path, talk: Talk = SILENT
-) -> Swap:
+def swap_references(trial: Trial) -> Swap:
     """Draws every subject that has a partner from its own noise and the partner's reference alone.
 
-    Writes one strip a pair into `folder`. Raises `BadDataError` for shards that cannot be read and a model that draws
-    NaN.
+    Writes one strip a pair into `dino_swap/`. Raises `BadDataError` for shards that cannot be read and a model that
+    draws NaN.
     """
-    paired = [subject for subject in subjects if subject.partner is not None]
-    pairs = []
-    with talk.progress("swap", len(paired), "pair") as task:
-        for bucket, batch in bucket_batches(paired, lambda subject: subject.ref):
-            pairs += _swap_batch(pipeline, shards, bucket, batch, folder)
+    paired = [(subject.ref, subject.partner) for subject in trial.subjects if subject.partner is not None]
+    pairs, folder = [], output_folder(trial.folder / "dino_swap")
+    with trial.talk.progress("swap", len(paired), "pair") as task:
+        for bucket, batch in bucket_batches(paired, lambda pair: pair[0]):
+            pairs += _swap_batch(trial, bucket, batch, folder)
             task.advance(len(batch))
     return Swap(pairs)
 
@@ -148,14 +143,16 @@ def _distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _swap_batch(
-    pipeline: Pipeline, shards: ShardSet, bucket: Bucket, batch: list[Subject], folder: Path
+    trial: Trial, bucket: Bucket, batch: list[tuple[SampleRef, SampleRef]], folder: Path
 ) -> list[SwappedPair]:
-    originals = [shards.read(subject.ref) for subject in batch]
-    references = [shards.read(subject.partner) for subject in batch]
+    """Pairs (A, B) of one bucket."""
+    pipeline, shards = trial.pipeline, trial.shards
+    originals = [shards.read(a) for a, _ in batch]
+    references = [shards.read(b) for _, b in batch]
     conditions = replace(stored_conditions(pipeline, references), text=None, text_mask=None)
     if not pipeline.config.model.patches:
         conditions = replace(conditions, patches=None)
-    results = draw(pipeline, conditions, noise_of(pipeline, bucket, [subject.ref.id for subject in batch]))
+    results = draw(pipeline, conditions, noise_of(pipeline, bucket, [a.id for a, _ in batch]))
     seen = pipeline.reference_from_pixels(results)
     features = torch.stack([one.cls for one in seen]), torch.stack([one.patches for one in seen])
     of_cls, of_patches = margins_between(features, _features(originals), _features(references)).tolist()
@@ -164,12 +161,12 @@ def _swap_batch(
         torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32))
     )
     pairs = []
-    for i, subject in enumerate(batch):
+    for i, (a, b) in enumerate(batch):
         original, reference = shown[i], shown[len(batch) + i]
-        file = f"{subject.ref.id}__{subject.partner.id}.png"
+        file = f"{a.id}__{b.id}.png"
         write_atomic(folder / file, strip_png([original, reference, results[i]]))
         pictures = {"original": thumb(original), "reference": thumb(reference), "result": thumb(results[i])}
-        records = shards.read_record(subject.ref), shards.read_record(subject.partner)
+        records = shards.read_record(a), shards.read_record(b)
         pairs.append(SwappedPair(*records, (of_cls[i] + of_patches[i]) / 2, of_cls[i], of_patches[i], file, pictures))
     return pairs
 
@@ -180,7 +177,6 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _features(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     """Stored CLS tokens (B, C) and patches (B, N, C)."""
-    return (
-        torch.from_numpy(np.stack([sample.cls for sample in samples]).astype(np.float32)),
-        torch.from_numpy(np.stack([sample.patches for sample in samples]).astype(np.float32)),
-    )
+    cls = np.stack([sample.cls for sample in samples])
+    patches = np.stack([sample.patches for sample in samples if sample.patches is not None])  # all were asked for
+    return torch.from_numpy(cls.astype(np.float32)), torch.from_numpy(patches.astype(np.float32))

@@ -5,33 +5,50 @@ they are, with the word exchanged from the same noise, and as they are from othe
 
     sensitivity = mean distance (original, edited) / mean distance (original, other noise)
 
-It says that the text is looked at, not that it is understood. Where captions follow the demo's wording, a checker that
-reads pixels says the latter: the share of edited captions whose edited attributes show.
+It says that the text is looked at, not that it is understood. A checker that reads pixels, handed in by the caller,
+says the latter where captions follow a wording that it knows: the share of edited captions whose edits show.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from dittool.console import SILENT, Talk
-from dittool.data.shards.read import ShardSet
-from dittool.demo.checker import ATTRIBUTES, parse_caption, shows
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
-from dittool.storage import write_atomic
-from dittool.validate.metrics import Metric
+from dittool.storage import output_folder, write_atomic
+from dittool.validate.metrics import PIXEL_RMS, Metric
 from dittool.validate.pictures import strip_png, thumb
-from dittool.validate.samples import Subject, bucket_batches, draw, noise_of
+from dittool.validate.samples import Subject, Trial, bucket_batches, draw, noise_of
+
+
+@dataclass(frozen=True)
+class CaptionChecker:
+    """What reads drawn pictures back, where captions follow a wording that it knows."""
+
+    attributes: tuple[str, ...]  # that such a caption names, in the report's order
+    said: Callable[[str], Mapping[str, str] | None]  # a caption's attributes; None: of another wording
+    shows: Callable[[np.ndarray, str], Mapping[str, bool]]  # (H, W, 3) uint8, caption → whether each attribute shows
+
+    def changed(self, edit: Edit) -> tuple[str, ...]:
+        """The attributes in which the captions differ; none where it cannot read both."""
+        before, after = self.said(edit.caption), self.said(edit.edited)
+        if before is None or after is None:
+            return ()
+        return tuple(name for name in self.attributes if before[name] != after[name])
+
+    def shows_all(self, attributes: Sequence[str], pixels: np.ndarray, caption: str) -> bool:
+        """Whether a picture shows what its caption says of all these attributes."""
+        found = self.shows(pixels, caption)
+        return all(found[name] for name in attributes)
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,7 @@ class TextEdits:
 
     images: list[EditedImage]
     distance: Metric
+    attributes: tuple[str, ...] = ()  # that the checker reads
 
     @property
     def sensitivity(self) -> float | None:
@@ -76,7 +94,7 @@ class TextEdits:
     def edit_shown(self) -> float | None:
         return _share([image.shown for image in self.images])
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         checked = [image for image in self.images if image.shown is not None]
         return {
             "pairs": len(self.images),
@@ -89,7 +107,7 @@ class TextEdits:
             "unedited_shown": _share([image.original_shown for image in self.images]),
             "edit_shown_by_attribute": {
                 name: _share([image.shown for image in checked if name in image.changed])
-                for name in ATTRIBUTES
+                for name in self.attributes
                 if any(name in image.changed for image in checked)
             },
             "per_pair": [
@@ -109,20 +127,20 @@ class TextEdits:
         }
 
 
-def find_edits(shards: ShardSet, subjects: Sequence[Subject], pairs: Sequence[Sequence[str]], limit: int) -> list[Edit]:
-    """At most `limit` edits (0: all) of the subjects' captions, spread evenly over captions and pairs; only where a
+def find_edits(trial: Trial, pairs: Sequence[Sequence[str]]) -> list[Edit]:
+    """At most `trial.limit` edits of the subjects' captions, spread evenly over captions and pairs; only where a
     word of the pair occurs.
     """
     found = []
-    for subject in subjects:
-        caption = shards.read_record(subject.ref).caption
+    for subject in trial.subjects:
+        caption = trial.shards.read_record(subject.ref).caption
         edits = [(number, pair, exchange(caption, pair)) for number, pair in enumerate(pairs, start=1)]
         found += [
             Edit(subject, caption, edited, (pair[0], pair[1]), number)
             for number, pair, edited in edits
             if edited is not None
         ]
-    return sorted(found, key=lambda edit: derive_seed("edit", edit.subject.ref.id, *edit.words))[: limit or None]
+    return sorted(found, key=lambda edit: derive_seed("edit", edit.subject.ref.id, *edit.words))[: trial.limit or None]
 
 
 def exchange(caption: str, pair: Sequence[str]) -> str | None:
@@ -141,22 +159,26 @@ def _in_case_of(old: str, new: str) -> str:
     return new[:1].upper() + new[1:] if old[:1].isupper() else new
 
 
-def edit_captions(
-    pipeline: Pipeline, edits: Sequence[Edit], distance: Metric, folder: Path, talk: Talk = SILENT
-) -> TextEdits:
-    """Draws every edit three times. Writes one strip an edit into `folder`. Raises `BadDataError` for a model that
+def edit_captions(trial: Trial, edits: Sequence[Edit], checker: CaptionChecker | None) -> TextEdits:
+    """Draws every edit three times. Writes one strip an edit into `text_manip/`. Raises `BadDataError` for a model that
     draws NaN.
     """
+    distance, folder = trial.perceptual or PIXEL_RMS, output_folder(trial.folder / "text_manip")
     images = []
-    with talk.progress("text", len(edits), "edit") as task:
+    with trial.talk.progress("text", len(edits), "edit") as task:
         for bucket, batch in bucket_batches(edits, lambda edit: edit.subject.ref):
-            images += _edit_batch(pipeline, bucket, batch, distance, folder)
+            images += _edit_batch(trial.pipeline, bucket, batch, distance, checker, folder)
             task.advance(len(batch))
-    return TextEdits(images, distance)
+    return TextEdits(images, distance, checker.attributes if checker else ())
 
 
 def _edit_batch(
-    pipeline: Pipeline, bucket: Bucket, edits: list[Edit], distance: Metric, folder: Path
+    pipeline: Pipeline,
+    bucket: Bucket,
+    edits: list[Edit],
+    distance: Metric,
+    checker: CaptionChecker | None,
+    folder: Path,
 ) -> list[EditedImage]:
     ids = [edit.subject.ref.id for edit in edits]
     same, other = noise_of(pipeline, bucket, ids), noise_of(pipeline, bucket, ids, "other noise")
@@ -169,28 +191,16 @@ def _edit_batch(
 
     images = []
     for i, edit in enumerate(edits):
-        changed = _changed_attributes(edit)
-        shown = _all_show(edited[i], edit.edited, changed)
-        original_shown = _all_show(original[i], edit.caption, changed)
+        changed = checker.changed(edit) if checker else ()
+        shown = original_shown = None
+        if checker and changed:
+            shown = checker.shows_all(changed, edited[i], edit.edited)
+            original_shown = checker.shows_all(changed, original[i], edit.caption)
         file = f"{edit.subject.ref.id}_edit{edit.number}.png"
         write_atomic(folder / file, strip_png([original[i], edited[i], reseeded[i]]))
         pictures = {"original": thumb(original[i]), "edited": thumb(edited[i]), "other": thumb(reseeded[i])}
         images.append(EditedImage(edit, changes[i], changes_of_seed[i], changed, shown, original_shown, file, pictures))
     return images
-
-
-def _changed_attributes(edit: Edit) -> tuple[str, ...]:
-    before, after = parse_caption(edit.caption), parse_caption(edit.edited)
-    if before is None or after is None:
-        return ()
-    return tuple(name for name in ATTRIBUTES if getattr(before, name) != getattr(after, name))
-
-
-def _all_show(pixels: np.ndarray, caption: str, attributes: Sequence[str]) -> bool | None:
-    if not attributes:
-        return None
-    found = shows(pixels, caption)
-    return all(found[name] for name in attributes)
 
 
 def _share(answers: Sequence[bool | None]) -> float | None:

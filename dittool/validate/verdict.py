@@ -69,9 +69,9 @@ class Criterion:
             return f"{self.threshold[0]:g} to {self.threshold[1]:g}"
         return f"{'≤' if self.lower_is_better else '≥'} {self.threshold:g}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         extra = {"metric": self.metric, "reason": self.reason, "advice": self.advice if self.passed is False else ""}
-        needed = {
+        needed: dict[str, object] = {
             "name": self.name,
             "title": self.title,
             "value": self.value,

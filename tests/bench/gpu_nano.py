@@ -54,7 +54,7 @@ from dittool.sampling.preview import draw_preview
 from dittool.train.bench import bench
 from dittool.train.log import read_log
 from dittool.train.loop import train
-from tests.bench.reconstructed import judge, metrics_at_hand, shards_of, steps_per_second, table
+from tests.bench.reconstructed import judge, lpips_at_hand, shards_of, steps_per_second, table
 
 BUILT_IN = (
     "encoders.image=builtin:dinov3",
@@ -96,7 +96,7 @@ def measure(name: str, options: argparse.Namespace, talk: Console) -> dict:
     rows = judge(
         done.checkpoint,
         shards,
-        metrics_at_hand(options.lpips, side, talk),
+        lpips_at_hand(options.lpips, side, talk),
         out / "judged",
         options.limit,
         options.sampling_steps,

@@ -19,10 +19,11 @@ from dittool.data.features.embed import embed
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN, shard
 from dittool.sampling.pipeline import Pipeline
-from dittool.validate.metrics import PSNR, SSIM, Metric, find_lpips, gap_closed
+from dittool.validate.metrics import Metric, gap_closed
+from dittool.validate.perceptual import find_lpips
 from dittool.validate.pictures import contact_sheet
 from dittool.validate.reconstruction import reconstruct
-from dittool.validate.samples import choose
+from dittool.validate.samples import Trial, choose
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 # Name → the run's sampling keys. Unguided: both conditions, one branch, v = v_full.
@@ -66,17 +67,16 @@ def shards_of(source: Path, out: Path, count: int, config: Config, talk: Talk) -
     return ShardSet.open(out / "shards")
 
 
-def metrics_at_hand(lpips: Path | None, side: int, talk: Talk) -> list[Metric]:
-    """LPIPS where its weights and its package are there, SSIM and PSNR always."""
+def lpips_at_hand(weights: Path | None, side: int, talk: Talk) -> Metric | None:
+    """LPIPS where its weights and its package are there."""
     if importlib.util.find_spec("lpips") is None:
         talk.warn("the package lpips is not installed: only SSIM and PSNR are measured")
-        return [SSIM, PSNR]
-    perceptual = find_lpips(lpips, side, talk)
-    return [*([perceptual] if perceptual else []), SSIM, PSNR]
+        return None
+    return find_lpips(weights, side, talk)
 
 
 def judge(
-    checkpoint: Path, shards: ShardSet, metrics: Sequence[Metric], out: Path, limit: int, steps: int, talk: Talk
+    checkpoint: Path, shards: ShardSet, perceptual: Metric | None, out: Path, limit: int, steps: int, talk: Talk
 ) -> list[Judged]:
     """Reconstruction of both splits, unguided and with the run's guidance; a strip and a sheet of pictures for each
     below `out`.
@@ -93,13 +93,14 @@ def judge(
             _, subjects = choose(shards, limit, split)
             folder = out / f"{split}_{name}"
             folder.mkdir(parents=True, exist_ok=True)
+            trial = Trial(pipeline, shards, split, subjects, limit, folder, perceptual, talk)
             with torch.random.fork_rng(devices=[]):
-                done = reconstruct(pipeline, shards, subjects, split, metrics, folder, talk)
+                done = reconstruct(trial)
             groups = [[one.pictures[key] for key in ("truth", "result", "difference")] for one in done.images]
             (out / f"{split}_{name}.png").write_bytes(
                 contact_sheet([(f"{split}, {name}: truth, result, difference", groups)])
             )
-            for metric in metrics:
+            for metric in done.metrics:
                 mean = done.mean(metric)
                 rows.append(Judged(split, name, len(done.images), metric.name, mean.value, mean.floor, mean.ceiling))
     return rows

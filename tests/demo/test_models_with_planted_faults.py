@@ -10,11 +10,12 @@ from dittool.config.load import load_config
 from dittool.data.features.embed import embed
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import shard
+from dittool.demo.checker import SCENE_CHECKER
 from dittool.demo.drawing import draw_dataset
 from dittool.demo.run import run_demo
 from dittool.sampling.pipeline import Pipeline
 from dittool.train.loop import train
-from dittool.validate.run import validate_pipeline
+from dittool.validate.run import ValidateOptions, validate_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,8 @@ def demo(tmp_path_factory):
 
 def judged(pipeline, run, shards, out):
     """(what failed, the diagnosis, results)"""
-    done = validate_pipeline(pipeline, ShardSet.open(shards), out, limit=LIMIT, run=run)
+    options = ValidateOptions(limit=LIMIT, checker=SCENE_CHECKER)
+    done = validate_pipeline(pipeline, ShardSet.open(shards), out, options, run=run)
     assert (done.verdict == "NO-GO") == any(one.passed is False for one in done.criteria)
     return {one.name for one in done.criteria if one.passed is False}, done.results["diagnosis"], done.results
 

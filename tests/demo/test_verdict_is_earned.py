@@ -17,9 +17,10 @@ from dittool.data.features.embed import embed
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import FEATURES
 from dittool.data.shards.write import shard
+from dittool.demo.checker import SCENE_CHECKER
 from dittool.demo.drawing import draw_dataset
 from dittool.train.loop import train
-from dittool.validate.run import validate
+from dittool.validate.run import ValidateOptions, validate
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +46,7 @@ def test_a_model_trained_on_shuffled_conditions_is_no_go(tmp_path, forget_digest
     forget_digests(tmp_path / "derived")  # or sharding would notice
     shard(tmp_path / "derived", tmp_path / "shards")
     done = train(config, tmp_path / "shards", tmp_path / "run")
-    outcome = validate(done.checkpoint, tmp_path / "shards")
+    outcome = validate(done.checkpoint, tmp_path / "shards", options=ValidateOptions(checker=SCENE_CHECKER))
     failed = {criterion.name for criterion in outcome.criteria if criterion.passed is False}
     assert outcome.verdict == "NO-GO"
     assert {"swap_closer", "edit_shown"} <= failed

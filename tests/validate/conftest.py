@@ -43,6 +43,6 @@ def oracle(drawn):
 @pytest.fixture(scope="session")
 def perfect(drawn, oracle, tmp_path_factory):
     """The validation of a model without fault. Read only."""
-    from dittool.validate.run import validate_pipeline
+    from tests.validate.oracle import judge
 
-    return validate_pipeline(oracle(), drawn[0], tmp_path_factory.mktemp("perfect") / "step0001234")
+    return judge(oracle(), drawn[0], tmp_path_factory.mktemp("perfect") / "step0001234")

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dittool.config.schema import Config
+from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
-from dittool.demo.checker import parse_caption
+from dittool.demo.checker import SCENE_CHECKER, parse_caption
 from dittool.demo.drawing import BACKGROUNDS, COLOURS, PLACES, POSITIONS, SHAPES, Scene, draw_scene
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT, DiTConfig
 from dittool.sampling.pipeline import Pipeline
+from dittool.validate.run import ValidateOptions, Validation, validate_pipeline
+from dittool.validate.samples import Trial, choose
+
+
+def judge(pipeline: Pipeline, shards: ShardSet, folder: Path, **options: object) -> Validation:
+    """A validation of a model that is loaded, as `dit validate` judges it: with the checker of drawn scenes."""
+    return validate_pipeline(pipeline, shards, folder, ValidateOptions(checker=SCENE_CHECKER, **options))
+
+
+def trial_of(pipeline: Pipeline, shards: ShardSet, folder: Path = Path(), limit: int = 0, talk: Talk = SILENT) -> Trial:
+    """What the tests of a validation get: the hold-out of drawn shards."""
+    split, subjects = choose(shards, limit, "holdout")
+    return Trial(pipeline, shards, split, subjects, limit, folder, talk=talk)
 
 
 class Memoriser(DiT):

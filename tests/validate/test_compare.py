@@ -10,7 +10,7 @@ import pytest
 from dittool.errors import BadDataError, UsageError
 from dittool.validate.compare import compare, newest_results
 from dittool.validate.compare_page import write_comparison
-from dittool.validate.run import validate_pipeline
+from tests.validate.oracle import judge
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def runs(drawn, oracle, tmp_path_factory):
     """Two runs: one that sees no condition, one without fault."""
     root = tmp_path_factory.mktemp("runs")
     for name, faults in (("blind", {"cut": ["text", "reference"]}), ("good", {})):
-        validate_pipeline(oracle(**faults), drawn[0], root / name / "validation" / "step0001234", limit=8)
+        judge(oracle(**faults), drawn[0], root / name / "validation" / "step0001234", limit=8)
     return root / "blind", root / "good"
 
 

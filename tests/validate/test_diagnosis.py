@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dittool.validate.diagnosis import diagnose
-from dittool.validate.training_log import training_figures
+from dittool.validate.diagnosis import diagnose, training_figures
 
 FINE = {"gap_closed": True, "swap_closer": True, "edit_shown": True, "truth_as_result": True, "grad_norm": True}
 

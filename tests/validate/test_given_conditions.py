@@ -10,7 +10,7 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.records import IMAGE_PATCHES
 from dittool.data.shards.read import ShardSet
 from dittool.sampling.pipeline import Pipeline
-from dittool.validate.run import validate_pipeline
+from tests.validate.oracle import judge
 
 
 def test_each_test_gives_the_model_the_conditions_that_it_is_about(drawn, oracle, tmp_path):
@@ -29,9 +29,7 @@ def test_each_test_gives_the_model_the_conditions_that_it_is_about(drawn, oracle
         model.latents = lambda conditions, noise, test=test, draw=draw: (
             seen.append((test, conditions)) or draw(conditions, noise)
         )
-        validate_pipeline(
-            model, OddCaptions(shards.folder, shards.samples, shards.index), tmp_path / test, tests=[test]
-        )
+        judge(model, OddCaptions(shards.folder, shards.samples, shards.index), tmp_path / test, tests=[test])
     of = {test: [conditions for name, conditions in seen if name == test] for test, _ in seen}
     assert all(one.text is not None and one.cls is not None and one.patches is not None for one in of["reconstruction"])
     assert all(one.text is None and one.cls is not None and one.patches is not None for one in of["dino_swap"])
@@ -44,7 +42,7 @@ def test_a_model_without_patch_tokens_is_not_given_any(drawn, oracle, tmp_path):
     model = oracle("model.patches=false")
     seen, draw = [], model.latents
     model.latents = lambda conditions, noise: seen.append(conditions) or draw(conditions, noise)
-    validate_pipeline(model, drawn[0], tmp_path, limit=4)
+    judge(model, drawn[0], tmp_path, limit=4)
     assert seen and all(conditions.patches is None for conditions in seen)
 
 
@@ -64,7 +62,7 @@ def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_
     )
     seen, draw = [], model.latents
     model.latents = lambda conditions, noise: seen.append((conditions, noise)) or draw(conditions, noise)
-    done = validate_pipeline(model, shards, tmp_path / "out", limit=2)
+    done = judge(model, shards, tmp_path / "out", limit=2)
     assert done.results["dino_swap"]["pairs"] + done.results["text_manip"]["pairs"] > 0
     for conditions, noise in seen:
         rows, columns = noise.shape[2] // 2, noise.shape[3] // 2  # the encoder's patches: two latent cells each

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from dittool.errors import UsageError, WeightsMissingError
-from dittool.validate import torchvision_cache
-from dittool.validate.metrics import HIGHEST_PSNR, find_lpips, gap_closed, load_lpips, pixel_rms, psnr, ssim
+from dittool.validate import perceptual
+from dittool.validate.metrics import HIGHEST_PSNR, gap_closed, pixel_rms, psnr, ssim
+from dittool.validate.perceptual import find_lpips, load_lpips
 
 ALEXNET = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
 
@@ -130,21 +131,21 @@ def test_without_any_weights_there_is_no_lpips_and_one_note(listener):
 
 def test_torchvisions_cache_is_used_and_a_damaged_one_only_noted(backbone, tmp_path, monkeypatch, new_listener):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    cached = tmp_path / "hub" / "checkpoints" / torchvision_cache.ALEXNET
+    cached = tmp_path / "hub" / "checkpoints" / perceptual.ALEXNET
     cached.parent.mkdir(parents=True)
     # an old container, which only the published hash excuses
     torch.save(backbone, cached, _use_new_zipfile_serialization=False)
     listener = new_listener()
     assert find_lpips(None, 128, listener) is None
     assert "7be5be79" in listener.notes[0]
-    monkeypatch.setattr(torchvision_cache, "file_sha256", lambda path: "7be5be79" + "0" * 56)
+    monkeypatch.setattr(perceptual, "file_sha256", lambda path: "7be5be79" + "0" * 56)
     assert find_lpips(None, 128).name == "lpips-alex"
     monkeypatch.undo()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     cached.write_bytes(b"half a download")
     listener = new_listener()
     assert find_lpips(None, 128, listener) is None
-    assert torchvision_cache.ALEXNET in listener.notes[0]
+    assert perceptual.ALEXNET in listener.notes[0]
 
 
 def test_images_too_small_for_alexnet_are_measured_by_ssim(backbone_file):

@@ -13,7 +13,7 @@ from dittool.errors import BadDataError
 from dittool.models.dit import DiT
 from dittool.objective.flow import MODES
 from dittool.validate.mode_losses import QUANTILES, measure_modes
-from dittool.validate.run import validate_pipeline
+from tests.validate.oracle import judge, trial_of
 
 
 class Known(DiT):
@@ -60,7 +60,7 @@ def measured(drawn, oracle):
             [pipeline.data.norm.apply(torch.from_numpy(shards.read(ref).latent).float()) for ref in refs]
         )
         pipeline.model = Known(pipeline.model.config, {tuple(latents.shape[2:]): latents}, offsets, others)
-        return measure_modes(pipeline, shards, {HOLDOUT: refs}, HOLDOUT)
+        return measure_modes(trial_of(pipeline, shards), {HOLDOUT: refs})
 
     return measure
 
@@ -87,7 +87,7 @@ def test_what_only_the_presence_of_a_condition_changes_is_no_effect(measured):
 
 def test_a_sample_alone_in_its_bucket_has_nothing_to_be_exchanged_with(drawn, oracle):
     shards, ref = drawn[0], drawn[0].split(HOLDOUT)[0]
-    found = measure_modes(oracle(), shards, {HOLDOUT: [ref]}, HOLDOUT)
+    found = measure_modes(trial_of(oracle(), shards), {HOLDOUT: [ref]})
     assert found.effect("text") is None and found.judged.mean("both") > 0
 
 
@@ -99,7 +99,7 @@ def test_timesteps_are_quantiles_of_the_training_distribution(measured):
 
 
 def test_an_untrained_model_has_the_loss_of_the_target_and_no_effects(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(), drawn[0], tmp_path, tests=["mode_losses"], limit=4)
+    done = judge(oracle(), drawn[0], tmp_path, tests=["mode_losses"], limit=4)
     part = json.loads((tmp_path / "results.json").read_text())["mode_losses"]
     assert part == json.loads(json.dumps(done.results["mode_losses"]))
     assert set(part["splits"]) == {HOLDOUT, TRAIN} and part["split"] == HOLDOUT
@@ -131,7 +131,7 @@ def test_the_loss_ratio_tells_what_was_learned_by_heart(drawn, oracle, monkeypat
         return (rows + off).repeat(len(z) // len(rows), 1, 1, 1)
 
     monkeypatch.setattr(pipeline.model, "truths_of", truths)
-    found = measure_modes(pipeline, shards, refs, HOLDOUT)
+    found = measure_modes(trial_of(pipeline, shards), refs)
     assert found.splits[TRAIN].mean("none") == pytest.approx(0.01, rel=0.05)
     assert found.ratio("none") > 50 and found.ratio("both") > 50
 

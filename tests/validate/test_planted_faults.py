@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from dittool.validate.run import validate_pipeline
+from tests.validate.oracle import judge
 
 
 def failed(done):
@@ -14,20 +14,20 @@ def failed(done):
 
 
 def test_a_cut_text_path_is_no_go_because_captions_are_not_followed(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(cut=["text"]), drawn[0], tmp_path)
+    done = judge(oracle(cut=["text"]), drawn[0], tmp_path)
     assert (done.verdict, failed(done)) == ("NO-GO", {"edit_shown"})
     assert done.results["diagnosis"].startswith("The caption is not followed")
 
 
 def test_a_cut_reference_path_is_no_go_because_references_are_not_followed(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(cut=["reference"]), drawn[0], tmp_path)
+    done = judge(oracle(cut=["reference"]), drawn[0], tmp_path)
     assert done.verdict == "NO-GO" and "swap_closer" in failed(done) and "edit_shown" not in failed(done)
     assert done.results["diagnosis"].startswith("The reference is not followed")
 
 
 def test_a_model_that_memorised_without_conditions_is_no_go_and_is_called_that(drawn, oracle, tmp_path):
     shards = drawn[0]
-    done = validate_pipeline(oracle("sample.steps=12").memorised(shards), shards, tmp_path)
+    done = judge(oracle("sample.steps=12").memorised(shards), shards, tmp_path)
     assert done.verdict == "NO-GO" and {"gap_closed", "swap_closer", "edit_shown"} <= failed(done)
     assert "learned by heart without looking at the conditions" in done.results["diagnosis"]
     modes = done.results["mode_losses"]
@@ -39,14 +39,14 @@ def test_a_model_that_memorised_without_conditions_is_no_go_and_is_called_that(d
 def test_the_memoriser_is_no_better_on_its_own_training_images(drawn, oracle, tmp_path):
     """It draws them, and not the one that was asked for."""
     shards = drawn[0]
-    done = validate_pipeline(oracle("sample.steps=12").memorised(shards), shards, tmp_path, split="train", limit=10)
+    done = judge(oracle("sample.steps=12").memorised(shards), shards, tmp_path, split="train", limit=10)
     assert done.verdict == "NO-GO" and {"gap_closed", "swap_closer"} <= failed(done)
 
 
 def test_truth_from_normalised_latents_is_no_go_because_the_measurement_is_wrong(drawn, oracle, tmp_path):
     model = oracle()
     model.decode = model.codec.decode  # the normalisation is not undone
-    done = validate_pipeline(model, drawn[0], tmp_path)
+    done = judge(model, drawn[0], tmp_path)
     assert done.verdict == "NO-GO" and "truth_as_result" in failed(done)
     assert done.results["diagnosis"].startswith("The measurement is wrong, not the model")
     assert "The measurement is wrong" in done.report.read_text()

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from dittool.data.shards.read import ShardSet
-from dittool.validate.run import validate_pipeline
 from dittool.validate.samples import choose
+from tests.validate.oracle import judge
 
 
 def failed(done):
@@ -34,7 +34,7 @@ def test_a_truth_decoded_from_normalised_latents_is_noticed(drawn, oracle, tmp_p
         shards = ShardSet(shards.folder, shards.samples, {**shards.index, "source": str(tmp_path / "gone")})
     model.decode = oracle().decode
     model.codec = NormalisingCodec(model)
-    done = validate_pipeline(model, shards, tmp_path / "out", tests=["reconstruction"])
+    done = judge(model, shards, tmp_path / "out", tests=["reconstruction"])
     assert done.verdict == "NO-GO"
     assert "truth_as_result" in failed(done)
 
@@ -46,9 +46,7 @@ def test_latents_that_were_stored_scaled_are_noticed(drawn, oracle, tmp_path):
             return replace(sample, latent=sample.latent * 1.2)
 
     shards = drawn[0]
-    done = validate_pipeline(
-        oracle(), Scaled(shards.folder, shards.samples, shards.index), tmp_path, tests=["reconstruction"]
-    )
+    done = judge(oracle(), Scaled(shards.folder, shards.samples, shards.index), tmp_path, tests=["reconstruction"])
     assert done.verdict == "NO-GO"
     assert "stored_latents" in failed(done)
 
@@ -56,7 +54,7 @@ def test_latents_that_were_stored_scaled_are_noticed(drawn, oracle, tmp_path):
 def test_without_the_originals_truth_is_the_decoded_latent_and_it_is_said(drawn, oracle, tmp_path):
     shards, _ = drawn
     moved = ShardSet(shards.folder, shards.samples, {**shards.index, "source": str(tmp_path / "gone")})
-    done = validate_pipeline(oracle(), moved, tmp_path / "out", tests=["reconstruction"])
+    done = judge(oracle(), moved, tmp_path / "out", tests=["reconstruction"])
     reconstruction = done.results["reconstruction"]
     assert reconstruction["truth"] == {"pixels": 0, "decoded latent": reconstruction["images"]}
     assert reconstruction["floor_vae_roundtrip"] == pytest.approx(1)
@@ -71,7 +69,7 @@ def test_an_original_that_changed_is_not_taken_for_the_truth(drawn, oracle, tmp_
     changed = shards.read_record(choose(shards, 1)[1][0].ref)
     Image.new("RGB", (200, 200), (9, 9, 9)).save(copied / changed.image)
     moved = ShardSet(shards.folder, shards.samples, {**shards.index, "source": str(copied)})
-    done = validate_pipeline(oracle(), moved, tmp_path / "out", tests=["reconstruction"])
+    done = judge(oracle(), moved, tmp_path / "out", tests=["reconstruction"])
     kinds = {row["id"]: row["truth"] for row in done.results["reconstruction"]["per_image"]}
     assert kinds.pop(changed.id) == "decoded latent"
     assert set(kinds.values()) == {"pixels"}

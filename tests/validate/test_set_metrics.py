@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dittool.config.schema import Validate
-from dittool.validate import torchvision_cache
-from dittool.validate.inception import find_inception
-from dittool.validate.run import validate_pipeline
+from dittool.validate import perceptual
+from dittool.validate.perceptual import INCEPTION, cached_file, find_inception
 from dittool.validate.set_metrics import bandwidth, frechet, measure_set, mmd, mmd_by_chance, mmd_error
+from tests.validate.oracle import judge, trial_of
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_frechet_is_that_of_two_gaussians(generator):
 def test_set_metrics_are_measured_only_when_named_and_stand_under_their_own_names(drawn, oracle, tmp_path, monkeypatch):
     config = oracle().config
     monkeypatch.setattr("dittool.validate.set_metrics.FEWEST", 4)
-    done = validate_pipeline(oracle(), drawn[0], tmp_path / "named", tests=["set_metrics"])
+    done = judge(oracle(), drawn[0], tmp_path / "named", tests=["set_metrics"])
     part = json.loads((tmp_path / "named" / "results.json").read_text())["set_metrics"]
     assert part["images"] == len(drawn[0].split("holdout")) and part["drawn_from"] == "captions"
     assert math.isfinite(part["mmd_dino"]) and math.isfinite(part["mmd_dino_other_images"])
@@ -103,7 +103,7 @@ def test_set_metrics_are_measured_only_when_named_and_stand_under_their_own_name
     assert low < high and part["mmd_dino_error"] > 0
     assert part["fid_torchvision"] is None and not any(name == "fid" or "cmmd" in name for name in part)
     assert "As a set" in done.report.read_text()
-    assert "set_metrics" not in validate_pipeline(oracle(), drawn[0], tmp_path / "default", limit=2).results
+    assert "set_metrics" not in judge(oracle(), drawn[0], tmp_path / "default", limit=2).results
     assert config.validate_.set_images == Validate().set_images
 
 
@@ -115,7 +115,7 @@ def test_a_model_that_draws_noise_is_further_from_the_data_than_one_that_draws_s
         if noisy:
             model.latents = lambda conditions, noise: noise * 3
         refs = shards.split("holdout")
-        values.append(measure_set(model, shards, refs, shards.split("train")[: len(refs)], None))
+        values.append(measure_set(trial_of(model, shards), refs, shards.split("train")[: len(refs)], None))
     assert values[1].mmd_dino > values[0].mmd_dino + 20
     assert [one.distinguishable for one in values] == [False, True] and values[0].mmd_dino_chance == values[
         1
@@ -123,19 +123,19 @@ def test_a_model_that_draws_noise_is_further_from_the_data_than_one_that_draws_s
 
 
 def test_too_few_images_give_no_figure(drawn, oracle):
-    assert measure_set(oracle(), drawn[0], drawn[0].split("holdout")[:3], [], None) is None
+    assert measure_set(trial_of(oracle(), drawn[0]), drawn[0].split("holdout")[:3], [], None) is None
 
 
 def test_the_figure_is_said_with_its_spread(drawn, oracle, monkeypatch, listener):
     monkeypatch.setattr("dittool.validate.set_metrics.FEWEST", 4)
-    found = measure_set(oracle(), drawn[0], drawn[0].split("holdout"), [], None, listener)
+    found = measure_set(trial_of(oracle(), drawn[0], talk=listener), drawn[0].split("holdout"), [], None)
     assert f"± {found.mmd_dino_error:.2g}" in listener.notes[-1] and "apart by chance" in listener.notes[-1]
 
 
 def test_there_is_no_fid_without_inceptions_published_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert find_inception() is None
-    cached = torchvision_cache.cached_file(torchvision_cache.INCEPTION)
+    cached = cached_file(INCEPTION)
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"of another network")
     assert find_inception() is None
@@ -148,10 +148,10 @@ def test_inception_from_the_cache_gives_its_pooled_features(tmp_path, monkeypatc
     from torchvision.models import inception_v3
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    cached = torchvision_cache.cached_file(torchvision_cache.INCEPTION)
+    cached = cached_file(INCEPTION)
     cached.parent.mkdir(parents=True)
     torch.save(inception_v3(weights=None, init_weights=False).state_dict(), cached)
-    monkeypatch.setattr(torchvision_cache, "file_sha256", lambda path: "0cc3c7bd" + "0" * 56)
+    monkeypatch.setattr(perceptual, "file_sha256", lambda path: "0cc3c7bd" + "0" * 56)
     before = torch.get_rng_state()
     features = find_inception()(np.zeros((2, 64, 48, 3), np.uint8))
     assert features.shape == (2, 2048) and torch.isfinite(features).all()

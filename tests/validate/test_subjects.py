@@ -8,8 +8,9 @@ import pytest
 
 from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError, UsageError
-from dittool.validate.run import validate, validate_pipeline
+from dittool.validate.run import ValidateOptions
 from dittool.validate.samples import choose
+from tests.validate.oracle import judge
 
 
 def test_subjects_are_held_out_and_each_partner_is_another_image_of_the_bucket(drawn):
@@ -37,7 +38,7 @@ def test_an_image_alone_in_its_bucket_has_no_ceiling_and_no_pair(drawn, oracle, 
     alone = ShardSet(
         shards.folder, [ref for ref in shards.samples if ref.bucket != lonely.bucket or ref == lonely], shards.index
     )
-    done = validate_pipeline(oracle(), alone, tmp_path)
+    done = judge(oracle(), alone, tmp_path)
     row = next(row for row in done.results["reconstruction"]["per_image"] if row["id"] == lonely.id)
     assert row["ssim"]["ceiling"] is None and row["ssim"]["gap_closed"] is None
     assert lonely.id not in {pair["noise_of"] for pair in done.results["dino_swap"]["per_pair"]}
@@ -46,7 +47,7 @@ def test_an_image_alone_in_its_bucket_has_no_ceiling_and_no_pair(drawn, oracle, 
 def test_a_set_without_hold_out_is_judged_on_training_images_and_says_so(drawn, oracle, tmp_path):
     shards, _ = drawn
     trained_on_all = ShardSet(shards.folder, [replace(ref, split="train") for ref in shards.samples], shards.index)
-    done = validate_pipeline(oracle(), trained_on_all, tmp_path, tests=["dino_swap"], limit=4)
+    done = judge(oracle(), trained_on_all, tmp_path, tests=["dino_swap"], limit=4)
     assert done.results["data"]["split"] == "train" and done.results["data"]["unseen"] is False
     assert "trained on" in done.results["data"]["described"] or "training images" in done.results["data"]["described"]
 
@@ -57,7 +58,7 @@ def test_a_hold_out_of_another_sharding_is_not_called_unseen(drawn, oracle, perf
     resharded = ShardSet(
         shards.folder, [replace(first, split="holdout"), *others, *shards.split("holdout")], shards.index
     )
-    done = validate_pipeline(oracle(), resharded, tmp_path, tests=["dino_swap"], limit=4)
+    done = judge(oracle(), resharded, tmp_path, tests=["dino_swap"], limit=4)
     assert done.results["data"]["unseen"] is False
     assert perfect.results["data"]["unseen"] is True
 
@@ -77,7 +78,7 @@ def test_prepared_mirror_images_are_not_judged(tiny_shards, tmp_path):
 
 def test_held_out_and_training_images_are_never_called_the_same(drawn, oracle, perfect, tmp_path):
     shards = drawn[0]
-    done = validate_pipeline(oracle(), shards, tmp_path, tests=["reconstruction"], limit=4, split="train")
+    done = judge(oracle(), shards, tmp_path, tests=["reconstruction"], limit=4, split="train")
     on_training, on_holdout = done.results["reconstruction"], perfect.results["reconstruction"]
     assert (on_training["split"], on_holdout["split"]) == ("train", "holdout")
     assert (
@@ -101,4 +102,4 @@ def test_a_split_without_samples_is_bad_data_that_says_which(drawn):
     with pytest.raises(BadDataError, match="'holdout'"):
         choose(nothing_held_out, 4, "holdout")
     with pytest.raises(UsageError, match="'test'"):
-        validate("any.pt", shards.folder, split="test")
+        ValidateOptions(split="test")

@@ -12,7 +12,7 @@ from dittool.data.shards.read import ShardSet
 from dittool.errors import UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_json
-from dittool.validate.run import validate
+from dittool.validate.run import ValidateOptions
 
 
 def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(tiny_shards, tmp_path, dit):
@@ -85,9 +85,9 @@ def test_an_output_folder_that_cannot_be_is_exit_code_5_before_the_checkpoint_is
 
 
 @pytest.mark.parametrize(("tests", "message"), [(["fid"], "'fid'"), ([], "no test")])
-def test_an_unknown_test_is_a_usage_error_that_lists_those_there_are(tmp_path, tests, message):
+def test_an_unknown_test_is_a_usage_error_that_lists_those_there_are(tests, message):
     with pytest.raises(UsageError, match=message) as caught:
-        validate(tmp_path / "any.pt", tmp_path, tests=tests)
+        ValidateOptions(tests)
     assert "reconstruction, dino_swap, text_manip" in caught.value.hint
 
 

@@ -11,8 +11,8 @@ import torch
 
 from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError
-from dittool.validate.run import validate_pipeline
 from dittool.validate.verdict import CHECKS
+from tests.validate.oracle import judge
 
 
 def passed(done):
@@ -41,7 +41,7 @@ def test_feeding_the_truth_in_gives_the_floor_image_by_image(perfect):
 
 
 def test_a_model_that_sees_no_condition_is_no_go_in_every_test(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(cut=["text", "reference"]), drawn[0], tmp_path)
+    done = judge(oracle(cut=["text", "reference"]), drawn[0], tmp_path)
     assert done.verdict == "NO-GO"
     assert not any(passed(done)[name] for name in ("gap_closed", "swap_closer", "edit_shown"))
     reconstruction = done.results["reconstruction"]
@@ -53,7 +53,7 @@ def test_a_model_that_sees_no_condition_is_no_go_in_every_test(drawn, oracle, tm
 
 
 def test_a_model_trained_on_shuffled_conditions_is_no_go(drawn, oracle, tmp_path):
-    done = validate_pipeline(oracle(shuffled=True), drawn[0], tmp_path)
+    done = judge(oracle(shuffled=True), drawn[0], tmp_path)
     assert done.verdict == "NO-GO"
     assert passed(done).get("gap_closed") is not True
     assert passed(done)["edit_shown"] is False
@@ -65,7 +65,7 @@ def test_shards_of_another_identity_are_refused_with_the_difference(drawn, oracl
     card["encoders"]["image"]["registers"] = 0
     other = ShardSet(shards.folder, shards.samples, {**shards.index, "identity": card, "identity_hash": "0" * 64})
     with pytest.raises(BadDataError, match=r"encoders\.image\.registers: 0 here, 4 there"):
-        validate_pipeline(oracle(), other, tmp_path)
+        judge(oracle(), other, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -73,12 +73,12 @@ def test_a_model_that_draws_nan_is_an_error_not_a_picture(drawn, oracle, tmp_pat
     model = oracle()
     model.latents = lambda conditions, noise: torch.full_like(noise, float("nan"))
     with pytest.raises(BadDataError, match="NaN"):
-        validate_pipeline(model, drawn[0], tmp_path)
+        judge(model, drawn[0], tmp_path)
     assert not (tmp_path / "results.json").exists()
 
 
 def test_two_validations_give_the_same_figures_and_pictures(drawn, oracle, perfect, tmp_path):
-    again = validate_pipeline(oracle(), drawn[0], tmp_path)
+    again = judge(oracle(), drawn[0], tmp_path)
     assert {**again.results, "seconds": 0} == {**perfect.results, "seconds": 0}
     assert (again.folder / "contact_sheet.png").read_bytes() == (perfect.folder / "contact_sheet.png").read_bytes()
 
@@ -88,14 +88,14 @@ def test_validating_leaves_the_random_state_of_a_training_run_alone(drawn, oracl
     vars(model).pop("image_encoder", None)  # to be built during the validation
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    validate_pipeline(model, drawn[0], tmp_path, tests=["dino_swap"], limit=4)
+    judge(model, drawn[0], tmp_path, tests=["dino_swap"], limit=4)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_pictures_of_an_earlier_validation_do_not_stay(drawn, oracle, tmp_path):
-    validate_pipeline(oracle(), drawn[0], tmp_path, limit=6)
+    judge(oracle(), drawn[0], tmp_path, limit=6)
     assert len(list((tmp_path / "reconstruction").glob("*.png"))) == 6
-    done = validate_pipeline(oracle(), drawn[0], tmp_path, tests=["reconstruction"], limit=3)
+    done = judge(oracle(), drawn[0], tmp_path, tests=["reconstruction"], limit=3)
     assert {path.name for path in (tmp_path / "reconstruction").glob("*.png")} == {
         row["file"] for row in done.results["reconstruction"]["per_image"]
     }

@@ -10,7 +10,7 @@ import pytest
 
 from dittool.data.shards.read import ShardSet
 from dittool.validate.report import figure_text, percent_text
-from dittool.validate.run import validate_pipeline
+from tests.validate.oracle import judge
 
 HOSTILE = 'a red circle on the left </td><script>alert(1)</script> \u202egnp.exe\x07 & "quoted"'
 
@@ -35,7 +35,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def validated(drawn, oracle, tmp_path_factory):
-    return validate_pipeline(oracle(), drawn[0], tmp_path_factory.mktemp("report"), limit=6)
+    return judge(oracle(), drawn[0], tmp_path_factory.mktemp("report"), limit=6)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_hostile_captions_stay_text(drawn, oracle, tmp_path):
                 else data
             )
 
-    done = validate_pipeline(oracle(), Hostile(shards.folder, shards.samples, shards.index), tmp_path, limit=4)
+    done = judge(oracle(), Hostile(shards.folder, shards.samples, shards.index), tmp_path, limit=4)
     html = done.report.read_text("utf-8")
     page = Page(html)
     assert "alert(1)" not in "".join(re.findall(r"<script>.*?</script>", html, re.DOTALL)), (

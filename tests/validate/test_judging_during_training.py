@@ -7,10 +7,10 @@ import json
 
 import pytest
 
+from dittool.demo.checker import SCENE_CHECKER
 from dittool.errors import WeightsMissingError
 from dittool.train.loop import train
-from dittool.validate import on_the_way
-from dittool.validate.on_the_way import judge_on_the_way
+from dittool.validate.run import ValidateOptions, judge_during_training, validate
 from tests.run_states import assert_same_bits, final_state
 
 
@@ -19,7 +19,9 @@ def judged_run(tiny_shards, tmp_path_factory, new_listener):
     """The run of `tiny_run`, judged at steps 3, 6 and 8; with what was said."""
     run, listener = tmp_path_factory.mktemp("judged") / "run", new_listener()
     config = tiny_shards.config_with("validate.every=3", "validate.limit=2")
-    train(config, tiny_shards.folder, run, judge=judge_on_the_way(tiny_shards.folder, run, listener))
+    train(
+        config, tiny_shards.folder, run, judge=judge_during_training(tiny_shards.folder, run, SCENE_CHECKER, listener)
+    )
     return run, listener
 
 
@@ -37,10 +39,9 @@ def test_each_judgement_stands_in_the_runs_folder_and_says_its_verdict(judged_ru
 
 
 def test_judged_are_the_averaged_weights_of_that_step(judged_run, tiny_run, tiny_shards, tmp_path):
-    from dittool.validate.run import validate
-
     saved = tiny_run / "checkpoints" / "checkpoint_step0000006.pt"
-    later = validate(saved, tiny_shards.folder, tmp_path / "later", limit=2)
+    options = ValidateOptions(limit=2, checker=SCENE_CHECKER)
+    later = validate(saved, tiny_shards.folder, tmp_path / "later", options)
     then = json.loads((judged_run[0] / "validation" / "step0000006" / "results.json").read_text())
     for part in ("reconstruction", "dino_swap", "text_manip"):
         assert then[part] == json.loads(json.dumps(later.results[part]))
@@ -65,13 +66,13 @@ def test_what_cannot_be_judged_is_told_and_training_goes_on(
     def fails(*_, **__):
         raise error
 
-    monkeypatch.setattr(on_the_way, "validate_pipeline", fails)
+    monkeypatch.setattr("dittool.validate.run.validate_pipeline", fails)
     run = tmp_path / "run"
     train(
         tiny_shards.config_with("validate.every=4"),
         tiny_shards.folder,
         run,
-        judge=judge_on_the_way(tiny_shards.folder, run, listener),
+        judge=judge_during_training(tiny_shards.folder, run, SCENE_CHECKER, listener),
     )
     assert_same_bits(final_state(tiny_run), final_state(run))
     assert [warning.split(":")[0] for warning in listener.warnings] == ["step 4", "step 8"]
