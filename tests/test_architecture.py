@@ -1,5 +1,8 @@
 """Who may import whom, what must stay light, how long a file may be. Read from the source, so that nothing slips in
 unseen.
+
+A direction that does not hold everywhere yet has a list of those that break it. The list must be exact: whoever mends a
+file deletes its name, and nobody may add one.
 """
 
 from __future__ import annotations
@@ -8,128 +11,205 @@ import ast
 import re
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
 from dittool.cli import BUILT_IN
+from tests.house import House, circles, forks, imported_by, statements, within
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(path for top in ("dittool", "commands", "presets") for path in (ROOT / top).rglob("*.py"))
-MODULES = sorted(path for path in SOURCES if path.name != "__init__.py")
+HOUSE = House(ROOT)
+SOURCES = list(HOUSE.files)
+MODULES = [name for name, path in HOUSE.files.items() if path.name != "__init__.py"]
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "skimage", "matplotlib", "tensorboard", "safetensors", "webdataset"}
 HEAVY |= {"transformers", "diffusers", "lpips"}
 STANDARD = set(sys.stdlib_module_names)
 
-
-def name_of(path: Path) -> str:
-    """`commands/train.py` → `commands.train`, `dittool/models/dit.py` → `dittool.models.dit`."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-@cache
-def imports(path: Path, top_level_only: bool = False) -> frozenset[str]:
-    """Every module that a file imports, dotted; `from a import b` counts as `a.b`. What is imported for type checkers
-    only is left out, and with `top_level_only` what functions import when they are called.
-    """
-    found = set()
-    nodes = [ast.parse(path.read_text())]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        runs_later = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for_types_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if not for_types_only and not (top_level_only and runs_later):
-            nodes += ast.iter_child_nodes(node)
-    return frozenset(found)
+# The rooms from the ground up: each may import those before it, never those after it.
+ROOMS = (
+    *("presets", "errors", "seeding", "storage", "console", "config", "geometry", "untrusted"),
+    *("models", "objective", "ckpt", "encoders", "data", "sampling", "audit"),
+    *("train", "families", "ablate", "validate", "demo", "cli", "__main__", "commands"),
+)
 
 
-def within(module: str, package: str) -> bool:
-    return module == package or module.startswith(package + ".")
+# What breaks a direction still. Each list is exact, and is to become empty.
+GEOMETRY_BREAKS: list[str] = [
+    "dittool.geometry imports dittool.config.schema.Data",
+    "dittool.geometry imports dittool.config.schema.parse_size",
+    "dittool.geometry imports dittool.errors.UsageError",
+]
+VALIDATE_BREAKS: list[str] = [
+    "dittool.validate.text_edit imports dittool.demo.checker.ATTRIBUTES",
+    "dittool.validate.text_edit imports dittool.demo.checker.parse_caption",
+    "dittool.validate.text_edit imports dittool.demo.checker.shows",
+]
+RULES_BREAK: list[str] = [
+    "dittool.audit.rules.C1_live_keys",
+    "dittool.audit.rules.C6_live_conditions",
+    "dittool.audit.rules.E1_zero_init",
+    "dittool.audit.rules.E2_dynamic_positions",
+    "dittool.audit.rules.E3_bias",
+    "dittool.audit.rules.E5_gradient_checkpointing",
+    "dittool.audit.rules.K3_architecture",
+    "dittool.audit.rules.K4_dead_parts",
+]
+FILE_CIRCLES: list[list[str]] = [
+    ["dittool.encoders.builtin", "dittool.encoders.single_file", "dittool.encoders.text", "dittool.encoders.vae"]
+]
+BACK_ARROWS: list[str] = ["dittool.validate.text_edit → dittool.demo.checker"]
+FORKS_LEFT: list[str] = [
+    "commands.presets",
+    "commands.train",
+    "commands.warmstart",
+    "dittool.audit.generator_probe",
+    "dittool.audit.spec",
+    "dittool.audit.subject",
+    "dittool.models.build",
+    "dittool.sampling.one_step",
+    "dittool.sampling.one_step_preview",
+    "dittool.sampling.pipeline",
+    "dittool.train.bench",
+    "dittool.train.drift_loop",
+    "dittool.train.estimate",
+]
+LONG_FUNCTIONS: list[str] = ["dittool.train.bench.bench"]
 
 
-def offenders(paths: list[Path], forbidden, top_level_only: bool = False) -> list[str]:
+def offenders(names: Iterable[str], forbidden: Callable[[str], bool], top_level_only: bool = False) -> list[str]:
     """`file imports module` for each import that `forbidden(module)` holds for."""
     return [
-        f"{name_of(path)} imports {module}"
-        for path in paths
-        for module in sorted(imports(path, top_level_only))
+        f"{name} imports {module}"
+        for name in names
+        for module in sorted(imported_by(HOUSE.trees[name], top_level_only))
         if forbidden(module)
     ]
 
 
-def files_of(*packages: str) -> list[Path]:
-    return [path for path in SOURCES if any(within(name_of(path), package) for package in packages)]
+def files_of(*packages: str) -> list[str]:
+    return [name for name in SOURCES if any(within(name, package) for package in packages)]
+
+
+def any_of(*packages: str) -> Callable[[str], bool]:
+    return lambda module: any(within(module, package) for package in packages)
 
 
 def test_the_source_is_found():
-    assert {"dittool.cli", "dittool.config.load", "commands.options", "commands.presets"} <= {
-        name_of(path) for path in SOURCES
-    }
+    assert {"dittool.cli", "dittool.config.load", "commands.options", "commands.presets"} <= set(SOURCES)
 
 
 # Directions
 
 
 def test_the_library_never_imports_commands():
-    library = [path for path in files_of("dittool") if name_of(path) != "dittool.cli"]
-    assert offenders(library, lambda module: within(module, "dittool.commands")) == []
-    assert offenders(library, lambda module: within(module, "typer") or within(module, "click")) == []
+    library = [name for name in files_of("dittool") if name != "dittool.cli"]
+    assert offenders(library, any_of("dittool.commands")) == []
+    assert offenders(library, any_of("typer", "click")) == []
 
 
 def test_nobody_imports_click():
-    assert offenders(SOURCES, lambda module: within(module, "click") or within(module, "typer._click")) == []
+    assert offenders(SOURCES, any_of("click", "typer._click")) == []
 
 
 def test_commands_never_import_each_other():
-    commands = files_of("commands")
-    assert (
-        offenders(
-            commands,
-            lambda module: within(module, "dittool.commands") and not within(module, "dittool.commands.options"),
-        )
-        == []
-    )
+    def another(module: str) -> bool:
+        return within(module, "dittool.commands") and not within(module, "dittool.commands.options")
+
+    assert offenders(files_of("commands"), another) == []
 
 
-@pytest.mark.parametrize("package", ["dittool.models", "dittool.objective"])
-def test_models_and_objective_import_only_torch_and_each_other(package):
-    def foreign(module: str) -> bool:
-        root = module.split(".")[0]
-        return (
-            root not in STANDARD | {"torch"}
-            and not within(module, "dittool.models")
-            and not within(module, "dittool.objective")
-        )
-
-    assert offenders(files_of(package), foreign) == []
+@pytest.mark.parametrize(
+    ("room", "breaking"),
+    [
+        ("dittool.models", []),
+        ("dittool.objective", []),
+        ("dittool.geometry", GEOMETRY_BREAKS),
+    ],
+)
+def test_models_objective_and_geometry_import_only_torch_and_numbers(room, breaking):
+    pure = any_of("torch", "dittool.models", "dittool.objective", "dittool.geometry", *STANDARD)
+    assert offenders(files_of(room), lambda module: not pure(module)) == breaking
 
 
 def test_models_do_not_know_the_objective():
-    assert offenders(files_of("dittool.models"), lambda module: within(module, "dittool.objective")) == []
+    assert offenders(files_of("dittool.models"), any_of("dittool.objective")) == []
+
+
+def test_encoders_import_neither_data_nor_training():
+    assert offenders(files_of("dittool.encoders"), any_of("dittool.data", "dittool.train")) == []
 
 
 @pytest.mark.parametrize("package", ["dittool.data", "dittool.encoders", "dittool.ckpt", "dittool.audit"])
 def test_data_encoders_checkpoints_and_audit_never_import_training(package):
-    assert offenders(files_of(package), lambda module: within(module, "dittool.train")) == []
+    assert offenders(files_of(package), any_of("dittool.train")) == []
+
+
+def test_validation_never_imports_the_demo():
+    assert offenders(files_of("dittool.validate"), any_of("dittool.demo")) == VALIDATE_BREAKS
+
+
+def test_rules_import_no_specimen_but_the_protocol():
+    """A rule asks a specimen and judges; how the answer is found is not its matter."""
+    specimens = any_of("dittool.audit.specimens", "dittool.audit.foreign")
+
+    def another(module: str) -> bool:
+        return specimens(module) and not within(module, "dittool.audit.specimens.specimen")
+
+    rules = files_of("dittool.audit.rules")
+    assert [rule for rule in rules if offenders([rule], another)] == RULES_BREAK
 
 
 def test_only_encoders_import_transformers_and_diffusers():
-    others = [path for path in SOURCES if not within(name_of(path), "dittool.encoders")]
-    assert offenders(others, lambda module: within(module, "transformers") or within(module, "diffusers")) == []
+    others = [name for name in SOURCES if not within(name, "dittool.encoders")]
+    assert offenders(others, any_of("transformers", "diffusers")) == []
 
 
 def test_there_are_no_relative_imports():
-    tree = {path: ast.walk(ast.parse(path.read_text())) for path in SOURCES}
-    assert [
-        name_of(path)
-        for path, nodes in tree.items()
-        if any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
-    ] == []
+    relative = [
+        name
+        for name, tree in HOUSE.trees.items()
+        if any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
+    ]
+    assert relative == []
+
+
+def test_files_import_each_other_in_no_circle():
+    """Imports inside functions counted: they hide a circle from Python, not from a reader."""
+    assert circles(HOUSE.arrows) == FILE_CIRCLES
+
+
+def test_every_room_has_its_place_in_the_order():
+    assert {HOUSE.room_of(name) for name in SOURCES} - {"dittool"} <= set(ROOMS)
+
+
+def test_a_room_imports_only_rooms_before_it():
+    back = [
+        arrow
+        for room, targets in HOUSE.room_arrows.items()
+        for target, arrows in targets.items()
+        if ROOMS.index(target) > ROOMS.index(room)
+        for arrow in arrows
+    ]
+    assert sorted(back) == BACK_ARROWS
+
+
+def test_circles_are_found_however_long():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}, "e": {"e"}}) == [["a", "b", "c"], ["e"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+# One house for every family
+
+
+def test_only_families_and_configuration_ask_for_the_name_of_an_architecture():
+    assert list(HOUSE.forks_outside_families()) == FORKS_LEFT
+
+
+def test_forks_are_found():
+    text = "config.model.arch == 'dit'\nisinstance(config, DriftConfig)\n{}.get(model.arch)\nrun.architecture == 1"
+    assert len(forks(ast.parse(text))) == 3
 
 
 # Lightness
@@ -147,24 +227,13 @@ LIGHT = [
 
 
 def test_light_modules_import_nothing_heavy_when_they_are_imported():
-    assert offenders(files_of(*LIGHT), lambda module: module.split(".")[0] in HEAVY, top_level_only=True) == []
+    assert offenders(files_of(*LIGHT), any_of(*HEAVY), top_level_only=True) == []
 
 
 def test_light_modules_import_only_light_modules_of_ours():
-    library = {
-        "dittool.models",
-        "dittool.objective",
-        "dittool.sampling",
-        "dittool.encoders",
-        "dittool.train",
-        "dittool.validate",
-        "dittool.demo",
-    }
-
-    def heavy(module: str) -> bool:
-        return any(within(module, package) for package in library)
-
-    assert offenders(files_of(*LIGHT), heavy, top_level_only=True) == []
+    heavy = ("models", "objective", "sampling", "encoders", "train", "families", "validate", "demo")
+    ours = any_of(*(f"dittool.{room}" for room in heavy))
+    assert offenders(files_of(*LIGHT), ours, top_level_only=True) == []
 
 
 def loaded_by(*arguments: str) -> set[str]:
@@ -187,35 +256,40 @@ def test_the_list_of_commands_loads_not_even_the_configuration():
     assert loaded_by("--help") & (HEAVY | {"pydantic", "tomllib", "tomli"}) == set()
 
 
-# Size and names
+# Size and names: a function fits a screen, a file is read in one sitting. Growth is measured in statements, which no
+# formatter makes: tests/bench/size_of_house.py
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_file_opens_by_saying_what_it_is(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_opens_by_saying_what_it_is(name):
+    assert ast.get_docstring(HOUSE.trees[name])
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_file_is_no_longer_than_one_reads_in_one_sitting(path):
-    assert len(path.read_text().splitlines()) <= (180 if path.parent.name == "commands" else 400)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_file_is_no_longer_than_one_reads_in_one_sitting(name):
+    assert len(HOUSE.files[name].read_text().splitlines()) <= (180 if within(name, "commands") else 400)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_the_body_of_a_function_fits_a_screen(path):
-    functions = [
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
+def test_the_body_of_a_function_fits_a_screen():
+    lengths = {
+        f"{name}.{node.name}": node.end_lineno - node.body[0].lineno + 1
+        for name, tree in HOUSE.trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    ]
-    lengths = {one.name: one.end_lineno - one.body[0].lineno + 1 for one in functions}
-    assert [f"{name}: {lines} lines" for name, lines in lengths.items() if lines >= 80] == []
+    }
+    assert [name for name, lines in lengths.items() if lines >= 60] == LONG_FUNCTIONS
+    assert max(lengths.values()) < 80
+
+
+def test_statements_count_neither_docstrings_nor_lines():
+    assert statements(ast.parse('"""A page."""\n\nx = (\n    1,\n)\nif x:\n    """Why."""\n    y = 2\n')) == 3
 
 
 def test_no_file_has_a_name_that_says_nothing():
-    names = {path.stem for path in SOURCES} | {path.parent.name for path in SOURCES}
+    names = {path.stem for path in HOUSE.files.values()} | {path.parent.name for path in HOUSE.files.values()}
     assert names & {"util", "utils", "helper", "helpers", "common", "misc", "manager", "process"} == set()
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_nothing_is_left_for_later(path):
-    assert not re.search(r"\bNotImplementedError\b|\bTODO\b|\bFIXME\b|\bXXX\b", path.read_text())
+@pytest.mark.parametrize("name", SOURCES)
+def test_nothing_is_left_for_later(name):
+    assert not re.search(r"\bNotImplementedError\b|\bTODO\b|\bFIXME\b|\bXXX\b", HOUSE.files[name].read_text())
