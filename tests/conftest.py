@@ -24,6 +24,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+MEMORY_A_PROCESS = 3 * 2**30  # what torch, the encoders and the largest test take together
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes `-n auto` means: a core and three gigabytes for each, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(1, min(cores, memory // MEMORY_A_PROCESS))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command line ended."""

@@ -195,6 +195,7 @@ def test_a_built_in_command_that_cannot_be_imported_is_a_bug_of_ours_and_harms_n
 # As a process
 
 
+@pytest.mark.row(17)
 def test_a_reader_that_leaves_ends_nothing_with_a_traceback():
     for arguments, codes in [
         (["presets", "nano", "--quiet"], (0,)),
@@ -224,6 +225,7 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error_like_any_other():
     assert done.stderr.startswith("error: internal error: BrokenPipeError: ")
 
 
+@pytest.mark.row(17)
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_end_nothing(closed):
     run = subprocess.run(

@@ -88,6 +88,7 @@ def test_a_valid_checkpoint_of_the_same_step_is_kept_as_it_is(tmp_path, state):
     assert first.read_bytes() == before
 
 
+@pytest.mark.row(6)
 def test_a_checkpoint_whose_save_was_interrupted_is_saved_again(tmp_path, state):
     path = save_checkpoint(tmp_path, state(3))
     path.write_bytes(path.read_bytes()[:-100])
@@ -105,8 +106,9 @@ def test_the_final_checkpoint_of_a_run_that_was_continued_keeps_the_old_one_unde
     assert load_checkpoint(tmp_path / "checkpoint_step0000010.pt")["step"] == 10
 
 
+@pytest.mark.row(5, 6)
 @pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
-def test_05_06_a_kill_at_any_moment_of_a_save_leaves_a_valid_checkpoint(tmp_path, state, monkeypatch, call):
+def test_a_kill_at_any_moment_of_a_save_leaves_a_valid_checkpoint(tmp_path, state, monkeypatch, call):
     """A save of a first, a step's, and a replaced final checkpoint is killed at its n-th system call, for all n."""
     genuine = getattr(os, call)
     for moment in range(100):
@@ -139,6 +141,7 @@ def test_05_06_a_kill_at_any_moment_of_a_save_leaves_a_valid_checkpoint(tmp_path
     assert moment > 0 and finished
 
 
+@pytest.mark.row(6)
 def test_the_file_is_durable_before_it_gets_its_name_and_the_sidecar_comes_last(tmp_path, state, monkeypatch):
     events = []
     for call in ("fsync", "replace"):
@@ -153,8 +156,9 @@ def test_the_file_is_durable_before_it_gets_its_name_and_the_sidecar_comes_last(
     assert events == ["fsync", "checkpoint_step0000003.pt", "fsync", "fsync", "checkpoint_step0000003.json", "fsync"]
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
-def test_09_a_disk_that_fills_up_while_saving_says_so_and_costs_nothing(folder, state, monkeypatch, code):
+def test_a_disk_that_fills_up_while_saving_says_so_and_costs_nothing(folder, state, monkeypatch, code):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def full(self, data):
@@ -170,7 +174,8 @@ def test_09_a_disk_that_fills_up_while_saving_says_so_and_costs_nothing(folder, 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_09_a_file_that_may_not_grow_further_is_named_as_such_and_not_as_an_error_of_torch(folder, state):
+@pytest.mark.row(9)
+def test_a_file_that_may_not_grow_further_is_named_as_such_and_not_as_an_error_of_torch(folder, state):
     """The kernel refuses the write in the middle of torch.save, which answers with a RuntimeError about positions."""
     large = state(5)
     large["data"]["statistics"] = torch.zeros(1_000_000)
@@ -185,14 +190,16 @@ def test_09_a_file_that_may_not_grow_further_is_named_as_such_and_not_as_an_erro
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_09_a_disk_without_room_is_noticed_before_anything_is_written(folder, state, monkeypatch):
+@pytest.mark.row(9)
+def test_a_disk_without_room_is_noticed_before_anything_is_written(folder, state, monkeypatch):
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: storage.shutil._ntuple_diskusage(100, 99, 1))
     with pytest.raises(StorageError, match=r"checkpoint of step 5 needs .* and the disk has 1 B free"):
         save_checkpoint(folder, state(5))
     assert names(folder)[-1] == "checkpoint_step0000004.pt"
 
 
-def test_22_a_folder_or_a_file_in_the_wrong_place_is_refused(tmp_path, state):
+@pytest.mark.row(22)
+def test_a_folder_or_a_file_in_the_wrong_place_is_refused(tmp_path, state):
     (tmp_path / "checkpoint_step0000001.pt").mkdir()
     with pytest.raises(StorageError, match="a folder stands where the checkpoint should be"):
         save_checkpoint(tmp_path, state(1))
@@ -204,7 +211,8 @@ def test_22_a_folder_or_a_file_in_the_wrong_place_is_refused(tmp_path, state):
 # Finding
 
 
-def test_21_the_newest_is_the_highest_step_whatever_the_clock_says(folder):
+@pytest.mark.row(21)
+def test_the_newest_is_the_highest_step_whatever_the_clock_says(folder):
     for age, path in enumerate(sorted(folder.glob("*.pt"))):
         os.utime(path, (1_000_000 - age, 1_000_000 - age))
     assert newest_checkpoint(folder).step == 4
@@ -216,7 +224,8 @@ def test_steps_beyond_seven_digits_still_come_in_order(tmp_path, state):
     assert [file.step for file in list_checkpoints(tmp_path)] == [9_999_999, 12_345_678]
 
 
-def test_05_leftovers_of_interrupted_writers_are_no_checkpoints(folder):
+@pytest.mark.row(5)
+def test_leftovers_of_interrupted_writers_are_no_checkpoints(folder):
     (folder / ".tmp-abc.pt").write_bytes(b"half")
     (folder / ".trash-checkpoint_step0000009.pt").write_bytes(b"half")
     (folder / "checkpoint_step0000009.json").write_text("{}")
@@ -224,6 +233,7 @@ def test_05_leftovers_of_interrupted_writers_are_no_checkpoints(folder):
     assert newest_checkpoint(folder).step == 4
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -239,9 +249,7 @@ def test_05_leftovers_of_interrupted_writers_are_no_checkpoints(folder):
         ),
     ],
 )
-def test_26_a_damaged_newest_checkpoint_is_skipped_loudly_with_the_steps_that_it_costs(
-    folder, listener, damage, reason
-):
+def test_a_damaged_newest_checkpoint_is_skipped_loudly_with_the_steps_that_it_costs(folder, listener, damage, reason):
     damage(folder / "checkpoint_step0000004.pt")
     assert newest_checkpoint(folder, listener).step == 3
     [warning] = listener.warnings
@@ -252,6 +260,7 @@ def test_26_a_damaged_newest_checkpoint_is_skipped_loudly_with_the_steps_that_it
         newest_checkpoint(folder, strict=True)
 
 
+@pytest.mark.row(25)
 def test_no_checkpoint_and_no_valid_checkpoint_are_errors(tmp_path, folder):
     with pytest.raises(BadDataError, match="no checkpoint there"):
         newest_checkpoint(tmp_path / "absent")
@@ -280,7 +289,8 @@ def test_rotation_keeps_the_newest_every_so_many_steps_and_the_final_one(folder,
     assert len(list(folder.glob("*.json"))) == 4
 
 
-def test_07_rotation_deletes_nothing_unless_the_newest_verifies(folder):
+@pytest.mark.row(7)
+def test_rotation_deletes_nothing_unless_the_newest_verifies(folder):
     newest = folder / "checkpoint_step0000004.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
     assert rotate(folder, keep=2) == []
@@ -298,8 +308,9 @@ def test_fewer_than_two_checkpoints_cannot_be_asked_for(folder):
         rotate(folder, keep=1)
 
 
+@pytest.mark.row(7)
 @pytest.mark.parametrize("call", ["replace", "unlink"])
-def test_07_a_kill_in_rotation_is_finished_by_the_next_one(folder, monkeypatch, call):
+def test_a_kill_in_rotation_is_finished_by_the_next_one(folder, monkeypatch, call):
     genuine = getattr(os, call)
     calls = 0
 
@@ -321,7 +332,8 @@ def test_07_a_kill_in_rotation_is_finished_by_the_next_one(folder, monkeypatch, 
     )
 
 
-def test_22_rotation_removes_a_link_and_not_what_it_leads_to(folder, tmp_path):
+@pytest.mark.row(22)
+def test_rotation_removes_a_link_and_not_what_it_leads_to(folder, tmp_path):
     precious = tmp_path / "precious.pt"
     (folder / "checkpoint_step0000001.pt").rename(precious)
     (folder / "checkpoint_step0000001.pt").symlink_to(precious)

@@ -57,7 +57,8 @@ def test_a_sidecar_that_disagrees_is_reported(checkpoint):
     assert "its sidecar says" in inspect(checkpoint).sidecar
 
 
-def test_59_every_tensor_with_nan_is_named(tmp_path, state):
+@pytest.mark.row(59)
+def test_every_tensor_with_nan_is_named(tmp_path, state):
     spoilt = state(1)
     spoilt["model"]["0.bias"][2] = float("nan")
     spoilt["optimizer"]["state"][1]["exp_avg"][0] = float("inf")

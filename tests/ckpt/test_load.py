@@ -95,28 +95,32 @@ def test_a_file_built_by_hand_as_torch_builds_it_loads(tmp_path):
 # Code that would run
 
 
+@pytest.mark.row(57)
 @pytest.mark.parametrize("name", CALLING)
-def test_57_a_pickle_that_calls_something_is_refused_unread(tmp_path, tripwire, name):
+def test_a_pickle_that_calls_something_is_refused_unread(tmp_path, tripwire, name):
     with pytest.raises(
         UnsafeFileError, match=r"a\.pt: refused without loading it: (global|a pickle that is not of protocol 2)"
     ):
         load_checkpoint(pt(tmp_path / "a.pt", CALLING[name]))
 
 
-def test_57_the_refusal_names_the_global(tmp_path):
+@pytest.mark.row(57)
+def test_the_refusal_names_the_global(tmp_path):
     path = pt(tmp_path / "a.pt", program(b"cos\nsystem\n" + text("id") + b"\x85R"))
     with pytest.raises(UnsafeFileError, match=r"global os\.system"):
         check_pt(path)
 
 
+@pytest.mark.row(57)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_57_a_hostile_pickle_is_refused_by_name(tmp_path, tripwire, name):
+def test_a_hostile_pickle_is_refused_by_name(tmp_path, tripwire, name):
     body, said = HOSTILE[name]
     with pytest.raises(UnsafeFileError, match=re.escape(said)):
         load_checkpoint(pt(tmp_path / "a.pt", program(body), FOUR_FLOATS))
 
 
-def test_57_nothing_may_stand_behind_the_end_of_the_pickle(tmp_path):
+@pytest.mark.row(57)
+def test_nothing_may_stand_behind_the_end_of_the_pickle(tmp_path):
     honest = program(b"}" + text("w") + tensor(storage()) + b"s")
     with pytest.raises(UnsafeFileError, match="21 bytes behind the pickle's end"):
         check_pt(pt(tmp_path / "a.pt", honest + b"cos\nsystem\nX\0\0\0\0\x85R.ab", FOUR_FLOATS))
@@ -125,8 +129,9 @@ def test_57_nothing_may_stand_behind_the_end_of_the_pickle(tmp_path):
 # Memory that would be taken
 
 
+@pytest.mark.row(57)
 @pytest.mark.parametrize("name", OVERSIZED)
-def test_57_a_tensor_that_its_file_does_not_hold_is_refused_before_memory_is_taken(tmp_path, name):
+def test_a_tensor_that_its_file_does_not_hold_is_refused_before_memory_is_taken(tmp_path, name):
     body, said = OVERSIZED[name]
     path = pt(tmp_path / "a.pt", program(b"}" + text("w") + body + b"s"), FOUR_FLOATS)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -135,7 +140,8 @@ def test_57_a_tensor_that_its_file_does_not_hold_is_refused_before_memory_is_tak
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
-def test_57_weights_only_alone_would_have_taken_the_memory(tmp_path):
+@pytest.mark.row(57)
+def test_weights_only_alone_would_have_taken_the_memory(tmp_path):
     """The negative control: the two ways that torch itself leaves open, at a harmless size."""
     path = pt(tmp_path / "a.pt", program(b"c__builtin__\nbytearray\n" + number(2**24) + b"\x85R"))
     assert path.stat().st_size < 500 and len(torch.load(path, weights_only=True)) == 2**24
@@ -143,7 +149,8 @@ def test_57_weights_only_alone_would_have_taken_the_memory(tmp_path):
     assert torch.load(path, weights_only=True).numel() == 2**50
 
 
-def test_57_a_storage_that_no_tensor_uses_is_refused(tmp_path):
+@pytest.mark.row(57)
+def test_a_storage_that_no_tensor_uses_is_refused(tmp_path):
     with pytest.raises(UnsafeFileError, match="storage '1' that no tensor uses"):
         check_pt(
             pt(
@@ -164,8 +171,9 @@ def test_bools_that_are_neither_0_nor_1_are_refused(tmp_path):
 # The archive around it
 
 
+@pytest.mark.row(57)
 @pytest.mark.parametrize("name", SPOILT_ARCHIVES)
-def test_57_an_archive_that_could_be_read_in_two_ways_is_refused(tmp_path, name):
+def test_an_archive_that_could_be_read_in_two_ways_is_refused(tmp_path, name):
     spoil, said = SPOILT_ARCHIVES[name]
     path = archive(tmp_path / "a.pt", honest_members())
     check_pt(path)
@@ -174,7 +182,8 @@ def test_57_an_archive_that_could_be_read_in_two_ways_is_refused(tmp_path, name)
         check_pt(path)
 
 
-def test_57_the_two_end_records_that_torch_writes_must_agree(tmp_path):
+@pytest.mark.row(57)
+def test_the_two_end_records_that_torch_writes_must_agree(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
     raw = (tmp_path / "a.pt").read_bytes()
     for offset, form, value in [(8, "<H", 1), (10, "<H", 1), (12, "<I", 46), (16, "<I", 0)]:
@@ -183,16 +192,18 @@ def test_57_the_two_end_records_that_torch_writes_must_agree(tmp_path):
             check_pt(tmp_path / "a.pt")
 
 
+@pytest.mark.row(57)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(("extra", "said"), OTHER_MEMBERS)
-def test_57_an_archive_with_other_members_is_refused(tmp_path, extra, said):
+def test_an_archive_with_other_members_is_refused(tmp_path, extra, said):
     with pytest.raises(UnsafeFileError, match=re.escape(said)):
         check_pt(archive(tmp_path / "a.pt", {**honest_members(), **extra}))
 
 
+@pytest.mark.row(57)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_57_a_member_given_twice_is_refused(tmp_path):
+def test_a_member_given_twice_is_refused(tmp_path):
     path = tmp_path / "a.pt"
     with zipfile.ZipFile(path, "w") as file:
         for name, data in [*honest_members().items(), ("a/data.pkl", b"x")]:
@@ -201,7 +212,8 @@ def test_57_a_member_given_twice_is_refused(tmp_path):
         check_pt(path)
 
 
-def test_57_bytes_before_or_behind_the_archive_are_refused(tmp_path):
+@pytest.mark.row(57)
+def test_bytes_before_or_behind_the_archive_are_refused(tmp_path):
     raw = archive(tmp_path / "a.pt", honest_members()).read_bytes()
     for spoilt in (b"#!/bin/sh\n" + raw, raw + b"x", LOCAL + raw):
         (tmp_path / "b.pt").write_bytes(spoilt)
@@ -209,7 +221,8 @@ def test_57_bytes_before_or_behind_the_archive_are_refused(tmp_path):
             check_pt(tmp_path / "b.pt")
 
 
-def test_57_a_compressed_archive_is_refused_without_unpacking_it(tmp_path):
+@pytest.mark.row(57)
+def test_a_compressed_archive_is_refused_without_unpacking_it(tmp_path):
     path = archive(tmp_path / "a.pt", {**honest_members(), "a/data/1": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(UnsafeFileError, match="is compressed"):
         check_pt(path)
@@ -218,6 +231,7 @@ def test_57_a_compressed_archive_is_refused_without_unpacking_it(tmp_path):
 # What is no checkpoint at all
 
 
+@pytest.mark.row(57, 58)
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -231,14 +245,15 @@ def test_57_a_compressed_archive_is_refused_without_unpacking_it(tmp_path):
         (LOCAL, "was cut short"),
     ],
 )
-def test_57_58_a_file_of_another_kind_gets_one_clear_sentence(tmp_path, content, said):
+def test_a_file_of_another_kind_gets_one_clear_sentence(tmp_path, content, said):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(BadDataError, match=re.escape(said)) as caught:
         load_checkpoint(tmp_path / "a.pt")
     assert "a.pt" in caught.value.message and "\n" not in caught.value.message and caught.value.hint
 
 
-def test_57_a_truncated_checkpoint_is_called_so_wherever_it_was_cut(tmp_path, valid):
+@pytest.mark.row(57)
+def test_a_truncated_checkpoint_is_called_so_wherever_it_was_cut(tmp_path, valid):
     raw = valid.read_bytes()
     for length in (4, 100, len(raw) // 2, len(raw) - 1):
         (tmp_path / "a.pt").write_bytes(raw[:length])
@@ -246,12 +261,14 @@ def test_57_a_truncated_checkpoint_is_called_so_wherever_it_was_cut(tmp_path, va
             load_checkpoint(tmp_path / "a.pt")
 
 
-def test_57_an_archive_without_a_pickle_is_no_checkpoint(tmp_path):
+@pytest.mark.row(57)
+def test_an_archive_without_a_pickle_is_no_checkpoint(tmp_path):
     with pytest.raises(BadDataError, match=r"without data\.pkl"):
         check_pt(archive(tmp_path / "a.pt", {"a/version": b"3\n"}))
 
 
-def test_57_the_formats_before_the_archive_are_refused_with_the_way_to_convert_them(tmp_path):
+@pytest.mark.row(57)
+def test_the_formats_before_the_archive_are_refused_with_the_way_to_convert_them(tmp_path):
     path = tmp_path / "old.pt"
     torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UnsafeFileError, match="a bare pickle") as caught:
@@ -262,7 +279,8 @@ def test_57_the_formats_before_the_archive_are_refused_with_the_way_to_convert_t
         load_checkpoint(path)
 
 
-def test_57_folders_pipes_and_missing_files_are_named_and_do_not_block(tmp_path):
+@pytest.mark.row(57)
+def test_folders_pipes_and_missing_files_are_named_and_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
     for path, said in [
         (tmp_path, "a folder"),
@@ -304,17 +322,19 @@ def test_without_averaged_weights_the_raw_ones_are_taken_with_a_warning(tmp_path
         load_weights(tmp_path / "a.pt", "ema")
 
 
+@pytest.mark.row(58)
 @pytest.mark.parametrize(
     "wrap",
     [lambda w: w, lambda w: {"state_dict": w, "epoch": 3}, lambda w: {"model": w}, lambda w: OrderedDict(module=w)],
 )
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "module._orig_mod."])
-def test_58_a_foreign_state_dict_is_found_and_its_wrappers_are_taken_off(tmp_path, wrap, prefix):
+def test_a_foreign_state_dict_is_found_and_its_wrappers_are_taken_off(tmp_path, wrap, prefix):
     torch.save(wrap({f"{prefix}{name}": torch.ones(2) for name in ("a.weight", "b.weight")}), tmp_path / "a.pt")
     assert list(load_weights(tmp_path / "a.pt")) == ["a.weight", "b.weight"]
 
 
-def test_58_a_file_without_weights_says_what_it_has(tmp_path):
+@pytest.mark.row(58)
+def test_a_file_without_weights_says_what_it_has(tmp_path):
     torch.save({"epoch": 3, "loss": [1.0]}, tmp_path / "a.pt")
     with pytest.raises(BadDataError, match=r"no state dict.*it has epoch, loss"):
         load_weights(tmp_path / "a.pt")
@@ -329,7 +349,8 @@ def test_weights_mapped_from_a_file_survive_its_deletion_and_are_private(valid):
     assert weights["0.bias"].isfinite().all()
 
 
-def test_58_weights_of_another_architecture_are_refused_with_counts_and_the_first_ten_differences():
+@pytest.mark.row(58)
+def test_weights_of_another_architecture_are_refused_with_counts_and_the_first_ten_differences():
     model = {f"{name}.weight": torch.zeros(2, 2) for name in "abcdefghijklm"}
     require_fit(model, model, "old.pt")
     weights = {
@@ -350,7 +371,8 @@ def test_58_weights_of_another_architecture_are_refused_with_counts_and_the_firs
     assert caught.value.message.count("missing, the model") == 10 and "and 3 more" in caught.value.message
 
 
-def test_59_tensors_with_nan_are_named_wherever_they_are():
+@pytest.mark.row(59)
+def test_tensors_with_nan_are_named_wherever_they_are():
     state = {
         "model": {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(2)},
         "list": [torch.tensor(float("inf"))],

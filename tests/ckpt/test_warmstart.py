@@ -99,7 +99,8 @@ def test_a_scalar_is_copied():
     assert warmstart({"w": torch.tensor(3.0)}, {"w": torch.tensor(0.0)}).weights["w"] == 3
 
 
-def test_59_weights_with_nan_are_no_start():
+@pytest.mark.row(59)
+def test_weights_with_nan_are_no_start():
     with pytest.raises(BadDataError, match=r"1 tensors hold NaN or infinity: w"):
         warmstart({"w": torch.tensor([float("nan")])}, {"w": torch.zeros(1)})
 

@@ -244,6 +244,7 @@ def test_a_base_that_is_not_a_name_is_told(preset, base):
 # Row 60 of the catalogue of faults: what a TOML file can hold that a configuration cannot
 
 
+@pytest.mark.row(60)
 @pytest.mark.parametrize(
     ("value", "told"),
     [
@@ -259,22 +260,24 @@ def test_a_base_that_is_not_a_name_is_told(preset, base):
         ("9223372036854775808", "less than or equal to"),
     ],
 )
-def test_row_60_a_value_that_is_no_count_is_told(preset, value, told):
+def test_a_value_that_is_no_count_is_told(preset, value, told):
     path = preset(MINIMAL.replace("steps = 100", f"steps = {value}"))
     (problem,) = problems_of(path)
     assert problem.startswith("train.steps: input should be") and told in problem and problem.endswith(f"({path}:18)")
 
 
+@pytest.mark.row(60)
 @pytest.mark.parametrize(
     "value", ["nan", "inf", "-inf", "1e400", "true", "-1.0", "0", '"1e-4"', "2026-11-20T12:00:00Z", "1" + "0" * 400]
 )
-def test_row_60_a_value_that_is_no_positive_finite_number_is_told(preset, value):
+def test_a_value_that_is_no_positive_finite_number_is_told(preset, value):
     path = preset(MINIMAL + f"lr = {value}\n")
     (problem,) = problems_of(path)
     assert re.match(r"train\.lr: input should be (a finite number|a valid number|greater than 0), not ", problem)
     assert problem.endswith(f"({path}:20)") and len(problem) < 300
 
 
+@pytest.mark.row(60)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -290,13 +293,14 @@ def test_row_60_a_value_that_is_no_positive_finite_number_is_told(preset, value)
     ],
     ids=["duplicate-key", "duplicate-section", "no-value", "deep", "many-digits", "latin-1", "utf-16", "jpeg", "huge"],
 )
-def test_row_60_a_file_that_is_no_readable_toml_is_told(preset, text, told):
+def test_a_file_that_is_no_readable_toml_is_told(preset, text, told):
     path = preset(text)
     message = message_of(path)
     assert message.startswith(path) and re.search(told, message) and "\n" not in message
 
 
-def test_row_60_keys_nested_a_thousand_deep_are_told_as_unknown(preset):
+@pytest.mark.row(60)
+def test_keys_nested_a_thousand_deep_are_told_as_unknown(preset):
     (problem,) = problems_of(preset(MINIMAL + "[" + ".".join(["a"] * 1000) + "]\nx = 1\n"))
     assert problem.startswith("a: unknown section")
 

@@ -49,6 +49,7 @@ def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(kind, name):
     assert "hf download" not in missing.value.hint
 
 
+@pytest.mark.row(61)
 @pytest.mark.parametrize("name", ["nobody/has-this", "./no/such/folder"])
 def test_missing_weights_are_named_with_what_to_do(kind, name):
     with pytest.raises(WeightsMissingError, match=name) as missing:
@@ -96,6 +97,7 @@ def test_a_folder_without_its_weights_is_missing_weights(kind, copy):
 # Damaged
 
 
+@pytest.mark.row(61)
 @pytest.mark.parametrize("keep", [0, 5, 0.01, 0.5, -1])
 def test_weights_cut_short_are_named_as_a_file(kind, copy, keep):
     path = copy / WEIGHTS[kind]
@@ -185,6 +187,7 @@ def test_an_autoencoder_with_a_repository_of_its_own_lies_at_the_top(folders, hu
     assert load_codec("org/taef1").card["revision"].startswith("0123")
 
 
+@pytest.mark.row(61)
 def test_a_damaged_copy_on_this_disk_is_not_called_absent(kind, folders, hub_cache):
     path = hub_cache("org/model", folders / FOLDERS[kind]) / WEIGHTS[kind]
     path.write_bytes(path.read_bytes()[:-8])

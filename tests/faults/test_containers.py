@@ -79,19 +79,22 @@ def members_of(path):
 # --- rows 49 to 53: tars ---
 
 
-def test_row_49_a_tar_cut_between_two_members_is_noticed_by_every_command(shards, refused):
+@pytest.mark.row(49)
+def test_a_tar_cut_between_two_members_is_noticed_by_every_command(shards, refused):
     path = first_tar(shards)
     path.write_bytes(path.read_bytes()[: tar_members(path)[5].offset - BLOCK])
     refused(shards, 3, path.name, "the index says")
 
 
-def test_row_49_without_an_index_the_missing_end_is_noticed(older_shards, refused):
+@pytest.mark.row(49)
+def test_without_an_index_the_missing_end_is_noticed(older_shards, refused):
     path = first_tar(older_shards)
     path.write_bytes(path.read_bytes()[: tar_members(path)[5].offset - BLOCK])
     refused(older_shards, 3, path.name, "without the two zero blocks")
 
 
-def test_row_49_cut_at_every_block_a_tar_is_refused_with_and_without_its_index(desk, shards, told):
+@pytest.mark.row(49)
+def test_cut_at_every_block_a_tar_is_refused_with_and_without_its_index(desk, shards, told):
     path = first_tar(shards)
     raw = path.read_bytes()
     closing = len(raw.rstrip(b"\0"))
@@ -104,7 +107,8 @@ def test_row_49_cut_at_every_block_a_tar_is_refused_with_and_without_its_index(d
     assert desk.run("shard", "--verify", "--out", shards, "-q").code == 0
 
 
-def test_row_49_a_tar_that_is_gone_is_missed(shards, refused):
+@pytest.mark.row(49)
+def test_a_tar_that_is_gone_is_missed(shards, refused):
     path = first_tar(shards)
     path.unlink()
     refused(shards, 3, path.name, "missing")
@@ -128,38 +132,43 @@ def damaged(raw, kind):
     return bytes(raw)
 
 
+@pytest.mark.row(50)
 @pytest.mark.parametrize("kind", ["garbage", "no end", "bad checksum", "huge size", "one zero block"])
-def test_row_50_a_damaged_tar_is_refused_with_its_place(older_shards, refused, kind):
+def test_a_damaged_tar_is_refused_with_its_place(older_shards, refused, kind):
     path = first_tar(older_shards)
     path.write_bytes(damaged(path.read_bytes(), kind))
     refused(older_shards, 3, f"{path}: damaged tar at byte ")
 
 
+@pytest.mark.row(50)
 @pytest.mark.parametrize("raw", [b"", bytes(10240)], ids=["no bytes", "only zeros"])
-def test_row_50_a_set_of_empty_tars_is_no_data(desk, tmp_path, refused, raw):
+def test_a_set_of_empty_tars_is_no_data(desk, tmp_path, refused, raw):
     (tmp_path / "shards/bucket_128x128").mkdir(parents=True)
     (tmp_path / "shards/bucket_128x128/shard-000000.tar").write_bytes(raw)
     refused(tmp_path / "shards", 3)
 
 
-def test_row_51_a_member_twice_is_refused(older_shards, refused):
+@pytest.mark.row(51)
+def test_a_member_twice_is_refused(older_shards, refused):
     path = first_tar(older_shards)
     members = members_of(path)
     write_tar(path, [*members[:5], members[2], *members[5:]])
     refused(older_shards, 3, path.name, f"'{members[2][0]}' is there twice")
 
 
-def test_row_51_members_of_one_sample_that_lie_apart_are_refused(older_shards, refused):
+@pytest.mark.row(51)
+def test_members_of_one_sample_that_lie_apart_are_refused(older_shards, refused):
     path = first_tar(older_shards)
     members = members_of(path)
     write_tar(path, [*members[:3], *members[5:], *members[3:5]])
     refused(older_shards, 3, path.name, "not adjacent")
 
 
+@pytest.mark.row(52)
 @pytest.mark.parametrize(
     "name", ["../../etc/x.npy", "/abs.npy", "a/../b.npy", "a\nb.npy", "..\\x.npy", "\x1b[2J.npy", "noextension"]
 )
-def test_row_52_member_names_that_lead_elsewhere_are_unsafe_and_nothing_is_written(desk, tmp_path, refused, name):
+def test_member_names_that_lead_elsewhere_are_unsafe_and_nothing_is_written(desk, tmp_path, refused, name):
     before = set(tmp_path.rglob("*"))
     write_tar(tmp_path / "shards/bucket_128x128/shard-000000.tar", [(name, b"abc")])
     refused(tmp_path / "shards", 4, "shard-000000.tar")
@@ -176,15 +185,17 @@ KINDS = {
 }
 
 
+@pytest.mark.row(52)
 @pytest.mark.parametrize("kind", KINDS)
-def test_row_52_members_that_are_no_files_are_unsafe(desk, tmp_path, refused, kind):
+def test_members_that_are_no_files_are_unsafe(desk, tmp_path, refused, kind):
     write_tar(
         tmp_path / "shards/bucket_128x128/shard-000000.tar", [("a.npy", b"")], type=KINDS[kind], linkname="/etc/passwd"
     )
     refused(tmp_path / "shards", 4, "not a regular file")
 
 
-def test_row_53_no_code_of_ours_extracts_an_archive():
+@pytest.mark.row(53)
+def test_no_code_of_ours_extracts_an_archive():
     folder = Path(dittool.__file__).parent
     for path in [*folder.rglob("*.py"), *(folder.parent / "commands").glob("*.py")]:
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
@@ -192,8 +203,9 @@ def test_row_53_no_code_of_ours_extracts_an_archive():
         assert not called & {"extract", "extractall", "unpack_archive", "extractfile"}, path
 
 
+@pytest.mark.row(53)
 @pytest.mark.parametrize("kind", ["negative size", "pax loop", "long name"])
-def test_row_53_headers_that_have_made_readers_loop_are_refused_at_once(older_shards, refused, kind):
+def test_headers_that_have_made_readers_loop_are_refused_at_once(older_shards, refused, kind):
     path = first_tar(older_shards)
     if kind == "negative size":
         path.write_bytes(damaged(path.read_bytes(), kind))
@@ -212,8 +224,9 @@ def test_row_53_headers_that_have_made_readers_loop_are_refused_at_once(older_sh
 # --- row 54: addresses that are commands ---
 
 
+@pytest.mark.row(54)
 @pytest.mark.parametrize("address", ["pipe:touch {}", "pipe:cat {}", "http://127.0.0.1:9/x.tar", "s3://bucket/x.tar"])
-def test_row_54_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk, tmp_path, told, monkeypatch, address):
+def test_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk, tmp_path, told, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     touched = tmp_path / "touched"
@@ -228,7 +241,8 @@ def test_row_54_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk,
     assert not touched.exists() and not list(tmp_path.glob("run/**/*.pt"))
 
 
-def test_row_54_addresses_inside_an_index_run_nothing(desk, shards, readers):
+@pytest.mark.row(54)
+def test_addresses_inside_an_index_run_nothing(desk, shards, readers):
     index = json.loads((shards / "index.json").read_text())
     index["shards"][0]["path"] = f"pipe:touch {shards.parent / 'touched'}"
     (shards / "index.json").write_text(json.dumps(index))
@@ -277,8 +291,9 @@ def hostile_arrays(mark):
     }
 
 
+@pytest.mark.row(55)
 @pytest.mark.parametrize("kind", list(hostile_arrays("x")))
-def test_row_55_an_array_that_is_no_plain_array_stops_packing_and_runs_nothing(desk, told, kind):
+def test_an_array_that_is_no_plain_array_stops_packing_and_runs_nothing(desk, told, kind):
     done = desk.embed().lost_nothing()
     mark = desk.root / "executed"
     path = done.folder / "vae_latents/scene-0002.npy"
@@ -292,8 +307,9 @@ def test_row_55_an_array_that_is_no_plain_array_stops_packing_and_runs_nothing(d
     assert desk.run("shard", done.folder, "--out", desk.root / "shards").code == 0
 
 
+@pytest.mark.row(55)
 @pytest.mark.parametrize("kind", ["object", "raw pickle", "terabytes", "cut"])
-def test_row_55_such_an_array_inside_a_shard_is_refused_by_name(desk, tmp_path, readers, kind):
+def test_such_an_array_inside_a_shard_is_refused_by_name(desk, tmp_path, readers, kind):
     mark = tmp_path / "executed"
     members = [
         ("a.json", b"{}"),
@@ -355,8 +371,9 @@ HOSTILE = {  # what → (file, exit code)
 }
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("what", HOSTILE)
-def test_row_56_a_hostile_safetensors_file_is_refused_by_every_command(desk, told, shards, tiny_shards, what):
+def test_a_hostile_safetensors_file_is_refused_by_every_command(desk, told, shards, tiny_shards, what):
     raw, code = HOSTILE[what]
     path = desk.root / "weights.safetensors"
     path.write_bytes(raw)
@@ -372,7 +389,8 @@ def test_row_56_a_hostile_safetensors_file_is_refused_by_every_command(desk, tol
     assert not list((desk.root / "run").rglob("*.pt"))
 
 
-def test_row_56_nan_in_a_safetensors_file_is_reported_by_name(desk):
+@pytest.mark.row(56)
+def test_nan_in_a_safetensors_file_is_reported_by_name(desk):
     path = desk.root / "weights.safetensors"
     path.write_bytes(
         safetensors({"sound": tensor(), "sick": tensor(offsets=(8, 16))}, EIGHT + struct.pack("<ff", 1.0, float("nan")))

@@ -27,7 +27,8 @@ def near(colour, other, tolerance=4):
     return max(abs(one - two) for one, two in zip(colour, other, strict=True)) <= tolerance
 
 
-def test_row_27_an_empty_file_and_a_web_page_are_refused_and_say_what_they_are(desk):
+@pytest.mark.row(27)
+def test_an_empty_file_and_a_web_page_are_refused_and_say_what_they_are(desk):
     desk.put("empty.jpg", b"")
     desk.put("page.jpg", b"<!DOCTYPE html><title>404</title>")
     desk.put("pointer.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
@@ -42,7 +43,8 @@ def test_row_27_an_empty_file_and_a_web_page_are_refused_and_say_what_they_are(d
     )
 
 
-def test_row_27_when_nothing_else_is_there_the_command_fails_and_counts_why(desk, told):
+@pytest.mark.row(27)
+def test_when_nothing_else_is_there_the_command_fails_and_counts_why(desk, told):
     (desk.root / "bad").mkdir()
     (desk.root / "bad/page.jpg").write_bytes(b"<html>")
     (desk.root / "bad/page.txt").write_text("a page")
@@ -50,8 +52,9 @@ def test_row_27_when_nothing_else_is_there_the_command_fails_and_counts_why(desk
     told(done.outcome, 3, "bad", "none of 1", "1 not-an-image")
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF"])
-def test_row_28_a_body_cut_off_is_refused_and_the_batch_around_it_goes_on(desk, file_format):
+def test_a_body_cut_off_is_refused_and_the_batch_around_it_goes_on(desk, file_format):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8))
     raw = encoded(noise, file_format)
     desk.put(f"cut.{file_format.lower()}", raw[: len(raw) * 2 // 3])
@@ -62,7 +65,8 @@ def test_row_28_a_body_cut_off_is_refused_and_the_batch_around_it_goes_on(desk, 
     assert again.reasons == done.reasons and set(again.answer["made"].values()) == {0}
 
 
-def test_row_28_a_png_that_lacks_only_its_end_is_used_and_flagged(desk):
+@pytest.mark.row(28)
+def test_a_png_that_lacks_only_its_end_is_used_and_flagged(desk):
     desk.put("endless.png", encoded(picture(80, 80))[:-12])
     done = desk.embed().lost_nothing()
     assert done.rows["endless"]["flags"][0] == "no-end-chunk" and near(done.colour("endless", 0.2, 0.2), RED)
@@ -84,7 +88,8 @@ def bomb(width, height, header=b""):
     return b"\x89PNG\r\n\x1a\n" + header + body
 
 
-def test_row_29_a_hundred_megapixels_in_a_few_bytes_are_refused_from_the_header(desk, decoded_sizes):
+@pytest.mark.row(29)
+def test_a_hundred_megapixels_in_a_few_bytes_are_refused_from_the_header(desk, decoded_sizes):
     desk.put("bomb.png", bomb(10_000, 10_000))
     desk.put("bigger.png", bomb(20_000, 20_000))
     done = desk.embed().lost_nothing(bomb="too-large", bigger="too-large")
@@ -92,7 +97,8 @@ def test_row_29_a_hundred_megapixels_in_a_few_bytes_are_refused_from_the_header(
     assert decoded_sizes and max(width * height for width, height in decoded_sizes) < 1_000_000
 
 
-def test_row_30_sides_of_two_billion_are_refused_from_the_header(desk, decoded_sizes):
+@pytest.mark.row(30)
+def test_sides_of_two_billion_are_refused_from_the_header(desk, decoded_sizes):
     side = 2**31 - 1
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     desk.put("png.png", b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"x") + chunk(b"IEND"))
@@ -106,7 +112,8 @@ def test_row_30_sides_of_two_billion_are_refused_from_the_header(desk, decoded_s
     assert max(width * height for width, height in decoded_sizes) < 1_000_000
 
 
-def test_row_31_no_width_too_small_and_too_long_each_have_their_reason(desk):
+@pytest.mark.row(31)
+def test_no_width_too_small_and_too_long_each_have_their_reason(desk):
     desk.put("nothing.png", png(0, 40, 8, 0, [b""] * 40))
     desk.put("dot.png", encoded(flat(RED, size=(1, 1))))
     desk.put("thread.png", encoded(flat(RED, size=(1, 4000))))
@@ -126,7 +133,8 @@ def ycck(cyan, magenta, yellow, black):
     return raw[:marker] + b"\x02" + raw[marker + 1 :]
 
 
-def test_row_32_inks_show_their_colours(desk):
+@pytest.mark.row(32)
+def test_inks_show_their_colours(desk):
     desk.put("cyan.jpg", encoded(flat((255, 0, 0, 0), "CMYK"), "JPEG", **PLAIN))  # Pillow writes Adobe's inverted order
     desk.put("cyan_tiff.tif", encoded(flat((255, 0, 0, 0), "CMYK"), "TIFF"))
     desk.put("red_ycck.jpg", ycck(0, 255, 255, 0))
@@ -139,7 +147,8 @@ def test_row_32_inks_show_their_colours(desk):
     )
 
 
-def test_row_33_sixteen_bits_are_scaled_and_not_clipped_and_floats_are_refused(desk):
+@pytest.mark.row(33)
+def test_sixteen_bits_are_scaled_and_not_clipped_and_floats_are_refused(desk):
     desk.put("grey.png", png(80, 80, 16, 0, [struct.pack(">H", 40000) * 80] * 80))
     desk.put("grey_tiff.tif", grey16_tiff(40000))
     desk.put("colour.png", png(80, 80, 16, 2, [struct.pack(">HHH", 40000, 256, 65535) * 80] * 80))
@@ -150,7 +159,8 @@ def test_row_33_sixteen_bits_are_scaled_and_not_clipped_and_floats_are_refused(d
     assert "16-bit-reduced" in done.rows["grey"]["flags"]
 
 
-def test_row_34_what_is_transparent_is_white_and_not_its_hidden_colour(desk):
+@pytest.mark.row(34)
+def test_what_is_transparent_is_white_and_not_its_hidden_colour(desk):
     palette = flat(0, "P")
     palette.putpalette([*RED, *BLUE])
     palette.paste(1, (0, 0, 80, 40))
@@ -180,7 +190,8 @@ STORED = {
 }
 
 
-def test_row_35_every_orientation_is_stored_upright(desk):
+@pytest.mark.row(35)
+def test_every_orientation_is_stored_upright(desk):
     for orientation, quarters in STORED.items():
         width, height = (80, 120) if 5 <= orientation <= 8 else (120, 80)
         image = Image.new("RGB", (width, height))
@@ -198,8 +209,9 @@ def test_row_35_every_orientation_is_stored_upright(desk):
         ), name
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
-def test_row_36_of_several_frames_the_first_is_used_and_flagged(desk, file_format):
+def test_of_several_frames_the_first_is_used_and_flagged(desk, file_format):
     frames = [flat(colour) for colour in (RED, GREEN, BLUE)]
     suffix = {"PNG": "apng", "TIFF": "tif", "MPO": "jpg"}.get(file_format, file_format.lower())
     desk.put(f"moving.{suffix}", encoded(frames[0], file_format, save_all=True, append_images=frames[1:]))
@@ -231,7 +243,8 @@ REFUSED_FORMATS = {
 }
 
 
-def test_row_37_dangerous_formats_never_reach_their_decoders_whatever_they_are_called(desk, trapped_decoders):
+@pytest.mark.row(37)
+def test_dangerous_formats_never_reach_their_decoders_whatever_they_are_called(desk, trapped_decoders):
     for name, raw in REFUSED_FORMATS.items():
         desk.put(f"as_jpg_{name}.jpg", raw)
         desk.put(f"as_itself_{name}.{name}", raw, None if name == "pdf" else "a picture")
@@ -245,12 +258,14 @@ def test_row_37_dangerous_formats_never_reach_their_decoders_whatever_they_are_c
     assert "EPS" in trapped_decoders
 
 
-def test_row_37_a_wrong_suffix_is_no_reason_to_refuse(desk):
+@pytest.mark.row(37)
+def test_a_wrong_suffix_is_no_reason_to_refuse(desk):
     desk.put("dog.jpg", encoded(flat(BLUE), "PNG"))
     assert near(desk.embed().lost_nothing().colour("dog"), BLUE)
 
 
-def test_row_38_profiles_and_texts_however_large_or_broken_change_no_pixel(desk):
+@pytest.mark.row(38)
+def test_profiles_and_texts_however_large_or_broken_change_no_pixel(desk):
     rows = [bytes(RED) * 80] * 80
     huge = zlib.compress(b"\0" * 50_000_000)
     desk.put("profile.jpg", encoded(flat(RED), "JPEG", icc_profile=b"\0" * 128 + b"Display P3", **PLAIN))
@@ -262,7 +277,8 @@ def test_row_38_profiles_and_texts_however_large_or_broken_change_no_pixel(desk)
     assert all("icc-ignored" in done.rows[name]["flags"] for name in ("profile", "huge", "broken"))
 
 
-def test_row_39_the_same_image_under_two_names_is_reported_and_never_on_both_sides_of_the_hold_out(desk):
+@pytest.mark.row(39)
+def test_the_same_image_under_two_names_is_reported_and_never_on_both_sides_of_the_hold_out(desk):
     raw = encoded(picture(80, 80))
     for name in ("twin1.png", "twin2.png", "sub/twin3.png"):
         desk.put(name, raw, f"caption of {name}")

@@ -46,7 +46,8 @@ def write_lines(path, rows):
 # --- row 40: what changes ---
 
 
-def test_row_40_an_image_replaced_between_listing_and_reading_is_refused_and_made_by_the_next_run(desk, monkeypatch):
+@pytest.mark.row(40)
+def test_an_image_replaced_between_listing_and_reading_is_refused_and_made_by_the_next_run(desk, monkeypatch):
     victim = desk.put("victim.png", flat(RED, (77, 99)))
     real = Image.open
 
@@ -63,7 +64,8 @@ def test_row_40_an_image_replaced_between_listing_and_reading_is_refused_and_mad
     assert near(desk.embed().lost_nothing().colour("victim"), BLUE)
 
 
-def test_row_40_an_image_edited_between_two_runs_is_made_again_and_the_others_are_not(desk):
+@pytest.mark.row(40)
+def test_an_image_edited_between_two_runs_is_made_again_and_the_others_are_not(desk):
     desk.put("edited.png", flat(RED))
     desk.embed().lost_nothing()
     desk.put("edited.png", flat(BLUE))
@@ -74,7 +76,8 @@ def test_row_40_an_image_edited_between_two_runs_is_made_again_and_the_others_ar
 # --- rows 41 to 43: captions ---
 
 
-def test_row_41_empty_captions_are_refused_and_counted(desk):
+@pytest.mark.row(41)
+def test_empty_captions_are_refused_and_counted(desk):
     for name, caption in {
         "empty": b"",
         "spaces": b" \n\t\r\n",
@@ -86,7 +89,8 @@ def test_row_41_empty_captions_are_refused_and_counted(desk):
     assert desk.embed().lost_nothing(**dict.fromkeys(names, "empty-caption")).answer["reasons"] == {"empty-caption": 4}
 
 
-def test_row_42_a_caption_beyond_512_tokens_is_cut_counted_and_said(desk):
+@pytest.mark.row(42)
+def test_a_caption_beyond_512_tokens_is_cut_counted_and_said(desk):
     desk.put("long.png", flat(RED), " ".join(f"word{number}" for number in range(600)))
     desk.put("full.png", flat(BLUE), " ".join(f"word{number}" for number in range(512)))
     done = desk.embed().lost_nothing()
@@ -111,7 +115,8 @@ DAMAGED_CAPTIONS = {
 }
 
 
-def test_row_43_damaged_captions_are_refused_and_never_repaired(desk):
+@pytest.mark.row(43)
+def test_damaged_captions_are_refused_and_never_repaired(desk):
     for name, (caption, _) in DAMAGED_CAPTIONS.items():
         desk.put(f"{name}.png", flat(RED), caption)
     desk.put("marked.png", flat(BLUE), b"\xef\xbb\xbfa dog\r\n")
@@ -119,7 +124,8 @@ def test_row_43_damaged_captions_are_refused_and_never_repaired(desk):
     assert done.rows["marked"]["caption"] == "a dog"
 
 
-def test_row_43_captions_in_json_that_are_no_text_are_refused(desk):
+@pytest.mark.row(43)
+def test_captions_in_json_that_are_no_text_are_refused(desk):
     wrong = {
         "number": 5,
         "list": ["a", 5],
@@ -149,7 +155,8 @@ def test_row_43_captions_in_json_that_are_no_text_are_refused(desk):
     done.lost_nothing(**done.reasons)
 
 
-def test_row_43_names_that_steer_a_terminal_are_shown_and_not_obeyed(desk, told):
+@pytest.mark.row(43)
+def test_names_that_steer_a_terminal_are_shown_and_not_obeyed(desk, told):
     name = "evil\x1b[2J\u202egnp"
     desk.put(f"{name}.png", flat(RED), "a picture")
     done = desk.embed().lost_nothing()
@@ -159,7 +166,8 @@ def test_row_43_names_that_steer_a_terminal_are_shown_and_not_obeyed(desk, told)
     assert r"evil\x1b[2J" in line and not set(failed.err) & {"\x1b", "\u202e"}
 
 
-def test_row_43_a_name_with_line_breaks_does_not_pass_for_lines_of_ours(desk, told):
+@pytest.mark.row(43)
+def test_a_name_with_line_breaks_does_not_pass_for_lines_of_ours(desk, told):
     name = "evil\nerror: all is well\n  next: remove everything"
     desk.put(f"{name}.png", flat(RED), "a picture")
     done = desk.embed().lost_nothing()
@@ -172,14 +180,16 @@ def test_row_43_a_name_with_line_breaks_does_not_pass_for_lines_of_ours(desk, to
 # --- rows 44 to 46: names ---
 
 
-def test_row_44_a_folder_with_a_lonely_caption_is_packed_and_embedded_again(desk):
+@pytest.mark.row(44)
+def test_a_folder_with_a_lonely_caption_is_packed_and_embedded_again(desk):
     (desk.images / "orphan.txt").write_text("nothing to see")
     done = desk.embed().lost_nothing(**{"orphan.txt": "no-image"})
     assert desk.embed().lost_nothing(**{"orphan.txt": "no-image"}).answer["made"] == {"dinov3": 0, "vae": 0, "t5": 0}
     assert desk.run("shard", done.folder, "--out", desk.root / "shards").code == 0
 
 
-def test_row_44_captions_and_images_without_each_other_are_reported_with_counts(desk):
+@pytest.mark.row(44)
+def test_captions_and_images_without_each_other_are_reported_with_counts(desk):
     desk.put("lonely.png", flat(RED), None)
     desk.put("Photo.png", flat(GREEN), None)
     (desk.images / "photo.txt").write_text("differs in case")
@@ -207,7 +217,8 @@ ODD_IDS = (
 )
 
 
-def test_row_45_odd_ids_become_safe_keys_that_lead_nowhere_and_the_real_ones_are_kept(desk):
+@pytest.mark.row(45)
+def test_odd_ids_become_safe_keys_that_lead_nowhere_and_the_real_ones_are_kept(desk):
     rows = [
         {"image_id": name, "image_path": f"images/{name}.png", "caption": "a picture"}
         for name in ("scene-0001", "scene-0002", "scene-0003")
@@ -240,7 +251,8 @@ def test_row_45_odd_ids_become_safe_keys_that_lead_nowhere_and_the_real_ones_are
     assert all(name == f"{record['id']}.json" for name, record in named.items())
 
 
-def test_row_45_ids_that_are_equal_or_become_equal_are_refused_and_both_are_recorded(desk):
+@pytest.mark.row(45)
+def test_ids_that_are_equal_or_become_equal_are_refused_and_both_are_recorded(desk):
     names = ("scene-0001", "scene-0002", "scene-0003", "scene-0001", "caf\u00e9", "cafe\u0301")
     rows = [
         {"image_id": name, "image_path": "images/scene-0002.png", "caption": f"number {number}"}
@@ -252,7 +264,8 @@ def test_row_45_ids_that_are_equal_or_become_equal_are_refused_and_both_are_reco
     assert len([path for path in (desk.images.parent / "derived/t5_hidden").iterdir()]) == 4
 
 
-def test_row_45_file_names_that_are_no_text_or_differ_only_in_their_accents_are_told_apart_or_refused(desk):
+@pytest.mark.row(45)
+def test_file_names_that_are_no_text_or_differ_only_in_their_accents_are_told_apart_or_refused(desk):
     desk.put(os.fsdecode(b"bytes \xff\xfe\nname") + ".png", flat(RED))
     desk.put("caf\u00e9.png", flat(GREEN))
     desk.put("cafe\u0301.png", flat(BLUE), None)
@@ -263,7 +276,8 @@ def test_row_45_file_names_that_are_no_text_or_differ_only_in_their_accents_are_
     done.lost_nothing(**done.reasons)
 
 
-def test_row_46_names_with_dots_stay_apart_for_every_reader(desk):
+@pytest.mark.row(46)
+def test_names_with_dots_stay_apart_for_every_reader(desk):
     names = ["img.v1.2", "img.v1.3", "img", "archive.tar.gz", "x.JSON"]
     for number, name in enumerate(names):
         desk.put(f"{name}.png", flat((50 * number, 0, 0)), f"caption {number}")
@@ -282,7 +296,8 @@ def test_row_46_names_with_dots_stay_apart_for_every_reader(desk):
     assert read == {name: row["id"] for name, row in done.rows.items()}
 
 
-def test_row_46_names_that_differ_only_in_case_do_not_share_a_file(desk):
+@pytest.mark.row(46)
+def test_names_that_differ_only_in_case_do_not_share_a_file(desk):
     desk.put("Dog.png", flat(RED))
     desk.put("dog.png", flat(BLUE))
     done = desk.embed()
@@ -293,7 +308,8 @@ def test_row_46_names_that_differ_only_in_case_do_not_share_a_file(desk):
 # --- row 47: values that are not finite ---
 
 
-def test_row_47_an_image_whose_features_are_nan_is_refused_by_name_and_the_others_go_on(desk, monkeypatch):
+@pytest.mark.row(47)
+def test_an_image_whose_features_are_nan_is_refused_by_name_and_the_others_go_on(desk, monkeypatch):
     desk.put("poison.png", flat(RED))
     real = BlockDCT.encode
 
@@ -328,7 +344,8 @@ def poisoned(shards):
     return shards
 
 
-def test_row_47_nan_in_shards_whose_checksums_are_right_is_found_by_verify_and_audit(desk, shards):
+@pytest.mark.row(47)
+def test_nan_in_shards_whose_checksums_are_right_is_found_by_verify_and_audit(desk, shards):
     verified = desk.run("shard", "--verify", "--out", poisoned(shards), "--json")
     assert verified.code == 1 and all(
         "1 values that are not finite" in fault["what"] for fault in json.loads(verified.out)["faults"]
@@ -338,7 +355,8 @@ def test_row_47_nan_in_shards_whose_checksums_are_right_is_found_by_verify_and_a
     assert audited.code == 1 and any(one["status"] == "fail" and "vae" in one["evidence"] for one in findings)
 
 
-def test_row_47_training_on_nan_stops_before_it_spoils_the_weights(desk, shards, tiny_shards, told):
+@pytest.mark.row(47)
+def test_training_on_nan_stops_before_it_spoils_the_weights(desk, shards, tiny_shards, told):
     options = [part for override in tiny_shards.overrides for part in ("-s", override)]
     stopped = desk.run("train", "--preset", "demo", "--data", poisoned(shards), "--out", desk.root / "run", *options)
     told(stopped, 6, "nan", "stopped before the update", "Samples: ")
@@ -348,7 +366,8 @@ def test_row_47_training_on_nan_stops_before_it_spoils_the_weights(desk, shards,
 # --- row 48: features of something else ---
 
 
-def test_row_48_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, told):
+@pytest.mark.row(48)
+def test_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, told):
     done = desk.embed().lost_nothing()
     before = files_of(done.folder)
     refusals = {
@@ -364,8 +383,9 @@ def test_row_48_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in
     desk.embed().lost_nothing()
 
 
+@pytest.mark.row(48)
 @pytest.mark.parametrize("feature", ["dinov3", "vae_latents", "t5_hidden"])
-def test_row_48_a_feature_of_another_width_is_not_packed_among_the_others(desk, told, feature):
+def test_a_feature_of_another_width_is_not_packed_among_the_others(desk, told, feature):
     done = desk.embed().lost_nothing()
     path = done.folder / feature / "scene-0002.npy"
     array = np.load(path)
@@ -375,7 +395,8 @@ def test_row_48_a_feature_of_another_width_is_not_packed_among_the_others(desk, 
     told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "scene-0002")
 
 
-def test_row_48_shards_of_another_identity_do_not_continue_a_run(desk, shards, tiny_run, told):
+@pytest.mark.row(48)
+def test_shards_of_another_identity_do_not_continue_a_run(desk, shards, tiny_run, told):
     run = shutil.copytree(tiny_run, desk.root / "run")
     index = json.loads((shards / "index.json").read_text())
     index["identity"]["encoders"]["vae"]["weights"] = "0" * 64

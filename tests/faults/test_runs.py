@@ -54,8 +54,9 @@ def assert_resumes_to(reference, run, tiny_shards) -> None:
     assert_ends_as(reference, run)
 
 
+@pytest.mark.row(5, 6, 7)
 @pytest.mark.parametrize("events", [(3, 14, 22, 29, 37), pytest.param(tuple(range(1, 80)), marks=pytest.mark.slow)])
-def test_row_05_06_07_killed_at_a_file_event_a_run_resumes_to_the_same_bits(tiny_run, tiny_shards, tmp_path, events):
+def test_killed_at_a_file_event_a_run_resumes_to_the_same_bits(tiny_run, tiny_shards, tmp_path, events):
     command = (
         "train",
         "--preset",
@@ -73,7 +74,8 @@ def test_row_05_06_07_killed_at_a_file_event_a_run_resumes_to_the_same_bits(tiny
         assert_resumes_to(tiny_run, tmp_path / f"killed{event}", tiny_shards)
 
 
-def test_row_08_a_picture_is_never_torn(tiny_run, tmp_path):
+@pytest.mark.row(8)
+def test_a_picture_is_never_torn(tiny_run, tmp_path):
     events = (1, 2, 3, 4, 5)
     pictures = [tmp_path / f"killed{event}" / "sample_seed000000.png" for event in events]
     for old in pictures:
@@ -89,7 +91,8 @@ def test_row_08_a_picture_is_never_torn(tiny_run, tmp_path):
         assert path.read_bytes() == before or Image.open(path).size == (128, 128)
 
 
-def test_row_08_a_report_is_never_torn(tiny_run, tiny_shards, tmp_path):
+@pytest.mark.row(8)
+def test_a_report_is_never_torn(tiny_run, tiny_shards, tmp_path):
     events = (2, 9, 20)
     command = ("validate", tiny_run, "--data", tiny_shards.folder, "--limit", "2", "--out", "OUT", "--quiet")
     ended = killed_at(events, tmp_path, *command)
@@ -116,7 +119,8 @@ def full_from_row(step: int, monkeypatch) -> None:
     monkeypatch.setattr(log.RunLog, "write", write)
 
 
-def test_row_10_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
+@pytest.mark.row(10)
+def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
     tiny_run, tiny_shards, tmp_path, dit, told, monkeypatch
 ):
     out = tmp_path / "run"
@@ -144,9 +148,8 @@ def test_row_10_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
     assert [row["step"] for row in read_log(out)] == list(range(1, 9))
 
 
-def test_row_11_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(
-    tiny_shards, dit, told, monkeypatch
-):
+@pytest.mark.row(11)
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(tiny_shards, dit, told, monkeypatch):
     def never(*_):
         raise AssertionError("the model was built")
 
@@ -165,7 +168,8 @@ def test_row_11_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_b
     told(outcome, 5, "/proc/nowhere/run", "cannot write there")
 
 
-def test_row_13_a_second_writer_is_turned_away_with_the_owners_name(tiny_shards, tmp_path):
+@pytest.mark.row(13)
+def test_a_second_writer_is_turned_away_with_the_owners_name(tiny_shards, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     with folder_lock(out), pytest.raises(StorageError, match=f"already in use by process {os.getpid()}"):
@@ -173,7 +177,8 @@ def test_row_13_a_second_writer_is_turned_away_with_the_owners_name(tiny_shards,
     assert not list_checkpoints(out / "checkpoints")
 
 
-def test_row_14_a_lock_whose_owner_is_dead_holds_nobody_up(tiny_run, tiny_shards, tmp_path):
+@pytest.mark.row(14)
+def test_a_lock_whose_owner_is_dead_holds_nobody_up(tiny_run, tiny_shards, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / ".lock").write_text("process 1 on a-host-that-burned-down")
@@ -181,8 +186,9 @@ def test_row_14_a_lock_whose_owner_is_dead_holds_nobody_up(tiny_run, tiny_shards
     assert_ends_as(tiny_run, out)
 
 
+@pytest.mark.row(15)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_row_15_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_path, monkeypatch, number):
+def test_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_path, monkeypatch, number):
     real = loop.train_step
     monkeypatch.setattr(
         loop,
@@ -197,7 +203,8 @@ def test_row_15_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_
     assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
 
 
-def test_row_15_a_second_signal_ends_the_process_at_once():
+@pytest.mark.row(15)
+def test_a_second_signal_ends_the_process_at_once():
     child = os.fork()
     if child == 0:
         with stop_on_signal():
@@ -208,7 +215,8 @@ def test_row_15_a_second_signal_ends_the_process_at_once():
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
 
 
-def test_row_16_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.row(16)
+def test_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards, tmp_path, monkeypatch):
     real, saved = loop.save_checkpoint, []
 
     def save(folder, state, **rest):
@@ -226,7 +234,8 @@ def test_row_16_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards
     assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
 
 
-def test_row_17_a_terminal_that_hangs_up_costs_no_step(tiny_run, tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.row(17)
+def test_a_terminal_that_hangs_up_costs_no_step(tiny_run, tiny_shards, tmp_path, monkeypatch):
     out, real = tmp_path / "run", loop.train_step
     monkeypatch.setattr(
         loop,
@@ -240,7 +249,8 @@ def test_row_17_a_terminal_that_hangs_up_costs_no_step(tiny_run, tiny_shards, tm
     assert_resumes_to(tiny_run, out, tiny_shards)
 
 
-def test_row_18_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.row(18)
+def test_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, tiny_shards, tmp_path, monkeypatch):
     real = loop.train_step
 
     def step(state, ready):
@@ -259,9 +269,10 @@ def test_row_18_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, t
     assert_ends_as(tiny_run, tmp_path / "run")
 
 
+@pytest.mark.row(19)
 @pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 @pytest.mark.slow
-def test_row_19_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shards, tmp_path):
+def test_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shards, tmp_path):
     out = tmp_path / "run"
     program = tmp_path / "one_dies.py"
     program.write_text(
@@ -290,7 +301,8 @@ def test_row_19_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shar
     assert train(tiny_shards.config, tiny_shards.folder, out, resume=True).step == 8
 
 
-def test_row_20_a_save_that_fails_is_raised_at_once_and_removes_nothing(tiny_run, tiny_shards, tmp_path, monkeypatch):
+@pytest.mark.row(20)
+def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(tiny_run, tiny_shards, tmp_path, monkeypatch):
     """Saving is part of the step: there is no thread in which an error could get lost."""
     real, threads = loop.save_checkpoint, set()
 
@@ -310,8 +322,9 @@ def test_row_20_a_save_that_fails_is_raised_at_once_and_removes_nothing(tiny_run
     assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
 
 
+@pytest.mark.row(22)
 @pytest.mark.parametrize("what", ["file", "link to nothing"])
-def test_row_22_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit, told, what):
+def test_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit, told, what):
     out = tmp_path / "run"
     if what == "file":
         out.write_text("mine")

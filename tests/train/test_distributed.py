@@ -93,6 +93,7 @@ def back_to(step: int, run) -> None:
             checkpoint.path.with_suffix(".json").unlink()
 
 
+@pytest.mark.row(23)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_one_then_two_then_one_processes_see_the_same_samples(tiny_run, tiny_shards, tmp_path, parallel):
     """A run may change its number of processes on the way: only the rounding of sums differs."""
@@ -105,6 +106,7 @@ def test_one_then_two_then_one_processes_see_the_same_samples(tiny_run, tiny_sha
     assert largest_difference(*(load_checkpoint(resolve_checkpoint(run)) for run in (out, tiny_run))) < 1e-3
 
 
+@pytest.mark.row(15)
 def test_a_signal_to_one_process_stops_all_and_saves_once(tiny_shards, tmp_path):
     out = tmp_path / "run"
     process = torchrun(2, out, tiny_shards, "train.steps=100000", "checkpoint.every=100000")

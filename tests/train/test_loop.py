@@ -68,6 +68,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tiny_shards, tmp_path, 
         assert mine["loss"] == theirs["loss"]
 
 
+@pytest.mark.row(24)
 def test_a_chain_of_interruptions_with_workers_and_accumulation_ends_with_the_same_bits(
     tiny_shards, tmp_path, monkeypatch
 ):
@@ -131,6 +132,7 @@ def test_evaluation_and_pictures_do_not_disturb_training(tiny_run, tiny_shards, 
     ]
 
 
+@pytest.mark.row(15)
 def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_run, tiny_shards, tmp_path):
     out = tmp_path / "run"
     overrides = [
@@ -157,6 +159,7 @@ def test_resuming_an_ended_run_says_so(tiny_run, tiny_shards):
         train(tiny_shards.config_with(), tiny_shards.folder, tiny_run, resume=True)
 
 
+@pytest.mark.row(25)
 def test_resume_without_a_checkpoint_is_an_error(tiny_shards, tmp_path):
     """Row 25."""
     with pytest.raises(BadDataError):
@@ -169,6 +172,7 @@ def test_a_run_is_not_overwritten(tiny_run, tiny_shards):
     assert "--resume" in refused.value.hint
 
 
+@pytest.mark.row(23)
 def test_a_changed_configuration_must_be_named(tiny_run, tiny_shards, tmp_path):
     """Row 23."""
     out = stopped_at(tiny_run, 6, tmp_path / "run")
@@ -180,6 +184,7 @@ def test_a_changed_configuration_must_be_named(tiny_run, tiny_shards, tmp_path):
     assert train(changed, tiny_shards.folder, out, resume=True, named_changes=["train.steps", "train.lr"]).step == 9
 
 
+@pytest.mark.row(23)
 def test_other_data_are_refused(tiny_run, tiny_shards, tmp_path):
     """Row 23."""
     from dittool.data.shards.write import shard
@@ -195,6 +200,7 @@ def test_data_of_another_encoder_than_configured_are_refused(tiny_shards, tmp_pa
         train(tiny_shards.config_with("encoders.text=google/t5"), tiny_shards.folder, tmp_path / "run")
 
 
+@pytest.mark.row(26)
 def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(tiny_run, tiny_shards, tmp_path):
     """Row 26."""
     out = stopped_at(tiny_run, 6, tmp_path / "run")
@@ -206,6 +212,7 @@ def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(tiny_run, tiny
     assert_same_bits(final_state(tiny_run), final_state(out))
 
 
+@pytest.mark.row(62)
 def test_non_finite_loss_stops_before_the_update(tiny_shards, tmp_path, monkeypatch):
     """Row 62."""
     real = loop.flow_loss
@@ -256,6 +263,7 @@ def test_a_stop_before_the_first_row_of_the_log_still_saves(tiny_shards, tmp_pat
     assert load_checkpoint(resolve_checkpoint(tmp_path / "run"))["step"] == 2
 
 
+@pytest.mark.row(58, 59)
 def test_weights_to_start_from_must_fit_and_be_finite(tiny_run, tiny_shards, tmp_path):
     """Rows 58 and 59."""
     weights = final_state(tiny_run)["ema"]
@@ -307,6 +315,7 @@ def poisoned(monkeypatch):
     return poison
 
 
+@pytest.mark.row(62)
 def test_an_update_that_is_not_finite_is_left_out_up_to_a_cap(tiny_shards, tmp_path, poisoned):
     poisoned(3, 5)
     ended = train(tiny_shards.config_with("train.skip_nonfinite=2"), tiny_shards.folder, tmp_path / "run")
@@ -320,6 +329,7 @@ def test_an_update_that_is_not_finite_is_left_out_up_to_a_cap(tiny_shards, tmp_p
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 7, 8]
 
 
+@pytest.mark.row(62)
 def test_one_more_than_the_cap_ends_the_run(tiny_shards, tmp_path, poisoned):
     poisoned(2, 4, 7)
     with pytest.raises(NonFiniteError, match="step 7: loss nan"):
@@ -327,6 +337,7 @@ def test_one_more_than_the_cap_ends_the_run(tiny_shards, tmp_path, poisoned):
     assert load_checkpoint(resolve_checkpoint(tmp_path / "run"))["step"] == 6
 
 
+@pytest.mark.row(62)
 def test_the_count_of_left_out_updates_is_part_of_the_state(tiny_shards, tmp_path, poisoned):
     """A run that is resumed does not get its cap anew, and ends with the bits of the uninterrupted one."""
     config = tiny_shards.config_with("train.skip_nonfinite=2")

@@ -107,6 +107,7 @@ def test_stopped_after_any_step_a_run_ends_with_the_same_bits(monkeypatch, tiny_
     assert resumed(monkeypatch, tiny_shards, tmp_path / "run", [stop], workers) == whole
 
 
+@pytest.mark.row(24)
 def test_stopped_after_every_step_a_run_ends_with_the_same_bits(monkeypatch, tiny_shards, whole, tmp_path):
     """Row 24: several times in one epoch."""
     assert resumed(monkeypatch, tiny_shards, tmp_path / "run", list(range(1, STEPS)), workers=0) == whole

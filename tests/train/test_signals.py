@@ -60,6 +60,7 @@ def test_a_second_hang_up_does_not_end_the_process_before_it_has_saved(monkeypat
         assert ended == [143]
 
 
+@pytest.mark.row(17)
 def test_a_run_whose_terminal_goes_away_saves(tiny_shards, tmp_path):
     """A real terminal, of which the run is the session leader, is closed under it."""
     out = tmp_path / "run"

@@ -71,7 +71,8 @@ def test_a_reader_that_trusts_the_files_is_hit_by_every_technique(tmp_path):
         assert os.path.lexists(folder / "canary"), (name, kept)
 
 
-def test_56_57_every_hostile_file_is_refused_with_exit_4_and_one_line(dit, corpus):
+@pytest.mark.row(56, 57)
+def test_every_hostile_file_is_refused_with_exit_4_and_one_line(dit, corpus):
     files, canary = corpus
     assert len(files) >= 200
     # the others' code is asked for with their memory
@@ -83,8 +84,9 @@ def test_56_57_every_hostile_file_is_refused_with_exit_4_and_one_line(dit, corpu
     assert not os.path.lexists(canary)
 
 
+@pytest.mark.row(56, 57)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_56_57_every_command_that_reads_checkpoints_refuses(dit, corpus, command, tmp_path, monkeypatch):
+def test_every_command_that_reads_checkpoints_refuses(dit, corpus, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     files, canary = corpus
     of_a_kind = [path for path in files if path.suffix == ".pt" or command not in ("sample", "validate")]
@@ -94,8 +96,9 @@ def test_56_57_every_command_that_reads_checkpoints_refuses(dit, corpus, command
     assert not os.path.lexists(canary)
 
 
+@pytest.mark.row(56, 57)
 @pytest.mark.skipif(not STATUS.exists(), reason="the peak of one program's memory is read from Linux")
-def test_56_57_no_bomb_takes_more_than_a_quarter_of_a_gigabyte(corpus):
+def test_no_bomb_takes_more_than_a_quarter_of_a_gigabyte(corpus):
     """In a process of its own, whose peak memory over all files is measured."""
     files, canary = corpus
     said = subprocess.run(

@@ -16,7 +16,8 @@ from tests.untrusted.handmade import entry, safetensors
 from tests.untrusted.hostile import DUPLICATE, UNSAFE_HEADERS
 
 
-def test_56_honest_safetensors_load(tmp_path):
+@pytest.mark.row(56)
+def test_honest_safetensors_load(tmp_path):
     tensors = {
         "a": torch.randn(2, 3),
         "b": torch.tensor(True),
@@ -33,20 +34,23 @@ def test_56_honest_safetensors_load(tmp_path):
     )
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("name", UNSAFE_HEADERS)
-def test_56_a_safetensors_header_that_no_writer_makes_is_refused(tmp_path, name):
+def test_a_safetensors_header_that_no_writer_makes_is_refused(tmp_path, name):
     header, data, said = UNSAFE_HEADERS[name]
     with pytest.raises(UnsafeFileError, match=said if "|" in said else re.escape(said)):
         load_weights(safetensors(tmp_path / "a.safetensors", header, data))
 
 
-def test_56_the_library_alone_would_have_taken_a_name_twice(tmp_path):
+@pytest.mark.row(56)
+def test_the_library_alone_would_have_taken_a_name_twice(tmp_path):
     """The negative control: F32 silently becomes I32."""
     from safetensors.torch import load_file
 
     assert load_file(safetensors(tmp_path / "a.safetensors", DUPLICATE, bytes(8)))["w"].dtype == torch.int32
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize(
     ("header", "data", "length", "said"),
     [
@@ -57,12 +61,13 @@ def test_56_the_library_alone_would_have_taken_a_name_twice(tmp_path):
         (b"<!doctype html><html></html>", b"", 0x7079746F64213C3C, "cut short|HTML"),
     ],
 )
-def test_56_a_damaged_safetensors_file_gets_one_clear_sentence(tmp_path, header, data, length, said):
+def test_a_damaged_safetensors_file_gets_one_clear_sentence(tmp_path, header, data, length, said):
     with pytest.raises(BadDataError, match=said):
         load_weights(safetensors(tmp_path / "a.safetensors", header, data, length))
 
 
-def test_56_a_huge_header_is_refused_unread(tmp_path):
+@pytest.mark.row(56)
+def test_a_huge_header_is_refused_unread(tmp_path):
     path = tmp_path / "a.safetensors"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 99_000_000) + b"{")

@@ -112,6 +112,7 @@ def test_a_lost_feature_file_is_made_again(images, tmp_path):
     assert digests(derived) == before
 
 
+@pytest.mark.row(2)
 def test_a_file_without_a_journal_line_does_not_count(images, tmp_path):
     """Row 2: killed between the feature and its journal line."""
     config, derived = load_config("demo"), tmp_path / "derived"
@@ -192,6 +193,7 @@ with {lock}:
         holder.wait()
 
 
+@pytest.mark.row(13)
 def test_a_second_writer_is_turned_away(images, tmp_path):
     """Row 13."""
     derived = tmp_path / "derived"

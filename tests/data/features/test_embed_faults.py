@@ -81,6 +81,7 @@ def assert_the_next_run_completes(images, derived, config, whole):
 # Rows 1 and 2: killed
 
 
+@pytest.mark.row(1)
 def test_killed_at_a_file_event_the_next_run_completes_with_the_same_bytes(images, config, whole, tmp_path):
     events = (2, 15, 37, 52, 80)
     assert killed_at(events, tmp_path, "embed", images, "--out", "OUT", *EMBED) == {}
@@ -113,6 +114,7 @@ def test_killed_twice_and_at_any_moment(images, config, whole, tmp_path):
     assert_the_next_run_completes(images, tmp_path / "derived", config, whole)
 
 
+@pytest.mark.row(2)
 def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, config, tmp_path, monkeypatch):
     """A kill cannot show this, only the order of the calls can: file synced, then renamed, its folder synced, then
     the line.
@@ -204,6 +206,7 @@ def test_a_full_disk_ends_with_5_and_the_next_run_completes(images, config, whol
     assert_the_next_run_completes(images, derived, config, whole)
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("fails_at", [1, 4, 6, 7, 10, 13])
 def test_no_space_at_the_n_th_write_leaves_nothing_half_written(fails_at, images, config, whole, tmp_path, monkeypatch):
     derived, real, count = tmp_path / "derived", os.fsync, 0
@@ -243,6 +246,7 @@ def test_a_journal_line_that_did_not_fit_is_taken_back(tmp_path, monkeypatch):
 # Row 11: read-only
 
 
+@pytest.mark.row(11)
 def test_a_folder_that_cannot_be_written_to_is_told_before_any_encoder_is_loaded(images, dit, monkeypatch):
     def loaded(*_):
         raise AssertionError("an encoder was loaded")
@@ -255,6 +259,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_any_encoder_is_loaded
 # Row 18: a worker dies
 
 
+@pytest.mark.row(18)
 def test_a_decoding_process_that_is_killed_is_named():
     records = [Record(str(i), "", "", "used", width=1024, height=1024) for i in range(10_000)]
     with decoders(records) as pool, pytest.raises(StorageError, match="memory"):

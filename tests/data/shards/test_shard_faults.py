@@ -82,14 +82,16 @@ def kill_and_go_on(tiny_shards, out, event: int, whole: dict[str, str], before=N
     return killed
 
 
+@pytest.mark.row(3, 4)
 @pytest.mark.parametrize("event", [1, 4, 9, 15, 22, 31, 40, 48])
-def test_rows_3_and_4_killed_anywhere_the_same_command_gives_the_same_bytes(tiny_shards, tmp_path, whole, event):
+def test_killed_anywhere_the_same_command_gives_the_same_bytes(tiny_shards, tmp_path, whole, event):
     assert kill_and_go_on(tiny_shards, tmp_path / "shards", event, whole)
 
 
+@pytest.mark.row(3, 4)
 @pytest.mark.slow
 @pytest.mark.parametrize("replacing", [False, True], ids=["into an empty folder", "over an earlier set"])
-def test_rows_3_and_4_killed_at_every_file_event(tiny_shards, tmp_path, whole, replacing):
+def test_killed_at_every_file_event(tiny_shards, tmp_path, whole, replacing):
     before = tiny_shards.folder if replacing else None
     event = 1
     while kill_and_go_on(tiny_shards, tmp_path / f"shards{event}", event, whole, before):
@@ -108,6 +110,7 @@ def test_an_interrupted_set_is_finished_and_not_begun_again(tiny_shards, tmp_pat
     assert digests(out) == whole
 
 
+@pytest.mark.row(4)
 def test_a_shard_that_was_damaged_in_between_is_made_again(tiny_shards, tmp_path, whole):
     """Row 4: existence is no proof."""
     out = tmp_path / "shards"
@@ -159,9 +162,10 @@ class FailingFile:
         return self._file.write(data)
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("replacing", [False, True], ids=["into an empty folder", "over an earlier set"])
 @pytest.mark.parametrize("nth", [1, 2, 3, 20, 34, 60, 90])
-def test_row_9_disk_full_at_the_nth_write(tiny_shards, tmp_path, whole, dit, monkeypatch, nth, replacing):
+def test_disk_full_at_the_nth_write(tiny_shards, tmp_path, whole, dit, monkeypatch, nth, replacing):
     out, real = tmp_path / "shards", os.fdopen
     if replacing:
         shutil.copytree(tiny_shards.folder, out)
@@ -176,8 +180,9 @@ def test_row_9_disk_full_at_the_nth_write(tiny_shards, tmp_path, whole, dit, mon
     assert digests(out) == whole
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("nth", [1, 2, 3, 5, 8, 13])
-def test_row_9_disk_full_at_the_nth_sync(tiny_shards, tmp_path, whole, dit, monkeypatch, nth):
+def test_disk_full_at_the_nth_sync(tiny_shards, tmp_path, whole, dit, monkeypatch, nth):
     """Where space is allotted late, fsync is what finds the disk full; the journal's line is synced too."""
     out, real, left = tmp_path / "shards", os.fsync, [nth]
 
@@ -195,8 +200,9 @@ def test_row_9_disk_full_at_the_nth_sync(tiny_shards, tmp_path, whole, dit, monk
     assert digests(out) == whole
 
 
+@pytest.mark.row(9)
 @pytest.mark.parametrize("largest", [100, 1_500, 30_000])
-def test_row_9_a_limit_on_the_size_of_files(tiny_shards, tmp_path, whole, dit, largest):
+def test_a_limit_on_the_size_of_files(tiny_shards, tmp_path, whole, dit, largest):
     """The kernel's own refusal (EFBIG), half way through a write; a torn line of the journal is among what it
     leaves.
     """
@@ -221,7 +227,8 @@ def small_set(tiny_shards, tmp_path_factory):
     return out
 
 
-def test_row_49_a_cut_at_every_block_is_detected_by_the_tar_itself(small_set, tmp_path):
+@pytest.mark.row(49)
+def test_a_cut_at_every_block_is_detected_by_the_tar_itself(small_set, tmp_path):
     whole_tar = min(small_set.rglob("*.tar")).read_bytes()
     cut = tmp_path / "cut.tar"
     for end in range(0, len(whole_tar), 512):
@@ -232,7 +239,8 @@ def test_row_49_a_cut_at_every_block_is_detected_by_the_tar_itself(small_set, tm
     assert tar_members(cut)
 
 
-def test_row_49_a_cut_at_every_block_is_detected_when_the_set_is_opened(small_set, tmp_path):
+@pytest.mark.row(49)
+def test_a_cut_at_every_block_is_detected_when_the_set_is_opened(small_set, tmp_path):
     folder = shutil.copytree(small_set, tmp_path / "shards")
     tar = min(folder.rglob("*.tar"))
     raw = tar.read_bytes()
@@ -242,7 +250,8 @@ def test_row_49_a_cut_at_every_block_is_detected_when_the_set_is_opened(small_se
             ShardSet.open(folder)
 
 
-def test_row_50_garbage_and_bent_headers_never_raise_anything_but_our_errors(small_set, tmp_path):
+@pytest.mark.row(50)
+def test_garbage_and_bent_headers_never_raise_anything_but_our_errors(small_set, tmp_path):
     """A bent tar is refused with a reason, or, where the change says nothing, read."""
     tar, path, chance = min(small_set.rglob("*.tar")), tmp_path / "bent.tar", random.Random(0)
     raw, headers = tar.read_bytes(), [member.offset - 512 for member in tar_members(tar)]
@@ -263,18 +272,20 @@ def test_row_50_garbage_and_bent_headers_never_raise_anything_but_our_errors(sma
             tar_members(path)
 
 
+@pytest.mark.row(50)
 @pytest.mark.parametrize("command", [["train", "--preset", "demo", "--data"], ["shard", "--verify", "--out"]])
-def test_row_50_a_set_with_an_empty_tar_exits_3(tmp_path, dit, command):
+def test_a_set_with_an_empty_tar_exits_3(tmp_path, dit, command):
     (tmp_path / "shards" / "bucket_128x128").mkdir(parents=True)
     (tmp_path / "shards" / "bucket_128x128" / "shard-000000.tar").write_bytes(bytes(1024))
     outcome = dit(*command, tmp_path / "shards")
     assert outcome.code == 3 and "without any sample" in outcome.err
 
 
+@pytest.mark.row(54)
 @pytest.mark.parametrize(
     "address", ["pipe:touch {}", "http://example.org/shards", "s3://bucket/shards", "file:///tmp/shards"]
 )
-def test_row_54_addresses_are_refused_and_pipes_not_run(tmp_path, small_set, dit, address):
+def test_addresses_are_refused_and_pipes_not_run(tmp_path, small_set, dit, address):
     from dittool.storage import read_json, write_json
 
     flag = tmp_path / "flag"
@@ -288,8 +299,9 @@ def test_row_54_addresses_are_refused_and_pipes_not_run(tmp_path, small_set, dit
     assert not flag.exists()
 
 
+@pytest.mark.row(52)
 @pytest.mark.parametrize("path", ["../shards/bucket_128x128/shard-000000.tar", "/etc/passwd", "bucket\\..\\x.tar"])
-def test_row_52_an_index_whose_paths_leave_the_folder_is_refused(tmp_path, small_set, dit, path):
+def test_an_index_whose_paths_leave_the_folder_is_refused(tmp_path, small_set, dit, path):
     folder = shutil.copytree(small_set, tmp_path / "shards")
     index = read_json(folder / "index.json")
     index["shards"][0]["path"] = path
@@ -343,7 +355,8 @@ def test_a_list_of_members_that_was_edited_is_found(tiny_shards, tmp_path):
     assert [fault.where for fault in faults] == [path.relative_to(folder).as_posix()] and "sha256" in faults[0].what
 
 
-def test_row_51_a_sample_that_stands_in_two_shards_is_found(tiny_shards, tmp_path):
+@pytest.mark.row(51)
+def test_a_sample_that_stands_in_two_shards_is_found(tiny_shards, tmp_path):
     folder = shutil.copytree(tiny_shards.folder, tmp_path / "shards")
     index = read_json(folder / "index.json")
     row = index["shards"][0]

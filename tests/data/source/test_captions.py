@@ -42,45 +42,53 @@ def test_both_spellings_of_an_accent_give_the_same_caption():
     assert read_caption("cafe\u0301".encode()) == read_caption("café".encode()) == "caf\u00e9"
 
 
+@pytest.mark.row(41)
 @pytest.mark.parametrize("raw", [b"", b"   ", b"\n\r\n\t", b"\xef\xbb\xbf", "\u00a0\u3000".encode()])
-def test_row_41_empty_and_blank_captions_are_refused(raw):
+def test_empty_and_blank_captions_are_refused(raw):
     assert reason(read_caption, raw) == "empty-caption"
 
 
-def test_row_43_a_byte_order_mark_is_dropped():
+@pytest.mark.row(43)
+def test_a_byte_order_mark_is_dropped():
     assert read_caption(b"\xef\xbb\xbfa dog") == "a dog"
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize("raw", [b"caf\xe9", b"a dog\xff", b"\xc0\xaf", b"\xed\xa0\x80", "a dog".encode("utf-16")])
-def test_row_43_bytes_that_are_not_utf8_are_refused(raw):
+def test_bytes_that_are_not_utf8_are_refused(raw):
     assert reason(read_caption, raw) == "caption-not-utf8"
 
 
-def test_row_43_the_wrong_byte_is_named():
+@pytest.mark.row(43)
+def test_the_wrong_byte_is_named():
     with pytest.raises(CaptionRefused, match="byte 0xe9 at offset 3"):
         read_caption(b"caf\xe9")
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize(
     "letter", ["\0", "\x1b", "\x07", "\x0b", "\x1c", "\x7f", "\x85", "\u202e", "\u202a", "\u2066", "\u2069"]
 )
-def test_row_43_control_and_reordering_characters_are_refused_by_code_point(letter):
+def test_control_and_reordering_characters_are_refused_by_code_point(letter):
     with pytest.raises(CaptionRefused) as caught:
         read_caption(f"a {letter} dog".encode())
     assert caught.value.reason == "caption-control"
     assert f"U+{ord(letter):04X} at character 2" in caught.value.detail and letter not in str(caught.value)
 
 
-def test_row_43_a_lone_surrogate_from_json_is_refused():
+@pytest.mark.row(43)
+def test_a_lone_surrogate_from_json_is_refused():
     assert reason(check_caption, "a \ud800 dog") == "caption-control"
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize("value", [None, 7, 1.5, True, ["a dog"], {"text": "a dog"}])
-def test_row_43_a_json_value_that_is_not_text_is_refused(value):
+def test_a_json_value_that_is_not_text_is_refused(value):
     assert reason(check_caption, value) == "caption-not-text"
 
 
-def test_row_43_a_megabyte_is_refused_and_its_size_is_named(tmp_path):
+@pytest.mark.row(43)
+def test_a_megabyte_is_refused_and_its_size_is_named(tmp_path):
     raw = b"dog " * 262144
     assert reason(read_caption, raw) == reason(check_caption, raw.decode()) == "caption-too-long"
     (tmp_path / "a.txt").write_bytes(raw)
@@ -88,7 +96,8 @@ def test_row_43_a_megabyte_is_refused_and_its_size_is_named(tmp_path):
         read_caption_file(tmp_path / "a.txt")
 
 
-def test_row_43_the_limit_counts_bytes_in_both_ways_in():
+@pytest.mark.row(43)
+def test_the_limit_counts_bytes_in_both_ways_in():
     just_fits, too_long = "é" * (LARGEST_CAPTION // 2), "é" * (LARGEST_CAPTION // 2 + 1)
     assert check_caption(just_fits) == read_caption(just_fits.encode()) == just_fits
     assert reason(check_caption, too_long) == reason(read_caption, too_long.encode()) == "caption-too-long"
@@ -162,6 +171,7 @@ def test_a_json_file_holds_text_or_a_list_or_an_object(raw, wanted):
     assert read_caption_json(raw) == wanted
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize(
     ("raw", "wanted"),
     [
@@ -175,5 +185,5 @@ def test_a_json_file_holds_text_or_a_list_or_an_object(raw, wanted):
         (b" " * (LARGEST_JSON + 1), "caption-too-long"),
     ],
 )
-def test_row_43_other_json_is_refused(raw, wanted):
+def test_other_json_is_refused(raw, wanted):
     assert reason(read_caption_json, raw) == wanted

@@ -153,10 +153,11 @@ def test_a_record_without_variant_says_why():
     assert only.flags == ("not-flipped:handedness",) and not only.flipped
 
 
+@pytest.mark.row(45)
 @pytest.mark.parametrize(
     "ids", [["a", "a-flip"], ["a-flip", "a"], ["a", "A-FLIP"], ["x" * 100], ["x" * 95, "y" * 96, "x" * 96]]
 )
-def test_row_45_the_ids_of_variants_are_safe_and_nobody_elses(ids):
+def test_the_ids_of_variants_are_safe_and_nobody_elses(ids):
     records = with_flips([record(one) for one in ids])
     found = [one.id for one in records]
     assert len(records) == 2 * len(ids) and len({one.casefold() for one in found}) == len(found)

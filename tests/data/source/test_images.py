@@ -102,6 +102,7 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
 # --- rows 27 to 31: not images, cut off, bombs, bad sizes ---
 
 
+@pytest.mark.row(27)
 @pytest.mark.parametrize(
     ("raw", "word"),
     [
@@ -113,11 +114,12 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path):
         (b"\0" * 64, "00 00"),
     ],
 )
-def test_row_27_what_is_no_image_is_refused_and_says_what_it_is(raw, word):
+def test_what_is_no_image_is_refused_and_says_what_it_is(raw, word):
     error = refusal(raw, read_header)
     assert error.reason == "not-an-image" and word in error.detail
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize(
     ("file_format", "options"),
     [
@@ -130,22 +132,24 @@ def test_row_27_what_is_no_image_is_refused_and_says_what_it_is(raw, word):
     ],
 )
 @pytest.mark.parametrize("kept", [0.95, 0.6])
-def test_row_28_a_cut_off_body_is_refused_when_it_is_decoded(file_format, options, kept):
+def test_a_cut_off_body_is_refused_when_it_is_decoded(file_format, options, kept):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8))
     raw = encoded(noise, file_format, **options)
     error = refusal(raw[: int(len(raw) * kept)])
     assert error.reason == "truncated", error.detail
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
-def test_row_28_formats_that_tell_their_length_are_found_cut_without_decoding(file_format):
+def test_formats_that_tell_their_length_are_found_cut_without_decoding(file_format):
     raw = encoded(picture(), file_format)
     error = refusal(raw[: len(raw) * 3 // 4], read_header)
     assert error.reason == "truncated" and f"{len(raw) * 3 // 4:,}" in error.detail
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_row_28_a_file_cut_anywhere_is_refused_or_whole_and_never_anything_else(file_format):
+def test_a_file_cut_anywhere_is_refused_or_whole_and_never_anything_else(file_format):
     whole = decode_image(encoded(picture(), file_format)).pixels
     raw = encoded(picture(), file_format)
     for length in range(0, len(raw), max(len(raw) // 60, 1)):
@@ -155,15 +159,17 @@ def test_row_28_a_file_cut_anywhere_is_refused_or_whole_and_never_anything_else(
             assert error.reason in ("truncated", "damaged", "not-an-image")
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("missing", [1, 4, 8, 11, 12])
-def test_row_28_a_png_that_lacks_only_its_end_chunk_is_read_and_flagged(missing):
+def test_a_png_that_lacks_only_its_end_chunk_is_read_and_flagged(missing):
     raw = encoded(picture())
     opened = decode_image(raw[:-missing])
     assert opened.flags == ("no-end-chunk",)
     assert np.array_equal(opened.pixels, decode_image(raw).pixels)
 
 
-def test_row_28_a_png_whose_pixels_end_at_a_chunk_boundary_is_refused():
+@pytest.mark.row(28)
+def test_a_png_whose_pixels_end_at_a_chunk_boundary_is_refused():
     rows = zlib.compress(b"".join(b"\0" + bytes(range(120)) for _ in range(40)), 0)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 40, 8, 2, 0, 0, 0))
     half = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows[:2000])
@@ -171,7 +177,8 @@ def test_row_28_a_png_whose_pixels_end_at_a_chunk_boundary_is_refused():
         assert refusal(raw).reason == "truncated"
 
 
-def test_row_28_pillow_is_never_told_to_accept_what_is_cut_off():
+@pytest.mark.row(28)
+def test_pillow_is_never_told_to_accept_what_is_cut_off():
     decode_image(encoded(picture(), "JPEG"))
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
@@ -180,21 +187,24 @@ def bomb_png(width, height):
     return png(width, height, 8, 2, [b""])
 
 
+@pytest.mark.row(29)
 @pytest.mark.parametrize("size", [(8001, 8000), (10000, 10000), (20000, 20000)])
-def test_row_29_an_image_above_the_limit_is_refused_from_its_header(size):
+def test_an_image_above_the_limit_is_refused_from_its_header(size):
     error = refusal(bomb_png(*size), read_header)
     assert error.reason == "too-large" and f"{LARGEST_IMAGE:,}" in error.detail
 
 
-def test_row_29_the_limit_itself_passes_and_its_numbers_are_told():
+@pytest.mark.row(29)
+def test_the_limit_itself_passes_and_its_numbers_are_told():
     assert read_header(bomb_png(8000, 8000)).width == 8000
     assert (
         refusal(bomb_png(8001, 8000), read_header).detail == "8001x8000 is 64,008,000 pixels, the limit is 64,000,000"
     )
 
 
+@pytest.mark.row(30)
 @pytest.mark.parametrize("file_format", ["PNG", "GIF", "BMP"])
-def test_row_30_a_header_of_the_largest_size_is_refused(file_format):
+def test_a_header_of_the_largest_size_is_refused(file_format):
     raw = {
         "PNG": bomb_png(2**31 - 1, 2**31 - 1),
         "GIF": b"GIF89a" + struct.pack("<HH", 65535, 65535) + encoded(picture(), "GIF")[10:],
@@ -205,10 +215,12 @@ def test_row_30_a_header_of_the_largest_size_is_refused(file_format):
     assert refusal(raw, read_header).reason == "too-large"
 
 
-def test_row_31_no_width_at_all_is_refused():
+@pytest.mark.row(31)
+def test_no_width_at_all_is_refused():
     assert refusal(png(0, 40, 8, 0, [b""]), read_header).reason in ("damaged", "too-small")
 
 
+@pytest.mark.row(31)
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
@@ -220,13 +232,14 @@ def test_row_31_no_width_at_all_is_refused():
         ((40, 161), "extreme-aspect"),
     ],
 )
-def test_row_31_too_small_and_too_long_images_are_refused_with_their_size(size, reason):
+def test_too_small_and_too_long_images_are_refused_with_their_size(size, reason):
     error = refusal(encoded(Image.new("RGB", size)), read_header)
     assert error.reason == reason and f"{size[0]}x{size[1]}" in error.detail
 
 
+@pytest.mark.row(31)
 @pytest.mark.parametrize("size", [(32, 32), (160, 40), (40, 160)])
-def test_row_31_the_smallest_and_the_longest_allowed_pass(size):
+def test_the_smallest_and_the_longest_allowed_pass(size):
     header = read_header(encoded(Image.new("RGB", size)))
     assert (header.width, header.height) == size
 
@@ -255,6 +268,7 @@ def stored_for(orientation):
     return image
 
 
+@pytest.mark.row(35)
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize(
     ("file_format", "options"),
@@ -266,7 +280,7 @@ def stored_for(orientation):
         ("TIFF", {"compression": "tiff_lzw"}),
     ],
 )
-def test_row_35_every_orientation_comes_out_upright(file_format, options, orientation):
+def test_every_orientation_comes_out_upright(file_format, options, orientation):
     raw = encoded(stored_for(orientation), file_format, exif=exif_of(orientation), **options)
     header, opened = read_header(raw), decode_image(raw)
     assert (header.width, header.height) == (60, 40) and opened.pixels.shape == (40, 60, 3)
@@ -277,14 +291,16 @@ def test_row_35_every_orientation_comes_out_upright(file_format, options, orient
     assert ("exif-rotated" in header.flags) == (orientation != 1)
 
 
+@pytest.mark.row(35)
 @pytest.mark.parametrize("orientation", [0, 9, 99])
-def test_row_35_other_orientations_mean_nothing(orientation):
+def test_other_orientations_mean_nothing(orientation):
     raw = encoded(picture(), "JPEG", exif=exif_of(orientation))
     assert read_header(raw) == read_header(encoded(picture(), "JPEG"))
     assert np.array_equal(decode_image(raw).pixels, decode_image(encoded(picture(), "JPEG")).pixels)
 
 
-def test_row_35_exif_behind_the_pixels_of_a_png_is_found_without_decoding():
+@pytest.mark.row(35)
+def test_exif_behind_the_pixels_of_a_png_is_found_without_decoding():
     stored = np.asarray(stored_for(6))
     exif = chunk(b"eXIf", exif_of(6).tobytes()[6:])
     raw = png(40, 60, 8, 2, [row.tobytes() for row in stored], after=exif)
@@ -292,17 +308,19 @@ def test_row_35_exif_behind_the_pixels_of_a_png_is_found_without_decoding():
     assert colour_at(raw, 15, 10) == RED and colour_at(raw, 45, 10) == GREEN
 
 
+@pytest.mark.row(35)
 @pytest.mark.parametrize(
     "exif", [b"garbage, not a directory", b"II*\0\xff\xff\xff\x7f", b"", b"MM\0*\0\0\0\x08\xff\xff\x01\x12"]
 )
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_row_35_unreadable_exif_leaves_the_image_as_stored(file_format, exif):
+def test_unreadable_exif_leaves_the_image_as_stored(file_format, exif):
     raw = encoded(picture(), file_format, exif=b"Exif\0\0" + exif)
     assert read_header(raw) == read_header(encoded(picture(), file_format))
     assert near(colour_at(raw, 10, 8), RED, 8)
 
 
-def test_row_35_size_and_flags_are_known_before_any_pixel_is_decoded():
+@pytest.mark.row(35)
+def test_size_and_flags_are_known_before_any_pixel_is_decoded():
     raw = encoded(stored_for(6), "PNG", exif=exif_of(6))
     start = raw.index(b"IDAT") + 4
     no_pixels = raw[:start] + b"\0" * (len(raw) - 16 - start) + raw[-16:]
@@ -311,19 +329,22 @@ def test_row_35_size_and_flags_are_known_before_any_pixel_is_decoded():
     assert refusal(no_pixels).reason == "damaged"
 
 
+@pytest.mark.row(36)
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
-def test_row_36_of_several_frames_the_first_is_taken_and_flagged(file_format):
+def test_of_several_frames_the_first_is_taken_and_flagged(file_format):
     frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, GREEN, BLUE)]
     raw = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
     assert near(colour_at(raw, 20, 20), RED, 6)
     assert read_header(raw).flags == ("first-frame-only",)
 
 
-def test_row_37_a_wrong_suffix_does_not_matter(tmp_path):
+@pytest.mark.row(37)
+def test_a_wrong_suffix_does_not_matter(tmp_path):
     (tmp_path / "dog.jpg").write_bytes(encoded(picture(), "PNG"))
     assert open_image(tmp_path / "dog.jpg").pixels[8, 10].tolist() == list(RED)
 
 
+@pytest.mark.row(37)
 @pytest.mark.parametrize(
     "raw",
     [
@@ -339,12 +360,13 @@ def test_row_37_a_wrong_suffix_does_not_matter(tmp_path):
         b"\0\0\1\0\1\0",
     ],
 )
-def test_row_37_formats_off_the_list_are_refused_before_pillow_sees_them(raw, monkeypatch):
+def test_formats_off_the_list_are_refused_before_pillow_sees_them(raw, monkeypatch):
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow was asked"))
     assert refusal(raw, read_header).reason == "unsupported-format"
 
 
-def test_row_37_only_the_decoder_of_the_first_bytes_is_started(monkeypatch):
+@pytest.mark.row(37)
+def test_only_the_decoder_of_the_first_bytes_is_started(monkeypatch):
     asked = []
     real = Image.open
     monkeypatch.setattr(
@@ -358,8 +380,9 @@ def profile(description):
     return b"\0" * 128 + description
 
 
+@pytest.mark.row(38)
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_row_38_a_profile_other_than_srgb_is_ignored_and_flagged(file_format):
+def test_a_profile_other_than_srgb_is_ignored_and_flagged(file_format):
     plain = encoded(picture(), file_format)
     odd = encoded(picture(), file_format, icc_profile=profile(b"Display P3"))
     assert read_header(odd).flags == ("icc-ignored",)
@@ -368,6 +391,7 @@ def test_row_38_a_profile_other_than_srgb_is_ignored_and_flagged(file_format):
         assert read_header(encoded(picture(), file_format, icc_profile=profile(name))).flags == ()
 
 
+@pytest.mark.row(38)
 @pytest.mark.parametrize(
     "before",
     [
@@ -377,14 +401,15 @@ def test_row_38_a_profile_other_than_srgb_is_ignored_and_flagged(file_format):
     ],
     ids=["50 MB", "not compressed", "one byte"],
 )
-def test_row_38_huge_and_broken_profiles_are_not_inflated(before):
+def test_huge_and_broken_profiles_are_not_inflated(before):
     raw = png(40, 40, 8, 0, [bytes([9] * 40)] * 40, before=before)
     assert read_header(raw).flags == ("icc-ignored",)
     assert colour_at(raw, 20, 20) == (9, 9, 9)
 
 
+@pytest.mark.row(38)
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"tEXt"])
-def test_row_38_text_in_a_png_is_passed_over_however_large(name):
+def test_text_in_a_png_is_passed_over_however_large(name):
     content = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"tEXt": b"k\0"}[name]
     text = zlib.compress(b"a" * 80_000_000) if name != b"tEXt" else b"a" * 3_000_000
     raw = png(40, 40, 8, 0, [bytes([9] * 40)] * 40, before=chunk(name, content + text))

@@ -109,13 +109,15 @@ def test_records_survive_being_written_and_read_back(tmp_path):
     assert load_pixels(used, tmp_path / "images").shape == (48, 96, 3)
 
 
-def test_row_35_sizes_and_crops_are_those_of_the_upright_image(tmp_path):
+@pytest.mark.row(35)
+def test_sizes_and_crops_are_those_of_the_upright_image(tmp_path):
     put(tmp_path, "a.jpg", encoded(picture(200, 100), "JPEG", exif=exif_of(6)))
     (record,) = scan(tmp_path, BUCKETS)
     assert (record.width, record.height, record.bucket, record.flags) == (100, 200, "48x96", ("exif-rotated",))
 
 
-def test_row_35_a_rotated_image_fills_its_bucket_upright(tmp_path):
+@pytest.mark.row(35)
+def test_a_rotated_image_fills_its_bucket_upright(tmp_path):
     put(tmp_path, "a.png", encoded(picture(200, 100).transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif_of(6)))
     (record,) = scan(tmp_path, BUCKETS)
     pixels = load_pixels(record, tmp_path)
@@ -123,7 +125,8 @@ def test_row_35_a_rotated_image_fills_its_bucket_upright(tmp_path):
     assert record.bucket == "96x48" and corners == [RED, GREEN, BLUE, WHITE]
 
 
-def test_row_39_equal_images_under_two_names_are_used_and_flagged(tmp_path):
+@pytest.mark.row(39)
+def test_equal_images_under_two_names_are_used_and_flagged(tmp_path):
     for name in ("b.png", "a.png", "sub/c.png"):
         put(tmp_path, name, picture(), f"caption of {name}")
     put(tmp_path, "other.png", picture(64, 62))
@@ -134,13 +137,15 @@ def test_row_39_equal_images_under_two_names_are_used_and_flagged(tmp_path):
     assert summary(list(records.values()))["flags"]["duplicate-of"] == 2
 
 
-def test_row_39_a_refused_image_is_nobodys_original(tmp_path):
+@pytest.mark.row(39)
+def test_a_refused_image_is_nobodys_original(tmp_path):
     put(tmp_path, "a.png", picture(), None)
     put(tmp_path, "b.png", picture())
     assert not any(flag.startswith("duplicate-of") for record in scan(tmp_path, BUCKETS) for flag in record.flags)
 
 
-def test_row_40_a_file_that_changed_after_the_scan_is_refused(tmp_path):
+@pytest.mark.row(40)
+def test_a_file_that_changed_after_the_scan_is_refused(tmp_path):
     path = put(tmp_path, "a.png", picture())
     (record,) = scan(tmp_path, BUCKETS)
     assert load_pixels(record, tmp_path).shape == (48, 96, 3)
@@ -154,7 +159,8 @@ def test_row_40_a_file_that_changed_after_the_scan_is_refused(tmp_path):
     assert caught.value.reason == "no-image"
 
 
-def test_row_28_a_body_cut_off_passes_the_scan_and_is_refused_by_name_when_it_is_decoded(tmp_path):
+@pytest.mark.row(28)
+def test_a_body_cut_off_passes_the_scan_and_is_refused_by_name_when_it_is_decoded(tmp_path):
     raw = encoded(picture(200, 200), "JPEG")
     put(tmp_path, "a.jpg", raw[: len(raw) * 2 // 3])
     (record,) = scan(tmp_path, BUCKETS)

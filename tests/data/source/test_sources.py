@@ -89,27 +89,31 @@ def test_pictures_in_formats_that_are_not_read_are_inputs_all_the_same(tmp_path)
     assert names(list_source(tmp_path)) == ["a", "b"]
 
 
-def test_row_44_captions_and_images_without_each_other_are_refused_by_name(tmp_path):
+@pytest.mark.row(44)
+def test_captions_and_images_without_each_other_are_refused_by_name(tmp_path):
     touch(tmp_path, "both.png", "both.txt", "lonely.png", "words.txt", "sub/more.txt")
     source = list_source(tmp_path)
     assert reasons(source) == {"lonely": "no-caption", "words.txt": "no-image", "sub/more.txt": "no-image"}
     assert "no lonely.txt beside it" in next(item for item in source.items if item.name == "lonely").detail
 
 
-def test_row_44_a_caption_that_differs_in_case_is_not_taken_but_named(tmp_path):
+@pytest.mark.row(44)
+def test_a_caption_that_differs_in_case_is_not_taken_but_named(tmp_path):
     touch(tmp_path, "Dog.jpg", "dog.txt")
     source = list_source(tmp_path)
     assert reasons(source) == {"Dog": "no-caption", "dog.txt": "no-image"}
     assert "dog.txt differs in upper and lower case" in source.items[0].detail
 
 
-def test_row_44_two_captions_for_one_image_are_refused(tmp_path):
+@pytest.mark.row(44)
+def test_two_captions_for_one_image_are_refused(tmp_path):
     touch(tmp_path, "a.png", "a.txt", "a.TXT")
     if len(list(tmp_path.iterdir())) == 3:  # a disk that tells case apart
         assert reasons(list_source(tmp_path)) == {"a": "two-captions"}
 
 
-def test_row_45_two_images_of_one_name_give_one_item_and_one_refusal(tmp_path):
+@pytest.mark.row(45)
+def test_two_images_of_one_name_give_one_item_and_one_refusal(tmp_path):
     touch(tmp_path, "dog.jpg", "dog.png", "dog.txt")
     source = list_source(tmp_path)
     assert [(item.name, item.image, item.reason) for item in source.items] == [
@@ -119,7 +123,8 @@ def test_row_45_two_images_of_one_name_give_one_item_and_one_refusal(tmp_path):
     assert "'dog'" not in source.items[1].detail and "dog is taken" in source.items[1].detail
 
 
-def test_row_45_names_equal_after_nfc_are_one_name(tmp_path):
+@pytest.mark.row(45)
+def test_names_equal_after_nfc_are_one_name(tmp_path):
     touch(tmp_path, "caf\u00e9.png", "cafe\u0301.png", "caf\u00e9.txt")
     if len(list(tmp_path.iterdir())) == 3:
         source = list_source(tmp_path)
@@ -127,18 +132,21 @@ def test_row_45_names_equal_after_nfc_are_one_name(tmp_path):
         assert len({safe_key(item.name) for item in source.items}) == 2
 
 
-def test_row_45_a_caption_in_the_other_spelling_belongs_to_its_image(tmp_path):
+@pytest.mark.row(45)
+def test_a_caption_in_the_other_spelling_belongs_to_its_image(tmp_path):
     touch(tmp_path, "cafe\u0301.png", "caf\u00e9.txt")
     assert reasons(list_source(tmp_path)) == {}
 
 
-def test_row_45_names_that_differ_only_in_case_would_share_files_on_some_disks(tmp_path):
+@pytest.mark.row(45)
+def test_names_that_differ_only_in_case_would_share_files_on_some_disks(tmp_path):
     touch(tmp_path, "Dog.png", "Dog.txt", "dog.png", "dog.txt")
     if len(list(tmp_path.iterdir())) == 4:
         assert reasons(list_source(tmp_path)) == {"dog.png": "duplicate-name"}
 
 
-def test_row_45_a_name_that_equals_another_names_key_is_found(tmp_path):
+@pytest.mark.row(45)
+def test_a_name_that_equals_another_names_key_is_found(tmp_path):
     key = safe_key("two words")
     touch(tmp_path, "two words.png", "two words.txt", f"{key}.png", f"{key}.txt")
     source = list_source(tmp_path)
@@ -146,13 +154,15 @@ def test_row_45_a_name_that_equals_another_names_key_is_found(tmp_path):
     assert len({safe_key(item.name) for item in source.items}) == 2
 
 
-def test_row_45_a_file_name_with_a_line_end_is_listed(tmp_path):
+@pytest.mark.row(45)
+def test_a_file_name_with_a_line_end_is_listed(tmp_path):
     touch(tmp_path, "line\nend.png", "line\nend.txt")
     source = list_source(tmp_path)
     assert reasons(source) == {} and names(source) == ["line\nend"]
 
 
-def test_row_45_a_file_name_that_is_no_text_is_listed(tmp_path):
+@pytest.mark.row(45)
+def test_a_file_name_that_is_no_text_is_listed(tmp_path):
     bad = os.fsdecode(b"caf\xe9")
     try:
         touch(tmp_path, f"{bad}.png", f"{bad}.txt")
@@ -162,7 +172,8 @@ def test_row_45_a_file_name_that_is_no_text_is_listed(tmp_path):
     assert reasons(source) == {} and names(source) == [bad]
 
 
-def test_row_12_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch):
+@pytest.mark.row(12)
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch):
     touch(tmp_path, "a.png", "a.txt", "locked/b.png", "locked/b.txt")
     scandir = os.scandir
 
@@ -197,7 +208,8 @@ def test_metadata_lines_pair_file_names_with_text_or_caption(tmp_path, key):
     assert source.ignored == {".txt": 1, ".md": 1}
 
 
-def test_row_44_images_that_metadata_does_not_list_are_refused(tmp_path):
+@pytest.mark.row(44)
+def test_images_that_metadata_does_not_list_are_refused(tmp_path):
     touch(tmp_path, "a.png", "b.png")
     manifest(tmp_path / "metadata.jsonl", {"file_name": "./a.png", "text": "an apple"}, {"file_name": "c.png"})
     assert reasons(list_source(tmp_path)) == {"b": "no-caption", "c": "no-caption"}
@@ -216,8 +228,9 @@ def test_a_list_of_captions_passes_as_it_is(tmp_path):
     assert list_source(tmp_path).items[0].caption == ["one", "two"]
 
 
+@pytest.mark.row(45)
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png", "sub/../../secret.png"])
-def test_row_45_metadata_does_not_lead_out_of_its_folder(tmp_path, name):
+def test_metadata_does_not_lead_out_of_its_folder(tmp_path, name):
     touch(tmp_path, "data/a.png", "secret.png")
     manifest(tmp_path / "data/metadata.jsonl", {"file_name": name, "text": "x"}, {"file_name": "a.png", "text": "x"})
     assert list(reasons(list_source(tmp_path / "data")).values()) == ["outside-source"]
@@ -245,6 +258,7 @@ def test_a_manifest_gives_ids_paths_captions_and_bucket_hints(tmp_path):
 GOOD = {"image_id": "good", "image_path": "good.png", "caption": "x"}
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -261,13 +275,14 @@ GOOD = {"image_id": "good", "image_path": "good.png", "caption": "x"}
         ('{"image_id": "a", "image_path": "a.png"}', "no-caption"),
     ],
 )
-def test_row_43_a_bad_line_is_refused_by_its_number_and_the_others_stand(tmp_path, line, reason):
+def test_a_bad_line_is_refused_by_its_number_and_the_others_stand(tmp_path, line, reason):
     source = list_source(manifest(tmp_path / "m.jsonl", GOOD, "", line))
     assert list(reasons(source).values()) == [reason]
     assert sorted(names(source)) == sorted(["good", "m.jsonl:3" if reason == "bad-line" else "a"])
 
 
-def test_row_43_lines_that_are_not_utf8_or_endless_are_refused_one_by_one(tmp_path):
+@pytest.mark.row(43)
+def test_lines_that_are_not_utf8_or_endless_are_refused_one_by_one(tmp_path):
     good = json.dumps(GOOD).encode()
     lines = [
         b"\xef\xbb\xbf" + good,
@@ -285,7 +300,8 @@ def test_row_43_lines_that_are_not_utf8_or_endless_are_refused_one_by_one(tmp_pa
     assert names(source) == ["good", "last", "m.jsonl:2", "m.jsonl:3"]
 
 
-def test_row_45_of_rows_with_one_id_the_first_in_the_file_is_used(tmp_path):
+@pytest.mark.row(45)
+def test_of_rows_with_one_id_the_first_in_the_file_is_used(tmp_path):
     rows = [{"image_id": "a", "image_path": f"{n}.png", "caption": str(n)} for n in (3, 1, 2)]
     source = list_source(manifest(tmp_path / "m.jsonl", *rows, rows[0]))
     assert [(item.name, item.image, item.reason) for item in source.items] == [
@@ -342,7 +358,8 @@ def test_pipes_are_not_waited_for(tmp_path, name):
     assert "neither a folder nor" in error_of(tmp_path / name).message
 
 
-def test_row_54_commands_and_addresses_are_not_followed(tmp_path, monkeypatch):
+@pytest.mark.row(54)
+def test_commands_and_addresses_are_not_followed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("pipe:touch gotcha", "http://localhost/x.tar", "s3://bucket/x.tar", "hf://datasets/x"):
         assert "addresses and commands are not followed" in error_of(Path(text)).hint

@@ -120,7 +120,8 @@ def test_quotes_line_ends_and_a_byte_order_mark_are_read_as_csv_has_them(tmp_pat
     ]
 
 
-def test_row_43_rows_of_another_width_or_with_wrong_bytes_are_refused_by_line_and_the_others_stand(tmp_path):
+@pytest.mark.row(43)
+def test_rows_of_another_width_or_with_wrong_bytes_are_refused_by_line_and_the_others_stand(tmp_path):
     (tmp_path / "list.csv").write_bytes(
         b"path,caption\na.png,good\nb.png,one,two\nc.png\nd.png,caf\xe9\n,no path\ne.png,\n"
     )
@@ -135,6 +136,7 @@ def test_row_43_rows_of_another_width_or_with_wrong_bytes_are_refused_by_line_an
     }
 
 
+@pytest.mark.row(43)
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
@@ -143,13 +145,14 @@ def test_row_43_rows_of_another_width_or_with_wrong_bytes_are_refused_by_line_an
         (b'a.png,"' + b"x\n" * 100_000 + b'"\n', "field larger"),
     ],
 )
-def test_row_43_broken_quotes_end_the_table_because_the_next_row_is_unknown(tmp_path, rows, told):
+def test_broken_quotes_end_the_table_because_the_next_row_is_unknown(tmp_path, rows, told):
     (tmp_path / "list.csv").write_bytes(b"path,caption\n" + rows)
     error = error_of(tmp_path / "list.csv")
     assert told in error.message and "near line" in error.message and "double quotes" in error.hint
 
 
-def test_row_43_an_endless_line_is_not_read_to_its_end(tmp_path):
+@pytest.mark.row(43)
+def test_an_endless_line_is_not_read_to_its_end(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"path,caption\na.png," + b"x" * (2 * LONGEST_LINE))
     assert "line 2 is longer than 1,048,576 characters" in error_of(tmp_path / "list.csv").message
 
@@ -186,7 +189,8 @@ def test_lists_and_missing_cells_of_parquet_come_as_they_are(tmp_path):
     }
 
 
-def test_row_43_parquet_text_that_is_not_utf8_is_refused_row_by_row(tmp_path):
+@pytest.mark.row(43)
+def test_parquet_text_that_is_not_utf8_is_refused_row_by_row(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     captions = pyarrow.array([b"good", b"caf\xe9"]).view(pyarrow.string())
     source = list_source(parquet_table(tmp_path / "l.parquet", path=["a.png", "b.png"], caption=captions))

@@ -200,8 +200,9 @@ def test_a_manifest_may_name_images_in_tars(tmp_path):
 # --- what is refused as a whole ---
 
 
+@pytest.mark.row(49)
 @pytest.mark.parametrize("folder", [True, False])
-def test_row_49_a_tar_cut_at_any_block_is_an_error_that_names_it(tmp_path, folder):
+def test_a_tar_cut_at_any_block_is_an_error_that_names_it(tmp_path, folder):
     path = write_tar(tmp_path / "set/s.tar", {"a.png": PNG, "a.txt": b"x", "b.png": PNG, "b.txt": b"y"})
     raw = path.read_bytes()
     whole = len(raw.rstrip(b"\0")) // 512 + 1
@@ -212,20 +213,23 @@ def test_row_49_a_tar_cut_at_any_block_is_an_error_that_names_it(tmp_path, folde
         assert str(path) in caught.value.message and "dit shard" not in caught.value.hint
 
 
+@pytest.mark.row(50)
 @pytest.mark.parametrize(
     "content", [b"", b"<html>" * 200, b"version https://git-lfs.github.com/spec/v1\n", b"\x1f\x8b\x08" + b"x" * 2000]
 )
-def test_row_50_what_is_no_tar_is_an_error_that_names_it(tmp_path, content):
+def test_what_is_no_tar_is_an_error_that_names_it(tmp_path, content):
     (tmp_path / "s.tar").write_bytes(content)
     with pytest.raises(BadDataError, match=r"s\.tar"):
         list_source(tmp_path / "s.tar")
 
 
-def test_row_50_an_empty_tar_is_an_error(tmp_path):
+@pytest.mark.row(50)
+def test_an_empty_tar_is_an_error(tmp_path):
     with pytest.raises(BadDataError, match="the tar is empty"):
         list_source(write_tar(tmp_path / "s.tar", {}))
 
 
+@pytest.mark.row(51)
 @pytest.mark.parametrize(
     "members",
     [
@@ -233,25 +237,28 @@ def test_row_50_an_empty_tar_is_an_error(tmp_path):
         [("a.png", PNG), ("b.png", PNG), ("a.txt", b"x")],
     ],
 )
-def test_row_51_a_member_twice_or_a_sample_in_two_places_is_an_error(tmp_path, members):
+def test_a_member_twice_or_a_sample_in_two_places_is_an_error(tmp_path, members):
     with pytest.raises(BadDataError, match=r"there twice|not adjacent"):
         list_source(write_tar(tmp_path / "s.tar", members))
 
 
+@pytest.mark.row(52)
 @pytest.mark.parametrize("name", ["../../etc/x.png", "/abs.png", "sub/../../x.png", "..png", "a\\b.png"])
-def test_row_52_member_names_that_lead_elsewhere_are_unsafe(tmp_path, name):
+def test_member_names_that_lead_elsewhere_are_unsafe(tmp_path, name):
     with pytest.raises(UnsafeFileError) as caught:
         list_source(write_tar(tmp_path / "s.tar", {name: PNG}))
     assert "s.tar" in caught.value.message and caught.value.exit_code == 4
 
 
+@pytest.mark.row(52)
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_row_52_links_and_devices_are_unsafe(tmp_path, kind):
+def test_links_and_devices_are_unsafe(tmp_path, kind):
     with pytest.raises(UnsafeFileError, match="not a regular file"):
         list_source(write_tar(tmp_path / "s.tar", {"a.png": b""}, type=kind, linkname="/etc/passwd"))
 
 
-def test_row_52_nothing_is_ever_written_beside_a_tar(tmp_path):
+@pytest.mark.row(52)
+def test_nothing_is_ever_written_beside_a_tar(tmp_path):
     path = write_tar(tmp_path / "s.tar", {"a.png": PNG, "a.txt": b"x"})
     (record,) = scan(path, BUCKETS)
     load_pixels(record, path)
@@ -267,7 +274,8 @@ def test_a_tar_of_features_says_what_is_missing(tmp_path):
 # --- what happens after the scan ---
 
 
-def test_row_40_a_tar_that_changed_after_the_scan_is_noticed(tmp_path):
+@pytest.mark.row(40)
+def test_a_tar_that_changed_after_the_scan_is_noticed(tmp_path):
     path = write_tar(tmp_path / "s.tar", {"a.png": PNG, "a.txt": b"x"})
     (record,) = scan(path, BUCKETS)
     assert load_pixels(record, path).shape == (48, 96, 3)
