@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+
+if TYPE_CHECKING:
+    from dittool.data.shards.index import ShardRow
 
 
 def main(
@@ -75,7 +80,9 @@ def main(
     from dittool.data.shards.write import shard
 
     done = shard(derived, out, shard_size, limit, holdout, console, seed)
-    console.json({"shards": str(out), "left_out": done.left_out, "kept": done.kept, "rows": done.shards})
+    console.json(
+        {"shards": str(out), "left_out": done.left_out, "kept": done.kept, "rows": [asdict(row) for row in done.shards]}
+    )
     _show_rows(done.shards, console)
     if done.kept:
         console.note(f"{done.kept} shards of an interrupted call were verified and kept")
@@ -84,12 +91,12 @@ def main(
     console.note(f"shards in {out}; next: dit audit {out}, then dit train --preset P")
 
 
-def _show_rows(rows: list[dict], console: Console) -> None:
+def _show_rows(rows: Sequence[ShardRow], console: Console) -> None:
     console.table(
         ("shard", "split", "samples", "MB"),
-        [(row["path"], row["split"], row["count"], f"{row['bytes'] / 1e6:.1f}") for row in rows],
+        [(row.path, row.split, row.count, f"{row.bytes / 1e6:.1f}") for row in rows],
     )
-    counts = {split: sum(row["count"] for row in rows if row["split"] == split) for split in ("train", "holdout")}
+    counts = {split: sum(row.count for row in rows if row.split == split) for split in ("train", "holdout")}
     console.result(f"{counts['train']} training samples, {counts['holdout']} held out")
 
 
@@ -98,8 +105,14 @@ def _index(folder: Path, preset: str, overrides: list[str], console: Console) ->
     from dittool.data.shards.older_sets import index_older_set
 
     made = index_older_set(folder, load_config(preset, overrides), console)
-    console.json({"shards": str(folder), "claimed": made["identity"]["encoders"], "rows": made["shards"]})
-    _show_rows(made["shards"], console)
+    console.json(
+        {
+            "shards": str(folder),
+            "claimed": made.identity.to_json()["encoders"],
+            "rows": [asdict(row) for row in made.shards],
+        }
+    )
+    _show_rows(made.shards, console)
     console.warn("that these encoders made the features is a claim; only shapes could be compared with it")
     console.note(f"next: dit audit {folder}, then dit train --preset {preset} --data {folder}")
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from dittool.data.features.store import FeatureStore
+from dittool.data.identity import Card, IdentityCard
 from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
+from dittool.data.shards.index import ShardIndex
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import TRAIN
 from dittool.errors import BadDataError
@@ -30,8 +32,8 @@ class DataView:
 
     folder: Path
     refs: list[SampleRef]  # of a derived folder: all in the training split
-    card: dict[str, Any] | None  # identity card; None: the set has none
-    index: dict[str, Any] | None  # index.json of shards
+    card: IdentityCard | None  # None: the set has none
+    index: ShardIndex | None  # of shards
     array: Callable[[SampleRef, Feature], np.ndarray]  # as stored, but patches as a model would get them
     record: Callable[[SampleRef], Record]
     mask: Callable[[SampleRef], np.ndarray | None]  # of older sets: (512,), which rows of the text are text
@@ -61,9 +63,9 @@ class DataView:
         rows, columns = stored_grid(patch_grid(bucket.width, bucket.height, patch_size), self.patch_storage)
         return rows * columns
 
-    def encoder(self, kind: str) -> dict[str, Any]:
-        """The identity card's part on the "image", "text" or "vae" encoder; empty without a card."""
-        return (self.card or {}).get("encoders", {}).get(kind, {})
+    def encoder(self, kind: type[Card]) -> Card | None:
+        """The card of the image, text or latent encoder; None where no identity card names one."""
+        return self.card.find(kind) if self.card else None
 
 
 def open_shards(folder: Path) -> DataView:
@@ -72,7 +74,7 @@ def open_shards(folder: Path) -> DataView:
         shards = ShardSet.open(folder)
     except BadDataError as error:
         return DataView(folder, [], None, None, _nothing, _nothing, _nothing, error.message)
-    card = shards.index["identity"] if shards.index else None
+    card = shards.index.identity if shards.index else None
 
     def array(ref: SampleRef, feature: Feature) -> np.ndarray:
         return _as_given(shards.read_array(ref, feature.member), feature, card)
@@ -103,13 +105,13 @@ def open_derived(folder: Path) -> DataView:
     return DataView(folder, refs, card, None, array, lambda ref: records[ref.id], lambda _: None)
 
 
-def _as_given(stored: np.ndarray, feature: Feature, card: dict[str, Any] | None) -> np.ndarray:
+def _as_given(stored: np.ndarray, feature: Feature, card: IdentityCard | None) -> np.ndarray:
     """Patches decoded from int8, the one storage that is not plain floats; anything else as it is."""
     return decode_patches(stored, INT8) if feature is IMAGE_PATCHES and _patch_storage(card) == INT8 else stored
 
 
-def _patch_storage(card: dict[str, Any] | None) -> str:
-    return FP16 if card is None else card.get("patch_storage", FP16)  # sets without a card hold plain floats
+def _patch_storage(card: IdentityCard | None) -> str:
+    return FP16 if card is None else card.patch_storage  # sets without a card hold plain floats
 
 
 def _nothing(ref: SampleRef, *_: object) -> Any:

@@ -23,6 +23,7 @@ from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
 from dittool.data.normalisation import latent_norm
 from dittool.data.patch_storage import encode_patches
+from dittool.encoders.cards import VaeCard
 from dittool.errors import UsageError
 from dittool.objective import flow, schedule
 from dittool.sampling.latents import sample_latents
@@ -160,11 +161,8 @@ def _stored(config: Config, _: ModelProbe) -> bytes:
 
 
 def _norm(config: Config, _: ModelProbe) -> Any:
-    card, statistics = (
-        {"channels": 2, "scale": 0.5, "shift": 0.1},
-        {"latent_mean": [1.0, 2.0], "latent_std": [3.0, 4.0]},
-    )
-    return latent_norm(config.data.latent_scaling, card, statistics)
+    codec = VaeCard("", "", "", "fp32", channels=2, stride=8, scale=0.5, shift=0.1)
+    return latent_norm(config.data.latent_scaling, codec, mean=(1.0, 2.0), std=(3.0, 4.0))
 
 
 def _probe(config: Config, probe: ModelProbe) -> ModelProbe:

@@ -6,58 +6,126 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from dittool.data.patch_storage import STORAGES
 from dittool.data.records import STAGES
+from dittool.encoders.cards import (
+    CARDS,
+    EncoderCard,
+    ImageCard,
+    TextCard,
+    VaeCard,
+    card_from_json,
+    card_to_json,
+    wrong_keys,
+)
 from dittool.errors import BadDataError
 from dittool.geometry import parse_size
 
 CARD_VERSION = 1
 CROP_RULE = "resize-to-cover, centre crop"
-ENCODER_OF_STAGE = {"dinov3": "image", "vae": "vae", "t5": "text"}
+CARD_OF_STAGE: dict[str, type[EncoderCard]] = {"dinov3": ImageCard, "vae": VaeCard, "t5": TextCard}
 IMAGE_STAGES = ("dinov3", "vae")
-# of each encoder, above zero
-_COUNTS = {"image": ("width", "patch_size"), "text": ("width", "max_tokens"), "vae": ("channels", "stride")}
-_NUMBERS = {"vae": ("scale", "shift")}
+_KNOWN = ("version", "crop", "buckets", "patch_storage", "encoders", "claimed")
 _RESTORE = "restore the file from a copy; or remove it and what it describes, and run dit embed and dit shard again"
 
-
-def new_card(buckets: list[str], patch_storage: str) -> dict[str, Any]:
-    """A card without encoders; each embed pass adds its own."""
-    return {
-        "version": CARD_VERSION,
-        "crop": CROP_RULE,
-        "buckets": buckets,
-        "patch_storage": patch_storage,
-        "encoders": {},
-    }
+Card = TypeVar("Card", ImageCard, TextCard, VaeCard)
 
 
-def require_card(value: Any, source: str, complete: bool = False) -> dict[str, Any]:
-    """The card behind a JSON value that may come from anywhere. Raises `BadDataError` naming `source` and each key that
-    cannot be.
+@dataclass(frozen=True)
+class IdentityCard:
+    """What made a set of features."""
 
-    Args:
-        complete: all three encoders must stand in it, as in the index of shards; a derived folder has those whose pass
-        was begun.
-    """
-    if not isinstance(value, dict):
-        raise BadDataError(f"{source}: an identity card is an object, this is {type(value).__name__}", _RESTORE)
-    if wrong := [*_wrong_settings(value), *_wrong_encoders(value.get("encoders"), complete)]:
-        raise BadDataError(f"{source}: no identity card: {'; '.join(wrong)}", _RESTORE)
-    return value
+    buckets: tuple[str, ...]  # "WIDTHxHEIGHT"
+    patch_storage: str  # one of patch_storage.STORAGES
+    encoders: tuple[EncoderCard, ...] = ()  # in the order of their first passes; a finished set has all three
+    crop: str = CROP_RULE
+    claimed: bool = False  # by `dit shard --index`, for features that another program made
+    unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of later versions, as they stood
+    unknown_encoders: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(value: Any, source: str, complete: bool = False) -> IdentityCard:
+        """The card behind a JSON value that may come from anywhere. Raises `BadDataError` naming `source` and each key
+        that cannot be.
+
+        Args:
+            complete: all three encoders must stand in it, as in the index of shards; a derived folder has those whose
+            pass was begun.
+        """
+        if not isinstance(value, dict):
+            raise BadDataError(f"{source}: an identity card is an object, this is {type(value).__name__}", _RESTORE)
+        if wrong := [*_wrong_settings(value), *_wrong_encoders(value.get("encoders"), complete)]:
+            raise BadDataError(f"{source}: no identity card: {'; '.join(wrong)}", _RESTORE)
+        encoders: dict[str, Any] = value["encoders"]
+        return IdentityCard(
+            tuple(value["buckets"]),
+            value["patch_storage"],
+            tuple(card_from_json(kind, item) for kind, item in encoders.items() if kind in CARDS),
+            value["crop"],
+            "claimed" in value,
+            {key: item for key, item in value.items() if key not in _KNOWN},
+            {kind: item for kind, item in encoders.items() if kind not in CARDS},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As identity.json, index.json and checkpoints hold it."""
+        return {
+            "version": CARD_VERSION,
+            "crop": self.crop,
+            "buckets": list(self.buckets),
+            "patch_storage": self.patch_storage,
+            "encoders": {card.kind: card_to_json(card) for card in self.encoders} | dict(self.unknown_encoders),
+            **({"claimed": True} if self.claimed else {}),
+            **self.unknown,
+        }
+
+    @property
+    def sha256(self) -> str:
+        """Of the content, whatever the order of its keys."""
+        return json_sha256(self.to_json())
+
+    @property
+    def image(self) -> ImageCard:
+        """Raises `BadDataError` when the pass of this encoder was never begun; `text` and `vae` likewise."""
+        return self._present(ImageCard)
+
+    @property
+    def text(self) -> TextCard:
+        return self._present(TextCard)
+
+    @property
+    def vae(self) -> VaeCard:
+        return self._present(VaeCard)
+
+    def find(self, kind: type[Card]) -> Card | None:
+        """The encoder's card; None while its pass was not begun."""
+        return next((card for card in self.encoders if isinstance(card, kind)), None)
+
+    def with_encoder(self, new: EncoderCard) -> IdentityCard:
+        """The card with this encoder, in the place of one of its kind."""
+        if any(card.kind == new.kind for card in self.encoders):
+            return replace(self, encoders=tuple(new if card.kind == new.kind else card for card in self.encoders))
+        return replace(self, encoders=(*self.encoders, new))
+
+    def _present(self, kind: type[Card]) -> Card:
+        if (card := self.find(kind)) is None:
+            raise BadDataError(
+                f"the identity card names no {kind.kind} encoder", "make its features with: dit embed --pass all"
+            )
+        return card
 
 
-def identity_hash(card: dict[str, Any]) -> str:
-    """SHA-256 of the card's content, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(card, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
-    """Where two cards differ: `encoders.image.id: 'a' here, 'b' there`."""
+    """Where two JSON values differ: `encoders.image.id: 'a' here, 'b' there`."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         keys = list(mine) + [key for key in theirs if key not in mine]
         return [
@@ -68,11 +136,10 @@ def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
     return [] if mine == theirs else [f"{path}: {mine!r} here, {theirs!r} there"]
 
 
-def stages_made_stale(mine: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, ...]:
+def stages_made_stale(mine: IdentityCard, theirs: IdentityCard) -> tuple[str, ...]:
     """The passes that do not make the same features under two cards whose encoders are the same."""
-    differing = {key for key in new_card([], "") if mine.get(key) != theirs.get(key)}
-    stale = set(IMAGE_STAGES) if differing & {"version", "crop", "buckets"} else set()
-    if "patch_storage" in differing:
+    stale = set(IMAGE_STAGES) if (mine.crop, mine.buckets) != (theirs.crop, theirs.buckets) else set()
+    if mine.patch_storage != theirs.patch_storage:
         stale.add("dinov3")
     return tuple(stage for stage in STAGES if stage in stale)
 
@@ -83,7 +150,7 @@ def rebuild_command(stages: Iterable[str]) -> str:
 
 
 def require_same_identity(mine: dict[str, Any], theirs: dict[str, Any], what: str, hint: str) -> None:
-    """Raises `BadDataError` with each difference when two cards are not the same."""
+    """Raises `BadDataError` with each difference when two cards, or parts of them in JSON, are not the same."""
     if found := differences(mine, theirs):
         raise BadDataError(f"{what}: another identity: {'; '.join(found)}", hint)
 
@@ -94,30 +161,22 @@ def _wrong_settings(card: dict[str, Any]) -> list[str]:
         if card.get("version") != CARD_VERSION
         else []
     )
+    buckets, claimed = card.get("buckets"), card.get("claimed", True)
     wrong += [] if isinstance(card.get("crop"), str) else [f"crop = {card.get('crop')!r}"]
-    buckets = card.get("buckets")
     wrong += [] if isinstance(buckets, list) and buckets and all(map(_is_size, buckets)) else [f"buckets = {buckets!r}"]
-    return wrong + ([] if card.get("patch_storage") in STORAGES else [f"patch_storage = {card.get('patch_storage')!r}"])
+    wrong += [] if card.get("patch_storage") in STORAGES else [f"patch_storage = {card.get('patch_storage')!r}"]
+    return wrong + ([] if claimed is True else [f"claimed = {claimed!r}"])
 
 
 def _wrong_encoders(encoders: Any, complete: bool) -> list[str]:
     if not isinstance(encoders, dict):
         return [f"encoders = {encoders!r}"]
-    wrong = [f"encoders.{name} is missing" for name in _COUNTS if complete and name not in encoders]
-    for name, encoder in encoders.items():
+    wrong = [f"encoders.{kind} is missing" for kind in CARDS if complete and kind not in encoders]
+    for kind, encoder in encoders.items():
         if not isinstance(encoder, dict):
-            wrong.append(f"encoders.{name} = {encoder!r}")
-            continue
-        wrong += [
-            f"encoders.{name}.{key} = {encoder.get(key)!r}"
-            for key in _COUNTS.get(name, ())
-            if not _is_count(encoder.get(key))
-        ]
-        wrong += [
-            f"encoders.{name}.{key} = {encoder.get(key)!r}"
-            for key in _NUMBERS.get(name, ())
-            if not _is_number(encoder.get(key))
-        ]
+            wrong.append(f"encoders.{kind} = {encoder!r}")
+        elif kind in CARDS:
+            wrong += [f"encoders.{kind}.{key} = {encoder.get(key)!r}" for key in wrong_keys(kind, encoder)]
     return wrong
 
 
@@ -126,11 +185,3 @@ def _is_size(value: Any) -> bool:
         return bool(parse_size(value))
     except (TypeError, ValueError):
         return False
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 1 << 31
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

@@ -4,11 +4,15 @@ channel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dittool.encoders.cards import VaeCard
+from dittool.errors import BadDataError
 
 
 @dataclass(frozen=True)
@@ -26,31 +30,34 @@ class LatentNorm:
         """(…, C, h, w) as the model makes it → as the codec decodes it."""
         return latents / self._vector(self.scale, latents) + self._vector(self.shift, latents)
 
-    def to_dict(self) -> dict[str, list[float]]:
+    def to_json(self) -> dict[str, list[float]]:
         return {"shift": list(self.shift), "scale": list(self.scale)}
 
     @staticmethod
-    def from_dict(value: dict[str, Any]) -> LatentNorm:
-        return LatentNorm(tuple(value["shift"]), tuple(value["scale"]))
+    def from_json(value: Any, source: str) -> LatentNorm:
+        """Raises `BadDataError` naming `source`."""
+        shift, scale = value.get("shift"), value.get("scale")
+        if not isinstance(shift, (list, tuple)) or not isinstance(scale, (list, tuple)) or len(shift) != len(scale):
+            raise BadDataError(f"{source}: its normalisation has no shift and scale", "take another checkpoint")
+        return LatentNorm(tuple(shift), tuple(scale))
 
     @staticmethod
     def _vector(values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def latent_norm(scaling: str, codec_card: dict[str, Any], statistics: dict[str, Any]) -> LatentNorm:
+def latent_norm(scaling: str, codec: VaeCard, mean: Sequence[float], std: Sequence[float]) -> LatentNorm:
     """The normalisation for a data set.
 
     Args:
         scaling: "card", the codec's published scale and shift; or "measured", from the set's own statistics: each
             channel is centred and divided by the mean of its own and the global standard deviation. Dividing by the
             channel's own alone would blow up channels that carry almost nothing.
-        codec_card: the codec's part of the identity card.
-        statistics: `latent_mean` and `latent_std`, one number a channel.
+        codec: the autoencoder's card.
+        mean, std: of the set's latents as stored, one number a channel.
     """
-    channels = int(codec_card["channels"])
     if scaling == "card":
-        return LatentNorm((float(codec_card["shift"]),) * channels, (float(codec_card["scale"]),) * channels)
-    std = torch.tensor(statistics["latent_std"], dtype=torch.float64)
-    divisor = (std + std.square().mean().sqrt()) / 2
-    return LatentNorm(tuple(statistics["latent_mean"]), tuple((1 / divisor).tolist()))
+        return LatentNorm((float(codec.shift),) * codec.channels, (float(codec.scale),) * codec.channels)
+    deviation = torch.tensor(std, dtype=torch.float64)  # (C,)
+    divisor = (deviation + deviation.square().mean().sqrt()) / 2
+    return LatentNorm(tuple(mean), tuple((1 / divisor).tolist()))

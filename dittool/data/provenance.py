@@ -3,46 +3,101 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dittool.config.schema import Config
-from dittool.data.identity import identity_hash
+from dittool.data.identity import IdentityCard, json_sha256
 from dittool.data.normalisation import LatentNorm, latent_norm
 from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.statistics import SetStatistics
 from dittool.errors import BadDataError
+
+_OTHER_FILE = "name a checkpoint that this program wrote"
+
+
+@dataclass(frozen=True)
+class ToyCard:
+    """The identity of points that are drawn while training: their settings are all that made them."""
+
+    toy: Mapping[str, Any]  # the section [toy]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"toy": dict(self.toy)}
+
+    @property
+    def sha256(self) -> str:
+        return json_sha256(self.to_json())
 
 
 @dataclass(frozen=True)
 class Provenance:
     """The `data` key of a checkpoint."""
 
-    identity: dict[str, Any]  # the identity card
+    identity: IdentityCard | ToyCard
     identity_hash: str
-    dims: dict[str, int]  # widths of the features: text, image, latent_channels
+    dims: dict[str, int]  # widths of the features: text, image, latent_channels; none of a toy's points
     norm: LatentNorm
-    statistics: dict[str, Any]
+    statistics: SetStatistics | None  # None for a toy's points
     order_hash: str  # of the ids and buckets of the training samples, in order
 
     @staticmethod
     def of(shards: ShardSet, refs: list[SampleRef], config: Config) -> Provenance:
         """Raises `BadDataError` for a set whose identity card was changed after it was made."""
-        if (found := identity_hash(shards.card)) != shards.identity_hash:
+        if (found := shards.card.sha256) != shards.identity_hash:
             raise BadDataError(
                 f"{shards.folder}: the identity card in its index hashes to {found[:12]}…, when the set was made it was"
                 f" {shards.identity_hash[:12]}…",
                 "make the shards again with: dit shard",
             )
-        norm = latent_norm(config.data.latent_scaling, shards.card["encoders"]["vae"], shards.statistics)
+        statistics = shards.statistics
+        norm = latent_norm(config.data.latent_scaling, shards.card.vae, statistics.latent_mean, statistics.latent_std)
         order = hashlib.sha256("\n".join(f"{ref.id} {ref.bucket}" for ref in refs).encode()).hexdigest()
-        return Provenance(shards.card, shards.identity_hash, shards.dims, norm, shards.statistics, order)
-
-    def to_dict(self) -> dict[str, Any]:
-        plain = {
-            name: getattr(self, name) for name in ("identity", "identity_hash", "dims", "statistics", "order_hash")
-        }
-        return {**plain, "norm": self.norm.to_dict()}
+        return Provenance(shards.card, shards.identity_hash, shards.dims, norm, statistics, order)
 
     @staticmethod
-    def from_dict(value: dict[str, Any]) -> Provenance:
-        return Provenance(**{**value, "norm": LatentNorm.from_dict(value["norm"])})
+    def of_toy(settings: Mapping[str, Any]) -> Provenance:
+        """For points that the section [toy] of a configuration describes."""
+        card = ToyCard(settings)
+        return Provenance(card, card.sha256, {}, LatentNorm((), ()), None, "")
+
+    @property
+    def card(self) -> IdentityCard:
+        """Raises `BadDataError` for a toy's points, which no encoder made."""
+        if isinstance(self.identity, IdentityCard):
+            return self.identity
+        raise BadDataError("this checkpoint was trained on a toy's points, which no encoder made", _OTHER_FILE)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "identity": self.identity.to_json(),
+            "identity_hash": self.identity_hash,
+            "dims": self.dims,
+            "statistics": {} if self.statistics is None else self.statistics.to_json(),
+            "order_hash": self.order_hash,
+            "norm": self.norm.to_json(),
+        }
+
+    @staticmethod
+    def from_json(value: Any, source: str) -> Provenance:
+        """Of a checkpoint that may come from anywhere. Raises `BadDataError` naming `source`."""
+        if not isinstance(value, dict) or (
+            wrong := [key for key, kind in _KINDS.items() if not isinstance(value.get(key), kind)]
+        ):
+            what = ", ".join(wrong) if isinstance(value, dict) else type(value).__name__
+            raise BadDataError(f"{source}: what it remembers of its data cannot be read: {what}", _OTHER_FILE)
+        identity, dims = value["identity"], value["dims"]
+        return Provenance(
+            ToyCard(identity["toy"])
+            if isinstance(identity.get("toy"), dict)
+            else IdentityCard.from_json(identity, f"{source}: identity", complete=True),
+            value["identity_hash"],
+            dims,
+            LatentNorm.from_json(value["norm"], source),
+            SetStatistics.from_json(value["statistics"], dims, f"{source}: statistics") if dims else None,
+            value["order_hash"],
+        )
+
+
+_KINDS = {"identity": dict, "identity_hash": str, "dims": dict, "statistics": dict, "order_hash": str, "norm": dict}

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dittool.encoders.cards import TextCard, VaeCard
 from dittool.encoders.text import TextFeatures
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.encoders.vae import to_pixels, to_signed
@@ -73,14 +74,7 @@ class WordVectors:
         _require_known("text", name, _TEXT_NAMES)
         self._max_tokens = max_tokens
         check = hashlib.sha256(_word_vector("check", self.width).numpy().tobytes()).hexdigest()
-        self.card = {
-            "id": name,
-            "revision": "1",
-            "weights": check,
-            "dtype": "fp32",
-            "width": self.width,
-            "max_tokens": max_tokens,
-        }
+        self.card = TextCard(name, "1", check, "fp32", self.width, max_tokens)
 
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
         features = []
@@ -117,16 +111,8 @@ class BlockDCT:
     def __init__(self, name: str) -> None:
         _require_known("vae", name, _VAE_NAMES)
         self._basis = _dct_basis()  # (16, 3·8·8)
-        self.card = {
-            "id": name,
-            "revision": "1",
-            "weights": hashlib.sha256(self._basis.numpy().tobytes()).hexdigest(),
-            "dtype": "fp32",
-            "channels": self.channels,
-            "stride": self.stride,
-            "scale": 1.0,
-            "shift": 0.0,
-        }
+        weights = hashlib.sha256(self._basis.numpy().tobytes()).hexdigest()
+        self.card = VaeCard(name, "1", weights, "fp32", self.channels, self.stride, scale=1.0, shift=0.0)
 
     def encode(self, pixels: np.ndarray) -> Tensor:
         x = to_signed(pixels)  # (B, 3, H, W)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
+from dittool.encoders.cards import ImageCard
 from dittool.encoders.pretrained import (
     DTYPES,
     device_of_choice,
@@ -61,15 +62,7 @@ class ImageEncoder:
         self.registers = _register_tokens(model, name)
         self.width = int(model.config.hidden_size)
         model = frozen(model, self._dtype)  # training mode would jitter positions
-        self.card = {
-            "id": name,
-            "revision": revision,
-            "weights": weights_hash(model),
-            "dtype": dtype,
-            "width": self.width,
-            "patch_size": self.patch_size,
-            "registers": self.registers,
-        }
+        self.card = ImageCard(name, revision, weights_hash(model), dtype, self.width, self.patch_size, self.registers)
         self._model = model.to(self._device)
 
     @torch.inference_mode()
@@ -89,14 +82,14 @@ class ImageEncoder:
         tokens = to_cpu(self._forward(x))
         if not torch.isfinite(tokens).all() and self._dtype != torch.float32:
             self._talk.warn(
-                f"{self.card['id']}: features of {len(tokens)} images are not all finite in {self.card['dtype']};"
+                f"{self.card.id}: features of {len(tokens)} images are not all finite in {self.card.dtype};"
                 " computed again in fp32"
             )
             with in_fp32(self._model, self._dtype):
                 tokens = to_cpu(self._forward(x))
         if broken := int((~torch.isfinite(tokens)).flatten(1).any(dim=1).sum()):
             raise BadDataError(
-                f"{self.card['id']}: features of {broken} of {len(tokens)} images are not finite, in fp32 either",
+                f"{self.card.id}: features of {broken} of {len(tokens)} images are not finite, in fp32 either",
                 "the encoder's weights are damaged: fetch them again, or name another encoder with -s"
                 " encoders.image=NAME",
             )
@@ -110,7 +103,7 @@ class ImageEncoder:
         target = encoder_input_size(width, height, self.patch_size)
         if target != (width, height) and SIDE_MULTIPLE % self.patch_size == 0:
             raise BadDataError(
-                f"{self.card['id']}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the"
+                f"{self.card.id}: an image of {width}x{height} is not a bucket's: its sides are no multiples of the"
                 f" patch size {self.patch_size}",
                 "bring it into a bucket first (dittool.data.source.images.fit_to_bucket)",
             )
@@ -125,7 +118,7 @@ class ImageEncoder:
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         if tokens.shape[1] != 1 + self.registers + rows * columns:
             raise BadDataError(
-                f"{self.card['id']}: {tokens.shape[1]} tokens for an input of {x.shape[3]}x{x.shape[2]}, but CLS,"
+                f"{self.card.id}: {tokens.shape[1]} tokens for an input of {x.shape[3]}x{x.shape[2]}, but CLS,"
                 f" {self.registers} registers and a grid of {rows}×{columns} are {1 + self.registers + rows * columns}",
                 "the encoder's config does not describe its tokens: check patch_size and num_register_tokens",
             )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
+from dittool.encoders.cards import TextCard
 from dittool.encoders.pretrained import (
     DTYPES,
     device_of_choice,
@@ -50,7 +51,7 @@ class TextFeatures:
 class TextEncoder(Protocol):
     """What embed and sample need of a text encoder."""
 
-    card: dict[str, Any]
+    card: TextCard
     width: int
 
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
@@ -69,14 +70,7 @@ class T5Encoder:
         self.width = int(model.config.d_model)
         _require_words(tokenizer, int(model.config.vocab_size), name)
         model = frozen(model, self._dtype)
-        self.card = {
-            "id": name,
-            "revision": revision,
-            "weights": weights_hash(model),
-            "dtype": dtype,
-            "width": self.width,
-            "max_tokens": max_tokens,
-        }
+        self.card = TextCard(name, revision, weights_hash(model), dtype, self.width, max_tokens)
         self._model = model.to(self._device)
 
     @torch.inference_mode()
@@ -108,7 +102,7 @@ class T5Encoder:
         broken = [index for index, row in enumerate(rows) if not torch.isfinite(row).all()]
         if broken and self._dtype != torch.float32:
             self._talk.warn(
-                f"{self.card['id']}: features of {len(broken)} captions are not finite in {self.card['dtype']};"
+                f"{self.card.id}: features of {len(broken)} captions are not finite in {self.card.dtype};"
                 " computed again in fp32"
             )
             with in_fp32(self._model, self._dtype):
@@ -117,7 +111,7 @@ class T5Encoder:
         for index in broken:
             if not torch.isfinite(rows[index]).all():
                 raise BadDataError(
-                    f"{self.card['id']}: features of the caption {ascii(captions[index])[:80]} are not finite, in fp32"
+                    f"{self.card.id}: features of the caption {ascii(captions[index])[:80]} are not finite, in fp32"
                     " either",
                     "the encoder's weights are damaged: fetch them again, or name another encoder with -s"
                     " encoders.text=NAME",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dittool.encoders.cards import VaeCard
 from dittool.encoders.pretrained import (
     device_of_choice,
     frozen,
@@ -36,7 +37,7 @@ _PIXELS_AT_ONCE = 2 << 20  # two images of 1024²: a convolution at full size ho
 class LatentCodec(Protocol):
     """What embed, sample and validate need of an autoencoder."""
 
-    card: dict[str, Any]
+    card: VaeCard
     channels: int
     stride: int
 
@@ -72,16 +73,8 @@ class PretrainedCodec:
         self.channels = int(config.latent_channels)
         self.stride = 2 ** (len(config[self._kind.stages]) - 1)
         model = frozen(model, torch.float32)
-        self.card = {
-            "id": name,
-            "revision": revision,
-            "weights": weights_hash(model),
-            "dtype": "fp32",
-            "channels": self.channels,
-            "stride": self.stride,
-            "scale": float(config.scaling_factor),
-            "shift": float(config.get("shift_factor") or 0.0),
-        }
+        scale, shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
+        self.card = VaeCard(name, revision, weights_hash(model), "fp32", self.channels, self.stride, scale, shift)
         self._model = model.to(self._device)
 
     @torch.inference_mode()
@@ -92,14 +85,14 @@ class PretrainedCodec:
         height, width = pixels.shape[1:3]
         if height % self.stride or width % self.stride:
             raise BadDataError(
-                f"{self.card['id']}: an image of {width}x{height} has no whole latent at stride {self.stride}",
+                f"{self.card.id}: an image of {width}x{height} has no whole latent at stride {self.stride}",
                 f"choose buckets whose sides are multiples of {self.stride}, or another autoencoder",
             )
         latents = torch.cat([self._encode(part) for part in _parts(pixels, _images_at_once(height, width))])
         expected = (len(pixels), self.channels, height // self.stride, width // self.stride)
         if tuple(latents.shape) != expected:
             raise BadDataError(
-                f"{self.card['id']}: latents of {tuple(latents.shape)} where its config promises {expected}",
+                f"{self.card.id}: latents of {tuple(latents.shape)} where its config promises {expected}",
                 "the config does not describe the model: fetch both again",
             )
         return self._finite(latents, "latents")
@@ -121,7 +114,7 @@ class PretrainedCodec:
     def _finite(self, values: Tensor, what: str) -> Tensor:
         if broken := int((~torch.isfinite(values)).flatten(1).any(dim=1).sum()):
             raise BadDataError(
-                f"{self.card['id']}: {what} of {broken} of {len(values)} images are not finite, in fp32",
+                f"{self.card.id}: {what} of {broken} of {len(values)} images are not finite, in fp32",
                 "its weights are damaged, or the latents are: check the files with dit inspect-ckpt, or name another"
                 " with -s encoders.vae=NAME",
             )

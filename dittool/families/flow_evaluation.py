@@ -26,7 +26,7 @@ class Evaluation:
     def __init__(
         self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, sampling: str, shift: float, patches: bool
     ) -> None:
-        patch_size = int(shards.card["encoders"]["image"]["patch_size"])
+        patch_size = shards.card.image.patch_size
         by_bucket = defaultdict(list)
         for ref in refs[:_LARGEST_SET]:
             by_bucket[ref.bucket].append(shards.read(ref, patches))

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from dittool.config.schema import Config
-from dittool.data.identity import identity_hash, new_card
+from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16
 from dittool.data.records import FEATURES, RECORD_MEMBER
-from dittool.data.shards.index import INDEX_VERSION, TRAIN, index_shard
+from dittool.data.shards.index import TRAIN, ShardIndex, index_shard, write_index
 from dittool.data.shards.read import ShardSet
+from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.write import tar_member
+from dittool.encoders.cards import ImageCard, TextCard, VaeCard
 from dittool.encoders.known import known_dims
 from dittool.errors import UsageError
 from dittool.geometry import Bucket
-from dittool.storage import write_json
 from dittool.untrusted.npy import npy_bytes
 
 TEXT_TOKENS = 64  # of every caption
@@ -52,30 +53,21 @@ def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:
                 file.writelines(tar_member(f"{key}.{member}", data))
         file.write(bytes(1024))  # the end of a tar
     image_dim, text_dim, channels = dims["image_dim"], dims["text_dim"], dims["latent_channels"]
-    card = new_card([bucket.name], FP16) | {
-        "encoders": {
-            "image": {"id": names.image, "width": image_dim, "patch_size": _PATCH},
-            "text": {"id": names.text, "width": text_dim, "max_tokens": names.max_text_tokens},
-            "vae": {"id": names.vae, "channels": channels, "stride": _STRIDE, "scale": 1.0, "shift": 0.0},
-        }
-    }
+    encoders = (
+        ImageCard(names.image, "", "", names.dtype, image_dim, _PATCH, registers=0),
+        TextCard(names.text, "", "", names.dtype, text_dim, names.max_text_tokens),
+        VaeCard(names.vae, "", "", "fp32", channels, _STRIDE, scale=1.0, shift=0.0),
+    )
+    card = IdentityCard((bucket.name,), FP16, encoders)
     noise = {
-        f"{name}_{key}": [value] * size
+        f"{name}_{key}": (value,) * size
         for name, size in (("latent", channels), ("cls", image_dim), ("patch", image_dim))
         for key, value in (("mean", 0.0), ("std", 1.0))
     }
-    write_json(
-        folder / "index.json",
-        {
-            "version": INDEX_VERSION,
-            "identity": card,
-            "identity_hash": identity_hash(card),
-            "statistics": noise,
-            "dims": {"text": text_dim, "image": image_dim, "latent_channels": channels},
-            "source": "",
-            "shards": [index_shard(folder, tar, bucket.name, TRAIN)],
-        },
-    )
+    statistics = SetStatistics(samples, **noise, tokens_mean=TEXT_TOKENS, tokens_max=TEXT_TOKENS)
+    widths = {"text": text_dim, "image": image_dim, "latent_channels": channels}
+    rows = (index_shard(folder, tar, bucket.name, TRAIN),)
+    write_index(folder, ShardIndex(card, card.sha256, "", widths, statistics, rows))
     return ShardSet.open(folder)
 
 

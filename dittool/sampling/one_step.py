@@ -76,16 +76,20 @@ class OneStepPipeline:
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])
         return OneStepPipeline(
-            model, config, Provenance.from_dict(content["data"]), content["classes"], content["step"]
+            model,
+            config,
+            Provenance.from_json(content["data"], str(checkpoint)),
+            content["classes"],
+            content["step"],
         )
 
     @cached_property
     def codec(self) -> LatentCodec:
-        card = self.data.identity["encoders"]["vae"]
-        codec = load_codec(card["id"])
-        if codec.card["weights"] != card["weights"]:
+        card = self.data.card.vae
+        codec = load_codec(card.id)
+        if codec.card.weights != card.weights:
             raise BadDataError(
-                f"codec '{card['id']}' has other weights than in training",
+                f"codec '{card.id}' has other weights than in training",
                 "restore the weights of that time, or train again",
             )
         return codec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from dittool.config.schema import Config
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
+from dittool.encoders.cards import EncoderCard
 from dittool.encoders.image import ImageEncoder, load_image_encoder
 from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.text import TextEncoder, load_text_encoder
@@ -34,6 +35,8 @@ from dittool.seeding import derive_seed
 
 AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends on it, so one number for all who draw
 _LARGEST_BATCH = 16
+
+Encoder = TypeVar("Encoder", ImageEncoder, TextEncoder, LatentCodec)
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Pipeline:
         self.device = device_of_choice()
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.config, self.data, self.step = config, data, step
-        self.buckets = [Bucket(*parse_size(name)) for name in data.identity["buckets"]]
-        self.image_patch_size = int(data.identity["encoders"]["image"]["patch_size"])
+        self.buckets = [Bucket(*parse_size(name)) for name in data.card.buckets]
+        self.image_patch_size = data.card.image.patch_size
 
     @staticmethod
     def load(checkpoint: Path) -> Pipeline:
@@ -89,7 +92,7 @@ class Pipeline:
                 "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured"
                 " while it trains: eval_energy in its log.jsonl (train.eval_every)",
             )
-        data = Provenance.from_dict(content["data"])
+        data = Provenance.from_json(content["data"], str(checkpoint))
         model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])
@@ -102,18 +105,17 @@ class Pipeline:
 
     @cached_property
     def codec(self) -> LatentCodec:
-        return self._checked("vae", load_codec(self._encoder_id("vae")))
+        return _checked(self.data.card.vae, load_codec(self.data.card.vae.id))
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
-        card = self.data.identity["encoders"]["text"]
-        return self._checked("text", load_text_encoder(card["id"], card["dtype"], card["max_tokens"]))
+        card = self.data.card.text
+        return _checked(card, load_text_encoder(card.id, card.dtype, card.max_tokens))
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:
-        return self._checked(
-            "image", load_image_encoder(self._encoder_id("image"), self.data.identity["encoders"]["image"]["dtype"])
-        )
+        card = self.data.card.image
+        return _checked(card, load_image_encoder(card.id, card.dtype))
 
     def encode_reference(self, image: Path | str | Image.Image) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises
@@ -136,7 +138,7 @@ class Pipeline:
 
     def reference_from_pixels(self, pixels: np.ndarray) -> list[Reference]:
         """References from bucketed images of one size, (B, H, W, 3) uint8."""
-        features, storage = self.image_encoder.encode(pixels), self.data.identity["patch_storage"]
+        features, storage = self.image_encoder.encode(pixels), self.data.card.patch_storage
         bucket = Bucket(width=pixels.shape[2], height=pixels.shape[1])
         whole, grid = patch_grid(bucket.width, bucket.height, self.image_patch_size), self.reference_grid(bucket)
         stored = [encode_patches(patches.numpy(), whole, storage) for patches in features.patches]
@@ -147,9 +149,7 @@ class Pipeline:
         """(rows, columns) of a reference's patches as the model was trained on them: pooled ones fill a smaller
         grid.
         """
-        return stored_grid(
-            patch_grid(bucket.width, bucket.height, self.image_patch_size), self.data.identity["patch_storage"]
-        )
+        return stored_grid(patch_grid(bucket.width, bucket.height, self.image_patch_size), self.data.card.patch_storage)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Text features (B, L, D), padded, and their mask (B, L)."""
@@ -185,7 +185,7 @@ class Pipeline:
                 f"--size {size[0]}x{size[1]}: {size[0] * size[1]:,} pixels, at most {LARGEST_AREA:,}",
                 "choose a smaller size",
             )
-        multiple = self.data.identity["encoders"]["vae"]["stride"] * self.config.model.patch_size
+        multiple = self.data.card.vae.stride * self.config.model.patch_size
         if size[0] % multiple or size[1] % multiple:
             raise UsageError(
                 f"--size {size[0]}x{size[1]}: sides must be multiples of {multiple}",
@@ -195,7 +195,7 @@ class Pipeline:
 
     def noise(self, bucket: Bucket, seeds: list[int]) -> Tensor:
         """(B, C, H, W) N(0, 1), one seed a sample: a sample does not depend on its neighbours in the batch."""
-        stride = self.data.identity["encoders"]["vae"]["stride"]
+        stride = self.data.card.vae.stride
         shape = (self.data.dims["latent_channels"], bucket.height // stride, bucket.width // stride)
         return torch.stack(
             [
@@ -284,19 +284,17 @@ class Pipeline:
         tree["sample"] |= {key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()}
         return sample_settings(config_from_dict(tree, "the call"))
 
-    def _encoder_id(self, kind: str) -> str:
-        return self.data.identity["encoders"][kind]["id"]
 
-    def _checked(self, kind: str, encoder):
-        """Refuses an encoder whose weights are not those that made the training features."""
-        trained, found = self.data.identity["encoders"][kind]["weights"], encoder.card["weights"]
-        if trained != found:
-            raise BadDataError(
-                f"encoder '{encoder.card['id']}' has weights {found[:12]}…, this checkpoint was trained with"
-                f" {trained[:12]}…",
-                "restore the encoder's weights of that time, or embed and train again with these",
-            )
-        return encoder
+def _checked(trained: EncoderCard, encoder: Encoder) -> Encoder:
+    """Refuses an encoder whose weights are not those that made the training features."""
+    found = encoder.card
+    if trained.weights != found.weights:
+        raise BadDataError(
+            f"encoder '{found.id}' has weights {found.weights[:12]}…, this checkpoint was trained with"
+            f" {trained.weights[:12]}…",
+            "restore the encoder's weights of that time, or embed and train again with these",
+        )
+    return encoder
 
 
 def _size(size: tuple[int, int] | str | None) -> tuple[int, int] | None:

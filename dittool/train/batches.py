@@ -22,7 +22,7 @@ def batch_sizes(config: Config, shards: ShardSet, refs: list[SampleRef]) -> int 
     train = config.train
     if train.batch_size is not None:
         return train.batch_size
-    cell = int(shards.card["encoders"]["vae"]["stride"]) * config.model.patch_size
+    cell = shards.card.vae.stride * config.model.patch_size
     return sizes_within(train.tokens_per_batch, sorted({ref.bucket for ref in refs}), cell, train.batch_multiple or 1)
 
 

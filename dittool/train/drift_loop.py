@@ -26,8 +26,6 @@ from dittool.ckpt.run_folder import record_data
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.config.load import config_to_dict, config_to_toml
 from dittool.console import SILENT, Talk
-from dittool.data.identity import identity_hash
-from dittool.data.normalisation import LatentNorm
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
@@ -321,9 +319,7 @@ def _freeze_features(run: _Run, judged: LatentEvaluation, saved: dict[str, Any],
 
 def _toy(config: ToyConfig) -> tuple[ToyStream, Provenance, ToyEvaluation, list[str]]:
     """A toy's data are its configuration."""
-    card = {"toy": config_to_dict(config)["toy"]}
-    provenance = Provenance(card, identity_hash(card), {}, LatentNorm((), ()), {}, "")
-    return ToyStream(config), provenance, ToyEvaluation(config), []
+    return ToyStream(config), Provenance.of_toy(config_to_dict(config)["toy"]), ToyEvaluation(config), []
 
 
 def _latents(config: DriftConfig, data: Path) -> tuple[LatentStream, Provenance, LatentEvaluation, list[str]]:
@@ -338,7 +334,7 @@ def _latents(config: DriftConfig, data: Path) -> tuple[LatentStream, Provenance,
 
 def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
     """Raises `BadDataError` when the latents are not those that the model draws."""
-    model, stride = config.model, int(shards.card["encoders"]["vae"]["stride"])
+    model, stride = config.model, shards.card.vae.stride
     columns, rows = model.cells[1] * stride, model.cells[0] * stride
     found = sorted({ref.bucket for ref in shards.samples})
     if found != [f"{columns}x{rows}"]:
@@ -356,7 +352,7 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
     for key, (mine, theirs) in facts.items():
         if mine != theirs:
             raise BadDataError(f"{shards.folder}: {key} is {mine}, the data have {theirs}", f"set -s {key}={theirs}")
-    if (vae := shards.card["encoders"]["vae"]["id"]) != config.encoders.vae:
+    if (vae := shards.card.vae.id) != config.encoders.vae:
         raise BadDataError(
             f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'",
             f"say it: -s encoders.vae={vae}",

@@ -279,13 +279,13 @@ def _skip_update(run: _Run, failure: NonFiniteError, talk: Talk) -> None:
 
 def require_features(config: Config, shards: ShardSet) -> None:
     """Raises `BadDataError` when the data come from other encoders than the configuration names."""
-    wanted = config.encoders
-    for kind, name in (("image", wanted.image), ("text", wanted.text), ("vae", wanted.vae)):
-        found = shards.card["encoders"][kind]["id"]
-        if found != name:
+    card, wanted = shards.card, config.encoders
+    for made, name in ((card.image, wanted.image), (card.text, wanted.text), (card.vae, wanted.vae)):
+        if made.id != name:
             raise BadDataError(
-                f"{shards.folder}: features come from {kind} encoder '{found}', the configuration says '{name}'",
-                f"embed with this preset into another folder, or say what the data are: -s encoders.{kind}={found}",
+                f"{shards.folder}: features come from {made.kind} encoder '{made.id}', the configuration says '{name}'",
+                "embed with this preset into another folder, or say what the data are:"
+                f" -s encoders.{made.kind}={made.id}",
             )
 
 

@@ -63,7 +63,7 @@ class TrainState:
             "samples_seen": self.samples_seen,
             "skipped_updates": self.skipped_updates,
             "rng": {"torch": torch.get_rng_state()},
-            "data": self.data.to_dict(),
+            "data": self.data.to_json(),
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
@@ -103,11 +103,11 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
             f"the configuration differs from the checkpoint's: {'; '.join(unnamed)}",
             "resume without --preset, or name each change with -s key=value",
         )
-    old = Provenance.from_dict(checkpoint["data"])
+    old = Provenance.from_json(checkpoint["data"], "the checkpoint")
     if old.identity_hash != data.identity_hash:
         raise BadDataError(
             "the data have another identity than the checkpoint's:"
-            f" {'; '.join(differences(data.identity, old.identity))}",
+            f" {'; '.join(differences(data.identity.to_json(), old.identity.to_json()))}",
             "train on the data of before (--data), or start a new run with another --out",
         )
     if old.order_hash != data.order_hash or old.norm != data.norm:

@@ -193,7 +193,10 @@ def judge_during_training(
 
 def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
     if shards.identity_hash != pipeline.data.identity_hash:
-        found = "; ".join(differences(shards.card, pipeline.data.identity)) or "the identity hashes differ"
+        found = (
+            "; ".join(differences(shards.card.to_json(), pipeline.data.identity.to_json()))
+            or "the identity hashes differ"
+        )
         raise BadDataError(
             f"{shards.folder}: other features than this checkpoint was trained on: {found}",
             "name the shards of its training with --data, or judge a checkpoint that was trained on these",

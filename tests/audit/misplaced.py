@@ -31,7 +31,7 @@ class Eyes:
 
 def eyes_of(encoder: ImageEncoder) -> Eyes:
     return Eyes(
-        encoder.card["id"],
+        encoder.card.id,
         encoder.patch_size,
         encoder.registers,
         lambda pixels: encoder._tokens(pixels[None])[0].numpy(),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dittool.audit.subject import Subject
 from dittool.config.load import load_config
-from dittool.data.identity import identity_hash
+from dittool.data.identity import json_sha256
 from dittool.data.shards.older_sets import index_older_set
 from dittool.data.source.scan import load_pixels
 from dittool.encoders.image import ImageEncoder, load_image_encoder
@@ -141,7 +141,7 @@ def claimed_card(shop: Workshop) -> Subject:
 def trained_on_a_claim(shop: Workshop) -> Subject:
     def claim(content):
         content["data"]["identity"]["claimed"] = True
-        content["data"]["identity_hash"] = identity_hash(content["data"]["identity"])
+        content["data"]["identity_hash"] = json_sha256(content["data"]["identity"])
 
     return shop.open(shop.checkpoint(claim))
 
@@ -191,7 +191,7 @@ def pooled_cls(shop: Workshop) -> Subject:
 def normalised_twice(shop: Workshop) -> Subject:
     def of_a_scaled_codec(index):
         index["identity"]["encoders"]["vae"].update(id="black-forest-labs/FLUX.1-schnell", scale=0.3611, shift=0.1159)
-        index["identity_hash"] = identity_hash(index["identity"])
+        index["identity_hash"] = json_sha256(index["identity"])
 
     return shop.open(shop.edit_index(shop.shards(), of_a_scaled_codec))
 

@@ -32,15 +32,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dittool.data.identity import new_card
+from dittool.data.identity import IdentityCard
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
-from dittool.data.shards.index import SampleRef, index_shard
+from dittool.data.shards.index import SampleRef, ShardIndex, index_shard, write_index
 from dittool.data.shards.read import Sample, ShardSet
+from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.stream import BatchPlan, collate
 from dittool.data.shards.write import tar_member
+from dittool.encoders.cards import ImageCard, TextCard, VaeCard
 from dittool.encoders.torchvision_remedy import ensure_torchvision
-from dittool.storage import write_json
 from dittool.untrusted.npy import npy_bytes, parse_npy
 from dittool.untrusted.tar import Member, tar_members
 
@@ -73,26 +74,16 @@ def make_set(folder: Path, samples: int) -> None:
                     file.writelines(tar_member(f"{key}.{name}", data))
             file.write(bytes(1024))
         rows.append(index_shard(folder, tar, BUCKET, "train"))
-    card = new_card([BUCKET], "fp16") | {
-        "encoders": {
-            "image": {"width": 1024, "patch_size": 16},
-            "text": {"width": 1024, "max_tokens": 512},
-            "vae": {"channels": 16, "stride": 8, "scale": 1.0, "shift": 0.0},
-        }
-    }
-    ones = {"latent": [1.0] * 16, "cls": [1.0] * 1024, "patch": [1.0] * 1024}
-    write_json(
-        folder / "index.json",
-        {
-            "version": 1,
-            "identity": card,
-            "identity_hash": "",
-            "source": "",
-            "shards": rows,
-            "dims": {"text": 1024, "image": 1024, "latent_channels": 16},
-            "statistics": {f"{name}_{what}": values for name, values in ones.items() for what in ("mean", "std")},
-        },
+    encoders = (
+        ImageCard("", "", "", "fp16", width=1024, patch_size=16, registers=0),
+        TextCard("", "", "", "fp16", width=1024, max_tokens=512),
+        VaeCard("", "", "", "fp32", channels=16, stride=8, scale=1.0, shift=0.0),
     )
+    ones = {"latent": (1.0,) * 16, "cls": (1.0,) * 1024, "patch": (1.0,) * 1024}
+    channels = {f"{name}_{what}": values for name, values in ones.items() for what in ("mean", "std")}
+    statistics = SetStatistics(samples, **channels, tokens_mean=52.0, tokens_max=84)
+    dims = {"text": 1024, "image": 1024, "latent_channels": 16}
+    write_index(folder, ShardIndex(IdentityCard((BUCKET,), "fp16", encoders), "", "", dims, statistics, tuple(rows)))
 
 
 def plain(folder: Path, tensors: bool) -> int:

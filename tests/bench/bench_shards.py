@@ -24,7 +24,7 @@ import numpy as np
 
 from dittool.config.load import config_to_toml, load_config
 from dittool.data.features.store import FeatureStore
-from dittool.data.identity import new_card
+from dittool.data.identity import IdentityCard
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, USED, Record
 from dittool.data.shards.write import shard
 from dittool.storage import write_atomic, write_json
@@ -57,7 +57,7 @@ def make_features(folder: Path, count: int) -> None:
     store.write_records(records)
     for stage in STAGES:
         store.append_journal(stage, records)
-    write_json(folder / "identity.json", new_card(["512x512"], "fp16"))
+    write_json(folder / "identity.json", IdentityCard(("512x512",), "fp16").to_json())
     write_json(folder / "source.json", {"folder": str(folder)})
     write_atomic(folder / "resolved.toml", config_to_toml(load_config("nano-patches")).encode())
 

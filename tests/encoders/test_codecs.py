@@ -31,8 +31,8 @@ def noise(*shape: int) -> np.ndarray:
 def test_channels_stride_scale_and_shift_come_from_the_config(folders, name, channels, stride, scale, shift):
     codec = load_codec(str(folders / name))
     card = codec.card
-    assert (card["channels"], card["stride"], card["scale"], card["shift"]) == (channels, stride, scale, shift)
-    assert (card["dtype"], card["revision"], codec.channels, codec.stride) == ("fp32", "local", channels, stride)
+    assert (card.channels, card.stride, card.scale, card.shift) == (channels, stride, scale, shift)
+    assert (card.dtype, card.revision, codec.channels, codec.stride) == ("fp32", "local", channels, stride)
     latents = codec.encode(noise(2, 64, 96, 3))
     assert latents.shape == (2, channels, 64 // stride, 96 // stride) and latents.dtype == torch.float32
     assert codec.decode(latents).shape == (2, 64, 96, 3)
@@ -126,7 +126,7 @@ def test_two_sets_of_weights_have_two_hashes(folders, altered):
     state = load_file(path)
     next(iter(state.values())).view(-1)[0] += 1e-6
     save_file(state, path)
-    assert load_codec(str(folder)).card["weights"] != load_codec(str(folders / "tiny")).card["weights"]
+    assert load_codec(str(folder)).card.weights != load_codec(str(folders / "tiny")).card.weights
 
 
 def test_the_builtin_codec_inverts_what_it_keeps():

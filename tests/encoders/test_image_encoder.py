@@ -77,12 +77,12 @@ def test_patch_size_and_registers_come_from_the_encoder(folders, name, patch, re
     encoder = load_image_encoder(str(folders / name), "fp32")
     assert (encoder.patch_size, encoder.registers, encoder.width) == (patch, registers, 32)
     card = encoder.card
-    assert (card["patch_size"], card["registers"], card["width"], card["revision"]) == (
+    assert (card.patch_size, card.registers, card.width, card.revision) == (
         patch,
         registers,
         32,
         "local",
-    ) and len(card["weights"]) == 64
+    ) and len(card.weights) == 64
 
 
 def one_block_changed(rows: int, columns: int, patch: int) -> np.ndarray:

@@ -178,13 +178,13 @@ def test_a_full_disk_while_fetching_is_not_called_missing_weights():
 def test_a_fetched_encoder_is_used_without_a_network_and_its_commit_is_recorded(kind, folders, hub_cache):
     hub_cache("org/model", folders / FOLDERS[kind])
     card = LOADERS[kind]("org/model").card
-    assert (card["id"], card["revision"]) == ("org/model", "0123456789abcdef0123456789abcdef01234567")
-    assert card["weights"] == LOADERS[kind](folders / FOLDERS[kind]).card["weights"]
+    assert (card.id, card.revision) == ("org/model", "0123456789abcdef0123456789abcdef01234567")
+    assert card.weights == LOADERS[kind](folders / FOLDERS[kind]).card.weights
 
 
 def test_an_autoencoder_with_a_repository_of_its_own_lies_at_the_top(folders, hub_cache):
     hub_cache("org/taef1", folders / "tiny")
-    assert load_codec("org/taef1").card["revision"].startswith("0123")
+    assert load_codec("org/taef1").card.revision.startswith("0123")
 
 
 @pytest.mark.row(61)
@@ -212,7 +212,7 @@ def test_a_name_that_can_be_neither_folder_nor_hub_id_is_said_to_be_so(kind):
 
 def test_a_home_folder_may_be_written_with_a_tilde(kind, folders, monkeypatch):
     monkeypatch.setenv("HOME", str(folders))
-    assert LOADERS[kind](f"~/{FOLDERS[kind]}").card["revision"] == "local"
+    assert LOADERS[kind](f"~/{FOLDERS[kind]}").card.revision == "local"
 
 
 # The hash

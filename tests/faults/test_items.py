@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dittool.data.identity import identity_hash
+from dittool.data.identity import json_sha256
 from dittool.data.records import FEATURES
 from dittool.encoders.builtin import BlockDCT
 from dittool.encoders.torchvision_remedy import ensure_torchvision
@@ -400,7 +400,7 @@ def test_shards_of_another_identity_do_not_continue_a_run(desk, shards, tiny_run
     run = shutil.copytree(tiny_run, desk.root / "run")
     index = json.loads((shards / "index.json").read_text())
     index["identity"]["encoders"]["vae"]["weights"] = "0" * 64
-    index["identity_hash"] = identity_hash(index["identity"])
+    index["identity_hash"] = json_sha256(index["identity"])
     (shards / "index.json").write_text(json.dumps(index))
     told(
         desk.run("train", "--resume", "--out", run, "--data", shards, "-s", "train.steps=9"),

@@ -100,7 +100,9 @@ def test_branches_in_one_batch_are_the_branches_one_by_one(pipeline, tiny_shards
 
 
 def test_an_encoder_with_other_weights_than_in_training_is_refused(pipeline):
-    pipeline.data.identity["encoders"]["text"]["weights"] = "0" * 64
+    card = pipeline.data.card
+    other = card.with_encoder(dataclasses.replace(card.text, weights="0" * 64))
+    pipeline.data = dataclasses.replace(pipeline.data, identity=other)
     with pytest.raises(BadDataError, match="trained with 000000000000"):
         pipeline.encode_prompts(["a red circle"])
 

@@ -31,7 +31,7 @@ def test_a_truth_decoded_from_normalised_latents_is_noticed(drawn, oracle, tmp_p
 
     model, shards = oracle(), drawn[0]
     if originals == "gone":
-        shards = ShardSet(shards.folder, shards.samples, {**shards.index, "source": str(tmp_path / "gone")})
+        shards = ShardSet(shards.folder, shards.samples, replace(shards.index, source=str(tmp_path / "gone")))
     model.decode = oracle().decode
     model.codec = NormalisingCodec(model)
     done = judge(model, shards, tmp_path / "out", tests=["reconstruction"])
@@ -53,7 +53,7 @@ def test_latents_that_were_stored_scaled_are_noticed(drawn, oracle, tmp_path):
 
 def test_without_the_originals_truth_is_the_decoded_latent_and_it_is_said(drawn, oracle, tmp_path):
     shards, _ = drawn
-    moved = ShardSet(shards.folder, shards.samples, {**shards.index, "source": str(tmp_path / "gone")})
+    moved = ShardSet(shards.folder, shards.samples, replace(shards.index, source=str(tmp_path / "gone")))
     done = judge(oracle(), moved, tmp_path / "out", tests=["reconstruction"])
     reconstruction = done.results["reconstruction"]
     assert reconstruction["truth"] == {"pixels": 0, "decoded latent": reconstruction["images"]}
@@ -68,7 +68,7 @@ def test_an_original_that_changed_is_not_taken_for_the_truth(drawn, oracle, tmp_
     shutil.copytree(source, copied)
     changed = shards.read_record(choose(shards, 1)[1][0].ref)
     Image.new("RGB", (200, 200), (9, 9, 9)).save(copied / changed.image)
-    moved = ShardSet(shards.folder, shards.samples, {**shards.index, "source": str(copied)})
+    moved = ShardSet(shards.folder, shards.samples, replace(shards.index, source=str(copied)))
     done = judge(oracle(), moved, tmp_path / "out", tests=["reconstruction"])
     kinds = {row["id"]: row["truth"] for row in done.results["reconstruction"]["per_image"]}
     assert kinds.pop(changed.id) == "decoded latent"

@@ -5,6 +5,7 @@ is NO-GO.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,9 +62,8 @@ def test_a_model_trained_on_shuffled_conditions_is_no_go(drawn, oracle, tmp_path
 
 def test_shards_of_another_identity_are_refused_with_the_difference(drawn, oracle, tmp_path):
     shards, _ = drawn
-    card = json.loads(json.dumps(shards.card))
-    card["encoders"]["image"]["registers"] = 0
-    other = ShardSet(shards.folder, shards.samples, {**shards.index, "identity": card, "identity_hash": "0" * 64})
+    card = shards.card.with_encoder(replace(shards.card.image, registers=0))
+    other = ShardSet(shards.folder, shards.samples, replace(shards.index, identity=card, identity_hash="0" * 64))
     with pytest.raises(BadDataError, match=r"encoders\.image\.registers: 0 here, 4 there"):
         judge(oracle(), other, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -27,6 +27,7 @@ from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Subject
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
+from dittool.encoders.cards import ImageCard, TextCard, VaeCard
 from dittool.geometry import Bucket
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D1", "grid", "error", ("data",), "0.1"
@@ -41,7 +42,8 @@ def check(subject: Subject) -> list[Finding]:
     if not data.refs:
         return skipped(UNOPENED)
     refs = data.spread(IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
-    sizes = {data.encoder("image")["patch_size"]} if data.encoder("image") else set(_KNOWN_PATCH_SIZES)
+    image, codec = data.encoder(ImageCard), data.encoder(VaeCard)
+    sizes = {image.patch_size} if image else set(_KNOWN_PATCH_SIZES)
     widths = Counter()
     faults = []
     for ref in refs:
@@ -52,7 +54,7 @@ def check(subject: Subject) -> list[Finding]:
                 " text"
             )
             continue
-        stride = data.encoder("vae").get("stride", _USUAL_STRIDE)
+        stride = codec.stride if codec else _USUAL_STRIDE
         bucket = data.bucket(ref) or Bucket(latent.shape[2] * stride, latent.shape[1] * stride)
         widths[(len(cls), patches.shape[1], latent.shape[0], text.shape[1])] += 1
         if latent.shape[1:] != (bucket.height // stride, bucket.width // stride):
@@ -79,18 +81,13 @@ def _width_faults(data: DataView, widths: Counter, refs: list[SampleRef]) -> lis
         return [
             f"{len(widths)} different widths (CLS, patches, channels, text) among {len(refs)} samples: {dict(widths)}"
         ]
-    image, channels, text = (
-        data.encoder("image").get("width"),
-        data.encoder("vae").get("channels"),
-        data.encoder("text").get("width"),
-    )
-    card = (image, image, channels, text)
+    if data.card is None:
+        return []
+    image, codec, text = data.card.find(ImageCard), data.card.find(VaeCard), data.card.find(TextCard)
+    width = image and image.width
+    card = (width, width, codec and codec.channels, text and text.width)
     found = next(iter(widths), card)
-    return (
-        [f"widths (CLS, patches, channels, text) are {found}, the card says {card}"]
-        if data.card and found != card
-        else []
-    )
+    return [f"widths (CLS, patches, channels, text) are {found}, the card says {card}"] if found != card else []
 
 
 def _grid(bucket: Bucket, stride: int) -> str:

@@ -35,6 +35,7 @@ from dittool.audit.subject import Subject
 from dittool.data.alignment import IDENTITY, Aligned, Observed, align, observe
 from dittool.data.records import IMAGE_PATCHES, LATENT
 from dittool.data.shards.read import SampleRef
+from dittool.encoders.cards import ImageCard
 from dittool.geometry import Bucket, patch_grid
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D3", "alignment", "error", ("data",), "0.1"
@@ -67,9 +68,10 @@ def _observe(data: DataView, ref: SampleRef, cells: int, number: int) -> Observe
     if (patches.ndim, latent.ndim) != (2, 3) or not (np.isfinite(patches).all() and np.isfinite(latent).all()):
         return None
     bucket = data.bucket(ref) or Bucket(latent.shape[2] * _STRIDE, latent.shape[1] * _STRIDE)
+    encoder = data.encoder(ImageCard)
     sizes = [
         size
-        for size in (data.encoder("image").get("patch_size"), 16, 14)
+        for size in (encoder.patch_size if encoder else 0, 16, 14)
         if size and data.patch_count(bucket, size) == len(patches)
     ]
     if not sizes:

@@ -23,13 +23,14 @@ one; rules D1 to D3 say whether the features contradict it.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from dittool.audit.data_view import UNOPENED
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.config.schema import Config
-from dittool.data.identity import identity_hash
+from dittool.data.identity import IdentityCard
+from dittool.encoders.cards import EncoderCard
+from dittool.errors import BadDataError
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D4", "identity", "error", ("data", "checkpoint"), "0.1"
 
@@ -55,31 +56,33 @@ def _check_data(subject: Subject) -> list[Finding]:
             f"no identity card for {len(data.refs)} samples: which encoders made their features is not known", claim
         )
     faults = _card_faults(data.card)
-    if data.index is not None and data.index["identity_hash"] != identity_hash(data.card):
+    if data.index is not None and data.index.identity_hash != data.card.sha256:
         faults.append(
-            f"the index says identity {data.index['identity_hash'][:12]}…, the card in it has"
-            f" {identity_hash(data.card)[:12]}…"
+            f"the index says identity {data.index.identity_hash[:12]}…, the card in it has {data.card.sha256[:12]}…"
         )
     if not faults and expected is not None:
         faults = _config_faults(data.card, expected)
     if faults:
         return failed("; ".join(faults), _FIX)
     against = "; as the preset says" if expected is not None else "; not compared with a preset: name one with --preset"
-    return _judged(data.card, f"identity {identity_hash(data.card)[:12]}…: {_encoders(data.card)}{against}")
+    return _judged(data.card, f"identity {data.card.sha256[:12]}…: {_encoders(data.card)}{against}")
 
 
 def _check_checkpoint(subject: Subject) -> list[Finding]:
     view = subject.checkpoint
     if not view.ours:
         return skipped("weights alone remember no data")
-    card = view.data.get("identity")
-    if not isinstance(card, dict):
+    if not isinstance(view.data.get("identity"), dict):
         evidence = f"the checkpoint of step {view.content.get('step')} does not remember which data it was trained on"
         return failed(evidence, "without it no features fit these weights: train again")
+    try:
+        card = IdentityCard.from_json(view.data["identity"], "the checkpoint", complete=True)
+    except BadDataError as error:
+        return failed(error.message, _FIX)
     faults = _card_faults(card)
-    if view.data["identity_hash"] != identity_hash(card):
-        faults.append(f"identity {view.data['identity_hash'][:12]}… beside a card of {identity_hash(card)[:12]}…")
-    channels = card["encoders"].get("vae", {}).get("channels")
+    if view.data["identity_hash"] != card.sha256:
+        faults.append(f"identity {view.data['identity_hash'][:12]}… beside a card of {card.sha256[:12]}…")
+    channels = card.vae.channels
     for name, values in view.data["norm"].items():
         if (
             len(values) != channels
@@ -95,13 +98,13 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
         return failed("; ".join(faults), _FIX)
     return _judged(
         card,
-        f"trained on identity {identity_hash(card)[:12]}…: {_encoders(card)}; normalisation of {channels} channels",
+        f"trained on identity {card.sha256[:12]}…: {_encoders(card)}; normalisation of {channels} channels",
     )
 
 
-def _judged(card: dict[str, Any], evidence: str) -> list[Finding]:
+def _judged(card: IdentityCard, evidence: str) -> list[Finding]:
     """For a card without faults."""
-    if card.get("claimed"):
+    if card.claimed:
         return warned(
             f"{evidence}; its {len(_KINDS)} encoders are claimed: another program made the features, nobody saw with"
             " what",
@@ -110,9 +113,9 @@ def _judged(card: dict[str, Any], evidence: str) -> list[Finding]:
     return passed(evidence)
 
 
-def _card_faults(card: dict[str, Any]) -> list[str]:
-    encoders = card.get("encoders", {})
-    missing = [kind for kind in _KINDS if not (encoders.get(kind, {}).get("id") and encoders[kind].get("weights"))]
+def _card_faults(card: IdentityCard) -> list[str]:
+    named = {encoder.kind for encoder in card.encoders if encoder.id and encoder.weights}
+    missing = [kind for kind in _KINDS if kind not in named]
     return (
         [f"the card does not say which {', '.join(missing)} encoder of which weights made the features"]
         if missing
@@ -120,20 +123,24 @@ def _card_faults(card: dict[str, Any]) -> list[str]:
     )
 
 
-def _config_faults(card: dict[str, Any], config: Config) -> list[str]:
-    pairs = [(kind, card["encoders"][kind]["id"], getattr(config.encoders, kind)) for kind in _KINDS]
+def _config_faults(card: IdentityCard, config: Config) -> list[str]:
+    pairs = [(encoder.kind, encoder.id, getattr(config.encoders, encoder.kind)) for encoder in _in_order(card)]
     faults = [
         f"{kind} encoder '{found}', the configuration says '{wanted}'"
         for kind, found, wanted in pairs
         if found != wanted
     ]
     buckets = sorted(bucket.name for bucket in config.data.bucket_sizes())
-    if sorted(card["buckets"]) != buckets:
-        faults.append(f"buckets {', '.join(sorted(card['buckets']))}, the configuration says {', '.join(buckets)}")
-    if card["patch_storage"] != config.data.patch_storage:
-        faults.append(f"patches stored in {card['patch_storage']}, the configuration says {config.data.patch_storage}")
+    if sorted(card.buckets) != buckets:
+        faults.append(f"buckets {', '.join(sorted(card.buckets))}, the configuration says {', '.join(buckets)}")
+    if card.patch_storage != config.data.patch_storage:
+        faults.append(f"patches stored in {card.patch_storage}, the configuration says {config.data.patch_storage}")
     return faults
 
 
-def _encoders(card: dict[str, Any]) -> str:
-    return ", ".join(f"{kind} {card['encoders'][kind]['id']}" for kind in _KINDS)
+def _encoders(card: IdentityCard) -> str:
+    return ", ".join(f"{encoder.kind} {encoder.id}" for encoder in _in_order(card))
+
+
+def _in_order(card: IdentityCard) -> tuple[EncoderCard, ...]:
+    return card.image, card.text, card.vae

@@ -26,6 +26,7 @@ from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
+from dittool.encoders.cards import VaeCard
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D6", "values", "error", ("data",), "0.1"
 
@@ -116,10 +117,10 @@ def _all_alike(tokens: list[np.ndarray]) -> bool:
 
 
 def _range_faults(data: DataView, seen: _Kind) -> list[str]:
-    codec = data.encoder("vae")
-    if codec.get("scale", 1.0) == 1.0:
+    codec = data.encoder(VaeCard)
+    if codec is None or codec.scale == 1.0:
         return []  # this codec publishes no scale
-    std = seen.std * codec["scale"]
+    std = seen.std * codec.scale
     low, high = _PLAUSIBLE_STD
     if low <= std <= high:
         return []
@@ -131,12 +132,13 @@ def _range_faults(data: DataView, seen: _Kind) -> list[str]:
 def _statistics_faults(data: DataView, refs: list[SampleRef], seen: _Kind) -> list[str]:
     if data.index is None or len(refs) < len(data.refs):
         return []
-    told = data.index["statistics"]
+    recorded = data.index.statistics
     faults = []
-    for name, found in (("latent_mean", seen.mean), ("latent_std", seen.channel_std)):
-        apart = (
-            np.abs(np.asarray(told[name], dtype=np.float64) - found).max() if len(told[name]) == len(found) else np.inf
-        )
+    for name, listed, found in (
+        ("latent_mean", recorded.latent_mean, seen.mean),
+        ("latent_std", recorded.latent_std, seen.channel_std),
+    ):
+        apart = np.abs(np.asarray(listed, dtype=np.float64) - found).max() if len(listed) == len(found) else np.inf
         if not apart <= _STATISTICS_TOLERANCE * seen.std:
             faults.append(f"{name} in the index is up to {apart:.2g} away from that of its samples")
     return faults

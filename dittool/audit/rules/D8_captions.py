@@ -30,6 +30,7 @@ from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Subject
 from dittool.data.records import TEXT
+from dittool.encoders.cards import TextCard
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D8", "captions", "error", ("data",), "0.1"
 
@@ -127,7 +128,8 @@ def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
 
 
 def _cut(data: DataView, lengths: list[int]) -> str:
-    limit, longest = data.encoder("text").get("max_tokens"), max(lengths)
+    encoder, longest = data.encoder(TextCard), max(lengths)
+    limit = encoder.max_tokens if encoder else None
     at_limit = sum(length >= limit for length in lengths) if limit else 0
     if at_limit > _MOST_CUT * len(lengths):
         return f"{at_limit} of {len(lengths)} reach the limit of {limit} tokens: they may be cut"

@@ -19,9 +19,10 @@ from dittool.data.features.passes import EmbedPass, batch_size, load_pass
 from dittool.data.features.pipeline import decoder_count
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import STORED_DTYPE, stored_shape
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, Record
+from dittool.data.records import FEATURES, IMAGE_CLS, STAGES, TEXT, Feature, Record
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels, scan
+from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
 from dittool.geometry import Bucket, patch_grid
 
 _HEADER = 128  # bytes of a .npy file before its array
@@ -76,7 +77,7 @@ def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = ST
 
 def disk_rows(
     stage: str,
-    card: dict[str, Any],
+    card: EncoderCard,
     records: Sequence[Record],
     patch_storage: str,
     bytes_a_token: float = _BYTES_A_TOKEN,
@@ -84,8 +85,8 @@ def disk_rows(
     """Disk that the features of a stage will take, by feature and bucket, in whole blocks. Text lengths are guessed
     from the captions' bytes.
     """
-    if stage == "t5":
-        sizes = [_on_disk(_tokens(record, card, bytes_a_token) * card["width"] * 2) for record in records]
+    if isinstance(card, TextCard):
+        sizes = [_on_disk(_tokens(record, card, bytes_a_token) * card.width * 2) for record in records]
         return [EstimateRow(TEXT.name, "", len(sizes), sum(sizes))] if sizes else []
     counts = Counter(record.bucket for record in records)
     return [
@@ -107,16 +108,17 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _image_bytes(feature: Any, card: dict[str, Any], bucket: Bucket, patch_storage: str) -> int:
-    if feature is IMAGE_PATCHES:
-        shape = stored_shape(patch_grid(bucket.width, bucket.height, card["patch_size"]), card["width"], patch_storage)
-        return math.prod(shape) * STORED_DTYPE[patch_storage].itemsize
-    values = {IMAGE_CLS: lambda: card["width"], LATENT: lambda: card["channels"] * bucket.area // card["stride"] ** 2}
-    return values[feature]() * 2
+def _image_bytes(feature: Feature, card: ImageCard | VaeCard, bucket: Bucket, patch_storage: str) -> int:
+    if isinstance(card, VaeCard):
+        return 2 * card.channels * bucket.area // card.stride**2
+    if feature is IMAGE_CLS:
+        return 2 * card.width
+    shape = stored_shape(patch_grid(bucket.width, bucket.height, card.patch_size), card.width, patch_storage)
+    return math.prod(shape) * STORED_DTYPE[patch_storage].itemsize
 
 
-def _tokens(record: Record, card: dict[str, Any], bytes_a_token: float) -> int:
-    return min(card["max_tokens"], math.ceil(len(record.caption.encode()) / bytes_a_token) + 1)
+def _tokens(record: Record, card: TextCard, bytes_a_token: float) -> int:
+    return min(card.max_tokens, math.ceil(len(record.caption.encode()) / bytes_a_token) + 1)
 
 
 def _on_disk(array_bytes: int) -> int:

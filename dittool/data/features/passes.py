@@ -24,6 +24,7 @@ from dittool.data.features.refusals import refused_while_decoding, refused_while
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import INT8, decode_patches, encode_patches
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, Record
+from dittool.encoders.cards import EncoderCard
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
@@ -49,7 +50,7 @@ class EmbedPass:
     """An encoder that is ready: pixels of one bucket, or captions, to stored arrays."""
 
     stage: str
-    card: dict[str, Any]
+    card: EncoderCard
     encode: Callable[[Sequence[Any]], list[Encoded]]
 
 

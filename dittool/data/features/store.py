@@ -12,8 +12,8 @@ import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,15 +30,15 @@ from dittool.data.features.journal import (
 from dittool.data.features.parts import Part, shared_files
 from dittool.data.features.refusals import with_earlier_refusals
 from dittool.data.identity import (
-    ENCODER_OF_STAGE,
-    differences,
-    new_card,
+    CARD_OF_STAGE,
+    CROP_RULE,
+    IdentityCard,
     rebuild_command,
-    require_card,
     require_same_identity,
     stages_made_stale,
 )
 from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
+from dittool.encoders.cards import EncoderCard, card_to_json
 from dittool.errors import BadDataError
 from dittool.storage import TEMPORARY_PREFIX, full_disk_explained, read_json, sync_folder, write_json
 from dittool.untrusted.npy import npy_bytes, read_npy
@@ -108,9 +108,9 @@ class FeatureStore:
         """Whether an embed run was begun here."""
         return self._identity_path.exists()
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> IdentityCard:
         """The identity card. Raises `BadDataError` when there is none, or the file holds something else."""
-        return require_card(read_json(self._identity_path), str(self._identity_path))
+        return IdentityCard.from_json(read_json(self._identity_path), str(self._identity_path))
 
     def open_card(self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = ()) -> bool:
         """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one
@@ -121,59 +121,57 @@ class FeatureStore:
         would.
         """
         with shared_files(self.folder):
-            fresh = new_card(buckets, patch_storage)
             if not self.has_card:
-                write_json(self._identity_path, fresh)
+                self._write_card(IdentityCard(tuple(buckets), patch_storage))
                 return False
             card = self.card()
-            adopted = fresh | {"encoders": card["encoders"]}
+            adopted = replace(card, crop=CROP_RULE, buckets=tuple(buckets), patch_storage=patch_storage)
             if adopted == card:
                 return False
             stale = stages_made_stale(adopted, card)
             if not set(stale) <= set(rebuild):
                 require_same_identity(
-                    adopted,
-                    card,
+                    adopted.to_json(),
+                    card.to_json(),
                     str(self.folder),
                     f"embed into another folder with --out, or make again only what is stale: {rebuild_command(stale)},"
                     " with the source and preset of this run",
                 )
             # which features another bucket list makes stale, the journal knows
-            if not _only_buckets_differ(adopted, card):
+            if replace(card, buckets=adopted.buckets) != adopted:
                 self._forget(stale)
-            write_json(self._identity_path, adopted)
+            self._write_card(adopted)
             return True
 
-    def require_encoder(self, stage: str, encoder_card: dict[str, Any]) -> None:
+    def require_encoder(self, stage: str, encoder: EncoderCard) -> None:
         """Raises `BadDataError` when the folder holds features of the stage from another encoder, naming the
         command that remakes only these.
         """
-        name = ENCODER_OF_STAGE[stage]
-        known = self.card()["encoders"].get(name, encoder_card)
+        known = self.card().find(CARD_OF_STAGE[stage]) or encoder
         require_same_identity(
-            {name: encoder_card},
-            {name: known},
+            {encoder.kind: card_to_json(encoder)},
+            {encoder.kind: card_to_json(known)},
             f"{self.folder}: {stage} features",
             f"embed into another folder with --out, or make only these again: {rebuild_command([stage])}, with the"
             " source and preset of this run",
         )
 
-    def register_encoder(self, stage: str, encoder_card: dict[str, Any], rebuild: bool = False) -> bool:
+    def register_encoder(self, stage: str, encoder: EncoderCard, rebuild: bool = False) -> bool:
         """Enters an encoder into the card. Returns whether another one stood there: with `rebuild` its features are
         forgotten.
 
         Raises `BadDataError` when another one stands there and `rebuild` is not given.
         """
         with shared_files(self.folder):
-            card, name = self.card(), ENCODER_OF_STAGE[stage]
+            card = self.card()
+            known = card.find(CARD_OF_STAGE[stage])
             if not rebuild:
-                self.require_encoder(stage, encoder_card)
-            replaces = card["encoders"].get(name, encoder_card) != encoder_card
+                self.require_encoder(stage, encoder)
+            replaces = known is not None and known != encoder
             if replaces:
                 self._forget([stage])
-            if card["encoders"].get(name) != encoder_card:
-                card["encoders"][name] = encoder_card
-                write_json(self._identity_path, card)
+            if known != encoder:
+                self._write_card(card.with_encoder(encoder))
             return replaces
 
     def drop(self, stage: str) -> None:
@@ -256,6 +254,9 @@ class FeatureStore:
             or not all(self.path(feature, record.id).is_file() for feature in features)
         ]
 
+    def _write_card(self, card: IdentityCard) -> None:
+        write_json(self._identity_path, card.to_json())
+
     def _forget(self, stages: Iterable[str]) -> None:
         dropped = set(stages)
         rewrite_journal(self._journal_path, lambda _, stage, __: stage not in dropped)
@@ -283,7 +284,3 @@ def _file_mode() -> int:
 
 # read once: asking for the umask means setting it, which threads must not do at the same time
 _FILE_MODE = _file_mode()
-
-
-def _only_buckets_differ(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    return all(line.startswith("buckets") for line in differences(mine, theirs))

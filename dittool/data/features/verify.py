@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.features.journal import Journal, Made, digest_of, source_of
 from dittool.data.features.pipeline import decoder_count
 from dittool.data.features.store import FeatureStore
-from dittool.data.identity import ENCODER_OF_STAGE
+from dittool.data.identity import CARD_OF_STAGE, IdentityCard
 from dittool.data.patch_storage import FP16, STORED_DTYPE, decode_patches, stored_shape
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, Feature, Record
 from dittool.errors import BadDataError
@@ -56,9 +55,9 @@ def verify(folder: Path, stages: Sequence[str] = STAGES, talk: Talk = SILENT) ->
     faults = [
         FeatureFault(f"{stage} features", "the identity card names no encoder for them: this pass was never run", stage)
         for stage in stages
-        if ENCODER_OF_STAGE[stage] not in card["encoders"]
+        if card.find(CARD_OF_STAGE[stage]) is None
     ]
-    stages = [stage for stage in STAGES if stage in stages and ENCODER_OF_STAGE[stage] in card["encoders"]]
+    stages = [stage for stage in STAGES if stage in stages and card.find(CARD_OF_STAGE[stage]) is not None]
     features, size = 0, 0
     with talk.progress("verify", len(used), "record") as task, ThreadPoolExecutor(decoder_count()) as readers:
         for start in range(0, len(used), _AT_ONCE):
@@ -72,7 +71,7 @@ def verify(folder: Path, stages: Sequence[str] = STAGES, talk: Talk = SILENT) ->
 
 
 def _check_record(
-    store: FeatureStore, card: dict[str, Any], journal: Journal, stages: Sequence[str], record: Record
+    store: FeatureStore, card: IdentityCard, journal: Journal, stages: Sequence[str], record: Record
 ) -> Iterator[tuple[FeatureFault | None, int]]:
     """(fault or none, bytes read) for each feature of the record."""
     for feature in FEATURES:
@@ -96,7 +95,7 @@ def _wrong_source(made: Made | None, record: Record, feature: Feature) -> str:
     return ""
 
 
-def _wrong_content(content: bytes, made: Made, card: dict[str, Any], feature: Feature, record: Record) -> str:
+def _wrong_content(content: bytes, made: Made, card: IdentityCard, feature: Feature, record: Record) -> str:
     digest = made.digests.get(feature.name)
     if digest and digest != digest_of(content):
         return f"its digest is {digest_of(content)}, when it was made it was {digest}"
@@ -104,34 +103,29 @@ def _wrong_content(content: bytes, made: Made, card: dict[str, Any], feature: Fe
         stored = parse_npy(content, "the file")
     except BadDataError as error:
         return error.message
-    storage = card["patch_storage"] if feature is IMAGE_PATCHES else FP16
+    storage = card.patch_storage if feature is IMAGE_PATCHES else FP16
     if stored.dtype != STORED_DTYPE[storage]:
         return f"holds {stored.dtype}, not {STORED_DTYPE[storage]}"
-    if wrong := _wrong_shape(stored.shape, card["encoders"], storage, feature, record):
+    if wrong := _wrong_shape(stored.shape, card, feature, record):
         return wrong
     values = decode_patches(stored, storage) if feature is IMAGE_PATCHES else stored
     count = int((~np.isfinite(values)).sum())
     return f"{count} of {values.size} values are not finite" if count else ""
 
 
-def _wrong_shape(
-    shape: tuple[int, ...], encoders: dict[str, Any], storage: str, feature: Feature, record: Record
-) -> str:
+def _wrong_shape(shape: tuple[int, ...], card: IdentityCard, feature: Feature, record: Record) -> str:
     bucket = Bucket.from_name(record.bucket)
     if feature.stage == "t5":
-        longest, width = encoders["text"]["max_tokens"], encoders["text"]["width"]
+        longest, width = card.text.max_tokens, card.text.width
         fits = len(shape) == 2 and 1 <= shape[0] <= longest and shape[1] == width
         return "" if fits else f"shape {shape}, expected 1 to {longest} rows of {width}"
     if feature is IMAGE_CLS:
-        expected: tuple[int, ...] = (encoders["image"]["width"],)
+        expected: tuple[int, ...] = (card.image.width,)
     elif feature is LATENT:
-        expected = (encoders["vae"]["channels"], *bucket.latent_grid(encoders["vae"]["stride"]))
+        expected = (card.vae.channels, *bucket.latent_grid(card.vae.stride))
     else:
-        expected = stored_shape(
-            patch_grid(bucket.width, bucket.height, encoders["image"]["patch_size"]),
-            encoders["image"]["width"],
-            storage,
-        )
+        grid = patch_grid(bucket.width, bucket.height, card.image.patch_size)
+        expected = stored_shape(grid, card.image.width, card.patch_storage)
     return "" if shape == expected else f"shape {shape}, expected {expected} for bucket {record.bucket}"
 
 

@@ -13,16 +13,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dittool.data.identity import require_card
-from dittool.data.shards.statistics import wrong_summary
+from dittool.data.identity import IdentityCard
+from dittool.data.shards.statistics import SetStatistics
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.geometry import parse_size
-from dittool.storage import file_sha256, read_json, write_atomic
-from dittool.untrusted.tar import group_samples, tar_members
+from dittool.storage import file_sha256, read_json, write_atomic, write_json
+from dittool.untrusted.tar import Member, group_samples, tar_members
 
 INDEX_VERSION = 1
 INDEX_NAME = "index.json"
@@ -43,6 +43,115 @@ class SampleRef:
     members: dict[str, tuple[int, int]]  # suffix → (offset, size)
 
 
+@dataclass(frozen=True)
+class ShardRow:
+    """One shard of the set."""
+
+    path: str  # of the tar, relative to the set
+    bucket: str  # "WIDTHxHEIGHT"
+    split: str  # train or holdout
+    count: int  # samples
+    bytes: int  # of the tar
+    sha256: str
+    members_sha256: str  # of its list of members
+
+    @staticmethod
+    def from_json(value: Any, source: str) -> ShardRow:
+        """Raises `BadDataError`, and `UnsafeFileError` for a path that leaves the folder."""
+        if not isinstance(value, dict) or not all(fits(value.get(key)) for key, fits in _FITS.items()):
+            wrong = (
+                [f"{key} = {value.get(key)!r}" for key, fits in _FITS.items() if not fits(value.get(key))]
+                if isinstance(value, dict)
+                else [repr(value)]
+            )
+            raise BadDataError(
+                f"{source}: a row of shards that cannot be: {'; '.join(wrong)}", "make the shards again with: dit shard"
+            )
+        require_local(value["path"])
+        path = PurePosixPath(value["path"])
+        if path.is_absolute() or ".." in path.parts or "\\" in value["path"]:
+            raise UnsafeFileError(f"{source}: shard path {value['path']!r} leaves the folder", "do not use this set")
+        return ShardRow(**{key: value[key] for key in _FITS})
+
+    def is_intact(self, folder: Path) -> bool:
+        """Whether the shard and its list of members hold exactly the row's bytes: everything is read and hashed."""
+        tar = folder / self.path
+        if not tar.is_file() or not members_path(tar).is_file() or tar.stat().st_size != self.bytes:
+            return False
+        return file_sha256(members_path(tar)) == self.members_sha256 and file_sha256(tar) == self.sha256
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """index.json of a finished set."""
+
+    identity: IdentityCard
+    identity_hash: str  # of the card, when the set was made
+    source: str  # folder or list of images that was embedded
+    dims: dict[str, int]  # widths that the model takes from the data: text, image, latent_channels
+    statistics: SetStatistics
+    shards: tuple[ShardRow, ...]
+    classes: tuple[str, ...] | None = None  # None: of a set that another program made
+    holdout: float = 0.0  # share that was kept out of training
+    seed: int | None = None  # of the order of samples in the shards
+
+    @staticmethod
+    def from_json(index: Any, path: Path) -> ShardIndex:
+        """The index in the value of a file that may come from anywhere. Raises `BadDataError` when it is of another
+        version, unfinished or malformed.
+        """
+        if not isinstance(index, dict) or index.get("version") != INDEX_VERSION:
+            found = index.get("version") if isinstance(index, dict) else index
+            raise BadDataError(
+                f"{path}: index version {found!r}, this program reads {INDEX_VERSION}",
+                "make the shards again with: dit shard",
+            )
+        if index.get("unfinished"):
+            raise BadDataError(
+                f"{path.parent}: dit shard was interrupted here and the set is unfinished",
+                "run dit shard again: it goes on where it stopped",
+            )
+        if wrong := [key for key, kind in _KINDS.items() if not isinstance(index.get(key), kind)]:
+            raise BadDataError(f"{path}: {', '.join(wrong)} missing or of the wrong kind", _AGAIN)
+        if not index["shards"]:
+            raise BadDataError(f"{path}: it lists no shard", _AGAIN)
+        rows = tuple(ShardRow.from_json(row, str(path)) for row in index["shards"])
+        card = IdentityCard.from_json(index["identity"], f"{path}: identity", complete=True)
+        widths = {"text": card.text.width, "image": card.image.width, "latent_channels": card.vae.channels}
+        # a model is built and normalised by card, widths and statistics, so they must at least fit each other
+        if index["dims"] != widths:
+            raise BadDataError(f"{path}: dims = {index['dims']}, by the identity card they are {widths}", _AGAIN)
+        statistics = SetStatistics.from_json(index["statistics"], widths, f"{path}: statistics")
+        classes = index.get("classes", [])  # older sets have none
+        if not isinstance(classes, list) or not all(map(_is_text, classes)) or len(set(classes)) != len(classes):
+            raise BadDataError(f"{path}: classes is no list of different names", _AGAIN)
+        return ShardIndex(
+            card,
+            index["identity_hash"],
+            index["source"],
+            widths,
+            statistics,
+            rows,
+            tuple(classes),
+            index["holdout"],
+            index.get("seed"),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": INDEX_VERSION,
+            "identity_hash": self.identity_hash,
+            "identity": self.identity.to_json(),
+            "holdout": self.holdout,
+            **({} if self.seed is None else {"seed": self.seed}),
+            "source": self.source,
+            "dims": self.dims,
+            "statistics": self.statistics.to_json(),
+            "shards": [asdict(row) for row in self.shards],
+            **({} if self.classes is None else {"classes": list(self.classes)}),
+        }
+
+
 def require_local(text: str) -> None:
     """Raises `UnsafeFileError` for what is an address and not a path: `pipe:` would run a program, and nothing is
     fetched while training.
@@ -59,7 +168,7 @@ def members_path(tar: Path) -> Path:
     return tar.with_suffix(".members.json")
 
 
-def index_shard(folder: Path, tar: Path, bucket: str, split: str, sha256: str | None = None) -> dict[str, Any]:
+def index_shard(folder: Path, tar: Path, bucket: str, split: str, sha256: str | None = None) -> ShardRow:
     """Reads a tar's headers, writes its list of members beside it, and returns its row.
 
     Args:
@@ -73,18 +182,18 @@ def index_shard(folder: Path, tar: Path, bucket: str, split: str, sha256: str | 
         for key, members in samples.items()
     }
     write_atomic(members_path(tar), json.dumps(places).encode())
-    return {
-        "path": tar.relative_to(folder).as_posix(),
-        "bucket": bucket,
-        "split": split,
-        "count": len(samples),
-        "bytes": tar.stat().st_size,
-        "sha256": sha256 or file_sha256(tar),
-        "members_sha256": file_sha256(members_path(tar)),
-    }
+    return ShardRow(
+        tar.relative_to(folder).as_posix(),
+        bucket,
+        split,
+        len(samples),
+        tar.stat().st_size,
+        sha256 or file_sha256(tar),
+        file_sha256(members_path(tar)),
+    )
 
 
-def scan_tar(tar: Path) -> dict[str, Any]:
+def scan_tar(tar: Path) -> dict[str, dict[str, Member]]:
     """Members by sample and suffix, from the tar's own headers. Raises `BadDataError` also for a tar without any
     sample.
     """
@@ -94,65 +203,33 @@ def scan_tar(tar: Path) -> dict[str, Any]:
     return samples
 
 
-def row_is_intact(folder: Path, row: dict[str, Any]) -> bool:
-    """Whether the shard and its list of members hold exactly the bytes of the row: everything is read and hashed."""
-    tar = folder / row["path"]
-    if not tar.is_file() or not members_path(tar).is_file() or tar.stat().st_size != row["bytes"]:
-        return False
-    return file_sha256(members_path(tar)) == row["members_sha256"] and file_sha256(tar) == row["sha256"]
-
-
-def read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> ShardIndex:
     """The index of a finished set. Raises `BadDataError` when it is of another version, unfinished or malformed."""
-    path = folder / INDEX_NAME
-    index = read_json(path)
-    if not isinstance(index, dict) or index.get("version") != INDEX_VERSION:
-        found = index.get("version") if isinstance(index, dict) else index
-        raise BadDataError(
-            f"{path}: index version {found!r}, this program reads {INDEX_VERSION}",
-            "make the shards again with: dit shard",
-        )
-    if index.get("unfinished"):
-        raise BadDataError(
-            f"{folder}: dit shard was interrupted here and the set is unfinished",
-            "run dit shard again: it goes on where it stopped",
-        )
-    kinds = {"identity": dict, "identity_hash": str, "statistics": dict, "dims": dict, "source": str, "shards": list}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(index.get(key), kind)]:
-        raise BadDataError(f"{path}: {', '.join(wrong)} missing or of the wrong kind", _AGAIN)
-    if not index["shards"]:
-        raise BadDataError(f"{path}: it lists no shard", _AGAIN)
-    for row in index["shards"]:
-        _check_row(path, row)
-    _check_identity(path, index)
-    classes = index.get("classes", [])  # older sets have none
-    if not isinstance(classes, list) or not all(map(_is_text, classes)) or len(set(classes)) != len(classes):
-        raise BadDataError(f"{path}: classes is no list of different names", _AGAIN)
-    return index
+    return ShardIndex.from_json(read_json(folder / INDEX_NAME), folder / INDEX_NAME)
 
 
-def refs_of(folder: Path, index: dict[str, Any]) -> list[SampleRef]:
+def write_index(folder: Path, index: ShardIndex) -> None:
+    write_json(folder / INDEX_NAME, index.to_json())
+
+
+def refs_of(folder: Path, index: ShardIndex) -> list[SampleRef]:
     """Every sample of the set, in the order of the rows. Raises `BadDataError` when a shard's size or list of
     members is not the index's.
     """
     refs = []
-    for row in index["shards"]:
-        tar = folder / row["path"]
-        if not tar.is_file() or tar.stat().st_size != row["bytes"]:
+    for row in index.shards:
+        tar = folder / row.path
+        if not tar.is_file() or tar.stat().st_size != row.bytes:
             size = f"{tar.stat().st_size:,} bytes" if tar.is_file() else "missing"
-            raise BadDataError(f"{tar}: {size}, the index says {row['bytes']:,} bytes", _AGAIN)
+            raise BadDataError(f"{tar}: {size}, the index says {row.bytes:,} bytes", _AGAIN)
         members = read_json(members_path(tar))
-        if not isinstance(members, dict) or len(members) != row["count"]:
+        if not isinstance(members, dict) or len(members) != row.count:
             listed = (
                 f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"
             )
-            raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row['count']}", _AGAIN)
+            raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row.count}", _AGAIN)
         for key, places in members.items():
-            refs.append(
-                SampleRef(
-                    key, row["bucket"], row["split"], row["path"], _checked_places(tar, key, places, row["bytes"])
-                )
-            )
+            refs.append(SampleRef(key, row.bucket, row.split, row.path, _checked_places(tar, key, places, row.bytes)))
     return refs
 
 
@@ -171,36 +248,6 @@ def _checked_places(tar: Path, key: str, places: Any, size: int) -> dict[str, tu
     )
 
 
-def _check_identity(path: Path, index: dict[str, Any]) -> None:
-    """Card, widths and statistics: a model is built and normalised by them, so they must at least fit each other."""
-    encoders = require_card(index["identity"], f"{path}: identity", complete=True)["encoders"]
-    widths = {
-        "text": encoders["text"]["width"],
-        "image": encoders["image"]["width"],
-        "latent_channels": encoders["vae"]["channels"],
-    }
-    if index["dims"] != widths:
-        raise BadDataError(f"{path}: dims = {index['dims']}, by the identity card they are {widths}", _AGAIN)
-    if wrong := wrong_summary(index["statistics"], widths):
-        raise BadDataError(f"{path}: statistics: {'; '.join(wrong)}", _AGAIN)
-
-
-def _check_row(source: Path, row: Any) -> None:
-    if not isinstance(row, dict) or not all(fits(row.get(key)) for key, fits in _FITS.items()):
-        wrong = (
-            [f"{key} = {row.get(key)!r}" for key, fits in _FITS.items() if not fits(row.get(key))]
-            if isinstance(row, dict)
-            else [repr(row)]
-        )
-        raise BadDataError(
-            f"{source}: a row of shards that cannot be: {'; '.join(wrong)}", "make the shards again with: dit shard"
-        )
-    require_local(row["path"])
-    path = PurePosixPath(row["path"])
-    if path.is_absolute() or ".." in path.parts or "\\" in row["path"]:
-        raise UnsafeFileError(f"{source}: shard path {row['path']!r} leaves the folder", "do not use this set")
-
-
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -216,6 +263,15 @@ def _is_size(value: Any) -> bool:
         return False
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "identity": dict,
+    "identity_hash": str,
+    "statistics": dict,
+    "dims": dict,
+    "source": str,
+    "shards": list,
+    "holdout": (int, float),
+}
 _FITS: dict[str, Callable[[Any], bool]] = {
     "path": _is_text,
     "bucket": _is_size,

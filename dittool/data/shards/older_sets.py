@@ -13,27 +13,26 @@ samples: which images an older program held out, or which are alike, is not know
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
-from dittool.data.identity import identity_hash, new_card
+from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16, FP32
-from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shards.index import INDEX_NAME, INDEX_VERSION, TRAIN, SampleRef, index_shard
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature
+from dittool.data.shards.index import INDEX_NAME, TRAIN, SampleRef, ShardIndex, index_shard, write_index
 from dittool.data.shards.read import Sample, ShardSet
-from dittool.data.shards.statistics import ShardStatistics, summary, widths
+from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size, patch_grid
-from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_json
+from dittool.storage import folder_lock, output_folder, sweep_temporaries
 
 
-def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> dict[str, Any]:
+def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> ShardIndex:
     """Writes the index of a set that has none and returns it.
 
     Args:
@@ -63,43 +62,32 @@ def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> dict[s
                 statistics.append(of_shard)
                 rows.append(index_shard(folder, folder / PurePosixPath(path), bucket, TRAIN))
                 task.advance(len(refs))
-        index = {
-            "version": INDEX_VERSION,
-            "identity_hash": identity_hash(card),
-            "identity": card,
-            "holdout": 0.0,
-            "source": "",
-            "dims": statistics[0].dims,
-            "statistics": summary(statistics),
-            "shards": rows,
-        }
-        write_json(folder / INDEX_NAME, index)
+        index = ShardIndex(card, card.sha256, "", statistics[0].dims, SetStatistics.joined(statistics), tuple(rows))
+        write_index(folder, index)
     return index
 
 
-def _claimed_card(shards: ShardSet, config: Config) -> dict[str, Any]:
+def _claimed_card(shards: ShardSet, config: Config) -> IdentityCard:
     encoders = config.encoders
     first = shards.read(shards.samples[0])
     storage = FP32 if first.patches.dtype == np.float32 else FP16
     found = {_bucket_of(shards.folder, ref) for ref in shards.samples} - {None}
     configured = {bucket.name for bucket in config.data.bucket_sizes()}
     buckets = [bucket.name for bucket in config.data.bucket_sizes()] if found <= configured else sorted(found)
-    return new_card(buckets, storage) | {
-        "claimed": True,
-        "encoders": {
-            "image": load_image_encoder(encoders.image, encoders.dtype).card,
-            "text": load_text_encoder(encoders.text, encoders.dtype, encoders.max_text_tokens).card,
-            "vae": load_codec(encoders.vae).card,
-        },
-    }
+    cards = (
+        load_image_encoder(encoders.image, encoders.dtype).card,
+        load_text_encoder(encoders.text, encoders.dtype, encoders.max_text_tokens).card,
+        load_codec(encoders.vae).card,
+    )
+    return IdentityCard(tuple(buckets), storage, cards, claimed=True)
 
 
-def _read_shard(shards: ShardSet, refs: list[SampleRef], card: dict[str, Any]) -> tuple[str, ShardStatistics]:
+def _read_shard(shards: ShardSet, refs: list[SampleRef], card: IdentityCard) -> tuple[str, ShardStatistics]:
     """The bucket that all samples of a shard have, and their statistics. Raises `BadDataError` for a sample that
     contradicts the card.
     """
     statistics, bucket = ShardStatistics(), _bucket_of(shards.folder, refs[0])
-    stride = card["encoders"]["vae"]["stride"]
+    stride = card.vae.stride
     for ref in refs:
         sample = shards.read(ref)
         if sample.latent.ndim == 3:
@@ -109,7 +97,7 @@ def _read_shard(shards: ShardSet, refs: list[SampleRef], card: dict[str, Any]) -
     return bucket, statistics
 
 
-def _arrays(sample: Sample) -> dict[Any, np.ndarray]:
+def _arrays(sample: Sample) -> dict[Feature, np.ndarray]:
     return {IMAGE_CLS: sample.cls, IMAGE_PATCHES: sample.patches, LATENT: sample.latent, TEXT: sample.text}
 
 
@@ -122,8 +110,8 @@ def _bucket_of(folder: Path, ref: SampleRef) -> str | None:
     return ref.bucket
 
 
-def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, card: dict[str, Any]) -> None:
-    where, encoders = f"{shards.folder / sample.ref.shard}: {sample.ref.id}", card["encoders"]
+def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, card: IdentityCard) -> None:
+    where = f"{shards.folder / sample.ref.shard}: {sample.ref.id}"
     for feature, array in _arrays(sample).items():
         if array.ndim != len(feature.axes) or 0 in array.shape:
             raise BadDataError(
@@ -136,13 +124,13 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, car
                 "leave this shard out",
             )
     width, height = parse_size(bucket)
-    patch_size, stride = encoders["image"]["patch_size"], encoders["vae"]["stride"]
-    rows, columns = patch_grid(width, height, patch_size)
+    image, stride = card.image, card.vae.stride
+    rows, columns = patch_grid(width, height, image.patch_size)
     claims = {
-        "width of the text": (widths(_arrays(sample))["text"], encoders["text"]["width"]),
-        "width of CLS": (len(sample.cls), encoders["image"]["width"]),
-        "shape of the patches": (sample.patches.shape, (rows * columns, encoders["image"]["width"])),
-        "shape of the latent": (sample.latent.shape, (encoders["vae"]["channels"], height // stride, width // stride)),
+        "width of the text": (widths(_arrays(sample))["text"], card.text.width),
+        "width of CLS": (len(sample.cls), image.width),
+        "shape of the patches": (sample.patches.shape, (rows * columns, image.width)),
+        "shape of the latent": (sample.latent.shape, (card.vae.channels, height // stride, width // stride)),
     }
     if wrong := [
         f"{what} is {found}, theirs would be {claimed}" for what, (found, claimed) in claims.items() if found != claimed

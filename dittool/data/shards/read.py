@@ -10,10 +10,10 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16, INT8, decode_patches
 from dittool.data.records import (
     FEATURES,
@@ -26,7 +26,17 @@ from dittool.data.records import (
     Record,
     record_from_json,
 )
-from dittool.data.shards.index import INDEX_NAME, TRAIN, SampleRef, read_index, refs_of, require_local, scan_tar
+from dittool.data.shards.index import (
+    INDEX_NAME,
+    TRAIN,
+    SampleRef,
+    ShardIndex,
+    read_index,
+    refs_of,
+    require_local,
+    scan_tar,
+)
+from dittool.data.shards.statistics import SetStatistics
 from dittool.errors import BadDataError
 from dittool.untrusted.npy import parse_npy
 
@@ -51,7 +61,7 @@ class ShardSet:
 
     folder: Path
     samples: list[SampleRef]
-    index: dict[str, Any] | None  # None: a set without index.json
+    index: ShardIndex | None  # None: a set without index.json
     _files: dict[tuple[int, str], int] = field(default_factory=dict, repr=False)
 
     @staticmethod
@@ -69,37 +79,37 @@ class ShardSet:
         return [ref for ref in self.samples if ref.split == name]
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The identity card. Raises `BadDataError` for a set without an index."""
-        return self._require_index()["identity"]
+    def card(self) -> IdentityCard:
+        """Raises `BadDataError` for a set without an index; what follows likewise."""
+        return self._require_index().identity
 
     @property
     def identity_hash(self) -> str:
-        return self._require_index()["identity_hash"]
+        return self._require_index().identity_hash
 
     @property
-    def statistics(self) -> dict[str, Any]:
-        return self._require_index()["statistics"]
+    def statistics(self) -> SetStatistics:
+        return self._require_index().statistics
 
     @property
     def dims(self) -> dict[str, int]:
         """Widths that the model takes from the data: text, image, latent_channels."""
-        return self._require_index()["dims"]
+        return self._require_index().dims
 
     @property
     def classes(self) -> list[str]:
         """Names of the classes, in the order of their numbers; empty for a set without classes."""
-        return self._require_index().get("classes", [])
+        return list(self._require_index().classes or ())
 
     @property
     def source(self) -> Path:
         """The folder of images that were embedded; it may be gone or on another machine."""
-        return Path(self._require_index()["source"])
+        return Path(self._require_index().source)
 
     @property
     def patch_storage(self) -> str:
         """How patches are stored: one of patch_storage.STORAGES. Sets without an index hold plain floats."""
-        return FP16 if self.index is None else self.index["identity"]["patch_storage"]
+        return FP16 if self.index is None else self.index.identity.patch_storage
 
     def read(self, ref: SampleRef, patches: bool = True) -> Sample:
         """The features of a sample. Raises `BadDataError` naming the member that is missing or damaged."""
@@ -128,7 +138,7 @@ class ShardSet:
         except (ValueError, RecursionError) as error:
             raise BadDataError(f"{source}: not valid JSON: {error}", "make the shards again with: dit shard") from error
         # older sets call it differently
-        if (self.index is None or self.card.get("claimed")) and isinstance(value, dict):
+        if (self.index is None or self.card.claimed) and isinstance(value, dict):
             value = {"name": ref.id, "image": "", "status": "used", **value, "id": ref.id}
         return record_from_json(value, source)
 
@@ -184,7 +194,7 @@ class ShardSet:
             self._files[key] = os.open(self.folder / shard, os.O_RDONLY)
         return self._files[key]
 
-    def _require_index(self) -> dict[str, Any]:
+    def _require_index(self) -> ShardIndex:
         if self.index is None:
             raise BadDataError(
                 f"{self.folder}: no index.json, so the identity of these shards is unknown",

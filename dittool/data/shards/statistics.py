@@ -12,13 +12,14 @@ would have been counted:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature
+from dittool.errors import BadDataError
 
 _ROWS = 256  # of an array, converted at once: 256 × 1024 float64 stay in the processor's cache
 
@@ -132,48 +133,77 @@ def widths(arrays: dict[Feature, np.ndarray]) -> dict[str, int]:
     }
 
 
-def summary(parts: list[ShardStatistics]) -> dict[str, Any]:
-    """`statistics` of index.json, over all samples of all shards. Joined in the order given, so that equal sets
-    give equal bytes.
-    """
-    samples = sum(part.samples for part in parts)
-    told: dict[str, Any] = {"samples": samples}
-    for name in _NAMES.values():
-        total = Moments.joined(part.moments[name] for part in parts)
-        told |= {f"{name}_mean": total.mean.tolist(), f"{name}_std": total.std.tolist()}
-    tokens = {
-        "mean": sum(part.text_tokens for part in parts) / samples,
-        "max": max(part.longest_text for part in parts),
-    }
-    return {**told, "text_tokens": tokens}
+@dataclass(frozen=True)
+class SetStatistics:
+    """`statistics` of index.json, over all samples of a set: one mean and one standard deviation a channel."""
+
+    samples: int
+    latent_mean: tuple[float, ...]
+    latent_std: tuple[float, ...]
+    cls_mean: tuple[float, ...]
+    cls_std: tuple[float, ...]
+    patch_mean: tuple[float, ...]
+    patch_std: tuple[float, ...]
+    tokens_mean: float  # of a caption
+    tokens_max: int
+
+    @staticmethod
+    def joined(parts: Sequence[ShardStatistics]) -> SetStatistics:
+        """Over all shards. Joined in the order given, so that equal sets give equal bytes."""
+        samples = sum(part.samples for part in parts)
+        channels: dict[str, tuple[float, ...]] = {}
+        for name in _NAMES.values():
+            total = Moments.joined(part.moments[name] for part in parts)
+            channels |= {f"{name}_mean": tuple(total.mean.tolist()), f"{name}_std": tuple(total.std.tolist())}
+        mean = sum(part.text_tokens for part in parts) / samples
+        return SetStatistics(samples, **channels, tokens_mean=mean, tokens_max=max(part.longest_text for part in parts))
+
+    @staticmethod
+    def from_json(value: dict[str, Any], dims: dict[str, int], source: str) -> SetStatistics:
+        """From an index or a checkpoint that may come from anywhere, for samples of these widths. Raises
+        `BadDataError` with all that cannot be.
+        """
+        counts = {"latent": dims["latent_channels"], "cls": dims["image"], "patch": dims["image"]}
+        widths = {f"{name}_{of}": count for name, count in counts.items() for of in ("mean", "std")}
+        wrong = [
+            f"{key} is not {count} finite numbers"
+            for key, count in widths.items()
+            if not _is_row(value.get(key), count)
+        ]
+        tokens = value.get("text_tokens")
+        if not isinstance(tokens, dict) or not all(_is_finite(tokens.get(key)) for key in ("mean", "max")):
+            wrong.append(f"text_tokens = {tokens!r}")
+        if type(value.get("samples")) is not int:
+            wrong.append(f"samples = {value.get('samples')!r}")
+        if wrong:
+            raise BadDataError(f"{source}: {'; '.join(wrong)}", "copy the set again, or make it again with: dit shard")
+        return SetStatistics(
+            value["samples"],
+            **{key: tuple(value[key]) for key in widths},
+            tokens_mean=tokens["mean"],
+            tokens_max=tokens["max"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        channels = {
+            f"{name}_{of}": list(getattr(self, f"{name}_{of}")) for name in _NAMES.values() for of in ("mean", "std")
+        }
+        return {"samples": self.samples, **channels, "text_tokens": {"mean": self.tokens_mean, "max": self.tokens_max}}
+
+    def differing_keys(self, found: SetStatistics) -> list[str]:
+        """Keys of the JSON form that are further apart than sums of one set may be on two machines."""
+        mine = self.to_json()
+        return [key for key, value in found.to_json().items() if not _are_close(mine[key], value)]
 
 
-def wrong_summary(told: dict[str, Any], dims: dict[str, int]) -> list[str]:
-    """What cannot be in the `statistics` of an index from anywhere, for samples of these widths; empty when nothing
-    is wrong.
-    """
-    wrong = []
-    channels = {LATENT: dims["latent_channels"], IMAGE_CLS: dims["image"], IMAGE_PATCHES: dims["image"]}
-    for feature, count in channels.items():
-        for key in (f"{_NAMES[feature]}_mean", f"{_NAMES[feature]}_std"):
-            numbers = told.get(key)
-            if not isinstance(numbers, list) or len(numbers) != count or not all(map(_is_finite, numbers)):
-                wrong.append(f"{key} is not {count} finite numbers")
-    return wrong
-
-
-def differing_keys(told: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Keys in which two summaries are further apart than sums of one set may be on two machines."""
-    return [key for key, value in found.items() if not _are_close(told.get(key), value)]
-
-
-def _are_close(told: Any, found: Any) -> bool:
+def _are_close(mine: Any, found: Any) -> bool:
     if isinstance(found, dict):
-        return isinstance(told, dict) and all(_are_close(told.get(key), value) for key, value in found.items())
-    try:
-        return bool(np.allclose(np.asarray(told, dtype=np.float64), found, rtol=1e-9, atol=1e-12))
-    except (TypeError, ValueError):
-        return False
+        return all(_are_close(mine[key], value) for key, value in found.items())
+    return bool(np.allclose(np.asarray(mine, dtype=np.float64), found, rtol=1e-9, atol=1e-12))
+
+
+def _is_row(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(map(_is_finite, value))
 
 
 def _is_finite(value: Any) -> bool:

@@ -179,7 +179,7 @@ class BatchStream(Dataset):
                 )
         self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
         self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
-        self._patch_size = int(shards.card["encoders"]["image"]["patch_size"])
+        self._patch_size = shards.card.image.patch_size
 
     def __getitem__(self, number: int) -> Batch:
         indices, first = self.plan.batch(number), self.plan.samples_before(number)

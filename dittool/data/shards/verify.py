@@ -7,16 +7,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.identity import identity_hash
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shards.index import INDEX_NAME, SampleRef, members_path, scan_tar
+from dittool.data.shards.index import INDEX_NAME, SampleRef, ShardRow, members_path, scan_tar
 from dittool.data.shards.read import ShardSet
-from dittool.data.shards.statistics import ShardStatistics, differing_keys, summary, widths
+from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
 from dittool.errors import DitError
 from dittool.storage import file_sha256
 
@@ -37,7 +35,7 @@ def verify(folder: Path, talk: Talk = SILENT) -> list[Fault]:
     by_shard: dict[str, list[SampleRef]] = {}
     for ref in shards.samples:
         by_shard.setdefault(ref.shard, []).append(ref)
-    rows = shards.index["shards"] if shards.index else [{"path": path} for path in by_shard]
+    rows = [(row.path, row) for row in shards.index.shards] if shards.index else [(path, None) for path in by_shard]
     faults = [
         Fault(key, f"this sample stands in the set {count} times")
         for key, count in Counter(ref.id for ref in shards.samples).items()
@@ -45,53 +43,59 @@ def verify(folder: Path, talk: Talk = SILENT) -> list[Fault]:
     ]
     statistics = []
     with talk.progress("verify", len(shards.samples), "sample") as task:
-        for row in rows:
-            refs, of_shard = by_shard.get(row["path"], []), ShardStatistics()
-            faults += _verify_shard(shards, row, refs, of_shard)
+        for path, row in rows:
+            refs, of_shard = by_shard.get(path, []), ShardStatistics()
+            faults += _verify_shard(shards, path, row, refs, of_shard)
             statistics.append(of_shard)
             task.advance(len(refs), faults=len(faults))
-    if shards.index is not None and (found := identity_hash(shards.card)) != shards.identity_hash:
+    if shards.index is not None and (found := shards.card.sha256) != shards.identity_hash:
         faults.append(
             Fault(
                 INDEX_NAME,
                 f"the identity card in it hashes to {found[:12]}…, identity_hash is {shards.identity_hash[:12]}…",
             )
         )
-    if shards.index is not None and not faults and (keys := differing_keys(shards.statistics, summary(statistics))):
+    if (
+        shards.index is not None
+        and not faults
+        and (keys := shards.statistics.differing_keys(SetStatistics.joined(statistics)))
+    ):
         faults.append(Fault(INDEX_NAME, f"{', '.join(keys)} of the statistics are not those of the samples"))
     return faults
 
 
 def _verify_shard(
-    shards: ShardSet, row: dict[str, Any], refs: list[SampleRef], statistics: ShardStatistics
+    shards: ShardSet, shard: str, row: ShardRow | None, refs: list[SampleRef], statistics: ShardStatistics
 ) -> list[Fault]:
     """What is wrong with one shard; what its samples hold is added to the statistics."""
-    path = shards.folder / row["path"]
+    path = shards.folder / shard
     try:
-        if shards.index is not None and (faults := _hash_faults(path, row)):
+        if row is not None and (faults := _hash_faults(path, row)):
             return faults
         in_tar = {
             key: {suffix: (m.offset, m.size) for suffix, m in members.items()}
             for key, members in scan_tar(path).items()
         }
     except (DitError, OSError) as error:
-        return [Fault(row["path"], str(error))]
+        return [Fault(shard, str(error))]
     if in_tar != {ref.id: ref.members for ref in refs}:
         return [
             Fault(
-                row["path"],
+                shard,
                 f"the tar's own headers ({len(in_tar)} samples) and its list of members ({len(refs)}) disagree",
             )
         ]
     return [fault for ref in refs for fault in _sample_faults(shards, ref, statistics)]
 
 
-def _hash_faults(path: Path, row: dict[str, Any]) -> list[Fault]:
+def _hash_faults(path: Path, row: ShardRow) -> list[Fault]:
     faults = []
-    for file, told in ((path, row["sha256"]), (members_path(path), row["members_sha256"])):
-        if (found := file_sha256(file)) != told:
+    for file, expected in ((path, row.sha256), (members_path(path), row.members_sha256)):
+        if (found := file_sha256(file)) != expected:
             faults.append(
-                Fault(str(Path(row["path"]).with_name(file.name)), f"sha256 {found[:12]}…, the index says {told[:12]}…")
+                Fault(
+                    str(Path(row.path).with_name(file.name)), f"sha256 {found[:12]}…, the index says {expected[:12]}…"
+                )
             )
     return faults
 

@@ -17,7 +17,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +27,6 @@ from dittool.config.load import load_config
 from dittool.console import SILENT, Talk
 from dittool.data.features.journal import digest_of
 from dittool.data.features.store import FeatureStore
-from dittool.data.identity import identity_hash
 from dittool.data.patch_storage import decode_patches
 from dittool.data.records import FEATURES, IMAGE_PATCHES, RECORD_MEMBER, STAGES, Feature, Record, record_to_bytes
 from dittool.data.shards.index import (
@@ -35,11 +34,13 @@ from dittool.data.shards.index import (
     INDEX_NAME,
     INDEX_VERSION,
     TRAIN,
+    ShardIndex,
+    ShardRow,
     index_shard,
     members_path,
-    row_is_intact,
+    write_index,
 )
-from dittool.data.shards.statistics import ShardStatistics, summary, widths
+from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
 from dittool.errors import BadDataError, UsageError
 from dittool.seeding import derive_seed, unit_interval
 from dittool.storage import (
@@ -65,7 +66,7 @@ class ShardSummary:
     """What was written."""
 
     folder: Path
-    shards: list[dict[str, Any]]  # rows of index.json
+    shards: list[ShardRow]
     left_out: int  # used records beyond --limit
     kept: int  # shards that an interrupted call had already written
 
@@ -103,7 +104,7 @@ def shard(
         sweep_temporaries(out)
         writer = _ShardWriter(store, out)
         require_free(
-            out, _bytes_needed(store, chosen) - sum(row["bytes"] for row, _ in writer.finished.values()), "the shards"
+            out, _bytes_needed(store, chosen) - sum(row.bytes for row, _ in writer.finished.values()), "the shards"
         )
         write_json(out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
         rows, statistics = [], []
@@ -114,20 +115,19 @@ def shard(
                 statistics.append(of_shard)
                 task.advance(len(plan.records))
         _remove_unlisted(out, rows)
-        write_json(
-            out / INDEX_NAME,
-            {
-                "version": INDEX_VERSION,
-                "identity_hash": identity_hash(writer.card),
-                "identity": writer.card,
-                "holdout": share,
-                "seed": seed,
-                "source": store.source,
-                "dims": statistics[0].dims,
-                "statistics": summary(statistics),
-                "shards": rows,
-                "classes": sorted({record.cls for record in chosen if record.cls}),
-            },
+        write_index(
+            out,
+            ShardIndex(
+                writer.card,
+                writer.card.sha256,
+                store.source,
+                statistics[0].dims,
+                SetStatistics.joined(statistics),
+                tuple(rows),
+                tuple(sorted({record.cls for record in chosen if record.cls})),
+                share,
+                seed,
+            ),
         )
         (out / _JOURNAL).unlink(missing_ok=True)
     return ShardSummary(out, rows, len(records) - len(chosen), writer.count_kept)
@@ -159,19 +159,20 @@ class _ShardWriter:
         lines = read_json_lines(self._journal) if self._journal.exists() else []
         # Written anew without a torn last line, behind which nothing could be added.
         write_atomic(self._journal, b"".join(_line(line) for line in lines))
-        self.finished = {line["row"]["path"]: (line["row"], line) for line in lines}
+        rows = [ShardRow.from_json(line["row"], str(self._journal)) for line in lines]
+        self.finished = {row.path: (row, line) for row, line in zip(rows, lines, strict=True)}
 
-    def kept(self, plan: _Plan) -> tuple[dict[str, Any], ShardStatistics] | None:
+    def kept(self, plan: _Plan) -> tuple[ShardRow, ShardStatistics] | None:
         """The row and statistics of a shard that an interrupted call finished; None when it has to be written."""
         row, line = self.finished.get(plan.path, (None, {}))
-        if row is None or line["made_from"] != self._made_from(plan) or not row_is_intact(self._out, row):
+        if row is None or line["made_from"] != self._made_from(plan) or not row.is_intact(self._out):
             return None
         self.count_kept += 1
         statistics = ShardStatistics.from_json(line["statistics"])
         self._dims = self._dims or statistics.dims
         return row, statistics
 
-    def write(self, plan: _Plan) -> tuple[dict[str, Any], ShardStatistics]:
+    def write(self, plan: _Plan) -> tuple[ShardRow, ShardStatistics]:
         made_from, statistics, path = self._made_from(plan), ShardStatistics(), self._out / plan.path
         path.parent.mkdir(exist_ok=True)
         digest = hashlib.sha256()
@@ -184,7 +185,7 @@ class _ShardWriter:
         write_atomic(path, write_tar)
         row = index_shard(self._out, path, plan.bucket, plan.split, digest.hexdigest())
         with self._journal.open("ab") as file:
-            file.write(_line({"made_from": made_from, "row": row, "statistics": statistics.to_json()}))
+            file.write(_line({"made_from": made_from, "row": asdict(row), "statistics": statistics.to_json()}))
             file.flush()
             os.fsync(file.fileno())
         return row, statistics
@@ -217,7 +218,7 @@ class _ShardWriter:
         for feature, data in files.items():
             path = self._store.path(feature, record.id)
             array = parse_npy(data, str(path))
-            array = decode_patches(array, self.card["patch_storage"]) if feature is IMAGE_PATCHES else array
+            array = decode_patches(array, self.card.patch_storage) if feature is IMAGE_PATCHES else array
             if array.ndim != len(feature.axes) or 0 in array.shape:
                 raise BadDataError(
                     f"{path}: shape {array.shape} where ({', '.join(feature.axes)}) belongs ('{record.name}')",
@@ -246,7 +247,7 @@ class _ShardWriter:
         """Hash of all that decides a shard's bytes. A feature file is taken at its size and time, as `make` does:
         reading it is the work itself.
         """
-        digest = hashlib.sha256(identity_hash(self.card).encode())
+        digest = hashlib.sha256(self.card.sha256.encode())
         for record in plan.records:
             digest.update(record_to_bytes(record))
             for feature in FEATURES:
@@ -339,9 +340,9 @@ def _remake(feature: Feature) -> str:
     return f"remove the file and make it again with: dit embed --pass {feature.stage}"
 
 
-def _remove_unlisted(out: Path, rows: list[dict[str, Any]]) -> None:
+def _remove_unlisted(out: Path, rows: list[ShardRow]) -> None:
     """Shards of an earlier, larger set would be read as part of this one by anyone who goes by file names."""
-    listed = {row["path"] for row in rows}
+    listed = {row.path for row in rows}
     for path in out.glob("bucket_*/*.tar"):
         if path.relative_to(out).as_posix() not in listed and path.stem.split("-")[0] in _STEM.values():
             members_path(path).unlink(missing_ok=True)  # first: without its tar nobody would find it again

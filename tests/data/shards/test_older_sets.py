@@ -86,8 +86,8 @@ def test_the_index_says_that_the_identity_is_claimed(older, dit):
     outcome = index(dit, older)
     assert outcome.code == 0 and "is a claim" in outcome.err
     card = ShardSet.open(older).card
-    assert card["claimed"] is True and card["patch_storage"] == "fp32"
-    assert {kind: card["encoders"][kind]["id"] for kind in card["encoders"]} == {
+    assert card.claimed and card.patch_storage == "fp32"
+    assert {encoder.kind: encoder.id for encoder in card.encoders} == {
         "image": "builtin:dinov3",
         "text": "builtin:words",
         "vae": "builtin:dct",

@@ -112,17 +112,17 @@ def test_the_order_in_the_shards_is_a_function_of_the_seed(tiny_shards, tmp_path
 def test_statistics_are_those_of_all_samples_in_float64(tiny_shards):
     shards = ShardSet.open(tiny_shards.folder)
     samples = [shards.read(ref) for ref in shards.samples]
-    told = shards.statistics
+    recorded = shards.statistics.to_json()
     values = {
         "latent": np.concatenate([sample.latent.astype(np.float64).reshape(16, -1) for sample in samples], axis=1),
         "cls": np.stack([sample.cls.astype(np.float64) for sample in samples], axis=1),
         "patch": np.concatenate([sample.patches.astype(np.float64) for sample in samples]).T,
     }
     for name, columns in values.items():  # (C, n)
-        np.testing.assert_allclose(told[f"{name}_mean"], columns.mean(axis=1), rtol=1e-12, atol=1e-13)
-        np.testing.assert_allclose(told[f"{name}_std"], columns.std(axis=1), rtol=1e-12)
+        np.testing.assert_allclose(recorded[f"{name}_mean"], columns.mean(axis=1), rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(recorded[f"{name}_std"], columns.std(axis=1), rtol=1e-12)
     lengths = [len(sample.text) for sample in samples]
-    assert (told["samples"], told["text_tokens"]) == (24, {"mean": sum(lengths) / 24, "max": max(lengths)})
+    assert (recorded["samples"], recorded["text_tokens"]) == (24, {"mean": sum(lengths) / 24, "max": max(lengths)})
 
 
 def test_statistics_keep_their_digits_where_the_mean_is_large():
@@ -190,7 +190,7 @@ def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, older_d
     if storage == "pooled":
         assert 3 * rows * columns <= len(original) <= 4 * rows * columns
         pooled = np.concatenate([shards.read(ref).patches for ref in shards.samples]).astype(np.float64)
-        np.testing.assert_allclose(shards.statistics["patch_mean"], pooled.mean(axis=0), atol=1e-9)
+        np.testing.assert_allclose(shards.statistics.patch_mean, pooled.mean(axis=0), atol=1e-9)
     else:
         np.testing.assert_allclose(conditions.patches[0], original, atol=0.01 * np.abs(original).max())
 

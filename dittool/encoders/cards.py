@@ -1,0 +1,101 @@
+"""What an encoder says of itself: the facts on which the meaning of its features depends, a class for each kind.
+
+In JSON the keys are the names of the fields, in their order. Keys that this version does not know are kept, so that a
+card of a later one stays what it was. All cards of a data set stand in its identity card (dittool.data.identity).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class ImageCard:
+    """Of an image encoder."""
+
+    kind: ClassVar[str] = "image"
+    id: str  # hub id, folder or "builtin:…", as the configuration names it
+    revision: str  # commit on the hub; "local" for a folder
+    weights: str  # SHA-256 of the parameters
+    dtype: str  # in which the features were computed
+    width: int  # channels of CLS and patches
+    patch_size: int  # pixels
+    registers: int  # tokens between CLS and the patches
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextCard:
+    """Of a text encoder."""
+
+    kind: ClassVar[str] = "text"
+    id: str
+    revision: str
+    weights: str
+    dtype: str
+    width: int  # channels of a token
+    max_tokens: int  # longer captions were cut
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VaeCard:
+    """Of an autoencoder. Model input by its own numbers: (z − shift)·scale."""
+
+    kind: ClassVar[str] = "vae"
+    id: str
+    revision: str
+    weights: str
+    dtype: str
+    channels: int
+    stride: int  # pixels along one side of a latent cell
+    scale: float
+    shift: float
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+
+
+EncoderCard = ImageCard | TextCard | VaeCard
+CARDS: dict[str, type[EncoderCard]] = {card.kind: card for card in (ImageCard, TextCard, VaeCard)}
+
+
+def card_to_json(card: EncoderCard) -> dict[str, Any]:
+    """The card as identity.json holds it."""
+    return {name: getattr(card, name) for name in _names(type(card))} | dict(card.unknown)
+
+
+def card_from_json(kind: str, value: Mapping[str, Any]) -> EncoderCard:
+    """The card behind a JSON object in which `wrong_keys` finds nothing wrong."""
+    known = {name: value[name] for name in _names(CARDS[kind])}
+    return CARDS[kind](**known, unknown={key: item for key, item in value.items() if key not in known})
+
+
+def wrong_keys(kind: str, value: Mapping[str, Any]) -> list[str]:
+    """Keys of a JSON object from anywhere that are missing or cannot be, for a card of this kind."""
+    return [name for name in _names(CARDS[kind]) if not _FITS.get(name, _is_text)(value.get(name))]
+
+
+def _names(card: type[EncoderCard]) -> list[str]:
+    return [item.name for item in fields(card) if item.name != "unknown"]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return type(value) is int and least <= value < 1 << 31
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("width", "patch_size", "max_tokens", "channels", "stride"), _is_count),
+    "registers": lambda value: _is_count(value, least=0),
+    "scale": _is_number,
+    "shift": _is_number,
+}
