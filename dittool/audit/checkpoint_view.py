@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dittool.audit.foreign.layouts import LAYOUTS, Layout, find_layout
+from dittool.audit.specimens.layouts import LAYOUTS, Layout, find_layout
 from dittool.ckpt.load import check_pt, check_safetensors, load_mapped, load_weights
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config

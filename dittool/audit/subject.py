@@ -15,10 +15,10 @@ from pathlib import Path
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import DataView, open_derived, open_shards
-from dittool.audit.foreign.factory import load_attribute, load_factory
-from dittool.audit.foreign.model import ForeignModel
-from dittool.audit.generator_probe import GeneratorProbe, probe_of
-from dittool.audit.probe import ModelProbe
+from dittool.audit.specimens.foreign.factory import load_attribute, load_factory
+from dittool.audit.specimens.foreign.model import ForeignModel
+from dittool.audit.specimens.generator import GeneratorProbe, probe_of
+from dittool.audit.specimens.ours import ModelProbe
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from dittool.audit.foreign import keywords
-from dittool.audit.foreign.factory import load_attribute
-from dittool.audit.foreign.guesses import compared_texts, guess_values
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
+from dittool.audit.specimens.foreign import keywords
+from dittool.audit.specimens.foreign.factory import load_attribute
+from dittool.audit.specimens.foreign.guesses import compared_texts, guess_values
 from dittool.audit.subject import open_subject
 
 SOURCE = """

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dittool.audit.foreign import checkpointing, example, model, zero_init
-from dittool.audit.foreign.factory import Factory, load_factory
-from dittool.audit.foreign.model import ForeignModel
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
+from dittool.audit.specimens.foreign import checkpointing, example, model, zero_init
+from dittool.audit.specimens.foreign.factory import Factory, load_factory
+from dittool.audit.specimens.foreign.model import ForeignModel
 from dittool.audit.subject import open_subject
 from dittool.errors import UsageError
 from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dittool.audit.saved_bytes import SavedBytes
+from dittool.audit.specimens.saved_bytes import SavedBytes
 from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
 from dittool.data.shards.stream import Batch

@@ -28,9 +28,9 @@ Let the argument act, or remove it.
 
 from __future__ import annotations
 
-from dittool.audit.foreign.keywords import check_keywords
-from dittool.audit.key_effects import ACTS, DEAD, key_effects
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.keywords import check_keywords
+from dittool.audit.specimens.our_keys import ACTS, DEAD, key_effects
 from dittool.audit.subject import Subject
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C1", "live-keys", "error", ("model",), "0.1"

@@ -26,9 +26,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dittool.audit.foreign.conditions import check_conditions
-from dittool.audit.probe import Inputs, relative_change
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.conditions import check_conditions
+from dittool.audit.specimens.ours import Inputs, relative_change
 from dittool.audit.subject import Subject
 from dittool.models.conditioning import Kept
 from dittool.models.dit import DiT

@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dittool.audit.probe import Inputs, relative_change
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.ours import Inputs, relative_change
 from dittool.audit.subject import Subject
 from dittool.models.conditioning import Kept
 from dittool.models.dit import DiT

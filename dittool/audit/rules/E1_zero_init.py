@@ -26,10 +26,10 @@ from __future__ import annotations
 
 import torch
 
-from dittool.audit.awake import wake
-from dittool.audit.foreign.zero_init import check_zero_init
-from dittool.audit.probe import ModelProbe, watch_blocks
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.zero_init import check_zero_init
+from dittool.audit.specimens.ours import ModelProbe, watch_blocks
+from dittool.audit.specimens.trial import wake
 from dittool.audit.subject import Subject
 from dittool.models.dit import DiT
 

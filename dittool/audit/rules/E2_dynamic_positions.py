@@ -24,10 +24,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dittool.audit.foreign.layouts import stored_positions
-from dittool.audit.foreign.positions import check_positions
-from dittool.audit.probe import ModelProbe, relative_change, watch_blocks
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.positions import check_positions
+from dittool.audit.specimens.layouts import stored_positions
+from dittool.audit.specimens.ours import ModelProbe, relative_change, watch_blocks
 from dittool.audit.subject import Subject
 from dittool.models.dit import DiT, patchify
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from dittool.audit.foreign.biases import check_biases
-from dittool.audit.foreign.layouts import block_biases
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.biases import check_biases
+from dittool.audit.specimens.layouts import block_biases
 from dittool.audit.subject import Subject
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E3", "bias", "error", ("model", "checkpoint"), "0.1"

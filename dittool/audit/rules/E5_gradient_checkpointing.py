@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dittool.audit.foreign.checkpointing import check_checkpointing
-from dittool.audit.probe import ModelProbe
 from dittool.audit.rule import Finding, failed, passed
-from dittool.audit.saved_bytes import SavedBytes
+from dittool.audit.specimens.foreign.checkpointing import check_checkpointing
+from dittool.audit.specimens.ours import ModelProbe
+from dittool.audit.specimens.saved_bytes import SavedBytes
 from dittool.audit.subject import Subject
 from dittool.storage import bytes_text
 

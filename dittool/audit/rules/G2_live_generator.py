@@ -25,8 +25,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dittool.audit.probe import Inputs, relative_change
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.ours import Inputs, relative_change
 from dittool.audit.subject import Subject
 from dittool.models.drift_dit import DriftDiT
 

@@ -23,9 +23,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dittool.audit.checkpoint_view import CheckpointView
-from dittool.audit.foreign.layouts import incomplete_blocks
-from dittool.audit.generator_probe import probe_of
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.generator import probe_of
+from dittool.audit.specimens.layouts import incomplete_blocks
 from dittool.audit.subject import Subject
 from dittool.config.schema import Config
 

@@ -20,8 +20,8 @@ Give every mode of `[dropout]` a share; follow the parameter through the model w
 from __future__ import annotations
 
 from dittool.audit.checkpoint_view import CheckpointView
-from dittool.audit.foreign.layouts import gates
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.layouts import gates
 from dittool.audit.subject import Subject
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K4", "dead-parts", "error", ("checkpoint",), "0.1"

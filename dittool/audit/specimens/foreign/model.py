@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.awake import Wakeable, is_zero, wake
-from dittool.audit.foreign.anatomy import Anatomy, Call, find_anatomy, watch
-from dittool.audit.foreign.example import Example, Inputs
-from dittool.audit.foreign.factory import Factory
-from dittool.audit.probe import LARGEST_BUILT
+from dittool.audit.specimens.foreign.anatomy import Anatomy, Call, find_anatomy, watch
+from dittool.audit.specimens.foreign.example import Example, Inputs
+from dittool.audit.specimens.foreign.factory import Factory
+from dittool.audit.specimens.ours import LARGEST_BUILT
+from dittool.audit.specimens.trial import Wakeable, is_zero, wake
 from dittool.errors import DitError, UsageError
 
 

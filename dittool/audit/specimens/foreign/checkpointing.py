@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.foreign.gradients import gradients_to
-from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.saved_bytes import SavedBytes
+from dittool.audit.specimens.foreign.gradients import gradients_to
+from dittool.audit.specimens.foreign.model import ForeignModel, answer
+from dittool.audit.specimens.saved_bytes import SavedBytes
 from dittool.storage import bytes_text
 
 FIX = (

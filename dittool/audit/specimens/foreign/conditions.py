@@ -7,13 +7,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.awake import is_zero
-from dittool.audit.foreign.anatomy import ending_with, is_vector, watch
-from dittool.audit.foreign.example import Inputs
-from dittool.audit.foreign.gradients import gradients_to
-from dittool.audit.foreign.model import ForeignModel, answer
-from dittool.audit.probe import relative_change
 from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.specimens.foreign.anatomy import ending_with, is_vector, watch
+from dittool.audit.specimens.foreign.example import Inputs
+from dittool.audit.specimens.foreign.gradients import gradients_to
+from dittool.audit.specimens.foreign.model import ForeignModel, answer
+from dittool.audit.specimens.ours import relative_change
+from dittool.audit.specimens.trial import is_zero
 
 FIX = "follow the input through the model's forward: it must reach the blocks or their modulation"
 _LEAST = 1e-5  # relative change that counts as one

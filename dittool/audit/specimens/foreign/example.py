@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.probe import LARGEST_BUILT
+from dittool.audit.specimens.ours import LARGEST_BUILT
 from dittool.errors import UsageError
 
 Inputs = dict[str, Any]  # arguments of forward by name

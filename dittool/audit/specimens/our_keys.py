@@ -17,8 +17,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from dittool.audit.probe import ModelProbe
-from dittool.audit.saved_bytes import SavedBytes
+from dittool.audit.specimens.ours import ModelProbe
+from dittool.audit.specimens.saved_bytes import SavedBytes
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
 from dittool.data.normalisation import latent_norm

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dittool.audit.probe import TWIN_DEPTH, TWIN_HEADS, Inputs, ModelProbe, Probe
+from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, Inputs, ModelProbe, Probe
 from dittool.config.drift_schema import AnyConfig, DriftConfig, ToyConfig
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions

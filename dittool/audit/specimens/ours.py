@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.awake import Wakeable, wake
+from dittool.audit.specimens.trial import Wakeable, wake
 from dittool.config.drift_schema import AnyConfig
 from dittool.config.schema import Config
 from dittool.models.build import build_model

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dittool.audit.awake import wake
-from dittool.audit.foreign.anatomy import alike_blocks
-from dittool.audit.foreign.checkpointing import TrainingPass, largest_gradient_difference, training_pass
-from dittool.audit.foreign.guesses import guess_values
-from dittool.audit.foreign.model import ForeignModel, answer
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.anatomy import alike_blocks
+from dittool.audit.specimens.foreign.checkpointing import TrainingPass, largest_gradient_difference, training_pass
+from dittool.audit.specimens.foreign.guesses import guess_values
+from dittool.audit.specimens.foreign.model import ForeignModel, answer
+from dittool.audit.specimens.trial import wake
 
 FIX = "let the argument act, or remove it"
 _LARGEST = 100_000_000  # parameters

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from dittool.audit.foreign.model import ForeignModel
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.model import ForeignModel
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 FIX = "build these layers with bias=False"

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.foreign.anatomy import Call, ending_with
-from dittool.audit.foreign.attention import attention_logits
-from dittool.audit.foreign.model import ForeignModel, answer
-from dittool.audit.probe import relative_change
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.specimens.foreign.anatomy import Call, ending_with
+from dittool.audit.specimens.foreign.attention import attention_logits
+from dittool.audit.specimens.foreign.model import ForeignModel, answer
+from dittool.audit.specimens.ours import relative_change
 
 FIX = (
     "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary"

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.foreign.anatomy import Call, alike_blocks, modulation_tables
-from dittool.audit.foreign.model import ForeignModel
-from dittool.audit.probe import LARGEST_BUILT
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
+from dittool.audit.specimens.foreign.anatomy import Call, alike_blocks, modulation_tables
+from dittool.audit.specimens.foreign.model import ForeignModel
+from dittool.audit.specimens.ours import LARGEST_BUILT
 
 FIX = (
     "multiply each branch by its own gate, and set weight and bias of the modulation's last layer to zero when the"
