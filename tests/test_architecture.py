@@ -39,10 +39,12 @@ ROOMS = (
 RULES_BREAK: list[str] = [
     "dittool.audit.rules.C1_live_keys",
     "dittool.audit.rules.C6_live_conditions",
+    "dittool.audit.rules.C7_guidance",
     "dittool.audit.rules.E1_zero_init",
     "dittool.audit.rules.E2_dynamic_positions",
     "dittool.audit.rules.E3_bias",
     "dittool.audit.rules.E5_gradient_checkpointing",
+    "dittool.audit.rules.G2_live_generator",
     "dittool.audit.rules.K3_architecture",
     "dittool.audit.rules.K4_dead_parts",
 ]
@@ -53,8 +55,8 @@ FORKS_LEFT: list[str] = [
     "commands.presets",
     "commands.train",
     "commands.warmstart",
-    "dittool.audit.generator_probe",
     "dittool.audit.spec",
+    "dittool.audit.specimens.generator",
     "dittool.audit.subject",
     "dittool.models.build",
     "dittool.sampling.one_step",
