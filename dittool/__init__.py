@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dittool.sampling.pipeline import Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # In a checkout `commands/` and `presets/` stand beside this folder; an installed wheel carries them inside it.
 _CHECKOUT = Path(__file__).resolve().parent.parent

@@ -4,7 +4,6 @@ level but dittool.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import shutil
@@ -15,8 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
+import dittool
 from dittool.config.load import read_toml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +96,7 @@ def assert_it_works(python: Path, cwd: Path, *dit: object) -> None:
 def test_a_wheel_holds_every_file_and_only_dittool(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert shipped_files() <= names
-    assert {name.split("/")[0] for name in names} == {"dittool", f"dit-{importlib.metadata.version('dit')}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"dittool", f"dit-{dittool.__version__}.dist-info"}
 
 
 def test_an_installed_wheel_runs_far_from_the_checkout(wheel, clean_python, tmp_path):
@@ -164,3 +165,29 @@ def test_the_readme_holds_the_command_that_ci_runs():
 def test_ci_can_be_executed():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     run("bash", "-n", ROOT / ".ci" / "run")
+
+
+@pytest.mark.parametrize("check", ["ruff check .", "ruff format --check .", "mypy"])
+def test_ci_checks_style_and_types(check):
+    assert f'"{check}"' in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_forge_runs_the_same_script_on_every_python_that_is_supported():
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"].values()
+    assert job["steps"][-1]["run"] == ".ci/run"
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert job["strategy"]["matrix"]["python"] == [oldest, "3.11", "3.12", "3.13"]
+
+
+def test_hooks_before_a_commit_need_no_network():
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert {hook["language"] for hook in repository["hooks"]} == {"system"}
+    assert {hook["entry"].split()[0] for hook in repository["hooks"]} == {"ruff", "mypy", "pytest"}
+
+
+def test_the_citation_and_the_changelog_follow_the_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"]) == (dittool.__version__, PROJECT["project"]["license"])
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased" and "0.1.0" in headings

@@ -34,7 +34,13 @@ def _run(audit: Audit) -> dict[str, Any]:
         for crash in audit.crashes
     ]
     return {
-        "tool": {"driver": {"name": "dit", "semanticVersion": __version__, "rules": [_rule(rule) for rule in rules]}},
+        "tool": {
+            "driver": {
+                "name": "dit",
+                "semanticVersion": __version__.replace(".dev", "-dev"),  # 0.2.0.dev0 is no semantic version
+                "rules": [_rule(rule) for rule in rules],
+            }
+        },
         "invocations": [
             {"executionSuccessful": not broken, "exitCode": audit.exit_code, "toolExecutionNotifications": broken}
         ],
