@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from dittool.encoders.cards import TextCard, VaeCard
-from dittool.encoders.text import TextFeatures
+from dittool.encoders.interfaces import TextFeatures, to_pixels, to_signed
 from dittool.encoders.torchvision_remedy import ensure_torchvision
-from dittool.encoders.vae import to_pixels, to_signed
 from dittool.errors import UsageError
 from dittool.seeding import derive_seed
 

@@ -10,7 +10,6 @@ B batch · H W pixels · C width · N patches
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,23 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
+from dittool.encoders.builtin import builtin_image_model
 from dittool.encoders.cards import ImageCard
+from dittool.encoders.interfaces import ImageFeatures
 from dittool.encoders.pretrained import (
     DTYPES,
     device_of_choice,
     frozen,
     in_fp32,
-    load_pretrained,
-    location_of,
-    quiet,
-    require_all_loaded,
+    load_transformer,
     require_model_type,
     revision_of,
     to_cpu,
     to_device,
     weights_hash,
 )
-from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError
 from dittool.geometry import SIDE_MULTIPLE, encoder_input_size
 
@@ -47,13 +44,7 @@ _STD = (0.229, 0.224, 0.225)
 _PIXELS_AT_ONCE = 16 << 20  # sixteen images of 1024²
 
 
-@dataclass(frozen=True)
-class ImageFeatures:
-    cls: Tensor  # (B, C) float32
-    patches: Tensor  # (B, N, C) float32
-
-
-class ImageEncoder:
+class DinoEncoder:
     """A frozen DINO vision transformer. Sees the whole bucketed image, never a crop of it."""
 
     def __init__(self, model: Any, name: str, revision: str, dtype: str, talk: Talk = SILENT) -> None:
@@ -151,31 +142,17 @@ def _register_tokens(model: Any, name: str) -> int:
     return found
 
 
-def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> ImageEncoder:
+def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> DinoEncoder:
     """A built-in encoder, a hub id or a local folder of a DINOv3 ViT or a DINOv2, with or without registers.
 
     `talk` is told when images had to be computed again in fp32.
 
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
-    ensure_torchvision()
     if name.startswith("builtin:"):
-        from dittool.encoders.builtin import builtin_image_model
+        return DinoEncoder(builtin_image_model(name), name, "1", dtype, talk)
+    require_model_type("image", name, DINO_TYPES)
+    from transformers import AutoModel
 
-        return ImageEncoder(builtin_image_model(name), name, "1", dtype, talk)
-    import transformers
-    from transformers import AutoConfig, AutoModel
-
-    quiet(transformers)
-    source = location_of(name)
-    config = load_pretrained("image", name, lambda local: AutoConfig.from_pretrained(source, local_files_only=local))
-    require_model_type("image", name, config, DINO_TYPES)
-    model, info = load_pretrained(
-        "image",
-        name,
-        lambda local: AutoModel.from_pretrained(
-            source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
-        ),
-    )
-    require_all_loaded("image", name, info)
-    return ImageEncoder(model, name, revision_of(name), dtype, talk)
+    model = load_transformer("image", name, dtype, AutoModel)
+    return DinoEncoder(model, name, revision_of(name), dtype, talk)

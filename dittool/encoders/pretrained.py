@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.ckpt.load import check_safetensors
+from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, DitError, UsageError, WeightsMissingError, from_os_error
 from dittool.storage import read_json
 
@@ -121,6 +122,22 @@ def revision_of(name: str) -> str:
     return snapshot.name if snapshot else "unknown"
 
 
+def load_transformer(kind: str, name: str, dtype: str, model_class: Any) -> nn.Module:
+    """A network of transformers with all of its weights. `model_class`: whose `from_pretrained` builds it.
+
+    Raises `WeightsMissingError`, and `BadDataError` for damaged weights.
+    """
+    model, info = load_pretrained(
+        kind,
+        name,
+        lambda local: model_class.from_pretrained(
+            location_of(name), dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
+        ),
+    )
+    require_all_loaded(kind, name, info)
+    return model
+
+
 def require_all_loaded(kind: str, name: str, info: Mapping[str, Any]) -> None:
     """Refuses a model of which tensors were not in the file: the library filled them with random numbers.
 
@@ -141,8 +158,18 @@ def require_all_loaded(kind: str, name: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def require_model_type(kind: str, name: str, config: Any, known: Mapping[str, str]) -> None:
-    """Refuses a model that is not one of the known architectures. `known` maps `model_type` to what people call it."""
+def require_model_type(kind: str, name: str, known: Mapping[str, str]) -> None:
+    """Refuses a model of transformers that is not one of the known architectures, by its config alone. `known` maps
+    `model_type` to what people call it.
+    """
+    ensure_torchvision()
+    import transformers
+
+    quiet(transformers)
+    source = location_of(name)
+    config = load_pretrained(
+        kind, name, lambda local: transformers.AutoConfig.from_pretrained(source, local_files_only=local)
+    )
     found = str(getattr(config, "model_type", "") or "nothing")
     if found not in known:
         raise UsageError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dittool.ckpt.fit import require_fit
 from dittool.ckpt.load import load_weights
-from dittool.encoders.vae import AUTOENCODERS, autoencoder_class
+from dittool.encoders.codec import AUTOENCODERS, autoencoder_class
 from dittool.errors import BadDataError, WeightsMissingError
 from dittool.storage import read_json
 

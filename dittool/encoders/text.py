@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
+from dittool.encoders.builtin import WordVectors
 from dittool.encoders.cards import TextCard
+from dittool.encoders.interfaces import TextEncoder, TextFeatures
 from dittool.encoders.pretrained import (
     DTYPES,
     device_of_choice,
     frozen,
     in_fp32,
     load_pretrained,
+    load_transformer,
     location_of,
-    quiet,
-    require_all_loaded,
     require_model_type,
     revision_of,
     to_cpu,
     to_device,
     weights_hash,
 )
-from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, WeightsMissingError
 
 T5_TYPES = {"t5": "a T5", "mt5": "an mT5"}
@@ -40,23 +39,6 @@ T5_TYPES = {"t5": "a T5", "mt5": "an mT5"}
 # leave idle: sixteen captions of full length.
 _TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
 _PROBE = "a photo of a red bird"  # words that every tokenizer of the family knows
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    hidden: Tensor  # (L, D) float32
-    cut: bool  # the caption had more tokens than the encoder's limit
-
-
-class TextEncoder(Protocol):
-    """What embed and sample need of a text encoder."""
-
-    card: TextCard
-    width: int
-
-    def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
-        """Features of each caption, in order."""
-        ...
 
 
 class T5Encoder:
@@ -182,29 +164,15 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILEN
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
     if name.startswith("builtin:"):
-        from dittool.encoders.builtin import WordVectors
-
         return WordVectors(name, max_tokens)
-    ensure_torchvision()
-    import transformers
-    from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
+    require_model_type("text", name, T5_TYPES)
+    from transformers import AutoTokenizer, T5EncoderModel
 
-    quiet(transformers)
-    source = location_of(name)
-    config = load_pretrained("text", name, lambda local: AutoConfig.from_pretrained(source, local_files_only=local))
-    require_model_type("text", name, config, T5_TYPES)
     try:
         tokenizer = load_pretrained(
-            "text", name, lambda local: AutoTokenizer.from_pretrained(source, local_files_only=local)
+            "text", name, lambda local: AutoTokenizer.from_pretrained(location_of(name), local_files_only=local)
         )
     except WeightsMissingError as error:
         raise _about_sentencepiece(name, error) from error
-    model, info = load_pretrained(
-        "text",
-        name,
-        lambda local: T5EncoderModel.from_pretrained(
-            source, dtype=DTYPES[dtype], local_files_only=local, output_loading_info=True
-        ),
-    )
-    require_all_loaded("text", name, info)
+    model = load_transformer("text", name, dtype, T5EncoderModel)
     return T5Encoder(model, tokenizer, name, revision_of(name), dtype, max_tokens, talk)

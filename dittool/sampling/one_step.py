@@ -25,8 +25,9 @@ from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
+from dittool.encoders.interfaces import LatentCodec
 from dittool.encoders.pretrained import device_of_choice
-from dittool.encoders.vae import LatentCodec, load_codec
+from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions

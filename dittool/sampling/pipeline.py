@@ -20,10 +20,11 @@ from dittool.data.patch_storage import decode_patches, encode_patches, stored_gr
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
 from dittool.encoders.cards import EncoderCard
-from dittool.encoders.image import ImageEncoder, load_image_encoder
+from dittool.encoders.image import load_image_encoder
+from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
 from dittool.encoders.pretrained import device_of_choice
-from dittool.encoders.text import TextEncoder, load_text_encoder
-from dittool.encoders.vae import LatentCodec, load_codec
+from dittool.encoders.text import load_text_encoder
+from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import LARGEST_AREA, Bucket, nearest_bucket, parse_size, patch_grid
 from dittool.models.build import build_model

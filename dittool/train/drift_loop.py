@@ -29,8 +29,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
-from dittool.encoders.drift_features import DriftFeatures
-from dittool.encoders.latent_encoder import SeededEncoder
+from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
 from dittool.families.drift_data import ClassSamples, Groups, LatentStream, ToyStream
 from dittool.families.drift_evaluation import LatentEvaluation, ToyEvaluation

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from dittool.ckpt.load import load_weights
 from dittool.console import SILENT, Talk
+from dittool.encoders.interfaces import to_signed
 from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision
-from dittool.encoders.vae import to_signed
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
 from dittool.storage import file_sha256
 from dittool.validate.metrics import Metric

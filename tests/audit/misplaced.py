@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dittool.encoders.image import ImageEncoder, load_image_encoder
+from dittool.encoders.image import DinoEncoder, load_image_encoder
 from dittool.geometry import encoder_input_size, patch_grid
 
 
@@ -29,7 +29,7 @@ class Eyes:
         return patch_grid(pixels.shape[1], pixels.shape[0], self.patch_size)
 
 
-def eyes_of(encoder: ImageEncoder) -> Eyes:
+def eyes_of(encoder: DinoEncoder) -> Eyes:
     return Eyes(
         encoder.card.id,
         encoder.patch_size,

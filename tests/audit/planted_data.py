@@ -14,7 +14,7 @@ from dittool.config.load import load_config
 from dittool.data.identity import json_sha256
 from dittool.data.shards.older_sets import index_older_set
 from dittool.data.source.scan import load_pixels
-from dittool.encoders.image import ImageEncoder, load_image_encoder
+from dittool.encoders.image import DinoEncoder, load_image_encoder
 from dittool.seeding import unit_interval
 from tests.audit.planted import plants
 from tests.audit.workshop import Workshop
@@ -34,7 +34,7 @@ def resized_latent(shop: Workshop) -> Subject:
     return shop.open(shop.shards(lambda record, arrays: {"vae_latents": arrays["vae_latents"][:, ::2, ::2]}))
 
 
-def _patches_as(shop: Workshop, tokens: Callable[[ImageEncoder, np.ndarray], np.ndarray]) -> Subject:
+def _patches_as(shop: Workshop, tokens: Callable[[DinoEncoder, np.ndarray], np.ndarray]) -> Subject:
     """Shards whose patches come from `tokens(encoder, pixels)`, cut or repeated to the number that the bucket's
     grid has.
     """
@@ -48,7 +48,7 @@ def _patches_as(shop: Workshop, tokens: Callable[[ImageEncoder, np.ndarray], np.
     return shop.open(shop.shards(change))
 
 
-def _encode(encoder: ImageEncoder, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _encode(encoder: DinoEncoder, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Patches of the image resized to (width, height)."""
     resized = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     return encoder.encode(resized[None]).patches[0].numpy()

@@ -38,7 +38,7 @@ from dittool.data.alignment import Observed, align, observe
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
 from dittool.data.shards.read import SampleRef
 from dittool.demo.drawing import draw_scene, plan_scenes
-from dittool.encoders.image import ImageEncoder
+from dittool.encoders.image import DinoEncoder
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.encoders.vae import load_codec
 from dittool.geometry import buckets_for_area, crop_box, nearest_bucket
@@ -70,7 +70,7 @@ def random_dinov3() -> Eyes:
         num_hidden_layers=6,
         num_attention_heads=3,
     )
-    return eyes_of(ImageEncoder(DINOv3ViTModel(config), "random DINOv3, 6 layers of 192", "0", "fp32"))
+    return eyes_of(DinoEncoder(DINOv3ViTModel(config), "random DINOv3, 6 layers of 192", "0", "fp32"))
 
 
 def random_dinov2() -> Eyes:
@@ -86,7 +86,7 @@ def random_dinov2() -> Eyes:
         num_attention_heads=3,
     )
     return eyes_of(
-        ImageEncoder(Dinov2WithRegistersModel(config), "random DINOv2, 6 layers of 192, patch 14", "0", "fp32")
+        DinoEncoder(Dinov2WithRegistersModel(config), "random DINOv2, 6 layers of 192, patch 14", "0", "fp32")
     )
 
 

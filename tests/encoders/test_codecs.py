@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dittool.encoders import vae as vae_module
+from dittool.encoders import codec as codec_module
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 
@@ -63,7 +63,7 @@ def test_a_large_batch_goes_in_parts_bounded_by_pixels_with_the_same_result(fold
     pixels = noise(5, 64, 64, 3)
     latents = codec.encode(pixels)
     images = codec.decode(latents)
-    monkeypatch.setattr(vae_module, "_PIXELS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr(codec_module, "_PIXELS_AT_ONCE", 2 * 64 * 64)
     sizes = []
     for half in (codec._model.encoder, codec._model.decoder):
         half.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
@@ -73,7 +73,7 @@ def test_a_large_batch_goes_in_parts_bounded_by_pixels_with_the_same_result(fold
 
 
 def test_an_image_larger_than_a_part_still_goes(folders, monkeypatch):
-    monkeypatch.setattr(vae_module, "_PIXELS_AT_ONCE", 16)
+    monkeypatch.setattr(codec_module, "_PIXELS_AT_ONCE", 16)
     assert load_codec(str(folders / "tiny")).encode(noise(2, 32, 32, 3)).shape == (2, 16, 4, 4)
 
 

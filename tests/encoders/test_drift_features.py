@@ -7,8 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dittool.encoders.drift_features import DriftFeatures
-from dittool.encoders.latent_encoder import LatentEncoder, SeededEncoder
+from dittool.encoders.drift_features import DriftFeatures, LatentEncoder, SeededEncoder
 
 ALL = ("raw", "locations", "moments", "patches2", "patches4")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dittool.console import Talk
 from dittool.encoders import image as image_module
-from dittool.encoders.image import ImageEncoder, load_image_encoder
+from dittool.encoders.image import DinoEncoder, load_image_encoder
 from dittool.encoders.pretrained import in_fp32
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
 from dittool.geometry import CANONICAL, encoder_input_size, patch_grid
@@ -260,16 +260,16 @@ def test_a_model_whose_config_and_weights_disagree_about_registers_is_refused():
     )
     model.config.num_register_tokens = 0
     with pytest.raises(BadDataError, match="0 register tokens, its weights have 4"):
-        ImageEncoder(model, "lying", "1", "fp32")
+        DinoEncoder(model, "lying", "1", "fp32")
 
 
 def test_patches_that_are_not_square_are_refused(folders):
     encoder = load_image_encoder(str(folders / "dinov2"), "fp32")
     encoder._model.config.patch_size = (14, 16)
     with pytest.raises(BadDataError, match="square"):
-        ImageEncoder(encoder._model, "oblong", "1", "fp32")
+        DinoEncoder(encoder._model, "oblong", "1", "fp32")
     encoder._model.config.patch_size = [14, 14]
-    assert ImageEncoder(encoder._model, "square", "1", "fp32").patch_size == 14
+    assert DinoEncoder(encoder._model, "square", "1", "fp32").patch_size == 14
 
 
 def test_more_or_fewer_tokens_than_the_grid_has_are_an_error(folders):

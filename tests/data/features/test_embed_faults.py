@@ -23,7 +23,7 @@ from dittool.data.features.pipeline import decoders, loaded_ahead
 from dittool.data.features.store import FeatureStore
 from dittool.data.features.verify import verify
 from dittool.data.records import STAGES, Record
-from dittool.encoders.image import ImageFeatures
+from dittool.encoders.interfaces import ImageFeatures
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, StorageError
 from tests.killed import killed_at
