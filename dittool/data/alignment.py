@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 import torch
@@ -207,13 +207,14 @@ def _unexplained(seen: Sequence[Observed]) -> Tensor:
     arrangements = seen[0].targets.shape[1]
     count = sum(len(image.targets) for image in seen)
     # (A, S): each statistic counts alike
-    spread = (sum(image.targets.square().sum(dim=0) for image in seen) / count).sqrt().clamp_min(1e-12)
+    spread = (reduce(torch.add, [image.targets.square().sum(dim=0) for image in seen]) / count).sqrt().clamp_min(1e-12)
     total = torch.stack([(image.targets / spread).square().mean(dim=(0, 2)) for image in seen]).mean(dim=0)  # (A,)
     errors = torch.empty(len(seen), arrangements)
     for fold in (0, 1):
         learn, test = seen[1 - fold :: 2], seen[fold::2]
-        gram = sum(image.features.T @ image.features for image in learn).double()  # (F, F): one for all arrangements
-        cross = sum(image.features.T @ image.targets.flatten(1) for image in learn).double()  # (F, A·S)
+        # (F, F), the same for all arrangements, and (F, A·S)
+        gram = reduce(torch.add, [image.features.T @ image.features for image in learn]).double()
+        cross = reduce(torch.add, [image.features.T @ image.targets.flatten(1) for image in learn]).double()
         ridge = (_RIDGE * gram.diagonal().mean()).clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype)
         weights = torch.linalg.solve(gram + ridge, cross).float()
         for place, image in zip(range(fold, len(seen), 2), test, strict=True):

@@ -32,7 +32,7 @@ IMAGE_STAGES = ("dinov3", "vae")
 _KNOWN = ("version", "crop", "buckets", "patch_storage", "encoders", "claimed")
 _RESTORE = "restore the file from a copy; or remove it and what it describes, and run dit embed and dit shard again"
 
-Card = TypeVar("Card", ImageCard, TextCard, VaeCard)
+Card = TypeVar("Card", bound=EncoderCard)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@ docs/storage.md).
 
     fp16    (N, C) float16: the default
     fp32    (N, C) float32: exact
-    int8    (N, C + 2) int8: a row is one token, its values divided by a scale; the last two bytes of the row are that
-    scale, a float16 pooled  (N', C) float16: the mean of 2×2 neighbours, so a quarter of the tokens; at an odd edge the
-    mean of what is there
+    int8    (N, C + 2) int8: a row is one token, its values divided by a scale; the row's last two bytes are that
+            scale, a float16
+    pooled  (N', C) float16: the mean of 2×2 neighbours, so a quarter of the tokens; at an odd edge the mean of what is
+            there
 
 N patches, row-major over the grid · N' patches of the pooled grid · C width of the image encoder
 """
@@ -18,7 +19,12 @@ from dittool.errors import BadDataError
 
 FP16, FP32, INT8, POOLED = "fp16", "fp32", "int8", "pooled"
 STORAGES = (FP16, FP32, INT8, POOLED)
-STORED_DTYPE = {FP16: np.dtype("<f2"), FP32: np.dtype("<f4"), INT8: np.dtype("i1"), POOLED: np.dtype("<f2")}
+STORED_DTYPE: dict[str, np.dtype] = {
+    FP16: np.dtype("<f2"),
+    FP32: np.dtype("<f4"),
+    INT8: np.dtype("i1"),
+    POOLED: np.dtype("<f2"),
+}
 
 _LEVELS = 127  # steps on each side of zero; −128 is left unused so that the range is symmetric
 _SCALE_BYTES = 2

@@ -85,7 +85,7 @@ def record_to_bytes(record: Record) -> bytes:
     return json.dumps(record_to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def record_from_json(value: Any, source: str) -> Record:
+def record_from_json(value: object, source: str) -> Record:
     """The record behind a JSON object; keys that we do not know are left out. Raises `BadDataError` naming `source`."""
     hint = "make it again with: dit embed"
     if not isinstance(value, dict):
@@ -97,7 +97,8 @@ def record_from_json(value: Any, source: str) -> Record:
         raise BadDataError(
             f"{source}: not a record: {', '.join(f'{key} = {ascii(known[key])[:60]}' for key in wrong)}", hint
         )
-    return Record(**{key: tuple(item) if isinstance(item, list) else item for key, item in known.items()})
+    fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in known.items()}
+    return Record(**fields)
 
 
 def write_records(path: Path, records: list[Record]) -> None:
@@ -151,15 +152,15 @@ def is_safe_key(text: str) -> bool:
     return 0 < len(text) <= _LONGEST_KEY and text[0] != "-" and _KEEP.issuperset(text)
 
 
-def _is_text(item: Any) -> bool:
+def _is_text(item: object) -> bool:
     return isinstance(item, str)
 
 
-def _is_size(item: Any) -> bool:
+def _is_size(item: object) -> bool:
     return isinstance(item, int) and not isinstance(item, bool) and item >= 0
 
 
-def _is_box(item: Any) -> bool:
+def _is_box(item: object) -> bool:
     return item is None or (
         isinstance(item, list) and len(item) == 4 and all(isinstance(edge, (int, float)) for edge in item)
     )
@@ -167,8 +168,8 @@ def _is_box(item: Any) -> bool:
 
 # What a value must be, where it is not just text. An id becomes a file's name, so one with a path in it is refused
 # here.
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "id": lambda item: _is_text(item) and is_safe_key(item),
+_FITS: dict[str, Callable[[object], bool]] = {
+    "id": lambda item: isinstance(item, str) and is_safe_key(item),
     "status": lambda item: item in (USED, REFUSED),
     "width": _is_size,
     "height": _is_size,

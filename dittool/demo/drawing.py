@@ -14,6 +14,7 @@ caption. Nothing depends on anything but the seed and the scene's number, so a l
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,9 @@ def draw_dataset(folder: Path, count: int, seed: int, talk: Talk = SILENT) -> li
     _refuse_strangers(output_folder(folder), {f"{name}{suffix}" for name in names for suffix in (".png", ".txt")})
     with talk.progress("draw", count, "images") as task:
         for name, scene in zip(names, scenes, strict=True):
-            write_atomic(folder / f"{name}.png", lambda file, scene=scene: draw_scene(scene).save(file, format="PNG"))
+            png = io.BytesIO()
+            draw_scene(scene).save(png, format="PNG")
+            write_atomic(folder / f"{name}.png", png.getvalue())
             write_atomic(folder / f"{name}.txt", f"{caption(scene)}\n".encode())
             task.advance()
     return scenes
@@ -161,7 +164,8 @@ def _dealt(cards: Sequence[T], count: int, seed: int, what: str) -> list[T]:
     """
     dealt: list[T] = []
     while len(dealt) < count:
-        order = sorted(range(len(cards)), key=lambda card, start=len(dealt): unit_interval(seed, what, start, card))
+        place = [unit_interval(seed, what, len(dealt), card) for card in range(len(cards))]
+        order = sorted(range(len(cards)), key=place.__getitem__)
         dealt += [cards[card] for card in order]
     return dealt[:count]
 

@@ -1,8 +1,8 @@
 """Drives the encoders over the images: every bucketed image and caption becomes features, once.
 
 The way of an image: read → verify its hash → upright → bucket (resize to cover, centre crop) → encoder → storage → disk
-→ journal. Interrupted anywhere, the next call makes what is missing. What each pass does stands in `embed_passes.py`,
-how the work overlaps in `embed_pipeline.py`, how several processes share it in `parts.py`.
+→ journal. Interrupted anywhere, the next call makes what is missing. What each pass does stands in `passes.py`, how the
+work overlaps in `pipeline.py`, how several processes share it in `parts.py`.
 """
 
 from __future__ import annotations

@@ -68,6 +68,11 @@ def load_pass(stage: str, config: Config, talk: Talk = SILENT) -> EmbedPass:
     return {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}[stage](config, talk)
 
 
+def encoder_cards(config: Config) -> tuple[EncoderCard, ...]:
+    """What the image, text and latent encoder of a configuration say of themselves, each loaded in turn for it."""
+    return tuple(load_pass(stage, config).card for stage in ("dinov3", "t5", "vae"))
+
+
 def batch_size(bucket: str) -> int:
     """Images of this bucket in one batch."""
     return max(_FEWEST, min(_MOST, _PIXELS // Bucket.from_name(bucket).area))

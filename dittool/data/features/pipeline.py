@@ -159,11 +159,10 @@ def _taken(pending: deque[tuple[Sequence[Record], list[Future[Loaded]]]]) -> tup
 def _end_with_the_parent() -> None:
     """In a worker process: Ctrl-C is for the parent to handle, and a parent that was killed leaves no worker behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
 
-    def watch() -> None:
-        connection.wait([parent.sentinel])
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    if (parent := parent_process()) is not None:
+        threading.Thread(target=watch, args=(parent.sentinel,), daemon=True).start()

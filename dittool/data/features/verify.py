@@ -83,19 +83,16 @@ def _check_record(
         except OSError as error:
             yield FeatureFault(str(path), f"cannot be read: {error.strerror}", feature.stage), 0
             continue
-        what = _wrong_source(made, record, feature) or _wrong_content(content, made, card, feature, record)
+        what = _wrong_feature(content, made, card, feature, record)
         yield (FeatureFault(str(path), what, feature.stage) if what else None), len(content)
 
 
-def _wrong_source(made: Made | None, record: Record, feature: Feature) -> str:
+def _wrong_feature(content: bytes, made: Made | None, card: IdentityCard, feature: Feature, record: Record) -> str:
+    """What is wrong with a feature's file; "" when nothing is."""
     if made is None:
         return "the journal does not know it"
     if made.source != source_of(feature.stage, record):
         return f"made from {made.source[:20]}…, the record has {source_of(feature.stage, record)[:20]}…"
-    return ""
-
-
-def _wrong_content(content: bytes, made: Made, card: IdentityCard, feature: Feature, record: Record) -> str:
     digest = made.digests.get(feature.name)
     if digest and digest != digest_of(content):
         return f"its digest is {digest_of(content)}, when it was made it was {digest}"

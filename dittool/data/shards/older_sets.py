@@ -18,15 +18,13 @@ import numpy as np
 
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
+from dittool.data.features.passes import encoder_cards
 from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16, FP32
-from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature
+from dittool.data.records import IMAGE_PATCHES
 from dittool.data.shards.index import INDEX_NAME, TRAIN, SampleRef, ShardIndex, index_shard, write_index
 from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
-from dittool.encoders.image import load_image_encoder
-from dittool.encoders.text import load_text_encoder
-from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size, patch_grid
 from dittool.storage import folder_lock, output_folder, sweep_temporaries
@@ -68,51 +66,42 @@ def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> ShardI
 
 
 def _claimed_card(shards: ShardSet, config: Config) -> IdentityCard:
-    encoders = config.encoders
     first = shards.read(shards.samples[0])
-    storage = FP32 if first.patches.dtype == np.float32 else FP16
-    found = {_bucket_of(shards.folder, ref) for ref in shards.samples} - {None}
+    storage = FP32 if first.arrays()[IMAGE_PATCHES].dtype == np.float32 else FP16
+    found = {bucket for ref in shards.samples if (bucket := _bucket_of(ref))}
     configured = {bucket.name for bucket in config.data.bucket_sizes()}
     buckets = [bucket.name for bucket in config.data.bucket_sizes()] if found <= configured else sorted(found)
-    cards = (
-        load_image_encoder(encoders.image, encoders.dtype).card,
-        load_text_encoder(encoders.text, encoders.dtype, encoders.max_text_tokens).card,
-        load_codec(encoders.vae).card,
-    )
-    return IdentityCard(tuple(buckets), storage, cards, claimed=True)
+    return IdentityCard(tuple(buckets), storage, encoder_cards(config), claimed=True)
 
 
 def _read_shard(shards: ShardSet, refs: list[SampleRef], card: IdentityCard) -> tuple[str, ShardStatistics]:
     """The bucket that all samples of a shard have, and their statistics. Raises `BadDataError` for a sample that
     contradicts the card.
     """
-    statistics, bucket = ShardStatistics(), _bucket_of(shards.folder, refs[0])
+    statistics, bucket = ShardStatistics(), _bucket_of(refs[0])
     stride = card.vae.stride
     for ref in refs:
         sample = shards.read(ref)
         if sample.latent.ndim == 3:
             bucket = bucket or f"{sample.latent.shape[2] * stride}x{sample.latent.shape[1] * stride}"
         _require_plausible(shards, sample, bucket, card)
-        statistics.add(_arrays(sample))
+        statistics.add(sample.arrays())
     return bucket, statistics
 
 
-def _arrays(sample: Sample) -> dict[Feature, np.ndarray]:
-    return {IMAGE_CLS: sample.cls, IMAGE_PATCHES: sample.patches, LATENT: sample.latent, TEXT: sample.text}
-
-
-def _bucket_of(folder: Path, ref: SampleRef) -> str | None:
-    """The size in the name of a shard's folder; None where it has none."""
+def _bucket_of(ref: SampleRef) -> str:
+    """The size in the name of a shard's folder; "" where it has none."""
     try:
         parse_size(ref.bucket)
     except ValueError:
-        return None
+        return ""
     return ref.bucket
 
 
-def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, card: IdentityCard) -> None:
+def _require_plausible(shards: ShardSet, sample: Sample, bucket: str, card: IdentityCard) -> None:
     where = f"{shards.folder / sample.ref.shard}: {sample.ref.id}"
-    for feature, array in _arrays(sample).items():
+    arrays = sample.arrays()
+    for feature, array in arrays.items():
         if array.ndim != len(feature.axes) or 0 in array.shape:
             raise BadDataError(
                 f"{where}: {feature.member} has shape {array.shape} where ({', '.join(feature.axes)}) belongs",
@@ -127,9 +116,9 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str | None, car
     image, stride = card.image, card.vae.stride
     rows, columns = patch_grid(width, height, image.patch_size)
     claims = {
-        "width of the text": (widths(_arrays(sample))["text"], card.text.width),
+        "width of the text": (widths(arrays)["text"], card.text.width),
         "width of CLS": (len(sample.cls), image.width),
-        "shape of the patches": (sample.patches.shape, (rows * columns, image.width)),
+        "shape of the patches": (arrays[IMAGE_PATCHES].shape, (rows * columns, image.width)),
         "shape of the latent": (sample.latent.shape, (card.vae.channels, height // stride, width // stride)),
     }
     if wrong := [

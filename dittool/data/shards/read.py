@@ -23,6 +23,7 @@ from dittool.data.records import (
     RECORD_MEMBER,
     TEXT,
     TEXT_MASK_MEMBER,
+    Feature,
     Record,
     record_from_json,
 )
@@ -53,6 +54,11 @@ class Sample:
     latent: np.ndarray  # (channels, h, w), unscaled
     text: np.ndarray  # (L, D), L = true length
     patch_storage: str = FP16  # how the patches were stored; pooled ones fill a smaller grid
+
+    def arrays(self) -> dict[Feature, np.ndarray]:
+        """By feature, of a sample that was read with its patches."""
+        arrays = {IMAGE_CLS: self.cls, LATENT: self.latent, TEXT: self.text}
+        return arrays if self.patches is None else {**arrays, IMAGE_PATCHES: self.patches}
 
 
 @dataclass
@@ -161,7 +167,7 @@ class ShardSet:
             while places and 0 <= places[0][0] - sum(run[-1][:2]) <= _GAP:
                 run.append(places.pop(0))
             start, end = run[0][0], sum(run[-1][:2])
-            data = memoryview(np.empty(end - start, dtype=np.uint8))
+            data = np.empty(end - start, dtype=np.uint8).data
             read = os.preadv(self._file(ref.shard), [data], start) if len(data) else 0
             for offset, size, member in run:
                 if offset - start + size > read:

@@ -170,7 +170,7 @@ class SetStatistics:
             for key, count in widths.items()
             if not _is_row(value.get(key), count)
         ]
-        tokens = value.get("text_tokens")
+        tokens = value.get("text_tokens", {})
         if not isinstance(tokens, dict) or not all(_is_finite(tokens.get(key)) for key in ("mean", "max")):
             wrong.append(f"text_tokens = {tokens!r}")
         if type(value.get("samples")) is not int:

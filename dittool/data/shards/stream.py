@@ -187,7 +187,8 @@ class BatchStream(Dataset):
         mine = range(self._rank * share, (self._rank + 1) * share)
         samples = [self._shards.read(self._refs[indices[place]], self._patches) for place in mine]
         latents, conditions = collate(samples, self._norm, self._patch_size)
-        noise, uniform = torch.empty_like(latents), torch.empty(share, 2, dtype=torch.float64)
+        noise = torch.empty_like(latents)
+        uniform = torch.empty(share, 2, dtype=torch.float64)  # timestep and mode of each
         for row, place in enumerate(mine):
             self._draw(first + place, noise[row], uniform[row])
         return Batch(
@@ -196,7 +197,8 @@ class BatchStream(Dataset):
             latents,
             conditions,
             noise,
-            *uniform.T.contiguous(),
+            uniform[:, 0].contiguous(),
+            uniform[:, 1].contiguous(),
             self._weight(number),
         )
 
@@ -251,7 +253,8 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
     # (B, L); without a mask attention has faster kernels
     mask = torch.arange(longest)[None] < lengths[:, None] if padded else None
     cls = _stacked([sample.cls for sample in samples], samples)
-    patches = None if samples[0].patches is None else _stacked([sample.patches for sample in samples], samples)
+    kept = [sample.patches for sample in samples if sample.patches is not None]
+    patches = _stacked(kept, samples) if kept else None
     latents = norm.apply(_stacked([sample.latent for sample in samples], samples))
     return latents, Conditions(text, mask, cls, patches, grid)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.index import INDEX_NAME, SampleRef, ShardRow, members_path, scan_tar
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
@@ -35,7 +34,9 @@ def verify(folder: Path, talk: Talk = SILENT) -> list[Fault]:
     by_shard: dict[str, list[SampleRef]] = {}
     for ref in shards.samples:
         by_shard.setdefault(ref.shard, []).append(ref)
-    rows = [(row.path, row) for row in shards.index.shards] if shards.index else [(path, None) for path in by_shard]
+    rows: list[tuple[str, ShardRow | None]] = (
+        [(row.path, row) for row in shards.index.shards] if shards.index else [(path, None) for path in by_shard]
+    )
     faults = [
         Fault(key, f"this sample stands in the set {count} times")
         for key, count in Counter(ref.id for ref in shards.samples).items()
@@ -107,7 +108,7 @@ def _sample_faults(shards: ShardSet, ref: SampleRef, statistics: ShardStatistics
         sample = shards.read(ref)
     except DitError as error:
         return [Fault(where, error.message)]
-    arrays = {IMAGE_CLS: sample.cls, IMAGE_PATCHES: sample.patches, LATENT: sample.latent, TEXT: sample.text}
+    arrays = sample.arrays()
     if misshapen := [
         feature for feature, array in arrays.items() if array.ndim != len(feature.axes) or 0 in array.shape
     ]:

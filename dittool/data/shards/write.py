@@ -1,4 +1,4 @@
-"""Writes shards: WebDataset tars, one folder a bucket, with an index that knows every byte (shard_index.py).
+"""Writes shards: WebDataset tars, one folder a bucket, with an index that knows every byte (index.py).
 
     bucket_WxH/shard-000000.tar         samples of the training split; holdout-000000.tar: of the hold-out
     bucket_WxH/shard-000000.members.json  where each member of the tar begins and how long it is
@@ -104,16 +104,15 @@ def shard(
         sweep_temporaries(out)
         writer = _ShardWriter(store, out)
         require_free(
-            out, _bytes_needed(store, chosen) - sum(row.bytes for row, _ in writer.finished.values()), "the shards"
+            out, _bytes_needed(store, chosen) - sum(entry.row.bytes for entry in writer.finished.values()), "the shards"
         )
         write_json(out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
-        rows, statistics = [], []
+        finished = []
         with talk.progress("shard", len(chosen), "sample") as task:
             for plan in _plans(chosen, held, shard_size):
-                row, of_shard = writer.kept(plan) or writer.write(plan)
-                rows.append(row)
-                statistics.append(of_shard)
+                finished.append(writer.kept(plan) or writer.write(plan))
                 task.advance(len(plan.records))
+        rows, statistics = [entry.row for entry in finished], [entry.statistics for entry in finished]
         _remove_unlisted(out, rows)
         write_index(
             out,
@@ -147,6 +146,30 @@ class _Plan:
         return f"bucket_{self.bucket}/{_STEM[self.split]}-{self.number:06d}.tar"
 
 
+@dataclass(frozen=True)
+class _Finished:
+    """A line of shards.jsonl: a shard that is whole."""
+
+    made_from: str  # hash of all that decided its bytes
+    row: ShardRow
+    statistics: ShardStatistics
+
+    @staticmethod
+    def from_json(value: dict[str, Any], source: str) -> _Finished:
+        """Raises `BadDataError` for a line that this program did not write."""
+        try:
+            statistics = ShardStatistics.from_json(value["statistics"])
+            return _Finished(value["made_from"], ShardRow.from_json(value["row"], source), statistics)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BadDataError(
+                f"{source}: a line that is no finished shard ({error!r})",
+                "remove the file and run dit shard again: the shards are written anew",
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        return {"made_from": self.made_from, "row": asdict(self.row), "statistics": self.statistics.to_json()}
+
+
 class _ShardWriter:
     """Writes one shard after the other and keeps the journal of those that are whole."""
 
@@ -158,21 +181,20 @@ class _ShardWriter:
         self._made = store.read_journal_entries()
         lines = read_json_lines(self._journal) if self._journal.exists() else []
         # Written anew without a torn last line, behind which nothing could be added.
-        write_atomic(self._journal, b"".join(_line(line) for line in lines))
-        rows = [ShardRow.from_json(line["row"], str(self._journal)) for line in lines]
-        self.finished = {row.path: (row, line) for row, line in zip(rows, lines, strict=True)}
+        write_atomic(self._journal, b"".join(map(_line, lines)))
+        entries = [_Finished.from_json(line, str(self._journal)) for line in lines]
+        self.finished = {entry.row.path: entry for entry in entries}
 
-    def kept(self, plan: _Plan) -> tuple[ShardRow, ShardStatistics] | None:
-        """The row and statistics of a shard that an interrupted call finished; None when it has to be written."""
-        row, line = self.finished.get(plan.path, (None, {}))
-        if row is None or line["made_from"] != self._made_from(plan) or not row.is_intact(self._out):
+    def kept(self, plan: _Plan) -> _Finished | None:
+        """A shard that an interrupted call finished; None when it has to be written."""
+        entry = self.finished.get(plan.path)
+        if entry is None or entry.made_from != self._made_from(plan) or not entry.row.is_intact(self._out):
             return None
         self.count_kept += 1
-        statistics = ShardStatistics.from_json(line["statistics"])
-        self._dims = self._dims or statistics.dims
-        return row, statistics
+        self._dims = self._dims or entry.statistics.dims
+        return entry
 
-    def write(self, plan: _Plan) -> tuple[ShardRow, ShardStatistics]:
+    def write(self, plan: _Plan) -> _Finished:
         made_from, statistics, path = self._made_from(plan), ShardStatistics(), self._out / plan.path
         path.parent.mkdir(exist_ok=True)
         digest = hashlib.sha256()
@@ -184,11 +206,12 @@ class _ShardWriter:
 
         write_atomic(path, write_tar)
         row = index_shard(self._out, path, plan.bucket, plan.split, digest.hexdigest())
+        entry = _Finished(made_from, row, statistics)
         with self._journal.open("ab") as file:
-            file.write(_line({"made_from": made_from, "row": asdict(row), "statistics": statistics.to_json()}))
+            file.write(_line(entry.to_json()))
             file.flush()
             os.fsync(file.fileno())
-        return row, statistics
+        return entry
 
     def _blocks(self, plan: _Plan, statistics: ShardStatistics) -> Iterator[bytes]:
         """The bytes of the tar. Features are copied as they are: they were written by us, and are checked on the

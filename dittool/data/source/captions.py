@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import stat
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dittool.errors import BadDataError
 
@@ -97,7 +97,7 @@ def read_caption_json(raw: bytes) -> tuple[str, int]:
     return choose_caption(caption_field(value) if isinstance(value, dict) else value)
 
 
-def caption_field(row: dict[str, Any]) -> Any:
+def caption_field(row: Mapping[str, object]) -> object:
     """What stands under `caption` or `text` in a row of a list, not checked yet. Raises `CaptionRefused`: neither
     does, or both, and they differ.
     """
@@ -109,7 +109,7 @@ def caption_field(row: dict[str, Any]) -> Any:
     return found[0]
 
 
-def choose_caption(value: Any) -> tuple[str, int]:
+def choose_caption(value: object) -> tuple[str, int]:
     """The caption that is taken of a value from a list, and how many others there are: of several the first. Raises
     `CaptionRefused`.
     """
@@ -124,7 +124,7 @@ def choose_caption(value: Any) -> tuple[str, int]:
     return check_caption(value[0]), len(value) - 1
 
 
-def check_caption(value: Any) -> str:
+def check_caption(value: object) -> str:
     """The caption in a value from a list: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
 
     Refused: anything but text, control characters other than tab and line ends, lone surrogates, bidirectional

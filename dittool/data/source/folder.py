@@ -1,5 +1,5 @@
-"""A folder as a source: NAME.jpg with its caption in NAME.txt, also nested. And the walk that every kind of folder
-shares.
+"""A folder as a source: NAME.jpg with its caption in NAME.txt, also nested; or class folders, CLASS/NAME.jpg without
+any text. And the walk that every kind of folder shares.
 """
 
 from __future__ import annotations
@@ -87,3 +87,24 @@ def folder_source(folder: Path, walked: Walked) -> Source:
         if name not in illustrated:
             items += [SourceItem(path, reason="no-image", detail="a caption with no image beside it") for path in paths]
     return Source("folder", folder, items, dict(ignored))
+
+
+def is_class_folder(walked: Walked) -> bool:
+    """Whether every image lies in a folder and none of them can have a caption."""
+    images = walked.having(*IMAGE_SUFFIXES)
+    return bool(images) and not walked.having(CAPTION_SUFFIX) and all("/" in path for path in images)
+
+
+def classes_source(folder: Path, walked: Walked) -> Source:
+    """Each image of the class that its outermost folder is named after; the name is the caption too, with spaces for
+    hyphens and underscores.
+    """
+    images = walked.having(*IMAGE_SUFFIXES)
+    ignored = walked.ignored + Counter(
+        suffix_of(path) or "no suffix" for path in walked.files if suffix_of(path) not in IMAGE_SUFFIXES
+    )
+    items = list(walked.problems)
+    for path in images:
+        name = path.split("/")[0]
+        items.append(SourceItem(stem_of(path), path, name.replace("-", " ").replace("_", " "), cls=name))
+    return Source("classes", folder, items, dict(ignored))

@@ -158,17 +158,6 @@ def decode_image(raw: bytes) -> OpenedImage:
     return OpenedImage(pixels, opened.header.flags)
 
 
-def read_upright_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image file as it is meant to be seen, from its header. Raises `ImageRefused` naming the
-    file.
-    """
-    try:
-        header = read_header(read_image_file(path))
-    except ImageRefused as refused:
-        raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
-    return header.width, header.height
-
-
 def open_image(path: Path) -> OpenedImage:
     """`decode_image` of a file. Raises `ImageRefused` naming the file."""
     try:
@@ -359,7 +348,7 @@ def _flags(image: Image.Image) -> list[str]:
         "16-bit-reduced": image.mode.startswith("I;16")
         or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())),
         "first-frame-only": getattr(image, "is_animated", False),
-        "icc-ignored": bool(profile) and not _is_srgb(profile),
+        "icc-ignored": isinstance(profile, bytes) and bool(profile) and not _is_srgb(profile),
     }
     return [flag for flag, holds in facts.items() if holds]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dittool.data.source.captions import CaptionRefused, caption_field
 
@@ -29,7 +29,7 @@ class SourceItem:
     # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
     image: str = ""
     # a Path or a TarMember to read it from, or what stands in the list: text, or a list of texts; not checked yet
-    caption: Any = ""
+    caption: object = ""
     bucket_hint: str = ""  # "WIDTHxHEIGHT" as a list gave it
     cls: str = ""  # class, in a folder of class folders
     reason: str = ""
@@ -46,7 +46,7 @@ class Source:
     ignored: dict[str, int] = field(default_factory=dict)  # what else lies there: suffix or kind → how many
 
 
-def with_caption_of(item: SourceItem, row: dict[str, Any]) -> SourceItem:
+def with_caption_of(item: SourceItem, row: Mapping[str, object]) -> SourceItem:
     """The item with the caption of its row in a list, or refused for what is wrong with it."""
     try:
         return replace(item, caption=caption_field(row))

@@ -1,10 +1,9 @@
 """What a source holds: which images, called what, with which captions. Nothing is opened here but the lists themselves.
 
-Kinds of source, each read in its own module: a folder with texts beside images (source_folder), a folder of class
-folders without texts (source_classes), a folder with metadata.jsonl and a .jsonl
-manifest (source_json), a .csv, .tsv or .parquet table (source_table), a WebDataset .tar of images or a folder of such
-(source_tar). Every image, every caption without an image and every line ends as one item; those that cannot be used say
-why.
+Kinds of source: a folder with texts beside images, or of class folders without texts (folder.py); a folder with
+metadata.jsonl and a .jsonl manifest (json_lines.py); a .csv, .tsv or .parquet table (table.py); a WebDataset .tar of
+images or a folder of such (tar.py). Every image, every caption without an image and every line ends as one item; those
+that cannot be used say why.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dittool.data.records import safe_key
-from dittool.data.source.classes import classes_source, is_class_folder
-from dittool.data.source.folder import folder_source, walk
+from dittool.data.source.folder import classes_source, folder_source, is_class_folder, walk
 from dittool.data.source.item import CAPTION_SUFFIX, IMAGE_SUFFIXES, Source, SourceItem, shown
 from dittool.data.source.json_lines import METADATA, manifest_source, metadata_source
 from dittool.data.source.table import CAPTION_COLUMNS, PATH_COLUMNS, table_source

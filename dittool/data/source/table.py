@@ -58,11 +58,11 @@ def _item(where: str, row: Row | _BadRow) -> SourceItem:
     image, hint = row[path_column], row.get(_BUCKET_COLUMN)
     name = row.get(_ID_COLUMN, stem_of(image) if isinstance(image, str) else None)
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
-    for column, value in ((_ID_COLUMN, name), (path_column, image)):
-        if not isinstance(value, str) or not value:
-            return SourceItem(
-                where, reason="bad-line", detail=f"{column if column in row else path_column} is missing or not text"
-            )
+    if not isinstance(name, str) or not name:
+        missing = _ID_COLUMN if _ID_COLUMN in row else path_column
+        return SourceItem(where, reason="bad-line", detail=f"{missing} is missing or not text")
+    if not isinstance(image, str) or not image:
+        return SourceItem(where, reason="bad-line", detail=f"{path_column} is missing or not text")
     return with_caption_of(SourceItem(name, image, bucket_hint=hint if isinstance(hint, str) else ""), row)
 
 
