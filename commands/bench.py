@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 
 
 def main(
     preset: Annotated[
         str, typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml.")
     ] = "nano",
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

@@ -29,6 +29,7 @@ def main(
     console = console_for(json, quiet, verbose)
     demo = run_demo(out, talk=console)
     validation = demo.validation
+    assert validation is not None, "a demo that has come to its end was judged"
     report = {"report": str(validation.report), "contact_sheet": str(validation.folder / "contact_sheet.png")}
     console.json(
         {
@@ -49,6 +50,7 @@ def main(
     console.result(f"  report          {report['report']}")
     console.result(f"  contact sheet   {report['contact_sheet']}")
     for image in demo.images:
-        console.result(f"  {image.path}   {image.settings['prompt'] or 'like ' + image.settings['reference']}")
+        what = image.settings["prompt"] or f"like {image.settings['reference']}"
+        console.result(f"  {image.path}   {what}")
     if not validation.go:
         raise typer.Exit(ANSWER_IS_NO)

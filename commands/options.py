@@ -1,7 +1,6 @@
 """The options that commands share, and the console they lead to. A command writes
 
-    def main(preset: PresetOption, overrides: OverridesOption = (), json: JsonOption = False, quiet: QuietOption =
-    False, …):
+    def main(preset: PresetOption, overrides: OverridesOption = NONE_GIVEN, json: JsonOption = False, …):
         console = console_for(json, quiet, verbose)
 
 Light imports only: this file is read by every `dit COMMAND --help`.
@@ -32,6 +31,9 @@ OverridesOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+NONE_GIVEN: list[str] = []  # default of an option that may be repeated
 
 
 def console_for(json: bool, quiet: bool, verbose: bool) -> Console:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
 
@@ -21,7 +21,7 @@ def main(
     params: Annotated[
         bool, typer.Option("--params", help="The tensors of its model, one by one, with totals.")
     ] = False,
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

@@ -6,13 +6,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 
-from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.config.schema import DEFAULT_STRENGTH, Sample
 
 _OWN = "the run's own"
+
+
+def _setting(name: str, metavar: str | None = None) -> Any:
+    """The option of a field of `[sample]`, which says its words and its choices."""
+    field = Sample.model_fields[name]
+    return typer.Option(
+        f"--{name.replace('_', '-')}",
+        metavar=metavar or "|".join(get_args(field.annotation)),
+        help=field.description,
+        show_default=_OWN,
+    )
+
 
 PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="T", help="What to draw.")]
 RefOption = Annotated[Path | None, typer.Option("--ref", metavar="IMG", help="Reference image, of any shape.")]
@@ -33,26 +46,12 @@ CountOption = Annotated[int | None, typer.Option("-n", min=1, metavar="N", help=
 SeedOption = Annotated[
     int | None, typer.Option("--seed", min=0, metavar="S", help="Image i has seed S + i.", show_default="0")
 ]
-StepsOption = Annotated[int | None, typer.Option("--steps", min=1, metavar="N", show_default=_OWN)]
-SolverOption = Annotated[str | None, typer.Option("--solver", metavar="euler|heun|ab2", show_default=_OWN)]
-CfgTextOption = Annotated[
-    float | None,
-    typer.Option("--cfg-text", min=0, metavar="X", help="Guidance scale of the prompt.", show_default=_OWN),
-]
-CfgDinoOption = Annotated[
-    float | None,
-    typer.Option("--cfg-dino", min=0, metavar="Y", help="Guidance scale of the reference.", show_default=_OWN),
-]
-GuidanceOption = Annotated[str | None, typer.Option("--guidance", metavar="additive|nested", show_default=_OWN)]
-IntervalOption = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        "--guidance-interval",
-        metavar="LO HI",
-        help="Times t with guidance; 1 is noise, 0 the image.",
-        show_default=_OWN,
-    ),
-]
+StepsOption = Annotated[int | None, _setting("steps", "N")]
+SolverOption = Annotated[str | None, _setting("solver")]
+CfgTextOption = Annotated[float | None, _setting("cfg_text", "X")]
+CfgDinoOption = Annotated[float | None, _setting("cfg_dino", "Y")]
+GuidanceOption = Annotated[str | None, _setting("guidance")]
+IntervalOption = Annotated[tuple[float, float] | None, _setting("guidance_interval", "LO HI")]
 GridOption = Annotated[
     tuple[str, str] | None,
     typer.Option(
@@ -65,7 +64,9 @@ GridOption = Annotated[
 InitOption = Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Begin with an image instead of noise.")]
 StrengthOption = Annotated[
     float | None,
-    typer.Option("--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default="0.6"),
+    typer.Option(
+        "--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default=f"{DEFAULT_STRENGTH}"
+    ),
 ]
 ClassOption = Annotated[
     list[str], typer.Option("--class", metavar="C", help="One step: a class by name or number.", show_default=False)
@@ -93,7 +94,7 @@ def main(
     grid: GridOption = None,
     init: InitOption = None,
     strength: StrengthOption = None,
-    classes: ClassOption = (),
+    classes: ClassOption = NONE_GIVEN,
     alpha: AlphaOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png file, or a folder.")] = Path("samples"),
     json: JsonOption = False,
@@ -106,6 +107,14 @@ def main(
     from dittool.sampling.request import SampleOptions, plan
 
     console = console_for(json, quiet, verbose)
+    settings = {
+        "steps": steps,
+        "solver": solver,
+        "cfg_text": cfg_text,
+        "cfg_dino": cfg_dino,
+        "guidance": guidance,
+        "guidance_interval": guidance_interval,
+    }
     options = SampleOptions(
         prompt=prompt,
         prompts=prompts,
@@ -115,12 +124,7 @@ def main(
         size=size,
         count=count,
         seed=seed,
-        steps=steps,
-        solver=solver,
-        cfg_text=cfg_text,
-        cfg_dino=cfg_dino,
-        guidance=guidance,
-        guidance_interval=guidance_interval,
+        settings={name: value for name, value in settings.items() if value is not None},
         grid=grid,
         init=init,
         strength=strength,

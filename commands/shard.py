@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def main(
         str | None,
         typer.Option("--preset", metavar="P", help="With --index: whose encoders are claimed.", show_default=False),
     ] = None,
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

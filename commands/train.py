@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
 
@@ -29,7 +29,7 @@ def main(
         Path | None,
         typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run"),
     ] = None,
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")
     ] = False,

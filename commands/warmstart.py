@@ -11,7 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from dittool.commands.options import JsonOption, OverridesOption, PresetOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import (
+    NONE_GIVEN,
+    JsonOption,
+    OverridesOption,
+    PresetOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+)
 
 _OPTIONS = {"text": "--text-dim", "image": "--image-dim", "latent_channels": "--latent-channels"}
 
@@ -27,7 +35,7 @@ def main(
     out: Annotated[
         Path, typer.Option("--out", metavar="INIT.safetensors", help="Where the new weights go.", show_default=False)
     ],
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     text_dim: Annotated[
         int | None, typer.Option(min=1, help="Width of the new text features.", show_default="the old model's")
     ] = None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
 
@@ -188,16 +188,26 @@ class Checkpoint(Section):
     keep_every: Counted = 0  # and every so many steps one for good; 0: none
 
 
-class Sample(Section):
-    """How images are drawn: docs/sampling.md."""
+DEFAULT_STRENGTH = 0.6  # how much of an image to begin with (`dit sample --init`) is drawn anew
 
-    solver: Literal["euler", "heun", "ab2"] = "euler"  # heun evaluates the model twice a step, the others once
-    steps: Positive = 50
-    cfg_text: Annotated[float, Field(ge=0)] = 3.0  # guidance scale of the caption
-    cfg_dino: Annotated[float, Field(ge=0)] = 2.0  # guidance scale of the reference
-    guidance: Literal["additive", "nested"] = "additive"
-    # of t; outside only the conditional branch runs
-    guidance_interval: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.0, 1.0]
+
+class Sample(Section):
+    """How images are drawn: docs/sampling.md. The options of `dit sample` show these descriptions."""
+
+    solver: Annotated[
+        Literal["euler", "heun", "ab2"], Field(description="heun evaluates twice a step, the others once.")
+    ] = "euler"
+    steps: Annotated[Positive, Field(description="Steps of the solver.")] = 50
+    cfg_text: Annotated[float, Field(ge=0, description="Guidance scale of the prompt.")] = 3.0
+    cfg_dino: Annotated[float, Field(ge=0, description="Guidance scale of the reference.")] = 2.0
+    guidance: Annotated[
+        Literal["additive", "nested"], Field(description="How the two scales combine: docs/sampling.md.")
+    ] = "additive"
+    guidance_interval: Annotated[
+        list[Share],
+        BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value),  # of callers from Python
+        Field(min_length=2, max_length=2, description="Times t with guidance; 1 is noise, 0 the image."),
+    ] = [0.0, 1.0]
 
     @model_validator(mode="after")
     def _interval(self) -> Sample:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,11 +13,12 @@ from PIL import Image
 from dittool.console import SILENT, Talk, Task
 from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
-from dittool.sampling.latents import SampleSettings, SamplingCost, sampling_cost
+from dittool.sampling.latents import SamplingCost, sampling_cost
 from dittool.sampling.picture_file import free_path, write_png
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
+from dittool.sampling.settings import SampleSettings
 from dittool.storage import file_sha256, output_folder
 
 
@@ -43,16 +43,16 @@ def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) ->
     drawn = []
     with talk.progress("sample", count, "image") as task:
         for request in requests:
-            subject = _Subject(pipeline, request, checkpoint_sha256, talk)
-            for seed, picture, settings in subject.pictures(task):
+            prepared = _PreparedRequest(pipeline, request, checkpoint_sha256, talk)
+            for seed, picture, settings in prepared.pictures(task):
                 path = out if single_file else free_path(folder / _name(request, seed))
-                same = compare(request.repeat, np.asarray(picture), settings, talk)
+                same = compare(request.repeat, np.asarray(picture), made_with(pipeline.device), talk)
                 write_png(path, picture, settings)
                 drawn.append(DrawnImage(path, settings, same))
     return drawn
 
 
-class _Subject:
+class _PreparedRequest:
     """One request with everything that its images share."""
 
     def __init__(self, pipeline: Pipeline, request: DrawRequest, checkpoint_sha256: str, talk: Talk) -> None:
@@ -62,8 +62,8 @@ class _Subject:
         self.bucket = pipeline.sample_size(request.size, reference, pixels)
         self.init = None if pixels is None else pipeline.encode_init(pixels, self.bucket)
         self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
-        self.settings = replace(pipeline.settings, **request.changes)
-        self.common = {
+        self.settings = pipeline.settings.changed(request.changes)
+        self.common: dict[str, object] = {
             "checkpoint": str(request.checkpoint),
             "checkpoint_sha256": checkpoint_sha256,
             "step": pipeline.step,
@@ -74,18 +74,18 @@ class _Subject:
             "strength": request.strength,
             "size": self.bucket.name,
             **({"grid": [str(axis) for axis in (request.grid.across, request.grid.down)]} if request.grid else {}),
-            **asdict(self.settings),
+            **self.settings.to_json(),
             "made_with": made_with(pipeline.device),
         }
         self.common |= asdict(self.cost)
-        _tell(pipeline, request, self.bucket.name, self.settings, self.cost, talk)
+        _announce(pipeline, request, self.bucket.name, self.settings, self.cost, talk)
         warn_of_other_files(request.repeat, self.common, talk)
 
     @property
     def cells(self) -> list[list[SampleSettings]]:
         """The settings of each cell of a picture, row by row; without a grid it has one."""
         return [
-            [replace(self.settings, **own) for own in row]
+            [self.settings.changed(own) for own in row]
             for row in (self.request.grid.settings() if self.request.grid else [[{}]])
         ]
 
@@ -96,7 +96,7 @@ class _Subject:
         costs = [sampling_cost(cell, *there, self.request.strength) for row in self.cells for cell in row]
         return SamplingCost(sum(cost.evaluations for cost in costs), sum(cost.passes for cost in costs))
 
-    def pictures(self, task: Task) -> Iterator[tuple[int, Image.Image, dict[str, Any]]]:
+    def pictures(self, task: Task) -> Iterator[tuple[int, Image.Image, dict[str, object]]]:
         """(seed, picture, settings) of each picture of the request."""
         request, keep = self.request, self.request.repeat.keep if self.request.repeat else None
         at_once = AT_ONCE if request.grid is None else 1
@@ -121,12 +121,8 @@ class _Subject:
         )
 
     def _pixels(self, seeds: list[int], settings: SampleSettings) -> np.ndarray:
-        """(len(seeds), H, W, 3) uint8. Raises `BadDataError` when the model draws NaN or infinity."""
-        conditions = self.conditions.map(lambda tensor: tensor.expand(len(seeds), *tensor.shape[1:]))
-        latents = self.pipeline.latents(
-            conditions, self.pipeline.noise(self.bucket, seeds), settings, self.init, self.request.strength
-        )
-        return self.pipeline.decode_drawn(latents)
+        """(len(seeds), H, W, 3) uint8 of one cell."""
+        return self.pipeline.pixels(self.conditions, self.bucket, seeds, settings, self.init, self.request.strength)
 
 
 def _pictures(request: DrawRequest) -> int:
@@ -145,7 +141,7 @@ def _file(name: str, path: Path | None) -> dict[str, str | None]:
     return {name: str(path) if path else None, f"{name}_sha256": file_sha256(path) if path else None}
 
 
-def _tell(
+def _announce(
     pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleSettings, cost: SamplingCost, talk: Talk
 ) -> None:
     """What this will cost, and which settings have no effect."""

@@ -63,6 +63,7 @@ def labelled(rows: list[list[np.ndarray]], grid: Grid) -> Image.Image:
     """Cells (h, w, 3) uint8, row by row, on white, with a label over each column and to the left of each row."""
     height, width = rows[0][0].shape[:2]
     font = ImageFont.load_default(size=max(12, min(width // 10, 28)))
+    assert isinstance(font, ImageFont.FreeTypeFont), "a size was asked for, which only FreeType has"
     left = _GAP + max(math.ceil(font.getlength(text)) for text in _labels(grid.down)) + 2 * _GAP
     line = sum(font.getmetrics())
     top = line + 2 * _GAP

@@ -5,6 +5,7 @@ B samples · K branches of the guidance · C H W latent
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,23 +14,11 @@ from torch import Tensor
 from dittool.models.conditioning import Conditions, Context, Kept
 from dittool.models.dit import DiT, KeysValues
 from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
+from dittool.sampling.settings import SampleSettings
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
 
 _MANY_PATCHES = 256  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md
 _SLACK = 1e-9  # of a time at the interval's edge: 0.3 of a grid is 0.30000000000000004
-
-
-@dataclass(frozen=True)
-class SampleSettings:
-    """How to sample; the defaults of a run stand in `[sample]` and `[flow]` of its configuration."""
-
-    solver: str
-    steps: int
-    cfg_text: float
-    cfg_dino: float
-    guidance: str
-    shift: float
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # of t; outside of it only the conditional branch runs
 
 
 @dataclass(frozen=True)
@@ -138,7 +127,8 @@ def _rules(settings: SampleSettings, has_text: bool, has_reference: bool) -> tup
     return guidance(settings.guidance, *scales, **there), unguided(*scales, **there)
 
 
-def _within(t: float, interval: tuple[float, float]) -> bool:
+def _within(t: float, interval: Sequence[float]) -> bool:
+    """Inside of the interval there is guidance; outside only the conditional branch runs."""
     return interval[0] - _SLACK <= t <= interval[1] + _SLACK
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,7 @@ def one_step_request(
     """The request behind a command line that asks for one step. Raises `UsageError` for options that one evaluation
     has no use for.
     """
-    if strangers := [
-        name for name, value in asdict(options).items() if value is not None and name not in _SHARED_OPTIONS
-    ]:
+    if strangers := [name for name in options.given() if name not in _SHARED_OPTIONS]:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in strangers)
         raise UsageError(
             f"{names}: no effect with --class and --alpha",
@@ -239,7 +237,7 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> lis
                     continue
                 settings = common | {"class": name, "seed": seed, "batch": [seeds[0], len(seeds)]}
                 path = out if single_file else free_path(folder / _name(request, pipeline.label(name), seed))
-                same = compare(request.repeat, pixels, settings, talk)
+                same = compare(request.repeat, pixels, common["made_with"], talk)
                 write_png(path, Image.fromarray(pixels), settings)
                 drawn.append(DrawnImage(path, settings, same))
                 task.advance()

@@ -7,18 +7,20 @@ with it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError, model_validator
 
-from dittool.config.schema import Counted, PositiveFloat, Sample, Section, Share, Size
+from dittool.config.schema import Counted, Section, Share, Size, require
 from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.grid import parse_grid
+from dittool.sampling.settings import SampleSettings
 from dittool.storage import write_atomic
 
 SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON
@@ -37,7 +39,7 @@ class _Drawn(Section, extra="ignore"):
     seed: Counted
     # [first seed, count] of the images drawn together
     batch: Annotated[list[Counted], Field(min_length=2, max_length=2)] | None = None
-    made_with: dict[str, Any] = Field({})
+    made_with: dict[str, object] = Field({})
 
     @model_validator(mode="after")
     def _of_its_batch(self) -> _Drawn:
@@ -57,7 +59,7 @@ class OneStepSettings(_Drawn):
     alpha: Annotated[float, Field(ge=1)]
 
 
-class PictureSettings(_Drawn):
+class PictureSettings(_Drawn, SampleSettings, extra="ignore"):
     """What a picture of prompt and reference needs to be drawn again."""
 
     prompt: str | None
@@ -68,31 +70,27 @@ class PictureSettings(_Drawn):
     strength: Share = 1.0
     size: Size
     grid: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # as the option: across, down
-    solver: str
-    steps: Annotated[int, Field(gt=0, le=_MOST_STEPS)]
-    cfg_text: float
-    cfg_dino: float
-    guidance: Literal["additive", "nested"]
-    guidance_interval: list[float] = Field([0.0, 1.0])
-    shift: PositiveFloat
 
     @model_validator(mode="after")
     def _usable(self) -> PictureSettings:
-        self.sampling()
+        left_out = SampleSettings.model_fields.keys() - self.model_fields_set - {"guidance_interval"}  # that came later
+        require(
+            (not left_out, f"{', '.join(sorted(left_out))}: not said"),
+            (self.steps <= _MOST_STEPS, f"steps {self.steps:,}: more than {_MOST_STEPS:,}"),
+        )
         if self.grid is not None:
             parse_grid(self.grid)
         return self
 
-    def sampling(self) -> dict[str, Any]:
-        """The fields of `SampleSettings`, checked by the rules of `[sample]`."""
-        checked = Sample.model_validate({name: getattr(self, name) for name in Sample.model_fields})
-        return {**checked.model_dump(), "guidance_interval": tuple(checked.guidance_interval), "shift": self.shift}
+    def sampling(self) -> dict[str, object]:
+        """The fields of `SampleSettings`."""
+        return self.model_dump(include=set(SampleSettings.model_fields))
 
 
 _Settings = TypeVar("_Settings", PictureSettings, OneStepSettings)
 
 
-def write_png(path: Path, image: Image.Image, settings: dict[str, Any] | None = None) -> None:
+def write_png(path: Path, image: Image.Image, settings: Mapping[str, object] | None = None) -> None:
     """A PNG, whole or not at all, with its settings inside."""
     info = PngInfo()
     if settings is not None:

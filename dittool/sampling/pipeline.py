@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.flow import interpolate
-from dittool.sampling.latents import SampleSettings, sample_latents
+from dittool.sampling.latents import sample_latents
+from dittool.sampling.settings import SampleSettings
 from dittool.seeding import derive_seed
 
 AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends on it, so one number for all who draw
@@ -60,14 +61,6 @@ def named_pixels(image: Path | str | Image.Image) -> np.ndarray:
             f" {LARGEST_ASPECT:g}:1"
         )
         raise BadDataError(refused.message, f"crop or convert it, or name another: {kinds}") from refused
-
-
-def sample_settings(config: Config) -> SampleSettings:
-    """What a configuration says about sampling."""
-    s = config.sample
-    return SampleSettings(
-        s.solver, s.steps, s.cfg_text, s.cfg_dino, s.guidance, config.flow.shift, tuple(s.guidance_interval)
-    )
 
 
 class Pipeline:
@@ -102,7 +95,7 @@ class Pipeline:
     @property
     def settings(self) -> SampleSettings:
         """The run's own sampling settings."""
-        return sample_settings(self.config)
+        return SampleSettings.of(self.config)
 
     @cached_property
     def codec(self) -> LatentCodec:
@@ -216,14 +209,28 @@ class Pipeline:
         """Normalised latents for each row of noise; with `init` (C, h, w) on the way from it: z_t = (1 − t)·init +
         t·noise at t = strength.
         """
-        parts, z = [], noise if init is None else interpolate(init, noise, noise.new_tensor([strength]))
-        for start in range(0, len(z), _LARGEST_BATCH):
-            rows = slice(start, start + _LARGEST_BATCH)
-            part = conditions.map(lambda tensor, rows=rows: tensor[rows].to(self.device))
-            parts.append(
-                sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength).cpu()
-            )
-        return torch.cat(parts)
+        z = noise if init is None else interpolate(init, noise, noise.new_tensor([strength]))
+
+        def drawn(rows: slice) -> Tensor:
+            part = conditions.map(lambda tensor: tensor[rows].to(self.device))
+            return sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength).cpu()
+
+        return torch.cat([drawn(slice(start, start + _LARGEST_BATCH)) for start in range(0, len(z), _LARGEST_BATCH)])
+
+    def pixels(
+        self,
+        conditions: Conditions,
+        bucket: Bucket,
+        seeds: list[int],
+        settings: SampleSettings,
+        init: Tensor | None = None,
+        strength: float = 1.0,
+    ) -> np.ndarray:
+        """(len(seeds), H, W, 3) uint8, drawn from the conditions of one sample. Raises `BadDataError` when the model
+        draws NaN or infinity.
+        """
+        repeated = conditions.map(lambda tensor: tensor.expand(len(seeds), *tensor.shape[1:]))
+        return self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), settings, init, strength))
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) → pixels (B, 8·H, 8·W, 3) uint8."""
@@ -245,7 +252,7 @@ class Pipeline:
         count: int = 1,
         seed: int = 0,
         size: tuple[int, int] | str | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> list[Image.Image]:
         """`count` pictures of a prompt, a reference or both, as `dit sample` draws them. Picture i has seed + i.
 
@@ -265,25 +272,21 @@ class Pipeline:
             )
         seen = self.encode_reference(reference) if isinstance(reference, (Path, str, Image.Image)) else reference
         bucket = self.sample_size(_size(size), seen)
-        conditions, pictures = self.conditions(prompt, seen, bucket, 1), []
-        for start in range(seed, seed + count, AT_ONCE):
-            seeds = list(range(start, min(start + AT_ONCE, seed + count)))
-            repeated = conditions.map(lambda tensor, rows=len(seeds): tensor.expand(rows, *tensor.shape[1:]))
-            pictures += [
-                Image.fromarray(one)
-                for one in self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), chosen))
-            ]
-        return pictures
+        conditions, seeds = self.conditions(prompt, seen, bucket, 1), list(range(seed, seed + count))
+        batches = [seeds[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
+        return [Image.fromarray(one) for batch in batches for one in self.pixels(conditions, bucket, batch, chosen)]
 
-    def _settings_with(self, changes: dict[str, Any]) -> SampleSettings:
+    def _settings_with(self, changes: dict[str, object]) -> SampleSettings:
         """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value
         that it cannot have.
         """
         if not changes:
             return self.settings
         tree = config_to_dict(self.config)
-        tree["sample"] |= {key: list(value) if isinstance(value, tuple) else value for key, value in changes.items()}
-        return sample_settings(config_from_dict(tree, "the call"))
+        tree["sample"] |= changes
+        changed = config_from_dict(tree, "the call")
+        assert isinstance(changed, Config), "the configuration of a pipeline is of rectified flow"
+        return SampleSettings.of(changed)
 
 
 def _checked(trained: EncoderCard, encoder: Encoder) -> Encoder:

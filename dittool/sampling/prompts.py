@@ -6,7 +6,6 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dittool.errors import BadDataError, UsageError
 
@@ -64,7 +63,8 @@ def _from_json(path: Path, number: int, line: str) -> PromptLine:
     return PromptLine(number, value.get("prompt"), reference, value.get("seed"))
 
 
-def _check(value: Any, where: str) -> None:
+def _check(value: object, where: str) -> None:
+    """Raises `BadDataError` unless it is an object with a prompt or a reference and known keys of their types."""
     if not isinstance(value, dict) or not ("prompt" in value or "ref" in value):
         raise BadDataError(f"{where}: neither prompt nor ref", _HINT)
     for key, given in value.items():
@@ -74,6 +74,6 @@ def _check(value: Any, where: str) -> None:
                 f"{where}: unknown key '{key}'",
                 f"did you mean '{close[0]}'?" if close else f"there are {', '.join(_KEYS)}",
             )
-        if type(given) is not _KEYS[key] or (key == "seed" and given < 0):
+        if type(given) is not _KEYS[key] or (isinstance(given, int) and given < 0):
             wanted = "a whole number of at least 0" if key == "seed" else "text"
             raise BadDataError(f"{where}: {key} is {json.dumps(given)[:80]}, not {wanted}", _HINT)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +27,20 @@ class Repeat:
 @dataclass(frozen=True)
 class DrawnImage:
     path: Path
-    settings: dict[str, Any]
+    settings: dict[str, object]
     same_pixels: bool | None = None  # of a picture that was drawn again: whether it came out the same
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         same = {} if self.same_pixels is None else {"same_pixels": self.same_pixels}
         return {"file": str(self.path), "settings": self.settings, **same}
 
 
-def made_with(device: torch.device) -> dict[str, Any]:
+def made_with(device: torch.device) -> dict[str, object]:
     """What rounding depends on, beside the settings."""
     return {"dit": __version__, "torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
 
 
-def warn_of_other_files(repeat: Repeat | None, found: dict[str, Any], talk: Talk) -> None:
+def warn_of_other_files(repeat: Repeat | None, found: Mapping[str, object], talk: Talk) -> None:
     """Tells which files are not those that the picture was drawn with; `found` are the settings of now."""
     if repeat is None:
         return
@@ -48,19 +48,19 @@ def warn_of_other_files(repeat: Repeat | None, found: dict[str, Any], talk: Talk
         then, now = getattr(repeat.settings, f"{name}_sha256", None), found.get(f"{name}_sha256")
         if then is not None and then != now:
             talk.warn(
-                f"{found[name]} is not the {name} that {repeat.path} was drawn with: sha256 {(now or 'none')[:12]}…,"
+                f"{found[name]} is not the {name} that {repeat.path} was drawn with: sha256 {str(now or 'none')[:12]}…,"
                 f" then {then[:12]}…"
             )
 
 
-def compare(repeat: Repeat | None, pixels: np.ndarray, settings: dict[str, Any], talk: Talk) -> bool | None:
+def compare(repeat: Repeat | None, pixels: np.ndarray, now: Mapping[str, object], talk: Talk) -> bool | None:
     """Whether a picture (H, W, 3) that was to be repeated is the same, bit by bit; None when something else was
-    asked for.
+    asked for. `now` is what it is made with.
     """
     if repeat is None or not repeat.exact:
         return None
     same = same_pixels(repeat.path, pixels)
-    then, now = repeat.settings.made_with, settings["made_with"]
+    then = repeat.settings.made_with
     if same:
         talk.note(f"the same pixels as {repeat.path}")
     else:

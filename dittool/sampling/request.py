@@ -5,15 +5,15 @@ is loaded.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.config.schema import Sample
+from dittool.config.schema import DEFAULT_STRENGTH, Sample
 from dittool.console import SILENT, Talk
 from dittool.errors import UsageError
 from dittool.geometry import parse_size
@@ -21,8 +21,6 @@ from dittool.sampling.grid import Grid, parse_grid
 from dittool.sampling.picture_file import read_settings
 from dittool.sampling.prompts import read_prompts
 from dittool.sampling.repeat import Repeat
-
-DEFAULT_STRENGTH = 0.6
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,15 @@ class SampleOptions:
     size: str | None = None
     count: int | None = None
     seed: int | None = None
-    steps: int | None = None
-    solver: str | None = None
-    cfg_text: float | None = None
-    cfg_dino: float | None = None
-    guidance: str | None = None
-    guidance_interval: tuple[float, float] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)  # fields of `[sample]`, those that were given
     grid: tuple[str, str] | None = None
     init: Path | None = None
     strength: float | None = None
+
+    def given(self) -> list[str]:
+        """The names of all options that were given."""
+        others = {name: value for name, value in vars(self).items() if name != "settings"}
+        return [*(name for name, value in others.items() if value is not None), *self.settings]
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class DrawRequest:
     count: int
     seed: int
     size: tuple[int, int] | None
-    changes: dict[str, Any]  # fields of SampleSettings that differ from the run's own
+    changes: Mapping[str, object]  # fields of `SampleSettings` that differ from the run's own
     init: Path | None = None  # an image to begin with instead of noise …
     strength: float = 1.0  # … blended with noise as at this t
     grid: Grid | None = None
@@ -79,7 +77,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
         raise UsageError(f"--prompts and {other} exclude each other", "give the prompts in the file alone")
     changes, size, grid = _changes(options), _size(options), parse_grid(options.grid) if options.grid else None
     if options.again is not None:
-        return [_again(options, changes, size, grid, talk)]
+        return [_again(options.again, options, changes, size, grid, talk)]
     strength = _strength(options.strength, options.init)
     name = "grid" if grid else "sample"
     if options.prompts is None:
@@ -114,12 +112,16 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
 
 
 def _again(
-    options: SampleOptions, changes: dict[str, Any], size: tuple[int, int] | None, grid: Grid | None, talk: Talk
+    path: Path,
+    options: SampleOptions,
+    changes: dict[str, object],
+    size: tuple[int, int] | None,
+    grid: Grid | None,
+    talk: Talk,
 ) -> DrawRequest:
     """The request that a picture holds, with the options that were given in its place. Paths may be given anew;
     then nothing else changes.
     """
-    path = options.again
     inside = read_settings(path)
     other = (
         options.prompt,
@@ -162,14 +164,17 @@ def _again(
     )
 
 
-def _changes(options: SampleOptions) -> dict[str, Any]:
-    _require_known("--solver", options.solver, get_args(Sample.model_fields["solver"].annotation))
-    _require_known("--guidance", options.guidance, get_args(Sample.model_fields["guidance"].annotation))
-    given = {name: value for name in Sample.model_fields if (value := getattr(options, name)) is not None}
+def _changes(options: SampleOptions) -> dict[str, object]:
+    for name, value in options.settings.items():
+        choices = get_args(Sample.model_fields[name].annotation)
+        if isinstance(value, str) and value not in choices:
+            close = difflib.get_close_matches(value, choices, n=1)
+            guess = f"did you mean '{close[0]}'? " if close else ""
+            raise UsageError(
+                f"--{name} '{value}' does not exist; there are {', '.join(choices)}", f"{guess}see dit sample --help"
+            )
     try:
-        Sample.model_validate(
-            {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-        )
+        return Sample.model_validate(options.settings).model_dump(include=set(options.settings))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         text = first["msg"].removeprefix("Value error, ")
@@ -179,17 +184,6 @@ def _changes(options: SampleOptions) -> dict[str, Any]:
             else f"--{text.replace('_', '-')}"
         )
         raise UsageError(told, "see dit sample --help") from error
-    return given
-
-
-def _require_known(option: str, value: str | None, known: Sequence[str]) -> None:
-    if value is None or value in known:
-        return
-    close = difflib.get_close_matches(value, known, n=1)
-    guess = f"did you mean '{close[0]}'? " if close else ""
-    raise UsageError(
-        f"{option} '{value}' does not exist; there are {', '.join(known)}", f"{guess}see dit sample --help"
-    )
 
 
 def _size(options: SampleOptions) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def validate_pipeline(
             "weights": "ema",
             "checkpoint": str(checkpoint) if checkpoint else "",
             "data": data,
-            "settings": asdict(pipeline.settings),
+            "settings": pipeline.settings.to_json(),
             "training": (
                 training_figures(read_log(run), pipeline.step, pipeline.config.train.warmup_steps) if run else None
             ),

@@ -35,7 +35,8 @@ from dittool.models.conditioning import Conditions, Kept
 from dittool.models.dit import DiT, DiTConfig
 from dittool.sampling import latents
 from dittool.sampling.guidance import BRANCHES
-from dittool.sampling.latents import SampleSettings, sample_latents
+from dittool.sampling.latents import sample_latents
+from dittool.sampling.settings import SampleSettings
 from dittool.sampling.solvers import euler, time_grid
 
 NANO = DiTConfig(
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", type=int, nargs="+", default=[16, 32, 64], help="of the square of latent tokens")
     options = parser.parse_args()
-    settings = SampleSettings("euler", options.steps, 3.0, 2.0, "additive", 1.0)
+    settings = SampleSettings(steps=options.steps, shift=1.0)
     print(
         f"{options.depth} blocks of width {NANO.width}, {options.steps} steps, {torch.get_num_threads()} threads,"
         f" {options.rounds} rounds\n"

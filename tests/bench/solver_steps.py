@@ -45,7 +45,7 @@ def without_reference(conditions: Conditions) -> Conditions:
 
 def solved(pipeline: Pipeline, parts: list[tuple[Conditions, Tensor]], solver: str, steps: int) -> Tensor:
     """All latents in one row."""
-    settings = dataclasses.replace(pipeline.settings, solver=solver, steps=steps)
+    settings = pipeline.settings.changed({"solver": solver, "steps": steps})
     return torch.cat([pipeline.latents(conditions, noise, settings).flatten() for conditions, noise in parts])
 
 

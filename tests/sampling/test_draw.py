@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -192,7 +193,7 @@ def test_a_cell_of_a_grid_is_the_picture_with_its_scales(checkpoint, reference, 
 
 def test_other_options_change_the_picture_and_nothing_else(checkpoint, reference, tmp_path):
     (image,) = draw(request(checkpoint, reference=reference, seed=5, changes={"steps": 3}), tmp_path)
-    changed = again(image.path, count=2, cfg_text=1.0, prompt="a blue square")
+    changed = again(image.path, count=2, settings={"cfg_text": 1.0}, prompt="a blue square")
     assert [one.settings["seed"] for one in changed] == [5, 6] and changed[0].same_pixels is None
     differs = {key for key in image.settings if image.settings[key] != changed[0].settings[key]}
     assert differs == {"prompt", "cfg_text", "batch"}
@@ -241,4 +242,23 @@ def test_other_threads_or_libraries_are_named_when_the_pixels_differ(checkpoint,
 def test_what_is_read_back_is_what_was_written(checkpoint, tmp_path):
     (image,) = draw(request(checkpoint, changes={"guidance_interval": (0.1, 0.9), "cfg_text": 1 / 3}), tmp_path)
     inside = read_settings(image.path)
-    assert inside.sampling()["guidance_interval"] == (0.1, 0.9) and inside.cfg_text == 1 / 3
+    assert inside.guidance_interval == [0.1, 0.9] and inside.cfg_text == 1 / 3
+
+
+# As `dit sample` of 0.1.0 wrote them; what differs from run to run is left open
+OF_VERSION_0_1 = (
+    '{"checkpoint": "%s", "checkpoint_sha256": "%s", "step": 8, "weights": "ema", "prompt": "a red circle",'
+    ' "reference": null, "reference_sha256": null, "init": null, "init_sha256": null, "strength": 1.0,'
+    ' "size": "128x128", "solver": "heun", "steps": 2, "cfg_text": 0.5, "cfg_dino": 2.0, "guidance": "nested",'
+    ' "shift": 1.0, "guidance_interval": [0.2, 0.8], "made_with": %s, "evaluations": 4, "passes": 6, "seed": 4,'
+    ' "batch": [3, 2]}'
+)
+
+
+def test_a_picture_of_version_0_1_repeats_and_its_settings_are_written_as_then(checkpoint, tmp_path):
+    made_with = json.dumps(draw(request(checkpoint), tmp_path / "now.png")[0].settings["made_with"])
+    text = OF_VERSION_0_1 % (checkpoint, hashlib.sha256(checkpoint.read_bytes()).hexdigest(), made_with)
+    write_png(tmp_path / "then.png", Image.new("RGB", (128, 128)), json.loads(text))
+    (repeated,) = again(tmp_path / "then.png")
+    assert repeated.same_pixels is False, "those pixels were made up; all else is as it was"
+    assert Image.open(repeated.path).text[SETTINGS_KEY] == text

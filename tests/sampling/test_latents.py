@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -63,7 +61,7 @@ def test_the_context_is_computed_once_a_sample_for_all_branches_in_one_batch(
     pipeline, inputs, monkeypatch, kind, branches, solver, evaluations
 ):
     counted = Counted(monkeypatch, pipeline.model)
-    settings = dataclasses.replace(pipeline.settings, steps=5, guidance=kind, solver=solver)
+    settings = pipeline.settings.changed({"steps": 5, "guidance": kind, "solver": solver})
     sample_latents(pipeline.model, *inputs, settings)
     assert counted.rows["context"] == [branches * 2]
     assert counted.rows["keys_values"] == [branches * 2] * len(pipeline.model.blocks)
@@ -92,7 +90,7 @@ def test_with_many_patches_the_branches_without_them_have_one_null_token_and_a_b
 
 def test_outside_of_the_interval_only_the_conditional_branch_runs(pipeline, inputs, monkeypatch):
     counted = Counted(monkeypatch, pipeline.model)
-    settings = dataclasses.replace(pipeline.settings, steps=10, guidance_interval=(0.3, 0.7))
+    settings = pipeline.settings.changed({"steps": 10, "guidance_interval": (0.3, 0.7)})
     sample_latents(pipeline.model, *inputs, settings)
     rows = dict(zip([round(t, 6) for t in counted.times], counted.rows["velocity"], strict=True))
     assert rows == {1.0: 2, 0.9: 2, 0.8: 2, 0.7: 6, 0.6: 6, 0.5: 6, 0.4: 6, 0.3: 6, 0.2: 2, 0.1: 2}
@@ -108,7 +106,8 @@ def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, monkeypatch, 
     """The plain way: a whole forward pass, context included, for each branch and step."""
     monkeypatch.setattr(latents, "_MANY_PATCHES", many)
     conditions, noise = inputs
-    settings = dataclasses.replace(pipeline.settings, steps=4, solver=solver, guidance=kind, guidance_interval=interval)
+    changes = {"steps": 4, "solver": solver, "guidance": kind, "guidance_interval": interval}
+    settings = pipeline.settings.changed(changes)
 
     def branch(name, z, t):
         text, reference = BRANCHES[name]
@@ -132,9 +131,7 @@ def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, monkeypatch, 
 
 def test_the_interval_changes_what_is_drawn(pipeline, inputs):
     whole, part = (
-        sample_latents(
-            pipeline.model, *inputs, dataclasses.replace(pipeline.settings, steps=4, guidance_interval=interval)
-        )
+        sample_latents(pipeline.model, *inputs, pipeline.settings.changed({"steps": 4, "guidance_interval": interval}))
         for interval in ((0.0, 1.0), (0.4, 0.6))
     )
     assert float((whole - part).norm() / whole.norm()) > 0.01
@@ -153,12 +150,12 @@ def test_the_interval_changes_what_is_drawn(pipeline, inputs):
     ],
 )
 def test_the_cost_is_told_beforehand(pipeline, changes, there, start, evaluations, passes):
-    cost = sampling_cost(dataclasses.replace(pipeline.settings, steps=10, **changes), *there, start)
+    cost = sampling_cost(pipeline.settings.changed({"steps": 10, **changes}), *there, start)
     assert (cost.evaluations, cost.passes) == (evaluations, passes)
 
 
 def test_a_time_at_the_edge_of_the_interval_is_guided(pipeline):
     """Times of a grid and numbers that were typed differ in the last bit."""
     for edge in range(1, 11):
-        settings = dataclasses.replace(pipeline.settings, steps=10, guidance_interval=(edge / 10, edge / 10))
+        settings = pipeline.settings.changed({"steps": 10, "guidance_interval": (edge / 10, edge / 10)})
         assert sampling_cost(settings, True, True).passes == 10 + 2

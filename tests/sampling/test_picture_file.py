@@ -44,7 +44,7 @@ def test_a_picture_from_before_there_were_intervals_and_batches_is_read(tmp_path
     inside = read_settings(
         written(tmp_path, {key: value for key, value in SETTINGS.items() if key not in ("batch", "guidance_interval")})
     )
-    assert inside.batch is None and inside.sampling()["guidance_interval"] == (0.0, 1.0)
+    assert inside.batch is None and inside.guidance_interval == [0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_branches_in_one_batch_are_the_branches_one_by_one(pipeline, tiny_shards
     conditions, noise = pipeline.conditions("a red circle", reference, bucket, 2), pipeline.noise(bucket, [0, 1])
 
     def one_step(**changes):
-        settings = dataclasses.replace(pipeline.settings, steps=1, **changes)
+        settings = pipeline.settings.changed({"steps": 1, **changes})
         return sample_latents(pipeline.model, conditions, noise, settings) - noise
 
     none, text, dino = (one_step(cfg_text=a, cfg_dino=b) for a, b in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)))

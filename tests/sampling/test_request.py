@@ -22,8 +22,14 @@ def picture(tmp_path):
     return tmp_path / "one.png"
 
 
+def asked(**options):
+    """The options of a command line; the fields of `[sample]` among them stand in `settings`."""
+    settings = {name: options.pop(name) for name in Sample.model_fields if name in options}
+    return SampleOptions(settings=settings, **options)
+
+
 def planned(checkpoint, **options):
-    return plan(SampleOptions(checkpoint=checkpoint, **options))
+    return plan(asked(checkpoint=checkpoint, **options))
 
 
 def test_what_is_not_given_is_the_runs_own(checkpoint):
@@ -48,7 +54,7 @@ def test_options_become_changes(checkpoint, picture):
         "solver": "heun",
         "cfg_text": 0.0,
         "guidance": "nested",
-        "guidance_interval": (0.2, 0.8),
+        "guidance_interval": [0.2, 0.8],
     }
     assert request.size == (64, 32) and request.strength == 0.6
 
@@ -81,7 +87,7 @@ def test_options_become_changes(checkpoint, picture):
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_loaded(options, said, hint):
     with pytest.raises(UsageError) as raised:
-        plan(SampleOptions(**options))
+        plan(asked(**options))
     assert said in raised.value.message and hint in raised.value.hint
 
 

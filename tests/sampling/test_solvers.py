@@ -4,7 +4,6 @@ solution.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from itertools import pairwise
 from typing import get_args
@@ -96,7 +95,7 @@ def test_second_order_solvers_are_far_nearer_to_a_fine_euler_solution_of_a_train
 
     def solved(solver, steps):
         return sample_latents(
-            trained.model, conditions, noise, dataclasses.replace(trained.settings, solver=solver, steps=steps)
+            trained.model, conditions, noise, trained.settings.changed({"solver": solver, "steps": steps})
         )
 
     fine = 2 * solved("euler", 400) - solved("euler", 200)  # without Euler's own first-order error (Richardson)

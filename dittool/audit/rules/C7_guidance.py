@@ -27,7 +27,8 @@ from dittool.audit.specimens.ours import Inputs, relative_change
 from dittool.audit.subject import Subject
 from dittool.models.conditioning import Kept
 from dittool.models.dit import DiT
-from dittool.sampling.latents import SampleSettings, sample_latents
+from dittool.sampling.latents import sample_latents
+from dittool.sampling.settings import SampleSettings
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C7", "guidance", "error", ("model",), "0.1"
 

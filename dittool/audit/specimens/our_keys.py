@@ -27,7 +27,7 @@ from dittool.encoders.cards import VaeCard
 from dittool.errors import UsageError
 from dittool.objective import flow, schedule
 from dittool.sampling.latents import sample_latents
-from dittool.sampling.pipeline import sample_settings
+from dittool.sampling.settings import SampleSettings
 
 Key = tuple[str, str]  # (section, key)
 ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
@@ -130,7 +130,7 @@ def _saved(config: Config, probe: ModelProbe) -> int:
 
 def _drawn(config: Config, probe: ModelProbe) -> str:
     inputs = probe.inputs()
-    return _digest(sample_latents(probe.shared_awake, inputs.conditions, inputs.z, sample_settings(config)))
+    return _digest(sample_latents(probe.shared_awake, inputs.conditions, inputs.z, SampleSettings.of(config)))
 
 
 def _rates(config: Config, _: ModelProbe) -> list[float]:
