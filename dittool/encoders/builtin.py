@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dittool.encoders.cards import TextCard, VaeCard
 from dittool.encoders.interfaces import TextFeatures, to_pixels, to_signed
@@ -23,20 +24,21 @@ from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import UsageError
 from dittool.seeding import derive_seed
 
-_IMAGE_NAMES, _TEXT_NAMES, _VAE_NAMES = ("builtin:dinov3",), ("builtin:words",), ("builtin:dct",)
+Maker = TypeVar("Maker")
 
 
-def _require_known(kind: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
+def built_in(kind: str, name: str, makers: Mapping[str, Maker]) -> Maker:
+    """What makes the built-in encoder of a name, from the table of its kind. Raises `UsageError` for any other name."""
+    if name not in makers:
         raise UsageError(
-            f"encoders.{kind}: '{name}' is not built in; there is {', '.join(known)}",
+            f"encoders.{kind}: '{name}' is not built in; there is {', '.join(makers)}",
             "correct the name, or name a hub id or a folder",
         )
+    return makers[name]
 
 
-def builtin_image_model(name: str):
+def builtin_image_model(name: str) -> nn.Module:
     """The real `DINOv3ViTModel` class at a tiny size: patch 16, 4 registers, width 64, seeded weights."""
-    _require_known("image", name, _IMAGE_NAMES)
     ensure_torchvision()
     from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
@@ -70,7 +72,6 @@ class WordVectors:
     width = 64
 
     def __init__(self, name: str, max_tokens: int) -> None:
-        _require_known("text", name, _TEXT_NAMES)
         self._max_tokens = max_tokens
         check = hashlib.sha256(_word_vector("check", self.width).numpy().tobytes()).hexdigest()
         self.card = TextCard(name, "1", check, "fp32", self.width, max_tokens)
@@ -108,7 +109,6 @@ class BlockDCT:
     channels, stride = 16, _BLOCK
 
     def __init__(self, name: str) -> None:
-        _require_known("vae", name, _VAE_NAMES)
         self._basis = _dct_basis()  # (16, 3·8·8)
         weights = hashlib.sha256(self._basis.numpy().tobytes()).hexdigest()
         self.card = VaeCard(name, "1", weights, "fp32", self.channels, self.stride, scale=1.0, shift=0.0)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.encoders.builtin import builtin_image_model
+from dittool.encoders.builtin import built_in, builtin_image_model
 from dittool.encoders.cards import ImageCard
 from dittool.encoders.interfaces import ImageFeatures
 from dittool.encoders.pretrained import (
@@ -36,6 +36,7 @@ from dittool.encoders.pretrained import (
 from dittool.errors import BadDataError
 from dittool.geometry import SIDE_MULTIPLE, encoder_input_size
 
+BUILT_IN = {"builtin:dinov3": builtin_image_model}  # name → a DINO with weights that nobody trained
 # Tokens of these stand as [CLS, registers, patches], behind the final norm. Others average, crop or pool them.
 DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_registers": "a DINOv2"}
 
@@ -150,7 +151,7 @@ def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> DinoEncode
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
     if name.startswith("builtin:"):
-        return DinoEncoder(builtin_image_model(name), name, "1", dtype, talk)
+        return DinoEncoder(built_in("image", name, BUILT_IN)(name), name, "1", dtype, talk)
     require_model_type("image", name, DINO_TYPES)
     from transformers import AutoModel
 

@@ -6,14 +6,14 @@ L true number of tokens · D width
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.encoders.builtin import WordVectors
+from dittool.encoders.builtin import WordVectors, built_in
 from dittool.encoders.cards import TextCard
 from dittool.encoders.interfaces import TextEncoder, TextFeatures
 from dittool.encoders.pretrained import (
@@ -32,6 +32,7 @@ from dittool.encoders.pretrained import (
 )
 from dittool.errors import BadDataError, WeightsMissingError
 
+BUILT_IN: dict[str, Callable[[str, int], TextEncoder]] = {"builtin:words": WordVectors}  # name, max_tokens → encoder
 T5_TYPES = {"t5": "a T5", "mt5": "an mT5"}
 
 # Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next
@@ -164,7 +165,7 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILEN
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
     if name.startswith("builtin:"):
-        return WordVectors(name, max_tokens)
+        return built_in("text", name, BUILT_IN)(name, max_tokens)
     require_model_type("text", name, T5_TYPES)
     from transformers import AutoTokenizer, T5EncoderModel
 

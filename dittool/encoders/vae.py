@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dittool.encoders.builtin import BlockDCT
+from dittool.encoders.builtin import BlockDCT, built_in
 from dittool.encoders.codec import PretrainedCodec, autoencoder_class
 from dittool.encoders.interfaces import LatentCodec
 from dittool.encoders.pretrained import load_pretrained, location_of, quiet, require_all_loaded
 from dittool.encoders.single_file import load_single_file
 from dittool.encoders.torchvision_remedy import ensure_torchvision
+
+BUILT_IN: dict[str, Callable[[str], LatentCodec]] = {"builtin:dct": BlockDCT}
 
 
 def load_codec(name: str) -> LatentCodec:
@@ -21,7 +24,7 @@ def load_codec(name: str) -> LatentCodec:
     `UnsafeFileError` for damaged files.
     """
     if name.startswith("builtin:"):
-        return BlockDCT(name)
+        return built_in("vae", name, BUILT_IN)(name)
     ensure_torchvision()
     import diffusers
 

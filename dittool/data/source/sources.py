@@ -51,8 +51,9 @@ def list_source(source: Path) -> Source:
     elif source.is_file() and source.suffix.lower() in _LIST_READERS:
         listed = _LIST_READERS[source.suffix.lower()](source)
     elif source.exists():
+        *known, last = _LIST_READERS
         raise BadDataError(
-            f"{source}: neither a folder nor a .jsonl, .csv, .tsv, .parquet or .tar file",
+            f"{source}: neither a folder nor a {', '.join(known)} or {last} file",
             "give a folder of images with .txt captions, or a list of images with one of these suffixes",
         )
     else:
