@@ -50,8 +50,7 @@ def main(
     """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there,
     exactly.
     """
-    from dittool.ckpt.files import newest_run
-    from dittool.ckpt.run_folder import recorded_data
+    from dittool.ckpt.files import newest_run, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import UsageError

@@ -69,8 +69,7 @@ def main(
     swapped between images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the
     preset.
     """
-    from dittool.ckpt.files import resolve_checkpoint
-    from dittool.ckpt.run_folder import recorded_data, run_folder
+    from dittool.ckpt.files import recorded_data, resolve_checkpoint, run_folder
     from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import ANSWER_IS_NO
     from dittool.validate.run import ValidateOptions, validate

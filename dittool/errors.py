@@ -73,6 +73,13 @@ class Interrupted(DitError):
         self.exit_code = 128 + signal_number
 
 
+def listed(items: Sequence[str], most: int = 10, separator: str = ", ") -> str:
+    """The first items of a list and how many are left: `"a, b and 3 more"`."""
+    shown = separator.join(items[:most])
+    left = len(items) - most
+    return f"{shown}{separator.strip(',;') or ' '}and {left:,} more" if left > 0 else shown
+
+
 _STORAGE_ERRNOS = {
     errno.ENOSPC,
     errno.EFBIG,

@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,24 +26,32 @@ from dittool.errors import BadDataError, StorageError
 TEMPORARY_PREFIX = ".tmp-dit-"  # a name that is ours: whatever bears it below an output folder is swept
 
 
-def write_atomic(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
+def write_atomic(
+    path: Path, content: bytes | Callable[[BinaryIO], object], *, writer: str = "", name_synced: bool = True
+) -> None:
     """Writes bytes, or lets `content(file)` write, so that `path` holds either its old content or all of the new one.
+
+    Args:
+        writer: begins the temporary file's name behind the prefix, so that one of several writers sweeps only its own.
+        name_synced: False leaves it to the caller to make the new name durable, for many files with one `sync_folder`.
 
     Raises OSError (disk full, permission) with the temporary file removed and the old file untouched.
     """
-    handle, temporary = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{writer}{uuid.uuid4().hex}{path.suffix}")
     try:
+        # the kernel takes the umask off these permissions
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with os.fdopen(handle, "wb") as file:
             content(file) if callable(content) else file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_folder(path.parent)
+    if name_synced:
+        sync_folder(path.parent)
 
 
 def append_durably(path: Path, line: bytes) -> None:
@@ -170,8 +179,7 @@ def full_disk_explained(path: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise
-        status = os.statvfs(path.parent)
-        free = status.f_bavail * status.f_frsize
+        free = shutil.disk_usage(path.parent).free
         raise StorageError(
             f"{path}: {error.strerror}: {bytes_text(needed)} to write, {bytes_text(free)} free",
             "free some space, then run the same command again: what is made stays",
@@ -219,12 +227,6 @@ def _end_of_last_line(file: Any, size: int) -> int:
             return start + found + 1
         size = start
     return 0
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _digest_slowly(file: BinaryIO) -> str:

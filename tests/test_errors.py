@@ -24,6 +24,13 @@ def test_each_kind_of_error_has_the_exit_code_of_the_contract():
     assert (errors.DONE, errors.ANSWER_IS_NO, errors.BUG) == (0, 1, 70)
 
 
+def test_a_long_list_is_its_first_items_and_a_count():
+    assert errors.listed(["a", "b"], most=2) == "a, b"
+    assert errors.listed(["a", "b", "c", "d"], most=2) == "a, b and 2 more"
+    assert errors.listed(["a", "b", "c"], most=2, separator="\n  ") == "a\n  b\n  and 1 more"
+    assert errors.listed([]) == ""
+
+
 @pytest.mark.parametrize(("signal_number", "code"), [(2, 130), (15, 143)])
 def test_an_interruption_ends_with_128_plus_the_signal(signal_number, code):
     assert errors.Interrupted("stopped", "run it again", signal_number).exit_code == code

@@ -25,7 +25,7 @@ from dittool.ckpt.load import (
     non_finite_tensors,
 )
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, listed
 from dittool.untrusted.tensor_spec import TensorSpec
 
 OURS, FOREIGN, WEIGHTS, SAFETENSORS = "dit checkpoint", "foreign checkpoint", "state dict", "safetensors weights"
@@ -178,7 +178,7 @@ def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk =
     state = load_checkpoint(path, require=("format_version", "config", "step"))
     tensors = state[find_weights(state, path, weights)]
     if broken := non_finite_tensors(tensors):
-        talk.warn(f"{path}: {len(broken)} tensors under '{weights}' hold NaN or infinity: {', '.join(broken[:10])}")
+        talk.warn(f"{path}: {len(broken)} tensors under '{weights}' hold NaN or infinity: {listed(broken)}")
     metadata = {
         "format": "pt",
         "format_version": str(state["format_version"]),

@@ -22,7 +22,7 @@ from safetensors.torch import load_file as load_safetensors_file
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError, UnsafeFileError
+from dittool.errors import BadDataError, UnsafeFileError, listed
 from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
 from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
 from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
@@ -198,6 +198,37 @@ def non_finite_tensors(state: Any) -> list[str]:
     return [name for name, tensor in named_tensors(state) if not _is_finite(tensor)]
 
 
+def require_fit(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], source: str) -> None:
+    """Raises `BadDataError` with counts and the first ten differences unless `weights` are exactly the tensors of
+    the state dict `model`.
+    """
+    missing = [
+        f"{name}: missing, the model has {_shape(tensor)}" for name, tensor in model.items() if name not in weights
+    ]
+    unexpected = [f"{name}: unexpected, {_shape(tensor)}" for name, tensor in weights.items() if name not in model]
+    common = [name for name in model if name in weights and weights[name].shape != model[name].shape]
+    reshaped = [f"{name}: {_shape(weights[name])}, the model has {_shape(model[name])}" for name in common]
+    differences = reshaped + missing + unexpected
+    if not differences:
+        return
+    counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
+    raise BadDataError(
+        f"{source}: these weights belong to another architecture ({counts}):\n  "
+        + listed(differences, separator="\n  "),
+        "use the preset that they were trained with, or carry them over with: dit warmstart OLD --preset P --out"
+        " INIT.safetensors",
+    )
+
+
+def require_finite(state: Mapping[str, Any], source: str) -> None:
+    """Raises `BadDataError` naming the tensors with a NaN or an infinity."""
+    if broken := non_finite_tensors(state):
+        raise BadDataError(
+            f"{source}: {len(broken)} tensors hold NaN or infinity: {listed(broken)}",
+            "go back to an earlier checkpoint",
+        )
+
+
 def named_tensors(state: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """All tensors (or their specs) of nested dicts, lists and tuples with their dotted names, in the order of the
     file.
@@ -250,8 +281,11 @@ def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _some(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    keys = [str(key) for key in content]
-    return ", ".join(keys[:10]) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "") if keys else "nothing"
+    return listed([str(key) for key in content]) or "nothing"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
 
 
 # What kind of file it is

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from dittool.ckpt.files import write_safetensors
-from dittool.ckpt.fit import require_finite
-from dittool.ckpt.load import check_pt
+from dittool.ckpt.load import check_pt, require_finite
 from dittool.errors import BadDataError
 
 COPIED, RESIZED, FRESH, SKIPPED = "copied", "resized", "re-initialised", "skipped"

@@ -15,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dittool.ckpt.fit import require_fit
-from dittool.ckpt.load import load_weights
+from dittool.ckpt.load import load_weights, require_fit
 from dittool.encoders.codec import AUTOENCODERS, autoencoder_class
 from dittool.errors import BadDataError, WeightsMissingError
 from dittool.storage import read_json

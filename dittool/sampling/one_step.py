@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.fit import require_fit
-from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint, require_fit
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
@@ -28,7 +27,7 @@ from dittool.data.provenance import Provenance
 from dittool.encoders.interfaces import LatentCodec
 from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.vae import load_codec
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import BadDataError, UsageError, listed
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions
 from dittool.sampling.picture_file import free_path, is_of_one_step, read_one_step_settings, write_png
@@ -102,7 +101,7 @@ class OneStepPipeline:
         if name.isdecimal() and int(name) < len(self.classes):
             return int(name)
         close = difflib.get_close_matches(name, self.classes, n=1)
-        shown = ", ".join(self.classes[:8]) + (f" and {len(self.classes) - 8} more" if len(self.classes) > 8 else "")
+        shown = listed(self.classes, most=8)
         guess = f"did you mean '{close[0]}'? " if close else ""
         raise UsageError(
             f"--class {name}: not one of the {len(self.classes)} classes ({shown})",

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dittool.ckpt.fit import require_fit
-from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.load import load_checkpoint, require_fit
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.ckpt.files import list_checkpoints, newest_checkpoint, rotate, save_checkpoint
+from dittool.ckpt.files import list_checkpoints, newest_checkpoint, record_data, rotate, save_checkpoint
 from dittool.ckpt.load import load_checkpoint
-from dittool.ckpt.run_folder import record_data
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.config.load import config_to_dict, config_to_toml
 from dittool.console import SILENT, Talk

@@ -5,7 +5,6 @@ asked for.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import secrets
 import sys
@@ -21,7 +20,7 @@ from dittool.config.load import config_to_dict
 from dittool.config.schema import Config
 from dittool.errors import UsageError
 from dittool.objective.flow import MODES, FlowLoss
-from dittool.storage import TEMPORARY_PREFIX, read_json, read_json_lines, write_atomic, write_json
+from dittool.storage import read_json, read_json_lines, write_atomic, write_json
 from dittool.train.distributed import Ranks
 
 
@@ -176,7 +175,5 @@ def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
     axis.set(xlabel="step", ylabel="loss (mean square)", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend()
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
-    figure.savefig(temporary, dpi=110, metadata={"Software": None})
+    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Software": None}))
     plt.close(figure)
-    os.replace(temporary, path)

@@ -20,10 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
-from dittool.ckpt.fit import require_finite, require_fit
-from dittool.ckpt.load import load_checkpoint, load_weights
-from dittool.ckpt.run_folder import record_data
+from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, record_data, rotate, save_checkpoint
+from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dittool.ckpt.run_folder import run_folder
+from dittool.ckpt.files import run_folder
 from dittool.console import SILENT, Talk
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dittool.ckpt.run_folder import recorded_data, run_folder
+from dittool.ckpt.files import recorded_data, run_folder
 from dittool.data.shards.read import ShardSet
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions

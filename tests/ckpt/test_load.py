@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from dittool.ckpt.fit import require_finite, require_fit
-from dittool.ckpt.load import check_pt, load_checkpoint, load_weights, non_finite_tensors
+from dittool.ckpt.load import check_pt, load_checkpoint, load_weights, non_finite_tensors, require_finite, require_fit
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted.handmade import (

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dittool.ckpt.fit import require_fit
+from dittool.ckpt.load import require_fit
 from dittool.encoders.single_file import FLUX_CONFIG, diffusers_names
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UnsafeFileError, WeightsMissingError

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from dittool.ckpt.run_folder import recorded_data, run_folder
+from dittool.ckpt.files import recorded_data, run_folder
 from dittool.data.shards.read import ShardSet
 from dittool.errors import UsageError
 from dittool.sampling.pipeline import Pipeline

@@ -8,10 +8,7 @@ line, so it counts whole or not at all.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +37,7 @@ from dittool.data.identity import (
 from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
 from dittool.encoders.cards import EncoderCard, card_to_json
 from dittool.errors import BadDataError
-from dittool.storage import TEMPORARY_PREFIX, full_disk_explained, read_json, sync_folder, write_json
+from dittool.storage import full_disk_explained, read_json, sync_folder, write_atomic, write_json
 from dittool.untrusted.npy import npy_bytes, read_npy
 
 
@@ -199,7 +196,7 @@ class FeatureStore:
         path, content = self.path(feature, record_id), npy_bytes(stored)
         with full_disk_explained(path, len(content)):
             path.parent.mkdir(exist_ok=True)
-            self._write_file(path, content)
+            write_atomic(path, content, writer=f"{self._part.name}-", name_synced=False)
         return digest_of(content)
 
     def bytes_present(self, stage: str, records: Iterable[Record]) -> int:
@@ -260,27 +257,3 @@ class FeatureStore:
     def _forget(self, stages: Iterable[str]) -> None:
         dropped = set(stages)
         rewrite_journal(self._journal_path, lambda _, stage, __: stage not in dropped)
-
-    def _write_file(self, path: Path, content: bytes) -> None:
-        handle, temporary = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{self._part.name}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fchmod(file.fileno(), _FILE_MODE)
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-
-
-def _file_mode() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-# read once: asking for the umask means setting it, which threads must not do at the same time
-_FILE_MODE = _file_mode()

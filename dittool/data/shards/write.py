@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -44,6 +43,7 @@ from dittool.data.shards.statistics import SetStatistics, ShardStatistics, width
 from dittool.errors import BadDataError, UsageError
 from dittool.seeding import derive_seed, unit_interval
 from dittool.storage import (
+    append_durably,
     folder_lock,
     output_folder,
     read_json,
@@ -207,10 +207,7 @@ class _ShardWriter:
         write_atomic(path, write_tar)
         row = index_shard(self._out, path, plan.bucket, plan.split, digest.hexdigest())
         entry = _Finished(made_from, row, statistics)
-        with self._journal.open("ab") as file:
-            file.write(_line(entry.to_json()))
-            file.flush()
-            os.fsync(file.fileno())
+        append_durably(self._journal, _line(entry.to_json()))
         return entry
 
     def _blocks(self, plan: _Plan, statistics: ShardStatistics) -> Iterator[bytes]:
