@@ -1,4 +1,7 @@
-"""The library core of `dit`: everything the commands do, importable without Typer and without printing."""
+"""The library core of `dit`: everything the commands do, importable without Typer and without printing.
+
+`__all__` is what the documentation promises to users of the library. Importing `dittool` imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dittool.sampling.pipeline import Pipeline
+
+__all__ = ["__version__", "load"]
 
 __version__ = "0.2.0.dev0"
 
@@ -21,8 +26,8 @@ def load(run: str | Path | None = None) -> Pipeline:
     images.
 
     `run` is a run's folder or a checkpoint file; without it, the newest run in `runs/`. Raises `UsageError` for a path
-    that is not there, `BadDataError` for a run without a checkpoint that is whole; one that is passed over is told as a
-    Python warning.
+    that is not there, `BadDataError` for a run without an undamaged checkpoint. A damaged one that is passed over for
+    an older one becomes a Python warning.
     """
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.console import PythonWarnings

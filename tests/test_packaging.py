@@ -123,6 +123,58 @@ def test_a_bare_checkout_runs_without_being_installed(checkout, clean_python):
     assert_it_works(clean_python, checkout, clean_python, "-m", "dittool")
 
 
+# From Python
+
+USER_SCRIPT = """from pathlib import Path
+
+from PIL import Image
+
+from dittool import load
+
+pipe = load(Path("runs/nano"))
+images: list[Image.Image] = pipe(prompt="a red circle", reference="one.png", count=4, seed=7, size="128x128", steps=12)
+images[0].save("drawn.png")
+print(pipe.step + 1, pipe.settings.cfg_text * 2, [bucket.name.upper() for bucket in pipe.buckets])
+"""
+MISTAKES = """from dittool import load
+
+load(3)
+load("runs/nano")(count="four")
+name: str = load().step
+"""
+# What mypy need not look into to know our own types: the test takes seconds instead of minutes.
+MYPY_CONFIG = "[mypy]\n" + "".join(
+    f"[mypy-{name}.*]\nfollow_imports = skip\n" for name in ("torch", "numpy", "transformers", "diffusers", "skimage")
+)
+
+
+def test_documentation_promises_what_the_package_exports(checkout):
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    promised = {
+        name.strip()
+        for page in pages
+        for names in re.findall(r"^\s*from dittool import (.+)$", page.read_text(), re.MULTILINE)
+        for name in names.split(",")
+    }
+    assert promised == set(dittool.__all__) - {"__version__"}
+    assert all(hasattr(dittool, name) for name in dittool.__all__)
+
+
+def test_a_users_script_is_type_checked_against_the_installed_wheel(wheel, clean_python, tmp_path):
+    install(clean_python, wheel)
+    look = "import dittool, sys; from dittool import load; print(dittool.__file__, 'torch' in sys.modules)"
+    where, torch_loaded = run(clean_python, "-c", look, cwd=tmp_path).split()
+    assert where.startswith(str(tmp_path)) and torch_loaded == "False"
+
+    for name, text in (("script.py", USER_SCRIPT), ("mistakes.py", MISTAKES), ("mypy.ini", MYPY_CONFIG)):
+        (tmp_path / name).write_text(text)
+    mypy = (sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--python-executable", clean_python)
+    run(*mypy, "--strict", "script.py", cwd=tmp_path)
+    found = subprocess.run(list(map(str, (*mypy, "mistakes.py"))), cwd=tmp_path, capture_output=True, text=True)
+    lines = [line for line in found.stdout.splitlines() if "error:" in line]
+    assert [line.split(":")[1] for line in lines] == ["3", "4", "5"], found.stdout
+
+
 # constraints.txt
 
 
