@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dittool.commands.options import JsonOption, OverridesOption, PresetOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console, duration_text
 from dittool.storage import bytes_text
+
+if TYPE_CHECKING:
+    from dittool.config.architectures import ImageConfig
 
 
 class Stage(str, Enum):
@@ -64,6 +67,7 @@ def main(
     Interrupted anywhere, the same command makes what is missing. Every input ends in records.jsonl, as used or with the
     reason why not.
     """
+    from dittool.config.architectures import image_config
     from dittool.config.load import load_config
     from dittool.data.records import STAGES
     from dittool.errors import UsageError
@@ -74,14 +78,16 @@ def main(
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
     if verify:
         _verify(out, wanted, console)
-    elif estimate:
-        _estimate(source, out, load_config(preset, overrides), wanted, console)
+        return
+    config = image_config(load_config(preset, overrides), f"--preset {preset}", "dit embed makes features of images")
+    if estimate:
+        _estimate(source, out, config, wanted, console)
     else:
-        _embed(source, out, load_config(preset, overrides), wanted, part, rebuild, console)
+        _embed(source, out, config, wanted, part or "", rebuild, console)
 
 
 def _embed(
-    source: Path, out: Path, config: Any, stages: tuple[str, ...], part: str | None, rebuild: bool, console: Console
+    source: Path, out: Path, config: ImageConfig, stages: tuple[str, ...], part: str, rebuild: bool, console: Console
 ) -> None:
     from dittool.data.features.embed import embed
     from dittool.data.features.parts import Part, use_own_gpu
@@ -126,7 +132,7 @@ def _embed(
     console.note(f"features in {out}; next: {done.next_command(share)}")
 
 
-def _estimate(source: Path, out: Path, config: Any, stages: tuple[str, ...], console: Console) -> None:
+def _estimate(source: Path, out: Path, config: ImageConfig, stages: tuple[str, ...], console: Console) -> None:
     from dittool.data.features.estimate import estimate
 
     found = estimate(source, out, config, stages, console)

@@ -5,12 +5,17 @@ What is printed is a preset itself: `dit train --preset mine.toml` takes it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+
+if TYPE_CHECKING:
+    from dittool.config.architectures import AnyConfig
+
+_UNKNOWN_WIDTHS = "the widths of these encoders are not known before there are features"
 
 
 def main(
@@ -62,57 +67,40 @@ def main(
     console.note("\nprint one with: dit presets NAME")
 
 
-def _show_params(console: Console, name: str, config: Any) -> None:
-    from dittool.models.parameters import family_totals, parameter_table
+def _show_params(console: Console, name: str, config: AnyConfig) -> None:
+    from dittool.errors import UsageError
+    from dittool.families.family import family_of
+    from dittool.models.parameters import parameter_table, totals_by_part
 
-    tensors = parameter_table(config, **_widths(config))
-    total = sum(tensor.parameters for tensor in tensors)
-    groups = family_totals(tensors)
+    family = family_of(config)
+    if (widths := family.known_widths(config)) is None:
+        raise UsageError(_UNKNOWN_WIDTHS, "dit train --preset P --dry-run says the size")
+    tensors = parameter_table(lambda: family.build(config, widths))
+    total, groups = sum(tensor.parameters for tensor in tensors), totals_by_part(tensors)
     console.json({"name": name, "parameters": total, "tensors": [vars(tensor) for tensor in tensors], "groups": groups})
     console.table(
         ("tensor", "shape", "parameters"),
         [(one.name, "×".join(map(str, one.shape)), f"{one.parameters:,}") for one in tensors],
     )
-    rows = [(part, tensors, f"{count:,}", f"{count / total:.2%}") for part, (tensors, count) in groups.items()]
+    rows = [(part, count, f"{held:,}", f"{held / total:.2%}") for part, (count, held) in groups.items()]
     console.table(("part", "tensors", "parameters", "of all"), rows)
     console.result(f"{total:,} parameters in {len(tensors)} tensors")
-    if config.model.arch == "dit":
+    if widths:
         console.note(_size_text(config))
 
 
-def _widths(config: Any) -> dict[str, int]:
-    """Feature widths that the first model takes from its encoders. Raises `UsageError` where they are not known
-    without the data.
-    """
-    from dittool.encoders.known import known_dims
-    from dittool.errors import UsageError
+def _size_text(config: AnyConfig) -> str:
+    """How many parameters the model has as built, and for which widths of features."""
+    from dittool.families.family import family_of
+    from dittool.models.parameters import parameter_count
 
-    if config.model.arch != "dit":
-        return {"text_dim": 0, "image_dim": 0, "latent_channels": 0}
-    names = config.encoders
-    if (dims := known_dims(names.image, names.text, names.vae)) is None:
-        raise UsageError(
-            "the widths of these encoders are not known before there are features",
-            "dit train --preset P --dry-run says the size",
-        )
-    return dims
-
-
-def _size_text(config: Any) -> str:
-    """How many parameters the model has as built; the first model's input layers depend on the encoders' widths."""
-    from dittool.errors import UsageError
-    from dittool.models.build import parameter_count
-
-    try:
-        dims = _widths(config)
-    except UsageError:
-        return "the number of parameters depends on the widths of these encoders; dit train says it"
-    widths = (
-        f", for text features of width {dims['text_dim']}, image features of width {dims['image_dim']}"
-        if dims["text_dim"]
-        else ""
+    family = family_of(config)
+    if (widths := family.known_widths(config)) is None:
+        return f"{_UNKNOWN_WIDTHS}; dit train says the size"
+    for_widths = (
+        f", for text features of width {widths['text']}, image features of width {widths['image']}" if widths else ""
     )
-    return f"{parameter_count(config, **dims):,} parameters as built{widths}"
+    return f"{parameter_count(lambda: family.build(config, widths)):,} parameters as built{for_widths}"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

@@ -101,10 +101,12 @@ def _show_rows(rows: Sequence[ShardRow], console: Console) -> None:
 
 
 def _index(folder: Path, preset: str, overrides: list[str], console: Console) -> None:
+    from dittool.config.architectures import image_config
     from dittool.config.load import load_config
     from dittool.data.shards.older_sets import index_older_set
 
-    made = index_older_set(folder, load_config(preset, overrides), console)
+    claim = "dit shard --index says which encoders made shards of images"
+    made = index_older_set(folder, image_config(load_config(preset, overrides), f"--preset {preset}", claim), console)
     console.json(
         {
             "shards": str(folder),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+
+if TYPE_CHECKING:
+    from dittool.config.architectures import AnyConfig
 
 
 def main(
@@ -54,9 +57,7 @@ def main(
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import UsageError
-    from dittool.sampling.preview import draw_preview
     from dittool.train.loop import train
-    from dittool.validate.run import judge_during_training
 
     console = console_for(json, quiet, verbose)
     if resume and init:
@@ -78,40 +79,26 @@ def main(
     if not (no_audit or resume):
         _require_audited(config, preset, out, console)
     named = [override.partition("=")[0].strip() for override in overrides]
-    how = {"resume": resume, "strict": strict, "named_changes": named, "init": init, "talk": console}
-    if config.model.arch != "dit":
-        return _train_generator(config, data, out, how)
-    judge = judge_during_training(data, out, SCENE_CHECKER, console)
-    done = train(config, data, out, **how, draw=draw_preview(data), judge=judge)
+    done = train(
+        config,
+        data,
+        out,
+        resume=resume,
+        strict=strict,
+        named_changes=named,
+        init=init,
+        checker=SCENE_CHECKER,
+        talk=console,
+    )
     if done is None:  # a process of torchrun that only computes
         return
-    console.json(
-        {
-            "run": str(done.folder),
-            "checkpoint": str(done.checkpoint),
-            "step": done.step,
-            "loss": done.loss,
-            "eval_loss": done.eval_loss,
-            "seconds": done.seconds,
-            "samples_per_second": done.samples_per_second,
-        }
-    )
-    evaluated = "" if done.eval_loss is None else f", hold-out loss {done.eval_loss:.4f} (EMA weights)"
-    console.result(f"step {done.step}: loss {done.loss:.4f}{evaluated}, {done.samples_per_second:.3g} samples/s")
-    console.result(str(done.checkpoint))
-    console.note(f"log, plot and pictures in {done.folder}; next: dit validate {done.folder}")
+    console.json(done.to_json())
+    console.result(f"{done.line}\n{done.checkpoint}")
+    following = f"; next: {done.conclusion.next} {done.folder}" if done.conclusion.next else ""
+    console.note(f"log, plot and pictures in {done.folder}{following}")
 
 
-def _train_generator(config: Any, data: Path, out: Path, how: dict[str, Any]) -> None:
-    from dittool.families.drift_pictures import draw_generator
-    from dittool.train.drift_loop import train_generator
-
-    if (done := train_generator(config, data, out, **how, draw=draw_generator)) is not None:
-        how["talk"].json(done.to_json())
-        how["talk"].result(f"{done.line}\n{done.checkpoint}")
-
-
-def _require_audited(config: Any, name: str, out: Path, console: Console) -> None:
+def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) -> None:
     """Ends with exit code 1 when a rule fails. Under torchrun the first process audits for all."""
     import os
 
@@ -133,7 +120,7 @@ def _require_audited(config: Any, name: str, out: Path, console: Console) -> Non
     raise typer.Exit(ANSWER_IS_NO)
 
 
-def _show_plan(config: Any, data: Path, console: Console) -> None:
+def _show_plan(config: AnyConfig, data: Path, console: Console) -> None:
     from dataclasses import asdict
 
     from dittool.console import duration_text
@@ -163,8 +150,8 @@ def _show_plan(config: Any, data: Path, console: Console) -> None:
     ]
     console.table(("bucket", "samples", "batch", "tokens", "context", "of batches", "a step"), rows)
     console.result(
-        f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples ="
-        f" {plan.epochs:.3g} epochs"
+        f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples"
+        + ("" if plan.epochs is None else f" = {plan.epochs:.3g} epochs")
     )
     console.result(
         f"time    {duration_text(plan.seconds)} at {plan.seconds_per_step:.3g} s a step, measured on {plan.device}"

@@ -53,16 +53,19 @@ def main(
 
     Blocks that the old model did not have start as the identity, so a deeper model begins as the old one.
     """
+    from dittool.config.architectures import of_kind
     from dittool.config.load import load_config
+    from dittool.config.schema import Config
     from dittool.errors import UsageError
 
     console = console_for(json, quiet, verbose)
-    config = load_config(preset, overrides)
-    if config.model.arch != "dit":
-        raise UsageError(
-            f"--preset {preset}: one-step generators are not carried over",
-            "start from their own weights: dit train --init W",
-        )
+    config = of_kind(
+        load_config(preset, overrides),
+        f"--preset {preset}",
+        "dit warmstart carries over rectified-flow transformers",
+        Config,
+        instead="start from its own weights: dit train --init W",
+    )
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: the name must end in .safetensors", "for example: --out init.safetensors")
 

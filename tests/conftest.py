@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ import pytest
 from dittool.console import Talk
 
 if TYPE_CHECKING:
+    from dittool.config.drift_schema import DriftConfig
     from dittool.config.schema import Config
     from dittool.data.features.store import FeatureStore
     from dittool.data.shards.stream import BatchStream
@@ -113,6 +114,7 @@ class TinyShards:
     images: Path
     config: Config
     overrides: tuple[str, ...] = TINY  # what makes the demo preset this small
+    preset: str = "demo"
 
     def config_with(self, *overrides: str) -> Config:
         from dittool.config.load import load_config
@@ -204,11 +206,13 @@ class ClassShards:
     """Shards of drawn shapes in class folders. Read only."""
 
     folder: Path
+    overrides: tuple[str, ...] = SMALL_CLASSES
+    preset: str = "drift-demo"
 
-    def config(self, *overrides: str):
+    def config_with(self, *overrides: str) -> DriftConfig:
         from dittool.config.load import load_config
 
-        return load_config("drift-demo", [*SMALL_CLASSES, *overrides])
+        return load_config(self.preset, [*self.overrides, *overrides])
 
 
 @pytest.fixture(scope="session")
@@ -228,10 +232,33 @@ def class_shards(tmp_path_factory) -> ClassShards:
 @pytest.fixture(scope="session")
 def class_run(class_shards, tmp_path_factory) -> Path:
     """The folder of a run of six steps. Read only."""
-    from dittool.train.drift_loop import train_generator
+    from dittool.train.loop import train
 
     out = tmp_path_factory.mktemp("class_run") / "run"
-    train_generator(class_shards.config(), class_shards.folder, out)
+    train(class_shards.config_with(), class_shards.folder, out)
+    return out
+
+
+@pytest.fixture(scope="session", params=["flow", "drift"])
+def family_shards(request) -> TinyShards | ClassShards:
+    """The shards of each family that reads some, whose runs take eight steps and save every third. Read only."""
+    if request.param == "flow":
+        return request.getfixturevalue("tiny_shards")
+    same_steps = ("train.steps=8", "train.warmup_steps=2", "train.log_every=1", "train.eval_every=0")
+    return replace(
+        request.getfixturevalue("class_shards"), overrides=(*SMALL_CLASSES, *same_steps, "checkpoint.every=3")
+    )
+
+
+@pytest.fixture(scope="session")
+def family_run(family_shards, request, tmp_path_factory) -> Path:
+    """The folder of a run of eight steps on `family_shards`. Read only."""
+    from dittool.train.loop import train
+
+    if family_shards.preset == "demo":
+        return request.getfixturevalue("tiny_run")
+    out = tmp_path_factory.mktemp("family_run") / "run"
+    train(family_shards.config_with(), family_shards.folder, out)
     return out
 
 

@@ -12,10 +12,19 @@ import torch
 
 from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.load import load_checkpoint
+from dittool.families.family import family_of
+from dittool.train.distributed import Ranks
+from dittool.train.state import TrainState
 
 
 def final_state(run: Path) -> dict[str, Any]:
     return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
+
+
+def fresh_state(config, folder: Path) -> TrainState:
+    """Model, average and optimizer before the first step, alone on the CPU, with the data that its family opens."""
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    return TrainState(config, family_of(config).open_data(config, folder, ranks), ranks)
 
 
 def same_tensors(a: dict[str, Any], b: dict[str, Any]) -> bool:

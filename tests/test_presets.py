@@ -11,7 +11,8 @@ from dittool.audit.runner import audit
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.encoders.known import known_dims
-from dittool.models.build import parameter_count
+from dittool.models.build import build_model
+from dittool.models.parameters import parameter_count
 
 README = Path(__file__).parent.parent / "README.md"
 OF_THE_FIRST_MODEL = [name for name in preset_names() if load_config(name).model.arch == "dit"]
@@ -22,7 +23,7 @@ def test_a_preset_is_built_with_the_parameters_that_the_readme_says(name):
     config = load_config(name)
     dims = known_dims(config.encoders.image, config.encoders.text, config.encoders.vae)
     row = next(line for line in README.read_text().splitlines() if line.startswith(f"| `{name}` |"))
-    assert row.split("|")[-2].strip() == f"{parameter_count(config, **dims):,}"
+    assert row.split("|")[-2].strip() == f"{parameter_count(lambda: build_model(config, *dims.values())):,}"
     assert row.split("|")[2].strip() == f"{config.model.depth} × {config.model.width}"
 
 

@@ -21,6 +21,7 @@ from dittool.audit.runner import audit_subject
 from dittool.audit.subject import Subject
 from dittool.config.load import read_toml
 from dittool.errors import UsageError
+from dittool.models.build import build_generator
 from dittool.models.parameters import ParameterTensor, parameter_table
 
 STATUSES = ("PAPER-BACKED", "INFERRED", "OPEN")
@@ -74,7 +75,7 @@ def parity(subject: Subject, name: str) -> Parity:
             "try: dit audit drift-b2 --spec drifting",
         )
     spec = read_toml(_FOLDER / f"{name}.toml")
-    tensors = parameter_table(subject.config, 0, 0, 0)
+    tensors = parameter_table(lambda: build_generator(subject.config))
     judge = _Judge(subject, tensors, spec["totals"])
     rows = [judge.row(component) for component in spec["component"]]
     if strays := [tensor.name for tensor in tensors if tensor.name not in judge.named]:

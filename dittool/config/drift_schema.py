@@ -1,7 +1,6 @@
-"""What can be configured for the one-step generator, beside the sections that it shares with the first model.
+"""What can be configured for the one-step generator and its toy, beside the sections that they share with `schema.py`.
 
-`model.arch` decides which of the three kinds of configuration a preset is: `FAMILIES` below. Sections of another kind
-are errors.
+Which of the schemas a preset has, `model.arch` decides: `architectures.py`. Sections of another schema are errors.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from pydantic import Field, model_validator
 
 from dittool.config.schema import (
     Checkpoint,
-    Config,
     Counted,
     Data,
     Ema,
@@ -191,10 +189,6 @@ def _require_whole_groups(train: Train, drift: Drift) -> None:
             "a one-step generator has train.batch_size, not tokens_per_batch: all its samples have one size",
         ),
         (whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"),
-        (
-            train.skip_nonfinite == 0,
-            "train.skip_nonfinite has no effect on a one-step generator: a step that is not finite ends the run",
-        ),
     )
 
 
@@ -258,7 +252,3 @@ class ToyConfig(Section):
             ),
         )
         return self
-
-
-FAMILIES = {"dit": Config, "drift": DriftConfig, "drift-toy": ToyConfig}
-AnyConfig = Config | DriftConfig | ToyConfig

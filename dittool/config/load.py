@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dittool.config.drift_schema import FAMILIES, AnyConfig
+from dittool.config.architectures import ARCHITECTURES, AnyConfig, Schema
 from dittool.config.presets import preset_path
 from dittool.config.schema import EXCLUSIVE, Section
 from dittool.errors import UsageError
@@ -195,41 +195,41 @@ def _override_value(text: str) -> Any:
 
 
 def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> AnyConfig:
-    family = _family(tree, origin)
+    schema = _schema(tree, origin)
     try:
-        config = family.model_validate(tree)
+        config = schema.model_validate(tree)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         problems = problems + [
-            _problem(mistake, origin, family) for mistake in mistakes + _hidden_mistakes(tree, mistakes, family)
+            _problem(mistake, origin, schema) for mistake in mistakes + _hidden_mistakes(tree, mistakes, schema)
         ]
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def _family(tree: dict[str, Any], origin: Origin) -> type[Section]:
-    """The kind of configuration that `model.arch` names; without it the first one. Raises `ConfigError` for a name
+def _schema(tree: dict[str, Any], origin: Origin) -> Schema:
+    """The schema that `model.arch` names; without it that of "dit". Raises `ConfigError` for a name
     that is none.
     """
     model = tree.get("model")
     arch = model.get("arch", "dit") if isinstance(model, dict) else "dit"
-    if not isinstance(arch, str) or arch not in FAMILIES:
-        known = ", ".join(f"'{name}'" for name in FAMILIES)
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        known = ", ".join(f"'{name}'" for name in ARCHITECTURES)
         raise ConfigError(
             [f"model.arch: must be one of {known}, not {_shown(arch)} ({_origin_of(('model', 'arch'), origin)})"]
         )
-    return FAMILIES[arch]
+    return ARCHITECTURES[arch].schema
 
 
-def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any], family: type[Section]) -> list[Any]:
+def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any], schema: type[Section]) -> list[Any]:
     """Rules between keys that were not checked because the same section has an unknown key: found without that key."""
     known = tree
     for mistake in mistakes:
         if mistake["type"] == "extra_forbidden":
             known = _without(known, mistake["loc"])
     try:
-        family.model_validate(known)
+        schema.model_validate(known)
     except ValidationError as error:
         seen = {(mistake["loc"], mistake["type"]) for mistake in mistakes}
         return [mistake for mistake in error.errors(include_url=False) if (mistake["loc"], mistake["type"]) not in seen]
@@ -243,12 +243,12 @@ def _without(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return {other: value for other, value in tree.items() if other != key}
 
 
-def _problem(mistake: Any, origin: Origin, family: type[Section]) -> str:
+def _problem(mistake: Any, origin: Origin, schema: type[Section]) -> str:
     path = tuple(str(part) for part in mistake["loc"])
     kind, value = mistake["type"], mistake["input"]
     key, where = ".".join(path) or "configuration", _origin_of(path, origin)
     if kind == "extra_forbidden":
-        return f"{key}: unknown {'section' if isinstance(value, dict) else 'key'}{_suggestion(path, family)} ({where})"
+        return f"{key}: unknown {'section' if isinstance(value, dict) else 'key'}{_suggestion(path, schema)} ({where})"
     if kind == "missing":
         return f"{key}: missing; it has no default ({where})"
     if kind == "model_type":
@@ -280,9 +280,9 @@ def _origin_of(path: tuple[str, ...], origin: Origin) -> str:
     return ", ".join([place, *(text for text in overrides if text != place)])
 
 
-def _suggestion(path: tuple[str, ...], family: type[Section]) -> str:
+def _suggestion(path: tuple[str, ...], schema: type[Section]) -> str:
     """`, did you mean 'train.lr'?` when a valid key is near in name, wherever its section is."""
-    valid = [".".join(known) for known in _known_keys(family)]
+    valid = [".".join(known) for known in _known_keys(schema)]
     key = ".".join(path)
     if same_name := [known for known in valid if known.split(".")[-1] == path[-1]]:
         return f", did you mean '{same_name[0]}'?"

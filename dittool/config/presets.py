@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dittool.errors import UsageError
 
 if TYPE_CHECKING:
-    from dittool.config.drift_schema import AnyConfig
+    from dittool.config.architectures import AnyConfig
 
 
 def preset_folder() -> Path:
@@ -46,9 +46,11 @@ def preset_path(name: str) -> Path:
 
 def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
     """One row of the list of presets. `heads` and `area` are None for a family that has none."""
+    from dittool.config.architectures import architecture
+
     model, train = config.model, config.train
     data = getattr(config, "data", None)  # points of the plane come from no data set
-    conditions = {"drift": ["class", "alpha"], "drift-toy": []}.get(model.arch, ["text", "CLS"])
+    conditions = list(architecture(config).conditions)
     return {
         "name": name,
         "description": config.description,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dittool.config.schema import Config
+from dittool.config.architectures import ImageConfig
 from dittool.data.identity import IdentityCard, json_sha256
 from dittool.data.normalisation import LatentNorm, latent_norm
 from dittool.data.shards.read import SampleRef, ShardSet
@@ -43,7 +43,7 @@ class Provenance:
     order_hash: str  # of the ids and buckets of the training samples, in order
 
     @staticmethod
-    def of(shards: ShardSet, refs: list[SampleRef], config: Config) -> Provenance:
+    def of(shards: ShardSet, refs: list[SampleRef], config: ImageConfig) -> Provenance:
         """Raises `BadDataError` for a set whose identity card was changed after it was made."""
         if (found := shards.card.sha256) != shards.identity_hash:
             raise BadDataError(

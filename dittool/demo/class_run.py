@@ -1,6 +1,6 @@
 """The one-step demo's library calls in order: draw class folders, embed, shard, train, and read back what was drawn.
 
-prepare → train/drift_loop.train_generator → judge, contact_sheet
+prepare → train/loop.train → judge, contact_sheet
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from dittool.demo.checker import SCENE_CHECKER
 from dittool.demo.drawing import draw_dataset
 from dittool.errors import BadDataError
 from dittool.sampling.draw import draw
-from dittool.sampling.preview import draw_preview
 from dittool.sampling.repeat import DrawnImage
 from dittool.sampling.request import DrawRequest
 from dittool.train.loop import train
@@ -97,4 +96,4 @@ def _train(config: Config, shards: Path, out: Path, talk: Talk) -> Path:
     if finals:
         talk.note(f"trained before: {finals[0]}")
         return finals[0]
-    return train(config, shards, out, resume=bool(existing), draw=draw_preview(shards), talk=talk).checkpoint
+    return train(config, shards, out, resume=bool(existing), talk=talk).checkpoint

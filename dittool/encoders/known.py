@@ -34,12 +34,10 @@ LATENT_CHANNELS = {
 
 
 def known_dims(image: str, text: str, vae: str) -> dict[str, int] | None:
-    """`text_dim`, `image_dim` and `latent_channels` for three names of `[encoders]`; None when one of them is not
-    in the tables.
+    """`text`, `image` and `latent_channels`, as the data would say them, for three names of `[encoders]`; None when one
+    of them is not in the tables.
     """
-    dims = {
-        "text_dim": TEXT_WIDTHS.get(text),
-        "image_dim": IMAGE_WIDTHS.get(image),
-        "latent_channels": LATENT_CHANNELS.get(vae),
-    }
-    return dims if all(dims.values()) else None
+    text_width, image_width, channels = TEXT_WIDTHS.get(text), IMAGE_WIDTHS.get(image), LATENT_CHANNELS.get(vae)
+    if text_width is None or image_width is None or channels is None:
+        return None
+    return {"text": text_width, "image": image_width, "latent_channels": channels}

@@ -1,77 +1,32 @@
-"""What a step of the one-step generator sees: groups of one class and one guidance scale each, with real samples to
-drift towards.
+"""The real samples of a one-step generator's run: an endless stream of latents with classes, and the queues that groups
+are drawn from.
 
-Everything random about group g of a run is a function of (seed, g); which real samples enter the queues with step s is
-a function of (seed, s). So stopping, resuming and any number of processes give the same groups.
-
-K groups · N generated · P positives · U unconditional · S style tokens
+Which real samples enter the queues with step s is a function of (seed, s), so stopping, resuming and any number of
+processes give the same groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.config.drift_schema import DriftConfig
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.errors import BadDataError
+from dittool.families.drift_groups import Groups, group_generator, group_numbers
 from dittool.objective.drift import alpha_from_uniform
 from dittool.objective.queues import SampleQueues
-from dittool.objective.toy import real_points
 from dittool.seeding import derive_seed
 
-
-@dataclass(frozen=True)
-class Groups:
-    """One micro-batch of one process."""
-
-    labels: Tensor  # (K,)
-    alpha: Tensor  # (K,)
-    noise: Tensor  # (K, N, *shape)
-    style: Tensor  # (K, N, S)
-    positives: Tensor  # (K, P, *shape), normalised
-    unconditional: Tensor  # (K, U, *shape)
-
-    def to(self, device: torch.device) -> Groups:
-        return Groups(**{name: value.to(device, non_blocking=True) for name, value in vars(self).items()})
-
-
-class ToyStream:
-    """Groups of a distribution in the plane; real points are drawn anew for each."""
-
-    def __init__(self, config: ToyConfig) -> None:
-        self._config = config
-
-    def advance(self) -> None:
-        """Nothing waits in queues."""
-
-    def groups(self, first: int, count: int) -> Groups:
-        """The groups of numbers `first` to `first + count`, exclusive."""
-        drift, made = self._config.drift, []
-        for number in range(first, first + count):
-            generator = group_generator(self._config.train.seed, number)
-            noise = torch.randn(drift.generated, self._config.model.noise, generator=generator)
-            made.append((noise, real_points(self._config.toy.distribution, drift.positives, generator)))
-        noise, positives = (torch.stack(parts) for parts in zip(*made, strict=True))
-        labels = torch.zeros(count, dtype=torch.int64)
-        return Groups(
-            labels,
-            torch.ones(count),
-            noise,
-            labels[:, None, None].expand(-1, drift.generated, 0),
-            positives,
-            positives[:, :0],
-        )
-
-    def state(self) -> dict[str, Any]:
-        return {}
+if TYPE_CHECKING:
+    from dittool.train.distributed import Ranks
 
 
 class LatentStream:
@@ -81,12 +36,12 @@ class LatentStream:
 
     def __init__(self, config: DriftConfig, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm) -> None:
         self._config, self.samples = config, ClassSamples(shards, refs, norm, config.train.seed)
+        self.classes = shards.classes
         drift, model = config.drift, config.model
         self.queues = SampleQueues(
             len(shards.classes), drift.class_queue, drift.global_queue, (model.channels, *model.cells)
         )
         self._position = 0  # samples of the endless stream that have entered
-        self._arrivals = None
 
     def fill(self) -> None:
         """Before the first step: until every queue can give what a group needs."""
@@ -95,7 +50,7 @@ class LatentStream:
             self._push(self.samples[self._position])
             self._position += 1
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """The queues of a checkpoint, their samples read again from the shards."""
         self._position = state["position"]
         self.queues.restore(state, self.samples.latents)
@@ -104,36 +59,41 @@ class LatentStream:
         """What a checkpoint keeps: sample numbers, not samples."""
         return {**self.queues.to_dict(), "position": self._position}
 
-    def advance(self) -> None:
-        """The new samples of one step enter the queues."""
-        if self._arrivals is None:
-            self._arrivals = iter(self._loader())
-        for _ in range(self._config.drift.pushed):
-            self._push(next(self._arrivals))
-            self._position += 1
+    def batches(self, first: int, end: int, ranks: Ranks) -> Iterator[Groups]:
+        """The micro-batches of steps `first` to `end`, exclusive. The new samples of a step enter the queues before its
+        first one.
+        """
+        arrivals = iter(self._loader(end - first))
+        for step in range(first, end):
+            for _ in range(self._config.drift.pushed):
+                self._push(next(arrivals))
+                self._position += 1
+            for micro in range(self._config.train.accumulate):
+                yield self._groups(group_numbers(self._config, step, micro, ranks))
 
-    def groups(self, first: int, count: int) -> Groups:
-        """The groups of numbers `first` to `first + count`, exclusive."""
-        config, drift = self._config, self._config.drift
-        made = []
-        for number in range(first, first + count):
-            generator, label = group_generator(config.train.seed, number), self._label(number)
-            alpha = alpha_from_uniform(
-                torch.rand(1, generator=generator, dtype=torch.float64), drift.alpha_max, drift.alpha_exponent
-            )[0].float()
-            made.append(
-                (
-                    torch.tensor(label),
-                    alpha,
-                    torch.randn(drift.generated, config.model.channels, *config.model.cells, generator=generator),
-                    torch.randint(
-                        config.model.style_codebook, (drift.generated, config.model.style_tokens), generator=generator
-                    ),
-                    self.queues.of_class(label, drift.positives, generator),
-                    self.queues.of_all(drift.unconditional, generator),
-                )
+    def _groups(self, numbers: range) -> Groups:
+        """The groups of these numbers."""
+        train, drift, model = self._config.train, self._config.drift, self._config.model
+        names, made = [], []
+        for number in numbers:
+            generator, label = group_generator(train.seed, number), self._label(number)
+            uniform = torch.rand(1, generator=generator, dtype=torch.float64)
+            group = (
+                torch.tensor(label),
+                alpha_from_uniform(uniform, drift.alpha_max, drift.alpha_exponent)[0].float(),
+                torch.randn(drift.generated, model.channels, *model.cells, generator=generator),
+                torch.randint(model.style_codebook, (drift.generated, model.style_tokens), generator=generator),
+                self.queues.of_class(label, drift.positives, generator),
+                self.queues.of_all(drift.unconditional, generator),
             )
-        return Groups(*(torch.stack(parts) for parts in zip(*made, strict=True)))
+            finite = all(bool(torch.isfinite(real).all()) for real in group[-2:])
+            names.append(f"group {number} of class '{self.classes[label]}'" if finite else self._not_finite())
+            made.append(group)
+        return Groups(names, 1 / train.accumulate, *(torch.stack(parts) for parts in zip(*made, strict=True)))
+
+    def _not_finite(self) -> str:
+        """The ids of samples in the queues that hold NaN or infinity."""
+        return ", ".join(self.samples.id(number) for number in self.queues.not_finite())
 
     def _push(self, sample: tuple[int, int, Tensor]) -> None:
         number, label, latent = sample
@@ -144,9 +104,10 @@ class LatentStream:
         count = len(self.queues.pushed)
         return _order(self._config.train.seed, "classes", group // count, count)[group % count]
 
-    def _loader(self) -> DataLoader:
+    def _loader(self, steps: int) -> DataLoader:
+        """The samples that enter in so many steps."""
         workers = self._config.train.workers
-        end = self._position + (self._config.train.steps + 1) * self._config.drift.pushed
+        end = self._position + steps * self._config.drift.pushed
         return DataLoader(
             self.samples,
             batch_size=None,
@@ -187,6 +148,10 @@ class ClassSamples(Dataset):
         number = _order(self._seed, "samples", position // len(self._refs), len(self._refs))[position % len(self._refs)]
         return number, self.label(number), self.latents(torch.tensor([number]))[0]
 
+    def id(self, number: int) -> str:
+        """The id of a sample."""
+        return self._refs[number].id
+
     def label(self, number: int) -> int:
         """The class of a sample. Raises `BadDataError` when its record names none of the set's."""
         record = self._shards.read_record(self._refs[number])
@@ -205,11 +170,6 @@ class ClassSamples(Dataset):
             for number in numbers.tolist()
         ]
         return self._norm.apply(torch.stack(arrays))
-
-
-def group_generator(seed: int, number: int) -> torch.Generator:
-    """The source of all that is random about a group."""
-    return torch.Generator().manual_seed(derive_seed(seed, "group", number))
 
 
 @lru_cache(maxsize=4)

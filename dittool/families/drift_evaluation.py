@@ -5,45 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.config.drift_schema import DriftConfig
 from dittool.families.drift_data import ClassSamples
 from dittool.models.drift_dit import ClassConditions
 from dittool.objective.energy import energy_distance
-from dittool.objective.toy import ToyFigures, faults, floor, judge
 from dittool.seeding import derive_seed
 
-_POINTS = 2000  # of a toy
 _LARGEST_SET = 256  # real samples
 _BATCH = 64
-
-
-class ToyEvaluation:
-    """Energy distance, mode share, spread and stray points."""
-
-    def __init__(self, config: ToyConfig) -> None:
-        self._config = config
-
-    def points(self, model: nn.Module, device: torch.device) -> Tensor:
-        """(2000, 2), from fixed noise."""
-        noise = torch.randn(
-            _POINTS, self._config.model.noise, generator=torch.Generator().manual_seed(derive_seed("toy evaluation"))
-        )
-        none = torch.zeros(_POINTS, dtype=torch.int64, device=device)
-        with torch.inference_mode():
-            return model(
-                noise.to(device), torch.ones(_POINTS, device=device), ClassConditions(none, none[:, None])
-            ).cpu()
-
-    def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        found = judge(self._config.toy.distribution, self.points(model, device))
-        return {f"eval_{name}": value for name, value in vars(found).items()}
-
-    def faults(self, figures: dict[str, float]) -> list[str]:
-        """Why the points of these figures do not pass for real ones."""
-        name = self._config.toy.distribution
-        return faults(
-            name, ToyFigures(**{key.removeprefix("eval_"): value for key, value in figures.items()}), floor(name)
-        )
 
 
 class LatentEvaluation:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,9 @@ from dittool.encoders.drift_features import LatentEncoder
 from dittool.families.drift_data import ClassSamples
 from dittool.families.drift_evaluation import LatentEvaluation
 from dittool.seeding import derive_seed
-from dittool.train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from dittool.train.distributed import Ranks
 
 _PATCH = 2  # cells along one side of what is hidden at once
 _NOISE = 0.3  # largest deviation of the noise on its inputs: drawn samples are not clean either

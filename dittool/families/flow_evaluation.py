@@ -8,6 +8,7 @@ from collections import defaultdict
 
 import torch
 
+from dittool.config.schema import Config
 from dittool.data.normalisation import LatentNorm
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.stream import collate
@@ -23,13 +24,11 @@ _BATCH = 16
 class Evaluation:
     """Hold-out samples in memory, ready to be judged again and again."""
 
-    def __init__(
-        self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, sampling: str, shift: float, patches: bool
-    ) -> None:
+    def __init__(self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, config: Config) -> None:
         patch_size = shards.card.image.patch_size
         by_bucket = defaultdict(list)
         for ref in refs[:_LARGEST_SET]:
-            by_bucket[ref.bucket].append(shards.read(ref, patches))
+            by_bucket[ref.bucket].append(shards.read(ref, config.model.patches))
         self._batches = []
         for samples in by_bucket.values():
             for start in range(0, len(samples), _BATCH):
@@ -45,7 +44,7 @@ class Evaluation:
                     ]
                 )
                 self._batches.append((latents, conditions, noise))
-        self._timesteps = timesteps(torch.tensor(QUANTILES), sampling, shift)
+        self._timesteps = timesteps(torch.tensor(QUANTILES), config.flow.timestep_sampling, config.flow.shift)
 
     @torch.inference_mode()
     def loss(self, model: DiT, device: torch.device) -> float:

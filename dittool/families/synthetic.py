@@ -1,19 +1,22 @@
-"""A small set of shards of the sizes that a preset's own would have, filled with noise: to measure a machine before
-any image is embedded.
+"""Small sets of shards of the sizes that a preset's own would have, filled with noise: to measure a machine before any
+image is embedded.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dittool.config.architectures import ImageConfig
+from dittool.config.drift_schema import DriftConfig
 from dittool.config.schema import Config
 from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16
-from dittool.data.records import FEATURES, RECORD_MEMBER
+from dittool.data.records import FEATURES, LATENT, RECORD_MEMBER, Feature
 from dittool.data.shards.index import TRAIN, ShardIndex, index_shard, write_index
-from dittool.data.shards.read import ShardSet
 from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.write import tar_member
 from dittool.encoders.cards import ImageCard, TextCard, VaeCard
@@ -24,57 +27,71 @@ from dittool.untrusted.npy import npy_bytes
 
 TEXT_TOKENS = 64  # of every caption
 _STRIDE, _PATCH = 8, 16  # of the Flux codec and DINOv3, and of the built-in stand-ins
+_UNREAD = 8  # width of features that a class-conditional model does not read
 
 
-def squarest(config: Config) -> Bucket:
-    """The bucket that is measured: the one nearest to a square."""
-    return min(config.data.bucket_sizes(), key=lambda bucket: abs(bucket.width - bucket.height))
-
-
-def synthetic_shards(folder: Path, config: Config, samples: int) -> ShardSet:
-    """Writes `samples` samples of one bucket and opens them. Raises `UsageError` for encoders whose widths are not
+def write_noise(config: Config, folder: Path) -> None:
+    """Four batches of the preset's bucket nearest to a square. Raises `UsageError` for encoders whose widths are not
     known.
     """
     names = config.encoders
-    dims = known_dims(names.image, names.text, names.vae)
-    if dims is None:
+    widths = known_dims(names.image, names.text, names.vae)
+    if widths is None:
         raise UsageError(
             f"the widths of these encoders are not known: {names.image}, {names.text}, {names.vae}",
             "measure with a preset whose encoders are in the table of docs/encoders.md, or run dit train --dry-run on"
             " real shards",
         )
-    bucket = squarest(config)
+    bucket = min(config.data.bucket_sizes(), key=lambda bucket: abs(bucket.width - bucket.height))
+    image, patches = widths["image"], (bucket.height // _PATCH) * (bucket.width // _PATCH)
+    latent = (widths["latent_channels"], *bucket.latent_grid(_STRIDE))
+    shapes = dict(zip(FEATURES, ((image,), (patches, image), latent, (TEXT_TOKENS, widths["text"])), strict=True))
+    _write(folder, config, bucket, shapes, widths, [{}] * 4 * (config.train.batch_size or 8))
+
+
+def write_class_noise(config: DriftConfig, folder: Path) -> None:
+    """Latents in the model's size, one of each class. The features that it does not read are left out."""
+    model = config.model
+    rows, columns = model.cells
+    bucket, widths = Bucket(columns * _STRIDE, rows * _STRIDE), {"text": _UNREAD, "image": _UNREAD}
+    classes = [f"class-{number:04d}" for number in range(model.classes)]
+    records = [{"name": name, "image": "", "status": "used", "cls": name} for name in classes]
+    shapes = {LATENT: (model.channels, rows, columns)}
+    _write(folder, config, bucket, shapes, widths | {"latent_channels": model.channels}, records, classes)
+
+
+def _write(
+    folder: Path,
+    config: ImageConfig,
+    bucket: Bucket,
+    shapes: Mapping[Feature, tuple[int, ...]],
+    widths: dict[str, int],
+    records: Sequence[Mapping[str, str]],
+    classes: Sequence[str] = (),
+) -> None:
+    """A set of one shard, N(0, 1) in every feature."""
     tar = folder / f"bucket_{bucket.name}" / "shard-000000.tar"
     tar.parent.mkdir(parents=True)
     with tar.open("wb") as file:
-        for number in range(samples):
-            key = f"noise-{number:06d}"
-            for member, data in [(RECORD_MEMBER, b"{}"), *_arrays(bucket, dims, number)]:
-                file.writelines(tar_member(f"{key}.{member}", data))
+        for number, record in enumerate(records):
+            key, chance = f"noise-{number:06d}", np.random.default_rng(number)
+            file.writelines(tar_member(f"{key}.{RECORD_MEMBER}", json.dumps({"id": key, **record}).encode()))
+            for feature, shape in shapes.items():
+                array = chance.standard_normal(shape, np.float32).astype(np.float16)
+                file.writelines(tar_member(f"{key}.{feature.member}", npy_bytes(array)))
         file.write(bytes(1024))  # the end of a tar
-    image_dim, text_dim, channels = dims["image_dim"], dims["text_dim"], dims["latent_channels"]
+    names, channels = config.encoders, widths["latent_channels"]
     encoders = (
-        ImageCard(names.image, "", "", names.dtype, image_dim, _PATCH, registers=0),
-        TextCard(names.text, "", "", names.dtype, text_dim, names.max_text_tokens),
+        ImageCard(names.image, "", "", names.dtype, widths["image"], _PATCH, registers=0),
+        TextCard(names.text, "", "", names.dtype, widths["text"], names.max_text_tokens),
         VaeCard(names.vae, "", "", "fp32", channels, _STRIDE, scale=1.0, shift=0.0),
     )
     card = IdentityCard((bucket.name,), FP16, encoders)
     noise = {
         f"{name}_{key}": (value,) * size
-        for name, size in (("latent", channels), ("cls", image_dim), ("patch", image_dim))
+        for name, size in (("latent", channels), ("cls", widths["image"]), ("patch", widths["image"]))
         for key, value in (("mean", 0.0), ("std", 1.0))
     }
-    statistics = SetStatistics(samples, **noise, tokens_mean=TEXT_TOKENS, tokens_max=TEXT_TOKENS)
-    widths = {"text": text_dim, "image": image_dim, "latent_channels": channels}
+    statistics = SetStatistics(len(records), **noise, tokens_mean=TEXT_TOKENS, tokens_max=TEXT_TOKENS)
     rows = (index_shard(folder, tar, bucket.name, TRAIN),)
-    write_index(folder, ShardIndex(card, card.sha256, "", widths, statistics, rows))
-    return ShardSet.open(folder)
-
-
-def _arrays(bucket: Bucket, dims: dict[str, int], number: int) -> list[tuple[str, bytes]]:
-    chance = np.random.default_rng(number)
-    image, text, channels = dims["image_dim"], dims["text_dim"], dims["latent_channels"]
-    patches = (bucket.height // _PATCH) * (bucket.width // _PATCH)
-    shapes = ((image,), (patches, image), (channels, *bucket.latent_grid(_STRIDE)), (TEXT_TOKENS, text))
-    noise = [chance.standard_normal(shape, np.float32).astype(np.float16) for shape in shapes]
-    return [(feature.member, npy_bytes(array)) for feature, array in zip(FEATURES, noise, strict=True)]
+    write_index(folder, ShardIndex(card, card.sha256, "", widths, statistics, rows, classes=tuple(classes)))

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-from dittool.models.build import build_any
-
-if TYPE_CHECKING:
-    from dittool.config.drift_schema import AnyConfig
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -23,16 +18,19 @@ class ParameterTensor:
     parameters: int
 
 
-def parameter_table(config: AnyConfig, text_dim: int, image_dim: int, latent_channels: int) -> list[ParameterTensor]:
-    """Every learned tensor of a configuration's model, in the model's order. The widths are read by the first model
-    alone.
-    """
+def parameter_table(build: Callable[[], nn.Module]) -> list[ParameterTensor]:
+    """Every learned tensor of the model that `build` makes, in the model's order."""
     with torch.device("meta"):
-        model = build_any(config, {"text": text_dim, "image": image_dim, "latent_channels": latent_channels})
+        model = build()
     return [ParameterTensor(name, tuple(one.shape), one.numel()) for name, one in model.named_parameters()]
 
 
-def family_totals(tensors: Iterable[ParameterTensor]) -> dict[str, tuple[int, int]]:
+def parameter_count(build: Callable[[], nn.Module]) -> int:
+    """Learned parameters of the model that `build` makes."""
+    return sum(tensor.parameters for tensor in parameter_table(build))
+
+
+def totals_by_part(tensors: Iterable[ParameterTensor]) -> dict[str, tuple[int, int]]:
     """Number of tensors and of parameters by part of the model; the same part of all blocks counts together, as
     `blocks.*.mlp`.
     """

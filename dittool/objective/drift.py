@@ -149,8 +149,8 @@ def multi_feature_loss(
     weight: Tensor,
     settings: FieldSettings,
 ) -> dict[str, Tensor]:
-    """One field for each class and each feature vector; by kind of feature, the mean loss of its fields. Their sum is
-    what is minimised.
+    """One field for each class and each feature vector; by kind of feature, the losses of its fields, (K, L). The sum
+    of their means is what is minimised.
 
     Args:
         generated: kind → (K, N, L, C); positives: (K, P, L, C); unconditional: (K, U, L, C), with L and C of the kind.
@@ -160,7 +160,7 @@ def multi_feature_loss(
     for kind, x in generated.items():
         # 3 × (K·L, ·, C)
         fields = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (x, positives[kind], unconditional[kind]))
-        losses[kind] = drift_loss(*fields, weight.repeat_interleave(x.shape[2]), settings).mean()
+        losses[kind] = drift_loss(*fields, weight.repeat_interleave(x.shape[2]), settings).unflatten(0, (len(x), -1))
     return losses
 
 

@@ -9,14 +9,13 @@ of the batch. B batch · C H W latent
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dittool.models.conditioning import Conditions, Kept
-from dittool.models.dit import DiT
 
 SMALLEST_T, LARGEST_T = 0.001, 0.999
 MODES = ("none", "text_only", "reference_only", "both")  # by which conditions a sample KEEPS
@@ -85,10 +84,13 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return (1 - t) * x0 + t * noise
 
 
-def flow_loss(model: DiT, x0: Tensor, noise: Tensor, t: Tensor, conditions: Conditions, modes: Tensor) -> FlowLoss:
+def flow_loss(
+    model: Callable[..., Tensor], x0: Tensor, noise: Tensor, t: Tensor, conditions: Conditions, modes: Tensor
+) -> FlowLoss:
     """E ‖v(z_t, t, conditions) − (ε − x0)‖² for each sample of the batch.
 
     Args:
+        model: `DiT`, or what calls it.
         x0: (B, C, H, W) normalised latents; noise: the same shape, N(0, 1).
         t: (B,) timesteps; modes: (B,) dropout modes, best on the CPU (`Kept`).
     """

@@ -7,7 +7,7 @@ K classes · Q capacity of a class's queue · A capacity of the queue over all
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -56,11 +56,19 @@ class SampleQueues:
         """
         return self._all_values[_places(self.held_by_all, count, generator)]
 
+    def not_finite(self) -> list[int]:
+        """Numbers of the held samples that have a value of NaN or infinity."""
+        found: set[int] = set()
+        for numbers, values in ((self.numbers, self._values), (self.all_numbers, self._all_values)):
+            finite = torch.isfinite(values).flatten(numbers.dim()).all(dim=-1)
+            found |= set(numbers[~finite].tolist())
+        return sorted(found)
+
     def to_dict(self) -> dict[str, Tensor]:
         """Which samples stand where; `restore` with their values gives the same queues."""
         return {"numbers": self.numbers.clone(), "all_numbers": self.all_numbers.clone(), "pushed": self.pushed.clone()}
 
-    def restore(self, state: dict[str, Tensor], read: SampleReader) -> None:
+    def restore(self, state: Mapping[str, Tensor], read: SampleReader) -> None:
         """The queues of `to_dict`; `read` gives the values (n, *shape) of sample numbers (n,)."""
         for numbers, values, saved in (
             (self.numbers, self._values, state["numbers"]),

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint, require_fit
+from dittool.config.architectures import of_kind
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
@@ -66,12 +67,12 @@ class OneStepPipeline:
         for one of another family.
         """
         content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
-        config = config_from_dict(content["config"], str(checkpoint))
-        if config.model.arch != "drift":
-            raise UsageError(
-                f"{checkpoint}: --class and --alpha draw from a one-step generator, and this is '{config.model.arch}'",
-                "use --prompt",
-            )
+        config = of_kind(
+            config_from_dict(content["config"], str(checkpoint)),
+            str(checkpoint),
+            "--class and --alpha draw from a one-step generator",
+            DriftConfig,
+        )
         model = build_generator(config)
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dittool.ckpt.load import load_checkpoint, require_fit
+from dittool.config.architectures import of_kind
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
@@ -78,13 +79,12 @@ class Pipeline:
         for a one-step generator.
         """
         content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
-        config = config_from_dict(content["config"], str(checkpoint))
-        if config.model.arch != "dit":
-            raise UsageError(
-                f"{checkpoint}: a one-step generator, which knows classes and neither prompts nor references",
-                "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured"
-                " while it trains: eval_energy in its log.jsonl (train.eval_every)",
-            )
+        config = of_kind(
+            config_from_dict(content["config"], str(checkpoint)),
+            str(checkpoint),
+            "prompts and references are drawn and judged with a rectified-flow transformer",
+            Config,
+        )
         data = Provenance.from_json(content["data"], str(checkpoint))
         model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")

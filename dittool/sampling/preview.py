@@ -1,4 +1,4 @@
-"""Pictures on the way: hold-out samples above, what the EMA weights make of their captions and references below."""
+"""Pictures on the way: hold-out samples above what is made of their captions and references; a row for each class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from PIL import Image
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import collate
 from dittool.geometry import Bucket, parse_size
+from dittool.sampling.one_step import OneStepPipeline
 from dittool.sampling.picture_file import write_png
 from dittool.sampling.pipeline import Pipeline
 
 _COLUMNS = 6
+_MOST_CLASSES = 16
 
 
 def draw_preview(shards_folder: Path) -> Callable[[Pipeline, Path], None]:
@@ -37,3 +39,15 @@ def draw_preview(shards_folder: Path) -> Callable[[Pipeline, Path], None]:
         write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), {"step": pipeline.step, "weights": "ema"})
 
     return draw
+
+
+def draw_classes(pipeline: OneStepPipeline, path: Path) -> None:
+    """A row of images for each of the first classes, the same seeds in each."""
+    alpha, classes = pipeline.config.sample.alpha, pipeline.classes[:_MOST_CLASSES]
+    rows = []
+    for label in range(len(classes)):
+        images = pipeline.decode(pipeline.latents([label] * _COLUMNS, alpha, list(range(_COLUMNS))))
+        rows.append(np.concatenate(list(images), axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"step": pipeline.step, "weights": "ema", "alpha": alpha, "classes": classes}
+    write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), settings)

@@ -12,24 +12,20 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dittool.config.schema import Config
+from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk
-from dittool.data.provenance import Provenance
-from dittool.data.shards.stream import Batch, BatchStream
 from dittool.encoders.vae import load_codec
-from dittool.errors import UsageError, WeightsMissingError
-from dittool.families.synthetic import squarest, synthetic_shards
-from dittool.models.build import build_model
-from dittool.objective.flow import dropout_modes, flow_loss, timesteps
-from dittool.train.batches import training_stream
-from dittool.train.distributed import process_group
+from dittool.errors import WeightsMissingError
+from dittool.families.family import MicroBatch, family_of
+from dittool.train.distributed import Ranks, process_group
 from dittool.train.estimate import device_name, wait_for
 from dittool.train.log import peak_memory_bytes
 from dittool.train.loop import train_step
@@ -66,45 +62,37 @@ class Bench:
     figures: list[Figure]
 
 
-def bench(config: Config, talk: Talk = SILENT) -> Bench:
-    """Measures a preset. Raises `UsageError` for encoders of unknown width and for another family of models, and
-    what training would raise.
-    """
-    if config.model.arch != "dit":
-        raise UsageError(
-            f"models of the family '{config.model.arch}' are not measured yet", "choose one of the others: dit presets"
-        )
-    bucket, batch_size = squarest(config), config.train.batch_size
+def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
+    """Measures a preset. Raises `UsageError` for encoders of unknown width, and what training would raise."""
+    family = family_of(config)
+    config = family.cheap_begin(config)
+    accumulate = config.train.accumulate
     with (
         tempfile.TemporaryDirectory() as scratch,
         process_group(config.train.parallel) as ranks,
         talk.progress("measure", 6, "part") as task,
     ):
-        samples = 4 * (batch_size or 8)
-        shards = synthetic_shards(Path(scratch) / "shards", config, samples)
-        refs = shards.samples
-        provenance = Provenance.of(shards, refs, config)
-        stream, state = (
-            training_stream(config, shards, refs, provenance.norm, ranks),
-            TrainState(config, provenance, ranks),
-        )
-        batch = stream[0]
-        size, ready = len(batch.ids), batch.to(state.device)
-        flops = forward_flops(config, provenance.dims, batch) // size
-        rows, columns = state.model.token_grid(batch.latents)
+        folder = Path(scratch) / "shards"
+        family.noise(config, folder)
+        opened = family.open_data(config, folder, ranks)
+        state = TrainState(config, opened, ranks)
+        family.begin(opened, {}, talk)
+        kind = family.kinds(opened)[0]
+        size, ready = len(kind.example), kind.example.to(state.device)
+        inputs = network_inputs(state, ready)
+        flops = forward_flops(state.model, inputs) // size
 
         product = matrix_product_flops(state.device, config.train.precision)
         task.advance()
-        forward = size / _seconds(lambda: _forward(state, ready), state.device)
+        forward = size / _seconds(lambda: _forward(state, inputs), state.device)
         task.advance()
-        accumulate = config.train.accumulate
         step = size * accumulate / _seconds(lambda: train_step(state, iter([ready] * accumulate)), state.device)
         task.advance()
-        loop = _loop_rate(state, stream, size)
+        loop = _loop_rate(state, size)
         task.advance()
-        reading = size / _seconds(lambda: stream[1], torch.device("cpu"))
+        reading = _reading_rate(config, folder, ranks)
         task.advance()
-        decoding, why_not = _decoding_rate(config.encoders.vae, batch, state.device)
+        decoding, why_not = _decoding_rate(family.codec(config), inputs[0][:1].cpu(), state.device)
         task.advance()
 
     def rate(part: str, images: float, flops_per_image: float) -> Figure:
@@ -135,9 +123,9 @@ def bench(config: Config, talk: Talk = SILENT) -> Bench:
     return Bench(
         device_name(state.device),
         config.train.precision,
-        bucket.name,
+        kind.name,
         size,
-        rows * columns,
+        kind.tokens,
         sum(parameter.numel() for parameter in state.model.parameters()),
         flops,
         peak_memory_bytes(state.device),
@@ -145,13 +133,23 @@ def bench(config: Config, talk: Talk = SILENT) -> Bench:
     )
 
 
-def forward_flops(config: Config, dims: dict[str, int], batch: Batch) -> int:
-    """FLOPs of the matrix products of one forward pass over a batch, attention included. Nothing is computed for it."""
-    with torch.device("meta"):
-        model = build_model(config, dims["text"], dims["image"], dims["latent_channels"]).eval()
-    z, conditions = batch.latents.to("meta"), batch.conditions.map(lambda tensor: tensor.to("meta"))
+def network_inputs(state: TrainState, batch: MicroBatch) -> tuple[Any, ...]:
+    """What the network is called with for the loss of a micro-batch."""
+    seen: list[tuple[Any, ...]] = []
+
+    def watched(*inputs: Any) -> Tensor:
+        seen.append(inputs)
+        return state.forward(*inputs)
+
+    with torch.no_grad():
+        state.family.loss(state.data, watched, batch)
+    return seen[0]
+
+
+def forward_flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+    """FLOPs of the matrix products of one forward pass, attention included."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(z, torch.empty(len(z), device="meta"), conditions)
+        model.eval()(*inputs)
     return counter.get_total_flops()
 
 
@@ -162,36 +160,44 @@ def matrix_product_flops(device: torch.device, precision: str) -> float:
     return 2 * n**3 / _seconds(lambda: a @ b, device)
 
 
-def _forward(state: TrainState, batch: Batch) -> None:
-    config, d = state.config, state.config.dropout
-    autocast = torch.autocast(state.device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
-    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
-    modes = dropout_modes(batch.mode_draw, [d.none, d.text_only, d.reference_only, d.both])
-    with torch.no_grad(), autocast:
-        flow_loss(state.model, batch.latents, batch.noise, t, batch.conditions, modes)
+def _forward(state: TrainState, inputs: tuple[Any, ...]) -> None:
+    with torch.no_grad():
+        state.forward(*inputs)
 
 
-def _loop_rate(state: TrainState, stream: BatchStream, size: int) -> float:
-    """Images a second of steps that wait for the loader, as in a run."""
-    train = state.config.train
-    loader = iter(stream.loader(0, (1 + _TIMES) * train.accumulate, train.workers, state.device))
-    train_step(state, loader)  # workers have started after it
+def _loop_rate(state: TrainState, size: int) -> float:
+    """Images a second of steps that wait for their data, as in a run."""
+    batches = state.family.batches(state.data, 0, 1 + _TIMES)
+    train_step(state, batches)  # workers have started after it
     wait_for(state.device)
     start = time.perf_counter()
     for _ in range(_TIMES):
-        train_step(state, loader)
+        train_step(state, batches)
     wait_for(state.device)
-    return _TIMES * train.accumulate * size / (time.perf_counter() - start)
+    return _TIMES * state.config.train.accumulate * size / (time.perf_counter() - start)
 
 
-def _decoding_rate(name: str, batch: Batch, device: torch.device) -> tuple[float | None, str]:
+def _reading_rate(config: AnyConfig, folder: Path, ranks: Ranks) -> float:
+    """Images a second of micro-batches that this process makes alone."""
+    family = family_of(config)
+    alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
+    opened = family.open_data(alone, folder, ranks)
+    family.begin(opened, {}, SILENT)
+    batches = family.batches(opened, 0, 1 + _TIMES)
+    next(batches)
+    start = time.perf_counter()
+    return sum(len(batch) for batch in batches) / (time.perf_counter() - start)
+
+
+def _decoding_rate(name: str | None, latent: Tensor, device: torch.device) -> tuple[float | None, str]:
     """Images a second of the codec's decoder, or None and the reason."""
+    if name is None:
+        return None, "there are no images to decode"
     try:
         codec = load_codec(name)
     except WeightsMissingError as error:
         return None, error.message
-    one = batch.latents[:1]
-    return 1 / _seconds(lambda: codec.decode(one), device), "the codec's decoder, one image at a time"
+    return 1 / _seconds(lambda: codec.decode(latent), device), "the codec's decoder, one image at a time"
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -9,31 +9,12 @@ the graphs of the uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from dittool.errors import UsageError
-from dittool.models.dit import DiT
+from torch import nn
 
 BACKEND = "inductor"
 
 
-def compile_blocks(model: DiT) -> None:
+def compile_blocks(model: nn.Module) -> None:
     """Compiles the blocks in place, at their first call. Names of parameters stay."""
-    for block in model.blocks:
+    for block in model.get_submodule("blocks").children():
         block.compile(dynamic=True, backend=BACKEND)
-
-
-@contextmanager
-def compiler_errors_explained() -> Iterator[None]:
-    """Inside, a failure of the compiler is a `UsageError` that says what is missing."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = " ".join(str(error).strip().splitlines()[:2])  # then come stack traces and advice to programmers
-        raise UsageError(
-            f"train.compile: the model cannot be compiled on this machine: {reason}",
-            "install a C++ compiler (for a GPU also Triton), or go on without: -s train.compile=false",
-        ) from error

@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dittool.encoders.pretrained import device_of_choice
-from dittool.models.dit import DiT
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def shard(self, model: DiT) -> None:
+    def shard(self, model: nn.Module) -> None:
         """Splits a model's parameters over the processes, block by block, so that only one block is whole at a time."""
         if self.sharded:
-            for block in model.blocks:
+            for block in model.get_submodule("blocks").children():
                 fully_shard(block)
             fully_shard(model)
 
-    def replica(self, model: DiT) -> nn.Module:
+    def replica(self, model: nn.Module) -> nn.Module:
         """The model whose backward averages gradients over all processes; the model itself when there is one."""
         if self.count == 1 or self.sharded:
             return model

@@ -9,6 +9,7 @@ import resource
 import secrets
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dittool.ckpt.run_log import plot_losses, read_log
+from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_dict
-from dittool.config.schema import Config
 from dittool.errors import UsageError
-from dittool.objective.flow import MODES, FlowLoss
-from dittool.storage import read_json, read_json_lines, write_atomic, write_json
+from dittool.families.family import Loss
+from dittool.storage import read_json, write_atomic, write_json
 from dittool.train.distributed import Ranks
 
 
@@ -32,15 +34,17 @@ class StepFigures:
     grad_norm: Tensor  # () before clipping
     lr: float
     waited: float  # seconds spent waiting for data
-    losses: list[FlowLoss]  # one a micro-batch
+    samples: int  # of all processes
+    losses: list[Loss]  # one a micro-batch
 
 
 class Meter:
     """Figures of the steps since the last row of the log."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, figures: Callable[[Sequence[Loss], Ranks], dict[str, float]]) -> None:
+        """`figures`: the family's own, of the losses of an interval."""
         self.loss: float | None = None  # mean of the last interval; None before the first ends
-        self._ranks = ranks
+        self._ranks, self._figures = ranks, figures
         self._steps: list[StepFigures] = []
         self._since = time.monotonic()
 
@@ -48,8 +52,7 @@ class Meter:
         self._steps.append(figures)
 
     def summary(self) -> dict[str, float]:
-        """Means over the interval; also the loss of each dropout mode and of each third of the timesteps. Begins a new
-        interval.
+        """Means over the interval, and the family's figures. Begins a new interval.
 
         Over the samples of all processes, which must ask together; waiting and memory are this process's own. Empty
         without a step.
@@ -59,30 +62,24 @@ class Meter:
             return {}
         steps, elapsed = self._steps, max(time.monotonic() - self._since, 1e-9)
         losses = [loss for step in steps for loss in step.losses]
-        per_sample, t, modes = (
-            self._ranks.gather(torch.cat([getattr(loss, name).detach() for loss in losses]))
-            for name in ("per_sample", "t", "modes")
-        )
         self.loss = float(torch.stack([step.loss for step in steps]).mean())
         figures = {
             "loss": self.loss,
             "lr": steps[-1].lr,
             "grad_norm": float(torch.stack([step.grad_norm for step in steps]).mean()),
-            "velocity_norm": float(self._ranks.mean(torch.stack([loss.velocity_norm for loss in losses]).mean())),
-            "samples_per_second": len(per_sample) / elapsed,
+            "samples_per_second": sum(step.samples for step in steps) / elapsed,
             "data_wait_share": sum(step.waited for step in steps) / elapsed,
-            "peak_memory_gb": peak_memory_bytes(per_sample.device) / 1e9,
+            "peak_memory_gb": peak_memory_bytes(self._ranks.device) / 1e9,
         }
-        groups = {f"loss_{name}": modes == index for index, name in enumerate(MODES)}
-        groups |= {"loss_t_low": t < 1 / 3, "loss_t_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_t_high": t >= 2 / 3}
+        figures |= self._figures(losses, self._ranks)
         self._steps, self._since = [], time.monotonic()
-        return figures | {name: float(per_sample[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+        return figures
 
 
 class RunLog:
     """Rows of figures by step. `log.jsonl` is the truth; TensorBoard and the plot show the same."""
 
-    def __init__(self, folder: Path, start_step: int, config: Config) -> None:
+    def __init__(self, folder: Path, start_step: int, config: AnyConfig) -> None:
         """Rows of steps after `start_step`, which a resumed run will make again, are cut off.
 
         Raises `UsageError` when `train.wandb` is given and the package is not there.
@@ -121,7 +118,7 @@ class RunLog:
         self.plot()
 
 
-def _wandb_run(folder: Path, config: Config) -> Any:
+def _wandb_run(folder: Path, config: AnyConfig) -> Any:
     """A run of Weights & Biases, or the one that this folder began before."""
     try:
         import wandb
@@ -152,28 +149,3 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `log.jsonl`; none when there is no log."""
-    path = folder / "log.jsonl"
-    return read_json_lines(path) if path.is_file() else []
-
-
-def plot_losses(rows: list[dict[str, Any]], path: Path) -> None:
-    """Training and evaluation loss over steps, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    for name, label in (("loss", "training"), ("eval_loss", "hold-out, EMA weights")):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
-    axis.set(xlabel="step", ylabel="loss (mean square)", ylim=(0, None))
-    axis.grid(alpha=0.3)
-    axis.legend()
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=110, metadata={"Software": None}))
-    plt.close(figure)

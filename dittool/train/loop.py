@@ -1,10 +1,10 @@
-"""The training loop: from a configuration and shards to checkpoints.
+"""The training loop of every family: from a configuration and data to checkpoints.
 
-    commands/train.py → this file → objective/flow.py → models/dit.py
+    commands/train.py → this file → families/flow.py → objective/flow.py → models/dit.py
 
 A step is one optimizer update: `accumulate` micro-batches, one clipped AdamW update, one EMA update. What a step sees
-is a function of its number alone (`data/shards/stream.py`), so stopping and resuming anywhere gives the bits of the
-uninterrupted run.
+is a function of its number alone, so stopping and resuming anywhere gives the bits of the uninterrupted run. What a
+micro-batch is, what is minimised on it, and what is shown of it, the family decides (`families/family.py`).
 """
 
 from __future__ import annotations
@@ -12,38 +12,29 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, record_data, rotate, save_checkpoint
 from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
+from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_toml
-from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
-from dittool.data.provenance import Provenance
-from dittool.data.shards.read import ShardSet
-from dittool.data.shards.stream import Batch, BatchStream
-from dittool.data.shards.write import HOLDOUT, TRAIN
-from dittool.errors import BadDataError, Interrupted, NonFiniteError, UsageError
-from dittool.families.flow_evaluation import Evaluation
-from dittool.objective.flow import FlowLoss, dropout_modes, flow_loss, timesteps
-from dittool.objective.schedule import learning_rate
-from dittool.sampling.pipeline import Pipeline
+from dittool.errors import Interrupted, NonFiniteError, UsageError
+from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
-from dittool.train.batches import reader_errors_explained, training_stream
-from dittool.train.compiled import compiler_errors_explained
 from dittool.train.distributed import gathered, parts_like, process_group
+from dittool.train.failures import compiler_errors_explained, reader_errors_explained, require_finite_step
 from dittool.train.log import Meter, RunLog, StepFigures
+from dittool.train.optim import set_learning_rate
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState, require_same_run
-
-Draw = Callable[[Pipeline, Path], None]  # draws pictures into a file
-Judge = Callable[[Pipeline], None]  # validates
+from dittool.validate.text_edit import CaptionChecker
 
 
 @dataclass(frozen=True)
@@ -54,13 +45,52 @@ class TrainSummary:
     checkpoint: Path
     step: int
     loss: float  # mean over the last logging interval that had an update; NaN when none had
-    eval_loss: float | None
+    figures: Mapping[str, float]  # of the last evaluation, EMA weights
+    conclusion: Conclusion
     seconds: float  # of this call
     samples_per_second: float
 
+    @property
+    def line(self) -> str:
+        """The run in one line."""
+        shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in self.figures.items())
+        evaluated = f"; evaluated (EMA weights): {shown}" if shown else ""
+        verdict = f"; {self.conclusion.verdict}" if self.conclusion.verdict else ""
+        return f"step {self.step}: loss {self.loss:.4f}{evaluated}{verdict}, {self.samples_per_second:.3g} samples/s"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.folder),
+            "checkpoint": str(self.checkpoint),
+            "step": self.step,
+            "loss": self.loss,
+            "eval_loss": self.figures.get("eval_loss"),
+            "figures": dict(self.figures),
+            **self.conclusion.facts,
+            "seconds": self.seconds,
+            "samples_per_second": self.samples_per_second,
+        }
+
+
+@dataclass
+class _Run:
+    """What the steps of a run work on. Only the first process has a log, and only it evaluates, draws and saves."""
+
+    folder: Path
+    state: TrainState
+    checker: CaptionChecker | None
+    talk: Talk
+    log: RunLog | None = None
+    figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    saved: Path | None = None  # the newest checkpoint of this call
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
 
 def train(
-    config: Config,
+    config: AnyConfig,
     data: Path,
     out: Path,
     *,
@@ -68,8 +98,7 @@ def train(
     strict: bool = False,
     named_changes: Sequence[str] = (),
     init: Path | None = None,
-    draw: Draw | None = None,
-    judge: Judge | None = None,
+    checker: CaptionChecker | None = None,
     talk: Talk = SILENT,
 ) -> TrainSummary | None:
     """Trains to `train.steps` updates and leaves `checkpoint_final.pt`.
@@ -77,31 +106,24 @@ def train(
     Under torchrun every process calls this and they train as one; all but the first return None.
 
     Args:
-        data: a shards folder.
+        data: a shards folder; not looked at by a family that reads none.
         out: the run's folder.
         resume: continue from the newest valid checkpoint in `out`.
         strict: with `resume`, refuse when the newest checkpoint is not valid.
         named_changes: dotted keys whose change against the checkpoint is wanted.
         init: weights to start from, made by `dit warmstart`; the peak learning rate is halved.
-        draw: called every `train.sample_every` steps with the EMA weights.
-        judge: the same every `validate.every` steps.
+        checker: reads edited captions back from pictures, for judgements on the way.
 
     Raises `BadDataError`, `UsageError`, `StorageError`; `NonFiniteError` before an update would spoil the weights;
     `Interrupted` after a signal, with the state saved.
     """
     if init is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
-    checkpoints = output_folder(out) / "checkpoints"
+    checkpoints, family = output_folder(out) / "checkpoints", family_of(config)
     with ExitStack() as held:
         ranks = held.enter_context(process_group(config.train.parallel))
         talk = talk if ranks.first else SILENT
-        # Data: what the run sees, and the identity that its checkpoints carry.
-        shards = ShardSet.open(data)
-        require_features(config, shards)
-        refs = shards.split(TRAIN)
-        provenance = Provenance.of(shards, refs, config)
-        stream = training_stream(config, shards, refs, provenance.norm, ranks)
-
+        opened = family.open_data(config, data, ranks)
         stop = held.enter_context(stop_on_signal())
         if ranks.first:
             held.enter_context(folder_lock(out))
@@ -113,92 +135,60 @@ def train(
                 f"go on with --resume, choose another --out, or remove it: rm -r {out}",
             )
         # State: fresh, warm-started, or exactly where a checkpoint left it.
-        state = TrainState(config, provenance, ranks)
+        state, saved = TrainState(config, opened, ranks), {}
         if resume:
-            restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
+            saved = restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
         elif init is not None:
             warm_start(state, init)
-        run = _Run(out, checkpoints, state, stream)
+        run = _Run(out, state, checker, talk)
         if ranks.first:
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
-            record_data(out, data, provenance.identity_hash)
+            if opened.folder is not None:
+                record_data(out, opened.folder, opened.provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step, config)))
-            run.evaluation, run.draw, run.judge = _evaluation(config, shards, provenance), draw, judge
         with reader_errors_explained():
-            return _run_steps(run, stop, talk)
+            begun = family.begin(opened, saved, talk)
+            if run.log is not None and begun:
+                run.log.write(state.step, begun)
+            return _run_steps(run, stop)
 
 
-@dataclass
-class _Run:
-    """What the steps of a run work on. Only the first process has a log, an evaluation, pictures and a judge, and
-    only it saves.
-    """
-
-    folder: Path
-    checkpoints: Path
-    state: TrainState
-    stream: BatchStream
-    log: RunLog | None = None
-    evaluation: Evaluation | None = None
-    draw: Draw | None = None
-    judge: Judge | None = None
-
-
-def _run_steps(run: _Run, stop: StopRequest, talk: Talk) -> TrainSummary | None:
+def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
     """Steps until `train.steps`, with what is due after each."""
     state, train_config = run.state, run.state.config.train
     first, total, seen_before, start = state.step, train_config.steps, state.samples_seen, time.monotonic()
-    loader = run.stream.loader(
-        first * train_config.accumulate, total * train_config.accumulate, train_config.workers, state.device
-    )
-    batches, meter = iter(loader), Meter(state.ranks)
-    pipeline = Pipeline(state.ema.model, state.config, state.data, state.step)
-    saved, eval_loss = None, None
-    with talk.progress("train", total - first, "step") as task:
+    batches, meter = state.family.batches(state.data, first, total), Meter(state.ranks, state.family.figures)
+    with run.talk.progress("train", total - first, "step") as task:
         while state.step < total:
             try:
                 meter.add(train_step(state, batches))
             except NonFiniteError as failure:
-                _skip_update(run, failure, talk)
+                _skip_update(run, failure)
             # asked once: a signal that comes later waits for the next step
             stopping = state.ranks.any(stop.signal_number is not None)
             step, last = state.step, state.step == total
-            evaluates, draws = due(step, train_config.eval_every, last), due(step, train_config.sample_every, last)
-            judges = due(step, state.config.validate_.every, last) and not stopping
-            if evaluates or draws or judges:
-                pipeline.model, pipeline.step = state.gathered_ema(), step
-            if run.evaluation is not None and evaluates:
-                eval_loss = run.evaluation.loss(pipeline.model, state.device)
-                run.log.write(step, {"eval_loss": eval_loss})
-            if due(step, train_config.log_every, last):
-                figures = meter.summary()
-                if run.log is not None and figures:
-                    run.log.write(step, figures)
-            if run.log is not None and draws:
-                run.log.plot()
-            if run.draw is not None and draws:
-                run.draw(pipeline, run.folder / "samples" / f"step{step:07d}_ema.png")
+            _look(run, meter, step, last, judged=not stopping)
             if stopping or due(step, state.config.checkpoint.every, last):
-                content = state.to_checkpoint()
-                if state.ranks.first:
-                    saved = save_checkpoint(
-                        run.checkpoints, content, final=last, summary={"loss": meter.loss, "eval_loss": eval_loss}
-                    )
-                    rotate(run.checkpoints, state.config.checkpoint.keep, state.config.checkpoint.keep_every)
-            if run.judge is not None and judges:
-                run.judge(pipeline)
-            task.advance(1, **({} if meter.loss is None else {"loss": meter.loss}))
+                _save(run, meter, last)
+            shown = {} if meter.loss is None else {"loss": meter.loss}
+            task.advance(1, **shown, **dict([*run.figures.items()][:1]))
             if stopping and not last:
                 number = stop.signal_number or signal.SIGTERM
                 raise Interrupted(
                     f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number
                 )
-    if saved is None:
+    if run.saved is None:
         return None
     seconds = time.monotonic() - start
-    loss = math.nan if meter.loss is None else meter.loss
     return TrainSummary(
-        run.folder, saved, state.step, loss, eval_loss, seconds, (state.samples_seen - seen_before) / seconds
+        run.folder,
+        run.saved,
+        state.step,
+        math.nan if meter.loss is None else meter.loss,
+        run.figures,
+        state.family.conclude(state.data, run.figures),
+        seconds,
+        (state.samples_seen - seen_before) / seconds,
     )
 
 
@@ -207,60 +197,63 @@ def due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
-def train_step(state: TrainState, batches: Iterator[Batch]) -> StepFigures:
+def _look(run: _Run, meter: Meter, step: int, last: bool, judged: bool) -> None:
+    """What is evaluated, written down, drawn and judged after a step. All processes look together; the first shows."""
+    state, keys, log = run.state, run.state.config.train, run.log
+    family, data = state.family, state.data
+    evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
+    judges = judged and due(step, family.judge_every(state.config), last)
+    model = state.gathered_ema() if evaluates or draws or judges else None
+    if log is not None and evaluates and (figures := family.evaluate(data, model, state.device)):
+        run.figures = figures
+        log.write(step, figures)
+    if due(step, keys.log_every, last):
+        figures = meter.summary()
+        if log is not None and figures:
+            log.write(step, figures)
+    if log is not None and draws:
+        log.plot()
+        family.draw(data, model, step, run.folder / "samples" / f"step{step:07d}_ema.png")
+    if log is not None and judges:
+        family.judge(data, model, step, run.folder, run.checker, run.talk)
+
+
+def _save(run: _Run, meter: Meter, last: bool) -> None:
+    """A checkpoint. All processes gather it, the first one writes."""
+    content, keys = run.state.to_checkpoint(), run.state.config.checkpoint
+    if run.state.ranks.first:
+        run.saved = save_checkpoint(run.checkpoints, content, final=last, summary={"loss": meter.loss, **run.figures})
+        rotate(run.checkpoints, keys.keep, keys.keep_every)
+
+
+def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:
     """One optimizer update. Raises `NonFiniteError` before the weights are touched."""
-    config, waited, losses, weighted, ids = state.config, 0.0, [], [], []
-    autocast = torch.autocast(state.device.type, torch.bfloat16) if config.train.precision == "bf16" else nullcontext()
+    config, waited, samples, losses, weighted, ids = state.config, 0.0, 0, [], [], []
     state.model.train()
     for left in reversed(range(config.train.accumulate)):
         start = time.monotonic()
         batch = next(batches).to(state.device)
         waited += time.monotonic() - start
         with state.ranks.local_gradients(state.replica, wanted=left > 0), compiler_errors_explained():
-            with autocast:
-                loss = _batch_loss(state, batch)
+            loss = state.family.loss(state.data, state.forward, batch)
             (loss.mean * batch.weight).backward()
         losses.append(loss)
         weighted.append(loss.mean.detach() * batch.weight)
+        samples += len(batch) * state.ranks.count
         ids += batch.ids
     grad_norm = gathered(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     mean = state.ranks.mean(torch.stack(weighted).sum())
-    state.samples_seen += len(ids) * state.ranks.count
-    _require_finite(state, mean, grad_norm, losses, ids)
-    rate = learning_rate(state.step, config.train)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    state.samples_seen += samples
+    require_finite_step(state.step + 1, mean, grad_norm, losses, ids, state.ranks)
+    rate = set_learning_rate(state.optimizer, state.step, config.train)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.ema.update(state.model, state.step)
     state.step += 1
-    return StepFigures(mean, grad_norm, rate, waited, losses)
+    return StepFigures(mean, grad_norm, rate, waited, samples, losses)
 
 
-def _batch_loss(state: TrainState, batch: Batch) -> FlowLoss:
-    config = state.config
-    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
-    d = config.dropout
-    modes = dropout_modes(batch.mode_draw, [d.none, d.text_only, d.reference_only, d.both])
-    return flow_loss(state.replica, batch.latents, batch.noise, t, batch.conditions, modes)
-
-
-def _require_finite(state: TrainState, loss: Tensor, grad_norm: Tensor, losses: list[FlowLoss], ids: list[str]) -> None:
-    """Raises `NonFiniteError` in all processes alike: the loss and the gradient that it looks at are those of all."""
-    if torch.isfinite(loss) and torch.isfinite(grad_norm):
-        return
-    finite = torch.cat([torch.isfinite(loss.per_sample) for loss in losses]).tolist()
-    broken = state.ranks.gather_names([sample for sample, good in zip(ids, finite, strict=True) if not good])
-    suspects = broken or state.ranks.gather_names(ids)
-    raise NonFiniteError(
-        f"step {state.step + 1}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. "
-        f"Samples: {', '.join(suspects[:8])}" + (f" and {len(suspects) - 8} more" if len(suspects) > 8 else ""),
-        "check these samples with dit shard --verify and dit audit, lower train.lr, then dit train --resume",
-        suspects,
-    )
-
-
-def _skip_update(run: _Run, failure: NonFiniteError, talk: Talk) -> None:
+def _skip_update(run: _Run, failure: NonFiniteError) -> None:
     """Leaves out the update of a step that was not finite, or raises the failure when `train.skip_nonfinite` of
     them were left out.
     """
@@ -272,34 +265,15 @@ def _skip_update(run: _Run, failure: NonFiniteError, talk: Talk) -> None:
     state.skipped_updates += 1
     if run.log is not None:
         run.log.write(state.step, {"skipped_updates": state.skipped_updates, "not_finite": failure.samples})
-    talk.warn(f"{failure.message}; no update at this step ({state.skipped_updates} of at most {most} left out)")
+    run.talk.warn(f"{failure.message}; no update at this step ({state.skipped_updates} of at most {most} left out)")
 
 
-def require_features(config: Config, shards: ShardSet) -> None:
-    """Raises `BadDataError` when the data come from other encoders than the configuration names."""
-    card, wanted = shards.card, config.encoders
-    for made, name in ((card.image, wanted.image), (card.text, wanted.text), (card.vae, wanted.vae)):
-        if made.id != name:
-            raise BadDataError(
-                f"{shards.folder}: features come from {made.kind} encoder '{made.id}', the configuration says '{name}'",
-                "embed with this preset into another folder, or say what the data are:"
-                f" -s encoders.{made.kind}={made.id}",
-            )
-
-
-def _evaluation(config: Config, shards: ShardSet, provenance: Provenance) -> Evaluation | None:
-    held = shards.split(HOLDOUT)
-    if not config.train.eval_every or not held:
-        return None
-    return Evaluation(
-        shards, held, provenance.norm, config.flow.timestep_sampling, config.flow.shift, config.model.patches
-    )
-
-
-def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> None:
-    total = state.config.train.steps
-    content = load_checkpoint(newest.path)
-    for change in require_same_run(content, state.config, state.data, named):
+def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> dict[str, Any]:
+    """Brings the state to where a checkpoint stood, and returns the checkpoint. Raises `UsageError` and `BadDataError`
+    when it is of another run, or of this run's end.
+    """
+    total, content = state.config.train.steps, load_checkpoint(newest.path)
+    for change in require_same_run(content, state.config, state.data.provenance, named):
         talk.note(f"resuming with a change: {change}")
     for part in ("model", "ema"):
         require_fit(content[part], state.model.state_dict(), f"{newest.path}: {part}")
@@ -311,9 +285,11 @@ def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Ta
             "train on with -s train.steps=N above that",
         )
     talk.note(f"resumed from {newest.path} at step {state.step}")
+    return content
 
 
 def warm_start(state: TrainState, init: Path) -> None:
+    """Begins at these weights, the average too."""
     weights = load_weights(init)
     require_fit(weights, state.model.state_dict(), str(init))
     require_finite(weights, str(init))

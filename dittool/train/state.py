@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dittool.ckpt.files import FORMAT_VERSION
-from dittool.config.drift_schema import AnyConfig
+from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import EXCLUSIVE
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
-from dittool.models.build import build_any
+from dittool.families.family import TrainingData, family_of
 from dittool.train.compiled import compile_blocks
 from dittool.train.distributed import Ranks, gathered, parts_like
 from dittool.train.ema import EmaModel
@@ -22,11 +23,14 @@ from dittool.train.optim import build_optimizer
 
 
 class TrainState:
-    """Model, EMA, optimizer and the number of updates made; the same in every process of a run."""
+    """Model, EMA, optimizer and the number of updates made, the same in every process of a run; and what the family
+    opened for it.
+    """
 
-    def __init__(self, config: AnyConfig, data: Provenance, ranks: Ranks) -> None:
+    def __init__(self, config: AnyConfig, data: TrainingData, ranks: Ranks) -> None:
         torch.manual_seed(config.train.seed)
-        self.config, self.data, self.ranks, self.device = config, data, ranks, ranks.device
+        self.family, self.config, self.data = family_of(config), config, data
+        self.ranks, self.device = ranks, ranks.device
         self.model = self._build()
         self.ema = EmaModel(self.model, config.ema)
         if config.train.compile:
@@ -40,7 +44,13 @@ class TrainState:
         self.skipped_updates = 0  # steps without an update, because loss or gradient was not finite
 
     def _build(self) -> nn.Module:
-        return build_any(self.config, self.data.dims).to(self.device)
+        return self.family.build(self.config, self.data.provenance.dims).to(self.device)
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """The network in the run's precision; its backward averages gradients over the processes."""
+        bf16 = self.config.train.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            return self.replica(*inputs)
 
     def gathered_ema(self) -> nn.Module:
         """The averaged model in one piece, to evaluate and to draw with. All processes must ask together."""
@@ -52,7 +62,9 @@ class TrainState:
         return model
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Tensors and plain values only, whole whatever the number of processes. All processes must ask together."""
+        """Tensors and plain values only, in one piece whatever the number of processes. All processes must ask
+        together.
+        """
         return {
             "format_version": FORMAT_VERSION,
             "config": config_to_dict(self.config),
@@ -63,11 +75,14 @@ class TrainState:
             "samples_seen": self.samples_seen,
             "skipped_updates": self.skipped_updates,
             "rng": {"torch": torch.get_rng_state()},
-            "data": self.data.to_json(),
+            "data": self.data.provenance.to_json(),
+            **self.family.state(self.data),
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
-        """Continues where the checkpoint stood. The caller has compared configuration and data."""
+        """Continues where the checkpoint stood. The caller has compared configuration and data, and lets the family
+        begin from the same checkpoint.
+        """
         for model, part in ((self.model, "model"), (self.ema.model, "ema")):
             model.load_state_dict(parts_like(checkpoint[part], model.state_dict()))
         self.optimizer.load_state_dict(self._moments(checkpoint["optimizer"]))

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from dittool import __version__
+from dittool.ckpt.run_log import read_log
 from dittool.geometry import Bucket
 from dittool.storage import output_folder, write_atomic
-from dittool.train.log import read_log
 from dittool.validate.compare import Comparison, Side
 from dittool.validate.pictures import png_uri, strip_cells, thumb
 from dittool.validate.report import environment

@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dittool import __version__
+from dittool.ckpt.run_log import plot_losses, read_log
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
 from dittool.console import duration_text, escaped
 from dittool.storage import write_atomic
-from dittool.train.log import plot_losses, read_log
 from dittool.validate.metrics import Metric
 from dittool.validate.mode_losses import ModeLosses
 from dittool.validate.pictures import data_uri, png_uri

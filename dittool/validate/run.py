@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dittool.ckpt.files import run_folder
+from dittool.ckpt.run_log import read_log
 from dittool.console import SILENT, Talk
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
@@ -24,7 +25,6 @@ from dittool.errors import BadDataError, DitError, UsageError, from_os_error
 from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
-from dittool.train.log import read_log
 from dittool.validate.diagnosis import diagnose, training_figures
 from dittool.validate.mode_losses import measure_modes
 from dittool.validate.perceptual import find_inception, find_lpips

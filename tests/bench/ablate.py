@@ -25,7 +25,7 @@ from dittool.console import Console
 from dittool.data.shards.read import ShardSet
 from dittool.demo.class_run import judge, prepare
 from dittool.sampling.one_step import OneStepPipeline
-from dittool.train.drift_loop import train_generator
+from dittool.train.loop import train
 
 MATRIX: dict[str, list[str]] = {
     "as it is": [],
@@ -68,7 +68,7 @@ def run_one(
         ],
     )
     run = folder / "runs" / f"{'-'.join(name.split())}_seed{seed}".replace("/", "-")
-    done = train_generator(config, shards, run, resume=bool(list_checkpoints(run / "checkpoints")), talk=console)
+    done = train(config, shards, run, resume=bool(list_checkpoints(run / "checkpoints")), talk=console)
     found = judge(OneStepPipeline.load(done.checkpoint), 16, 1.0)
     shares = {key: mean(getattr(one, key) for one in found.values()) for key in ("colour", "shape", "both")}
     return {

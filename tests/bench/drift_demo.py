@@ -15,9 +15,8 @@ from dittool.ckpt.files import list_checkpoints
 from dittool.config.load import load_config
 from dittool.console import Console
 from dittool.demo.class_run import contact_sheet, judge, prepare
-from dittool.families.drift_pictures import draw_generator
 from dittool.sampling.one_step import OneStepPipeline
-from dittool.train.drift_loop import train_generator
+from dittool.train.loop import train
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     run = arguments.folder / "run"
     existing = list_checkpoints(run / "checkpoints")
     if not any(checkpoint.final for checkpoint in existing):
-        print(train_generator(config, shards, run, resume=bool(existing), draw=draw_generator, talk=console).line)
+        print(train(config, shards, run, resume=bool(existing), talk=console).line)
     pipeline = OneStepPipeline.load(run / "checkpoints/checkpoint_final.pt")
     report = {}
     for alpha in sorted({1.0, config.sample.alpha, config.drift.alpha_max}):

@@ -46,13 +46,12 @@ from pathlib import Path
 import torch
 import transformers
 
+from dittool.ckpt.run_log import read_log
 from dittool.config.load import load_config
 from dittool.config.schema import Config
 from dittool.console import Console, duration_text
 from dittool.geometry import parse_size
-from dittool.sampling.preview import draw_preview
 from dittool.train.bench import bench
-from dittool.train.log import read_log
 from dittool.train.loop import train
 from tests.bench.reconstructed import judge, lpips_at_hand, shards_of, steps_per_second, table
 
@@ -91,7 +90,7 @@ def measure(name: str, options: argparse.Namespace, talk: Console) -> dict:
     shards = shards_of(options.source, options.out / "data", options.count, config, talk)
     talk.note(f"{name}: bare steps and the matrix product")
     machine = bench(config, talk)
-    done = train(config, shards.folder, out, draw=draw_preview(shards.folder), talk=talk)
+    done = train(config, shards.folder, out, talk=talk)
     side = min(min(parse_size(ref.bucket)) for ref in shards.samples)
     rows = judge(
         done.checkpoint,
@@ -113,7 +112,7 @@ def measure(name: str, options: argparse.Namespace, talk: Console) -> dict:
         "precision": config.train.precision,
         "compiled": config.train.compile,
         "loss": done.loss,
-        "eval_loss": done.eval_loss,
+        "eval_loss": done.figures.get("eval_loss"),
         "images_per_second_in_the_run": samples_per_step * steps_per_second(log, samples_per_step),
         "images_per_second_all_in": done.samples_per_second,
         "data_wait_share": [row["data_wait_share"] for row in log if "data_wait_share" in row][-1],

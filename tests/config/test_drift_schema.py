@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dittool.config.drift_schema import FAMILIES
+from dittool.config.architectures import ARCHITECTURES
 from dittool.config.load import ConfigError, load_config
 
 
@@ -16,7 +16,7 @@ def problems(preset: str, *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize(("preset", "arch"), [("nano", "dit"), ("drift-b2", "drift"), ("drift-toy", "drift-toy")])
 def test_the_arch_chooses_the_family(preset, arch):
-    assert type(load_config(preset)) is FAMILIES[arch]
+    assert type(load_config(preset)) is ARCHITECTURES[arch].schema
 
 
 def test_a_preset_without_an_arch_is_of_the_first_family(tmp_path):

@@ -11,16 +11,16 @@ import torch
 
 from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.run_log import read_log
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
+from dittool.families import drift
 from dittool.families.drift_data import ClassSamples
 from dittool.families.drift_evaluation import LatentEvaluation
 from dittool.families.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder
-from dittool.train import drift_loop
 from dittool.train.distributed import Ranks
-from dittool.train.drift_loop import train_generator
-from dittool.train.log import read_log
+from dittool.train.loop import train
 from tests.run_states import final_state, same_tensors, stopped_at
 
 TRAINED = (
@@ -36,12 +36,12 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 def encoder_run(class_shards, tmp_path_factory):
     """The folder of a run whose features are a trained encoder's. Read only."""
     out = tmp_path_factory.mktemp("encoder_run") / "run"
-    train_generator(class_shards.config(*TRAINED), class_shards.folder, out)
+    train(class_shards.config_with(*TRAINED), class_shards.folder, out)
     return out
 
 
 def trained(class_shards, *overrides: str) -> FeatureEncoder:
-    config, shards = class_shards.config(*TRAINED, *overrides), ShardSet.open(class_shards.folder)
+    config, shards = class_shards.config_with(*TRAINED, *overrides), ShardSet.open(class_shards.folder)
     refs, held = shards.split(TRAIN), shards.split(HOLDOUT)
     norm = Provenance.of(shards, refs, config).norm
     judged = LatentEvaluation(config, ClassSamples(shards, held, norm, 0, partial=True))
@@ -107,8 +107,8 @@ def test_its_features_are_not_those_of_the_seeded_one(encoder_run, class_run):
 
 def test_a_resumed_run_trains_no_encoder_and_ends_with_the_same_bits(encoder_run, class_shards, tmp_path, monkeypatch):
     out = stopped_at(encoder_run, 2, tmp_path / "run")
-    monkeypatch.setattr(drift_loop, "train_feature_encoder", None)
-    train_generator(class_shards.config(*TRAINED), class_shards.folder, out, resume=True)
+    monkeypatch.setattr(drift, "train_feature_encoder", None)
+    train(class_shards.config_with(*TRAINED), class_shards.folder, out, resume=True)
     whole, parts = final_state(encoder_run), final_state(out)
     assert same_tensors(whole["model"], parts["model"]) and same_tensors(whole["ema"], parts["ema"])
     assert same_tensors(whole["feature_encoder"]["weights"], parts["feature_encoder"]["weights"])
@@ -119,8 +119,8 @@ def test_a_resumed_run_with_another_encoder_does_not(encoder_run, class_shards, 
     """The comparison above can fail, and what is asked for anew is made anew."""
     out = stopped_at(encoder_run, 2, tmp_path / "run")
     changed = "feature_encoder.steps=5"
-    train_generator(
-        class_shards.config(*TRAINED, changed),
+    train(
+        class_shards.config_with(*TRAINED, changed),
         class_shards.folder,
         out,
         resume=True,
@@ -135,7 +135,7 @@ def test_a_resumed_run_with_another_encoder_does_not(encoder_run, class_shards, 
 def test_the_command_says_what_the_encoder_learned(dit, class_shards, tmp_path):
     from dittool.config.load import config_to_toml
 
-    (tmp_path / "preset.toml").write_text(config_to_toml(class_shards.config(*TRAINED)))
+    (tmp_path / "preset.toml").write_text(config_to_toml(class_shards.config_with(*TRAINED)))
     told = dit(
         "train",
         "--no-audit",

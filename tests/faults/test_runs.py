@@ -21,10 +21,10 @@ from PIL import Image
 
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.run_log import read_log
 from dittool.errors import BadDataError, StorageError
 from dittool.storage import folder_lock
 from dittool.train import log, loop
-from dittool.train.log import read_log
 from dittool.train.loop import train
 from dittool.train.signals import stop_on_signal
 from tests.killed import killed_at
@@ -49,7 +49,7 @@ def assert_resumes_to(reference, run, tiny_shards) -> None:
         shutil.rmtree(run, ignore_errors=True)
         resume = False
     if resume or not run.exists():
-        train(tiny_shards.config, tiny_shards.folder, run, resume=resume)
+        train(tiny_shards.config_with(), tiny_shards.folder, run, resume=resume)
         assert not list(run.rglob(".tmp-*"))
     assert_ends_as(reference, run)
 
@@ -121,7 +121,7 @@ def full_from_row(step: int, monkeypatch) -> None:
 
 @pytest.mark.row(10)
 def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
-    tiny_run, tiny_shards, tmp_path, dit, told, monkeypatch
+    family_run, family_shards, tmp_path, dit, told, monkeypatch
 ):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -130,13 +130,13 @@ def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
             dit(
                 "train",
                 "--preset",
-                "demo",
+                family_shards.preset,
                 "--data",
-                tiny_shards.folder,
+                family_shards.folder,
                 "--out",
                 out,
                 "--quiet",
-                *options_of(tiny_shards),
+                *options_of(family_shards),
             ),
             5,
             "No space left",
@@ -144,12 +144,12 @@ def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
     assert newest_checkpoint(out / "checkpoints").step == 3
     with (out / "log.jsonl").open("ab") as file:
         file.write(b'{"step": 5, "lo')  # what such a disk leaves
-    assert_resumes_to(tiny_run, out, tiny_shards)
+    assert_resumes_to(family_run, out, family_shards)
     assert [row["step"] for row in read_log(out)] == list(range(1, 9))
 
 
 @pytest.mark.row(11)
-def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(tiny_shards, dit, told, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(family_shards, dit, told, monkeypatch):
     def never(*_):
         raise AssertionError("the model was built")
 
@@ -157,23 +157,23 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(ti
     outcome = dit(
         "train",
         "--preset",
-        "demo",
+        family_shards.preset,
         "--data",
-        tiny_shards.folder,
+        family_shards.folder,
         "--out",
         "/proc/nowhere/run",
         "--quiet",
-        *options_of(tiny_shards),
+        *options_of(family_shards),
     )
     told(outcome, 5, "/proc/nowhere/run", "cannot write there")
 
 
 @pytest.mark.row(13)
-def test_a_second_writer_is_turned_away_with_the_owners_name(tiny_shards, tmp_path):
+def test_a_second_writer_is_turned_away_with_the_owners_name(family_shards, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     with folder_lock(out), pytest.raises(StorageError, match=f"already in use by process {os.getpid()}"):
-        train(tiny_shards.config, tiny_shards.folder, out)
+        train(family_shards.config_with(), family_shards.folder, out)
     assert not list_checkpoints(out / "checkpoints")
 
 
@@ -188,7 +188,7 @@ def test_a_lock_whose_owner_is_dead_holds_nobody_up(tiny_run, tiny_shards, tmp_p
 
 @pytest.mark.row(15)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_path, monkeypatch, number):
+def test_a_signal_finishes_the_step_and_saves(family_run, family_shards, tmp_path, monkeypatch, number):
     real = loop.train_step
     monkeypatch.setattr(
         loop,
@@ -196,11 +196,11 @@ def test_a_signal_finishes_the_step_and_saves(tiny_run, tiny_shards, tmp_path, m
         lambda state, ready: (state.step == 4 and os.kill(os.getpid(), number), real(state, ready))[1],
     )
     with pytest.raises(loop.Interrupted) as stopped:
-        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with(), family_shards.folder, tmp_path / "run")
     assert stopped.value.exit_code == 128 + number
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == 5
     monkeypatch.undo()
-    assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
+    assert_resumes_to(family_run, tmp_path / "run", family_shards)
 
 
 @pytest.mark.row(15)
@@ -216,7 +216,7 @@ def test_a_second_signal_ends_the_process_at_once():
 
 
 @pytest.mark.row(16)
-def test_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards, tmp_path, monkeypatch):
+def test_a_signal_during_a_save_saves_nothing_twice(family_run, family_shards, tmp_path, monkeypatch):
     real, saved = loop.save_checkpoint, []
 
     def save(folder, state, **rest):
@@ -227,15 +227,15 @@ def test_a_signal_during_a_save_saves_nothing_twice(tiny_run, tiny_shards, tmp_p
 
     monkeypatch.setattr(loop, "save_checkpoint", save)
     with pytest.raises(loop.Interrupted):
-        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with(), family_shards.folder, tmp_path / "run")
     assert saved == [3, 4]  # the save was finished, then one more step, which is where the run stands
     assert all(file.verify() is None for file in list_checkpoints(tmp_path / "run" / "checkpoints"))
     monkeypatch.undo()
-    assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
+    assert_resumes_to(family_run, tmp_path / "run", family_shards)
 
 
 @pytest.mark.row(17)
-def test_a_terminal_that_hangs_up_costs_no_step(tiny_run, tiny_shards, tmp_path, monkeypatch):
+def test_a_terminal_that_hangs_up_costs_no_step(family_run, family_shards, tmp_path, monkeypatch):
     out, real = tmp_path / "run", loop.train_step
     monkeypatch.setattr(
         loop,
@@ -243,14 +243,14 @@ def test_a_terminal_that_hangs_up_costs_no_step(tiny_run, tiny_shards, tmp_path,
         lambda state, ready: (state.step == 5 and os.kill(os.getpid(), signal.SIGHUP), real(state, ready))[1],
     )
     with pytest.raises(loop.Interrupted) as stopped:
-        train(tiny_shards.config, tiny_shards.folder, out)
+        train(family_shards.config_with(), family_shards.folder, out)
     assert stopped.value.exit_code == 129 and newest_checkpoint(out / "checkpoints").step == 6
     monkeypatch.undo()
-    assert_resumes_to(tiny_run, out, tiny_shards)
+    assert_resumes_to(family_run, out, family_shards)
 
 
 @pytest.mark.row(18)
-def test_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, tiny_shards, tmp_path, monkeypatch):
+def test_a_worker_that_is_killed_is_named_and_the_run_resumes(family_run, family_shards, tmp_path, monkeypatch):
     real = loop.train_step
 
     def step(state, ready):
@@ -262,17 +262,23 @@ def test_a_worker_that_is_killed_is_named_and_the_run_resumes(tiny_run, tiny_sha
 
     monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(StorageError, match=r"reads batches is gone: DataLoader worker \(pid.*killed") as lost:
-        train(tiny_shards.config_with("train.workers=2"), tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with("train.workers=2"), family_shards.folder, tmp_path / "run")
     assert "/dev/shm" in lost.value.hint
     monkeypatch.undo()
-    train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", resume=True, named_changes=["train.workers"])
-    assert_ends_as(tiny_run, tmp_path / "run")
+    train(
+        family_shards.config_with(),
+        family_shards.folder,
+        tmp_path / "run",
+        resume=True,
+        named_changes=["train.workers"],
+    )
+    assert_ends_as(family_run, tmp_path / "run")
 
 
 @pytest.mark.row(19)
 @pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 @pytest.mark.slow
-def test_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shards, tmp_path):
+def test_when_one_rank_dies_the_others_stop_and_the_run_resumes(family_shards, tmp_path):
     out = tmp_path / "run"
     program = tmp_path / "one_dies.py"
     program.write_text(
@@ -290,19 +296,19 @@ def test_when_one_rank_dies_the_others_stop_and_the_run_resumes(tiny_shards, tmp
         str(program),
         "train",
         "--preset",
-        "demo",
+        family_shards.preset,
     ]
-    command += ["--data", str(tiny_shards.folder), "--out", str(out), *options_of(tiny_shards)]
+    command += ["--data", str(family_shards.folder), "--out", str(out), *options_of(family_shards)]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=dict(os.environ, OMP_NUM_THREADS="1"), timeout=300
     )
     assert done.returncode != 0
     assert newest_checkpoint(out / "checkpoints").step == 3
-    assert train(tiny_shards.config, tiny_shards.folder, out, resume=True).step == 8
+    assert train(family_shards.config_with(), family_shards.folder, out, resume=True).step == 8
 
 
 @pytest.mark.row(20)
-def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(tiny_run, tiny_shards, tmp_path, monkeypatch):
+def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(family_run, family_shards, tmp_path, monkeypatch):
     """Saving is part of the step: there is no thread in which an error could get lost."""
     real, threads = loop.save_checkpoint, set()
 
@@ -314,12 +320,12 @@ def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(tiny_run, tiny_
 
     monkeypatch.setattr(loop, "save_checkpoint", save)
     with pytest.raises(OSError, match="Input/output error"):
-        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with(), family_shards.folder, tmp_path / "run")
     assert threads == {threading.main_thread()}
     assert [row["step"] for row in read_log(tmp_path / "run")][-1] == 6
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
-    assert_resumes_to(tiny_run, tmp_path / "run", tiny_shards)
+    assert_resumes_to(family_run, tmp_path / "run", family_shards)
 
 
 @pytest.mark.row(22)

@@ -14,12 +14,13 @@ from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.errors import UsageError
+from dittool.families import flow
+from dittool.families.flow import training_stream
 from dittool.train import loop
-from dittool.train.batches import training_stream
 from dittool.train.distributed import Ranks
 from dittool.train.estimate import estimate
 from dittool.train.loop import train
-from dittool.train.state import TrainState
+from tests.run_states import fresh_state
 
 BUDGET = ("train.tokens_per_batch=130", "train.accumulate=2")  # two samples of 64 latent tokens, one of 70
 
@@ -27,11 +28,8 @@ BUDGET = ("train.tokens_per_batch=130", "train.accumulate=2")  # two samples of 
 @pytest.fixture(scope="module")
 def budgeted(tiny_shards):
     """Configuration, stream and state of a budgeted run."""
-    config = tiny_shards.config_with(*BUDGET)
-    shards, ranks = ShardSet.open(tiny_shards.folder), Ranks(0, 1, torch.device("cpu"))
-    refs = shards.split("train")
-    provenance = Provenance.of(shards, refs, config)
-    return config, training_stream(config, shards, refs, provenance.norm, ranks), TrainState(config, provenance, ranks)
+    state = fresh_state(tiny_shards.config_with(*BUDGET), tiny_shards.folder)
+    return state.config, state.data.stream, state
 
 
 def test_a_batch_holds_the_samples_that_the_budget_has_room_for(budgeted):
@@ -51,7 +49,7 @@ def test_a_step_of_unequal_batches_is_the_mean_over_its_samples(budgeted):
     with torch.no_grad():
         for parameter in state.model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    per_sample = torch.cat([loop._batch_loss(state, batch).per_sample for batch in batches])
+    per_sample = torch.cat([flow.loss(state.data, state.forward, batch).per_sample for batch in batches])
     gradients = torch.autograd.grad(per_sample.mean(), list(state.model.parameters()))
     norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
     figures = loop.train_step(state, iter(batches))
@@ -107,8 +105,10 @@ def test_sizes_are_multiples_that_divide_among_processes(tiny_shards):
     config = tiny_shards.config_with("train.tokens_per_batch=400", "train.batch_multiple=4")
     shards = ShardSet.open(tiny_shards.folder)
     refs = shards.split("train")
-    norm = Provenance.of(shards, refs, config).norm
-    assert set(training_stream(config, shards, refs, norm, Ranks(1, 4, torch.device("cpu"))).plan.sizes.values()) == {4}
+    provenance = Provenance.of(shards, refs, config)
+    assert set(
+        training_stream(config, shards, refs, provenance, Ranks(1, 4, torch.device("cpu"))).plan.sizes.values()
+    ) == {4}
     with pytest.raises(UsageError, match="do not divide among 3") as told:
-        training_stream(config, shards, refs, norm, Ranks(1, 3, torch.device("cpu")))
+        training_stream(config, shards, refs, provenance, Ranks(1, 3, torch.device("cpu")))
     assert "train.batch_multiple" in told.value.hint

@@ -18,7 +18,8 @@ from dittool.errors import UsageError
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT, DiTConfig
 from dittool.train import compiled
-from dittool.train.compiled import compile_blocks, compiler_errors_explained
+from dittool.train.compiled import compile_blocks
+from dittool.train.failures import compiler_errors_explained
 from dittool.train.loop import train
 
 BUCKETS = [(8, 8), (10, 6), (4, 12)]  # latent cells

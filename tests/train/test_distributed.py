@@ -16,14 +16,15 @@ import torch
 
 from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
-from dittool.train.log import read_log
+from dittool.ckpt.run_log import read_log
 from dittool.train.loop import train
+from tests.run_states import same_tensors
 
 pytestmark = pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 
 
-def torchrun(processes: int, out, tiny_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
-    options = [word for override in (*tiny_shards.overrides, *overrides) for word in ("-s", override)]
+def torchrun(processes: int, out, family_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
+    options = [word for override in (*family_shards.overrides, *overrides) for word in ("-s", override)]
     command = [
         sys.executable,
         "-m",
@@ -36,10 +37,10 @@ def torchrun(processes: int, out, tiny_shards, *overrides: str, resume: bool = F
         "train",
         "--no-audit",
         "--data",
-        str(tiny_shards.folder),
+        str(family_shards.folder),
         "--out",
         str(out),
-        *(["--resume"] if resume else ["--preset", "demo"]),
+        *(["--resume"] if resume else ["--preset", family_shards.preset]),
         *options,
     ]
     return subprocess.Popen(
@@ -58,7 +59,7 @@ def largest_difference(a: dict, b: dict) -> float:
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_take_the_steps_of_one(tiny_shards, tmp_path, parallel):
+def test_two_processes_take_the_steps_of_one(family_shards, tmp_path, parallel):
     keys = (
         f"parallel={parallel}",
         "accumulate=2",
@@ -69,10 +70,13 @@ def test_two_processes_take_the_steps_of_one(tiny_shards, tmp_path, parallel):
         "sample_every=3",
     )
     settings = [f"train.{key}" for key in keys]
-    train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "one")
-    finished(torchrun(2, tmp_path / "two", tiny_shards, *settings))
+    if family_shards.preset == "drift-demo":
+        settings += ["drift.encoder=trained", "feature_encoder.steps=3"]
+    train(family_shards.config_with(*settings), family_shards.folder, tmp_path / "one")
+    finished(torchrun(2, tmp_path / "two", family_shards, *settings))
     one, two = (load_checkpoint(resolve_checkpoint(tmp_path / name)) for name in ("one", "two"))
-    assert (two["step"], two["samples_seen"]) == (one["step"], one["samples_seen"]) == (3, 24)
+    assert (two["step"], two["samples_seen"]) == (one["step"], one["samples_seen"])
+    assert one["samples_seen"] == 3 * 2 * family_shards.config_with().train.batch_size
     for row_one, row_two in zip(read_log(tmp_path / "one"), read_log(tmp_path / "two"), strict=True):
         for name, tolerance in (("loss", 1e-6), ("grad_norm", 1e-5), ("eval_loss", 1e-5)):
             assert row_two.keys() == row_one.keys()
@@ -84,6 +88,10 @@ def test_two_processes_take_the_steps_of_one(tiny_shards, tmp_path, parallel):
     assert float((moments[0] - moments[1]).abs().max()) < 1e-6  # the gradients of all steps, weighted
     assert one["model"].keys() == two["model"].keys() and largest_difference(one, two) < 1e-4
     assert (tmp_path / "two" / "samples" / "step0000003_ema.png").is_file()
+    if "queues" in one:
+        assert same_tensors(one["queues"], two["queues"])
+        weights = [content["feature_encoder"]["weights"] for content in (one, two)]
+        assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
 
 
 def back_to(step: int, run) -> None:
@@ -95,21 +103,21 @@ def back_to(step: int, run) -> None:
 
 @pytest.mark.row(23)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_one_then_two_then_one_processes_see_the_same_samples(tiny_run, tiny_shards, tmp_path, parallel):
+def test_one_then_two_then_one_processes_see_the_same_samples(family_run, family_shards, tmp_path, parallel):
     """A run may change its number of processes on the way: only the rounding of sums differs."""
-    out = shutil.copytree(tiny_run, tmp_path / "run")
+    out = shutil.copytree(family_run, tmp_path / "run")
     for step, processes in ((3, 2), (6, 1)):
         back_to(step, out)
-        finished(torchrun(processes, out, tiny_shards, f"train.parallel={parallel}", resume=True))
-    for mine, theirs in zip(read_log(out), read_log(tiny_run), strict=True):
+        finished(torchrun(processes, out, family_shards, f"train.parallel={parallel}", resume=True))
+    for mine, theirs in zip(read_log(out), read_log(family_run), strict=True):
         assert mine["step"] == theirs["step"] and mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-    assert largest_difference(*(load_checkpoint(resolve_checkpoint(run)) for run in (out, tiny_run))) < 1e-3
+    assert largest_difference(*(load_checkpoint(resolve_checkpoint(run)) for run in (out, family_run))) < 1e-3
 
 
 @pytest.mark.row(15)
-def test_a_signal_to_one_process_stops_all_and_saves_once(tiny_shards, tmp_path):
+def test_a_signal_to_one_process_stops_all_and_saves_once(family_shards, tmp_path):
     out = tmp_path / "run"
-    process = torchrun(2, out, tiny_shards, "train.steps=100000", "checkpoint.every=100000")
+    process = torchrun(2, out, family_shards, "train.steps=100000", "checkpoint.every=100000")
     deadline = time.monotonic() + 90
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline

@@ -14,9 +14,10 @@ import torch
 
 from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.run_log import read_log
 from dittool.config.schema import Checkpoint, Train
+from dittool.families import flow
 from dittool.train import distributed, loop, state
-from dittool.train.log import read_log
 from dittool.train.loop import train
 
 BASE = (
@@ -98,22 +99,29 @@ def test_steps_log_every_and_eval_every_show_in_the_log(tiny_shards, tmp_path):
     assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4, 5]
 
 
-def test_sample_every_and_validate_every_call_for_pictures_and_judgements(tiny_shards, tmp_path):
+def test_sample_every_and_validate_every_call_for_pictures_and_judgements(tiny_shards, tmp_path, monkeypatch):
     drawn, judged = [], []
+    monkeypatch.setattr(
+        flow,
+        "FAMILY",
+        replace(
+            flow.FAMILY,
+            draw=lambda _data, _model, step, _path: drawn.append(step),
+            judge=lambda _data, _model, step, *_: judged.append(step),
+        ),
+    )
     run_with(
         tiny_shards,
         tmp_path / "run",
         "train.sample_every=2",
         "validate.every=3",
-        draw=lambda pipeline, _: drawn.append(pipeline.step),
-        judge=lambda pipeline: judged.append(pipeline.step),
     )
     assert (drawn, judged) == ([2, 4], [3, 4])
 
 
 def test_workers_read_in_processes_of_their_own_and_change_no_bit(plain, tiny_shards, tmp_path, monkeypatch):
     asked = []
-    real = loop.training_stream
+    real = flow.training_stream
 
     def watched(*given):
         stream = real(*given)
@@ -123,21 +131,21 @@ def test_workers_read_in_processes_of_their_own_and_change_no_bit(plain, tiny_sh
         )
         return stream
 
-    monkeypatch.setattr(loop, "training_stream", watched)
+    monkeypatch.setattr(flow, "training_stream", watched)
     assert torch.equal(weights(plain), weights(run_with(tiny_shards, tmp_path / "run", "train.workers=1")))
     assert asked == [1]
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_skip_nonfinite_leaves_an_update_out(tiny_shards, tmp_path, monkeypatch, allowed):
-    real, calls = loop.flow_loss, []
+    real, calls = flow.flow_loss, []
 
     def spoilt(*given):
         loss = real(*given)
         calls.append(loss)
         return replace(loss, per_sample=loss.per_sample * torch.nan) if len(calls) == 2 else loss
 
-    monkeypatch.setattr(loop, "flow_loss", spoilt)
+    monkeypatch.setattr(flow, "flow_loss", spoilt)
     overrides = [f"train.skip_nonfinite={allowed}"]
     if not allowed:
         with pytest.raises(loop.NonFiniteError):

@@ -5,12 +5,14 @@ of the same face.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from dittool.ckpt.run_log import read_log
 from dittool.errors import UsageError
-from dittool.train.log import read_log
+from dittool.families import flow
 from dittool.train.loop import train
 
 
@@ -46,11 +48,12 @@ def test_a_row_holds_what_one_wants_to_see(tiny_run):
     } <= seen
 
 
-def test_the_plot_is_drawn_on_the_way(tiny_shards, tmp_path):
+def test_the_plot_is_drawn_on_the_way(tiny_shards, tmp_path, monkeypatch):
     """With each picture of samples, not only at the end."""
     seen = []
-    draw = lambda _pipeline, _path: seen.append((tmp_path / "run" / "loss.png").is_file())  # noqa: E731
-    train(tiny_shards.config_with("train.sample_every=4"), tiny_shards.folder, tmp_path / "run", draw=draw)
+    draw = lambda *_: seen.append((tmp_path / "run" / "loss.png").is_file())  # noqa: E731
+    monkeypatch.setattr(flow, "FAMILY", replace(flow.FAMILY, draw=draw))
+    train(tiny_shards.config_with("train.sample_every=4"), tiny_shards.folder, tmp_path / "run")
     assert seen == [True, True]
 
 

@@ -14,12 +14,13 @@ import torch
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.run_log import read_log
 from dittool.config.load import load_config
 from dittool.errors import BadDataError, NonFiniteError, UsageError
+from dittool.families import flow
 from dittool.train import loop
-from dittool.train.log import read_log
 from dittool.train.loop import train
-from tests.run_states import assert_same_bits, final_state, stopped_at
+from tests.run_states import assert_same_bits, final_state, fresh_state, stopped_at
 
 
 def test_a_run_leaves_what_the_contract_names(tiny_run):
@@ -53,18 +54,18 @@ def test_a_run_leaves_what_the_contract_names(tiny_run):
     assert (state["step"], state["samples_seen"]) == (8, 32)
 
 
-def test_the_resolved_configuration_repeats_the_run(tiny_run, tiny_shards, tmp_path):
-    train(load_config(str(tiny_run / "resolved.toml")), tiny_shards.folder, tmp_path / "again")
-    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "again"))
+def test_the_resolved_configuration_repeats_the_run(family_run, family_shards, tmp_path):
+    train(load_config(str(family_run / "resolved.toml")), family_shards.folder, tmp_path / "again")
+    assert_same_bits(final_state(family_run), final_state(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_a_resumed_run_ends_with_the_same_bits(tiny_run, tiny_shards, tmp_path, step):
-    out = stopped_at(tiny_run, step, tmp_path / "run")
-    train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
-    assert_same_bits(final_state(tiny_run), final_state(out))
-    assert [row["step"] for row in read_log(out)] == [row["step"] for row in read_log(tiny_run)]
-    for mine, theirs in zip(read_log(out), read_log(tiny_run), strict=True):
+def test_a_resumed_run_ends_with_the_same_bits(family_run, family_shards, tmp_path, step):
+    out = stopped_at(family_run, step, tmp_path / "run")
+    train(family_shards.config_with(), family_shards.folder, out, resume=True)
+    assert_same_bits(final_state(family_run), final_state(out))
+    assert [row["step"] for row in read_log(out)] == [row["step"] for row in read_log(family_run)]
+    for mine, theirs in zip(read_log(out), read_log(family_run), strict=True):
         assert mine["loss"] == theirs["loss"]
 
 
@@ -119,12 +120,10 @@ def test_a_run_that_forgets_its_optimizer_does_not_end_with_the_same_bits(tiny_r
         assert_same_bits(final_state(tiny_run), final_state(out))
 
 
-def test_evaluation_and_pictures_do_not_disturb_training(tiny_run, tiny_shards, tmp_path):
-    from dittool.sampling.preview import draw_preview
-
-    config = tiny_shards.config_with("train.eval_every=2", "train.sample_every=4")
-    train(config, tiny_shards.folder, tmp_path / "run", draw=draw_preview(tiny_shards.folder))
-    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
+def test_evaluation_and_pictures_do_not_disturb_training(family_run, family_shards, tmp_path):
+    config = family_shards.config_with("train.eval_every=2", "train.sample_every=4")
+    train(config, family_shards.folder, tmp_path / "run")
+    assert_same_bits(final_state(family_run), final_state(tmp_path / "run"))
     assert [row["step"] for row in read_log(tmp_path / "run") if "eval_loss" in row] == [2, 4, 6, 8]
     assert sorted(path.name for path in (tmp_path / "run" / "samples").iterdir()) == [
         "step0000004_ema.png",
@@ -133,15 +132,25 @@ def test_evaluation_and_pictures_do_not_disturb_training(tiny_run, tiny_shards, 
 
 
 @pytest.mark.row(15)
-def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_run, tiny_shards, tmp_path):
+def test_sigterm_finishes_the_step_saves_and_exits_143(family_run, family_shards, tmp_path):
     out = tmp_path / "run"
     overrides = [
         word
-        for override in (*tiny_shards.overrides, "train.steps=100000", "checkpoint.every=100000")
+        for override in (*family_shards.overrides, "train.steps=100000", "checkpoint.every=100000")
         for word in ("-s", override)
     ]
-    places = ["--data", str(tiny_shards.folder), "--out", str(out)]
-    command = [sys.executable, "-m", "dittool", "train", "--no-audit", "--preset", "demo", *places, *overrides]
+    places = ["--data", str(family_shards.folder), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "dittool",
+        "train",
+        "--no-audit",
+        "--preset",
+        family_shards.preset,
+        *places,
+        *overrides,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
     deadline = time.monotonic() + 60
     while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
@@ -151,24 +160,26 @@ def test_sigterm_finishes_the_step_saves_and_exits_143(tiny_run, tiny_shards, tm
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and "dit train --resume" in err and "Traceback" not in err
     checkpoint = load_checkpoint(resolve_checkpoint(out))
-    assert checkpoint["step"] >= 1 and checkpoint["samples_seen"] == 4 * checkpoint["step"]
+    assert checkpoint["step"] >= 1 and checkpoint["samples_seen"] == (
+        family_shards.config_with().train.batch_size * checkpoint["step"]
+    )
 
 
-def test_resuming_an_ended_run_says_so(tiny_run, tiny_shards):
+def test_resuming_an_ended_run_says_so(family_run, family_shards):
     with pytest.raises(UsageError, match="step 8 of 8"):
-        train(tiny_shards.config_with(), tiny_shards.folder, tiny_run, resume=True)
+        train(family_shards.config_with(), family_shards.folder, family_run, resume=True)
 
 
 @pytest.mark.row(25)
-def test_resume_without_a_checkpoint_is_an_error(tiny_shards, tmp_path):
+def test_resume_without_a_checkpoint_is_an_error(family_shards, tmp_path):
     """Row 25."""
     with pytest.raises(BadDataError):
-        train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / "run", resume=True)
+        train(family_shards.config_with(), family_shards.folder, tmp_path / "run", resume=True)
 
 
-def test_a_run_is_not_overwritten(tiny_run, tiny_shards):
+def test_a_run_is_not_overwritten(family_run, family_shards):
     with pytest.raises(UsageError, match="checkpoints of an earlier run") as refused:
-        train(tiny_shards.config_with(), tiny_shards.folder, tiny_run)
+        train(family_shards.config_with(), family_shards.folder, family_run)
     assert "--resume" in refused.value.hint
 
 
@@ -201,47 +212,34 @@ def test_data_of_another_encoder_than_configured_are_refused(tiny_shards, tmp_pa
 
 
 @pytest.mark.row(26)
-def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(tiny_run, tiny_shards, tmp_path):
+def test_a_corrupt_newest_checkpoint_falls_back_to_the_one_before(family_run, family_shards, tmp_path):
     """Row 26."""
-    out = stopped_at(tiny_run, 6, tmp_path / "run")
+    out = stopped_at(family_run, 6, tmp_path / "run")
     path = out / "checkpoints" / "checkpoint_step0000006.pt"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BadDataError, match="checkpoint_step0000006"):
-        train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True, strict=True)
-    train(tiny_shards.config_with(), tiny_shards.folder, out, resume=True)
-    assert_same_bits(final_state(tiny_run), final_state(out))
+        train(family_shards.config_with(), family_shards.folder, out, resume=True, strict=True)
+    train(family_shards.config_with(), family_shards.folder, out, resume=True)
+    assert_same_bits(final_state(family_run), final_state(out))
 
 
 @pytest.mark.row(62)
-def test_non_finite_loss_stops_before_the_update(tiny_shards, tmp_path, monkeypatch):
+def test_non_finite_loss_stops_before_the_update(family_shards, tmp_path, poisoned):
     """Row 62."""
-    real = loop.flow_loss
-
-    def poisoned(model, x0, *rest):
-        return real(model, x0 * float("nan"), *rest)
-
-    config = tiny_shards.config_with("checkpoint.every=2")
-    calls = iter(range(100))
-    monkeypatch.setattr(loop, "flow_loss", lambda *a: (poisoned if next(calls) == 5 else real)(*a))
-    with pytest.raises(NonFiniteError, match=r"step 6: loss nan.*Samples: scene-"):
-        train(config, tiny_shards.folder, tmp_path / "run")
+    named = poisoned(6)
+    with pytest.raises(NonFiniteError, match=r"step 6: loss nan") as stopped:
+        train(family_shards.config_with("checkpoint.every=2"), family_shards.folder, tmp_path / "run")
+    assert stopped.value.message.endswith(f"Samples: {named[0]}") and stopped.value.exit_code == 6
     newest = load_checkpoint(resolve_checkpoint(tmp_path / "run"))
     assert newest["step"] == 4 and all(torch.isfinite(tensor).all() for tensor in newest["model"].values())
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tiny_shards):
     """Two micro-batches of one step weigh as their mean."""
-    from dittool.data.provenance import Provenance
-    from dittool.data.shards.read import ShardSet
-    from dittool.train.distributed import Ranks
-    from dittool.train.state import TrainState
-
-    shards = ShardSet.open(tiny_shards.folder)
-    config = tiny_shards.config_with("train.accumulate=2")
-    state = TrainState(config, Provenance.of(shards, shards.split("train"), config), Ranks(0, 1, torch.device("cpu")))
+    state = fresh_state(tiny_shards.config_with("train.accumulate=2"), tiny_shards.folder)
     stream = tiny_shards.stream(accumulate=2)
     before = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
-    losses = [loop._batch_loss(state, stream[number]).mean for number in (0, 1)]
+    losses = [flow.loss(state.data, state.forward, stream[number]).mean for number in (0, 1)]
     gradients = torch.autograd.grad(sum(losses) / 2, list(state.model.parameters()), allow_unused=True)
     norm = torch.sqrt(sum(g.square().sum() for g in gradients if g is not None))
     figures = loop.train_step(state, iter([stream[0], stream[1]]))
@@ -256,10 +254,10 @@ def test_the_log_holds_losses_by_mode_and_timestep(tiny_run):
     assert any("loss_text_only" in row for row in rows) and any("loss_t_low" in row for row in rows)
 
 
-def test_a_stop_before_the_first_row_of_the_log_still_saves(tiny_shards, tmp_path, monkeypatch):
+def test_a_stop_before_the_first_row_of_the_log_still_saves(family_shards, tmp_path, monkeypatch):
     _stop_after(monkeypatch, 2)
     with pytest.raises(loop.Interrupted):
-        train(tiny_shards.config_with("train.log_every=5"), tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with("train.log_every=5"), family_shards.folder, tmp_path / "run")
     assert load_checkpoint(resolve_checkpoint(tmp_path / "run"))["step"] == 2
 
 
@@ -277,21 +275,21 @@ def test_weights_to_start_from_must_fit_and_be_finite(tiny_run, tiny_shards, tmp
             train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / name, init=tmp_path / f"{name}.pt")
 
 
-def test_a_warm_start_begins_at_the_old_weights_with_half_the_rate(tiny_run, tiny_shards, tmp_path):
-    weights = final_state(tiny_run)["ema"]
+def test_a_warm_start_begins_at_the_old_weights_with_half_the_rate(family_run, family_shards, tmp_path):
+    weights = final_state(family_run)["ema"]
     torch.save(weights, tmp_path / "old.pt")
-    config = tiny_shards.config_with("train.steps=1", "train.warmup_steps=0", "train.lr=1e-12", "train.min_lr=0.0")
-    train(config, tiny_shards.folder, tmp_path / "run", init=tmp_path / "old.pt")
+    config = family_shards.config_with("train.steps=1", "train.warmup_steps=0", "train.lr=1e-12", "train.min_lr=0.0")
+    train(config, family_shards.folder, tmp_path / "run", init=tmp_path / "old.pt")
     new = final_state(tmp_path / "run")
     assert all(torch.allclose(new["model"][name], weights[name], atol=1e-6) for name in weights)
     assert new["config"]["train"]["lr"] == 0.5e-12
 
 
-def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, tiny_run, tmp_path, monkeypatch):
-    out = stopped_at(tiny_run, 6, tmp_path / "runs" / "mine")
+def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, family_run, tmp_path, monkeypatch):
+    out = stopped_at(family_run, 6, tmp_path / "runs" / "mine")
     monkeypatch.chdir(tmp_path)
     assert dit("train", "--resume", "--quiet").code == 0
-    assert_same_bits(final_state(tiny_run), final_state(out))
+    assert_same_bits(final_state(family_run), final_state(out))
 
 
 # Updates that are left out because something was not finite
@@ -299,61 +297,69 @@ def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, tiny_run, tmp_
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """`poisoned(3, 5)`: the loss of the first sample is NaN at these steps, counted from 1, of the state's own
-    count.
+    """`poisoned(3, 5)`: the loss of the first sample, or group, is NaN at these steps, counted from 1, of the state's
+    own count. Returns the list that its names will stand in.
     """
-    real = loop._batch_loss
+    real = loop.train_step
 
-    def poison(*steps: int) -> None:
-        def batch_loss(state, batch):
+    def poison(*steps: int) -> list[str]:
+        named = []
+
+        def step(state, batches):
+            batch = next(batches)
             if state.step + 1 in steps:
-                batch.latents[0] = float("nan")
-            return real(state, batch)
+                (batch.latents if hasattr(batch, "latents") else batch.noise)[0] = float("nan")
+                named.append(batch.ids[0])
+            return real(state, iter([batch]))
 
-        monkeypatch.setattr(loop, "_batch_loss", batch_loss)
+        monkeypatch.setattr(loop, "train_step", step)
+        return named
 
     return poison
 
 
 @pytest.mark.row(62)
-def test_an_update_that_is_not_finite_is_left_out_up_to_a_cap(tiny_shards, tmp_path, poisoned):
-    poisoned(3, 5)
-    ended = train(tiny_shards.config_with("train.skip_nonfinite=2"), tiny_shards.folder, tmp_path / "run")
+def test_an_update_that_is_not_finite_is_left_out_up_to_a_cap(family_shards, tmp_path, poisoned):
+    named = poisoned(3, 5)
+    ended = train(family_shards.config_with("train.skip_nonfinite=2"), family_shards.folder, tmp_path / "run")
     state, rows = final_state(tmp_path / "run"), read_log(tmp_path / "run")
-    assert (ended.step, state["samples_seen"], state["skipped_updates"]) == (8, 32, 2)
+    assert (ended.step, state["samples_seen"], state["skipped_updates"]) == (
+        8,
+        8 * family_shards.config_with().train.batch_size,
+        2,
+    )
     assert all(torch.isfinite(tensor).all() for part in ("model", "ema") for tensor in state[part].values())
     assert {int(moments["step"]) for moments in state["optimizer"]["state"].values()} == {6}
-    first = tiny_shards.stream()[2].ids[0]
     assert [(row["step"], row["skipped_updates"]) for row in rows if "not_finite" in row] == [(3, 1), (5, 2)]
-    assert next(row for row in rows if row["step"] == 3) == {"step": 3, "skipped_updates": 1, "not_finite": [first]}
+    assert next(row for row in rows if row["step"] == 3) == {"step": 3, "skipped_updates": 1, "not_finite": [named[0]]}
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 7, 8]
 
 
 @pytest.mark.row(62)
-def test_one_more_than_the_cap_ends_the_run(tiny_shards, tmp_path, poisoned):
+def test_one_more_than_the_cap_ends_the_run(family_shards, tmp_path, poisoned):
     poisoned(2, 4, 7)
     with pytest.raises(NonFiniteError, match="step 7: loss nan"):
-        train(tiny_shards.config_with("train.skip_nonfinite=2"), tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with("train.skip_nonfinite=2"), family_shards.folder, tmp_path / "run")
     assert load_checkpoint(resolve_checkpoint(tmp_path / "run"))["step"] == 6
 
 
 @pytest.mark.row(62)
-def test_the_count_of_left_out_updates_is_part_of_the_state(tiny_shards, tmp_path, poisoned):
+def test_the_count_of_left_out_updates_is_part_of_the_state(family_shards, tmp_path, poisoned):
     """A run that is resumed does not get its cap anew, and ends with the bits of the uninterrupted one."""
-    config = tiny_shards.config_with("train.skip_nonfinite=2")
+    config = family_shards.config_with("train.skip_nonfinite=2")
     poisoned(2, 7)
-    train(config, tiny_shards.folder, tmp_path / "run")
-    train(config, tiny_shards.folder, stopped_at(tmp_path / "run", 3, tmp_path / "resumed"), resume=True)
+    train(config, family_shards.folder, tmp_path / "run")
+    train(config, family_shards.folder, stopped_at(tmp_path / "run", 3, tmp_path / "resumed"), resume=True)
     assert_same_bits(final_state(tmp_path / "run"), final_state(tmp_path / "resumed"))
     assert final_state(tmp_path / "resumed")["skipped_updates"] == 2
     poisoned(7, 8)
     with pytest.raises(NonFiniteError, match="step 8"):
-        train(config, tiny_shards.folder, stopped_at(tmp_path / "run", 3, tmp_path / "again"), resume=True)
+        train(config, family_shards.folder, stopped_at(tmp_path / "run", 3, tmp_path / "again"), resume=True)
 
 
-def test_a_run_of_nothing_but_nan_ends_without_a_figure(tiny_shards, tmp_path, poisoned):
+def test_a_run_of_nothing_but_nan_ends_without_a_figure(family_shards, tmp_path, poisoned):
     import math
 
     poisoned(*range(1, 9))
-    ended = train(tiny_shards.config_with("train.skip_nonfinite=8"), tiny_shards.folder, tmp_path / "run")
+    ended = train(family_shards.config_with("train.skip_nonfinite=8"), family_shards.folder, tmp_path / "run")
     assert math.isnan(ended.loss) and ended.step == 8

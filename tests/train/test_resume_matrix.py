@@ -12,14 +12,16 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint, named_tensors
+from dittool.config.architectures import architecture
 from dittool.data.shards.read import ShardSet
+from dittool.families.family import family_of
 from dittool.train import loop
 from dittool.train.loop import train
 from dittool.train.state import TrainState
@@ -37,7 +39,7 @@ class Proof:
 
 def digest(run) -> str:
     content = load_checkpoint(resolve_checkpoint(run))
-    state = {key: content[key] for key in ("model", "ema", "optimizer", "rng")}
+    state = {key: content[key] for key in ("model", "ema", "optimizer", "rng", "queues") if key in content}
     total = hashlib.sha256(
         f"{content['step']} {content['samples_seen']} {content['optimizer']['param_groups']}".encode()
     )
@@ -49,11 +51,11 @@ def digest(run) -> str:
 def prove(monkeypatch, config, data, out, stop_after: int | None = None, **options) -> Proof:
     """Trains until the end, or until SIGTERM comes in step `stop_after`."""
     ids: list[str] = []
-    real_loss, real_step = loop._batch_loss, loop.train_step
+    family, real_step = family_of(config), loop.train_step
 
-    def loss(state, batch):
+    def loss(data, model, batch):
         ids.extend(batch.ids)
-        return real_loss(state, batch)
+        return family.loss(data, model, batch)
 
     def step(state, batches):
         if state.step + 1 == stop_after:
@@ -61,7 +63,7 @@ def prove(monkeypatch, config, data, out, stop_after: int | None = None, **optio
         return real_step(state, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_batch_loss", loss)
+        patch.setattr(f"dittool.families.{architecture(config).family}.FAMILY", replace(family, loss=loss))
         patch.setattr(loop, "train_step", step)
         try:
             train(config, data, out, **options)
@@ -71,19 +73,19 @@ def prove(monkeypatch, config, data, out, stop_after: int | None = None, **optio
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_shards, tmp_path_factory) -> Proof:
+def whole(family_shards, tmp_path_factory) -> Proof:
     """The uninterrupted run."""
     with pytest.MonkeyPatch.context() as patch:
         return prove(
-            patch, tiny_shards.config_with(*SETTINGS), tiny_shards.folder, tmp_path_factory.mktemp("whole") / "run"
+            patch, family_shards.config_with(*SETTINGS), family_shards.folder, tmp_path_factory.mktemp("whole") / "run"
         )
 
 
-def resumed(monkeypatch, tiny_shards, out, stops: list[int], workers: int) -> Proof:
+def resumed(monkeypatch, family_shards, out, stops: list[int], workers: int) -> Proof:
     """A run in pieces, each but the first a resume."""
-    config, ids = tiny_shards.config_with(*SETTINGS, f"train.workers={workers}"), []
+    config, ids = family_shards.config_with(*SETTINGS, f"train.workers={workers}"), []
     for number, stop in enumerate([*stops, None]):
-        part = prove(monkeypatch, config, tiny_shards.folder, out, stop, resume=number > 0)
+        part = prove(monkeypatch, config, family_shards.folder, out, stop, resume=number > 0)
         ids += part.ids
     return Proof(ids, part.digest)
 
@@ -103,22 +105,24 @@ SLOW = [
 
 
 @pytest.mark.parametrize(("stop", "workers"), [*FAST, *SLOW])
-def test_stopped_after_any_step_a_run_ends_with_the_same_bits(monkeypatch, tiny_shards, whole, tmp_path, stop, workers):
-    assert resumed(monkeypatch, tiny_shards, tmp_path / "run", [stop], workers) == whole
+def test_stopped_after_any_step_a_run_ends_with_the_same_bits(
+    monkeypatch, family_shards, whole, tmp_path, stop, workers
+):
+    assert resumed(monkeypatch, family_shards, tmp_path / "run", [stop], workers) == whole
 
 
 @pytest.mark.row(24)
-def test_stopped_after_every_step_a_run_ends_with_the_same_bits(monkeypatch, tiny_shards, whole, tmp_path):
+def test_stopped_after_every_step_a_run_ends_with_the_same_bits(monkeypatch, family_shards, whole, tmp_path):
     """Row 24: several times in one epoch."""
-    assert resumed(monkeypatch, tiny_shards, tmp_path / "run", list(range(1, STEPS)), workers=0) == whole
+    assert resumed(monkeypatch, family_shards, tmp_path / "run", list(range(1, STEPS)), workers=0) == whole
 
 
 @pytest.mark.slow
-def test_in_fresh_processes_a_run_ends_with_the_same_bits(tiny_shards, whole, tmp_path):
+def test_in_fresh_processes_a_run_ends_with_the_same_bits(family_shards, whole, tmp_path):
     """Killed with -9 at no chosen moment, three times, and resumed by the command line."""
     out, options = (
         tmp_path / "run",
-        [word for override in (*tiny_shards.overrides, *SETTINGS, "checkpoint.every=1") for word in ("-s", override)],
+        [word for override in (*family_shards.overrides, *SETTINGS, "checkpoint.every=1") for word in ("-s", override)],
     )
     command = [
         sys.executable,
@@ -126,14 +130,14 @@ def test_in_fresh_processes_a_run_ends_with_the_same_bits(tiny_shards, whole, tm
         "dittool",
         "train",
         "--data",
-        str(tiny_shards.folder),
+        str(family_shards.folder),
         "--out",
         str(out),
         "--quiet",
         *options,
     ]
     for seconds in (12, 14, 16, None):
-        how = ["--resume"] if list(out.glob("checkpoints/*.json")) else ["--preset", "demo"]
+        how = ["--resume"] if list(out.glob("checkpoints/*.json")) else ["--preset", family_shards.preset]
         process = subprocess.Popen([*command, *how], env=dict(os.environ, OMP_NUM_THREADS="1"))
         try:
             process.wait(timeout=seconds)
@@ -145,14 +149,14 @@ def test_in_fresh_processes_a_run_ends_with_the_same_bits(tiny_shards, whole, tm
     assert digest(out) == whole.digest
 
 
-def test_control_a_forgotten_average_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
+def test_control_a_forgotten_average_is_noticed(monkeypatch, family_shards, whole, tmp_path):
     real = TrainState.restore
 
     def forgetful(state, checkpoint):
         real(state, {**checkpoint, "ema": checkpoint["model"]})
 
     monkeypatch.setattr(TrainState, "restore", forgetful)
-    found = resumed(monkeypatch, tiny_shards, tmp_path / "run", [3], 0)
+    found = resumed(monkeypatch, family_shards, tmp_path / "run", [3], 0)
     assert found.ids == whole.ids and found.digest != whole.digest
 
 
@@ -165,7 +169,7 @@ def test_control_a_forgotten_place_in_the_data_is_noticed(monkeypatch, tiny_shar
     assert found.ids != whole.ids and found.digest != whole.digest
 
 
-def test_control_a_forgotten_random_state_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
+def test_control_a_forgotten_random_state_is_noticed(monkeypatch, family_shards, whole, tmp_path):
     monkeypatch.setattr(torch, "set_rng_state", lambda _: torch.manual_seed(99))
-    found = resumed(monkeypatch, tiny_shards, tmp_path / "run", [3], 0)
+    found = resumed(monkeypatch, family_shards, tmp_path / "run", [3], 0)
     assert found.ids == whole.ids and found.digest != whole.digest

@@ -10,7 +10,7 @@ import pytest
 from dittool.demo.checker import SCENE_CHECKER
 from dittool.errors import WeightsMissingError
 from dittool.train.loop import train
-from dittool.validate.run import ValidateOptions, judge_during_training, validate
+from dittool.validate.run import ValidateOptions, validate
 from tests.run_states import assert_same_bits, final_state
 
 
@@ -19,9 +19,7 @@ def judged_run(tiny_shards, tmp_path_factory, new_listener):
     """The run of `tiny_run`, judged at steps 3, 6 and 8; with what was said."""
     run, listener = tmp_path_factory.mktemp("judged") / "run", new_listener()
     config = tiny_shards.config_with("validate.every=3", "validate.limit=2")
-    train(
-        config, tiny_shards.folder, run, judge=judge_during_training(tiny_shards.folder, run, SCENE_CHECKER, listener)
-    )
+    train(config, tiny_shards.folder, run, checker=SCENE_CHECKER, talk=listener)
     return run, listener
 
 
@@ -47,9 +45,9 @@ def test_judged_are_the_averaged_weights_of_that_step(judged_run, tiny_run, tiny
         assert then[part] == json.loads(json.dumps(later.results[part]))
 
 
-def test_by_default_nothing_is_judged_on_the_way(tiny_shards, tmp_path):
-    judge = pytest.fail
-    train(tiny_shards.config_with("train.steps=3"), tiny_shards.folder, tmp_path / "run", judge=judge)
+def test_by_default_nothing_is_judged_on_the_way(tiny_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("dittool.validate.run.validate_pipeline", pytest.fail)
+    train(tiny_shards.config_with("train.steps=3"), tiny_shards.folder, tmp_path / "run")
     assert not (tmp_path / "run" / "validation").exists()
 
 
@@ -68,12 +66,7 @@ def test_what_cannot_be_judged_is_told_and_training_goes_on(
 
     monkeypatch.setattr("dittool.validate.run.validate_pipeline", fails)
     run = tmp_path / "run"
-    train(
-        tiny_shards.config_with("validate.every=4"),
-        tiny_shards.folder,
-        run,
-        judge=judge_during_training(tiny_shards.folder, run, SCENE_CHECKER, listener),
-    )
+    train(tiny_shards.config_with("validate.every=4"), tiny_shards.folder, run, talk=listener)
     assert_same_bits(final_state(tiny_run), final_state(run))
     assert [warning.split(":")[0] for warning in listener.warnings] == ["step 4", "step 8"]
     assert said in listener.warnings[0] and "training goes on" in listener.warnings[0]

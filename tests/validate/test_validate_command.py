@@ -5,28 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from dittool.ckpt.files import recorded_data, run_folder
-from dittool.data.shards.read import ShardSet
 from dittool.errors import UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_json
 from dittool.validate.run import ValidateOptions
+from tests.run_states import fresh_state
 
 
 def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(tiny_shards, tmp_path, dit):
     from dittool.ckpt.files import save_checkpoint
-    from dittool.data.provenance import Provenance
-    from dittool.train.distributed import Ranks
-    from dittool.train.state import TrainState
 
-    shards = ShardSet.open(tiny_shards.folder)
-    state = TrainState(
-        tiny_shards.config,
-        Provenance.of(shards, shards.split("train"), tiny_shards.config),
-        Ranks(0, 1, torch.device("cpu")),
-    )
+    state = fresh_state(tiny_shards.config, tiny_shards.folder)
     for parameter in state.model.parameters():  # only the EMA weights can draw
         parameter.data.fill_(float("nan"))
     run = tmp_path / "runs" / "tiny"

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, Inputs, ModelProbe, Probe
-from dittool.config.drift_schema import AnyConfig, DriftConfig, ToyConfig
-from dittool.models.build import build_generator
+from dittool.config.architectures import AnyConfig
+from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.models.build import build_generator, build_toy
 from dittool.models.drift_dit import ClassConditions
 
 
@@ -21,7 +22,7 @@ class GeneratorProbe(Probe):
         self.config = config
 
     def _built(self, config: DriftConfig | ToyConfig) -> nn.Module:
-        return build_generator(config)
+        return build_toy(config) if config.model.arch == "drift-toy" else build_generator(config)
 
     def _smaller(self) -> dict[str, int]:
         model = self.config.model

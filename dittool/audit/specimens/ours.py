@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.trial import Wakeable, wake
-from dittool.config.drift_schema import AnyConfig
+from dittool.config.architectures import AnyConfig
 from dittool.config.schema import Config
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions

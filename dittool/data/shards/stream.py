@@ -48,6 +48,9 @@ class Batch:
     mode_draw: Tensor  # (B,) uniform in [0, 1)
     weight: float  # its share of the samples of its step
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def to(self, device: torch.device) -> Batch:
         """All but `mode_draw`: the host decides with it whether the batch needs a mask."""
         moved = {

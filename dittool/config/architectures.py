@@ -1,0 +1,82 @@
+"""What `model.arch` may be: the schema of its configuration, and where the family behind it is defined.
+
+A new family is one module in dittool/families, one schema here, and one line in the table. Light: the family's module,
+which needs torch, is imported when it is first used (`families/family.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.config.schema import Config
+from dittool.errors import UsageError
+
+AnyConfig = Config | DriftConfig | ToyConfig
+ImageConfig = Config | DriftConfig  # with [encoders] and [data]: what is embedded and sharded
+Schema = type[Config] | type[DriftConfig] | type[ToyConfig]
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One name in `model.arch`."""
+
+    schema: Schema
+    family: str  # module of dittool/families
+    title: str  # for messages: "… is a one-step generator, which …"
+    conditions: tuple[str, ...]  # what it is given beside noise
+    served_by: str  # the command to run instead of one that cannot serve it
+
+
+ARCHITECTURES = {
+    "dit": Architecture(
+        Config,
+        "flow",
+        "a rectified-flow transformer, which knows prompts and references and no classes",
+        ("text", "CLS"),
+        "draw with: dit sample --prompt T",
+    ),
+    "drift": Architecture(
+        DriftConfig,
+        "drift",
+        "a one-step generator, which knows classes and neither prompts nor references",
+        ("class", "alpha"),
+        "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured while it"
+        " trains: eval_energy in its log.jsonl (train.eval_every)",
+    ),
+    "drift-toy": Architecture(
+        ToyConfig,
+        "toy",
+        "a toy of points in the plane, which has no images and no data set",
+        (),
+        "dit train --preset drift-toy trains, draws and judges it in seconds",
+    ),
+}
+
+
+def architecture(config: AnyConfig) -> Architecture:
+    """The row of a configuration."""
+    return ARCHITECTURES[config.model.arch]
+
+
+def of_kind(config: AnyConfig, source: str, what: str, *kinds: type[C], instead: str = "") -> C:
+    """The configuration, when it is of one of these schemas.
+
+    Args:
+        source: names it in the error: a preset, a checkpoint.
+        what: a sentence on the command or option that serves these schemas alone.
+        instead: the command for a configuration of another schema; else that of its row.
+
+    Raises `UsageError` that says what it is and which command serves it.
+    """
+    if isinstance(config, kinds):
+        return config
+    row = architecture(config)
+    raise UsageError(f"{source}: {what}, and this is {row.title}", instead or row.served_by)
+
+
+def image_config(config: AnyConfig, source: str, what: str) -> ImageConfig:
+    """The configuration, when it has images. Arguments and errors as for `of_kind`."""
+    return of_kind(config, source, what, Config, DriftConfig)

@@ -1,0 +1,182 @@
+"""The one-step generator on latents of images in classes ("Drifting Models"): `model.arch = "drift"`.
+
+    train/loop.py → this file → objective/drift.py → models/drift_dit.py
+
+Beside model, average and optimizer a run carries the queues of real samples and the frozen encoder whose maps its
+fields are computed in. Runs are judged by what they draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dittool.config.drift_schema import DriftConfig
+from dittool.config.load import config_to_dict
+from dittool.console import Talk
+from dittool.data.provenance import Provenance
+from dittool.data.shards.index import HOLDOUT, TRAIN
+from dittool.data.shards.read import ShardSet
+from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
+from dittool.errors import BadDataError
+from dittool.families.drift_data import ClassSamples, LatentStream
+from dittool.families.drift_evaluation import LatentEvaluation
+from dittool.families.drift_groups import DriftLoss, Groups, drift_loss, figures, require_equal_shares
+from dittool.families.family import BatchKind, Conclusion, Family, Forward
+from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
+from dittool.families.synthetic import write_class_noise
+from dittool.models.build import build_generator
+from dittool.models.drift_dit import DriftDiT
+from dittool.sampling.one_step import OneStepPipeline
+from dittool.sampling.preview import draw_classes
+
+if TYPE_CHECKING:
+    from dittool.train.distributed import Ranks
+
+
+@dataclass
+class DriftData:
+    """The shards of a run, its queues, and what its fields are computed in."""
+
+    config: DriftConfig
+    folder: Path
+    provenance: Provenance
+    classes: list[str]
+    stream: LatentStream
+    ranks: Ranks
+    evaluation: LatentEvaluation
+    encoder: FeatureEncoder | None = None  # trained for these features; None: not trained
+    features: DriftFeatures | None = None  # from `begin` on
+
+
+def build(config: DriftConfig, _widths: Mapping[str, int]) -> DriftDiT:
+    return build_generator(config)
+
+
+def open_data(config: DriftConfig, folder: Path, ranks: Ranks) -> DriftData:
+    """Raises `BadDataError` for shards that the model does not fit, `UsageError` when groups do not divide among the
+    processes.
+    """
+    require_equal_shares(config, ranks)
+    shards = ShardSet.open(folder)
+    refs, held = shards.split(TRAIN), shards.split(HOLDOUT)
+    _require_fitting(config, shards)
+    provenance = Provenance.of(shards, refs, config)
+    stream = LatentStream(config, shards, refs, provenance.norm)
+    judged = ClassSamples(shards, held, provenance.norm, config.train.seed, partial=True) if held else stream.samples
+    evaluation = LatentEvaluation(config, judged)
+    return DriftData(config, folder, provenance, shards.classes, stream, ranks, evaluation)
+
+
+def begin(data: DriftData, saved: Mapping[str, Any], talk: Talk) -> dict[str, float]:
+    """Fills the queues, or brings them back, and freezes the encoder of the features. A trained one comes from the
+    checkpoint, unless a resumed run asks for another one.
+    """
+    config, trained = data.config, {}
+    if saved:
+        data.stream.restore(saved["queues"])
+    else:
+        data.stream.fill()
+    if config.drift.encoder == "trained":
+        kept = saved.get("feature_encoder")
+        if kept is not None and saved["config"]["feature_encoder"] == config_to_dict(config)["feature_encoder"]:
+            data.encoder = FeatureEncoder.from_checkpoint(kept, config, data.ranks)
+        else:
+            data.encoder = train_feature_encoder(config, data.stream.samples, data.evaluation, data.ranks, talk)
+            talk.note(data.encoder.line)
+            trained = {f"feature_encoder_{name}": value for name, value in data.encoder.figures.items()}
+    encoder = SeededEncoder(config.model.channels) if data.encoder is None else data.encoder.encoder
+    data.features = DriftFeatures(config.drift.features, encoder).to(data.ranks.device)
+    return trained
+
+
+def batches(data: DriftData, first: int, end: int) -> Iterator[Groups]:
+    return data.stream.batches(first, end, data.ranks)
+
+
+def loss(data: DriftData, model: Forward, groups: Groups) -> DriftLoss:
+    return drift_loss(data.config, model, groups, data.features)
+
+
+def state(data: DriftData) -> dict[str, Any]:
+    """The sample numbers in the queues, the names of the classes, and the encoder where one was trained."""
+    encoder = {} if data.encoder is None else {"feature_encoder": data.encoder.to_checkpoint()}
+    return {"queues": data.stream.state(), "classes": data.classes, **encoder}
+
+
+def evaluate(data: DriftData, model: DriftDiT, device: torch.device) -> dict[str, float]:
+    return data.evaluation.figures(model, device)
+
+
+def draw(data: DriftData, model: DriftDiT, step: int, path: Path) -> None:
+    """A row of images for each class."""
+    draw_classes(OneStepPipeline(model, data.config, data.provenance, data.classes, step), path)
+
+
+def conclude(data: DriftData, _figures: Mapping[str, float]) -> Conclusion:
+    return Conclusion({"encoder": None if data.encoder is None else data.encoder.figures})
+
+
+def kinds(data: DriftData) -> list[BatchKind[Groups]]:
+    """One: all samples have one size."""
+    model = data.config.model
+    tokens = model.cells[0] * model.cells[1] // model.patch_size**2
+    example = next(data.stream.batches(0, 1, data.ranks))
+    train, name = data.config.train, data.provenance.card.buckets[0]
+    fresh = data.config.drift.pushed / train.accumulate
+    return [BatchKind(name, len(data.stream.samples), train.batch_size, tokens, model.registers, fresh, 1.0, example)]
+
+
+def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
+    """Raises `BadDataError` when the latents are not those that the model draws."""
+    model, stride = config.model, shards.card.vae.stride
+    columns, rows = model.cells[1] * stride, model.cells[0] * stride
+    found = sorted({ref.bucket for ref in shards.samples})
+    if found != [f"{columns}x{rows}"]:
+        raise BadDataError(
+            f"{shards.folder}: images of {', '.join(found)}; model.input {model.input} with a codec of stride {stride}"
+            f" draws {columns}x{rows} alone",
+            f'embed with data.buckets = ["{columns}x{rows}"], or change model.input',
+        )
+    facts = {
+        "model.channels": (model.channels, shards.dims["latent_channels"]),
+        "model.classes": (model.classes, len(shards.classes)),
+    }
+    if not shards.classes:
+        facts.pop("model.classes")  # ClassSamples says what is wrong
+    for key, (mine, theirs) in facts.items():
+        if mine != theirs:
+            raise BadDataError(f"{shards.folder}: {key} is {mine}, the data have {theirs}", f"set -s {key}={theirs}")
+    if (vae := shards.card.vae.id) != config.encoders.vae:
+        raise BadDataError(
+            f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'",
+            f"say it: -s encoders.vae={vae}",
+        )
+
+
+def _cheap_begin(config: DriftConfig) -> DriftConfig:
+    """With a feature encoder of the same size that is hardly trained."""
+    return config.model_copy(update={"feature_encoder": config.feature_encoder.model_copy(update={"steps": 1})})
+
+
+FAMILY = Family(
+    build=build,
+    known_widths=lambda _config: {},
+    open_data=open_data,
+    begin=begin,
+    batches=batches,
+    loss=loss,
+    figures=figures,
+    state=state,
+    evaluate=evaluate,
+    draw=draw,
+    conclude=conclude,
+    kinds=kinds,
+    noise=write_class_noise,
+    cheap_begin=_cheap_begin,
+    codec=lambda config: config.encoders.vae,
+)

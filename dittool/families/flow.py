@@ -1,0 +1,198 @@
+"""Rectified flow with two conditions, a caption and a reference image: `model.arch = "dit"`.
+
+train/loop.py → this file → objective/flow.py → models/dit.py
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dittool.config.schema import Config
+from dittool.console import Talk
+from dittool.data.provenance import Provenance
+from dittool.data.shards.index import HOLDOUT, TRAIN
+from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.stream import Batch, BatchStream, sizes_within
+from dittool.encoders.known import known_dims
+from dittool.errors import BadDataError
+from dittool.families.family import BatchKind, Conclusion, Family, Forward
+from dittool.families.flow_evaluation import Evaluation
+from dittool.families.synthetic import write_noise
+from dittool.models.build import build_model
+from dittool.models.dit import DiT
+from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, timesteps
+from dittool.sampling.pipeline import Pipeline
+from dittool.sampling.preview import draw_preview
+from dittool.validate.run import judge_during_training
+from dittool.validate.text_edit import CaptionChecker
+
+if TYPE_CHECKING:
+    from dittool.train.distributed import Ranks
+
+_LOOKED_AT = 2000  # micro-batches, to see how often each bucket comes
+
+
+@dataclass
+class FlowData:
+    """The shards of a run."""
+
+    config: Config
+    folder: Path
+    provenance: Provenance
+    refs: list[SampleRef]  # the training samples
+    stream: BatchStream
+    device: torch.device
+    evaluation: Evaluation | None  # None: nothing is held out, or nobody asks
+    preview: Callable[[Pipeline, Path], None]
+    pipeline: Pipeline | None = None  # of the pictures drawn on the way: its codec is loaded once
+
+
+def build(config: Config, widths: Mapping[str, int]) -> DiT:
+    return build_model(config, widths["text"], widths["image"], widths["latent_channels"])
+
+
+def known_widths(config: Config) -> dict[str, int] | None:
+    names = config.encoders
+    return known_dims(names.image, names.text, names.vae)
+
+
+def open_data(config: Config, folder: Path, ranks: Ranks) -> FlowData:
+    """Raises `BadDataError` for features of other encoders, `UsageError` when a batch does not divide among the
+    processes.
+    """
+    shards = ShardSet.open(folder)
+    _require_features(config, shards)
+    refs, held, evaluation = shards.split(TRAIN), shards.split(HOLDOUT), None
+    provenance = Provenance.of(shards, refs, config)
+    stream = training_stream(config, shards, refs, provenance, ranks)
+    if ranks.first and config.train.eval_every and held:
+        evaluation = Evaluation(shards, held, provenance.norm, config)
+    return FlowData(config, folder, provenance, refs, stream, ranks.device, evaluation, draw_preview(folder))
+
+
+def training_stream(
+    config: Config, shards: ShardSet, refs: list[SampleRef], provenance: Provenance, ranks: Ranks
+) -> BatchStream:
+    """The run's micro-batches, this process's share of each: of one size, or of as many samples of each bucket as a
+    budget of latent tokens allows.
+    """
+    train = config.train
+    sizes: int | dict[str, int]
+    if train.batch_size is not None:
+        sizes = train.batch_size
+    else:
+        cell = shards.card.vae.stride * config.model.patch_size
+        buckets = sorted({ref.bucket for ref in refs})
+        sizes = sizes_within(train.tokens_per_batch, buckets, cell, train.batch_multiple or 1)
+    return BatchStream(
+        shards,
+        refs,
+        provenance.norm,
+        sizes,
+        train.seed,
+        config.model.patches,
+        rank=ranks.rank,
+        ranks=ranks.count,
+        accumulate=train.accumulate,
+    )
+
+
+def batches(data: FlowData, first: int, end: int) -> Iterator[Batch]:
+    train = data.config.train
+    return iter(data.stream.loader(first * train.accumulate, end * train.accumulate, train.workers, data.device))
+
+
+def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
+    """E ‖v(z_t, t, conditions) − (ε − x0)‖², with conditions dropped in the shares of `[dropout]`."""
+    config = data.config
+    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
+    d = config.dropout
+    modes = dropout_modes(batch.mode_draw, [d.none, d.text_only, d.reference_only, d.both])
+    return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes)
+
+
+def figures(losses: Sequence[FlowLoss], ranks: Ranks) -> dict[str, float]:
+    """The loss of each dropout mode and of each third of the timesteps."""
+    per_sample, t, modes = (
+        ranks.gather(torch.cat([getattr(loss, name).detach() for loss in losses]))
+        for name in ("per_sample", "t", "modes")
+    )
+    norm = float(ranks.mean(torch.stack([loss.velocity_norm for loss in losses]).mean()))
+    groups = {f"loss_{name}": modes == index for index, name in enumerate(MODES)}
+    groups |= {"loss_t_low": t < 1 / 3, "loss_t_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_t_high": t >= 2 / 3}
+    means = {name: float(per_sample[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+    return {"velocity_norm": norm, **means}
+
+
+def evaluate(data: FlowData, model: DiT, device: torch.device) -> dict[str, float]:
+    return {} if data.evaluation is None else {"eval_loss": data.evaluation.loss(model, device)}
+
+
+def draw(data: FlowData, model: DiT, step: int, path: Path) -> None:
+    """Hold-out samples above, what the model makes of their captions and references below."""
+    data.pipeline = data.pipeline or Pipeline(model, data.config, data.provenance, step)
+    data.pipeline.model, data.pipeline.step = model, step
+    data.preview(data.pipeline, path)
+
+
+def judge(data: FlowData, model: DiT, step: int, run: Path, checker: CaptionChecker | None, talk: Talk) -> None:
+    """The tests of `dit validate`, into `run`/validation. `checker` reads edited captions back from pictures."""
+    judge_during_training(data.folder, run, checker, talk)(Pipeline(model, data.config, data.provenance, step))
+
+
+def kinds(data: FlowData) -> list[BatchKind[Batch]]:
+    """One for each bucket that comes."""
+    stream, refs, found = data.stream, data.refs, []
+    of_batch = partial(_bucket_of_batch, data)
+    shares = Counter(of_batch(number) for number in range(_LOOKED_AT))
+    samples = Counter(ref.bucket for ref in refs)
+    for name, times in shares.items():
+        batch = stream[next(number for number in count() if of_batch(number) == name)]
+        tokens = batch.latents[0, 0].numel() // data.config.model.patch_size**2
+        c = batch.conditions
+        context = c.text.shape[1] + 1 + (0 if c.patches is None else c.patches.shape[1])
+        size, share = stream.plan.sizes[name], times / _LOOKED_AT
+        found.append(BatchKind(name, samples[name], size, tokens, context, size, share, batch))
+    return found
+
+
+def _bucket_of_batch(data: FlowData, number: int) -> str:
+    return data.refs[data.stream.plan.batch(number)[0]].bucket
+
+
+def _require_features(config: Config, shards: ShardSet) -> None:
+    """Raises `BadDataError` when the data come from other encoders than the configuration names."""
+    card, wanted = shards.card, config.encoders
+    for made, name in ((card.image, wanted.image), (card.text, wanted.text), (card.vae, wanted.vae)):
+        if made.id != name:
+            raise BadDataError(
+                f"{shards.folder}: features come from {made.kind} encoder '{made.id}', the configuration says '{name}'",
+                "embed with this preset into another folder, or say what the data are:"
+                f" -s encoders.{made.kind}={made.id}",
+            )
+
+
+FAMILY = Family(
+    build=build,
+    known_widths=known_widths,
+    open_data=open_data,
+    batches=batches,
+    loss=loss,
+    figures=figures,
+    evaluate=evaluate,
+    draw=draw,
+    judge_every=lambda config: config.validate_.every,
+    judge=judge,
+    conclude=lambda _data, _figures: Conclusion(next="dit validate"),
+    kinds=kinds,
+    noise=write_noise,
+    codec=lambda config: config.encoders.vae,
+)
