@@ -283,9 +283,7 @@ class Pipeline:
             return self.settings
         tree = config_to_dict(self.config)
         tree["sample"] |= changes
-        changed = config_from_dict(tree, "the call")
-        assert isinstance(changed, Config), "the configuration of a pipeline is of rectified flow"
-        return SampleSettings.of(changed)
+        return SampleSettings.of(of_kind(config_from_dict(tree, "the call"), "the call", "a pipeline samples", Config))
 
 
 def _checked(trained: EncoderCard, encoder: Encoder) -> Encoder:
