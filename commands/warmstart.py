@@ -93,7 +93,7 @@ def main(
 
     console.table(
         ("tensor", "status", "old shape", "new shape"),
-        [_row(row) for row in result.report if verbose or row.status != "copied"],
+        [_row(row) for row in result.report if console.verbose or row.status != "copied"],
     )
     counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
     console.result(f"{counts}; wrote {out}")

@@ -8,11 +8,13 @@ whose docstring is its help; it returns nothing, or ends with `raise typer.Exit(
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -38,6 +40,7 @@ BUILT_IN = {
     "bench": "Measure this machine on a preset.",
 }
 PLUGIN_GROUP = "dit.commands"
+Loaded = TyperCommand | TyperGroup  # what a stub becomes when it is called
 BROKEN_PIPE = 128 + 13  # as a shell reports a program whose reader had gone
 _HELP = (
     "Train diffusion transformers with two conditions, and prove at every step that what was built is what was asked"
@@ -71,9 +74,9 @@ def run(arguments: Sequence[str]) -> int:
             import traceback
 
             traceback.print_exception(error)
-        told = explain(error)
-        Console().error(told.message, told.hint)
-        return told.exit_code
+        explained = explain(error)
+        Console().error(explained.message, explained.hint)
+        return explained.exit_code
 
 
 def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
@@ -82,16 +85,14 @@ def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
     # help by Rich would take twice as long
     app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True, help=_HELP)(_root)
-    root = typer.main.get_command(app)
+    root = typer.main.get_group(app)
     for name, line in BUILT_IN.items():
-        root.add_command(_Stub(name, line, lambda name=name: _command(name, _built_in(name))))
+        root.add_command(_Stub(name, line, partial(_built_in_command, name)))
     for plugin in plugins:
         if plugin.name in root.commands:
             Console().warn(f"{_described(plugin)} is not used: a command of that name exists already")
         else:
-            root.add_command(
-                _Stub(plugin.name, f"({_described(plugin)})", lambda plugin=plugin: _plugin_command(plugin), plugin)
-            )
+            root.add_command(_Stub(plugin.name, f"({_described(plugin)})", partial(_plugin_command, plugin), plugin))
     return root
 
 
@@ -110,9 +111,7 @@ def installed_plugins() -> list[EntryPoint]:
 class _Stub(TyperCommand):
     """A command that is imported when it is called; until then its name and one line are known."""
 
-    def __init__(
-        self, name: str, line: str, load: Callable[[], TyperCommand], plugin: EntryPoint | None = None
-    ) -> None:
+    def __init__(self, name: str, line: str, load: Callable[[], Loaded], plugin: EntryPoint | None = None) -> None:
         super().__init__(name, help=line)
         self._load, self.plugin = load, plugin
 
@@ -137,11 +136,12 @@ def _invoke(root: TyperGroup, arguments: Sequence[str]) -> Any:
         except (typer.Exit, BrokenPipeError):
             raise
         except Exception as error:
-            stub = root.commands.get(context.invoked_subcommand)
-            if stub is None or stub.plugin is None or explain(error).exit_code != BUG:
+            stub = root.commands.get(context.invoked_subcommand or "")
+            plugin = stub.plugin if isinstance(stub, _Stub) else None
+            if plugin is None or explain(error).exit_code != BUG:
                 raise
             raise DitError(
-                f"{_described(stub.plugin)} failed: {_named(error)}",
+                f"{_described(plugin)} failed: {_named(error)}",
                 "run again with DIT_DEBUG=1 and report it to its authors",
             ) from error
 
@@ -153,22 +153,38 @@ def _reader_is_gone() -> bool:
     return bool(watch.poll(0))
 
 
-def _built_in(name: str) -> Callable[..., Any]:
-    return importlib.import_module(f"dittool.commands.{name.replace('-', '_')}").main
+def _built_in_command(name: str) -> Loaded:
+    _require_posix()
+    return _command(name, importlib.import_module(f"dittool.commands.{name.replace('-', '_')}").main)
 
 
-def _command(name: str, function: Callable[..., Any]) -> TyperCommand:
+def _require_posix() -> None:
+    """Every command locks files and handles signals in the way of Unix, which Windows does not have."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise UsageError(
+            f"dit runs on Linux and macOS; this Python, on {sys.platform}, has no fcntl",
+            "on Windows use WSL (https://learn.microsoft.com/windows/wsl/install) and install dit there",
+        )
+
+
+def _command(name: str, function: Callable[..., None]) -> Loaded:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name)(function)
-    return typer.main.get_command(app)
+    return _made(app)
 
 
-def _plugin_command(plugin: EntryPoint) -> TyperCommand:
+def _made(app: typer.Typer) -> Loaded:
+    command = typer.main.get_command(app)
+    assert isinstance(command, Loaded)  # Typer makes nothing else
+    return command
+
+
+def _plugin_command(plugin: EntryPoint) -> Loaded:
     """The command that an entry point names: a function like the built-ins', or a Typer app."""
     try:
         found = plugin.load()
         if isinstance(found, typer.Typer):
-            return typer.main.get_command(found)
+            return _made(found)
         if not callable(found):
             raise TypeError(f"{plugin.value} is a {type(found).__name__}, not a function and not a Typer app")
         return _command(plugin.name, found)
@@ -190,8 +206,8 @@ def explain(error: BaseException) -> DitError:
         return _usage_error(error)
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return Interrupted("interrupted", "", signal.SIGINT)
-    if isinstance(error, OSError) and (told := from_os_error(error)):
-        return told
+    if isinstance(error, OSError) and (storage_error := from_os_error(error)):
+        return storage_error
     return _memory_error(error) or DitError(
         f"internal error: {_named(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it"
     )

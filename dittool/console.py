@@ -11,9 +11,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
 
 _LINE_EVERY_SECONDS = 10.0  # progress in a log file: one line each so often
 _WIDEST_TABLE = 100  # columns
@@ -56,7 +59,9 @@ class PythonWarnings(Talk):
 
 
 class Console(Talk):
-    """The terminal: results on stdout, talk on stderr, JSON instead of tables when asked."""
+    """The terminal: results on stdout, talk on stderr, JSON instead of tables when asked. `verbose` is for commands
+    that have more to show.
+    """
 
     def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json_wanted, self.quiet, self.verbose = json, quiet, verbose
@@ -67,7 +72,7 @@ class Console(Talk):
         if not self.json_wanted:
             self._out.print(escaped(text))
 
-    def json(self, value: dict[str, Any]) -> None:
+    def json(self, value: Mapping[str, object]) -> None:
         """The one JSON object of a `--json` run (stdout). Without `--json` nothing is printed.
 
         Paths become text, arrays of one element numbers, and NaN and infinity, which JSON does not have, null.
@@ -80,7 +85,7 @@ class Console(Talk):
         except BrokenPipeError:
             abandon(sys.stdout)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
         """Rows of the answer (stdout), at most 100 columns wide. Cells are text; one that starts with ✔ or ✘ is
         coloured.
         """
@@ -106,11 +111,6 @@ class Console(Talk):
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self._err.print(escaped(text), style="dim")
-
-    def detail(self, text: str) -> None:
-        """Talk for `--verbose` only."""
-        if self.verbose and not self.quiet:
             self._err.print(escaped(text), style="dim")
 
     def warn(self, text: str) -> None:
@@ -145,7 +145,7 @@ def escaped(text: str) -> str:
     return text.translate(_ESCAPED)
 
 
-def abandon(stream: TextIO) -> None:
+def abandon(stream: IO[str]) -> None:
     """For a stream whose reader has gone (`dit … | head`): what is still written goes nowhere, the work and its
     exit code stay.
     """
@@ -168,7 +168,7 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-def _rich_console(stderr: bool) -> Any:
+def _rich_console(stderr: bool) -> RichConsole:
     from rich.console import Console as RichConsole
 
     class Stream(RichConsole):
@@ -181,15 +181,15 @@ def _rich_console(stderr: bool) -> Any:
     return console
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, dict):
-        return {str(key): _json_value(one) for key, one in value.items()}
+        return {str(key): _json_value(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_json_value(one) for one in value]
+        return [_json_value(inner) for inner in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "item"):  # a number of numpy or torch
@@ -198,9 +198,10 @@ def _json_value(value: Any) -> Any:
 
 
 class _LineTask(Task):
-    def __init__(self, stream: Any, label: str, total: int, unit: str) -> None:
+    def __init__(self, stream: RichConsole, label: str, total: int, unit: str) -> None:
         self._stream, self._label, self._total, self._unit = stream, label, total, unit
-        self._done, self._figures = 0, {}
+        self._done = 0
+        self._figures: dict[str, float] = {}
         self._start = self._last_line = time.monotonic()
 
     def advance(self, count: int = 1, **figures: float) -> None:
@@ -223,7 +224,7 @@ class _LineTask(Task):
 
 
 @contextmanager
-def _rich_bar(stream: Any, label: str, total: int, unit: str) -> Iterator[Task]:
+def _rich_bar(stream: RichConsole, label: str, total: int, unit: str) -> Iterator[Task]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -241,14 +242,15 @@ def _rich_bar(stream: Any, label: str, total: int, unit: str) -> Iterator[Task]:
     columns = (label_column, BarColumn(), count, rate_column, elapsed, TextColumn("left"), left, figures_column)
     with Progress(*columns, console=stream) as bars:
         bar = bars.add_task(label, total=total, unit=unit, rate="", figures="")
-        start, done, known = time.monotonic(), 0, {}
+        start, done = time.monotonic(), 0
+        shown: dict[str, float] = {}
 
         class BarTask(Task):
             def advance(self, count: int = 1, **figures: float) -> None:
                 nonlocal done
                 done += count
-                known.update(figures)
+                shown.update(figures)
                 rate = done / max(time.monotonic() - start, 1e-9)
-                bars.update(bar, completed=done, rate=f"{rate:.3g}/s", figures=figures_text(known))
+                bars.update(bar, completed=done, rate=f"{rate:.3g}/s", figures=figures_text(shown))
 
         yield BarTask()

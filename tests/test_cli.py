@@ -195,6 +195,18 @@ def test_a_built_in_command_that_cannot_be_imported_is_a_bug_of_ours_and_harms_n
 # As a process
 
 
+def test_where_there_is_no_unix_a_command_names_wsl_and_the_help_still_shows():
+    code = "import sys; sys.modules['fcntl'] = None; from dittool.cli import run; sys.exit(run(sys.argv[1:]))"
+    refused = subprocess.run([sys.executable, "-c", code, "train", "--preset", "demo"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert (
+        refused.stderr.splitlines()[0]
+        == f"error: dit runs on Linux and macOS; this Python, on {sys.platform}, has no fcntl"
+    )
+    assert "use WSL" in refused.stderr.splitlines()[1] and len(refused.stderr.splitlines()) == 2
+    assert subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True).returncode == 0
+
+
 @pytest.mark.row(17)
 def test_a_reader_that_leaves_ends_nothing_with_a_traceback():
     for arguments, codes in [

@@ -63,17 +63,10 @@ def test_json_refuses_what_would_become_meaningless_text():
 def test_quiet_keeps_warnings_and_drops_remarks_and_progress(capsys):
     console = Console(quiet=True, verbose=True)
     console.note("a remark")
-    console.detail("a detail")
     with console.progress("embed", 2) as task:
         task.advance(2)
     console.warn("a warning")
     assert capsys.readouterr().err == "warning: a warning\n"
-
-
-@pytest.mark.parametrize(("verbose", "told"), [(False, ""), (True, "a detail\n")])
-def test_details_are_for_verbose(capsys, verbose, told):
-    Console(verbose=verbose).detail("a detail")
-    assert capsys.readouterr().err == told
 
 
 def test_a_table_is_at_most_100_columns_wide_and_loses_nothing(capsys):

@@ -168,7 +168,7 @@ class ShardSet:
                 run.append(places.pop(0))
             start, end = run[0][0], sum(run[-1][:2])
             data = np.empty(end - start, dtype=np.uint8).data
-            read = os.preadv(self._file(ref.shard), [data], start) if len(data) else 0
+            read = _read_at(self._file(ref.shard), data, start)
             for offset, size, member in run:
                 if offset - start + size > read:
                     present = max(read - offset + start, 0)
@@ -208,6 +208,17 @@ class ShardSet:
                 " dit shard",
             )
         return self.index
+
+
+def _read_at(file: int, into: memoryview, start: int) -> int:
+    """Fills `into` from byte `start` of an open file, and says how many bytes there were."""
+    if not len(into):
+        return 0
+    if hasattr(os, "preadv"):
+        return os.preadv(file, [into], start)
+    found = os.pread(file, len(into), start)  # macOS before 11: one copy more
+    into[: len(found)] = found
+    return len(found)
 
 
 def _scan(folder: Path) -> list[SampleRef]:

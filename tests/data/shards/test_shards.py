@@ -167,6 +167,17 @@ def test_without_patches_their_bytes_are_not_read(tiny_shards, monkeypatch):
     )
 
 
+def test_samples_are_the_same_on_a_system_without_preadv(tiny_shards, monkeypatch):
+    with_preadv = ShardSet.open(tiny_shards.folder)
+    samples = [with_preadv.read(ref) for ref in with_preadv.samples[:3]]
+    monkeypatch.delattr(os, "preadv")
+    without = ShardSet.open(tiny_shards.folder)
+    for ref, sample in zip(without.samples[:3], samples, strict=True):
+        again = without.read(ref)
+        assert np.array_equal(again.latent, sample.latent) and np.array_equal(again.patches, sample.patches)
+        assert np.array_equal(again.text, sample.text) and np.array_equal(again.cls, sample.cls)
+
+
 @pytest.mark.parametrize("storage", ["fp32", "int8", "pooled"])
 def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, older_derived, tmp_path, storage):
     derived = older_derived
