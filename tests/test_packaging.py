@@ -243,3 +243,14 @@ def test_the_citation_and_the_changelog_follow_the_version():
     assert (cited["version"], cited["license"]) == (dittool.__version__, PROJECT["project"]["license"])
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased" and "0.1.0" in headings
+
+
+# docs/dependencies.md
+
+
+def test_the_page_of_dependencies_has_a_row_with_the_floor_of_each():
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", page, re.MULTILINE))
+    project = PROJECT["project"]
+    wanted = map(Requirement, (*project["dependencies"], *project["optional-dependencies"]["parquet"]))
+    assert rows == {one.name: next(iter(one.specifier)).version for one in wanted}
