@@ -36,7 +36,9 @@ from dittool.encoders.pretrained import (
 from dittool.errors import BadDataError
 from dittool.geometry import SIDE_MULTIPLE, encoder_input_size
 
-BUILT_IN = {"builtin:dinov3": builtin_image_model}  # name → a DINO with weights that nobody trained
+BUILT_IN = {  # name → a DINO with weights that nobody trained
+    "builtin:dinov3": builtin_image_model,
+}
 # Tokens of these stand as [CLS, registers, patches], behind the final norm. Others average, crop or pool them.
 DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_registers": "a DINOv2"}
 

@@ -32,7 +32,9 @@ from dittool.encoders.pretrained import (
 )
 from dittool.errors import BadDataError, WeightsMissingError
 
-BUILT_IN: dict[str, Callable[[str, int], TextEncoder]] = {"builtin:words": WordVectors}  # name, max_tokens → encoder
+BUILT_IN: dict[str, Callable[[str, int], TextEncoder]] = {  # name → (name, max_tokens) → encoder
+    "builtin:words": WordVectors,
+}
 T5_TYPES = {"t5": "a T5", "mt5": "an mT5"}
 
 # Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next

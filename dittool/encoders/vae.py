@@ -13,7 +13,9 @@ from dittool.encoders.pretrained import load_pretrained, location_of, quiet, req
 from dittool.encoders.single_file import load_single_file
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 
-BUILT_IN: dict[str, Callable[[str], LatentCodec]] = {"builtin:dct": BlockDCT}
+BUILT_IN: dict[str, Callable[[str], LatentCodec]] = {
+    "builtin:dct": BlockDCT,
+}
 
 
 def load_codec(name: str) -> LatentCodec:

@@ -1,0 +1,104 @@
+"""CONTRIBUTING.md shows how to add something with a new file and an entry in a table. Here each is added to a copy of
+the source as the page says, and runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^### (.+?)\n(.+?)(?=^##|\Z)", PAGE.partition("## Adding something")[2], re.DOTALL | re.M))
+
+
+def blocks(section: str, language: str) -> list[tuple[str, str]]:
+    """(file, text) of each fenced block of a language; the file stands behind the language."""
+    return re.findall(rf"^```{language} ?(\S*)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+
+
+def apply(diff: str, text: str) -> str:
+    """Replaces the lines of the old side, which must stand in the text once, by those of the new side."""
+    lines = diff.splitlines(keepends=True)
+    old = "".join(line[1:] for line in lines if line[0] in " -")
+    new = "".join(line[1:] for line in lines if line[0] in " +")
+    assert text.count(old) == 1, f"CONTRIBUTING.md names lines that are not there once:\n{old}"
+    return text.replace(old, new)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the source, free to be changed, beside two pictures with captions."""
+    copy = tmp_path / "checkout"
+    for name in ("dittool", "commands", "presets"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    images = tmp_path / "images"
+    images.mkdir()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (128, 128), colour).save(images / f"{colour}.png")
+        (images / f"{colour}.txt").write_text(f"a {colour} square")
+    (images / "list.lst").write_text("red.png\ta red square\nblue.png\ta blue square\nno tab here\n")
+    (images / "list.xyz").write_text("red.png")
+    return copy
+
+
+def dit(line: str, checkout: Path) -> str:
+    """What a command line prints, on stdout and stderr, run from the copy beside the pictures."""
+    assert line.startswith("dit ")
+    done = subprocess.run(
+        [sys.executable, "-m", "dittool", *line.split()[1:]],
+        cwd=checkout.parent,
+        env=dict(os.environ, PYTHONPATH=str(checkout)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1, 2, 3), done.stderr  # of the contract, and no bug
+    return done.stdout + done.stderr
+
+
+def test_the_page_shows_how_to_add_each_kind_of_thing():
+    assert {"A command", "An encoder", "A source of images"} <= set(SECTIONS)
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_what_the_page_adds_is_one_file_and_an_entry_and_runs(title, checkout):
+    section = SECTIONS[title]
+    (added,) = blocks(section, "python")
+    assert not (checkout / added[0]).exists()
+    (checkout / added[0]).write_text(added[1])
+    changes = blocks(section, "diff")
+    assert len({file for file, _ in changes}) == 1, "one table, in one file"
+    for file, diff in changes:
+        (checkout / file).write_text(apply(diff, (checkout / file).read_text()))
+    for _, session in blocks(section, "console"):
+        for command, expected in re.findall(r"^\$ (.+)\n((?:(?!\$ ).+\n)*)", session, re.MULTILINE):
+            printed = dit(command, checkout)
+            missing = [line for line in expected.splitlines() if line not in printed]
+            assert not missing, f"{command}\n{printed}"
+
+
+@pytest.mark.parametrize("title", SECTIONS)
+def test_what_the_page_adds_is_formatted_as_the_house_is(title, tmp_path):
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "dittool").mkdir()  # so that imports of ours are sorted as ours
+    for file, text in blocks(SECTIONS[title], "python"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+        for check in (("check",), ("format", "--check", "--diff")):
+            done = subprocess.run(["ruff", *check, file], cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_diff_that_does_not_fit_is_noticed():
+    assert apply(" a\n+b\n c\n", "a\nc\n") == "a\nb\nc\n"
+    with pytest.raises(AssertionError, match="not there once"):
+        apply(" a\n+b\n", "a\na\n")
