@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,16 +123,10 @@ class ShardSet:
         wanted = [feature.member for feature in FEATURES if patches or feature is not IMAGE_PATCHES]
         if TEXT_MASK_MEMBER in ref.members:
             wanted.append(TEXT_MASK_MEMBER)
-        arrays = {
-            member: parse_npy(data, self._name(ref, member)) for member, data in self._read_members(ref, wanted).items()
-        }
-        text = arrays[TEXT.member]
-        if TEXT_MASK_MEMBER in arrays:
-            text = text[: self._true_length(ref, text, arrays[TEXT_MASK_MEMBER])]
-        stored = arrays.get(IMAGE_PATCHES.member)
-        if stored is not None and self.patch_storage == INT8:
-            stored = decode_patches(stored, INT8)
-        return Sample(ref, arrays[IMAGE_CLS.member], stored, arrays[LATENT.member], text, self.patch_storage)
+        arrays = decoded_members(self._read_members(ref, wanted), self._place(ref), self.patch_storage)
+        return Sample(
+            ref, arrays[IMAGE_CLS], arrays.get(IMAGE_PATCHES), arrays[LATENT], arrays[TEXT], self.patch_storage
+        )
 
     def read_array(self, ref: SampleRef, member: str) -> np.ndarray:
         """One array as stored."""
@@ -179,20 +174,11 @@ class ShardSet:
                 found[member] = data[offset - start : offset - start + size]
         return found
 
-    def _true_length(self, ref: SampleRef, text: np.ndarray, mask: np.ndarray) -> int:
-        """Tokens of a padded text. The mask of an older set must be one run of ones and then zeros."""
-        valid = mask.reshape(-1).astype(bool)
-        length = int(valid.sum())
-        if len(valid) != len(text) or length == 0 or not valid[:length].all():
-            raise BadDataError(
-                f"{self._name(ref, TEXT_MASK_MEMBER)}: a mask of {len(valid)} with {length} ones for a text of"
-                f" {len(text)} rows, where the ones should come first and be one at least",
-                "make the shards again with: dit shard",
-            )
-        return length
+    def _place(self, ref: SampleRef) -> str:
+        return f"{self.folder / ref.shard}: {ref.id}"
 
     def _name(self, ref: SampleRef, member: str) -> str:
-        return f"{self.folder / ref.shard}: {ref.id}.{member}"
+        return f"{self._place(ref)}.{member}"
 
     def _file(self, shard: str) -> int:
         key = (os.getpid(), shard)  # each worker process opens its own
@@ -219,6 +205,42 @@ def _read_at(file: int, into: memoryview, start: int) -> int:
     found = os.pread(file, len(into), start)  # macOS before 11: one copy more
     into[: len(found)] = found
     return len(found)
+
+
+def decoded_members(members: Mapping[str, bytes | memoryview], where: str, storage: str) -> dict[Feature, np.ndarray]:
+    """The arrays of one sample as a model gets them: text without its padding, patches decoded from int8.
+
+    Args:
+        members: suffix → bytes, of the features that are wanted and the text's mask where there is one.
+        where: tar and key, for messages.
+
+    Raises `BadDataError` for a member that is damaged.
+    """
+    arrays = {
+        feature: parse_npy(members[feature.member], f"{where}.{feature.member}")
+        for feature in FEATURES
+        if feature.member in members
+    }
+    if TEXT_MASK_MEMBER in members:
+        mask_name = f"{where}.{TEXT_MASK_MEMBER}"
+        length = _true_length(arrays[TEXT], parse_npy(members[TEXT_MASK_MEMBER], mask_name), mask_name)
+        arrays[TEXT] = arrays[TEXT][:length]
+    if IMAGE_PATCHES in arrays and storage == INT8:
+        arrays[IMAGE_PATCHES] = decode_patches(arrays[IMAGE_PATCHES], INT8)
+    return arrays
+
+
+def _true_length(text: np.ndarray, mask: np.ndarray, mask_name: str) -> int:
+    """Tokens of a padded text. The mask of an older set must be one run of ones and then zeros."""
+    valid = mask.reshape(-1).astype(bool)
+    length = int(valid.sum())
+    if len(valid) != len(text) or length == 0 or not valid[:length].all():
+        raise BadDataError(
+            f"{mask_name}: a mask of {len(valid)} with {length} ones for a text of {len(text)} rows, where the ones"
+            " should come first and be one at least",
+            "make the shards again with: dit shard",
+        )
+    return length
 
 
 def _scan(folder: Path) -> list[SampleRef]:

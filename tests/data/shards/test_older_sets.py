@@ -18,40 +18,6 @@ from dittool.errors import BadDataError, UnsafeFileError
 from dittool.storage import read_json
 from dittool.untrusted.tar import tar_members
 
-ROWS = 512
-
-
-@pytest.fixture(scope="module")
-def written(tiny_shards, tmp_path_factory):
-    """The samples of `tiny_shards` as such a program would have written them."""
-    from dittool.encoders.torchvision_remedy import ensure_torchvision
-
-    ensure_torchvision()
-    import webdataset
-
-    folder, shards, writers = tmp_path_factory.mktemp("older"), ShardSet.open(tiny_shards.folder), {}
-    for ref in shards.samples:
-        if ref.bucket not in writers:
-            (folder / f"bucket_{ref.bucket}").mkdir()
-            writers[ref.bucket] = webdataset.TarWriter(str(folder / f"bucket_{ref.bucket}" / "shard-000000.tar"))
-        sample = shards.read(ref)
-        text, mask = np.zeros((ROWS, sample.text.shape[1]), np.float16), np.zeros(ROWS, bool)
-        text[: len(sample.text)], mask[: len(sample.text)] = sample.text, True
-        writers[ref.bucket].write(
-            {
-                "__key__": ref.id,
-                "json": {"caption": shards.read_record(ref).caption},
-                "dinov3.npy": sample.cls,
-                "dinov3_patches.npy": sample.patches.astype(np.float32),
-                "vae.npy": sample.latent,
-                "t5h.npy": text,
-                "t5m.npy": mask,
-            }
-        )
-    for writer in writers.values():
-        writer.close()
-    return folder
-
 
 @pytest.fixture
 def older(written, tmp_path):

@@ -27,12 +27,6 @@ from dittool.untrusted.npy import npy_bytes, parse_npy
 from dittool.untrusted.tar import group_samples, tar_members
 
 
-@pytest.fixture
-def copy(tiny_shards, tmp_path):
-    """The shards, free to be damaged."""
-    return shutil.copytree(tiny_shards.folder, tmp_path / "shards")
-
-
 def first_tar(folder):
     return min(folder.glob("bucket_*/shard-*.tar"))
 

@@ -1,0 +1,82 @@
+"""Shards for people who train elsewhere: a ready WebDataset pipeline, decoded to what our own reader gives.
+
+    from dittool.data.shards import as_webdataset
+    for sample in as_webdataset("data/shards", "train").shuffle(1000): …
+
+Keys of a sample, tensors as stored and nothing normalised:
+
+    cls      (C,)                      latent  (channels, h, w), as the codec gave it
+    patches  (N, C), row-major         text    (L, D), L the caption's true length
+    bucket   "WIDTHxHEIGHT"            record  caption, image and crop as the set holds them       __key__  the id
+
+The pipeline reads tars from front to back. Nothing in it notices a tar that was cut or a key that comes twice: that is
+what `dit shard --verify` and our own reader are for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
+from dittool.data.shards.index import TRAIN
+from dittool.data.shards.read import ShardSet, decoded_members
+from dittool.errors import BadDataError, UsageError
+
+if TYPE_CHECKING:
+    from webdataset import FluidWrapper
+
+_KEYS = {"cls": IMAGE_CLS, "patches": IMAGE_PATCHES, "latent": LATENT, "text": TEXT}
+
+
+def as_webdataset(folder: str | Path, split: str = TRAIN, bucket: str | None = None) -> FluidWrapper:
+    """The samples of a split in the order of the shards, each shard for one process and one worker of its loader.
+
+    Args:
+        folder: what `dit shard` wrote, or an older set of the same member names, which is all "train".
+        split: "train" or "holdout".
+        bucket: only images of this size, so that their latents can be stacked into a batch.
+
+    Only files below `folder` are opened: no address, no `pipe:`. Raises `UsageError` when no sample is left,
+    `BadDataError` or `UnsafeFileError` as `ShardSet.open` does, and while reading `BadDataError` for a sample that
+    lacks a member or has a damaged one.
+    """
+    import webdataset as wds
+
+    shards = ShardSet.open(Path(folder))
+    chosen = [ref for ref in shards.split(split) if bucket in (None, ref.bucket)]
+    if not chosen:
+        known = sorted({f"{ref.split} {ref.bucket}" for ref in shards.samples})
+        wanted = split if bucket is None else f"{split} {bucket}"
+        raise UsageError(f"{folder}: no sample of {wanted}", f"there are {', '.join(known)}")
+    buckets = {str(shards.folder / ref.shard): ref.bucket for ref in chosen}
+    return wds.FluidWrapper(partial(iter, list(buckets))).compose(
+        wds.split_by_node,
+        wds.split_by_worker,
+        _opened,
+        wds.tariterators.tar_file_expander,
+        wds.tariterators.group_by_keys,
+        wds.map(partial(_decoded, buckets=buckets, storage=shards.patch_storage)),
+    )
+
+
+def _opened(tars: Iterable[str]) -> Iterator[dict[str, str | BinaryIO]]:
+    """Each tar as WebDataset's next stage takes it. Its own opener would run what follows `pipe:`."""
+    for tar in tars:
+        with open(tar, "rb") as stream:
+            yield {"url": tar, "stream": stream}
+
+
+def _decoded(sample: dict[str, Any], buckets: dict[str, str], storage: str) -> dict[str, Any]:
+    import torch
+
+    tar, key = sample["__url__"], sample["__key__"]
+    where = f"{tar}: {key}"
+    if absent := [name for name in (RECORD_MEMBER, *(feature.member for feature in FEATURES)) if name not in sample]:
+        raise BadDataError(f"{where} has no {', '.join(absent)}", "look with: dit shard --verify --out FOLDER")
+    arrays = decoded_members(sample, where, storage)
+    tensors = {name: torch.tensor(arrays[feature]) for name, feature in _KEYS.items()}
+    return {"__key__": key, "bucket": buckets[tar], "record": json.loads(sample[RECORD_MEMBER]), **tensors}
