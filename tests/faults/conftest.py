@@ -62,7 +62,7 @@ class Embedded:
         return tuple(pixels[int(down * height), int(across * width)].tolist())
 
     def lost_nothing(self, **refused: str) -> Embedded:
-        """Asserts that the run succeeded, that exactly these inputs were refused, and that all others are there whole.
+        """Asserts that the run succeeded, that exactly these inputs were refused, and that all others are complete.
 
         `refused`: name → reason; a name that is no Python word goes in by `**{"a b": "reason"}`.
         """
@@ -72,9 +72,9 @@ class Embedded:
         assert all(row["reason"] and row["detail"] for row in rows if row["status"] == "refused")
         assert self.used >= set(GOOD)
         assert (self.answer["inputs"], self.answer["used"]) == (len(rows), len(rows) - len(refused))
-        return self.whole()
+        return self.complete()
 
-    def whole(self) -> Embedded:
+    def complete(self) -> Embedded:
         """Asserts that the used inputs and no others have their features, finite and complete, and that nothing is
         half-written.
         """
@@ -151,8 +151,8 @@ def older_shards(shards) -> Path:
 
 
 @pytest.fixture
-def told():
-    """`told(outcome, 3, "what", "which")`: the exit code, then one line with these words, then a next step, and
+def one_error():
+    """`one_error(outcome, 3, "what", "which")`: the exit code, then one line with these words, then a next step, and
     nothing else of an error.
     """
 

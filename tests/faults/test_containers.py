@@ -39,7 +39,7 @@ def readers(desk, tiny_shards):
 
 
 @pytest.fixture
-def refused(readers, told):
+def refused(readers, one_error):
     """`refused(shards, code, "word")`: verify and train end with this code and say the word, the audit fails, and
     no run was begun.
     """
@@ -47,7 +47,7 @@ def refused(readers, told):
     def check(shards, code, *words):
         read = readers(shards)
         for name in ("verify", "train"):
-            told(read[name], code, *words)
+            one_error(read[name], code, *words)
         assert read["audit"].code in (1, code), read["audit"].err
         assert not list(shards.parent.glob("run/checkpoints/*"))
 
@@ -94,13 +94,13 @@ def test_without_an_index_the_missing_end_is_noticed(older_shards, refused):
 
 
 @pytest.mark.row(49)
-def test_cut_at_every_block_a_tar_is_refused_with_and_without_its_index(desk, shards, told):
+def test_cut_at_every_block_a_tar_is_refused_with_and_without_its_index(desk, shards, one_error):
     path = first_tar(shards)
     raw = path.read_bytes()
     closing = len(raw.rstrip(b"\0"))
     for end in range(0, closing + BLOCK, BLOCK):
         path.write_bytes(raw[:end])
-        told(desk.run("shard", "--verify", "--out", shards, "-q"), 3, path.name)
+        one_error(desk.run("shard", "--verify", "--out", shards, "-q"), 3, path.name)
         with pytest.raises(dittool.errors.BadDataError, match=path.name):
             tar_members(path)
     path.write_bytes(raw)
@@ -157,7 +157,7 @@ def test_a_member_twice_is_refused(older_shards, refused):
 
 
 @pytest.mark.row(51)
-def test_members_of_one_sample_that_lie_apart_are_refused(older_shards, refused):
+def test_members_of_one_sample_that_are_not_adjacent_are_refused(older_shards, refused):
     path = first_tar(older_shards)
     members = members_of(path)
     write_tar(path, [*members[:3], *members[5:], *members[3:5]])
@@ -226,17 +226,17 @@ def test_headers_that_have_made_readers_loop_are_refused_at_once(older_shards, r
 
 @pytest.mark.row(54)
 @pytest.mark.parametrize("address", ["pipe:touch {}", "pipe:cat {}", "http://127.0.0.1:9/x.tar", "s3://bucket/x.tar"])
-def test_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk, tmp_path, told, monkeypatch, address):
+def test_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk, tmp_path, one_error, monkeypatch, address):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was asked"))
     touched = tmp_path / "touched"
     address = address.format(touched)
-    told(
+    one_error(
         desk.run("train", "--preset", "demo", "--data", address, "--out", "run"),
         4,
         "from a folder, not from an address",
     )
-    told(desk.run("shard", "--verify", "--out", address), 4, "from a folder, not from an address")
+    one_error(desk.run("shard", "--verify", "--out", address), 4, "from a folder, not from an address")
     assert desk.run("audit", address).code == 2
     assert not touched.exists() and not list(tmp_path.glob("run/**/*.pt"))
 
@@ -293,14 +293,14 @@ def hostile_arrays(mark):
 
 @pytest.mark.row(55)
 @pytest.mark.parametrize("kind", list(hostile_arrays("x")))
-def test_an_array_that_is_no_plain_array_stops_packing_and_runs_nothing(desk, told, kind):
+def test_an_array_that_is_no_plain_array_stops_packing_and_runs_nothing(desk, one_error, kind):
     done = desk.embed().lost_nothing()
     mark = desk.root / "executed"
     path = done.folder / "vae_latents/scene-0002.npy"
     path.write_bytes(hostile_arrays(mark)[kind])
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "vae_latents/scene-0002.npy")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "vae_latents/scene-0002.npy")
     assert desk.run("audit", done.folder).code == 1
-    told(desk.run("shard", "--verify", "--out", desk.root / "shards"), 3, "unfinished")
+    one_error(desk.run("shard", "--verify", "--out", desk.root / "shards"), 3, "unfinished")
     assert not mark.exists()
     path.unlink()
     desk.embed().lost_nothing()
@@ -373,15 +373,15 @@ HOSTILE = {  # what → (file, exit code)
 
 @pytest.mark.row(56)
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_safetensors_file_is_refused_by_every_command(desk, told, shards, tiny_shards, what):
+def test_a_hostile_safetensors_file_is_refused_by_every_command(desk, one_error, shards, tiny_shards, what):
     raw, code = HOSTILE[what]
     path = desk.root / "weights.safetensors"
     path.write_bytes(raw)
     for arguments in (("inspect-ckpt", path), ("audit", path)):
-        line = told(desk.run(*arguments), code, "weights.safetensors")
+        line = one_error(desk.run(*arguments), code, "weights.safetensors")
         assert line.isprintable()
     options = [part for override in tiny_shards.overrides for part in ("-s", override)]
-    told(
+    one_error(
         desk.run("train", "--preset", "demo", "--data", shards, "--out", desk.root / "run", "--init", path, *options),
         code,
         "weights.safetensors",

@@ -44,12 +44,12 @@ def test_an_empty_file_and_a_web_page_are_refused_and_say_what_they_are(desk):
 
 
 @pytest.mark.row(27)
-def test_when_nothing_else_is_there_the_command_fails_and_counts_why(desk, told):
+def test_when_nothing_else_is_there_the_command_fails_and_counts_why(desk, one_error):
     (desk.root / "bad").mkdir()
     (desk.root / "bad/page.jpg").write_bytes(b"<html>")
     (desk.root / "bad/page.txt").write_text("a page")
     done = desk.embed(source=desk.root / "bad")
-    told(done.outcome, 3, "bad", "none of 1", "1 not-an-image")
+    one_error(done.outcome, 3, "bad", "none of 1", "1 not-an-image")
 
 
 @pytest.mark.row(28)

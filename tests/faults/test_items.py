@@ -156,24 +156,24 @@ def test_captions_in_json_that_are_no_text_are_refused(desk):
 
 
 @pytest.mark.row(43)
-def test_names_that_steer_a_terminal_are_shown_and_not_obeyed(desk, told):
+def test_names_that_steer_a_terminal_are_shown_and_not_obeyed(desk, one_error):
     name = "evil\x1b[2J\u202egnp"
     desk.put(f"{name}.png", flat(RED), "a picture")
     done = desk.embed().lost_nothing()
     (done.folder / "vae_latents" / f"{done.rows[name]['id']}.npy").unlink()
     failed = desk.run("shard", done.folder, "--out", desk.root / "shards")
-    line = told(failed, 3, "1 of 4", "vae")
+    line = one_error(failed, 3, "1 of 4", "vae")
     assert r"evil\x1b[2J" in line and not set(failed.err) & {"\x1b", "\u202e"}
 
 
 @pytest.mark.row(43)
-def test_a_name_with_line_breaks_does_not_pass_for_lines_of_ours(desk, told):
+def test_a_name_with_line_breaks_does_not_pass_for_lines_of_ours(desk, one_error):
     name = "evil\nerror: all is well\n  next: remove everything"
     desk.put(f"{name}.png", flat(RED), "a picture")
     done = desk.embed().lost_nothing()
     (done.folder / "vae_latents" / f"{done.rows[name]['id']}.npy").unlink()
     failed = desk.run("shard", done.folder, "--out", desk.root / "shards")
-    told(failed, 3, "1 of 4")
+    one_error(failed, 3, "1 of 4")
     assert [line for line in failed.err.splitlines() if line.startswith("  next: ")] == [failed.err.splitlines()[-1]]
 
 
@@ -265,7 +265,7 @@ def test_ids_that_are_equal_or_become_equal_are_refused_and_both_are_recorded(de
 
 
 @pytest.mark.row(45)
-def test_file_names_that_are_no_text_or_differ_only_in_their_accents_are_told_apart_or_refused(desk):
+def test_file_names_that_are_no_text_or_differ_only_in_their_accents_are_distinguished_or_refused(desk):
     desk.put(os.fsdecode(b"bytes \xff\xfe\nname") + ".png", flat(RED))
     desk.put("caf\u00e9.png", flat(GREEN))
     desk.put("cafe\u0301.png", flat(BLUE), None)
@@ -277,7 +277,7 @@ def test_file_names_that_are_no_text_or_differ_only_in_their_accents_are_told_ap
 
 
 @pytest.mark.row(46)
-def test_names_with_dots_stay_apart_for_every_reader(desk):
+def test_names_with_dots_stay_different_for_every_reader(desk):
     names = ["img.v1.2", "img.v1.3", "img", "archive.tar.gz", "x.JSON"]
     for number, name in enumerate(names):
         desk.put(f"{name}.png", flat((50 * number, 0, 0)), f"caption {number}")
@@ -356,10 +356,10 @@ def test_nan_in_shards_whose_checksums_are_right_is_found_by_verify_and_audit(de
 
 
 @pytest.mark.row(47)
-def test_training_on_nan_stops_before_it_spoils_the_weights(desk, shards, tiny_shards, told):
+def test_training_on_nan_stops_before_it_spoils_the_weights(desk, shards, tiny_shards, one_error):
     options = [part for override in tiny_shards.overrides for part in ("-s", override)]
     stopped = desk.run("train", "--preset", "demo", "--data", poisoned(shards), "--out", desk.root / "run", *options)
-    told(stopped, 6, "nan", "stopped before the update", "Samples: ")
+    one_error(stopped, 6, "nan", "stopped before the update", "Samples: ")
     assert not list((desk.root / "run").rglob("*.pt"))
 
 
@@ -367,7 +367,7 @@ def test_training_on_nan_stops_before_it_spoils_the_weights(desk, shards, tiny_s
 
 
 @pytest.mark.row(48)
-def test_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, told):
+def test_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, one_error):
     done = desk.embed().lost_nothing()
     before = files_of(done.folder)
     refusals = {
@@ -377,7 +377,7 @@ def test_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, 
     }
     for override, word in refusals.items():
         refused = desk.embed("-s", override)
-        told(refused.outcome, 3, str(done.folder), word)
+        one_error(refused.outcome, 3, str(done.folder), word)
         unlocked = {name: raw for name, raw in files_of(done.folder).items() if name != ".lock"}
         assert {name for name, raw in unlocked.items() if before.get(name) != raw} <= {"resolved.toml", "journal.jsonl"}
     desk.embed().lost_nothing()
@@ -385,24 +385,24 @@ def test_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, 
 
 @pytest.mark.row(48)
 @pytest.mark.parametrize("feature", ["dinov3", "vae_latents", "t5_hidden"])
-def test_a_feature_of_another_width_is_not_packed_among_the_others(desk, told, feature):
+def test_a_feature_of_another_width_is_not_packed_among_the_others(desk, one_error, feature):
     done = desk.embed().lost_nothing()
     path = done.folder / feature / "scene-0002.npy"
     array = np.load(path)
     buffer = io.BytesIO()
     np.save(buffer, np.concatenate([array, array], axis=-1 if feature == "t5_hidden" else 0))
     path.write_bytes(buffer.getvalue())
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "scene-0002")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "scene-0002")
 
 
 @pytest.mark.row(48)
-def test_shards_of_another_identity_do_not_continue_a_run(desk, shards, tiny_run, told):
+def test_shards_of_another_identity_do_not_continue_a_run(desk, shards, tiny_run, one_error):
     run = shutil.copytree(tiny_run, desk.root / "run")
     index = json.loads((shards / "index.json").read_text())
     index["identity"]["encoders"]["vae"]["weights"] = "0" * 64
     index["identity_hash"] = json_sha256(index["identity"])
     (shards / "index.json").write_text(json.dumps(index))
-    told(
+    one_error(
         desk.run("train", "--resume", "--out", run, "--data", shards, "-s", "train.steps=9"),
         3,
         "another identity",

@@ -120,36 +120,36 @@ def test_files_of_other_programs_in_an_output_folder_stay(desk, train):
     )
 
 
-def test_shards_that_stand_there_without_an_index_of_ours_are_not_removed(desk, told):
+def test_shards_that_stand_there_without_an_index_of_ours_are_not_removed(desk, one_error):
     done = desk.embed().lost_nothing()
     path = desk.root / "shards/bucket_1x1/shard-000000.tar"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"somebody's only copy")
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 2, "shard-000000.tar")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 2, "shard-000000.tar")
     assert path.read_bytes() == b"somebody's only copy"
 
 
 @pytest.mark.parametrize(
     "name", ["records.jsonl", ".lock", "journal.jsonl", "identity.json", "vae_latents/scene-0001.npy"]
 )
-def test_a_folder_where_a_file_should_be_is_told_by_name(desk, told, name):
+def test_a_folder_where_a_file_should_be_is_named(desk, one_error, name):
     (desk.root / "derived" / name).mkdir(parents=True)
-    told(desk.embed().outcome, 5, str(desk.root / "derived" / name))
+    one_error(desk.embed().outcome, 5, str(desk.root / "derived" / name))
 
 
-def test_a_file_where_a_folder_should_be_is_told_by_name(desk, told):
+def test_a_file_where_a_folder_should_be_is_named(desk, one_error):
     (desk.root / "derived").mkdir()
     (desk.root / "derived/vae_latents").write_text("x")
-    told(desk.embed().outcome, 5, "derived/vae_latents")
+    one_error(desk.embed().outcome, 5, "derived/vae_latents")
 
 
-def test_a_link_as_output_folder_is_followed_and_a_loop_is_told(desk, told):
+def test_a_link_as_output_folder_is_followed_and_a_loop_is_reported(desk, one_error):
     (desk.root / "real").mkdir()
     (desk.root / "derived").symlink_to("real")
     desk.embed().lost_nothing()
     assert (desk.root / "real/records.jsonl").is_file()
     (desk.root / "loop").symlink_to("loop")
-    told(desk.embed(out="loop").outcome, 5, "loop")
+    one_error(desk.embed(out="loop").outcome, 5, "loop")
 
 
 # --- what a derived folder says of itself ---
@@ -168,12 +168,12 @@ def test_a_link_as_output_folder_is_followed_and_a_loop_is_told(desk, told):
         {"status": "lost"},
     ],
 )
-def test_a_record_that_was_edited_stops_packing(desk, told, change):
+def test_a_record_that_was_edited_stops_packing(desk, one_error, change):
     done = desk.embed().lost_nothing()
     path = done.folder / "records.jsonl"
     first, *others = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps({**json.loads(first), **change}), *others]) + "\n")
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, str(done.folder))
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, str(done.folder))
     assert not list(desk.root.rglob("x.npy"))
 
 
@@ -181,12 +181,12 @@ def test_a_record_that_was_edited_stops_packing(desk, told, change):
     "line",
     [b"\x00\xff garbage", b"5", b"[1]", b'{"id": 1}', b'{"id": ["a"], "stage": "vae", "source": "x"}', b"[" * 100_000],
 )
-def test_a_journal_of_garbage_is_told_by_its_name(desk, told, line):
+def test_a_journal_of_garbage_is_named(desk, one_error, line):
     done = desk.embed().lost_nothing()
     path = done.folder / "journal.jsonl"
     path.write_bytes(line + b"\n" + path.read_bytes())
-    told(desk.embed().outcome, 3, "journal.jsonl")
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "journal.jsonl")
+    one_error(desk.embed().outcome, 3, "journal.jsonl")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "journal.jsonl")
 
 
 @pytest.mark.parametrize("name", ["records.jsonl", "journal.jsonl"])
@@ -210,11 +210,11 @@ def shards_of_images(desk):
     "text",
     ["", "{}", "[]", "null", '{"version": 1}', '{"version": 99}', '{"version": 1, "shards": [5]}', "[" * 100_000],
 )
-def test_an_index_that_is_none_is_told_by_its_name(desk, train, told, text):
+def test_an_index_that_is_none_is_named(desk, train, one_error, text):
     shards = shards_of_images(desk)
     (shards / "index.json").write_text(text)
     for outcome in (desk.run("shard", "--verify", "--out", shards), train(shards)):
-        told(outcome, 3, "index.json")
+        one_error(outcome, 3, "index.json")
     assert desk.run("audit", shards).code == 1
 
 
@@ -236,78 +236,78 @@ def test_an_index_that_is_none_is_told_by_its_name(desk, train, told, text):
         ({"split": []}, 3),
     ],
 )
-def test_a_row_of_the_index_that_cannot_be_is_refused(desk, train, told, change, code):
+def test_a_row_of_the_index_that_cannot_be_is_refused(desk, train, one_error, change, code):
     shards = shards_of_images(desk)
     index = json.loads((shards / "index.json").read_text())
     index["shards"][0].update(change)
     (shards / "index.json").write_text(json.dumps(index))
     for outcome in (desk.run("shard", "--verify", "--out", shards), train(shards)):
-        told(outcome, code, str(shards))
+        one_error(outcome, code, str(shards))
 
 
 @pytest.mark.parametrize(
     "place",
     [[-512, 100], [10**30, 100], [0, 10**15], [0, 2**62], [0, -5], ["a", "b"], [0.5, 3], [True, 3], [5], 5, None],
 )
-def test_places_of_members_outside_the_tar_are_refused(desk, train, told, place):
+def test_places_of_members_outside_the_tar_are_refused(desk, train, one_error, place):
     shards = shards_of_images(desk)
     path = min(shards.rglob("*.members.json"))
     members = json.loads(path.read_text())
     next(iter(members.values()))["vae.npy"] = place
     path.write_text(json.dumps(members))
     for outcome in (desk.run("shard", "--verify", "--out", shards), train(shards)):
-        told(outcome, 3, path.name)
+        one_error(outcome, 3, path.name)
 
 
-def test_a_feature_altered_after_it_was_made_is_not_packed(desk, told):
+def test_a_feature_altered_after_it_was_made_is_not_packed(desk, one_error):
     done = desk.embed().lost_nothing()
     path = done.folder / "vae_latents/scene-0001.npy"
     raw = bytearray(path.read_bytes())
     raw[-2] ^= 1
     path.write_bytes(raw)
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "scene-0001")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "scene-0001")
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "{}", "null"])
-def test_an_identity_card_that_is_none_is_told_by_its_name(desk, told, text):
+def test_an_identity_card_that_is_none_is_named(desk, one_error, text):
     done = desk.embed().lost_nothing()
     (done.folder / "identity.json").write_text(text)
-    told(desk.embed().outcome, 3, "identity.json")
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "identity.json")
+    one_error(desk.embed().outcome, 3, "identity.json")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "identity.json")
 
 
 @pytest.mark.parametrize(
     "change",
     [{"identity": {}}, {"statistics": {}}, {"dims": {}}, {"dims": {"text": -1, "image": 64, "latent_channels": 16}}],
 )
-def test_a_part_of_the_index_that_cannot_be_is_refused(desk, train, told, change):
+def test_a_part_of_the_index_that_cannot_be_is_refused(desk, train, one_error, change):
     shards = shards_of_images(desk)
     index = json.loads((shards / "index.json").read_text())
     (shards / "index.json").write_text(json.dumps({**index, **change}))
-    told(train(shards), 3, "index.json")
+    one_error(train(shards), 3, "index.json")
 
 
-def test_when_nothing_can_be_used_the_reasons_can_be_read_where_the_next_step_says(desk, told):
+def test_when_nothing_can_be_used_the_reasons_can_be_read_where_the_next_step_says(desk, one_error):
     for path in desk.images.glob("*.txt"):
         path.unlink()
     done = desk.embed()
-    told(done.outcome, 3, "3 no-caption")
+    one_error(done.outcome, 3, "3 no-caption")
     assert "records.jsonl" in done.outcome.err and set(done.reasons.values()) == {"no-caption"}
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "{}", "null", '{"folder": 5}', "{"])
-def test_a_source_file_that_is_none_is_told_by_its_name_and_made_again_by_embed(desk, told, text):
+def test_a_source_file_that_is_none_is_named_and_made_again_by_embed(desk, one_error, text):
     done = desk.embed().lost_nothing()
     (done.folder / "source.json").write_text(text)
-    told(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "source.json")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "source.json")
     desk.embed().lost_nothing()
     assert desk.run("shard", done.folder, "--out", desk.root / "shards", "--holdout", "0").code == 0
 
 
 @pytest.mark.parametrize("text", ["5", "[]", "{}", "null", '"abc"'])
-def test_a_list_of_members_that_is_none_is_told_by_its_name(desk, train, told, text):
+def test_a_list_of_members_that_is_none_is_named(desk, train, one_error, text):
     shards = shards_of_images(desk)
     path = min(shards.rglob("*.members.json"))
     path.write_text(text)
     for outcome in (desk.run("shard", "--verify", "--out", shards), train(shards)):
-        told(outcome, 3, path.name)
+        one_error(outcome, 3, path.name)

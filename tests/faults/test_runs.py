@@ -121,12 +121,12 @@ def full_from_row(step: int, monkeypatch) -> None:
 
 @pytest.mark.row(10)
 def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
-    family_run, family_shards, tmp_path, dit, told, monkeypatch
+    family_run, family_shards, tmp_path, dit, one_error, monkeypatch
 ):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         full_from_row(5, patch)
-        told(
+        one_error(
             dit(
                 "train",
                 "--preset",
@@ -149,7 +149,9 @@ def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
 
 
 @pytest.mark.row(11)
-def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(family_shards, dit, told, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_model_is_built(
+    family_shards, dit, one_error, monkeypatch
+):
     def never(*_):
         raise AssertionError("the model was built")
 
@@ -165,7 +167,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_the_model_is_built(fa
         "--quiet",
         *options_of(family_shards),
     )
-    told(outcome, 5, "/proc/nowhere/run", "cannot write there")
+    one_error(outcome, 5, "/proc/nowhere/run", "cannot write there")
 
 
 @pytest.mark.row(13)
@@ -330,7 +332,7 @@ def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(family_run, fam
 
 @pytest.mark.row(22)
 @pytest.mark.parametrize("what", ["file", "link to nothing"])
-def test_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit, told, what):
+def test_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit, one_error, what):
     out = tmp_path / "run"
     if what == "file":
         out.write_text("mine")
@@ -339,5 +341,5 @@ def test_what_is_no_folder_is_not_trained_into(tiny_shards, tmp_path, dit, told,
     outcome = dit(
         "train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--quiet", *options_of(tiny_shards)
     )
-    told(outcome, 5, f"{out}: a {what}", "stands where the output folder should be")
+    one_error(outcome, 5, f"{out}: a {what}", "stands where the output folder should be")
     assert out.is_symlink() or out.read_text() == "mine"
