@@ -43,8 +43,8 @@ def main(
             ],
         }
     )
-    for one in demo.audits:
-        console.result(f"audit {summary_line(one)}")
+    for audited in demo.audits:
+        console.result(f"audit {summary_line(audited)}")
     console.table(("", "criterion", "value", "needed"), criteria_rows(validation.criteria))
     console.result(f"{validation.verdict}, after {duration_text(sum(demo.seconds))}")
     console.result(f"  report          {report['report']}")

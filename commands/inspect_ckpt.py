@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+
+if TYPE_CHECKING:
+    from dittool.ckpt.inspect import CheckpointDiff, Inspection
 
 _SHOWN = 20  # rows of a difference
 
@@ -50,11 +53,12 @@ def main(
         )
     path = resolve_checkpoint(file, talk=console)
     found = ckpt.inspect(path)
-    answer: dict[str, Any] = found.as_dict()
+    answer: dict[str, object] = found.as_dict()
     _show(console, found)
     if tree:
-        answer["tree"] = ckpt.tree(found.content)
-        console.result("\n" + answer["tree"])
+        tree_text = ckpt.tree(found.content)
+        answer["tree"] = tree_text
+        console.result(f"\n{tree_text}")
     if diff is not None:
         other = resolve_checkpoint(diff, talk=console)
         change = ckpt.diff(path, other, console)
@@ -67,7 +71,7 @@ def main(
     console.json(answer)
 
 
-def _show(console: Console, found: Any) -> None:
+def _show(console: Console, found: Inspection) -> None:
     from dittool.storage import bytes_text
 
     dtypes = ", ".join(f"{count:,} {dtype}" for dtype, count in found.dtypes.items())
@@ -95,7 +99,7 @@ def _show(console: Console, found: Any) -> None:
         console.warn(f"{name} holds NaN or infinity")
 
 
-def _show_diff(console: Console, change: Any, other: Path) -> None:
+def _show_diff(console: Console, change: CheckpointDiff, other: Path) -> None:
     shape = "×".join
     rows = [("missing there", name, "") for name in change.missing]
     rows += [("only there", name, "") for name in change.unexpected]
@@ -119,7 +123,7 @@ def _show_diff(console: Console, change: Any, other: Path) -> None:
     )
 
 
-def _diff_dict(change: Any, other: Path) -> dict[str, Any]:
+def _diff_dict(change: CheckpointDiff, other: Path) -> dict[str, object]:
     def number(value: float) -> float | str:
         return value if math.isfinite(value) else str(value)  # JSON has no NaN
 

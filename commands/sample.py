@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
+from typer.models import OptionInfo
 
 from dittool.commands.options import NONE_GIVEN, JsonOption, QuietOption, VerboseOption, console_for
 from dittool.config.schema import DEFAULT_STRENGTH, Sample
@@ -16,7 +17,7 @@ from dittool.config.schema import DEFAULT_STRENGTH, Sample
 _OWN = "the run's own"
 
 
-def _setting(name: str, metavar: str | None = None) -> Any:
+def _setting(name: str, metavar: str | None = None) -> OptionInfo:
     """The option of a field of `[sample]`, which says its words and its choices."""
     field = Sample.model_fields[name]
     return typer.Option(

@@ -86,11 +86,11 @@ def main(
 
     console.json({**done.results, "report": str(done.report)})
     console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))
-    for one in done.criteria:
-        if one.passed is False:
-            console.result(f"✘ {one.title}: {one.advice}")
-        elif one.reason:
-            console.note(f"{one.title} does not decide: {one.reason}")
+    for criterion in done.criteria:
+        if criterion.passed is False:
+            console.result(f"✘ {criterion.title}: {criterion.advice}")
+        elif criterion.reason:
+            console.note(f"{criterion.title} does not decide: {criterion.reason}")
     if done.results["diagnosis"]:
         console.result(done.results["diagnosis"])
     console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {done.results['data']['described']}")
@@ -127,6 +127,6 @@ def _show_comparison(targets: tuple[Path, Path], target: Path | None, out: Path 
             f"B is nearer to the truth in {better} ({found.pairs.metric}); chance of that between models that are alike"
             f" {chance}"
         )
-    for one in found.differences:
-        console.warn(f"not the models alone differ: {one}")
+    for difference in found.differences:
+        console.warn(f"not the models alone differ: {difference}")
     console.result(f"look at {page}")

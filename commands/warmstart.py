@@ -7,7 +7,7 @@ Every tensor is reported: copied, resized, re-initialised or skipped. Train from
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from dittool.commands.options import (
     VerboseOption,
     console_for,
 )
+
+if TYPE_CHECKING:
+    from dittool.ckpt.warmstart import TensorReport
 
 _OPTIONS = {"text": "--text-dim", "image": "--image-dim", "latent_channels": "--latent-channels"}
 
@@ -105,7 +108,7 @@ def main(
     console.json({"old": str(path), "out": str(out), "widths": widths, "counts": result.counts, "tensors": rows})
 
 
-def _row(row: Any) -> tuple[str, str, str, str]:
+def _row(row: TensorReport) -> tuple[str, str, str, str]:
     def shape(lengths: tuple[int, ...] | None) -> str:
         return "–" if lengths is None else "×".join(map(str, lengths)) or "scalar"
 

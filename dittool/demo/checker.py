@@ -91,12 +91,12 @@ def shows(pixels: np.ndarray, caption: str) -> dict[str, bool]:
     return {name: getattr(seen, name) == getattr(said, name) for name in ATTRIBUTES}
 
 
-def _said(caption: str) -> dict[str, str] | None:
+def _attributes_of(caption: str) -> dict[str, str] | None:
     said = parse_caption(caption)
     return None if said is None else asdict(said)
 
 
-SCENE_CHECKER = CaptionChecker(ATTRIBUTES, _said, shows)  # for validations of a model that draws such scenes
+SCENE_CHECKER = CaptionChecker(ATTRIBUTES, _attributes_of, shows)  # for validations of a model that draws such scenes
 
 
 def see(pixels: np.ndarray) -> Seen:

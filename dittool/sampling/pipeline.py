@@ -133,8 +133,8 @@ class Pipeline:
         """References from bucketed images of one size, (B, H, W, 3) uint8."""
         features, storage = self.image_encoder.encode(pixels), self.data.card.patch_storage
         bucket = Bucket(width=pixels.shape[2], height=pixels.shape[1])
-        whole, grid = patch_grid(bucket.width, bucket.height, self.image_patch_size), self.reference_grid(bucket)
-        stored = [encode_patches(patches.numpy(), whole, storage) for patches in features.patches]
+        full_grid, grid = patch_grid(bucket.width, bucket.height, self.image_patch_size), self.reference_grid(bucket)
+        stored = [encode_patches(patches.numpy(), full_grid, storage) for patches in features.patches]
         as_trained = [torch.from_numpy(decode_patches(patches, storage)) for patches in stored]
         return [Reference(cls, patches, grid, bucket) for cls, patches in zip(features.cls, as_trained, strict=True)]
 
@@ -273,7 +273,9 @@ class Pipeline:
         bucket = self.sample_size(_size(size), seen)
         conditions, seeds = self.conditions(prompt, seen, bucket, 1), list(range(seed, seed + count))
         batches = [seeds[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
-        return [Image.fromarray(one) for batch in batches for one in self.pixels(conditions, bucket, batch, chosen)]
+        return [
+            Image.fromarray(picture) for batch in batches for picture in self.pixels(conditions, bucket, batch, chosen)
+        ]
 
     def _settings_with(self, changes: dict[str, object]) -> SampleSettings:
         """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value

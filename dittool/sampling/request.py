@@ -89,7 +89,9 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
         wanted = [(name, options.prompt, options.ref, options.seed)]
     else:
         lines = read_prompts(options.prompts)
-        wanted = [(f"{name}_line{one.number:03d}", one.prompt, one.reference or options.ref, one.seed) for one in lines]
+        wanted = [
+            (f"{name}_line{line.number:03d}", line.prompt, line.reference or options.ref, line.seed) for line in lines
+        ]
     for _, prompt, reference, _ in wanted:
         _require_effect(grid, prompt, reference)
     checkpoint = resolve_checkpoint(options.checkpoint, talk=talk)
@@ -132,7 +134,7 @@ def _again(
         options.strength,
         *changes.values(),
     )
-    exact = all(one is None for one in other)
+    exact = all(value is None for value in other)
     reference = options.ref or (Path(inside.reference) if inside.reference else None)
     init = options.init or (Path(inside.init) if inside.init else None)
     checkpoint = options.checkpoint or Path(inside.checkpoint)
@@ -178,12 +180,12 @@ def _changes(options: SampleOptions) -> dict[str, object]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         text = first["msg"].removeprefix("Value error, ")
-        told = (
+        message = (
             f"--{str(first['loc'][0]).replace('_', '-')} {first['input']}: {text}"
             if first["loc"]
             else f"--{text.replace('_', '-')}"
         )
-        raise UsageError(told, "see dit sample --help") from error
+        raise UsageError(message, "see dit sample --help") from error
 
 
 def _size(options: SampleOptions) -> tuple[int, int] | None:

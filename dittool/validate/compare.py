@@ -83,8 +83,12 @@ class Comparison:
     def to_json(self) -> dict[str, object]:
         return {
             "sides": [
-                {"name": one.name, "folder": str(one.folder), **{key: one.results[key] for key in ("step", "verdict")}}
-                for one in self.sides
+                {
+                    "name": side.name,
+                    "folder": str(side.folder),
+                    **{key: side.results[key] for key in ("step", "verdict")},
+                }
+                for side in self.sides
             ],
             "rows": [{"title": row.title, "values": list(row.values), "better": row.better} for row in self.rows],
             "pairs": None
@@ -142,7 +146,7 @@ def _open(target: Path) -> Side:
 
 def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
     """The criteria, then what stands behind them."""
-    criteria = [{one["name"]: one for one in results["criteria"]} for results in (first, second)]
+    criteria = [{criterion["name"]: criterion for criterion in results["criteria"]} for results in (first, second)]
     rows = []
     for name in dict.fromkeys([*criteria[0], *criteria[1]]):
         both = [found.get(name) for found in criteria]
@@ -218,9 +222,9 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
         ("metric", "reconstruction", "metric"),
         ("distance of text edits", "text_manip", "distance"),
     ):
-        one, other = _at(first, path), _at(second, path)
-        if one is not None and other is not None and one != other:
-            found.append(f"{what}: {_short(one)} and {_short(other)}")
+        values = _at(first, path), _at(second, path)
+        if None not in values and values[0] != values[1]:
+            found.append(f"{what}: {_short(values[0])} and {_short(values[1])}")
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dittool.validate.verdict import CHECKS
 
-_BY_HEART = 1.5  # loss on held-out over training samples
+_OVERFITTED = 1.5  # loss on held-out over training samples
 _NO_EFFECT = 0.01  # of the velocity
 _NO_GAP = 0.1  # share of the gap closed: as good as nothing
 
@@ -49,17 +49,17 @@ def diagnose(results: Mapping[str, Any], passed: Mapping[str, bool | None], go: 
         return ""
     failed = {name for name, answer in passed.items() if answer is False}
     if broken := [name for name in CHECKS if name in failed]:
-        return _of_the_measurement(broken[0])
+        return _broken_measurement(broken[0])
     reference_fails = "swap_closer" in failed or "swap_p" in failed
     text_fails = "edit_shown" in failed or "sensitivity" in failed
     if reference_fails and text_fails:
-        return _blind(results)
+        return _neither_followed(results)
     if reference_fails:
-        return f"The reference is not followed: {_path(results, 'reference')}."
+        return f"The reference is not followed: {_condition_not_followed(results, 'reference')}."
     if text_fails:
-        return f"The caption is not followed: {_path(results, 'text')}."
+        return f"The caption is not followed: {_condition_not_followed(results, 'text')}."
     if failed & {"lpips", "gap_closed"}:
-        return f"Both conditions are followed, and the pictures are not near enough: {_quality(results)}."
+        return f"Both conditions are followed, and the pictures are not near enough: {_too_far(results)}."
     if "grad_norm" in failed:
         return (
             "The pictures pass, and the gradients on the way were not healthy: do not train on from here before that is"
@@ -73,7 +73,7 @@ def diagnose(results: Mapping[str, Any], passed: Mapping[str, bool | None], go: 
     return "No criterion of what the model draws could decide: set thresholds in the preset, or run more tests."
 
 
-def _of_the_measurement(check: str) -> str:
+def _broken_measurement(check: str) -> str:
     if check == "truth_as_result":
         return (
             "The measurement is wrong, not the model: truth and results are decoded through different normalisations,"
@@ -85,7 +85,7 @@ def _of_the_measurement(check: str) -> str:
     )
 
 
-def _path(results: Mapping[str, Any], condition: str) -> str:
+def _condition_not_followed(results: Mapping[str, Any], condition: str) -> str:
     effect = _effect(results, condition)
     if effect is None:
         return "the other condition works, so look at this one's way into the model"
@@ -94,7 +94,7 @@ def _path(results: Mapping[str, Any], condition: str) -> str:
     return f"another one changes the velocity by {effect:.1%}, so it arrives and is not understood yet"
 
 
-def _blind(results: Mapping[str, Any]) -> str:
+def _neither_followed(results: Mapping[str, Any]) -> str:
     closed = results.get("reconstruction", {}).get("gap_closed")
     if closed is not None and closed > _NO_GAP:
         return (
@@ -104,15 +104,15 @@ def _blind(results: Mapping[str, Any]) -> str:
     effects = [effect for name in ("text", "reference") if (effect := _effect(results, name)) is not None]
     seen = " (other ones leave the velocity as it is)" if effects and max(effects) < _NO_EFFECT else ""
     ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("none")
-    if ratio is not None and ratio > _BY_HEART:
-        by_heart = f"without conditions, held-out loss is {ratio:.2g} × theirs"
-        return f"The training images were learned by heart without looking at the conditions{seen}: {by_heart}."
+    if ratio is not None and ratio > _OVERFITTED:
+        overfitted = f"without conditions, held-out loss is {ratio:.2g} × theirs"
+        return f"The training images were learned by heart without looking at the conditions{seen}: {overfitted}."
     return f"The model draws without looking at its conditions{seen}."
 
 
-def _quality(results: Mapping[str, Any]) -> str:
+def _too_far(results: Mapping[str, Any]) -> str:
     ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("both")
-    if ratio is not None and ratio > _BY_HEART:
+    if ratio is not None and ratio > _OVERFITTED:
         return f"held-out loss is {ratio:.2g} × that of training images, so it needs more data before more steps"
     return "train longer, or with a larger model"
 

@@ -64,12 +64,11 @@ PIXEL_RMS = Metric("pixel-rms", "pixel distance", True, pixel_rms)
 
 
 def gap_closed(value: float, floor: float, ceiling: float, lower_is_better: bool) -> float | None:
-    """Which share of the way from `ceiling` (0) to `floor` (1) a value has come, within [−1, 1].
+    """Which share of the gap from `ceiling` (0) to `floor` (1) a value has come, within [−1, 1].
 
     `floor` is the best that can be had, `ceiling` what a model reaches that does not look at its conditions, whichever
-    of the two is the larger number. None when the floor is not better than the ceiling: then there is no way to go and
-    nothing is measured.
+    of the two is the larger number. None when the floor is not better than the ceiling: then there is no gap to close.
     """
-    way = ceiling - floor if lower_is_better else floor - ceiling
-    come = ceiling - value if lower_is_better else value - ceiling
-    return max(-1.0, min(1.0, come / way)) if way > 0 else None
+    gap = ceiling - floor if lower_is_better else floor - ceiling
+    closed = ceiling - value if lower_is_better else value - ceiling
+    return max(-1.0, min(1.0, closed / gap)) if gap > 0 else None

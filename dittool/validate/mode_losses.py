@@ -148,8 +148,8 @@ def _measure_batch(
         v = velocities.unflatten(0, (count, len(refs)))  # (K, B, C, H, W)
         losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
         of_text, of_reference = v[_TEXT] - v[_OTHER_TEXT], v[_REFERENCE] - v[_OTHER_REFERENCE]
-        apart = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
-        squares.append(apart.square().mean(dim=(2, 3, 4)).sum(dim=1))
+        differences = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
+        squares.append(differences.square().mean(dim=(2, 3, 4)).sum(dim=1))
     others = len(refs) > 1  # one alone has only itself to be exchanged with
     found = _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu() * others)
     if not torch.isfinite(found.losses).all():
@@ -165,6 +165,6 @@ def _effects(squares: Tensor) -> dict[str, list[float | None]]:
     of_text, of_reference, between, none, both = squares.double()
     pairs = zip(EFFECTS, (of_text, of_reference, between), (none, none, both), strict=True)
     return {
-        name: [float((a / b).sqrt()) if b > 0 else None for a, b in zip(apart, base, strict=True)]
-        for name, apart, base in pairs
+        name: [float((a / b).sqrt()) if b > 0 else None for a, b in zip(difference, base, strict=True)]
+        for name, difference, base in pairs
     }

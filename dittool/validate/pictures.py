@@ -19,8 +19,8 @@ _PAPER, _INK = (250, 250, 248), (40, 40, 40)
 
 def difference(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Where two images (H, W, 3) uint8 differ: black where they agree, twice the absolute difference elsewhere."""
-    apart = np.abs(result.astype(np.int16) - truth.astype(np.int16)) * _DIFFERENCE_GAIN
-    return np.minimum(apart, 255).astype(np.uint8)
+    magnified = np.abs(result.astype(np.int16) - truth.astype(np.int16)) * _DIFFERENCE_GAIN
+    return np.minimum(magnified, 255).astype(np.uint8)
 
 
 def strip_png(images: Sequence[np.ndarray]) -> bytes:

@@ -190,13 +190,15 @@ def _reconstruct_batch(
         distances = {
             name: Distances(v[i], f[i], c[i] if i in partners else None) for name, (v, f, c) in measured.items()
         }
-        apart = difference(results[i], truths[i])
+        difference_picture = difference(results[i], truths[i])
         file = f"{trial.split}_{record.id}.png"
         write_atomic(
             folder / file,
-            strip_png([truths[i], results[i], apart, round_trips[i], *([others[i]] if i in partners else [])]),
+            strip_png(
+                [truths[i], results[i], difference_picture, round_trips[i], *([others[i]] if i in partners else [])]
+            ),
         )
-        pictures = {"truth": thumb(truths[i]), "result": thumb(results[i]), "difference": thumb(apart)}
+        pictures = {"truth": thumb(truths[i]), "result": thumb(results[i]), "difference": thumb(difference_picture)}
         latent_error = latent_errors[i] if kinds[i] == FROM_PIXELS else None
         images.append(ReconstructedImage(record, kinds[i], distances, as_results[i], latent_error, file, pictures))
     return images

@@ -151,9 +151,9 @@ def validate_pipeline(
         criteria = judge(results, config.thresholds)
         outcome = verdict(criteria)
         results |= {
-            "criteria": [one.to_json() for one in criteria],
+            "criteria": [criterion.to_json() for criterion in criteria],
             "verdict": outcome,
-            "diagnosis": diagnose(results, {one.name: one.passed for one in criteria}, outcome == GO),
+            "diagnosis": diagnose(results, {criterion.name: criterion.passed for criterion in criteria}, outcome == GO),
             "seconds": round(time.monotonic() - start, 1),
         }
         write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
@@ -185,7 +185,7 @@ def judge_during_training(
                 raise
             talk.warn(f"step {pipeline.step}: not judged: {known.message}; training goes on. {known.hint}")
             return
-        failed = ", ".join(one.name for one in done.criteria if one.passed is False)
+        failed = ", ".join(criterion.name for criterion in done.criteria if criterion.passed is False)
         talk.note(f"step {pipeline.step}: {done.verdict}{f' ({failed})' if failed else ''}: {done.report}")
 
     return judge
@@ -274,13 +274,13 @@ def _contact_sheet(tested: Tested) -> bytes:
     sections = []
     if tested.reconstruction:
         groups = [
-            [one.pictures[key] for key in ("truth", "result", "difference")] for one in tested.reconstruction.images
+            [image.pictures[key] for key in ("truth", "result", "difference")] for image in tested.reconstruction.images
         ]
         sections.append(("reconstruction: truth, result, difference", groups))
     if tested.swap and tested.swap.pairs:
-        groups = [[one.pictures[key] for key in ("original", "reference", "result")] for one in tested.swap.pairs]
+        groups = [[pair.pictures[key] for key in ("original", "reference", "result")] for pair in tested.swap.pairs]
         sections.append(("reference swap: noise of, reference, result", groups))
     if tested.text and tested.text.images:
-        groups = [[one.pictures[key] for key in ("original", "edited", "other")] for one in tested.text.images]
+        groups = [[image.pictures[key] for key in ("original", "edited", "other")] for image in tested.text.images]
         sections.append(("text: original caption, one word exchanged, original caption with other noise", groups))
     return contact_sheet(sections)

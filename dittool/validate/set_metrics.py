@@ -102,7 +102,7 @@ def measure_set(
     with talk.progress("set", len(refs), "image") as task:
         for bucket, batch in bucket_batches(refs, lambda ref: ref):
             pixels = _draw_captions(pipeline, shards, bucket, batch)
-            drawn.append(torch.stack([one.cls for one in pipeline.reference_from_pixels(pixels)]))
+            drawn.append(torch.stack([reference.cls for reference in pipeline.reference_from_pixels(pixels)]))
             if inception is not None:
                 latents = np.stack([shards.read(ref, patches=False).latent for ref in batch]).astype(np.float32)
                 pooled_drawn.append(inception(pixels))
@@ -163,9 +163,9 @@ def mmd_by_chance(features: Tensor, size: int, variance: float) -> tuple[float, 
         torch.zeros(len(orders), len(features), dtype=torch.float64).scatter_(1, part, 1.0)
         for part in orders.split(half, dim=1)[:2]
     )
-    within = sum(((one @ kernel) * one).sum(dim=1) - one @ kernel.diagonal() for one in (in_x, in_y)) / (
-        half * (half - 1)
-    )
+    within = sum(
+        ((members @ kernel) * members).sum(dim=1) - members @ kernel.diagonal() for members in (in_x, in_y)
+    ) / (half * (half - 1))
     values = 1000 * (within - 2 * ((in_x @ kernel) * in_y).sum(dim=1) / half**2) * half / size
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
@@ -177,8 +177,8 @@ def frechet(first: Tensor, second: Tensor) -> float:
     root, other = _root(torch.cov(x.T)), torch.cov(y.T)
     # The eigenvalues of Σ₁Σ₂ are those of the symmetric Σ₁^½ Σ₂ Σ₁^½.
     between = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
-    apart = (x.mean(dim=0) - y.mean(dim=0)).square().sum()
-    return float(apart + torch.cov(x.T).trace() + other.trace() - 2 * between)
+    between_means = (x.mean(dim=0) - y.mean(dim=0)).square().sum()
+    return float(between_means + torch.cov(x.T).trace() + other.trace() - 2 * between)
 
 
 def _kernel(first: Tensor, second: Tensor, variance: float) -> Tensor:

@@ -138,8 +138,8 @@ def margins_between(
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
     """1 − cos along the last axis, mean over the patches where there are any: (B, C) or (B, N, C) → (B,)."""
-    apart = (1 - F.cosine_similarity(x.double(), y.double(), dim=-1)).clamp_min(0)  # (B,) or (B, N)
-    return apart.reshape(len(apart), -1).mean(dim=1)
+    distances = (1 - F.cosine_similarity(x.double(), y.double(), dim=-1)).clamp_min(0)  # (B,) or (B, N)
+    return distances.reshape(len(distances), -1).mean(dim=1)
 
 
 def _swap_batch(
@@ -154,11 +154,14 @@ def _swap_batch(
         conditions = replace(conditions, patches=None)
     results = draw(pipeline, conditions, noise_of(pipeline, bucket, [a.id for a, _ in batch]))
     seen = pipeline.reference_from_pixels(results)
-    features = torch.stack([one.cls for one in seen]), torch.stack([one.patches for one in seen])
+    features = (
+        torch.stack([reference.cls for reference in seen]),
+        torch.stack([reference.patches for reference in seen]),
+    )
     of_cls, of_patches = margins_between(features, _features(originals), _features(references)).tolist()
 
     shown = pipeline.codec.decode(
-        torch.from_numpy(np.stack([one.latent for one in originals + references]).astype(np.float32))
+        torch.from_numpy(np.stack([sample.latent for sample in originals + references]).astype(np.float32))
     )
     pairs = []
     for i, (a, b) in enumerate(batch):

@@ -35,12 +35,12 @@ class CaptionChecker:
     """What reads drawn pictures back, where captions follow a wording that it knows."""
 
     attributes: tuple[str, ...]  # that such a caption names, in the report's order
-    said: Callable[[str], Mapping[str, str] | None]  # a caption's attributes; None: of another wording
+    parse: Callable[[str], Mapping[str, str] | None]  # a caption's attributes; None: of another wording
     shows: Callable[[np.ndarray, str], Mapping[str, bool]]  # (H, W, 3) uint8, caption → whether each attribute shows
 
     def changed(self, edit: Edit) -> tuple[str, ...]:
         """The attributes in which the captions differ; none where it cannot read both."""
-        before, after = self.said(edit.caption), self.said(edit.edited)
+        before, after = self.parse(edit.caption), self.parse(edit.edited)
         if before is None or after is None:
             return ()
         return tuple(name for name in self.attributes if before[name] != after[name])

@@ -121,7 +121,10 @@ def judge(results: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
 def criteria_rows(criteria: Sequence[Criterion]) -> list[tuple[str, str, str, str]]:
     """For a table: mark, title, value, bound."""
     marks = {True: "✔", False: "✘", None: "–"}
-    return [(marks[one.passed], one.title, value_text(one.value), one.bound) for one in criteria]
+    return [
+        (marks[criterion.passed], criterion.title, value_text(criterion.value), criterion.bound)
+        for criterion in criteria
+    ]
 
 
 def value_text(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,16 @@ def test_the_chance_is_exact_for_few_pairs():
     assert sign_flip_p([1.0, 2.0, 3.0]) == 1 / 8
     assert sign_flip_p([-1.0, -2.0, -3.0]) == 1
     assert sign_flip_p([1.0, -1.0]) == 3 / 4
+
+
+def test_the_chance_is_that_of_scipys_permutation_test_where_both_count_every_pattern():
+    from scipy.stats import permutation_test
+
+    margins = np.random.default_rng(3).normal(0.3, 1, 9).round(2)
+    theirs = permutation_test(
+        (margins,), np.mean, permutation_type="samples", alternative="greater", n_resamples=np.inf
+    )
+    assert sign_flip_p(margins) == theirs.pvalue
 
 
 def test_the_chance_for_many_pairs_is_small_when_all_agree_about_a_half_when_they_do_not_and_always_the_same():
