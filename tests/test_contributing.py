@@ -66,15 +66,19 @@ def dit(line: str, checkout: Path) -> str:
 
 
 def test_the_page_shows_how_to_add_each_kind_of_thing():
-    assert {"A command", "An encoder", "A source of images"} <= set(SECTIONS)
+    assert {"A command", "An encoder", "A source of images", "A family"} <= set(SECTIONS)
 
 
 @pytest.mark.parametrize("title", SECTIONS)
-def test_what_the_page_adds_is_one_file_and_an_entry_and_runs(title, checkout):
+def test_what_the_page_adds_is_a_new_file_and_an_entry_and_runs(title, checkout):
     section = SECTIONS[title]
-    (added,) = blocks(section, "python")
-    assert not (checkout / added[0]).exists()
-    (checkout / added[0]).write_text(added[1])
+    added = blocks(section, "python")
+    assert len(added) == (2 if title == "A family" else 1), "a family's configuration is a file of its own"
+    for file, text in added:
+        assert not (checkout / file).exists()
+        (checkout / file).write_text(text)
+    for file, text in blocks(section, "toml"):
+        (checkout.parent / file).write_text(text)
     changes = blocks(section, "diff")
     assert len({file for file, _ in changes}) == 1, "one table, in one file"
     for file, diff in changes:

@@ -15,7 +15,7 @@ from dittool.errors import UsageError
 
 AnyConfig = Config | DriftConfig | ToyConfig
 ImageConfig = Config | DriftConfig  # with [encoders] and [data]: what is embedded and sharded
-Schema = type[Config] | type[DriftConfig] | type[ToyConfig]
+Schema = type[AnyConfig]
 C = TypeVar("C")
 
 
