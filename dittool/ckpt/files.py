@@ -18,9 +18,9 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -49,12 +49,23 @@ _BYTES_BESIDE_TENSORS = 1 << 20  # pickle, configuration, archive directory
 
 
 @dataclass(frozen=True)
+class Sidecar:
+    """What stands beside a checkpoint, in JSON. `summary`: what the run says of it, for people."""
+
+    file: str
+    bytes: int
+    sha256: str
+    step: int
+    summary: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class CheckpointFile:
     """One `.pt` in a checkpoints folder. `step` is None for a final one whose sidecar is missing."""
 
     path: Path
     step: int | None
-    sidecar: dict[str, Any] | None  # None: missing or unreadable
+    sidecar: Sidecar | None  # None: missing or unreadable
 
     @property
     def final(self) -> bool:
@@ -64,12 +75,12 @@ class CheckpointFile:
         """None when the file is what its sidecar says, else the reason in a few words. Reads the whole file."""
         if self.sidecar is None:
             return "no readable sidecar beside it, so it was not saved to the end"
-        if self.sidecar["step"] != self.step:
-            return f"its sidecar belongs to step {self.sidecar['step']}"
+        if self.sidecar.step != self.step:
+            return f"its sidecar belongs to step {self.sidecar.step}"
         size = self.path.stat().st_size
-        if size != self.sidecar["bytes"]:
-            return f"{size:,} bytes, its sidecar says {self.sidecar['bytes']:,}"
-        if file_sha256(self.path) != self.sidecar["sha256"]:
+        if size != self.sidecar.bytes:
+            return f"{size:,} bytes, its sidecar says {self.sidecar.bytes:,}"
+        if file_sha256(self.path) != self.sidecar.sha256:
             return "sha256 differs from its sidecar's"
         return None
 
@@ -90,16 +101,16 @@ def save_checkpoint(
     if path.is_dir():
         raise StorageError(f"{path}: a folder stands where the checkpoint should be", "move it away")
     existing = _checkpoint_file(path) if path.exists() else None
-    if existing and existing.verify() is None:
+    if existing and existing.sidecar and existing.verify() is None:
         if existing.step == step:
             return path
-        _give_step_name(existing)
+        _give_step_name(path, existing.sidecar)
     needed = state_bytes(state)
     require_free(folder, needed, f"the checkpoint of step {step}")
     try:
         digest, size = _write(path, state)
         check_pt(path)  # what this program cannot read back must not count
-        write_json(sidecar_path(path), _sidecar(path.name, size, digest, step, summary))
+        write_json(sidecar_path(path), asdict(Sidecar(path.name, size, digest, step, summary)))
     except OSError as error:
         if from_os_error(error) is None:
             raise
@@ -139,11 +150,9 @@ def newest_checkpoint(folder: Path, talk: Talk = SILENT, strict: bool = False) -
         reason = file.verify()
         if reason is None:
             for fallen, why in faults:
-                lost = (
-                    f"{fallen.step - file.step} steps are lost"
-                    if fallen.step is not None
-                    else "how many steps are lost is unknown"
-                )
+                lost = "how many steps are lost is unknown"
+                if fallen.step is not None and file.step is not None:
+                    lost = f"{fallen.step - file.step} steps are lost"
                 talk.warn(f"{fallen.path}: skipped: {why}; {lost}, going back to step {file.step}")
             return file
         if strict:
@@ -175,9 +184,8 @@ def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
     for leftover in folder.glob(f"{_TRASH_PREFIX}*"):
         os.unlink(leftover)
     complete = [file for file in files if not file.final and file.sidecar is not None]
-    stay = {file.path for file in complete[-keep:]} | {
-        file.path for file in complete if keep_every and file.step % keep_every == 0
-    }
+    for_good = {file.path for file in complete if keep_every and file.step is not None and file.step % keep_every == 0}
+    stay = {file.path for file in complete[-keep:]} | for_good
     removed = [file.path for file in files if not file.final and file.path not in stay]
     for path in removed:
         _remove(path)
@@ -259,7 +267,7 @@ def _write(path: Path, state: Mapping[str, Any]) -> tuple[str, int]:
         writer = _HashingWriter(file)
         written.append(writer)
         try:
-            torch.save(state, writer)
+            torch.save(state, cast("IO[bytes]", writer))  # it needs `write` and `flush` alone
         except RuntimeError as error:
             raise writer.failure or error from None
 
@@ -273,7 +281,8 @@ class _HashingWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self.digest, self.bytes, self.failure = hashlib.sha256(), 0, None
+        self.digest, self.bytes = hashlib.sha256(), 0
+        self.failure: OSError | None = None
         self._file = file
 
     def write(self, data: memoryview) -> int:
@@ -314,31 +323,31 @@ def _require_plain(value: Any, where: str) -> None:
         )
 
 
-def _sidecar(name: str, size: int, sha256: str, step: int, summary: dict[str, Any] | None) -> dict[str, Any]:
-    return {"file": name, "bytes": size, "sha256": sha256, "step": step, "summary": summary}
+def _read_sidecar(path: Path) -> Sidecar | None:
+    try:
+        value = read_json(sidecar_path(path))
+    except BadDataError:
+        return None
+    kinds = {"file": str, "bytes": int, "sha256": str, "step": int}
+    if not isinstance(value, dict) or not all(type(value.get(key)) is kind for key, kind in kinds.items()):
+        return None
+    return Sidecar(value["file"], value["bytes"], value["sha256"], value["step"], value.get("summary"))
 
 
 def _checkpoint_file(path: Path) -> CheckpointFile:
-    try:
-        sidecar = read_json(sidecar_path(path))
-    except BadDataError:
-        sidecar = None
-    kinds = {"file": str, "bytes": int, "sha256": str, "step": int}
-    if not isinstance(sidecar, dict) or not all(type(sidecar.get(key)) is kind for key, kind in kinds.items()):
-        sidecar = None
-    numbered = _STEP_NAME.fullmatch(path.name)
-    return CheckpointFile(path, int(numbered[1]) if numbered else sidecar["step"] if sidecar else None, sidecar)
+    sidecar, numbered = _read_sidecar(path), _STEP_NAME.fullmatch(path.name)
+    return CheckpointFile(path, int(numbered[1]) if numbered else sidecar.step if sidecar else None, sidecar)
 
 
-def _give_step_name(final: CheckpointFile) -> None:
+def _give_step_name(final: Path, sidecar: Sidecar) -> None:
     """Renames a valid final checkpoint to its step's name; sidecar first, so that it counts under one name or the
     other at any moment.
     """
-    target = final.path.with_name(step_name(final.step))
+    target = final.with_name(step_name(sidecar.step))
     if not (target.exists() and _checkpoint_file(target).verify() is None):
-        write_json(sidecar_path(target), {**final.sidecar, "file": target.name})
-        os.replace(final.path, target)
-    os.unlink(sidecar_path(final.path))
+        write_json(sidecar_path(target), asdict(replace(sidecar, file=target.name)))
+        os.replace(final, target)
+    os.unlink(sidecar_path(final))
     sync_folder(target.parent)
 
 

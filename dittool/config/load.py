@@ -124,8 +124,8 @@ def _read_with_base(path: Path, seen: list[Path]) -> tuple[dict[str, Any], Origi
         base_path = beside if base.endswith(".toml") and beside.is_file() else preset_path(base)
     except UsageError as error:
         raise UsageError(f"{place}: base: {error.message}", error.hint) from error
-    if base_path.resolve() in [one.resolve() for one in (*seen, path)]:
-        chain = " → ".join(str(one) for one in (*seen, path, base_path))
+    if base_path.resolve() in [earlier.resolve() for earlier in (*seen, path)]:
+        chain = " → ".join(map(str, (*seen, path, base_path)))
         raise UsageError(f"{place}: the base leads back to itself: {chain}", "remove one of the base keys")
     base_tree, base_origin = _read_with_base(base_path, [*seen, path])
     return _merged(base_tree, tree), base_origin | origin
@@ -139,7 +139,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any], section: str = "") -> di
         )
     for key in over:
         other = EXCLUSIVE.get((section, key))
-        if other not in over:
+        if other and other not in over:
             merged.pop(other, None)
     return merged
 
@@ -180,7 +180,8 @@ def _apply_override(tree: dict[str, Any], origin: Origin, override: str) -> list
         if not isinstance(node, dict):
             return [f"{label}: '{key}' is a value, not a section"]
     node[keys[-1]] = _override_value(text.strip())
-    node.pop(EXCLUSIVE.get(keys), None)
+    if keys in EXCLUSIVE:
+        node.pop(EXCLUSIVE[keys], None)
     for replaced in [key for key in origin if key[: len(keys)] == keys]:
         del origin[replaced]
     origin[keys] = label
@@ -294,7 +295,7 @@ def _suggestion(path: tuple[str, ...], schema: type[Section]) -> str:
 
 
 def _known_keys(section: type[BaseModel]) -> list[tuple[str, ...]]:
-    keys = []
+    keys: list[tuple[str, ...]] = []
     for name, field in section.model_fields.items():
         name = field.alias or name
         keys.append((name,))

@@ -13,8 +13,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
 
 # Pairs of keys of which exactly one is given: a derived preset or an override that gives the one takes the other away.
-EXCLUSIVE = {("data", "area"): "buckets", ("data", "buckets"): "area", ("train", "batch_size"): "tokens_per_batch"}
-EXCLUSIVE[("train", "tokens_per_batch")] = "batch_size"
+EXCLUSIVE: dict[tuple[str, ...], str] = {
+    ("data", "area"): "buckets",
+    ("data", "buckets"): "area",
+    ("train", "batch_size"): "tokens_per_batch",
+    ("train", "tokens_per_batch"): "batch_size",
+}
 
 
 def _checked_size(text: str) -> str:
@@ -109,9 +113,14 @@ class Dropout(Section):
     reference_only: Share
     both: Share
 
+    @property
+    def shares(self) -> tuple[float, float, float, float]:
+        """In the order of `objective.flow.MODES`."""
+        return self.none, self.text_only, self.reference_only, self.both
+
     @model_validator(mode="after")
     def _sums_to_one(self) -> Dropout:
-        total = self.none + self.text_only + self.reference_only + self.both
+        total = sum(self.shares)
         require((abs(total - 1) <= 1e-6, f"the four shares sum to {total:g}, not 1"))
         return self
 

@@ -30,11 +30,12 @@ class SeededEncoder(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         sizes = (channels, _SEEDED_WIDTH, 2 * _SEEDED_WIDTH)
-        self.convolutions = nn.ModuleList(  # without first weights, which would be drawn from the global generator
+        convolutions: list[nn.Conv2d] = [  # without first weights, which would be drawn from the global generator
             nn.utils.skip_init(nn.Conv2d, sizes[i], sizes[i + 1], 3, stride=1 + (i > 0), padding=1, bias=False)
             for i in range(len(sizes) - 1)
-        )
-        for index, convolution in enumerate(self.convolutions):
+        ]
+        self.convolutions = nn.ModuleList(convolutions)
+        for index, convolution in enumerate(convolutions):
             generator = torch.Generator().manual_seed(derive_seed("drift features", index, channels))
             fan_in = convolution.weight[0].numel()
             convolution.weight.data.normal_(std=math.sqrt(2 / fan_in), generator=generator)

@@ -115,7 +115,7 @@ def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
     config = data.config
     t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
     d = config.dropout
-    modes = dropout_modes(batch.mode_draw, [d.none, d.text_only, d.reference_only, d.both])
+    modes = dropout_modes(batch.mode_draw, d.shares)
     return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes)
 
 

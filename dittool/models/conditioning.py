@@ -33,10 +33,10 @@ class Conditions:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditions:
         """The same conditions with every tensor changed: moved, repeated, cut."""
-        changed = (
+        text, text_mask, cls, patches = (
             None if tensor is None else change(tensor) for tensor in (self.text, self.text_mask, self.cls, self.patches)
         )
-        return Conditions(*changed, self.patch_grid)
+        return Conditions(text, text_mask, cls, patches, self.patch_grid)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ tokens · D width
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,7 +100,7 @@ class DiT(nn.Module):
         nn.init.normal_(self.timestep.up.weight, std=0.02)
         nn.init.normal_(self.timestep.out.weight, std=0.02)
         # adaLN-Zero: every gate is zero, so every block is the identity at step 0.
-        for block in self.blocks:
+        for block in self.each_block():
             nn.init.zeros_(block.modulation.weight)
         nn.init.zeros_(self.output_modulation.weight)
         # The first prediction is zero: the loss starts at the variance of the target.
@@ -110,6 +112,10 @@ class DiT(nn.Module):
     def forward(self, z: Tensor, t: Tensor, conditions: Conditions, kept: Kept | None = None) -> Tensor:
         """z: (B, C, H, W) noisy latent; t: (B,) in [0, 1]. Returns the velocity, (B, C, H, W)."""
         return self.velocity(z, t, self.context(conditions, kept, len(z), self.token_grid(z)))
+
+    def each_block(self) -> Iterator[Block]:
+        """The blocks in order, as what they are: `nn.ModuleList` knows modules alone."""
+        return cast("Iterator[Block]", iter(self.blocks))
 
     def token_grid(self, z: Tensor) -> tuple[int, int]:
         """(rows, columns) of a latent in tokens. Raises ValueError when the latent is not whole tokens."""
@@ -124,7 +130,7 @@ class DiT(nn.Module):
 
     def keys_values(self, context: Context) -> KeysValues:
         """Keys and values of the context for every block, to be computed once a sample instead of once a step."""
-        return [block.cross_attention.keys_values(context.tokens) for block in self.blocks]
+        return [block.cross_attention.keys_values(context.tokens) for block in self.each_block()]
 
     def velocity(self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None = None) -> Tensor:
         """The model proper, with the context ready. Same shapes as `forward`."""

@@ -10,7 +10,9 @@ D width · H heads · K = D/H channels of a head · F inner width of SwiGLU
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -84,12 +86,12 @@ class RotaryAttention(nn.Module):
     def queries_keys_values(self, x: Tensor, angles: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.qk_norm == "rms":  # x / rms(x) = √K · x / ‖x‖: logits q·k/√K up to ±√K
-            q, k = (F.rms_norm(one, one.shape[-1:], eps=_EPS) for one in (q, k))
+            q, k = (F.rms_norm(x, x.shape[-1:], eps=_EPS) for x in (q, k))
         elif self.qk_norm == "rms_gain":
             q, k = self.norm.query(q), self.norm.key(k)
         # logits q·k/√K within ±1/√K: softmax over them is almost uniform whatever is learned
         elif self.qk_norm == "l2":
-            q, k = (F.normalize(one, dim=-1) for one in (q, k))
+            q, k = (F.normalize(x, dim=-1) for x in (q, k))
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         return q, k, v
@@ -168,6 +170,7 @@ class DriftDiT(nn.Module):
         super().__init__()
         self.config = config
         width, patch_values = config.width, config.channels * config.patch_size**2
+        self.patch_embedding: nn.Conv2d | nn.Linear
         if config.patch_embedding == "conv":
             self.patch_embedding = nn.Conv2d(config.channels, width, config.patch_size, config.patch_size)
         else:
@@ -197,14 +200,15 @@ class DriftDiT(nn.Module):
                 nn.init.zeros_(module.bias)
         # a convolution of stride p is a linear layer on patches
         nn.init.xavier_uniform_(self.patch_embedding.weight.view(self.config.width, -1))
+        assert self.patch_embedding.bias is not None
         nn.init.zeros_(self.patch_embedding.bias)
         for parameter in self.parameters(recurse=False):  # positions and registers
             nn.init.normal_(parameter, std=0.02)
-        for name in ("class_embedding", "style"):
-            if (table := getattr(self, name, None)) is not None:
-                nn.init.normal_(table.weight, std=self.config.embedding_std)
+        nn.init.normal_(self.class_embedding.weight, std=self.config.embedding_std)
+        if self.config.style_tokens:
+            nn.init.normal_(self.style.weight, std=self.config.embedding_std)
         # adaLN-Zero: every gate is zero, so every block is the identity at step 0.
-        for block in self.blocks:
+        for block in cast("Iterator[GeneratorBlock]", iter(self.blocks)):
             nn.init.zeros_(block.modulation.weight)
         if self.config.output_modulation:
             nn.init.zeros_(self.output_modulation.weight)
@@ -258,7 +262,7 @@ class DriftDiT(nn.Module):
 
     def register_tokens(self, c: Tensor) -> Tensor:
         """register = base + position + Linear(c), (B, R, D)."""
-        learned = self.register_base
+        learned: Tensor = self.register_base
         if self.config.register_tensors == "base_and_position":
             learned = learned + self.register_positions
         return learned + self.condition_to_registers(c)[:, None]

@@ -22,7 +22,7 @@ def parameter_table(build: Callable[[], nn.Module]) -> list[ParameterTensor]:
     """Every learned tensor of the model that `build` makes, in the model's order."""
     with torch.device("meta"):
         model = build()
-    return [ParameterTensor(name, tuple(one.shape), one.numel()) for name, one in model.named_parameters()]
+    return [ParameterTensor(name, tuple(tensor.shape), tensor.numel()) for name, tensor in model.named_parameters()]
 
 
 def parameter_count(build: Callable[[], nn.Module]) -> int:

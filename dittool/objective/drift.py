@@ -1,12 +1,11 @@
 """The drifting field ("Generative Modeling via Drifting", arXiv 2602.04770): where each generated sample should move,
 in one training step.
 
-    k(x, y) = exp(−‖x − y‖ / τ)                                          attraction to positives, repulsion from
-    negatives A = √(softmax over a row · softmax over a column)                    of the joint logits over [positives |
-    negatives] W⁺ = A⁺ · rowsum(A⁻)      W⁻ = A⁻ · rowsum(A⁺)                      so that both sides weigh the same in
-    every row V(x) = Σ W⁺ y⁺ − Σ W⁻ y⁻                                            changes its sign when positives and
-    negatives change places loss = mean ‖f(ε) − stopgrad(f(ε) + V)‖²                             its value is mean ‖V‖²,
-    its gradient −2V / numel
+    k(x, y) = exp(−‖x − y‖ / τ)                       attraction to positives, repulsion from negatives
+    A = √(softmax over a row · softmax over a column)  of the joint logits over [positives | negatives]
+    W⁺ = A⁺ · rowsum(A⁻)    W⁻ = A⁻ · rowsum(A⁺)       so that both sides weigh the same in every row
+    V(x) = Σ W⁺ y⁺ − Σ W⁻ y⁻                           changes its sign when positives and negatives change places
+    loss = mean ‖f(ε) − stopgrad(f(ε) + V)‖²           its value is mean ‖V‖², its gradient −2V / numel
 
 Negatives of a sample are the others of its batch, and unconditional real samples whose weight makes the guidance. One
 field stands for one class and one feature vector; fields are computed side by side and share nothing, so that any split
@@ -121,11 +120,10 @@ def total_drift(
     at_once = max(
         1, settings.kernel_values // (x.shape[1] * (positives.shape[1] + x.shape[1] + unconditional.shape[1]))
     )
+    fields = zip(*(tensor.split(at_once) for tensor in (x, positives, unconditional, weight)), strict=True)
     parts = [
-        _drift_of_fields(
-            *(tensor[start : start + at_once].float() for tensor in (x, positives, unconditional, weight)), settings
-        )
-        for start in range(0, len(x), at_once)
+        _drift_of_fields(x.float(), positives.float(), unconditional.float(), weight.float(), settings)
+        for x, positives, unconditional, weight in fields
     ]
     drifts, factors = zip(*parts, strict=True)
     return torch.cat(drifts), torch.cat(factors)
@@ -159,8 +157,11 @@ def multi_feature_loss(
     losses = {}
     for kind, x in generated.items():
         # 3 × (K·L, ·, C)
-        fields = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (x, positives[kind], unconditional[kind]))
-        losses[kind] = drift_loss(*fields, weight.repeat_interleave(x.shape[2]), settings).unflatten(0, (len(x), -1))
+        drawn, real, other = (
+            tensor.transpose(1, 2).flatten(0, 1) for tensor in (x, positives[kind], unconditional[kind])
+        )
+        weights = weight.repeat_interleave(x.shape[2])  # (K·L,)
+        losses[kind] = drift_loss(drawn, real, other, weights, settings).unflatten(0, (len(x), -1))  # (K, L)
     return losses
 
 

@@ -12,5 +12,5 @@ from torch import Tensor
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """The unbiased estimate from x (n, C) and y (m, C); around 0, also below it, where both are of one distribution."""
     x, y = x.double(), y.double()
-    within = sum(torch.cdist(one, one).sum() / (len(one) * (len(one) - 1)) for one in (x, y))
+    within = sum(torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
     return float(2 * torch.cdist(x, y).mean() - within)

@@ -28,6 +28,7 @@ def ema_decay(updates: int, ema: Ema) -> float:
     power: min(target, (1 + n)/(10 + n)); linear: from 0 to target over warmup_steps.
     """
     if ema.warmup == "linear":
+        assert ema.warmup_steps is not None  # the schema asks for it
         return ema.target * min(1.0, updates / ema.warmup_steps)
     return min(ema.target, (1 + updates) / (10 + updates))
 

@@ -11,6 +11,7 @@ import math
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -56,7 +57,7 @@ def parse_npy(data: bytes | memoryview, source: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=4096)  # few shapes occur, and reading one costs more than reading a small array
-def _parse_header(header: bytes) -> tuple[np.dtype, str, tuple[int, ...]] | None:
+def _parse_header(header: bytes) -> tuple[np.dtype, Literal["C", "F"], tuple[int, ...]] | None:
     """dtype, order ("C" or "F") and shape that a header names; None when it is not the header of a plain array of
     numbers.
     """

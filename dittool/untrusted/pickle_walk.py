@@ -366,10 +366,10 @@ class _Reader:
         def measure(item: Any, depth: int) -> tuple[int, int]:
             if depth > _DEEPEST:
                 raise self._refuse(f"values nested deeper than {_DEEPEST} levels")
-            if type(item) is _Storage or (type(item) is _Global and item.name not in _DTYPES):
-                raise self._refuse(
-                    f"a bare {'storage' if type(item) is _Storage else item.name.replace(' ', '.')} as a value"
-                )
+            if type(item) is _Storage:
+                raise self._refuse("a bare storage as a value")
+            if type(item) is _Global and item.name not in _DTYPES:
+                raise self._refuse(f"a bare {item.name.replace(' ', '.')} as a value")
             if type(item) not in (dict, _OrderedDict, list, tuple):
                 return 1, 0
             if id(item) not in measured:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from dittool.config.schema import Dropout
 from dittool.objective.flow import MODES, dropout_modes, flow_loss, interpolate, kept_conditions, shifted, timesteps
 
 
@@ -78,6 +79,11 @@ def test_dropout_modes_exclude_each_other_and_have_their_shares():
     observed = torch.bincount(modes, minlength=4) / 20_000
     for share, seen in zip(shares, observed.tolist(), strict=True):
         assert abs(seen - share) < 4 * math.sqrt(share * (1 - share) / 20_000)
+
+
+def test_shares_are_configured_under_the_names_of_the_modes_and_in_their_order():
+    shares = Dropout(none=0.1, text_only=0.3, reference_only=0.05, both=0.55)
+    assert shares.model_dump() == dict(zip(MODES, shares.shares, strict=True))
 
 
 def test_a_mode_of_share_zero_never_occurs():

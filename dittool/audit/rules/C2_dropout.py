@@ -34,7 +34,7 @@ _FIX = "choose the mode of a sample with one draw over the four shares (objectiv
 
 def check(subject: Subject) -> list[Finding]:
     dropout = subject.config.dropout
-    shares = [dropout.none, dropout.text_only, dropout.reference_only, dropout.both]
+    shares = dropout.shares
     uniform = torch.rand(_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = flow.kept_conditions(flow.dropout_modes(uniform, shares))
     observed = [int((~kept.text & ~kept.reference).sum()), int((kept.text & ~kept.reference).sum())]

@@ -148,11 +148,7 @@ def _timesteps(config: Config, _: ModelProbe) -> str:
 
 def _modes(config: Config, _: ModelProbe) -> list[int]:
     d = config.dropout
-    return (
-        flow.dropout_modes(_uniform(), [d.none, d.text_only, d.reference_only, d.both])
-        .bincount(minlength=len(flow.MODES))
-        .tolist()
-    )
+    return flow.dropout_modes(_uniform(), d.shares).bincount(minlength=len(flow.MODES)).tolist()
 
 
 def _stored(config: Config, _: ModelProbe) -> bytes:
