@@ -145,7 +145,7 @@ def draw(data: FlowData, model: DiT, step: int, path: Path) -> None:
 
 def judge(data: FlowData, model: DiT, step: int, run: Path, checker: CaptionChecker | None, talk: Talk) -> None:
     """The tests of `dit validate`, into `run`/validation. `checker` reads edited captions back from pictures."""
-    judge_during_training(data.folder, run, checker, talk)(Pipeline(model, data.config, data.provenance, step))
+    judge_during_training(Pipeline(model, data.config, data.provenance, step), data.folder, run, checker, talk)
 
 
 def kinds(data: FlowData) -> list[BatchKind[Batch]]:

@@ -8,7 +8,7 @@ the difference is more than luck.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from dittool.errors import BadDataError, UsageError
 from dittool.objective.flow import MODES
 from dittool.storage import read_json
 from dittool.validate.swap import sign_flip_p
-from dittool.validate.verdict import CHECKS
+from dittool.validate.verdict import CHECKS, Results
 
 RESULTS = "results.json"
 _CONTRACT = ("step", "criteria", "verdict")  # what every results.json holds
@@ -32,14 +32,14 @@ class Side:
     name: str  # "nano, step 5,000"
     folder: Path
     run: Path  # where its log is, if there is one
-    results: dict[str, Any]
+    results: Results
 
     @property
     def diagnosis(self) -> str:
         return str(self.results.get("diagnosis", ""))
 
     @property
-    def images(self) -> dict[str, dict[str, Any]]:
+    def images(self) -> dict[str, Results]:
         """Rows of the reconstruction by the image's id."""
         return {row["id"]: row for row in self.results.get("reconstruction", {}).get("per_image", [])}
 
@@ -144,7 +144,7 @@ def _open(target: Path) -> Side:
     return Side(f"{run.resolve().name}, step {results['step']:,}", folder, run, results)
 
 
-def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
+def _rows(first: Results, second: Results) -> list[Row]:
     """The criteria, then what stands behind them."""
     criteria = [{criterion["name"]: criterion for criterion in results["criteria"]} for results in (first, second)]
     rows = []
@@ -181,7 +181,7 @@ def _rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Row]:
     return [row for row in rows if row.values != (None, None)]
 
 
-def _row(title: str, first: Mapping[str, Any], second: Mapping[str, Any], *path: str, lower: bool | None) -> Row:
+def _row(title: str, first: Results, second: Results, *path: str, lower: bool | None) -> Row:
     return Row(title, (_at(first, path), _at(second, path)), lower)
 
 
@@ -208,7 +208,7 @@ def _pairs(first: Side, second: Side) -> Pairs | None:
     return Pairs(metric, lower, ids, sum(gain > 0 for gain in gains) / len(gains), min(1.0, 2 * one_sided))
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+def _differences(first: Results, second: Results) -> list[str]:
     found = []
     for what, *path in (
         ("data identity", "data", "identity_hash"),
@@ -228,5 +228,5 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[st
     return found
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return f"{value[:12]}…" if isinstance(value, str) and len(value) > 32 else str(value)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
-from dittool.validate.verdict import CHECKS
+from dittool.validate.verdict import CHECKS, Results
 
 _OVERFITTED = 1.5  # loss on held-out over training samples
 _NO_EFFECT = 0.01  # of the velocity
 _NO_GAP = 0.1  # share of the gap closed: as good as nothing
 
 
-def training_figures(rows: Sequence[dict[str, Any]], step: int, warmup_steps: int) -> dict[str, Any] | None:
+def training_figures(
+    rows: Sequence[Mapping[str, float]], step: int, warmup_steps: int
+) -> dict[str, float | None] | None:
     """From the rows of `log.jsonl` up to `step`: the median gradient norm before clipping, after the warm-up, and the
     last losses.
 
@@ -38,7 +39,7 @@ def training_figures(rows: Sequence[dict[str, Any]], step: int, warmup_steps: in
     }
 
 
-def diagnose(results: Mapping[str, Any], passed: Mapping[str, bool | None], go: bool) -> str:
+def diagnose(results: Results, passed: Mapping[str, bool | None], go: bool) -> str:
     """The sentence for a NO-GO; "" for a GO.
 
     Args:
@@ -85,7 +86,7 @@ def _broken_measurement(check: str) -> str:
     )
 
 
-def _condition_not_followed(results: Mapping[str, Any], condition: str) -> str:
+def _condition_not_followed(results: Results, condition: str) -> str:
     effect = _effect(results, condition)
     if effect is None:
         return "the other condition works, so look at this one's way into the model"
@@ -94,7 +95,7 @@ def _condition_not_followed(results: Mapping[str, Any], condition: str) -> str:
     return f"another one changes the velocity by {effect:.1%}, so it arrives and is not understood yet"
 
 
-def _neither_followed(results: Mapping[str, Any]) -> str:
+def _neither_followed(results: Results) -> str:
     closed = results.get("reconstruction", {}).get("gap_closed")
     if closed is not None and closed > _NO_GAP:
         return (
@@ -110,12 +111,12 @@ def _neither_followed(results: Mapping[str, Any]) -> str:
     return f"The model draws without looking at its conditions{seen}."
 
 
-def _too_far(results: Mapping[str, Any]) -> str:
+def _too_far(results: Results) -> str:
     ratio = (results.get("mode_losses") or {}).get("loss_ratio", {}).get("both")
     if ratio is not None and ratio > _OVERFITTED:
         return f"held-out loss is {ratio:.2g} × that of training images, so it needs more data before more steps"
     return "train longer, or with a larger model"
 
 
-def _effect(results: Mapping[str, Any], name: str) -> float | None:
+def _effect(results: Results, name: str) -> float | None:
     return (results.get("mode_losses") or {}).get("effect", {}).get(name)

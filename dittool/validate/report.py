@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -25,7 +24,7 @@ from dittool.validate.reconstruction import Reconstruction
 from dittool.validate.set_metrics import SetMetrics
 from dittool.validate.swap import Swap
 from dittool.validate.text_edit import TextEdits
-from dittool.validate.verdict import Criterion, value_text
+from dittool.validate.verdict import Criterion, Results, value_text
 
 TEMPLATE = "report.html"
 _DIGITS = {"psnr": 1}  # after the point; three for all others
@@ -53,7 +52,7 @@ class Tested:
 
 
 def write_report(
-    folder: Path, results: dict[str, Any], criteria: list[Criterion], tested: Tested, config: Config, run: Path | None
+    folder: Path, results: Results, criteria: list[Criterion], tested: Tested, config: Config, run: Path | None
 ) -> Path:
     """Writes `report.html`, and `loss.png` when the run's `log.jsonl` is there. Returns the page's path."""
     page = (

@@ -7,10 +7,9 @@ RUN/validation/step0001000/  reconstruction/ dino_swap/ text_manip/   strips of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ from dittool.validate.samples import Trial, choose
 from dittool.validate.set_metrics import measure_set
 from dittool.validate.swap import swap_references
 from dittool.validate.text_edit import CaptionChecker, edit_captions, find_edits
-from dittool.validate.verdict import GO, Criterion, judge, verdict
+from dittool.validate.verdict import GO, Criterion, Results, judge, verdict
 
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
 OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
@@ -78,7 +77,7 @@ class Validation:
 
     verdict: str  # "GO" or "NO-GO"
     criteria: list[Criterion]
-    results: dict[str, Any]  # what stands in results.json
+    results: Results
     folder: Path
     report: Path
 
@@ -137,7 +136,7 @@ def validate_pipeline(
         data = _about_data(trial)
         talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
         tested = _run_tests(trial, options)
-        results: dict[str, Any] = {
+        results: dict[str, object] = {
             "step": pipeline.step,
             "weights": "ema",
             "checkpoint": str(checkpoint) if checkpoint else "",
@@ -163,32 +162,26 @@ def validate_pipeline(
 
 
 def judge_during_training(
-    shards: Path, run: Path, checker: CaptionChecker | None = None, talk: Talk = SILENT
-) -> Callable[[Pipeline], None]:
-    """A function that judges the EMA weights of a run that goes on, every `validate.every` steps, and leaves
-    `validation/stepNNNNNNN` in the folder `run`.
+    pipeline: Pipeline, shards: Path, run: Path, checker: CaptionChecker | None = None, talk: Talk = SILENT
+) -> None:
+    """Judges the EMA weights of a run that goes on, into `validation/stepNNNNNNN` in the folder `run`.
 
     Training never notices: noise comes from the samples' ids, and the global random state is given back. What a
     judgement cannot do (a codec's weights are missing, the model still draws NaN, the disk is full) becomes a warning.
+    The pipeline should be the judge's own, so that its encoders leave the memory with it: training needs the room.
     """
-    options = ValidateOptions(checker=checker)
-
-    def judge(pipeline: Pipeline) -> None:
-        # One of its own, so that the encoders leave the memory with it: training needs the room.
-        own = Pipeline(pipeline.model, pipeline.config, pipeline.data, pipeline.step)
-        folder = run / "validation" / f"step{pipeline.step:07d}"
-        try:
-            done = validate_pipeline(own, ShardSet.open(shards), folder, options, talk, run)
-        except (DitError, OSError) as error:
-            known = error if isinstance(error, DitError) else from_os_error(error)
-            if known is None:
-                raise
-            talk.warn(f"step {pipeline.step}: not judged: {known.message}; training goes on. {known.hint}")
-            return
-        failed = ", ".join(criterion.name for criterion in done.criteria if criterion.passed is False)
-        talk.note(f"step {pipeline.step}: {done.verdict}{f' ({failed})' if failed else ''}: {done.report}")
-
-    return judge
+    folder = run / "validation" / f"step{pipeline.step:07d}"
+    try:
+        options = ValidateOptions(checker=checker)
+        done = validate_pipeline(pipeline, ShardSet.open(shards), folder, options, talk, run)
+    except (DitError, OSError) as error:
+        known = error if isinstance(error, DitError) else from_os_error(error)
+        if known is None:
+            raise
+        talk.warn(f"step {pipeline.step}: not judged: {known.message}; training goes on. {known.hint}")
+        return
+    failed = ", ".join(criterion.name for criterion in done.criteria if criterion.passed is False)
+    talk.note(f"step {pipeline.step}: {done.verdict}{f' ({failed})' if failed else ''}: {done.report}")
 
 
 def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:

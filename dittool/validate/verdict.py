@@ -7,12 +7,14 @@ no figure counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dittool.config.schema import Thresholds
 from dittool.data.shards.write import TRAIN
+
+Results = Mapping[str, Any]  # what stands in results.json (docs/validation.md), or a part of it
 
 GO, NO_GO = "GO", "NO-GO"
 # name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these
@@ -81,7 +83,7 @@ class Criterion:
         return needed | {"lower_is_better": self.lower_is_better} | {key: text for key, text in extra.items() if text}
 
 
-def judge(results: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+def judge(results: Results, thresholds: Thresholds) -> list[Criterion]:
     """The criteria for the parts of `results.json` that are there: `reconstruction`, `dino_swap`, `text_manip`,
     `mode_losses`, `training`.
     """
@@ -166,7 +168,7 @@ _GRADIENT_ADVICE = (
 )
 
 
-def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+def _judge_reconstruction(part: Results, thresholds: Thresholds) -> list[Criterion]:
     metrics, of = part["metrics"], "training images" if part["split"] == TRAIN else "held-out images"
     lpips = metrics.get("lpips-alex")
     criteria = [
@@ -205,7 +207,7 @@ def _judge_reconstruction(part: dict[str, Any], thresholds: Thresholds) -> list[
     return criteria
 
 
-def _judge_swap(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+def _judge_swap(part: Results, thresholds: Thresholds) -> list[Criterion]:
     alone = "no two judged images share a bucket"
     return [
         _criterion(
@@ -228,7 +230,7 @@ def _judge_swap(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]
     ]
 
 
-def _judge_text(part: dict[str, Any], thresholds: Thresholds) -> list[Criterion]:
+def _judge_text(part: Results, thresholds: Thresholds) -> list[Criterion]:
     no_edits = "" if part["pairs"] else "no caption holds a word of validate.edits"
     return [
         _criterion(
