@@ -25,7 +25,7 @@ from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
 from dittool.errors import BadDataError
 from dittool.families.drift_data import ClassSamples, LatentStream
 from dittool.families.drift_evaluation import LatentEvaluation
-from dittool.families.drift_groups import DriftLoss, Groups, drift_loss, figures, require_equal_shares
+from dittool.families.drift_groups import DriftLoss, Groups, drift_loss, figures, inputs, require_equal_shares
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
 from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.families.synthetic import write_class_noise
@@ -170,6 +170,7 @@ FAMILY = Family(
     begin=begin,
     batches=batches,
     loss=loss,
+    inputs=inputs,
     figures=figures,
     state=state,
     evaluate=evaluate,

@@ -93,8 +93,7 @@ def group_generator(seed: int, number: int) -> torch.Generator:
 def drift_loss(config: DriftConfig | ToyConfig, model: Forward, groups: Groups, features: Features) -> DriftLoss:
     """mean ‖f(ε) − stopgrad(f(ε) + V)‖² of each field, summed over kinds of feature."""
     drift, (count, generated) = config.drift, groups.noise.shape[:2]
-    labels, alpha = (each.repeat_interleave(generated) for each in (groups.labels, groups.alpha))
-    samples = model(groups.noise.flatten(0, 1), alpha, ClassConditions(labels, groups.style.flatten(0, 1))).float()
+    samples = model(*inputs(groups)).float()  # (K·N, *shape)
 
     def grouped(samples: Tensor) -> dict[str, Tensor]:
         """Features (K·n, L, C) as (K, n, L, C)."""
@@ -114,6 +113,12 @@ def drift_loss(config: DriftConfig | ToyConfig, model: Forward, groups: Groups, 
         _weighted(by_group, drift.maps_weight),
         {kind: mean.detach() for kind, mean in means.items()},
     )
+
+
+def inputs(groups: Groups) -> tuple[Tensor, Tensor, ClassConditions]:
+    """What the network is called with: noise (K·N, *shape), guidance scales (K·N,), classes and styles."""
+    labels, alpha = (each.repeat_interleave(groups.noise.shape[1]) for each in (groups.labels, groups.alpha))
+    return groups.noise.flatten(0, 1), alpha, ClassConditions(labels, groups.style.flatten(0, 1))
 
 
 def figures(losses: Sequence[DriftLoss], ranks: Ranks) -> dict[str, float]:

@@ -122,6 +122,7 @@ class Family(Generic[C, N, D, B, L]):
     open_data: Callable[[C, Path, Ranks], D]
     batches: Callable[[D, int, int], Iterator[B]]  # the micro-batches of steps [first, end), in order
     loss: Callable[[D, Forward, B], L]
+    inputs: Callable[[B], tuple[Any, ...]]  # what the loss calls the network with
     figures: Callable[[Sequence[L], Ranks], dict[str, float]]  # of an interval of the log; all processes ask together
 
     # What it carries beside model, average and optimizer.

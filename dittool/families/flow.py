@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dittool.config.schema import Config
 from dittool.console import Talk
@@ -27,6 +28,7 @@ from dittool.families.family import BatchKind, Conclusion, Family, Forward
 from dittool.families.flow_evaluation import Evaluation
 from dittool.families.synthetic import write_noise
 from dittool.models.build import build_model
+from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.sampling.pipeline import Pipeline
@@ -119,6 +121,11 @@ def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
     return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes)
 
 
+def inputs(batch: Batch) -> tuple[Tensor, Tensor, Conditions]:
+    """What the network is called with, nothing dropped: latents, timesteps, conditions."""
+    return batch.latents, batch.timestep_draw.float(), batch.conditions
+
+
 def figures(losses: Sequence[FlowLoss], ranks: Ranks) -> dict[str, float]:
     """The loss of each dropout mode and of each third of the timesteps."""
     per_sample, t, modes = (
@@ -186,6 +193,7 @@ FAMILY = Family(
     open_data=open_data,
     batches=batches,
     loss=loss,
+    inputs=inputs,
     figures=figures,
     evaluate=evaluate,
     draw=draw,

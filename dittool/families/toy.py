@@ -26,6 +26,7 @@ from dittool.families.drift_groups import (
     figures,
     group_generator,
     group_numbers,
+    inputs,
     require_equal_shares,
 )
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
@@ -151,6 +152,7 @@ FAMILY = Family(
     open_data=open_data,
     batches=batches,
     loss=loss,
+    inputs=inputs,
     figures=figures,
     state=state,
     evaluate=evaluate,

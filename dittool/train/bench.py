@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dittool.config.architectures import AnyConfig
@@ -79,8 +79,8 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
         family.begin(opened, {}, talk)
         kind = family.kinds(opened)[0]
         size, ready = len(kind.example), kind.example.to(state.device)
-        inputs = network_inputs(state, ready)
-        flops = forward_flops(state.model, inputs) // size
+        inputs = family.inputs(ready)
+        flops = forward_flops(config, opened.provenance.dims, kind.example) // size
 
         product = matrix_product_flops(state.device, config.train.precision)
         task.advance()
@@ -133,23 +133,13 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
     )
 
 
-def network_inputs(state: TrainState, batch: MicroBatch) -> tuple[Any, ...]:
-    """What the network is called with for the loss of a micro-batch."""
-    seen: list[tuple[Any, ...]] = []
-
-    def watched(*inputs: Any) -> Tensor:
-        seen.append(inputs)
-        return state.forward(*inputs)
-
-    with torch.no_grad():
-        state.family.loss(state.data, watched, batch)
-    return seen[0]
-
-
-def forward_flops(model: nn.Module, inputs: tuple[Any, ...]) -> int:
-    """FLOPs of the matrix products of one forward pass, attention included."""
+def forward_flops(config: AnyConfig, dims: Mapping[str, int], batch: MicroBatch) -> int:
+    """FLOPs of the matrix products of one forward pass over a batch, attention included. Nothing is computed for it."""
+    family, nowhere = family_of(config), torch.device("meta")
+    with nowhere:
+        model = family.build(config, dims).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(*inputs)
+        model(*family.inputs(batch.to(nowhere)))
     return counter.get_total_flops()
 
 

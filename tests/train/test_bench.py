@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
-from dittool.families.synthetic import TEXT_TOKENS, synthetic_shards
+from dittool.config.load import load_config
+from dittool.data.shards.read import ShardSet
+from dittool.families.synthetic import TEXT_TOKENS, write_noise
 from dittool.train import bench as bench_module
 from dittool.train.bench import bench, forward_flops
 
@@ -62,9 +64,10 @@ def test_a_codec_that_is_not_there_is_a_remark_and_no_failure(tiny_shards):
 
 
 def test_noise_has_the_sizes_of_the_presets_features(tiny_shards, tmp_path):
-    shards = synthetic_shards(tmp_path / "noise", tiny_shards.config, 3)
+    write_noise(tiny_shards.config_with("train.batch_size=1"), tmp_path / "noise")
+    shards = ShardSet.open(tmp_path / "noise")
     sample = shards.read(shards.samples[2])
-    assert len(shards.samples) == 3 and sample.text.shape == (TEXT_TOKENS, 64)
+    assert len(shards.samples) == 4 and sample.text.shape == (TEXT_TOKENS, 64)
     assert (sample.latent.shape, sample.patches.shape, sample.cls.shape) == ((16, 16, 16), (64, 64), (64,))
     assert torch.from_numpy(sample.latent).float().std() == pytest.approx(1, abs=0.1)
 
@@ -79,9 +82,14 @@ def test_the_command_prints_a_table_or_one_object(dit, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_another_family_of_models_is_refused_by_name(dit):
-    refused = dit("bench", "--preset", "drift-toy")
-    assert refused.code == 2 and "are not measured yet" in refused.err
+@pytest.mark.parametrize("preset", ["drift-demo", "drift-toy"])
+def test_one_step_generators_are_measured_too(preset, class_shards):
+    sizes = class_shards.overrides if preset == "drift-demo" else ("drift.generated=8", "drift.positives=8")
+    found = bench(load_config(preset, [*sizes, "train.batch_size=8"]))
+    figures = {figure.part: figure for figure in found.figures}
+    assert (found.batch, found.bucket) == ((8, "32x32") if preset == "drift-demo" else (8, "points"))
+    assert all(figures[part].images_per_second > 0 for part in ("forward", "step", "step with reading", "reading"))
+    assert (figures["decoding"].images_per_second is None) == (preset == "drift-toy")
 
 
 def test_encoders_of_unknown_width_are_named(dit):

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from dittool.train.estimate import estimate
+from dittool.config.load import load_config
+from dittool.train.estimate import device_name, estimate
 from dittool.train.loop import train
 
 
@@ -52,3 +53,23 @@ def test_measuring_a_plan_does_not_change_the_run(tiny_shards, tiny_run, tmp_pat
         torch.load(run / "checkpoints" / "checkpoint_final.pt")["model"] for run in (tmp_path / "run", tiny_run)
     )
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("preset", ["drift-demo", "drift-toy"])
+def test_a_plan_of_a_one_step_generator_adds_up(preset, class_shards, tmp_path):
+    sizes = class_shards.overrides if preset == "drift-demo" else ("drift.generated=8", "drift.positives=8")
+    config = load_config(preset, [*sizes, "train.batch_size=8", "train.steps=10", "train.warmup_steps=1"])
+    plan = estimate(config, class_shards.folder)
+    assert (plan.steps, plan.samples_per_step, len(plan.buckets)) == (10, 8, 1)
+    assert plan.seconds > 0 and plan.memory_bytes > 5 * 4 * plan.parameters
+    real = train(config, class_shards.folder, tmp_path / "run").checkpoint.stat().st_size
+    assert real * 0.9 < plan.checkpoint_bytes < real + 1.2e6  # a megabyte is allowed for what is not tensors
+    if preset == "drift-toy":
+        assert plan.epochs is None
+    else:  # five real samples enter the queues with each step
+        assert plan.epochs == pytest.approx(10 * 5 / plan.buckets[0].samples)
+
+
+def test_a_device_is_called_by_its_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert device_name(torch.device("cuda", 1)) == "GPU 1" and device_name(torch.device("cpu")).startswith("CPU")
