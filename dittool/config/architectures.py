@@ -73,10 +73,16 @@ def of_kind(config: AnyConfig, source: str, what: str, *kinds: type[C], instead:
     """
     if isinstance(config, kinds):
         return config
-    row = architecture(config)
-    raise UsageError(f"{source}: {what}, and this is {row.title}", instead or row.served_by)
+    raise _of_another_kind(config, source, what, instead)
 
 
 def image_config(config: AnyConfig, source: str, what: str) -> ImageConfig:
     """The configuration, when it has images. Arguments and errors as for `of_kind`."""
-    return of_kind(config, source, what, Config, DriftConfig)
+    if isinstance(config, (Config, DriftConfig)):
+        return config
+    raise _of_another_kind(config, source, what)
+
+
+def _of_another_kind(config: AnyConfig, source: str, what: str, instead: str = "") -> UsageError:
+    row = architecture(config)
+    return UsageError(f"{source}: {what}, and this is {row.title}", instead or row.served_by)

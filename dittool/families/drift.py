@@ -23,9 +23,16 @@ from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
 from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
 from dittool.errors import BadDataError
-from dittool.families.drift_data import ClassSamples, LatentStream
-from dittool.families.drift_evaluation import LatentEvaluation
-from dittool.families.drift_groups import DriftLoss, Groups, drift_loss, figures, inputs, require_equal_shares
+from dittool.families.drift_data import ClassSamples, LatentEvaluation, LatentStream
+from dittool.families.drift_groups import (
+    DriftLoss,
+    Groups,
+    batch_size,
+    drift_loss,
+    figures,
+    inputs,
+    require_equal_shares,
+)
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
 from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.families.synthetic import write_class_noise
@@ -128,7 +135,9 @@ def kinds(data: DriftData) -> list[BatchKind[Groups]]:
     example = next(data.stream.batches(0, 1, data.ranks))
     train, name = data.config.train, data.provenance.card.buckets[0]
     fresh = data.config.drift.pushed / train.accumulate
-    return [BatchKind(name, len(data.stream.samples), train.batch_size, tokens, model.registers, fresh, 1.0, example)]
+    return [
+        BatchKind(name, len(data.stream.samples), batch_size(data.config), tokens, model.registers, fresh, 1.0, example)
+    ]
 
 
 def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:

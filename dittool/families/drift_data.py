@@ -1,5 +1,5 @@
-"""The real samples of a one-step generator's run: an endless stream of latents with classes, and the queues that groups
-are drawn from.
+"""The real samples of a one-step generator's run: an endless stream of latents with classes, the queues that groups are
+drawn from, and those that its drawings are compared with.
 
 Which real samples enter the queues with step s is a function of (seed, s), so stopping, resuming and any number of
 processes give the same groups.
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dittool.config.drift_schema import DriftConfig
@@ -21,12 +21,17 @@ from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.errors import BadDataError
 from dittool.families.drift_groups import Groups, group_generator, group_numbers
+from dittool.models.drift_dit import ClassConditions
 from dittool.objective.drift import alpha_from_uniform
+from dittool.objective.energy import energy_distance
 from dittool.objective.queues import SampleQueues
 from dittool.seeding import derive_seed
 
 if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
+
+
+_LARGEST_EVALUATION, _EVALUATION_BATCH = 256, 64  # real samples, and those drawn at once
 
 
 class LatentStream:
@@ -170,6 +175,33 @@ class ClassSamples(Dataset):
             for number in numbers.tolist()
         ]
         return self._norm.apply(torch.stack(arrays))
+
+
+class LatentEvaluation:
+    """Energy distance between real latents and as many drawn ones of the same classes, without guidance (α = 1)."""
+
+    def __init__(self, config: DriftConfig, samples: ClassSamples) -> None:
+        self._config = config
+        count = min(len(samples), _LARGEST_EVALUATION)
+        numbers = torch.arange(count)
+        self.real = samples.latents(numbers)  # (n, C, h, w)
+        self.labels = torch.tensor([samples.label(number) for number in range(count)])
+
+    def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
+        drawn = self._draw(model, device)
+        return {"eval_energy": energy_distance(drawn.flatten(1), self.real.flatten(1))}
+
+    @torch.inference_mode()
+    def _draw(self, model: nn.Module, device: torch.device) -> Tensor:
+        config, generator = self._config.model, torch.Generator().manual_seed(derive_seed("latent evaluation"))
+        noise = torch.randn(self.real.shape, generator=generator)
+        style = torch.randint(config.style_codebook, (len(noise), config.style_tokens), generator=generator)
+        parts = []
+        for start in range(0, len(noise), _EVALUATION_BATCH):
+            rows = slice(start, start + _EVALUATION_BATCH)
+            z, labels, words = (each[rows].to(device) for each in (noise, self.labels, style))
+            parts.append(model(z, torch.ones(len(z), device=device), ClassConditions(labels, words)).float().cpu())
+        return torch.cat(parts)
 
 
 @lru_cache(maxsize=4)

@@ -51,9 +51,7 @@ class Groups:
 
 @dataclass(frozen=True)
 class DriftLoss:
-    """The loss of a micro-batch. Its value is told and never judged: with one normalised temperature it is 1 whatever
-    happens.
-    """
+    """The loss of a micro-batch. No run is judged by its value: with one normalised temperature it is 1, always."""
 
     mean: Tensor  # () the sum over kinds of feature, those of maps weighted
     per_sample: Tensor  # (K,) the same of each group
@@ -62,7 +60,7 @@ class DriftLoss:
 
 def group_numbers(config: DriftConfig | ToyConfig, step: int, micro: int, ranks: Ranks) -> range:
     """This process's groups of a micro-batch, numbered over the whole run."""
-    groups = _groups_of_a_batch(config)
+    groups = batch_size(config) // config.drift.generated
     share = groups // ranks.count
     first = (step * config.train.accumulate + micro) * groups + ranks.rank * share
     return range(first, first + share)
@@ -70,7 +68,7 @@ def group_numbers(config: DriftConfig | ToyConfig, step: int, micro: int, ranks:
 
 def require_equal_shares(config: DriftConfig | ToyConfig, ranks: Ranks) -> None:
     """Raises `UsageError` when the groups of a step do not divide among the processes."""
-    groups = _groups_of_a_batch(config)
+    groups = batch_size(config) // config.drift.generated
     if groups % ranks.count:
         raise UsageError(
             f"{groups} groups a step do not divide into {ranks.count} processes",
@@ -79,10 +77,11 @@ def require_equal_shares(config: DriftConfig | ToyConfig, ranks: Ranks) -> None:
         )
 
 
-def _groups_of_a_batch(config: DriftConfig | ToyConfig) -> int:
-    samples = config.train.batch_size
-    assert samples is not None  # its schema knows no tokens_per_batch
-    return samples // config.drift.generated
+def batch_size(config: DriftConfig | ToyConfig) -> int:
+    """Samples in a micro-batch of all processes."""
+    size = config.train.batch_size
+    assert size is not None  # the schemas refuse tokens_per_batch
+    return size
 
 
 def group_generator(seed: int, number: int) -> torch.Generator:

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader
 from dittool.config.drift_schema import DriftConfig
 from dittool.console import SILENT, Talk
 from dittool.encoders.drift_features import LatentEncoder
-from dittool.families.drift_data import ClassSamples
-from dittool.families.drift_evaluation import LatentEvaluation
+from dittool.families.drift_data import ClassSamples, LatentEvaluation
 from dittool.seeding import derive_seed
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ train/loop.py → this file → objective/flow.py → models/dit.py
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +18,14 @@ from torch import Tensor
 
 from dittool.config.schema import Config
 from dittool.console import Talk
+from dittool.data.normalisation import LatentNorm
 from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import SampleRef, ShardSet
-from dittool.data.shards.stream import Batch, BatchStream, sizes_within
+from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
 from dittool.encoders.known import known_dims
 from dittool.errors import BadDataError
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
-from dittool.families.flow_evaluation import Evaluation
 from dittool.families.synthetic import write_noise
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
@@ -33,13 +33,57 @@ from dittool.models.dit import DiT
 from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, timesteps
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.preview import draw_preview
+from dittool.seeding import derive_seed
 from dittool.validate.run import judge_during_training
 from dittool.validate.text_edit import CaptionChecker
 
 if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
 
+QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
+_LARGEST_EVALUATION, _EVALUATION_BATCH = 64, 16  # hold-out samples, and those judged at once
 _LOOKED_AT = 2000  # micro-batches, to see how often each bucket comes
+
+
+class Evaluation:
+    """The fixed evaluation loss: the same hold-out samples, timesteps and noise every time, so that two values can be
+    compared.
+    """
+
+    def __init__(self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, config: Config) -> None:
+        patch_size = shards.card.image.patch_size
+        by_bucket = defaultdict(list)
+        for ref in refs[:_LARGEST_EVALUATION]:
+            by_bucket[ref.bucket].append(shards.read(ref, config.model.patches))
+        self._batches = []
+        for samples in by_bucket.values():
+            for start in range(0, len(samples), _EVALUATION_BATCH):
+                part = samples[start : start + _EVALUATION_BATCH]
+                latents, conditions = collate(part, norm, patch_size)
+                noise = torch.stack(
+                    [
+                        torch.randn(
+                            latents.shape[1:],
+                            generator=torch.Generator().manual_seed(derive_seed("evaluation", sample.ref.id)),
+                        )
+                        for sample in part
+                    ]
+                )
+                self._batches.append((latents, conditions, noise))
+        self._timesteps = timesteps(torch.tensor(QUANTILES), config.flow.timestep_sampling, config.flow.shift)
+
+    @torch.inference_mode()
+    def loss(self, model: DiT, device: torch.device) -> float:
+        """Mean velocity error with both conditions kept, over all samples and nine timestep quantiles."""
+        total, count = 0.0, 0
+        for latents, conditions, noise in self._batches:
+            latents, noise = latents.to(device), noise.to(device)
+            conditions = conditions.map(lambda tensor: tensor.to(device))
+            both = torch.full((len(latents),), MODES.index("both"))
+            for t in self._timesteps:
+                loss = flow_loss(model, latents, noise, t.to(device).expand(len(latents)), conditions, both)
+                total, count = total + float(loss.per_sample.sum()), count + len(latents)
+        return total / count
 
 
 @dataclass
@@ -91,6 +135,7 @@ def training_stream(
     if train.batch_size is not None:
         sizes = train.batch_size
     else:
+        assert train.tokens_per_batch is not None  # the schema wants one of the two
         cell = shards.card.vae.stride * config.model.patch_size
         buckets = sorted({ref.bucket for ref in refs})
         sizes = sizes_within(train.tokens_per_batch, buckets, cell, train.batch_multiple or 1)
@@ -165,7 +210,7 @@ def kinds(data: FlowData) -> list[BatchKind[Batch]]:
         batch = stream[next(number for number in count() if of_batch(number) == name)]
         tokens = batch.latents[0, 0].numel() // data.config.model.patch_size**2
         c = batch.conditions
-        context = c.text.shape[1] + 1 + (0 if c.patches is None else c.patches.shape[1])
+        context = (0 if c.text is None else c.text.shape[1]) + 1 + (0 if c.patches is None else c.patches.shape[1])
         size, share = stream.plan.sizes[name], times / _LOOKED_AT
         found.append(BatchKind(name, samples[name], size, tokens, context, size, share, batch))
     return found

@@ -22,6 +22,7 @@ from dittool.data.provenance import Provenance
 from dittool.families.drift_groups import (
     DriftLoss,
     Groups,
+    batch_size,
     drift_loss,
     figures,
     group_generator,
@@ -138,7 +139,7 @@ def draw(data: ToyData, model: ToyGenerator, step: int, path: Path) -> None:
 
 def kinds(data: ToyData) -> list[BatchKind[Groups]]:
     config = data.config
-    return [BatchKind("points", 0, config.train.batch_size, 1, 0, 0, 1.0, next(batches(data, 0, 1)))]
+    return [BatchKind("points", 0, batch_size(config), 1, 0, 0, 1.0, next(batches(data, 0, 1)))]
 
 
 def state(_data: ToyData) -> dict[str, Any]:

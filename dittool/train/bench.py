@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dittool.config.architectures import AnyConfig
-from dittool.console import SILENT, Talk
+from dittool.console import SILENT, Talk, Task
 from dittool.encoders.vae import load_codec
 from dittool.errors import WeightsMissingError
 from dittool.families.family import MicroBatch, family_of
@@ -62,11 +62,22 @@ class Bench:
     figures: list[Figure]
 
 
+@dataclass(frozen=True)
+class _Rates:
+    """Images a second of each part."""
+
+    forward: float
+    step: float
+    loop: float
+    reading: float
+    decoding: float | None
+    why_not_decoded: str
+
+
 def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
     """Measures a preset. Raises `UsageError` for encoders of unknown width, and what training would raise."""
     family = family_of(config)
     config = family.cheap_begin(config)
-    accumulate = config.train.accumulate
     with (
         tempfile.TemporaryDirectory() as scratch,
         process_group(config.train.parallel) as ranks,
@@ -78,27 +89,51 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
         state = TrainState(config, opened, ranks)
         family.begin(opened, {}, talk)
         kind = family.kinds(opened)[0]
-        size, ready = len(kind.example), kind.example.to(state.device)
-        inputs = family.inputs(ready)
-        flops = forward_flops(config, opened.provenance.dims, kind.example) // size
+        flops = forward_flops(config, opened.provenance.dims, kind.example) // len(kind.example)
+        product = matrix_product_flops(ranks.device, config.train.precision)
+        task.advance()
+        rates = _measured(state, kind.example, folder, task)
+    return Bench(
+        device_name(ranks.device),
+        config.train.precision,
+        kind.name,
+        len(kind.example),
+        kind.tokens,
+        sum(parameter.numel() for parameter in state.model.parameters()),
+        flops,
+        peak_memory_bytes(ranks.device),
+        _figures(config, rates, product, flops),
+    )
 
-        product = matrix_product_flops(state.device, config.train.precision)
-        task.advance()
-        forward = size / _seconds(lambda: _forward(state, inputs), state.device)
-        task.advance()
-        step = size * accumulate / _seconds(lambda: train_step(state, iter([ready] * accumulate)), state.device)
-        task.advance()
-        loop = _loop_rate(state, size)
-        task.advance()
-        reading = _reading_rate(config, folder, ranks)
-        task.advance()
-        decoding, why_not = _decoding_rate(family.codec(config), inputs[0][:1].cpu(), state.device)
-        task.advance()
 
-    def rate(part: str, images: float, flops_per_image: float) -> Figure:
-        return Figure(part, images, images * flops_per_image / 1e12, images * flops_per_image / product, images / step)
+def _measured(state: TrainState, example: MicroBatch, folder: Path, task: Task) -> _Rates:
+    """Every part of training, one after the other."""
+    family, accumulate, size = state.family, state.config.train.accumulate, len(example)
+    ready = example.to(state.device)
+    inputs = family.inputs(ready)
+    forward = size / _seconds(lambda: _forward(state, inputs), state.device)
+    task.advance()
+    step = size * accumulate / _seconds(lambda: train_step(state, iter([ready] * accumulate)), state.device)
+    task.advance()
+    loop = _loop_rate(state, size)
+    task.advance()
+    reading = _reading_rate(state.config, folder, state.ranks)
+    task.advance()
+    decoding, why_not = _decoding_rate(family.codec(state.config), inputs[0][:1].cpu(), state.device)
+    task.advance()
+    return _Rates(forward, step, loop, reading, decoding, why_not)
 
-    figures = [
+
+def _figures(config: AnyConfig, rates: _Rates, product: float, flops: int) -> list[Figure]:
+    """The rates beside that of the matrix product. A backward pass counts twice a forward pass."""
+
+    def computed(part: str, images: float, flops_per_image: float) -> Figure:
+        rate = images * flops_per_image
+        return Figure(part, images, rate / 1e12, rate / product, images / rates.step)
+
+    decoding = None if rates.decoding is None else rates.decoding / rates.step
+    workers = f"one process; the preset has {config.train.workers} workers"
+    return [
         Figure(
             "matrix product",
             None,
@@ -107,30 +142,12 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
             None,
             f"{config.train.precision}, square, the machine's measure",
         ),
-        rate("forward", forward, flops),
-        rate("step", step, 3 * flops),
-        rate("step with reading", loop, 3 * flops),
-        Figure(
-            "reading",
-            reading,
-            None,
-            None,
-            reading / step,
-            f"one process; the preset has {config.train.workers} workers",
-        ),
-        Figure("decoding", decoding, None, None, None if decoding is None else decoding / step, why_not),
+        computed("forward", rates.forward, flops),
+        computed("step", rates.step, 3 * flops),
+        computed("step with reading", rates.loop, 3 * flops),
+        Figure("reading", rates.reading, None, None, rates.reading / rates.step, workers),
+        Figure("decoding", rates.decoding, None, None, decoding, rates.why_not_decoded),
     ]
-    return Bench(
-        device_name(state.device),
-        config.train.precision,
-        kind.name,
-        size,
-        kind.tokens,
-        sum(parameter.numel() for parameter in state.model.parameters()),
-        flops,
-        peak_memory_bytes(state.device),
-        figures,
-    )
 
 
 def forward_flops(config: AnyConfig, dims: Mapping[str, int], batch: MicroBatch) -> int:

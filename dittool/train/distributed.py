@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -53,12 +53,10 @@ class Ranks:
     @contextmanager
     def local_gradients(self, replica: nn.Module, wanted: bool) -> Iterator[None]:
         """Inside, backward only adds up: for all micro-batches of a step but the last."""
-        if self.sharded:
+        if isinstance(replica, FSDPModule):
             replica.set_requires_gradient_sync(not wanted)
+        with replica.no_sync() if wanted and isinstance(replica, DistributedDataParallel) else nullcontext():
             yield
-        else:
-            with replica.no_sync() if wanted and self.count > 1 else nullcontext():
-                yield
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of each process's value, on all of them."""

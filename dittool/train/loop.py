@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, record_data, rotate, save_checkpoint
 from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
@@ -49,6 +50,7 @@ class TrainSummary:
     conclusion: Conclusion
     seconds: float  # of this call
     samples_per_second: float
+    steps_per_second: float
 
     @property
     def line(self) -> str:
@@ -61,6 +63,7 @@ class TrainSummary:
     def to_json(self) -> dict[str, Any]:
         return {
             "run": str(self.folder),
+            "folder": str(self.folder),
             "checkpoint": str(self.checkpoint),
             "step": self.step,
             "loss": self.loss,
@@ -69,6 +72,7 @@ class TrainSummary:
             **self.conclusion.facts,
             "seconds": self.seconds,
             "samples_per_second": self.samples_per_second,
+            "steps_per_second": self.steps_per_second,
         }
 
 
@@ -167,9 +171,12 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
             # asked once: a signal that comes later waits for the next step
             stopping = state.ranks.any(stop.signal_number is not None)
             step, last = state.step, state.step == total
-            _look(run, meter, step, last, judged=not stopping)
+            judges = not stopping and due(step, state.family.judge_every(state.config), last)
+            averaged = _look(run, meter, last, judges)
             if stopping or due(step, state.config.checkpoint.every, last):
                 _save(run, meter, last)
+            if run.log is not None and averaged is not None and judges:
+                state.family.judge(state.data, averaged, step, run.folder, run.checker, run.talk)
             shown = {} if meter.loss is None else {"loss": meter.loss}
             task.advance(1, **shown, **dict([*run.figures.items()][:1]))
             if stopping and not last:
@@ -189,6 +196,7 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
         state.family.conclude(state.data, run.figures),
         seconds,
         (state.samples_seen - seen_before) / seconds,
+        (total - first) / seconds,
     )
 
 
@@ -197,25 +205,26 @@ def due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
-def _look(run: _Run, meter: Meter, step: int, last: bool, judged: bool) -> None:
-    """What is evaluated, written down, drawn and judged after a step. All processes look together; the first shows."""
-    state, keys, log = run.state, run.state.config.train, run.log
-    family, data = state.family, state.data
+def _look(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | None:
+    """What is evaluated, written down and drawn after a step. All processes look together, the first shows. Returns the
+    averaged model where it was needed.
+    """
+    state, keys, step, log = run.state, run.state.config.train, run.state.step, run.log
     evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
-    judges = judged and due(step, family.judge_every(state.config), last)
-    model = state.gathered_ema() if evaluates or draws or judges else None
-    if log is not None and evaluates and (figures := family.evaluate(data, model, state.device)):
-        run.figures = figures
-        log.write(step, figures)
+    averaged = state.gathered_ema() if evaluates or draws or judges else None
+    if log is not None and averaged is not None and evaluates:
+        found = state.family.evaluate(state.data, averaged, state.device)
+        if found:
+            run.figures = found
+            log.write(step, found)
     if due(step, keys.log_every, last):
         figures = meter.summary()
         if log is not None and figures:
             log.write(step, figures)
-    if log is not None and draws:
+    if log is not None and averaged is not None and draws:
         log.plot()
-        family.draw(data, model, step, run.folder / "samples" / f"step{step:07d}_ema.png")
-    if log is not None and judges:
-        family.judge(data, model, step, run.folder, run.checker, run.talk)
+        state.family.draw(state.data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
+    return averaged
 
 
 def _save(run: _Run, meter: Meter, last: bool) -> None:

@@ -16,8 +16,7 @@ from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.families import drift
-from dittool.families.drift_data import ClassSamples
-from dittool.families.drift_evaluation import LatentEvaluation
+from dittool.families.drift_data import ClassSamples, LatentEvaluation
 from dittool.families.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
