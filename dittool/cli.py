@@ -129,7 +129,7 @@ def _root(
         typer.echo(context.get_help())
 
 
-def _invoke(root: TyperGroup, arguments: Sequence[str]) -> Any:
+def _invoke(root: TyperGroup, arguments: Sequence[str]) -> object:
     with root.make_context("dit", list(arguments)) as context:
         try:
             return root.invoke(context)

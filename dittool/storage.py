@@ -78,7 +78,7 @@ def append_durably(path: Path, line: bytes) -> None:
         sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """`write_atomic` of readable JSON, keys in the order given."""
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
@@ -217,7 +217,7 @@ def bytes_text(count: float) -> str:
     raise AssertionError("unreachable")
 
 
-def _end_of_last_line(file: Any, size: int) -> int:
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
     """The position behind the last newline, 0 when there is none."""
     block = 1 << 16
     while size:

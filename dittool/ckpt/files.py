@@ -214,7 +214,7 @@ def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Tal
     return target
 
 
-def require_plain(state: Mapping[str, Any]) -> None:
+def require_plain(state: Mapping[str, object]) -> None:
     """Raises TypeError unless the state has every key of a checkpoint and holds only tensors and plain values,
     which any reader can check.
     """
@@ -227,7 +227,7 @@ def require_plain(state: Mapping[str, Any]) -> None:
     _require_plain(state, "state")
 
 
-def state_bytes(state: Mapping[str, Any]) -> int:
+def state_bytes(state: Mapping[str, object]) -> int:
     """About how many bytes the state takes on disk: each storage once, and a margin for the rest."""
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in named_tensors(state)
@@ -259,7 +259,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     write_atomic(path, content)
 
 
-def _write(path: Path, state: Mapping[str, Any]) -> tuple[str, int]:
+def _write(path: Path, state: Mapping[str, object]) -> tuple[str, int]:
     """Writes the state and returns sha256 and size of the bytes that were meant, so that a disk's fault shows later."""
     written: list[_HashingWriter] = []
 

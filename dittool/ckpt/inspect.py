@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from dittool.untrusted.tensor_spec import TensorSpec
 
 OURS, FOREIGN, WEIGHTS, SAFETENSORS = "dit checkpoint", "foreign checkpoint", "state dict", "safetensors weights"
 _LONGEST_VALUE = 60  # characters of a plain value in the tree
+
+Plain = TypeVar("Plain", int, str, dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-def tree(content: Any) -> str:
+def tree(content: object) -> str:
     """The keys of a file's content as indented text, with shapes and counts; numbered siblings that are alike are
     shown once.
     """
@@ -254,7 +256,7 @@ def _difference(name: str, old: Tensor, new: Tensor) -> TensorDifference:
     return TensorDifference(name, step.abs().max().item(), (step.norm() / torch.maximum(old.norm(), new.norm())).item())
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value} if prefix else {}
     return {
@@ -271,8 +273,8 @@ def _elements_by_dtype(tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
     return counts
 
 
-def _plain(value: Any, kind: type) -> Any:
-    return value if type(value) is kind or (kind is dict and isinstance(value, dict)) else None
+def _plain(value: object, kind: type[Plain]) -> Plain | None:
+    return value if isinstance(value, kind) and not (kind is int and isinstance(value, bool)) else None
 
 
 # The tree
@@ -330,13 +332,13 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _form(node: Any) -> Any:
+def _form(node: object) -> object:
     if isinstance(node, dict):
         return tuple((key, _form(inner)) for key, inner in node.items())
     return node if isinstance(node, TensorSpec) else type(node)
 
 
-def _leaf_text(value: Any) -> str:
+def _leaf_text(value: object) -> str:
     if isinstance(value, TensorSpec):
         return f"{value.dtype} {'×'.join(map(str, value.shape)) or 'scalar'}"
     if isinstance(value, (list, tuple)) and len(repr(value)) > _LONGEST_VALUE:

@@ -164,7 +164,7 @@ def load_mapped(report: PtReport) -> Any:
     return _torch_load(report.path, "cpu", mmap=report.aligned)
 
 
-def find_weights(content: Any, path: Path, weights: str | None = None) -> str:
+def find_weights(content: object, path: Path, weights: str | None = None) -> str:
     """The key under which a checkpoint's content keeps its model's tensors, "" when it is itself a state dict.
 
     `content` holds tensors or their `TensorSpec`. Raises `BadDataError` when there are none, or none under the key
@@ -186,14 +186,14 @@ def find_weights(content: Any, path: Path, weights: str | None = None) -> str:
     )
 
 
-def is_state_dict(value: Any) -> bool:
+def is_state_dict(value: object) -> bool:
     """Whether a value is tensors (or their specs) by name, at least one."""
     if not isinstance(value, Mapping) or not value:
         return False
     return all(isinstance(name, str) and isinstance(tensor, (Tensor, TensorSpec)) for name, tensor in value.items())
 
 
-def non_finite_tensors(state: Any) -> list[str]:
+def non_finite_tensors(state: object) -> list[str]:
     """Dotted names of the tensors with a NaN or an infinity, anywhere in nested dicts, lists and tuples."""
     return [name for name, tensor in named_tensors(state) if not _is_finite(tensor)]
 
@@ -220,7 +220,7 @@ def require_fit(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], sour
     )
 
 
-def require_finite(state: Mapping[str, Any], source: str) -> None:
+def require_finite(state: Mapping[str, object], source: str) -> None:
     """Raises `BadDataError` naming the tensors with a NaN or an infinity."""
     if broken := non_finite_tensors(state):
         raise BadDataError(
@@ -229,7 +229,7 @@ def require_finite(state: Mapping[str, Any], source: str) -> None:
         )
 
 
-def named_tensors(state: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def named_tensors(state: object, prefix: str = "") -> list[tuple[str, Any]]:
     """All tensors (or their specs) of nested dicts, lists and tuples with their dotted names, in the order of the
     file.
     """
@@ -278,7 +278,7 @@ def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _some(content: Any) -> str:
+def _some(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     return listed([str(key) for key in content]) or "nothing"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from dittool.config.architectures import ARCHITECTURES, AnyConfig, Schema
 from dittool.config.presets import preset_path
@@ -223,7 +224,7 @@ def _schema(tree: dict[str, Any], origin: Origin) -> Schema:
     return ARCHITECTURES[arch].schema
 
 
-def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any], schema: type[Section]) -> list[Any]:
+def _hidden_mistakes(tree: dict[str, Any], mistakes: list[ErrorDetails], schema: type[Section]) -> list[ErrorDetails]:
     """Rules between keys that were not checked because the same section has an unknown key: found without that key."""
     known = tree
     for mistake in mistakes:
@@ -237,14 +238,14 @@ def _hidden_mistakes(tree: dict[str, Any], mistakes: list[Any], schema: type[Sec
     return []
 
 
-def _without(tree: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    key, *rest = path
+def _without(tree: dict[str, Any], path: tuple[int | str, ...]) -> dict[str, Any]:
+    key, *rest = map(str, path)
     if rest:
         return {**tree, key: _without(tree[key], tuple(rest))}
     return {other: value for other, value in tree.items() if other != key}
 
 
-def _problem(mistake: Any, origin: Origin, schema: type[Section]) -> str:
+def _problem(mistake: ErrorDetails, origin: Origin, schema: type[Section]) -> str:
     path = tuple(str(part) for part in mistake["loc"])
     kind, value = mistake["type"], mistake["input"]
     key, where = ".".join(path) or "configuration", _origin_of(path, origin)
@@ -260,7 +261,7 @@ def _problem(mistake: Any, origin: Origin, schema: type[Section]) -> str:
     return f"{key}: {message[0].lower() + message[1:]}{given} ({where})"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return _cut(str(value) if isinstance(value, (date, time)) else repr(value))
 
 

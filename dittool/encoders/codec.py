@@ -9,7 +9,7 @@ B batch · H W pixels · C latent channels · h w = H/stride, W/stride
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from dittool.encoders.pretrained import (
 from dittool.errors import BadDataError, UsageError
 
 _PIXELS_AT_ONCE = 2 << 20  # two images of 1024²: a convolution at full size holds about a gigabyte for each
+Batch = TypeVar("Batch", np.ndarray, Tensor)
 
 
 class _Kind(NamedTuple):
@@ -118,5 +119,5 @@ def _images_at_once(height: int, width: int) -> int:
     return max(1, _PIXELS_AT_ONCE // (height * width))
 
 
-def _parts(batch: Any, count: int) -> list[Any]:
+def _parts(batch: Batch, count: int) -> list[Batch]:
     return [batch[start : start + count] for start in range(0, len(batch), count)]

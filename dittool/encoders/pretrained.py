@@ -253,12 +253,12 @@ def _weight_files(kind: str, local: Path) -> tuple[list[Path], list[Path]]:
     index names in vain.
     """
     folder = local / "vae" if kind == "vae" and (local / "vae").is_dir() else local
-    whole, index = (
+    in_one_file, index = (
         folder / f"{_WEIGHT_FILES[kind]}.safetensors",
         folder / f"{_WEIGHT_FILES[kind]}.safetensors.index.json",
     )
-    if whole.is_file():
-        return [whole], []
+    if in_one_file.is_file():
+        return [in_one_file], []
     files = [folder / part for part in _parts_of(index)] if index.is_file() else []
     return [file for file in files if file.is_file()], [file for file in files if not file.is_file()]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dittool.ckpt.load import load_weights, require_fit
 from dittool.encoders.codec import AUTOENCODERS, autoencoder_class
@@ -53,7 +53,7 @@ _RENAMED = (
 _ATTENTION = re.compile(r"mid_block\.attentions\.0\.to_(q|k|v|out\.0)\.weight$")
 
 
-def load_single_file(file: Path) -> Any:
+def load_single_file(file: Path) -> nn.Module:
     """diffusers' autoencoder with the file's weights, in fp32 on the CPU.
 
     Raises `BadDataError` (damaged, or of another architecture than its config), `UnsafeFileError`,

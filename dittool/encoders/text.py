@@ -107,13 +107,13 @@ class T5Encoder:
         """Features (L, D) of each list of tokens, its true length."""
         ids = torch.full((len(tokens), max(map(len, tokens))), int(self._tokenizer.pad_token_id or 0))
         mask = torch.zeros_like(ids)
-        for row, one in enumerate(tokens):
-            ids[row, : len(one)] = torch.tensor(one)
-            mask[row, : len(one)] = 1
+        for row, caption in enumerate(tokens):
+            ids[row, : len(caption)] = torch.tensor(caption)
+            mask[row, : len(caption)] = 1
         hidden = self._model(
             input_ids=to_device(ids, self._device), attention_mask=to_device(mask, self._device)
         ).last_hidden_state
-        return [row[: len(one)].clone() for row, one in zip(to_cpu(hidden), tokens, strict=True)]
+        return [row[: len(caption)].clone() for row, caption in zip(to_cpu(hidden), tokens, strict=True)]
 
 
 def _groups(lengths: Sequence[int], tokens_at_once: int) -> Iterator[list[int]]:

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-_kept_alive: list[Any] = []  # torch forgets the schemas when the Library object goes
+_kept_alive: list[object] = []  # torch forgets the schemas when the Library object goes
 
 
 def ensure_torchvision() -> None:

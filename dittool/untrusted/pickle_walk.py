@@ -113,13 +113,13 @@ def read_pickle(data: bytes, storage_bytes: Mapping[str, int], path: Path) -> Pi
 class _Reader:
     def __init__(self, data: bytes, storage_bytes: Mapping[str, int], path: Path) -> None:
         self._data, self._storage_bytes, self._path = data, storage_bytes, path
-        self._stack: list[Any] = []
-        self._outer_stacks: list[list[Any]] = []  # one for each open MARK
-        self._memo: dict[int, Any] = {}
+        self._stack: list[object] = []
+        self._outer_stacks: list[list[object]] = []  # one for each open MARK
+        self._memo: dict[int, object] = {}
         self._held = 0  # values put into dicts and lists
         self._globals: dict[str, _Global] = {}
         self._storages: dict[str, _Storage] = {}
-        self._attributes: list[Any] = []  # _metadata of state dicts: checked with the rest, then left out
+        self._attributes: list[object] = []  # _metadata of state dicts: checked with the rest, then left out
 
     def run(self) -> PickleContent:
         if len(self._data) > LARGEST_PICKLE:
@@ -168,7 +168,7 @@ class _Reader:
                 yield opcode.name, argument
         raise self._refuse(f"a pickle of more than {_MOST_INSTRUCTIONS:,} instructions")
 
-    def _step(self, name: str, argument: Any) -> None:
+    def _step(self, name: str, argument: object) -> None:
         if name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name])
         elif name in _LITERALS:
@@ -182,12 +182,12 @@ class _Reader:
 
     # Stack and memo
 
-    def _pop(self) -> Any:
+    def _pop(self) -> object:
         if not self._stack:
             raise self._refuse("a pickle that takes more from its stack than is there")
         return self._stack.pop()
 
-    def _pop_to_mark(self) -> list[Any]:
+    def _pop_to_mark(self) -> list[object]:
         if not self._outer_stacks:
             raise self._refuse("a pickle that refers to a mark that was never set")
         items, self._stack = self._stack, self._outer_stacks.pop()
@@ -226,7 +226,7 @@ class _Reader:
     def _appends(self, _: None) -> None:
         self._extend_list(self._pop_to_mark())
 
-    def _extend_list(self, items: list[Any]) -> None:
+    def _extend_list(self, items: list[object]) -> None:
         self._top((list,), "list").extend(items)
         self._count(items)
 
@@ -237,7 +237,7 @@ class _Reader:
     def _set_items(self, _: None) -> None:
         self._update_dict(self._pop_to_mark())
 
-    def _update_dict(self, items: list[Any]) -> None:
+    def _update_dict(self, items: list[object]) -> None:
         target = self._top((dict, _OrderedDict), "dict")
         if len(items) % 2:
             raise self._refuse("a dict key without a value")
@@ -247,7 +247,7 @@ class _Reader:
             target[key] = value
         self._count(items)
 
-    def _count(self, items: list[Any]) -> None:
+    def _count(self, items: list[object]) -> None:
         self._held += len(items)
         if self._held > 2 * _MOST_VALUES:  # keys and values
             raise self._refuse(f"more than {2 * _MOST_VALUES:,} values in dicts and lists")
@@ -294,14 +294,14 @@ class _Reader:
         if name == _ORDERED_DICT and arguments == ():
             self._stack.append(_OrderedDict())
         elif name == _TENSOR and len(arguments) == 6:
-            self._stack.append(self._tensor(*arguments, dtype=None))
+            self._stack.append(self._tensor(arguments, None))
         elif (
             name == _TENSOR_WITH_DTYPE
             and len(arguments) == 7
             and type(arguments[6]) is _Global
             and arguments[6].name in _DTYPES
         ):
-            self._stack.append(self._tensor(*arguments[:6], dtype=_DTYPES[arguments[6].name]))
+            self._stack.append(self._tensor(arguments[:6], _DTYPES[arguments[6].name]))
         elif (
             name == _PARAMETER
             and len(arguments) == 3
@@ -314,22 +314,18 @@ class _Reader:
         else:
             raise self._refuse(f"a call of {name.replace(' ', '.')} with arguments that torch.save never gives it")
 
-    def _tensor(
-        self, storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, *, dtype: str | None
-    ) -> TensorSpec:
-        plain = (
-            type(requires_grad) is bool
-            and type(hooks) is _OrderedDict
-            and not hooks
-            and type(offset) is int
-            and offset >= 0
-        )
+    def _tensor(self, arguments: tuple[object, ...], dtype: str | None) -> TensorSpec:
+        storage, offset, shape, stride, requires_grad, hooks = arguments
         if (
             type(storage) is not _Storage
-            or not plain
+            or type(offset) is not int
+            or offset < 0
             or not is_shape(shape)
             or not is_shape(stride)
             or len(shape) != len(stride)
+            or type(requires_grad) is not bool
+            or type(hooks) is not _OrderedDict
+            or hooks
         ):
             raise self._refuse("a tensor with arguments that torch.save never gives it")
         spec = TensorSpec(dtype or storage.dtype, tuple(shape))
@@ -357,20 +353,20 @@ class _Reader:
 
     # The result
 
-    def _check_value(self, value: Any) -> None:
+    def _check_value(self, value: object) -> None:
         """Nothing but tensors and plain values, no deeper and no larger than honest files, counted as often as it
         is referred to.
         """
         measured: dict[int, tuple[int, int]] = {}  # id of a container → values in it, levels below it
 
-        def measure(item: Any, depth: int) -> tuple[int, int]:
+        def measure(item: object, depth: int) -> tuple[int, int]:
             if depth > _DEEPEST:
                 raise self._refuse(f"values nested deeper than {_DEEPEST} levels")
             if type(item) is _Storage:
                 raise self._refuse("a bare storage as a value")
             if type(item) is _Global and item.name not in _DTYPES:
                 raise self._refuse(f"a bare {item.name.replace(' ', '.')} as a value")
-            if type(item) not in (dict, _OrderedDict, list, tuple):
+            if not isinstance(item, (dict, list, tuple)):
                 return 1, 0
             if id(item) not in measured:
                 inner = [measure(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]

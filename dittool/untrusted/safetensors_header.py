@@ -96,7 +96,7 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     return entries
 
 
-def _tensor(name: str, entry: Any, path: Path) -> tuple[TensorSpec, int, int]:
+def _tensor(name: str, entry: object, path: Path) -> tuple[TensorSpec, int, int]:
     """The tensor's spec, and where its bytes begin and end behind the header."""
     if not name or not name.isprintable() or name.startswith("/") or "\\" in name or ".." in name.split("/"):
         raise unsafe(path, f"a tensor with the name {name!r:.200}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 MOST_DIMENSIONS = 64  # torch's own limit
 LONGEST_DIMENSION = 2**62
@@ -46,7 +48,7 @@ class TensorSpec:
         return self.elements * DTYPE_BYTES[self.dtype]
 
 
-def is_shape(value: object) -> bool:
+def is_shape(value: object) -> TypeGuard[Sequence[int]]:
     """Whether a value read from a file can be a shape: whole non-negative numbers, few and small enough to multiply."""
     if not isinstance(value, (list, tuple)) or len(value) > MOST_DIMENSIONS:
         return False
