@@ -97,17 +97,17 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     checkpoint = resolve_checkpoint(options.checkpoint, talk=talk)
     return [
         DrawRequest(
-            checkpoint,
-            prompt,
-            reference,
-            options.count or 1,
-            (options.seed or 0) if seed is None else seed,
-            size,
-            changes,
-            options.init,
-            strength,
-            grid,
-            stem,
+            checkpoint=checkpoint,
+            prompt=prompt,
+            reference=reference,
+            count=options.count or 1,
+            seed=(options.seed or 0) if seed is None else seed,
+            size=size,
+            changes=changes,
+            init=options.init,
+            strength=strength,
+            grid=grid,
+            name=stem,
         )
         for stem, prompt, reference, seed in wanted
     ]
@@ -125,16 +125,7 @@ def _again(
     then nothing else changes.
     """
     inside = read_settings(path)
-    other = (
-        options.prompt,
-        options.size,
-        options.count,
-        options.seed,
-        options.grid,
-        options.strength,
-        *changes.values(),
-    )
-    exact = all(value is None for value in other)
+    exact = set(options.given()) <= {"again", "checkpoint", "ref", "init"}  # where its files are, and nothing else
     reference = options.ref or (Path(inside.reference) if inside.reference else None)
     init = options.init or (Path(inside.init) if inside.init else None)
     checkpoint = options.checkpoint or Path(inside.checkpoint)
@@ -151,18 +142,18 @@ def _again(
     same_init = options.strength is None and (init is None or inside.init is not None)
     strength = inside.strength if same_init else _strength(options.strength, init)
     return DrawRequest(
-        resolve_checkpoint(checkpoint, talk=talk),
-        prompt,
-        reference,
-        count,
-        seed,
-        size or parse_size(inside.size),
-        inside.sampling() | changes,
-        init,
-        strength,
-        grid,
-        f"{path.stem}_again",
-        Repeat(path, inside, inside.seed if exact else None, exact),
+        checkpoint=resolve_checkpoint(checkpoint, talk=talk),
+        prompt=prompt,
+        reference=reference,
+        count=count,
+        seed=seed,
+        size=size or parse_size(inside.size),
+        changes=inside.sampling() | changes,
+        init=init,
+        strength=strength,
+        grid=grid,
+        name=f"{path.stem}_again",
+        repeat=Repeat(path, inside, keep=inside.seed if exact else None, exact=exact),
     )
 
 
