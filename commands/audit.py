@@ -27,24 +27,25 @@ class Format(str, Enum):
 
 def main(
     targets: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="TARGET...",
             help="A preset, checkpoint, run, data folder, or a model as file.py:Name.",
             show_default=False,
         ),
-    ] = (),
+    ] = None,
     preset: Annotated[
         str | None,
         typer.Option("--preset", metavar="P", help="What a checkpoint or data should fit.", show_default=False),
     ] = None,
     select: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option("--select", metavar="CODES", help="Only rules of these codes: E1 or E,K.", show_default=False),
-    ] = (),
+    ] = None,
     ignore: Annotated[
-        list[str], typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False)
-    ] = (),
+        list[str] | None,
+        typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False),
+    ] = None,
     kwargs: Annotated[
         str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)
     ] = None,
@@ -92,9 +93,9 @@ def main(
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)
 
 
-def _codes(options: list[str]) -> list[str]:
+def _codes(options: list[str] | None) -> list[str]:
     """`["e1,K"]` → `["E1", "K"]`."""
-    return [code.strip().upper() for option in options for code in option.split(",") if code.strip()]
+    return [code.strip().upper() for option in options or () for code in option.split(",") if code.strip()]
 
 
 def _explain(console: Console, rules: Any, code: str) -> None:
@@ -129,7 +130,7 @@ def _show(console: Console, form: Format, audits: list[Any]) -> None:
 
 def _show_parity(console: Console, form: Format, targets: list[str], name: str) -> None:
     from dittool.audit import spec
-    from dittool.audit.subject import open_subject
+    from dittool.audit.targets import open_subject
     from dittool.errors import ANSWER_IS_NO
 
     found = [spec.parity(open_subject(target), name) for target in targets]

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from dittool.audit.specimens.layouts import LAYOUTS, Layout, find_layout
+from dittool.audit.specimens.layouts import Layout, find_layout
 from dittool.ckpt.load import check_pt, check_safetensors, load_mapped, load_weights
+from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config
 from dittool.errors import BadDataError, UsageError
@@ -24,7 +25,7 @@ class CheckpointView:
     """One `.pt` or `.safetensors` file."""
 
     path: Path
-    resolved: Config | None = None  # what the run's folder says that it trains, where the file stands in one
+    resolved: AnyConfig | None = None  # what the run's folder says that it trains, where the file stands in one
 
     def require_safe(self) -> None:
         """Raises `UnsafeFileError` or `BadDataError` for a file that this program does not load."""
@@ -62,7 +63,7 @@ class CheckpointView:
         return tree if isinstance(tree, dict) else None
 
     @cached_property
-    def config(self) -> Config | None:
+    def config(self) -> AnyConfig | None:
         """What the checkpoint remembers of its configuration; None when that is nothing, or nothing valid (see
         `config_problem`).
         """
@@ -88,12 +89,6 @@ class CheckpointView:
             return None if self.ours or self.config is not None else find_layout(self.weights())
         except BadDataError:
             return None  # no weights under any usual key
-
-    @property
-    def layout_problem(self) -> str:
-        """Why rules that read somebody else's weights cannot."""
-        known = ", ".join(one.name for one in LAYOUTS)
-        return f"the weights have the names of none of the known layouts ({known}), so their parts cannot be told"
 
     @property
     def step(self) -> int:

@@ -18,7 +18,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from dittool.audit.specimens.specimen import NotAnswered
 
 if TYPE_CHECKING:
     from dittool.audit.subject import Subject
@@ -57,6 +59,14 @@ def skipped(why: str) -> list[Finding]:
     return [Finding(SKIP, why)]
 
 
+def or_skipped(judge: Callable[[], list[Finding]]) -> list[Finding]:
+    """What is judged, or the reason why the specimen cannot be asked."""
+    try:
+        return judge()
+    except NotAnswered as unanswered:
+        return skipped(unanswered.reason)
+
+
 class BrokenRule(Exception):
     """A rule's module that lacks something that every rule has."""
 
@@ -82,7 +92,9 @@ class Rule:
 def rule_from_module(module: ModuleType) -> Rule:
     """The rule in a module. Raises `BrokenRule` naming everything that it lacks."""
     page = inspect.cleandoc(module.__doc__ or "")
-    found = {name: getattr(module, name, None) for name in ("CODE", "NAME", "SEVERITY", "SCOPE", "SINCE", "check")}
+    found: dict[str, Any] = {
+        name: getattr(module, name, None) for name in ("CODE", "NAME", "SEVERITY", "SCOPE", "SINCE", "check")
+    }
     problems = [f"{name} is missing" for name, value in found.items() if value is None]
     problems += [
         f"the docstring has no heading '## {heading}'" for heading in HEADINGS if f"\n## {heading}\n" not in page

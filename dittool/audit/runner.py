@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dittool.audit.registry import RuleSet, load_rules
-from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, BrokenRule, Finding, Rule, failed, skipped
-from dittool.audit.subject import Subject, open_subject
+from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, BrokenRule, Finding, Rule, failed, or_skipped, skipped
+from dittool.audit.subject import Subject, fits, why_unfit
+from dittool.audit.targets import open_subject
 from dittool.console import SILENT, Talk
 from dittool.errors import ANSWER_IS_NO, BUG, DONE, BadDataError
 
@@ -85,18 +86,15 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
     """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by
     name.
     """
-    fitting = [rule for rule in rules if subject.fits(rule.scopes)]
+    fitting = [rule for rule in rules if fits(subject, rule.scopes)]
     findings: list[Judged] = []
     crashes: list[Crash] = []
     with talk.progress(f"audit {subject.target}", len(fitting), "rule") as task:
         for rule in rules:
             if rule not in fitting:
-                if (
-                    named
-                    or (subject.without_configuration and "data" not in rule.scopes)
-                    or (subject.foreign and "preset" in rule.scopes)
-                ):
-                    findings += [Judged(rule, finding) for finding in skipped(_why_not(rule, subject))]
+                reason, told_unasked = why_unfit(subject, rule.scopes)
+                if named or told_unasked:
+                    findings += [Judged(rule, finding) for finding in skipped(reason)]
                 continue
             try:
                 findings += [Judged(rule, finding) for finding in _run(rule, subject)]
@@ -109,19 +107,9 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
     return Audit(subject.target, subject.kind, findings, crashes)
 
 
-def _why_not(rule: Rule, subject: Subject) -> str:
-    if subject.without_configuration and {"model", "preset"} & set(rule.scopes):
-        layout = subject.checkpoint.layout
-        named = f"weights of the layout {layout.name}; " if layout else ""
-        return f"{named}the file does not say which configuration it belongs to, so there is no network to try out"
-    if subject.foreign:
-        return "a model alone: what this rule judges stands in the training that is planned with it"
-    return f"judges a {' or '.join(rule.scopes)}, and this is {subject.kind}"
-
-
 def _run(rule: Rule, subject: Subject) -> list[Finding]:
     try:
-        findings = rule.check(subject)
+        findings = or_skipped(lambda: rule.check(subject))
     except BadDataError as error:  # a sample or a tensor that cannot be read
         return failed(error.message, error.hint)
     if not findings:

@@ -87,7 +87,7 @@ def as_junit(audits: Sequence[Audit]) -> str:
             "skipped": audit.counts[SKIP],
         }
         figures = {name: str(count) for name, count in {**counts, "errors": len(audit.crashes)}.items()}
-        suite = ElementTree.SubElement(root, "testsuite", name=_text(audit.target), **figures)
+        suite = ElementTree.SubElement(root, "testsuite", {"name": _text(audit.target), **figures})
         for judged in audit.findings:
             finding, case = judged.finding, _case(suite, audit, judged.rule)
             if finding.status == FAIL:

@@ -8,7 +8,6 @@ Tensors that no component names are an error too, so that a model can have no mo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +17,9 @@ from dittool.audit.measures import MEASURES
 from dittool.audit.registry import built_in_rules
 from dittool.audit.rule import FAIL, PASS
 from dittool.audit.runner import audit_subject
-from dittool.audit.subject import Subject
+from dittool.audit.specimens.specimen import NotAnswered
+from dittool.audit.subject import Data, Subject
+from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import read_toml
 from dittool.errors import UsageError
 from dittool.models.build import build_generator
@@ -26,7 +27,6 @@ from dittool.models.parameters import ParameterTensor, parameter_table
 
 STATUSES = ("PAPER-BACKED", "INFERRED", "OPEN")
 _FOLDER = Path(__file__).parent / "specs"
-_FACTOR = re.compile(r"(\d*)([A-Z]?)")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,15 @@ def parity(subject: Subject, name: str) -> Parity:
     """
     if name not in spec_names():
         raise UsageError(f"--spec {name}: there is no such specification", f"there is: {', '.join(spec_names())}")
-    if subject.config is None or subject.config.model.arch != "drift":
+    config = _generator(subject)
+    if config is None:
         raise UsageError(
             f"{subject.target}: the specification '{name}' is of a one-step generator",
             "try: dit audit drift-b2 --spec drifting",
         )
     spec = read_toml(_FOLDER / f"{name}.toml")
-    tensors = parameter_table(lambda: build_generator(subject.config))
-    judge = _Judge(subject, tensors, spec["totals"])
+    tensors = parameter_table(lambda: build_generator(config))
+    judge = _Judge(subject, config, tensors, spec["totals"])
     rows = [judge.row(component) for component in spec["component"]]
     if strays := [tensor.name for tensor in tensors if tensor.name not in judge.named]:
         stated = ("no tensor beyond those above", "the totals leave no room", "models/drift_dit.py: DriftDiT")
@@ -86,13 +87,23 @@ def parity(subject: Subject, name: str) -> Parity:
     )
 
 
+def _generator(subject: Subject) -> DriftConfig | None:
+    """The configuration, when it is a one-step generator's."""
+    try:
+        return None if isinstance(subject, Data) else subject.specimen.generator()
+    except NotAnswered:
+        return None
+
+
 class _Judge:
     """Holds components against one model, and remembers which of its tensors they named."""
 
-    def __init__(self, subject: Subject, tensors: list[ParameterTensor], totals: dict[str, int]) -> None:
+    def __init__(
+        self, subject: Subject, config: DriftConfig, tensors: list[ParameterTensor], totals: dict[str, int]
+    ) -> None:
         self.named: set[str] = set()
-        self._subject, self._tensors, self._totals = subject, tensors, totals
-        model = subject.config.model
+        self._subject, self._config, self._tensors, self._totals = subject, config, tensors, totals
+        model = config.model
         self._sizes = {"H": model.width, "D": model.depth, "F": model.mlp_width, "K": model.width // model.heads, "": 1}
         self._rules = {rule.code: rule for rule in built_in_rules()}
 
@@ -109,11 +120,12 @@ class _Judge:
         return Row(component["name"], **shown, result=FAIL if faults else PASS, measured=told)
 
     def _fit(self, form: dict[str, Any]) -> tuple[list[str], list[str]]:
-        faults, measured = [], []
+        faults: list[str] = []
+        measured: list[str] = []
         wanted = form.get("tensors", {})
         found = [self._tensors_like(pattern, shape, faults) for pattern, shape in wanted.items()]
         for key, value in form.get("keys", {}).items():
-            actual = getattr(self._subject.config.model, key)
+            actual = getattr(self._config.model, key)
             (measured if actual == value else faults).append(
                 f"{key} = {actual}" + ("" if actual == value else f", not {value}")
             )
@@ -142,7 +154,7 @@ class _Judge:
         return found
 
     def _length(self, factor: str) -> int:
-        number, letter = _FACTOR.fullmatch(factor).groups()
+        number, letter = factor.rstrip("DFHK"), factor.lstrip("0123456789")
         return int(number or 1) * self._sizes[letter]
 
     def _measure(self, name: str) -> tuple[bool, str]:
@@ -154,7 +166,7 @@ class _Judge:
             stated = self._totals.get(key)
             rest = "" if total == stated else f", stated for {key}: {stated or 'nothing'}"
             return total == stated, f"{total:,} parameters in {len(self._tensors)} tensors{rest}"
-        return MEASURES[name](self._subject.config)
+        return MEASURES[name](self._config)
 
     def _rule(self, code: str) -> tuple[bool, str]:
         (judged,) = audit_subject(self._subject, [self._rules[code]], named=True).findings[:1]

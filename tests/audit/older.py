@@ -10,7 +10,7 @@ import numpy as np
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.subject import open_subject
+from dittool.audit.targets import open_subject
 from dittool.encoders.vae import load_codec
 from dittool.untrusted.npy import npy_bytes
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from dittool.audit.checkpoint_view import CheckpointView
-from dittool.audit.subject import Subject
+from dittool.audit.specimens.layouts import UnknownWeights
+from dittool.audit.subject import Checkpoint, Subject
 from dittool.config.load import config_to_toml, load_config
 from dittool.objective.schedule import is_decayed
 from tests.audit.planted import plants
@@ -31,7 +32,7 @@ def hostile_pickle(shop: Workshop) -> Subject:
             return (Path.touch, (Path(shop.bench / "canary"),))
 
     torch.save({"model": Canary()}, shop.bench / "hostile.pt")
-    return Subject("hostile.pt", "checkpoint", checkpoint=CheckpointView(shop.bench / "hostile.pt"))
+    return Checkpoint("hostile.pt", CheckpointView(shop.bench / "hostile.pt"), UnknownWeights(), None)
 
 
 @plants("K2", "NaN in an averaged weight")

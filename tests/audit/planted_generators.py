@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dittool.audit.subject import Subject
+from dittool.audit.targets import preset_subject
 from dittool.config.load import load_config
 from dittool.models import drift_dit
 from tests.audit.planted import plants
@@ -14,7 +15,7 @@ SMALL = ("model.depth=2", "model.width=64", "model.heads=2", "model.mlp_width=32
 
 
 def generator(*overrides: str) -> Subject:
-    return Subject("drift-b2", "preset", config=load_config("drift-b2", [*SMALL, *overrides]))
+    return preset_subject("drift-b2", load_config("drift-b2", [*SMALL, *overrides]))
 
 
 @plants("G1", "queries and keys of length 1, so that attention is almost uniform for ever")

@@ -15,7 +15,8 @@ from dittool.audit import registry, report
 from dittool.audit.registry import BUILT_IN, RuleSet, built_in_rules, load_rules
 from dittool.audit.rule import HEADINGS, BrokenRule, Finding, Rule, rule_from_module
 from dittool.audit.runner import audit, audit_subject
-from dittool.audit.subject import Subject, open_subject
+from dittool.audit.subject import Subject
+from dittool.audit.targets import open_subject
 from dittool.errors import UsageError
 
 DOCS = Path(__file__).parents[2] / "docs"

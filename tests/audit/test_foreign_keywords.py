@@ -9,7 +9,7 @@ from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.foreign import keywords
 from dittool.audit.specimens.foreign.factory import load_attribute
 from dittool.audit.specimens.foreign.guesses import compared_texts, guess_values
-from dittool.audit.subject import open_subject
+from dittool.audit.targets import open_subject
 
 SOURCE = """
 from __future__ import annotations
@@ -109,7 +109,7 @@ def test_arguments_that_act_pass_and_those_that_do_not_fail_or_say_why_not(file)
 
 def test_a_very_large_model_is_judged_with_fewer_blocks_and_says_so(file, monkeypatch):
     monkeypatch.setattr(keywords, "_LARGEST", 850)
-    assert open_subject(f"{file}:Model").foreign.parameters > 850
+    assert open_subject(f"{file}:Model").specimen.parameters > 850
     found = judged(file)
     assert {evidence.split(":")[0] for evidence in found["fail"]} == {"attention", "rope", "spare"}
     assert all("tried with depth=2; the real one has" in evidence for evidence in found["fail"])

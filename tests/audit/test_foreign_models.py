@@ -13,10 +13,11 @@ import torch
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.specimens.foreign import checkpointing, example, model, zero_init
+from dittool.audit.specimens import trial
+from dittool.audit.specimens.foreign import example, model
 from dittool.audit.specimens.foreign.factory import Factory, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
-from dittool.audit.subject import open_subject
+from dittool.audit.targets import open_subject
 from dittool.errors import UsageError
 from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
 
@@ -44,7 +45,7 @@ def test_the_matrix_in_the_docs_is_what_is_found():
 
 @pytest.fixture
 def everything_is_large(monkeypatch):
-    for module in (model, zero_init, example):
+    for module in (model, trial, example):
         monkeypatch.setattr(module, "LARGEST_BUILT", 0)
 
 
@@ -80,13 +81,13 @@ def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large,
 
 
 def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch):
-    monkeypatch.setattr(checkpointing, "_KEPT_ENTRIES", 50)
-    foreign = open_subject(f"{MODELS}:streams").foreign
-    one, other = (checkpointing.training_pass(foreign, foreign.awake()) for _ in range(2))
+    monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
+    foreign = open_subject(f"{MODELS}:streams").specimen
+    one, other = (foreign.training_pass(foreign.awake()) for _ in range(2))
     assert max(len(gradient.flatten()) for gradient in one.gradients.values()) < 100
-    assert checkpointing.largest_gradient_difference(one, other)[1] == 0
+    assert trial.largest_gradient_difference(one, other)[1] == 0
     moved = {name: gradient * 1.1 for name, gradient in other.gradients.items()}
-    assert checkpointing.largest_gradient_difference(one, replace(other, gradients=moved))[1] > 0.05
+    assert trial.largest_gradient_difference(one, replace(other, gradients=moved))[1] > 0.05
 
 
 # What is found without names
@@ -102,18 +103,18 @@ def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch
     ],
 )
 def test_blocks_and_modulation_are_found_by_what_they_do(factory, blocks, last):
-    anatomy = open_subject(f"{MODELS}:{factory}").foreign.anatomy
+    anatomy = open_subject(f"{MODELS}:{factory}").specimen.anatomy
     assert anatomy.blocks == blocks
     assert last in {layer for layers in anatomy.modulation.values() for layer in layers}
 
 
 def test_tokens_in_front_of_the_latents_are_told_apart():
-    anatomy = open_subject(f"{MODELS}:sequence").foreign.anatomy
+    anatomy = open_subject(f"{MODELS}:sequence").specimen.anatomy
     assert (anatomy.tokens, anatomy.before, anatomy.after) == (64, 8, 0)  # one of time and seven of text in front
 
 
 def test_a_shared_modulation_is_found_outside_of_the_blocks():
-    assert open_subject(f"{MODELS}:single").foreign.anatomy.shared == ("t_block.1",)
+    assert open_subject(f"{MODELS}:single").specimen.anatomy.shared == ("t_block.1",)
 
 
 # The command
@@ -132,7 +133,9 @@ def test_a_foreign_model_is_audited_from_the_command_line(dit):
 
 def test_a_factory_may_stand_in_a_package(monkeypatch):
     monkeypatch.syspath_prepend(MODELS.parent)
-    assert open_subject("foreign_models:rotary", kwargs='{"n_layers": 1}').foreign.anatomy.blocks == ("trunk.layers.0",)
+    assert open_subject("foreign_models:rotary", kwargs='{"n_layers": 1}').specimen.anatomy.blocks == (
+        "trunk.layers.0",
+    )
 
 
 def test_an_example_function_may_take_a_size(tmp_path):
@@ -142,7 +145,7 @@ def test_an_example_function_may_take_a_size(tmp_path):
         "    height, width = height or 8, width or 4\n"
         "    return torch.randn(2, 4, height, width), torch.tensor([0.1, 0.9]), torch.tensor([3, 5])\n"
     )
-    foreign = open_subject(f"{MODELS}:fused", example=f"{tmp_path}/mine.py:example").foreign
+    foreign = open_subject(f"{MODELS}:fused", example=f"{tmp_path}/mine.py:example").specimen
     assert foreign.example.size == (8, 4) and foreign.example.inputs(size=(6, 10))["x"].shape == (2, 4, 6, 10)
 
 
@@ -210,5 +213,5 @@ def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
 
 
 def test_branches_whose_residual_stands_outside_are_not_taken_for_blocks():
-    anatomy = open_subject(f"{MODELS}:outside").foreign.anatomy
+    anatomy = open_subject(f"{MODELS}:outside").specimen.anatomy
     assert anatomy.blocks == () and "their residual stands outside of them" in anatomy.why_not

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.layouts import find_layout, gates
-from dittool.audit.subject import open_subject
+from dittool.audit.targets import open_subject
 from tests.audit.foreign_weights import DIFFUSERS, ORIGINAL, diffusers_weights, original
 
 # positions are made, not stored

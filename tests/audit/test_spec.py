@@ -9,7 +9,7 @@ import torch
 
 from dittool.audit import spec
 from dittool.audit.measures import MEASURES
-from dittool.audit.subject import Subject, open_subject
+from dittool.audit.targets import open_subject, preset_subject
 from dittool.config.load import load_config, read_toml
 from dittool.objective import drift
 
@@ -17,7 +17,7 @@ PRESETS = ("drift-b2", "drift-l2", "drift-b2-paper", "drift-l2-paper")
 
 
 def parity(*overrides: str, preset: str = "drift-b2") -> spec.Parity:
-    return spec.parity(Subject(preset, "preset", config=load_config(preset, overrides)), "drifting")
+    return spec.parity(preset_subject(preset, load_config(preset, overrides)), "drifting")
 
 
 def failing(found: spec.Parity) -> set[str]:

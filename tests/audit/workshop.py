@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from dittool.audit.subject import Subject, open_subject
+from dittool.audit.subject import Checkpoint, Subject
+from dittool.audit.targets import checkpoint_subject, open_subject, preset_subject
 from dittool.config.load import load_config
 from dittool.config.schema import Config
 from dittool.data.features.store import FeatureStore
@@ -38,7 +39,7 @@ class Workshop:
         config = load_config("demo", overrides)
         for name, values in sections.items():
             config = config.model_copy(update={name: getattr(config, name).model_copy(update=values)})
-        return Subject("demo", "preset", config=config)
+        return preset_subject("demo", config)
 
     def derived(
         self, change: Change | None = None, records: Callable[[list[Record]], list[Record]] | None = None
@@ -94,4 +95,8 @@ class Workshop:
 
     def open(self, path: Path, preset: Config | None = None) -> Subject:
         subject = open_subject(str(path))
-        return replace(subject, expected=preset) if preset else subject
+        if preset is None:
+            return subject
+        if isinstance(subject, Checkpoint):
+            return checkpoint_subject(subject.target, subject.view, subject.config, preset, subject.kind)
+        return replace(subject, expected=preset_subject("preset", preset))

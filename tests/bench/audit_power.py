@@ -33,7 +33,8 @@ from PIL import Image
 from dittool.audit.data_view import DataView
 from dittool.audit.rules import D2_registers as D2
 from dittool.audit.rules import D3_alignment as D3
-from dittool.audit.subject import Subject, open_subject
+from dittool.audit.subject import Data
+from dittool.audit.targets import open_subject
 from dittool.data.alignment import Observed, align, observe
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
 from dittool.data.shards.read import SampleRef
@@ -137,7 +138,7 @@ class Pool:
         """Status of D2; status of D3 and what it says."""
         view = DataView(Path(), [self._refs[n] for n in chosen], None, None, self._array, None, None)
         (d2,), (d3,) = (
-            D2.check(Subject("", "shards", data=view)),
+            D2.check(Data("", view, "shards")),
             D3.verdict(align([self._observed[n] for n in chosen])),
         )
         return d2.status, d3.status, d3.evidence

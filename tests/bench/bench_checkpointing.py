@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dittool.audit.specimens.saved_bytes import SavedBytes
+from dittool.audit.specimens.watching import SavedBytes
 from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
 from dittool.data.shards.stream import Batch
@@ -33,7 +33,8 @@ def measure(model: torch.nn.Module, batch: Batch, device: torch.device) -> tuple
         torch.cuda.reset_peak_memory_stats()
     wait_for(device)
     start = time.perf_counter()
-    with SavedBytes(model) as saved:
+    saved = SavedBytes(model)
+    with saved:
         loss = model(batch.latents, batch.timestep_draw, batch.conditions).square().mean()
     kept = saved.bytes
     del saved

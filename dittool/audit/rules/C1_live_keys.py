@@ -29,26 +29,32 @@ Let the argument act, or remove it.
 from __future__ import annotations
 
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.foreign.keywords import check_keywords
-from dittool.audit.specimens.our_keys import ACTS, DEAD, key_effects
-from dittool.audit.subject import Subject
+from dittool.audit.specimens.specimen import ACTS, DEAD, UNSEEN
+from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C1", "live-keys", "error", ("model",), "0.1"
 
-_FIX = "let the key act where its section is read, or remove it from the schema"
+_FIX = "let it act, or remove it"
+_MOST_NAMED = 24  # settings that act; a configuration has more
 
 
-def check(subject: Subject) -> list[Finding]:
-    if subject.foreign is not None:
-        return check_keywords(subject.foreign)
-    effects = key_effects(subject.config, subject.probe)
-    acting = [name for name, effect in effects.items() if effect.kind == ACTS]
-    dead = {name: effect.told for name, effect in effects.items() if effect.kind == DEAD}
-    findings = [one for name, told in dead.items() for one in failed(f"{name}: {told}", _FIX)]
-    if not dead:
-        findings += passed(f"{len(acting)} of {len(effects)} keys change what is built or drawn")
+def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
+    options = subject.specimen.options()
+    kinds = {kind: {name: one.evidence for name, one in options.effects.items() if one.kind == kind} for kind in _KINDS}
+    acting, dead, unseen = kinds[ACTS], kinds[DEAD], kinds[UNSEEN]
+    findings = [one for name, evidence in dead.items() for one in failed(f"{name}: {evidence}{options.note}", _FIX)]
+    if acting and not dead:
+        named = f": {', '.join(f'{name} ({what})' for name, what in acting.items())}"
+        shown = f"{named if len(acting) <= _MOST_NAMED else ''}{options.note}"
+        findings += passed(
+            f"{len(acting)} of {len(options.effects)} {options.kind} change what is built or drawn{shown}"
+        )
     reasons: dict[str, list[str]] = {}
-    for name, effect in effects.items():
-        if effect.kind not in (ACTS, DEAD):
-            reasons.setdefault(effect.told, []).append(name)
-    return findings + skipped("; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()))
+    for name, why in unseen.items():
+        reasons.setdefault(why, []).append(name)
+    if unseen:
+        findings += skipped("; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()))
+    return findings
+
+
+_KINDS = (ACTS, DEAD, UNSEEN)

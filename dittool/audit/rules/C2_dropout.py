@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 
 from dittool.audit.rule import Finding, failed, passed
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint, Preset
 from dittool.objective import flow
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C2", "dropout", "error", ("preset",), "0.1"
@@ -32,8 +32,8 @@ _CHI_SQUARE_999 = {1: 10.83, 2: 13.82, 3: 16.27}  # 99.9% quantiles by degrees o
 _FIX = "choose the mode of a sample with one draw over the four shares (objective.flow.dropout_modes)"
 
 
-def check(subject: Subject) -> list[Finding]:
-    dropout = subject.config.dropout
+def check(subject: Preset | Checkpoint) -> list[Finding]:
+    dropout = subject.specimen.flow().dropout
     shares = dropout.shares
     uniform = torch.rand(_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = flow.kept_conditions(flow.dropout_modes(uniform, shares))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from dittool.audit.rule import Finding, failed, passed
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint, Preset
 from dittool.config.schema import Flow
 from dittool.objective import flow
 
@@ -36,8 +36,8 @@ _ROUNDING = 1e-6  # of float32 at the ends of the range
 _FIX = "draw timesteps with objective.flow.timesteps from flow.timestep_sampling and flow.shift"
 
 
-def check(subject: Subject) -> list[Finding]:
-    section = subject.config.flow
+def check(subject: Preset | Checkpoint) -> list[Finding]:
+    section = subject.specimen.flow().flow
     uniform = torch.rand(_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = flow.timesteps(uniform, section.timestep_sampling, section.shift).double()
     drawn = (

@@ -20,13 +20,12 @@ Keep the model in fp32 and run it under `torch.autocast(device, torch.bfloat16)`
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
 
 import torch
-from torch import nn
 
-from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.rule import Finding, failed, or_skipped, passed, skipped
+from dittool.audit.specimens.specimen import Specimen
+from dittool.audit.subject import Checkpoint, Foreign, Preset
 from dittool.ckpt.load import named_tensors
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C4", "precision", "error", ("model", "generator", "checkpoint"), "0.1"
@@ -35,54 +34,38 @@ _FIX = "keep weights, average and moments in fp32; run the model under torch.aut
 _KEPT = ("model", "ema", "optimizer")
 
 
-def check(subject: Subject) -> list[Finding]:
-    if subject.foreign is not None:
-        return _check_foreign(subject)
-    findings = [] if subject.config is None else _check_run(subject)
-    return findings + (_check_checkpoint(subject) if subject.checkpoint is not None else [])
+def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
+    if not isinstance(subject, Checkpoint):
+        return _check_run(subject.specimen)
+    findings = [] if subject.config is None else or_skipped(lambda: _check_run(subject.specimen))
+    return findings + _check_checkpoint(subject)
 
 
-def _check_run(subject: Subject) -> list[Finding]:
-    probe, precision = subject.probe, subject.config.train.precision
-    model, inputs = probe.awake().train(), probe.inputs()
-    seen: Counter[str] = Counter()
-    for layer in model.blocks.modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_hook(lambda _layer, _inputs, output: seen.update([_name(output.dtype)]))
-    with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
-        answer = model(inputs.z, inputs.t, inputs.conditions)
-    answer.float().square().mean().backward()
-    wanted = "bfloat16" if precision == "bf16" else "float32"
-    kinds = {
-        "parameters": Counter(_name(parameter.dtype) for parameter in model.parameters()),
-        "gradients": Counter(
-            _name(parameter.grad.dtype) for parameter in model.parameters() if parameter.grad is not None
-        ),
-    }
+def _check_run(specimen: Specimen) -> list[Finding]:
+    found, note = specimen.precision(), specimen.note
+    if not found.planned:
+        if set(found.parameters) != {"float32"}:
+            return failed(f"parameters as built are {_counts(found.parameters)}, not all float32", _FIX)
+        unknown = "in which precision they will be run is not the model's to say"
+        return passed(f"parameters as built: {_counts(found.parameters)}; {unknown}")
+    wanted = "bfloat16" if found.planned == "bf16" else "float32"
+    kinds = {"parameters": found.parameters, "gradients": found.gradients}
     faults = [
-        f"{what} are {_counts(found)}, not all float32" for what, found in kinds.items() if set(found) != {"float32"}
+        f"{what} are {_counts(seen)}, not all float32" for what, seen in kinds.items() if set(seen) != {"float32"}
     ]
-    if set(seen) != {wanted}:
-        faults.append(f"with precision {precision} the blocks' linear layers give {_counts(seen)}, not all {wanted}")
-    if not torch.isfinite(answer).all():
-        faults.append(f"{int((~torch.isfinite(answer)).sum())} of {answer.numel()} values of the answer are not finite")
+    if set(found.linear) != {wanted}:
+        given = f"the blocks' linear layers give {_counts(found.linear)}, not all {wanted}"
+        faults.append(f"with precision {found.planned} {given}")
+    if found.not_finite:
+        faults.append(f"{found.not_finite} of {found.values} values of the answer are not finite")
     if faults:
-        return [finding for fault in faults for finding in failed(fault + probe.note, _FIX)]
-    master = "; ".join(f"{what}: {_counts(found)}" for what, found in kinds.items())
-    return passed(f"precision {precision}: {_counts(seen)} answers of linear layers; {master}{probe.note}")
+        return [finding for fault in faults for finding in failed(fault + note, _FIX)]
+    master = "; ".join(f"{what}: {_counts(seen)}" for what, seen in kinds.items())
+    return passed(f"precision {found.planned}: {_counts(found.linear)} answers of linear layers; {master}{note}")
 
 
-def _check_foreign(subject: Subject) -> list[Finding]:
-    kinds = Counter(_name(parameter.dtype) for parameter in subject.foreign.fresh().parameters())
-    if set(kinds) != {"float32"}:
-        return failed(f"parameters as built are {_counts(kinds)}, not all float32", _FIX)
-    return passed(
-        f"parameters as built: {_counts(kinds)}; in which precision they will be run is not the model's to say"
-    )
-
-
-def _check_checkpoint(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def _check_checkpoint(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if not view.ours:
         return skipped("weights alone may be stored in any precision")
     tensors = named_tensors({key: view.content[key] for key in _KEPT if key in view.content})
@@ -92,10 +75,6 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
             f"{len(wrong)} of {len(tensors)} tensors of weights and moments are not float32, first {wrong[0]}", _FIX
         )
     return passed(f"all {len(tensors)} tensors of weights, average and moments are float32")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _counts(kinds: Counter[str]) -> str:

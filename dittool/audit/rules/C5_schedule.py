@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint, Preset
+from dittool.config.architectures import AnyConfig
 from dittool.objective import schedule
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C5", "schedule", "error", ("preset", "plan", "checkpoint"), "0.1"
@@ -29,13 +30,13 @@ CODE, NAME, SEVERITY, SCOPE, SINCE = "C5", "schedule", "error", ("preset", "plan
 _CLOSE = 1e-6  # relative
 
 
-def check(subject: Subject) -> list[Finding]:
-    findings = [] if subject.config is None else _check_plan(subject)
-    return findings + (_check_count(subject) if subject.checkpoint is not None else [])
+def check(subject: Preset | Checkpoint) -> list[Finding]:
+    findings = [] if subject.config is None else _check_plan(subject.config)
+    return findings + (_check_count(subject) if isinstance(subject, Checkpoint) else [])
 
 
-def _check_plan(subject: Subject) -> list[Finding]:
-    train = subject.config.train
+def _check_plan(config: AnyConfig) -> list[Finding]:
+    train = config.train
     rates = [schedule.learning_rate(step, train) for step in range(train.steps)]
     peak = rates.index(max(rates))
     figures = (
@@ -59,8 +60,8 @@ def _check_plan(subject: Subject) -> list[Finding]:
     return passed(figures)
 
 
-def _check_count(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def _check_count(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if not view.ours or subject.config is None or not isinstance(view.content.get("optimizer"), dict):
         return skipped("no optimizer state or no valid configuration: how updates were counted cannot be seen")
     train, optimizer = subject.config.train, view.content["optimizer"]

@@ -19,16 +19,11 @@ See the two formulas in `sampling/guidance.py`; the weights of the branches must
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.ours import Inputs, relative_change
-from dittool.audit.subject import Subject
-from dittool.models.conditioning import Kept
-from dittool.models.dit import DiT
-from dittool.sampling.latents import sample_latents
-from dittool.sampling.settings import SampleSettings
+from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.specimens.specimen import Guidance, relative_change
+from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C7", "guidance", "error", ("model",), "0.1"
 
@@ -36,15 +31,13 @@ _FIX = "compare sampling/guidance.py and sampling/latents.py with the formulas a
 _CLOSE = 1e-4  # relative; batches of other sizes round differently
 
 
-@torch.no_grad()
-def check(subject: Subject) -> list[Finding]:
-    if subject.foreign is not None:
-        return skipped("a model alone: guidance is what its sampler does with it")
-    probe, sample = subject.probe, subject.config.sample
-    model, inputs = probe.shared_awake, probe.inputs()
-    branch = {name: _branch(model, inputs, *kept) for name, kept in _KEPT.items()}
-    none, text, dino, full = branch.values()
-    cases = {
+def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
+    specimen = subject.specimen
+    none, text = specimen.branch(text=False, reference=False), specimen.branch(text=True, reference=False)
+    dino, full = specimen.branch(text=False, reference=True), specimen.branch(text=True, reference=True)
+    sample, note = specimen.flow().sample, specimen.note
+    s_text, s_dino = sample.cfg_text, sample.cfg_dino
+    cases: dict[tuple[Guidance, float, float], Tensor] = {
         ("additive", 0.0, 0.0): none,
         ("additive", 1.0, 0.0): text,
         ("additive", 0.0, 1.0): dino,
@@ -52,39 +45,22 @@ def check(subject: Subject) -> list[Finding]:
         ("nested", 0.0, 1.0): dino,
         ("nested", 1.0, 1.0): full,
     }
-    s_text, s_dino = sample.cfg_text, sample.cfg_dino
     formulas = {
         "additive": none + s_text * (text - none) + s_dino * (dino - none),
         "nested": none + s_dino * (dino - none) + s_text * (full - dino),
     }
     cases[(sample.guidance, s_text, s_dino)] = formulas[sample.guidance]
-    apart = {case: relative_change(expected, _guided(model, inputs, *case)) for case, expected in cases.items()}
+    errors = {case: relative_change(expected, specimen.guided(*case)) for case, expected in cases.items()}
     wrong = [
         f"{kind} with text {text:g}, reference {dino:g}: {error:.2g}"
-        for (kind, text, dino), error in apart.items()
+        for (kind, text, dino), error in errors.items()
         if error > _CLOSE
     ]
     if wrong:
         return failed(
-            f"{len(wrong)} of {len(cases)} cases are off by more than {_CLOSE:g}: {'; '.join(wrong)}{probe.note}", _FIX
+            f"{len(wrong)} of {len(cases)} cases are off by more than {_CLOSE:g}: {'; '.join(wrong)}{note}", _FIX
         )
     return passed(
-        f"{len(cases)} cases within {max(apart.values()):.1g} of their branches, the preset's own ({sample.guidance},"
-        f" text {s_text:g}, reference {s_dino:g}) among them{probe.note}"
+        f"{len(cases)} cases within {max(errors.values()):.1g} of their branches, the preset's own ({sample.guidance},"
+        f" text {s_text:g}, reference {s_dino:g}) among them{note}"
     )
-
-
-_KEPT = {"none": (False, False), "text": (True, False), "dino": (False, True), "full": (True, True)}
-
-
-def _branch(model: DiT, inputs: Inputs, text: bool, reference: bool) -> Tensor:
-    """The prediction at t = 1 with these conditions kept."""
-    batch = len(inputs.z)
-    kept = Kept(torch.full((batch,), text), torch.full((batch,), reference))
-    return model(inputs.z, torch.ones(batch), inputs.conditions, kept)
-
-
-def _guided(model: DiT, inputs: Inputs, kind: str, text: float, dino: float) -> Tensor:
-    """The guided velocity at t = 1: one Euler step from 1 to 0 is z − v."""
-    settings = SampleSettings(solver="euler", steps=1, cfg_text=text, cfg_dino=dino, guidance=kind, shift=1.0)
-    return inputs.z - sample_latents(model, inputs.conditions, inputs.z, settings)

@@ -24,7 +24,7 @@ from collections import Counter
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Data
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
 from dittool.encoders.cards import ImageCard, TextCard, VaeCard
@@ -37,14 +37,14 @@ _KNOWN_PATCH_SIZES = (16, 14)  # DINOv3, DINOv2
 _FIX = "embed these images again with dit embed, then dit shard"
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)
     refs = data.spread(IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
     image, codec = data.encoder(ImageCard), data.encoder(VaeCard)
     sizes = {image.patch_size} if image else set(_KNOWN_PATCH_SIZES)
-    widths = Counter()
+    widths: Counter[tuple[int, ...]] = Counter()
     faults = []
     for ref in refs:
         cls, patches, latent, text = (data.array(ref, feature) for feature in (IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT))
@@ -71,8 +71,8 @@ def check(subject: Subject) -> list[Finding]:
     if faults:
         return failed(f"{len(faults)} faults in {len(refs)} samples: {'; '.join(faults[:3])}", _FIX)
     buckets = len({ref.bucket for ref in refs})
-    image, _, channels, text = next(iter(widths))
-    figures = f"widths image {image}, text {text}, channels {channels}"
+    width, _, channels, text_width = next(iter(widths))
+    figures = f"widths image {width}, text {text_width}, channels {channels}"
     return passed(f"{len(refs)} of {len(data.refs)} samples in {buckets} buckets fit patch {min(sizes)}; {figures}")
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Data
 from dittool.data.patch_storage import POOLED
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
 from dittool.data.shards.read import SampleRef
@@ -48,14 +48,15 @@ _ONE_STRANGE, _SEVERAL_STRANGE = (1.4, 1.5), (1.2, 1.25)
 _FIX = "embed again with dit embed --pass dinov3 --rebuild: patches start behind the registers; then dit shard"
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)
     count = len(data.refs)
-    seen = [_look(data, data.refs[i * count // min(count, _MOST)], i) for i in range(min(count, _MOST))]
-    widths = [len(image.cls) for image in seen if image is not None]
-    seen = [image for image in seen if image is not None and len(image.cls) == max(widths, key=widths.count)]
+    looked = (_look(data, data.refs[i * count // min(count, _MOST)], i) for i in range(min(count, _MOST)))
+    seen = [image for image in looked if image is not None]
+    widths = [len(image.cls) for image in seen]
+    seen = [image for image in seen if len(image.cls) == max(widths, key=widths.count)]
     with_cls = sum(image.starts_with_cls for image in seen)
     ratios = _ratios(seen) if len(seen) >= _FEWEST else []
     strange = _strange(ratios)

@@ -31,7 +31,7 @@ import numpy as np
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Data
 from dittool.data.alignment import IDENTITY, Aligned, Observed, align, observe
 from dittool.data.records import IMAGE_PATCHES, LATENT
 from dittool.data.shards.read import SampleRef
@@ -47,7 +47,7 @@ _SURE, _CLEAR = 3.0, 2.0  # standard errors by which another arrangement must wi
 _STRIDE = 8  # of the latent where no card says it
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)

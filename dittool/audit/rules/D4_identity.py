@@ -26,7 +26,8 @@ import math
 
 from dittool.audit.data_view import UNOPENED
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint, Data
+from dittool.config.drift_schema import DriftConfig
 from dittool.config.schema import Config
 from dittool.data.identity import IdentityCard
 from dittool.encoders.cards import EncoderCard
@@ -39,11 +40,11 @@ _CLAIMED = "see what rules D1 to D3 say of the claim; to know, embed the images 
 _KINDS = ("image", "text", "vae")
 
 
-def check(subject: Subject) -> list[Finding]:
-    return _check_data(subject) if subject.data is not None else _check_checkpoint(subject)
+def check(subject: Data | Checkpoint) -> list[Finding]:
+    return _check_data(subject) if isinstance(subject, Data) else _check_checkpoint(subject)
 
 
-def _check_data(subject: Subject) -> list[Finding]:
+def _check_data(subject: Data) -> list[Finding]:
     data, expected = subject.data, subject.expected
     if not data.refs:
         return skipped(UNOPENED)
@@ -61,17 +62,18 @@ def _check_data(subject: Subject) -> list[Finding]:
             f"the index says identity {data.index.identity_hash[:12]}…, the card in it has {data.card.sha256[:12]}…"
         )
     if not faults and expected is not None:
-        faults = _config_faults(data.card, expected)
+        faults = _config_faults(data.card, expected.specimen.features())
     if faults:
         return failed("; ".join(faults), _FIX)
     against = "; as the preset says" if expected is not None else "; not compared with a preset: name one with --preset"
     return _judged(data.card, f"identity {data.card.sha256[:12]}…: {_encoders(data.card)}{against}")
 
 
-def _check_checkpoint(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def _check_checkpoint(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if not view.ours:
         return skipped("weights alone remember no data")
+    config = None if view.config is None else subject.specimen.features()
     if not isinstance(view.data.get("identity"), dict):
         evidence = f"the checkpoint of step {view.content.get('step')} does not remember which data it was trained on"
         return failed(evidence, "without it no features fit these weights: train again")
@@ -90,10 +92,10 @@ def _check_checkpoint(subject: Subject) -> list[Finding]:
             or (name == "scale" and not all(values))
         ):
             faults.append(f"normalisation: {name} is not {channels} finite numbers, one a channel")
-    if not faults and view.config is not None:
-        faults += _config_faults(card, view.config)
+    if not faults and config is not None:
+        faults += _config_faults(card, config)
     if not faults and subject.expected is not None:
-        faults += _config_faults(card, subject.expected)
+        faults += _config_faults(card, subject.expected.specimen.features())
     if faults:
         return failed("; ".join(faults), _FIX)
     return _judged(
@@ -123,7 +125,7 @@ def _card_faults(card: IdentityCard) -> list[str]:
     )
 
 
-def _config_faults(card: IdentityCard, config: Config) -> list[str]:
+def _config_faults(card: IdentityCard, config: Config | DriftConfig) -> list[str]:
     pairs = [(encoder.kind, encoder.id, getattr(config.encoders, encoder.kind)) for encoder in _in_order(card)]
     faults = [
         f"{kind} encoder '{found}', the configuration says '{wanted}'"

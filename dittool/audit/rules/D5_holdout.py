@@ -22,7 +22,7 @@ import hashlib
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
-from dittool.audit.subject import DERIVED, Subject
+from dittool.audit.subject import DERIVED, Data
 from dittool.data.records import LATENT
 from dittool.data.shards.write import HOLDOUT, TRAIN
 
@@ -31,7 +31,7 @@ CODE, NAME, SEVERITY, SCOPE, SINCE = "D5", "holdout", "error", ("data",), "0.1"
 _FIX = "remove the copies from the source folder, then dit embed and dit shard again"
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)

@@ -23,7 +23,7 @@ import numpy as np
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Data
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
 from dittool.encoders.cards import VaeCard
@@ -37,7 +37,7 @@ _PLAUSIBLE_STD = (0.45, 2.2)  # of latents under their codec's own scale and shi
 _STATISTICS_TOLERANCE = 0.02  # of the channels' global deviation
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)
@@ -90,7 +90,7 @@ class _Kind:
 
     def __init__(self) -> None:
         self.cls_tokens: list[np.ndarray] = []
-        self.count, self._sum, self._squares = 0, 0.0, 0.0
+        self.count, self._sum, self._squares = 0, np.zeros(1), np.zeros(1)
 
     def add(self, cls: np.ndarray, latent: np.ndarray) -> None:
         self.cls_tokens.append(cls)

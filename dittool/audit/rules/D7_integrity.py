@@ -25,7 +25,7 @@ from pathlib import Path
 
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, warned
-from dittool.audit.subject import DERIVED, Subject
+from dittool.audit.subject import DERIVED, Data
 from dittool.data.features.store import FeatureStore
 from dittool.data.features.verify import verify as verify_features
 from dittool.data.records import FEATURES, RECORD_MEMBER, STAGES
@@ -39,7 +39,7 @@ _MOST_BYTES = 4 * 10**9  # that an audit hashes
 _FIX = "copy the set again, or make it again with: dit shard"
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if data.problem:
         return failed(data.problem, _FIX)

@@ -28,7 +28,7 @@ import numpy as np
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Data
 from dittool.data.records import TEXT
 from dittool.encoders.cards import TextCard
 
@@ -44,7 +44,7 @@ _BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
 _SHOWN = 5  # faults
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)

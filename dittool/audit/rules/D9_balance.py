@@ -22,7 +22,7 @@ from collections import Counter
 
 from dittool.audit.data_view import UNOPENED, DataView
 from dittool.audit.rule import Finding, passed, skipped, warned
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Data
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef
 from dittool.data.shards.write import TRAIN
@@ -32,11 +32,11 @@ CODE, NAME, SEVERITY, SCOPE, SINCE = "D9", "balance", "warning", ("data",), "0.1
 _USUAL_BATCH = 8
 
 
-def check(subject: Subject) -> list[Finding]:
+def check(subject: Data) -> list[Finding]:
     data = subject.data
     if not data.refs:
         return skipped(UNOPENED)
-    batch = (subject.expected.train.batch_size if subject.expected else None) or _USUAL_BATCH
+    batch = (subject.expected.config.train.batch_size if subject.expected else None) or _USUAL_BATCH
     training = [ref for ref in data.refs if ref.split == TRAIN]
     if not training:
         return warned(f"all {len(data.refs)} samples are held out: 0 to train on", "dit shard --holdout 0.05")

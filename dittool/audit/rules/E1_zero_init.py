@@ -24,81 +24,48 @@ last layer to zero.
 
 from __future__ import annotations
 
-import torch
-
-from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.foreign.zero_init import check_zero_init
-from dittool.audit.specimens.ours import ModelProbe, watch_blocks
-from dittool.audit.specimens.trial import wake
-from dittool.audit.subject import Subject
-from dittool.models.dit import DiT
+from dittool.audit.rule import Finding, failed, passed, warned
+from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E1", "zero-init", "error", ("model", "generator"), "0.1"
 
-_FIX = "multiply each branch by its own gate, and set the modulation's last layer to zero in initialize_weights"
-_INPUTS = 3
+_FIX = (
+    "multiply each branch by its own gate, and set weight and bias of the modulation's last layer to zero when the"
+    " model is built"
+)
 
 
-def check(subject: Subject) -> list[Finding]:
-    if subject.foreign is not None:
-        return check_zero_init(subject.foreign)
-    if subject.checkpoint is not None:
-        return skipped("training has opened the gates of a checkpoint; audit its preset instead")
-    probe = subject.probe
-    model = probe.fresh()
-    left = [
-        f"blocks.{index}.modulation"
-        for index, block in enumerate(model.blocks)
-        if any(p.any() for p in block.modulation.parameters())
-    ]
-    _redraw_all_but_modulations(model)
-    moved = _largest_change(probe, model)
-    wake(model, seed=1)
-    opened = _largest_change(probe, model)
-
-    faults = []
-    if left:
-        faults += failed(
-            f"{len(left)} of {len(moved)} modulations are not zero at step 0, first {left[0]}{probe.note}", _FIX
-        )
-    if any(moved):
-        worst = moved.index(max(moved))
-        faults += failed(
-            f"max |block(x) − x| is {max(moved):.3g} in block {worst}, not 0; by block: {_numbers(moved)}{probe.note}",
-            _FIX,
-        )
-    if dead := [index for index, change in enumerate(opened) if change == 0]:
-        faults += failed(
-            f"with its gates open, block {dead[0]} still returns its input: it can never learn{probe.note}", _FIX
-        )
-    return faults or passed(
-        f"max |block(x) − x| = 0 in each of {len(moved)} blocks with all other weights redrawn; {min(opened):.2g} or"
-        f" more with open gates{probe.note}"
+def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
+    specimen = subject.specimen
+    found, note = specimen.gates(), specimen.note
+    left = {name: largest for name, largest in found.modulation.items() if largest}
+    first = next(iter(left), "")
+    open_ = f"{len(left)} of {len(found.modulation)} of its tensors are not zero, first {first}"
+    open_ += f" (up to {left[first]:.2g})" if left else ""
+    worst = max(found.at_start, key=found.at_start.__getitem__)
+    gateless = max(found.without_modulation, key=found.without_modulation.__getitem__)
+    ungated = found.without_modulation[gateless]
+    gates = (
+        f"no gate closes {gateless}: with its modulation at zero and its other weights redrawn it still moves tokens"
     )
 
-
-def _redraw_all_but_modulations(model: DiT) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "modulation" not in name:
-                parameter.normal_(std=0.05, generator=generator)
-
-
-@torch.no_grad()
-def _largest_change(probe: ModelProbe, model: DiT) -> list[float]:
-    """max |block(x) − x| of each block over several inputs."""
-    largest = [0.0] * len(model.blocks)
-    for seed in range(_INPUTS):
-        inputs = probe.inputs(seed=seed)
-        with watch_blocks(model) as seen:
-            model(inputs.z, inputs.t, inputs.conditions)
-        largest = [
-            max(before, float((output - x).abs().max())) for before, (x, output) in zip(largest, seen, strict=True)
-        ]
-    return largest
-
-
-def _numbers(values: list[float]) -> str:
-    shown = ", ".join(f"{value:.2g}" for value in values[:6])
-    return f"{shown}, …" if len(values) > 6 else shown
+    faults: list[str] = []
+    if found.at_start[worst] > 0:
+        closed = f"its gates are there but open: {open_ if left else 'the modulation is not zero'}"
+        reason = f"{gates} by {ungated:.2g}" if ungated > 0 else closed
+        faults.append(
+            f"max |block(x) − x| is {found.at_start[worst]:.3g} in {worst}, not 0, of {found.where}; {reason}"
+        )
+    elif ungated > 0:
+        faults.append(f"the blocks are the identity only because projections are zero; {gates} by {ungated:.2g}")
+    if dead := [name for name, change in found.opened.items() if change == 0]:
+        never = "returns its input whatever its weights are: it can never learn"
+        faults.append(f"{dead[0]} {never}; {len(dead)} of {len(found.opened)} blocks")
+    if faults:
+        return [finding for fault in faults for finding in failed(fault + note, _FIX)]
+    if left:
+        return warned(f"every block is the identity, yet the modulation is not all zero at step 0: {open_}{note}", _FIX)
+    return passed(
+        f"max |block(x) − x| = 0 in {found.where} with all other weights redrawn{found.redrawn};"
+        f" {min(found.opened.values()):.2g} or more with open gates{note}"
+    )

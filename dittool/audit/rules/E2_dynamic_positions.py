@@ -21,134 +21,69 @@ Make 2-D sin-cos positions on the fly from the batch's rows and columns (`models
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.foreign.positions import check_positions
-from dittool.audit.specimens.layouts import stored_positions
-from dittool.audit.specimens.ours import ModelProbe, relative_change, watch_blocks
-from dittool.audit.subject import Subject
-from dittool.models.dit import DiT, patchify
+from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.specimens.specimen import Positions
+from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "checkpoint"), "0.1"
 
-_SHAPES = ((3, 3), (2, 4), (4, 2), (1, 6))  # (rows, columns) in tokens
-_ODD = (2, 3)
-_FIX = "make 2-D sin-cos positions from the batch's own rows and columns (models/positions.py)"
-_NOISE = 1e-4  # what rounding may leave of a difference that must be zero, against values of about 1
+_FIX = (
+    "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary"
+    " angles"
+)
+_NOISE = 1e-4  # what rounding may leave of a difference that must be zero, relative to values of about 1
+_OF_LOGITS = 10 * _NOISE  # the same, of attention's logits
+_OF_ROUNDING = 16  # times the precision's own
 
 
-@torch.no_grad()
-def check(subject: Subject) -> list[Finding]:
-    if subject.foreign is not None:
-        return check_positions(subject.foreign)
-    if subject.without_configuration:
-        return _check_weights(subject)
-    probe = subject.probe
-    model = probe.shared_awake
-    faults = []
-    for grid in _SHAPES:
-        inputs = probe.inputs(grid, batch=1)
-        try:
-            answer = tuple(model(inputs.z, inputs.t, inputs.conditions).shape)
-        except (RuntimeError, ValueError, IndexError) as error:
-            faults.append(f"at {grid[0]}×{grid[1]} tokens the network does not run: {error}")
-            continue
-        if answer != tuple(inputs.z.shape):
-            faults.append(
-                f"at {grid[0]}×{grid[1]} tokens it answers in the shape {answer}, not {tuple(inputs.z.shape)}"
-            )
-    if not faults:
-        faults = [fault for fault in _position_faults(probe, model) if fault]
+def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
+    found = subject.specimen.positions()
+    faults = [fault for fault in (_stored(found), found.problem) if fault]
+    if found.grid != (0, 0):
+        faults += _faults_on_a_grid(found, first=not faults)
     if faults:
-        return [finding for fault in faults for finding in failed(fault + probe.note, _FIX)]
-    shapes = ", ".join(f"{rows}×{columns}" for rows, columns in _SHAPES)
+        note = subject.specimen.note
+        return [finding for fault in faults for finding in failed(f"{found.source}{fault}{note}", _FIX)]
+    shapes = ", ".join(f"{rows}×{columns}" for rows, columns in found.ran)
     held = "positions are not learned, split into row and column, and bind tokens to places"
-    return passed(f"runs at {shapes} tokens and answers in kind; {held}{probe.note}")
+    return passed(f"runs at {shapes} tokens and answers in kind; {held}{subject.specimen.note}")
 
 
-def _check_weights(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
-    if view.layout is None:
-        return skipped(view.layout_problem)
-    if stored := stored_positions(view.weights(), view.layout):
-        name, tensor = next(iter(stored.items()))
-        return failed(f"{view.layout.name}: {name} holds positions of a fixed size, {tuple(tensor.shape)}", _FIX)
-    unseen = "whether they follow the grid shows only when the model runs"
-    return skipped(f"{view.layout.name}: no positions among {len(view.weights())} tensors; {unseen}")
-
-
-def _position_faults(probe: ModelProbe, model: DiT) -> list[str]:
-    rows, columns = _ODD
-    here, elsewhere = _positions(probe, model), _positions(probe, probe.awake(seed=1))
-    if not here.any():
-        return [f"all {len(here)} tokens of equal content look equal to the first block: there are no positions"]
-    learned = float((here - elsewhere).abs().max())
-    grid = here.unflatten(0, _ODD)  # (h, w, D)
-    # zero when f(row, column) = a(row) + b(column)
-    mixed = float((grid - grid[:1] - grid[:, :1] + grid[:1, :1]).abs().max())
-    unsplit = (
-        f"on a grid of {rows}×{columns} positions do not split into row and column (rest {mixed:.2g}): height and width"
-        " are exchanged"
-    )
-    return [
-        f"positions differ by {learned:.2g} between two sets of weights: they are learned" if learned > _NOISE else "",
-        unsplit if mixed > _NOISE else "",
-        _stray_token(probe),
-        _equivariance(probe, model),
-        _patch_positions(probe, model, here),
-    ]
-
-
-def _positions(probe: ModelProbe, model: DiT) -> Tensor:
-    """(N, D): what tells the first block's tokens of equal content apart, relative to the first token."""
-    inputs = probe.inputs(_ODD, batch=1)
-    with watch_blocks(model) as seen:
-        model(torch.zeros_like(inputs.z), inputs.t, inputs.conditions)
-    tokens = seen[0][0][0]
-    return tokens - tokens[0]
-
-
-def _stray_token(probe: ModelProbe) -> str:
-    """With closed gates a token of the output depends on that token of the input alone."""
-    model = probe.fresh()
-    torch.nn.init.normal_(model.output.weight, std=0.05, generator=torch.Generator().manual_seed(0))
-    inputs, p = probe.inputs(_ODD, batch=1), probe.config.model.patch_size
-    last_of_first_row = _ODD[1] - 1
-    changed = inputs.z.clone()
-    changed[:, :, :p, -p:] += 1.0
-    before, after = (patchify(model(z, inputs.t, inputs.conditions), p)[0] for z in (inputs.z, changed))
-    moved = (before - after).abs().amax(dim=1).nonzero().flatten().tolist()
-    return (
-        ""
-        if moved == [last_of_first_row]
-        else f"changing token {last_of_first_row} of the input changes tokens {moved} of the output"
-    )
-
-
-def _equivariance(probe: ModelProbe, model: DiT) -> str:
-    inputs, p = probe.inputs(_ODD, batch=1), probe.config.model.patch_size
-    swapped = inputs.z.clone()
-    swapped[..., :p, :p], swapped[..., -p:, -p:] = inputs.z[..., -p:, -p:], inputs.z[..., :p, :p]
-    plain, other = (patchify(model(z, inputs.t, inputs.conditions), p)[0] for z in (inputs.z, swapped))
-    order = [len(plain) - 1, *range(1, len(plain) - 1), 0]
-    change = relative_change(plain[order], other)
-    return (
-        ""
-        if change > _NOISE
-        else f"exchanging two tokens merely exchanges their answers (relative change {change:.1g}): places do not count"
-    )
-
-
-def _patch_positions(probe: ModelProbe, model: DiT, tokens: Tensor) -> str:
-    if not (probe.config.model.patches and probe.config.model.patch_positions):
+def _stored(found: Positions) -> str:
+    if not found.stored:
         return ""
-    conditions = probe.inputs(_ODD, batch=1).conditions.map(torch.zeros_like)
-    context = model.context(conditions, None, 1, _ODD).tokens[0, -len(tokens) :]  # the patches come last
-    apart = float((context - context[0] - tokens).abs().max())
-    return (
-        ""
-        if apart <= _NOISE
-        else f"the reference's patches carry positions up to {apart:.2g} away from the tokens' at the same places"
-    )
+    name, shape = next(iter(found.stored.items()))
+    return f"{len(found.stored)} tensors of the state dict hold positions of a fixed size, first {name} {shape}"
+
+
+def _faults_on_a_grid(found: Positions, first: bool) -> list[str]:
+    """`first`: whether no fault was found before, for a learned table splits into nothing either."""
+    where, noise = f"on {found.grid[0]}×{found.grid[1]} tokens", max(_NOISE, _OF_ROUNDING * found.rounding)
+    faults = []
+    if found.learned is not None and found.learned > noise:
+        faults.append(
+            f"positions differ by {found.learned:.2g} of their size between two sets of weights: they are learned"
+        )
+    elif found.mixed is not None and found.mixed > noise:
+        rest = f"do not split into row and column (rest {found.mixed:.2g}): height and width are exchanged"
+        faults.append(f"{where} positions {rest}")
+    if found.exchanged is not None and found.exchanged <= _NOISE:
+        merely = f"merely exchanges their answers (relative change {found.exchanged:.1g}): there are no positions"
+        faults.append(f"exchanging two tokens {merely}")
+    if found.by_distance is not None and found.by_step is not None and not (faults and first):
+        if found.by_distance <= _OF_LOGITS:
+            alone = "depends on their distance in the sequence alone: rows and columns are not told apart"
+            faults.append(f"attention between equal tokens {alone}")
+        elif found.by_step > _OF_LOGITS:
+            more = f"depends on more than their distance in rows and columns ({found.by_step:.0%} of its range)"
+            exchanged = "height and width are exchanged, or the angles are not 2-D"
+            faults.append(f"{where} attention between equal tokens {more}: {exchanged}")
+    if found.strayed is not None:
+        changed, moved = found.strayed
+        faults.append(
+            f"with its blocks passed by, changing token {changed} of the input changes token {moved} of the output"
+        )
+    if found.reference is not None and found.reference > _NOISE:
+        away = f"up to {found.reference:.2g} away from the tokens' at the same places"
+        faults.append(f"the reference's patches carry positions {away}")
+    return faults

@@ -25,8 +25,9 @@ from __future__ import annotations
 import math
 
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint, Preset
 from dittool.ckpt.load import is_state_dict, non_finite_tensors
+from dittool.config.architectures import AnyConfig
 from dittool.objective import schedule
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E4", "ema-warmup", "error", ("preset", "plan", "checkpoint"), "0.1"
@@ -36,13 +37,13 @@ _HIGHEST_FIRST = 0.5
 _FOLLOWED = 0.02  # least share of the raw weights' way from zero that the average has gone
 
 
-def check(subject: Subject) -> list[Finding]:
-    findings = [] if subject.config is None else _check_plan(subject)
-    return findings + (_check_average(subject) if subject.checkpoint is not None else [])
+def check(subject: Preset | Checkpoint) -> list[Finding]:
+    findings = [] if subject.config is None else _check_plan(subject.config)
+    return findings + (_check_average(subject) if isinstance(subject, Checkpoint) else [])
 
 
-def _check_plan(subject: Subject) -> list[Finding]:
-    ema, steps = subject.config.ema, subject.config.train.steps
+def _check_plan(config: AnyConfig) -> list[Finding]:
+    ema, steps = config.ema, config.train.steps
     decays = [schedule.ema_decay(update, ema) for update in range(steps)]
     old = math.exp(sum(math.log(max(decay, 1e-300)) for decay in decays[steps // 2 :]))
     falls = next((update for update in range(1, steps) if decays[update] < decays[update - 1]), None)
@@ -59,12 +60,12 @@ def _check_plan(subject: Subject) -> list[Finding]:
     return passed(f"{figures}; {old:.2g} of the final average predates half of the run")
 
 
-def _check_average(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def _check_average(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if not view.ours:
         return skipped("weights alone: whether they are averaged, the file does not say")
     raw, ema = view.content.get("model"), view.content.get("ema")
-    if not is_state_dict(ema) or not is_state_dict(raw):
+    if raw is None or ema is None or not is_state_dict(ema) or not is_state_dict(raw):
         evidence = "the checkpoint has no averaged weights under 'ema' beside the raw ones under 'model'"
         return failed(evidence, "keep the average in the checkpoint; validation needs it")
     if broken := non_finite_tensors(ema):
@@ -74,10 +75,9 @@ def _check_average(subject: Subject) -> list[Finding]:
         )
     if view.step == 0 or subject.config is None:
         return skipped("no update was made yet, or no valid configuration says what began at zero")
-    zero_first = [name for name, parameter in subject.probe.fresh().named_parameters() if not parameter.any()]
     ways = {
         name: float(ema[name].norm() / raw[name].norm())
-        for name in zero_first
+        for name in subject.specimen.zero_at_start()
         if name in ema and name in raw and raw[name].any()
     }
     if not ways:

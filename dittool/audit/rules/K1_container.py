@@ -19,7 +19,7 @@ Do not load such a file; ask its maker for `.safetensors`. Restore one that its 
 from __future__ import annotations
 
 from dittool.audit.rule import Finding, failed, passed, warned
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint
 from dittool.ckpt.files import list_checkpoints, sidecar_path
 from dittool.ckpt.load import check_pt, check_safetensors, named_tensors
 from dittool.errors import UnsafeFileError
@@ -28,11 +28,11 @@ from dittool.storage import bytes_text
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K1", "container", "error", ("checkpoint",), "0.1"
 
 
-def check(subject: Subject) -> list[Finding]:
-    path = subject.checkpoint.path
+def check(subject: Checkpoint) -> list[Finding]:
+    path = subject.view.path
     size = bytes_text(path.stat().st_size)
     try:
-        if subject.checkpoint.weights_only_file:
+        if subject.view.weights_only_file:
             return passed(
                 f"{size}, a safetensors header of {len(check_safetensors(path).tensors)} tensors without gap, overlap"
                 " or doubled name"
@@ -41,7 +41,7 @@ def check(subject: Subject) -> list[Finding]:
     except UnsafeFileError as error:
         return failed(error.message, error.hint)
     content = f"{size}, {tensors} tensors and plain values only"
-    if not subject.checkpoint.ours:
+    if not subject.view.ours:
         return passed(f"{content}; another program's file, without a sidecar")
     known = [file for file in list_checkpoints(path.parent) if file.path.name == path.name]
     if not known or not sidecar_path(path).exists():

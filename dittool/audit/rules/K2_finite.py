@@ -17,7 +17,7 @@ Go back to an earlier checkpoint: `dit train --resume` takes the newest one that
 from __future__ import annotations
 
 from dittool.audit.rule import Finding, failed, passed
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint
 from dittool.ckpt.load import named_tensors, non_finite_tensors
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K2", "finite", "error", ("checkpoint",), "0.1"
@@ -25,8 +25,8 @@ CODE, NAME, SEVERITY, SCOPE, SINCE = "K2", "finite", "error", ("checkpoint",), "
 _SHOWN = 5
 
 
-def check(subject: Subject) -> list[Finding]:
-    content = subject.checkpoint.content
+def check(subject: Checkpoint) -> list[Finding]:
+    content = subject.view.content
     tensors = named_tensors(content)
     broken = non_finite_tensors(content)
     if broken:

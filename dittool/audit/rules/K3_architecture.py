@@ -22,12 +22,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.generator import probe_of
-from dittool.audit.specimens.layouts import incomplete_blocks
-from dittool.audit.subject import Subject
-from dittool.config.schema import Config
+from dittool.audit.subject import Checkpoint
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K3", "architecture", "error", ("checkpoint",), "0.1"
 
@@ -35,21 +31,22 @@ _SHOWN = 3
 _FIX = "use the preset that it was trained with, or: dit warmstart OLD --preset P --out INIT.safetensors"
 
 
-def check(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def check(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     keys = [key for key in ("model", "ema") if key in view.content] if view.ours else [None]
-    against = {"its own configuration": view.config, "the preset": subject.expected}
-    against = {name: config for name, config in against.items() if config is not None}
+    against = {} if view.config is None else {"its own configuration": subject.specimen.shapes()}
+    if subject.expected is not None:
+        against["the preset"] = subject.expected.specimen.shapes()
     if not against and view.layout is not None:
-        return _check_layout(view)
+        return _check_layout(subject, view.layout.name)
     if not against:
         return skipped(
             view.config_problem or "the file does not say which network it belongs to: name one with --preset"
         )
     findings = []
-    for name, config in against.items():
+    for name, wanted in against.items():
         for key in keys:
-            if difference := _difference(view.weights(key), config, view.dims(config)):
+            if difference := _difference(view.weights(key), wanted):
                 findings += failed(f"{key or 'weights'} against {name}: {difference}", _FIX)
     if findings:
         return findings
@@ -59,29 +56,26 @@ def check(subject: Subject) -> list[Finding]:
     return passed(f"{what}{len(weights)} tensors, {parameters:,} parameters, as {' and '.join(against)} says")
 
 
-def _check_layout(view: CheckpointView) -> list[Finding]:
-    blocks, lacking = incomplete_blocks(view.weights(), view.layout)
+def _check_layout(subject: Checkpoint, layout: str) -> list[Finding]:
+    blocks, lacking = subject.specimen.incomplete_blocks()
     if lacking:
         which = (
             f"{len(lacking)} tensors are missing or differ from other blocks' in shape, first"
             f" {', '.join(lacking[:_SHOWN])}"
         )
-        return failed(f"{view.layout.name}: {which}", _FIX)
+        return failed(f"{layout}: {which}", _FIX)
     return passed(
-        f"{view.layout.name}: {blocks} blocks with the same names and shapes, but for the last; {len(view.weights())}"
+        f"{layout}: {blocks} blocks with the same names and shapes, but for the last; {len(subject.view.weights())}"
         " tensors"
     )
 
 
-def _difference(weights: Mapping[str, Tensor], config: Config, dims: dict[str, int] | None) -> str:
-    """Counts and first names; "" when there is none. Without `dims` it is another kind of network, and all names
-    differ.
-    """
-    wanted = probe_of(config, dims).at_real_size().state_dict()
+def _difference(weights: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """Counts and first names; "" when there is none."""
     kinds = {
         "missing": [name for name in wanted if name not in weights],
         "unexpected": [name for name in weights if name not in wanted],
-        "of another shape": [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape],
+        "of another shape": [name for name in wanted if name in weights and tuple(weights[name].shape) != wanted[name]],
     }
     return "; ".join(
         f"{len(names)} {kind}, first {', '.join(names[:_SHOWN])}" for kind, names in kinds.items() if names

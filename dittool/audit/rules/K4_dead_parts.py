@@ -19,10 +19,8 @@ Give every mode of `[dropout]` a share; follow the parameter through the model w
 
 from __future__ import annotations
 
-from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.layouts import gates
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K4", "dead-parts", "error", ("checkpoint",), "0.1"
 
@@ -31,10 +29,10 @@ _SHOWN = 3
 _FIX = "give every mode of [dropout] a share and follow the parameter through the model (rule C6), then train again"
 
 
-def check(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def check(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if view.layout is not None:
-        return _check_layout(view)
+        return _check_layout(subject, view.layout.name)
     if not view.ours or subject.config is None or "model" not in view.content:
         return skipped("no raw weights of a known network: what has been trained cannot be told")
     if view.content.get("samples_seen", 0) < _FEWEST_SAMPLES:
@@ -43,9 +41,7 @@ def check(subject: Subject) -> list[Finding]:
             " have come"
         )
     raw = view.weights("model")
-    zero_first = [
-        name for name, parameter in subject.probe.fresh().named_parameters() if not parameter.any() and name in raw
-    ]
+    zero_first = [name for name in subject.specimen.zero_at_start() if name in raw]
     still_zero = [name for name in zero_first if not raw[name].any()]
     for name in zero_first:
         if name.endswith(".modulation.weight") and raw[name].any():
@@ -65,16 +61,15 @@ def check(subject: Subject) -> list[Finding]:
     )
 
 
-def _check_layout(view: CheckpointView) -> list[Finding]:
-    found = gates(view.weights(), view.layout)
+def _check_layout(subject: Checkpoint, layout: str) -> list[Finding]:
+    found = subject.specimen.open_gates()
     closed = [name for name, open_ in found.items() if not open_]
     if closed:
         return failed(
-            f"{view.layout.name}: {len(closed)} of {len(found)} gates are zero throughout, first"
-            f" {', '.join(closed[:_SHOWN])}",
+            f"{layout}: {len(closed)} of {len(found)} gates are zero throughout, first {', '.join(closed[:_SHOWN])}",
             _FIX,
         )
     return passed(
-        f"{view.layout.name}: all {len(found)} gates of the blocks have left zero; what else was trained, weights alone"
+        f"{layout}: all {len(found)} gates of the blocks have left zero; what else was trained, weights alone"
         " do not tell"
     )

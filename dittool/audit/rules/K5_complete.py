@@ -20,7 +20,7 @@ Start from such weights with `dit train --init`, as a new run; keep full checkpo
 from __future__ import annotations
 
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint
 from dittool.ckpt.files import STATE_KEYS
 from dittool.ckpt.load import FORMAT_VERSION
 from dittool.config.load import config_to_dict
@@ -32,8 +32,8 @@ _FIX = "resume from another checkpoint of the run, or start a new run from these
 _DATA_KEYS = ("identity", "identity_hash", "dims", "norm", "order_hash")
 
 
-def check(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def check(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if not view.ours:
         return skipped("weights alone: nothing to resume")
     if missing := [key for key in STATE_KEYS if key not in view.content]:
@@ -53,7 +53,8 @@ def check(subject: Subject) -> list[Finding]:
             f"the optimizer has the state of {len(content['optimizer']['state'])} parameters, not of the model's"
             f" {len(raw)}"
         )
-    elif lacking := [name for name, state in moments.items() if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()]:
+        moments = {}
+    if lacking := [name for name, state in moments.items() if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()]:
         faults.append(f"the optimizer lacks moments of {len(lacking)} parameters, first {lacking[0]}")
     if lacking := [key for key in _DATA_KEYS if key not in content["data"]]:
         faults.append(f"of the data it does not remember {', '.join(lacking)}")

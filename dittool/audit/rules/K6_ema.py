@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.subject import Subject
+from dittool.audit.subject import Checkpoint
 from dittool.ckpt.load import is_state_dict
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K6", "ema-and-raw", "error", ("checkpoint",), "0.1"
@@ -35,8 +35,8 @@ _CLEAR = 0.05  # cosine; runs of a few hundred updates show 0.3 to 0.7
 _FIX = "update the average after every optimizer step and store it under 'ema', the raw weights under 'model'"
 
 
-def check(subject: Subject) -> list[Finding]:
-    view = subject.checkpoint
+def check(subject: Checkpoint) -> list[Finding]:
+    view = subject.view
     if not view.ours and is_state_dict(view.content.get("model")) and is_state_dict(view.content.get("ema")):
         return _check_foreign(view)
     if not view.ours or not {"model", "ema", "optimizer", "step"} <= view.content.keys():

@@ -1,28 +1,40 @@
-"""One-step generators to try out: as `probe.py` for the other family of models, with the same questions to ask.
+"""The one-step generators as specimens.
 
-B batch · C latent channels
+B batch · C latent channels · H W latent rows and columns
 """
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import ClassVar
 
-from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, Inputs, ModelProbe, Probe
+import torch
+from torch import Tensor, nn
+
+from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, FlowNetwork, OurNetwork
+from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, Specimen, relative_change
+from dittool.audit.specimens.trial import Inputs, answer
 from dittool.config.architectures import AnyConfig
 from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.config.schema import Config
 from dittool.models.build import build_generator, build_toy
-from dittool.models.drift_dit import ClassConditions
+from dittool.models.drift_dit import ClassConditions, DriftDiT, RotaryAttention, attention_entropy
+from dittool.models.toy_generator import ToyGenerator
+
+_LARGE = 20.0  # factor on the projections: norms take it away again, and without a norm it is what training may reach
 
 
-class GeneratorProbe(Probe):
-    """The one-step generators to try out."""
+class GeneratorNetwork(OurNetwork[DriftDiT]):
+    """The drifting transformer."""
 
-    def __init__(self, config: DriftConfig | ToyConfig) -> None:
-        self.config = config
+    config: DriftConfig
+    scopes: ClassVar[frozenset[str]] = frozenset({"generator", "plan"})
 
-    def _built(self, config: DriftConfig | ToyConfig) -> nn.Module:
-        return build_toy(config) if config.model.arch == "drift-toy" else build_generator(config)
+    def __init__(self, config: DriftConfig, view: CheckpointView | None = None) -> None:
+        self.config, self.view = config, view
+
+    def _built(self, config: DriftConfig) -> DriftDiT:
+        return build_generator(config)
 
     def _smaller(self) -> dict[str, int]:
         model = self.config.model
@@ -31,15 +43,109 @@ class GeneratorProbe(Probe):
         hidden = max(1, model.mlp_width * width // model.width)
         return {"depth": min(TWIN_DEPTH, model.depth), "heads": heads, "width": width, "mlp_width": hidden}
 
-    def inputs(self, batch: int = 2, seed: int = 0) -> Inputs:
-        """Random noise (as z), guidance scales (as t), classes and styles."""
+    def generator(self) -> DriftConfig:
+        return self.config
+
+    def features(self) -> DriftConfig:
+        return self.config
+
+    def inputs(self, seed: int = 0, batch: int = 2) -> Inputs:
+        """Random noise, guidance scales, classes and styles."""
         generator, model = torch.Generator().manual_seed(seed), self.config.model
         noise = torch.randn(batch, model.channels, *model.cells, generator=generator)
         labels = torch.randint(model.classes, (batch,), generator=generator)
         style = torch.randint(model.style_codebook, (batch, model.style_tokens), generator=generator)
-        return Inputs(noise, 1 + 3 * torch.rand(batch, generator=generator), ClassConditions(labels, style))
+        alpha = 1 + 3 * torch.rand(batch, generator=generator)
+        return {"noise": noise, "alpha": alpha, "conditions": ClassConditions(labels, style)}
+
+    def _training_inputs(self, seed: int) -> Inputs:
+        return self.inputs(seed, batch=4)
+
+    def liveness(self) -> Liveness:
+        model, network = self._live_network()
+        inputs = self._training_inputs(seed=0)
+        with torch.no_grad():
+            plain = answer(model, inputs)
+            others = self._exchanged(inputs).items()
+            changes = {name: relative_change(plain, answer(model, {**inputs, **other})) for name, other in others}
+            if self.config.model.cells != (self.config.model.patch_size,) * 2:
+                exchanged = answer(model, {**inputs, "noise": self._corners_exchanged(inputs["noise"])})
+                changes["places"] = relative_change(plain, self._corners_exchanged(exchanged))
+        return Liveness(changes, self.dead_parameters(model), network)
+
+    def _exchanged(self, inputs: Inputs) -> dict[str, Inputs]:
+        """For each input the batch with another one."""
+        model = self.config.model
+        labels, style = inputs["conditions"].labels, inputs["conditions"].style
+        others: dict[str, Inputs] = {
+            "noise": {"noise": inputs["noise"].roll(1, 0)},
+            "guidance scale": {"alpha": inputs["alpha"] + 1},
+        }
+        if model.classes > 1:
+            others["class"] = {"conditions": ClassConditions((labels + 1) % model.classes, style)}
+        if model.style_tokens and model.style_codebook > 1:
+            others["style"] = {"conditions": ClassConditions(labels, (style + 1) % model.style_codebook)}
+        return others
+
+    def _corners_exchanged(self, z: Tensor) -> Tensor:
+        """(B, C, H, W) with the first and the last patch in each other's place."""
+        other, p = z.clone(), self.config.model.patch_size
+        other[..., :p, :p], other[..., -p:, -p:] = z[..., -p:, -p:], z[..., :p, :p]
+        return other
+
+    @torch.no_grad()
+    def attention(self) -> Attention:
+        model = self.awake()
+        for attention in _attentions(model):
+            for tensor in (attention.qkv.weight, attention.qkv.bias):
+                queries, keys, _ = tensor.chunk(3)
+                queries.mul_(_LARGE)
+                keys.copy_(queries)
+        trained = self.trained()
+        own = [] if trained is None else _entropies(trained, self.inputs(batch=2))
+        return Attention(_entropies(model, self.inputs(batch=1)), own)
 
 
-def probe_of(config: AnyConfig, dims: dict[str, int] | None) -> ModelProbe | GeneratorProbe:
-    """The probe for a configuration's family. `dims`: the widths that the first family takes from its data."""
-    return ModelProbe(config, dims) if config.model.arch == "dit" else GeneratorProbe(config)
+def _attentions(model: DriftDiT) -> list[RotaryAttention]:
+    return [module for module in model.blocks.modules() if isinstance(module, RotaryAttention)]
+
+
+def _entropies(model: DriftDiT, inputs: Inputs) -> list[float]:
+    """Mean entropy share of each block when the model runs."""
+    seen: list[float] = []
+
+    def look(attention: nn.Module, given: tuple[Tensor, Tensor | None]) -> None:
+        assert isinstance(attention, RotaryAttention)
+        seen.append(float(attention_entropy(attention, *given).mean()))
+
+    hooks = [attention.register_forward_pre_hook(look) for attention in _attentions(model)]
+    answer(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+class ToyNetwork(OurNetwork[ToyGenerator]):
+    """The small network that draws points of the plane: it has no blocks to ask for."""
+
+    config: ToyConfig
+    scopes: ClassVar[frozenset[str]] = frozenset({"plan"})
+
+    def __init__(self, config: ToyConfig, view: CheckpointView | None = None) -> None:
+        self.config, self.view = config, view
+
+    def _built(self, config: ToyConfig) -> ToyGenerator:
+        return build_toy(config)
+
+    def _smaller(self) -> dict[str, int]:
+        return {}
+
+    def inputs(self, seed: int = 0) -> Inputs:
+        raise NotAnswered(self._unanswered())
+
+
+def our_specimen(config: AnyConfig, view: CheckpointView | None = None) -> Specimen:
+    """The specimen of a configuration's family, with a checkpoint's weights where one is given."""
+    if isinstance(config, Config):
+        return FlowNetwork(config, view)
+    return GeneratorNetwork(config, view) if isinstance(config, DriftConfig) else ToyNetwork(config, view)

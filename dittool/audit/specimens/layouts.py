@@ -9,8 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
+
+from dittool.audit.specimens.specimen import Biases, NotAnswered, Positions, Specimen
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.")
 
@@ -106,25 +109,60 @@ def find_layout(weights: Mapping[str, Tensor]) -> Layout | None:
     return None
 
 
-def stored_positions(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    return {
-        name: tensor
-        for name, tensor in bare_names(weights).items()
-        if any(re.search(one, name) for one in layout.positions)
-    }
+class WeightsAlone(Specimen):
+    """A state dict that does not say which network it belongs to: its tensors' names tell a little of it."""
+
+    scopes: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, weights: Mapping[str, Tensor], layout: Layout) -> None:
+        self._weights, self._layout = weights, layout
+
+    def _unanswered(self) -> str:
+        return f"weights of the layout {self._layout.name}; there is no network to try out"
+
+    def positions(self) -> Positions:
+        layout = self._layout
+        stored = {
+            name: tuple(tensor.shape)
+            for name, tensor in bare_names(self._weights).items()
+            if any(re.search(pattern, name) for pattern in layout.positions)
+        }
+        if stored:
+            return Positions(stored, source=f"{layout.name}: ")
+        unseen = "whether they follow the grid shows only when the model runs"
+        raise NotAnswered(f"{layout.name}: no positions among {len(self._weights)} tensors; {unseen}")
+
+    def biases(self) -> Biases:
+        """Those of linear layers in blocks are wrong, but for the modulation and what embeds time in a block."""
+        bare, layout = bare_names(self._weights), self._layout
+        inside = {name for name in bare if re.search(layout.block, name) and not re.search(layout.modulation, name)}
+        inside = {name for name in inside if ".emb." not in name}
+        sizes = {name: tensor.numel() for name, tensor in bare.items() if name.endswith("bias")}
+
+        def is_linear(bias: str) -> bool:
+            return bare.get(bias.removesuffix("bias") + "weight", bare[bias]).dim() >= 2
+
+        wrong = {name: size for name, size in sizes.items() if name in inside and is_linear(name)}
+        elsewhere = {name: size for name, size in sizes.items() if name not in wrong}
+        layers = sum(name.endswith("weight") and bare[name].dim() >= 2 for name in inside)
+        total = sum(tensor.numel() for tensor in self._weights.values())
+        return Biases(wrong, layers, elsewhere, total, f"{layout.name}: ")
+
+    def open_gates(self) -> dict[str, bool]:
+        return gates(self._weights, self._layout)
+
+    def incomplete_blocks(self) -> tuple[int, list[str]]:
+        return incomplete_blocks(self._weights, self._layout)
 
 
-def block_biases(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Biases of the linear layers in blocks, but for the modulation and what embeds time in a block."""
-    bare = bare_names(weights)
-    inside = {name: tensor for name, tensor in bare.items() if re.search(layout.block, name) and name.endswith("bias")}
-    return {
-        name: tensor
-        for name, tensor in inside.items()
-        if not re.search(layout.modulation, name)
-        and ".emb." not in name
-        and bare.get(name.removesuffix("bias") + "weight", tensor).dim() >= 2
-    }
+class UnknownWeights(Specimen):
+    """A state dict whose names say nothing."""
+
+    scopes: ClassVar[frozenset[str]] = frozenset()
+
+    def _unanswered(self) -> str:
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        return f"the weights have the names of none of the known layouts ({known}), so their parts cannot be told"
 
 
 def gates(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, bool]:

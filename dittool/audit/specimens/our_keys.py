@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from dittool.audit.specimens.ours import ModelProbe
-from dittool.audit.specimens.saved_bytes import SavedBytes
+from dittool.audit.specimens.specimen import ACTS, DEAD, UNSEEN, Effect
+from dittool.audit.specimens.trial import answer
+from dittool.audit.specimens.watching import SavedBytes
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
 from dittool.data.normalisation import latent_norm
@@ -29,8 +29,11 @@ from dittool.objective import flow, schedule
 from dittool.sampling.latents import sample_latents
 from dittool.sampling.settings import SampleSettings
 
+if TYPE_CHECKING:
+    from dittool.audit.specimens.ours import FlowNetwork
+
 Key = tuple[str, str]  # (section, key)
-ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
+Observers = dict[str, Callable[[Config, "FlowNetwork"], Any]]  # by what they see
 _DRAWS = 1000
 _SCHEDULED = ("steps", "lr", "min_lr", "warmup_steps")
 _IN_THE_LOOP = (
@@ -45,22 +48,14 @@ _ELSEWHERE = {
 }
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What became of one key."""
-
-    kind: str  # one of the three above
-    told: str  # what changed, or which values were tried, or why it cannot be judged
-
-
-def key_effects(config: Config, probe: ModelProbe) -> dict[str, Effect]:
+def key_effects(config: Config, network: FlowNetwork) -> dict[str, Effect]:
     """The effect of each key of a configuration but the description, by dotted name."""
     tree = config_to_dict(config)
     keys = [(section, key) for section, values in tree.items() if isinstance(values, dict) for key in values]
-    return {".".join(key): _effect(key, tree, config, probe) for key in keys}
+    return {".".join(key): _effect(key, tree, config, network) for key in keys}
 
 
-def _effect(key: Key, tree: dict[str, Any], config: Config, probe: ModelProbe) -> Effect:
+def _effect(key: Key, tree: dict[str, Any], config: Config, network: FlowNetwork) -> Effect:
     observers = _observers(key)
     if not observers:
         return Effect(UNSEEN, _ELSEWHERE.get(key[0], "acts where this rule does not look"))
@@ -68,7 +63,7 @@ def _effect(key: Key, tree: dict[str, Any], config: Config, probe: ModelProbe) -
     for value, other in _changed_configs(key, tree):
         for what, observe in observers.items():
             try:
-                if observe(config, probe) != observe(other, probe):
+                if observe(config, network) != observe(other, network):
                     return Effect(ACTS, what)
             except UsageError:
                 break  # this value does not go with the others
@@ -87,7 +82,7 @@ def _effect(key: Key, tree: dict[str, Any], config: Config, probe: ModelProbe) -
 # What can be seen of a configuration
 
 
-def _observers(key: Key) -> dict[str, Callable[[Config, ModelProbe], Any]]:
+def _observers(key: Key) -> Observers:
     """What may show a key's effect, the cheap things first."""
     section, name = key
     if section == "model":
@@ -96,74 +91,69 @@ def _observers(key: Key) -> dict[str, Callable[[Config, ModelProbe], Any]]:
         return {"learning rate": _rates}
     if section == "data" and name in ("area", "buckets"):
         return {"buckets": lambda config, _: config.data.bucket_sizes()}
-    by_key = {
+    by_key: dict[Key, Observers] = {
         ("data", "patch_storage"): {"stored bytes": _stored},
         ("data", "latent_scaling"): {"normalisation": _norm},
     }
-    by_section = {
+    by_section: dict[str, Observers] = {
         "flow": {"timesteps": _timesteps},
         "dropout": {"modes": _modes},
         "ema": {"decay": _decays},
         "sample": {"latents drawn": _drawn},
     }
-    return by_key.get(key) or by_section.get(section, {})
+    return by_key.get(key) or by_section.get(section) or {}
 
 
-def _shapes(config: Config, probe: ModelProbe) -> Any:
-    return {name: tuple(tensor.shape) for name, tensor in _probe(config, probe).at_real_size().state_dict().items()}
+def _shapes(config: Config, network: FlowNetwork) -> Any:
+    return network.with_config(config).shapes()
 
 
-def _answer(config: Config, probe: ModelProbe) -> str:
-    probe = _probe(config, probe)
-    inputs = probe.inputs()
+def _answer(config: Config, network: FlowNetwork) -> str:
+    network = network.with_config(config)
     with torch.no_grad():
-        return _digest(probe.one_block.eval()(inputs.z, inputs.t, inputs.conditions))
+        return _digest(answer(network.one_block.eval(), network.inputs()))
 
 
-def _saved(config: Config, probe: ModelProbe) -> int:
-    probe = _probe(config, probe)
-    model, inputs = probe.one_block.train(), probe.inputs()
-    with SavedBytes(model) as saved:
-        model(inputs.z, inputs.t, inputs.conditions)
+def _saved(config: Config, network: FlowNetwork) -> int:
+    network = network.with_config(config)
+    model = network.one_block.train()
+    saved = SavedBytes(model)
+    with saved:
+        answer(model, network.inputs())
     return saved.bytes
 
 
-def _drawn(config: Config, probe: ModelProbe) -> str:
-    inputs = probe.inputs()
-    return _digest(sample_latents(probe.shared_awake, inputs.conditions, inputs.z, SampleSettings.of(config)))
+def _drawn(config: Config, network: FlowNetwork) -> str:
+    inputs = network.inputs()
+    return _digest(sample_latents(network.shared_awake, inputs["conditions"], inputs["z"], SampleSettings.of(config)))
 
 
-def _rates(config: Config, _: ModelProbe) -> list[float]:
+def _rates(config: Config, _: FlowNetwork) -> list[float]:
     train = config.train
     return [schedule.learning_rate(step, train) for step in (0, train.warmup_steps, train.steps // 2, train.steps - 1)]
 
 
-def _decays(config: Config, _: ModelProbe) -> list[float]:
+def _decays(config: Config, _: FlowNetwork) -> list[float]:
     return [schedule.ema_decay(update, config.ema) for update in (0, 3, 100, config.train.steps - 1, 10**9)]
 
 
-def _timesteps(config: Config, _: ModelProbe) -> str:
+def _timesteps(config: Config, _: FlowNetwork) -> str:
     return _digest(flow.timesteps(_uniform(), config.flow.timestep_sampling, config.flow.shift))
 
 
-def _modes(config: Config, _: ModelProbe) -> list[int]:
+def _modes(config: Config, _: FlowNetwork) -> list[int]:
     d = config.dropout
     return flow.dropout_modes(_uniform(), d.shares).bincount(minlength=len(flow.MODES)).tolist()
 
 
-def _stored(config: Config, _: ModelProbe) -> bytes:
+def _stored(config: Config, _: FlowNetwork) -> bytes:
     patches = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
     return encode_patches(patches, (4, 4), config.data.patch_storage).tobytes()
 
 
-def _norm(config: Config, _: ModelProbe) -> Any:
+def _norm(config: Config, _: FlowNetwork) -> Any:
     codec = VaeCard("", "", "", "fp32", channels=2, stride=8, scale=0.5, shift=0.1)
     return latent_norm(config.data.latent_scaling, codec, mean=(1.0, 2.0), std=(3.0, 4.0))
-
-
-def _probe(config: Config, probe: ModelProbe) -> ModelProbe:
-    """The probe itself when it builds the same network."""
-    return probe if config.model == probe.config.model else ModelProbe(config, probe.dims)
 
 
 def _uniform() -> Tensor:
@@ -186,15 +176,16 @@ def _changed_configs(key: Key, tree: dict[str, Any]) -> Iterator[tuple[Any, Conf
                 one: other for one, other in {**tree[section], **neighbours, name: value}.items() if other is not None
             }
             try:
-                yield value, config_from_dict({**tree, section: changed}, "C1")
-                break
+                config = config_from_dict({**tree, section: changed}, "C1")
             except UsageError:
                 continue
+            yield value, cast(Config, config)  # the architecture stays
+            break
 
 
 def _neighbours(key: Key, value: Any, section: dict[str, Any]) -> list[dict[str, Any]]:
     if key[0] == "dropout":  # the shares sum to 1
-        other = max((name for name in section if name != key[1]), key=section.get)
+        other = max((name for name in section if name != key[1]), key=section.__getitem__)
         return [{other: section[other] - (value - section[key[1]])}]
     if key == ("ema", "warmup"):
         return [{"warmup_steps": 10 if value == "linear" else None}]
@@ -211,15 +202,21 @@ def _other_values(key: Key, value: Any) -> list[Any]:
         return [one for one in dict.fromkeys((value * 2, value // 2, value + 4, value + 1)) if one != value]
     if isinstance(value, float):
         return [one for one in dict.fromkeys((value * 2, value / 2, value + 0.05, value - 0.05)) if one != value]
-    return {"area": ["256x256", "1024x1024"], "buckets": [["256x256"]], "guidance_interval": [[0.2, 0.6]]}.get(
-        key[1], []
-    )
+    return _USUAL.get(key[1], [])
+
+
+_USUAL: dict[str, list[Any]] = {  # of keys whose values are neither numbers nor choices
+    "area": ["256x256", "1024x1024"],
+    "buckets": [["256x256"]],
+    "guidance_interval": [[0.2, 0.6]],
+}
 
 
 def _choices(key: Key) -> tuple[Any, ...]:
     """The values that a key of fixed choices may have."""
-    section: type[BaseModel] = next(
-        field.annotation for name, field in Config.model_fields.items() if (field.alias or name) == key[0]
-    )
+    sections = {field.alias or name: field.annotation for name, field in Config.model_fields.items()}
+    section = sections[key[0]]
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return ()
     annotation = section.model_fields[key[1]].annotation
     return get_args(annotation) if get_origin(annotation) is Literal else ()

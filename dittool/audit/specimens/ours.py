@@ -1,7 +1,8 @@
-"""Models to try out: a configuration's network at step 0 or with its gates open, and small inputs of any grid.
+"""Networks of our configurations as specimens: what their parts are is known, and small inputs of any grid are made.
 
 Where a rule judges the architecture, the network is built with random weights; a very large one is built narrower and
-shallower, with the same blocks, and the evidence says so. Feature widths are the data's where they are known.
+shallower, with the same blocks, and `note` says so. Feature widths are the data's where they are known. Of a checkpoint
+the weights are loaded where a question is about them.
 
 B batch · C latent channels · L text tokens · N patches · h w grid in tokens
 """
@@ -9,102 +10,176 @@ B batch · C latent channels · L text tokens · N patches · h w grid in tokens
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.trial import Wakeable, wake
+from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.specimens.anatomy import Anatomy
+from dittool.audit.specimens.our_keys import key_effects
+from dittool.audit.specimens.positions import grids_that_run, measure, token_differences
+from dittool.audit.specimens.specimen import (
+    Gates,
+    Grid,
+    Guidance,
+    Liveness,
+    NotAnswered,
+    Options,
+    Positions,
+    Precision,
+    relative_change,
+)
+from dittool.audit.specimens.trial import LARGEST_BUILT, Inputs, Network, Trial, answer, kind_of_number, wake
 from dittool.config.architectures import AnyConfig
 from dittool.config.schema import Config
 from dittool.models.build import build_model
-from dittool.models.conditioning import Conditions
+from dittool.models.conditioning import Conditions, Kept
 from dittool.models.dit import DiT
+from dittool.objective import flow
+from dittool.sampling.latents import sample_latents
+from dittool.sampling.settings import SampleSettings
 
 # for a preset without data; the rules' answers do not depend on them
 USUAL_DIMS = {"text": 64, "image": 64, "latent_channels": 16}
-LARGEST_BUILT = 20_000_000  # parameters; a larger network is tried as a twin
 TWIN_DEPTH, TWIN_HEADS = 2, 2
 _TEXT_TOKENS = 6
-GRID = (2, 3)  # (rows, columns) in tokens: not square, so that a transposition shows
+GRID: Grid = (2, 3)  # not square, so that a transposition shows
+_GRIDS: tuple[Grid, ...] = ((3, 3), (2, 4), (4, 2), (1, 6))  # at which it must run
+_BATCH = 4  # in which every dropout mode stands
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """One batch for a model."""
-
-    z: Tensor  # (B, C, H, W)
-    t: Tensor  # (B,)
-    conditions: Conditions
-
-
-class Probe(Wakeable):
-    """Builds the network of a configuration, always with the same weights; a very large one as a twin."""
+class OurNetwork(Trial[Network]):
+    """The network of a configuration, always with the same weights; a very large one as a twin."""
 
     config: AnyConfig
-
-    def at_real_size(self) -> nn.Module:
-        """The network on the meta device: names and shapes, no memory."""
-        with torch.device("meta"):
-            return self._built(self.config)
+    view: CheckpointView | None  # whose weights it has
 
     @abstractmethod
-    def _built(self, config: AnyConfig) -> nn.Module:
+    def _built(self, config: Any) -> Network:
         """The network of a configuration of this family."""
 
     @abstractmethod
     def _smaller(self) -> dict[str, int]:
         """Keys of `[model]` that make a twin."""
 
+    def _unanswered(self) -> str:
+        return f"a network of the kind {self.config.model.arch}: the question is not of its family"
+
+    @cached_property
+    def _meta(self) -> Network:
+        with torch.device("meta"):
+            return self._built(self.config)
+
+    def at_real_size(self) -> tuple[nn.Module, Anatomy]:
+        """On the meta device: names and shapes, no memory."""
+        return self._meta, _anatomy(self.config.model.depth)
+
     @cached_property
     def parameters(self) -> int:
-        """Of the network at its real size."""
-        return sum(parameter.numel() for parameter in self.at_real_size().parameters())
+        return sum(parameter.numel() for parameter in self._meta.parameters())
 
     @property
     def note(self) -> str:
-        """For the evidence: what was tried instead of the real size, "" when it was that."""
         if self.parameters <= LARGEST_BUILT:
             return ""
-        twin = self._tried.model
-        return (
-            f" (tried on a twin of depth {twin.depth}, width {twin.width}; the real one has {self.parameters:,}"
-            " parameters)"
-        )
+        depth, width = self._tried.model.depth, self._tried.model.width
+        return f" (tried on a twin of depth {depth}, width {width}; the real one has {self.parameters:,} parameters)"
 
     @cached_property
     def _tried(self) -> AnyConfig:
         return self.config if self.parameters <= LARGEST_BUILT else with_model(self.config, self._smaller())
 
-    def fresh(self, seed: int = 0, **changes: object) -> nn.Module:
+    def fresh(self, seed: int = 0, **changes: Any) -> Network:
         """The network at step 0, in evaluation mode; `changes` are keys of `[model]`."""
         return self._seeded(with_model(self._tried, changes), seed).eval()
 
-    def _seeded(self, config: AnyConfig, seed: int) -> nn.Module:
+    def _seeded(self, config: AnyConfig, seed: int) -> Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self._built(config)
 
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        return _anatomy(self._tried.model.depth)
 
-def with_model(config: AnyConfig, changes: dict[str, object]) -> AnyConfig:
-    """The configuration with other keys of `[model]`, which are not validated."""
-    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+    def gates(self) -> Gates:
+        if self.view is not None:
+            raise NotAnswered("training has opened the gates of a checkpoint; audit its preset instead")
+        return replace(super().gates(), where=f"each of {len(self.blocks)} blocks")
+
+    def _checkpointing_switch(self) -> tuple[str, Callable[[bool], nn.Module], str]:
+        says = "on" if getattr(self.config.model, "gradient_checkpointing", False) else "off"
+        return "", lambda wanted: self.awake(gradient_checkpointing=wanted), f"; the preset says {says}"
+
+    def precision(self) -> Precision:
+        planned, model = self.config.train.precision, self.awake()
+        done = self.training_pass(model, bf16=planned == "bf16")
+        return Precision(
+            planned,
+            Counter(kind_of_number(parameter.dtype) for parameter in model.parameters()),
+            Counter(kind_of_number(gradient.dtype) for gradient in done.gradients.values()),
+            done.linear,
+            int((~torch.isfinite(done.answer)).sum()),
+            done.answer.numel(),
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self._meta.state_dict().items()}
+
+    def trained(self) -> Network | None:
+        """The network with the checkpoint's weights, the averaged ones where there are any; None when they do not fit
+        its configuration, or when it is a preset's.
+        """
+        if self.view is None:
+            return None
+        weights = self.view.weights()
+        if {name: tuple(tensor.shape) for name, tensor in weights.items()} != self.shapes():
+            return None
+        with torch.device("meta"):
+            model = self._built(self.config)
+        model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+        return model.eval()
+
+    def _live_network(self) -> tuple[Network, str]:
+        """What conditions are tried on, and with which weights, in words."""
+        if self.view is None:
+            return self.shared_awake, f"with open gates{self.note}"
+        model = self.trained()
+        if model is None:
+            raise NotAnswered("the weights do not fit the configuration (see K3)")
+        return model.requires_grad_(True), "with the checkpoint's weights"
 
 
-class ModelProbe(Probe):
-    """The first family's networks to try out, with inputs of any grid."""
+def _anatomy(depth: int) -> Anatomy:
+    """Of both families' transformers: a list `blocks`, each with its own `modulation`."""
+    blocks = tuple(f"blocks.{index}" for index in range(depth))
+    modulation: dict[str, tuple[str, ...]] = {block: (f"{block}.modulation",) for block in blocks}
+    return Anatomy(blocks, modulation, modulation, ())
 
-    def __init__(self, config: Config, dims: dict[str, int] | None) -> None:
-        self.config, self.dims = config, dims or USUAL_DIMS
+
+class FlowNetwork(OurNetwork[DiT]):
+    """The rectified flow's transformer."""
+
+    config: Config
+    scopes: ClassVar[frozenset[str]] = frozenset({"model", "preset"})
+
+    def __init__(self, config: Config, view: CheckpointView | None = None, dims: dict[str, int] | None = None) -> None:
+        self.config, self.view, self._dims = config, view, dims
+
+    @cached_property
+    def dims(self) -> dict[str, int]:
+        """Feature widths: `text`, `image` and `latent_channels`."""
+        known = self._dims or (self.view.dims(self.config) if self.view is not None else None)
+        return known or USUAL_DIMS
 
     def _built(self, config: Config) -> DiT:
         dims = self.dims
-        return build_model(
-            config, text_dim=dims["text"], image_dim=dims["image"], latent_channels=dims["latent_channels"]
-        )
+        return build_model(config, dims["text"], dims["image"], dims["latent_channels"])
 
     def _smaller(self) -> dict[str, int]:
         model = self.config.model
@@ -118,38 +193,134 @@ class ModelProbe(Probe):
         wake(model, 0)
         return model.eval()
 
-    def inputs(self, grid: tuple[int, int] = GRID, batch: int = 2, seed: int = 0) -> Inputs:
+    def with_config(self, config: Config) -> FlowNetwork:
+        """Another configuration's network on the same features; itself when it is the same network."""
+        return self if config.model == self.config.model else FlowNetwork(config, dims=self.dims)
+
+    def flow(self) -> Config:
+        return self.config
+
+    def features(self) -> Config:
+        return self.config
+
+    def inputs(self, seed: int = 0, grid: Grid = GRID, batch: int = 2) -> Inputs:
         """Random latents, timesteps and conditions; the captions of a batch have different lengths."""
         generator = torch.Generator().manual_seed(seed)
         (rows, columns), p = grid, self.config.model.patch_size
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
+        normal = partial(torch.randn, generator=generator)
         lengths = torch.tensor([_TEXT_TOKENS - i % 3 for i in range(batch)])
         mask = torch.arange(_TEXT_TOKENS)[None] < lengths[:, None]  # (B, L)
-        text = normal(batch, _TEXT_TOKENS, self.dims["text"]) * mask[..., None]
-        patches = normal(batch, rows * columns, self.dims["image"]) if self.config.model.patches else None
-        conditions = Conditions(text, mask, normal(batch, self.dims["image"]), patches, grid)
-        z = normal(batch, self.dims["latent_channels"], rows * p, columns * p)
-        return Inputs(z, torch.rand(batch, generator=generator) * 0.8 + 0.1, conditions)
+        text = normal((batch, _TEXT_TOKENS, self.dims["text"])) * mask[..., None]
+        patches = normal((batch, rows * columns, self.dims["image"])) if self.config.model.patches else None
+        conditions = Conditions(text, mask, normal((batch, self.dims["image"])), patches, grid)
+        z = normal((batch, self.dims["latent_channels"], rows * p, columns * p))
+        return {"z": z, "t": torch.rand(batch, generator=generator) * 0.8 + 0.1, "conditions": conditions}
+
+    def _training_inputs(self, seed: int) -> Inputs:
+        kept = flow.kept_conditions(torch.arange(_BATCH) % len(flow.MODES))
+        return {**self.inputs(seed, batch=_BATCH), "kept": kept}
+
+    # Positions
+
+    latent = "z"
+
+    @property
+    def patch_size(self) -> int:
+        return self.config.model.patch_size
+
+    def under_other_weights(self) -> DiT:
+        return self.awake(seed=1)
+
+    def at_grid(self, grid: Grid) -> Inputs:
+        return self.inputs(grid=grid, batch=1)
+
+    def positions(self) -> Positions:
+        ran, problem = grids_that_run(self, list(_GRIDS))
+        if problem:
+            return Positions(ran=ran, problem=problem)
+        return replace(measure(self, GRID, ran, problem, {}), reference=self._reference_positions())
+
+    @torch.no_grad()
+    def _reference_positions(self) -> float | None:
+        """How far the positions of a reference's patches are from those of the tokens at the same places."""
+        if not (self.config.model.patches and self.config.model.patch_positions):
+            return None
+        inputs, model = self.at_grid(GRID), self.shared_awake
+        tokens = token_differences(self, model, {**inputs, "z": torch.zeros_like(inputs["z"])})  # (N, D)
+        context = model.context(inputs["conditions"].map(torch.zeros_like), None, 1, GRID)
+        patches = context.tokens[0, -len(tokens) :]  # they come last
+        return float((patches - patches[0] - tokens).abs().max())
+
+    def options(self) -> Options:
+        return Options("keys", key_effects(self.config, self))
+
+    def liveness(self) -> Liveness:
+        model, network = self._live_network()
+        if not model.output.weight.any():
+            raise NotAnswered("the output layer is still zero: nothing can show before the first update")
+        inputs = self.inputs(batch=_BATCH)
+        with torch.no_grad():
+            plain = answer(model, inputs)
+            others = _exchanged(inputs).items()
+            changes = {name: relative_change(plain, answer(model, {**inputs, **other})) for name, other in others}
+            pairs = _unseen(inputs).items()
+            leaks = {name: relative_change(answer(model, a), answer(model, b)) for name, (a, b) in pairs}
+            # before training: a question of the code, not of the weights
+            embedding = self.fresh().timestep(torch.linspace(0, 1, 101))
+            turn = relative_change(embedding[:-20], embedding[20:])
+        dead = self.dead_parameters(model)
+        return Liveness(changes, dead, network, leaks, "no length leaks", turns={1.0: turn}, unit_time=True)
+
+    @torch.no_grad()
+    def branch(self, text: bool, reference: bool) -> Tensor:
+        inputs = self.inputs()
+        batch = len(inputs["z"])
+        kept = Kept(torch.full((batch,), text), torch.full((batch,), reference))
+        return answer(self.shared_awake, {**inputs, "t": torch.ones(batch), "kept": kept})
+
+    @torch.no_grad()
+    def guided(self, kind: Guidance, text: float, reference: float) -> Tensor:
+        """One Euler step from 1 to 0 is z − v."""
+        inputs = self.inputs()
+        settings = SampleSettings(solver="euler", steps=1, cfg_text=text, cfg_dino=reference, guidance=kind, shift=1.0)
+        return inputs["z"] - sample_latents(self.shared_awake, inputs["conditions"], inputs["z"], settings)
 
 
-@contextmanager
-def watch_blocks(model: DiT) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Yields a list that receives each block's input and output tokens, (B, N, D), whenever the model runs."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    hooks = [
-        block.register_forward_hook(lambda _block, inputs, output: seen.append((inputs[0], output)))
-        for block in model.blocks
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _exchanged(inputs: Inputs) -> dict[str, Inputs]:
+    """For each condition, the inputs in which each sample has another's."""
+    conditions: Conditions = inputs["conditions"]
+    text, cls, patches = conditions.text, conditions.cls, conditions.patches
+    changed: dict[str, Conditions] = {}
+    if text is not None:
+        changed["text"] = replace(conditions, text=-text)
+    if cls is not None:
+        changed["CLS"] = replace(conditions, cls=cls.roll(1, 0))
+    if patches is not None:
+        changed["patches"] = replace(conditions, patches=patches.roll(1, 0))
+    return {**{name: {"conditions": other} for name, other in changed.items()}, "t": {"t": 1 - inputs["t"]}}
 
 
-def relative_change(a: Tensor, b: Tensor) -> float:
-    """Root mean square of a − b over that of a."""
-    return float((a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp_min(1e-30))
+def _unseen(inputs: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
+    """Pairs of inputs that differ in what must not show."""
+    conditions: Conditions = inputs["conditions"]
+    text, mask = conditions.text, conditions.text_mask
+    if text is None or mask is None:
+        return {}
+    everything = torch.ones(len(text), dtype=torch.bool)
+    padding = torch.where(mask[..., None], text, torch.randn_like(text))
+    shorter = mask & (torch.arange(mask.shape[1]) < 2)
+    kept, dropped = Kept(everything, everything), Kept(~everything, everything)
+
+    def pair(mode: Kept, other: Conditions) -> tuple[Inputs, Inputs]:
+        return {**inputs, "kept": mode}, {**inputs, "kept": mode, "conditions": other}
+
+    return {
+        "text under the mask": pair(kept, replace(conditions, text=padding)),
+        "length of a dropped text": pair(dropped, replace(conditions, text_mask=shorter)),
+        "content of a dropped text": pair(dropped, replace(conditions, text=-text)),
+    }
+
+
+def with_model(config: AnyConfig, changes: dict[str, Any]) -> AnyConfig:
+    """The configuration with other keys of `[model]`, which are not validated."""
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})

@@ -10,135 +10,15 @@ B batch · N tokens · D width
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_MOST_VECTORS = 12  # of a modulation
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
-
-    @property
-    def outputs(self) -> list[Tensor]:
-        several = self.output if isinstance(self.output, (tuple, list)) else [self.output]
-        return [value for value in several if isinstance(value, Tensor)]
-
-    @property
-    def streams(self) -> list[tuple[Tensor, Tensor]]:
-        """(tokens in, tokens out) for each output of tokens that an input of the same shape goes with, the nearest
-        one.
-        """
-        found = []
-        for after in self.outputs:
-            before = [
-                one for one in self.tensors if is_tokens(one) and one.shape == after.shape and one.dtype == after.dtype
-            ]
-            if is_tokens(after) and before:
-                found.append((min(before, key=lambda one: float((one - after).detach().abs().max())), after))
-        return found
-
-    def again(self, module: nn.Module) -> Call:
-        """The same call of another module of the kind."""
-        return Call(self.args, self.kwargs, module(*self.args, **self.kwargs))
-
-
-def is_tokens(tensor: Tensor) -> bool:
-    """(B, N, D) with more than one token."""
-    return tensor.dim() == 3 and tensor.shape[1] > 1 and tensor.is_floating_point()
-
-
-def is_vector(tensor: Tensor, batch: int) -> bool:
-    """(B, D), or the same with axes of length 1 between."""
-    return (
-        tensor.dim() >= 2
-        and len(tensor) == batch
-        and tensor.numel() == batch * tensor.shape[-1]
-        and tensor.is_floating_point()
-    )
-
-
-@contextmanager
-def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
-    """Yields a dict that receives each module's calls, in the order in which modules are first called."""
-    seen: dict[str, list[Call]] = {}
-
-    def hook(name: str):
-        return lambda _module, args, kwargs, output: seen.setdefault(name, []).append(Call(args, kwargs, output))
-
-    hooks = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
-    try:
-        yield seen
-    finally:
-        for one in hooks:
-            one.remove()
-
-
-class _Enough(Exception):
-    """Ends a forward pass of which the rest is not wanted."""
-
-
-@contextmanager
-def ending_with(module: nn.Module) -> Iterator[list[Call]]:
-    """Inside the `with` a model runs no further than to the end of this module's first call, which the list then
-    holds.
-    """
-    seen: list[Call] = []
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        seen.append(Call(args, kwargs, output))
-        raise _Enough
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        with suppress(_Enough):
-            yield seen
-    finally:
-        handle.remove()
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """What was found; names are those of `named_modules`."""
-
-    blocks: tuple[str, ...]  # in the order of the model's forward
-    # of each block: its own last linear layers that the condition vector feeds, by their full names
-    modulation: dict[str, tuple[str, ...]]
-    inner: dict[str, tuple[str, ...]]  # of each block: all linear layers that a vector feeds
-    shared: tuple[str, ...]  # linear layers outside of the blocks whose output a block takes as its modulation
-    tokens: int = 0  # of the latent in the first block's sequence; 0 when they do not stand together
-    before: int = 0  # other tokens of that sequence in front of them …
-    after: int = 0  # … and behind them
-    stream: int = 0  # which of the first block's streams of tokens it is
-    why_not: str = ""  # why no blocks were found
-
-    def latent_tokens(self, call: Call) -> Tensor:
-        """(B, N, D): the latent's tokens as the first block takes them in a call."""
-        tokens = call.streams[self.stream][0]
-        return tokens[:, self.before : tokens.shape[1] - self.after]
-
-    @cached_property
-    def where(self) -> str:
-        """`blocks.*` for the evidence."""
-        lists = dict.fromkeys(name.rpartition(".")[0] or name for name in self.blocks)
-        counts = {one: sum((name.rpartition(".")[0] or name) == one for name in self.blocks) for one in lists}
-        return ", ".join(f"{count} in {name}" for name, count in counts.items())
+from dittool.audit.specimens.anatomy import Anatomy, alike_blocks
+from dittool.audit.specimens.watching import Call, is_tokens, is_vector, watch
 
 
 def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy:
@@ -190,28 +70,6 @@ def find_anatomy(model: nn.Module, runs: Sequence[Any], forward: Any) -> Anatomy
         )
         return Anatomy((), {}, {}, (), why_not=why)
     return _with_modulation(model, found, runs, forward)
-
-
-def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> dict[Any, list[str]]:
-    """Blocks of one class with the same parts, names and shapes, together."""
-    groups: dict[Any, list[str]] = {}
-    for name in blocks:
-        block = model.get_submodule(name)
-        parts = tuple((part, type(module), module.extra_repr()) for part, module in block.named_modules())
-        shapes = tuple((parameter, tuple(tensor.shape)) for parameter, tensor in block.named_parameters())
-        groups.setdefault((parts, shapes), []).append(name)
-    return groups
-
-
-def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
-    """Tables of a few vectors that a block or a part of it holds beside its layers, as PixArt's scale_shift_table."""
-    tables = {}
-    for prefix, module in block.named_modules():
-        if (any(module.children()) or module is block) and not isinstance(module, nn.MultiheadAttention):
-            for name, parameter in module.named_parameters(recurse=False):
-                if 2 <= parameter.numel() // parameter.shape[-1] <= _MOST_VECTORS < parameter.shape[-1]:
-                    tables[f"{prefix}.{name}".lstrip(".")] = parameter
-    return tables
 
 
 def _with_modulation(model: nn.Module, blocks: list[str], runs: Sequence[Any], forward: Any) -> Anatomy:

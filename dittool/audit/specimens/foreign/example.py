@@ -18,10 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.ours import LARGEST_BUILT
+from dittool.audit.specimens.trial import LARGEST_BUILT, Inputs
 from dittool.errors import UsageError
-
-Inputs = dict[str, Any]  # arguments of forward by name
 
 _LATENT = (
     "x",
@@ -83,9 +81,14 @@ class Example:
         # a large one is not kept for nothing
         self._model, self._function, self._run = model if function else None, function, run
         self._parameters = inspect.signature(model.forward).parameters
-        self._base = self._called() if function else self._guessed(model, settings)
-        self.latent = self._role(_LATENT, lambda value: value.dim() in (3, 4))
-        self.time = self._role(_TIME, lambda value: value.dim() <= 1, required=False)
+        self._base = self._called(function) if function else self._guessed(model, settings)
+        latent = self._role(_LATENT, lambda value: value.dim() in (3, 4))
+        if latent is None:
+            raise UsageError(
+                f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 or 4 dimensions", _HINT
+            )
+        self.latent = latent
+        self.time = self._role(_TIME, lambda value: value.dim() <= 1)
 
     @property
     def conditions(self) -> list[str]:
@@ -124,7 +127,8 @@ class Example:
 
     def inputs(self, seed: int = 0, size: tuple[int, int] | None = None, batch: int = BATCH) -> Inputs:
         """One batch with a random latent; `size` in latent cells."""
-        base = self._called(size) if size and self._function_takes_a_size else dict(self._base)
+        function = self._function if size and self._function_takes_a_size else None
+        base = self._called(function, size) if function else dict(self._base)
         shape = list(base[self.latent].shape)
         if size and len(shape) == 4:
             shape[-2:] = size
@@ -157,9 +161,9 @@ class Example:
     def _function_takes_a_size(self) -> bool:
         return self._function is not None and len(inspect.signature(self._function).parameters) >= 3
 
-    def _called(self, size: tuple[int, int] | None = None) -> Inputs:
-        wanted = len(inspect.signature(self._function).parameters)
-        made = self._function(*((self._model, *(size or (None, None)))[:wanted]))
+    def _called(self, function: Callable[..., Any], size: tuple[int, int] | None = None) -> Inputs:
+        wanted = len(inspect.signature(function).parameters)
+        made = function(*((self._model, *(size or (None, None)))[:wanted]))
         if isinstance(made, (tuple, list)):
             made = dict(zip(self._parameters, made, strict=False))
         if not isinstance(made, dict) or not any(isinstance(value, Tensor) for value in made.values()):
@@ -168,19 +172,15 @@ class Example:
             )
         return made
 
-    def _role(self, names: tuple[str, ...], fits: Callable[[Tensor], bool], required: bool = True) -> str | None:
+    def _role(self, names: tuple[str, ...], fits: Callable[[Tensor], bool]) -> str | None:
         fitting = [
             name
             for name, value in self._base.items()
             if isinstance(value, Tensor) and fits(value) and name not in POSITIONS
         ]
         known = [name for name in names if name in fitting]
-        found = (known or [name for name in fitting if self._base[name].is_floating_point()] or [None])[0]
-        if found is None and required:
-            raise UsageError(
-                f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 or 4 dimensions", _HINT
-            )
-        return found
+        floating = [name for name in fitting if self._base[name].is_floating_point()]
+        return next(iter(known or floating), None)
 
     # Guessing
 

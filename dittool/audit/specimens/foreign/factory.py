@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,9 +47,9 @@ class Factory:
     def settings(self) -> dict[str, Any]:
         """Every keyword argument with the value that it has: as given, else the default of the signature."""
         try:
-            parameters = inspect.signature(self.make).parameters.values()
+            parameters = list(inspect.signature(self.make).parameters.values())
         except (TypeError, ValueError):
-            parameters = ()
+            parameters = []
         named = [
             one
             for one in parameters
@@ -96,6 +96,8 @@ def _module_of_file(path: Path) -> Any:
         raise UsageError(f"{path}: no such file", _FORMS)
     name = f"audited_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: not a Python file", _FORMS)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     with _on_path(path.resolve().parent):
@@ -109,7 +111,7 @@ def _module_of_package(name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _on_path(folder: Path):
+def _on_path(folder: Path) -> Iterator[None]:
     """A file's neighbours can be imported while it is."""
     sys.path.insert(0, str(folder))
     try:

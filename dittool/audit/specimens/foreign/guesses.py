@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-_PLAIN = {bool: [True, False], int: [1, 2, 4, 8], float: [0.5, 2.0]}
+_PLAIN: dict[type, list[Any]] = {bool: [True, False], int: [1, 2, 4, 8], float: [0.5, 2.0]}
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ def guess_values(make: Callable[..., Any], name: str, value: Any) -> Guess:
     if isinstance(value, str) or value is None:
         return _of_text_or_none(make, name, value)
     if isinstance(value, (list, tuple)):
-        changed = [[*value[:i], other, *value[i + 1 :]] for i, one in enumerate(value) for other in _neighbours(one)]
-        changed += [value[::-1]] if changed else []  # where the sum must stay
-        others = [type(value)(one) for one in changed if list(one) != list(value)]
+        values = list(value)
+        changed = [[*values[:i], other, *values[i + 1 :]] for i, one in enumerate(values) for other in _neighbours(one)]
+        changed += [values[::-1]] if changed else []  # where the sum must stay
+        others = [type(value)(one) for one in changed if one != values]
         return Guess(others, True, "" if others else f"a {type(value).__name__} without numbers to change")
     others = _neighbours(value)
     return Guess(others, True, "" if others else f"a {type(value).__name__}, for which no other value is known")
@@ -88,13 +89,16 @@ def compared_texts(make: Callable[..., Any], name: str) -> list[str]:
         tree = ast.parse(Path(inspect.getsourcefile(inspect.unwrap(make)) or "").read_text(encoding="utf-8"))
     except (OSError, TypeError, ValueError, SyntaxError):
         return []
-    tables = {one.targets[0].id: one.value for one in ast.walk(tree) if _is_table(one)}
+    tables = dict(_tables(tree))
     found = [text for node in ast.walk(tree) for part in _beside(node, name, tables) for text in _texts(part)]
     return list(dict.fromkeys(found))
 
 
-def _is_table(node: ast.AST) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
+def _tables(tree: ast.AST) -> Iterator[tuple[str, ast.Dict]]:
+    """Dictionaries that are written out under a name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict):
+            yield node.targets[0].id, node.value
 
 
 def _beside(node: ast.AST, name: str, tables: dict[str, ast.Dict]) -> Iterator[ast.AST]:

@@ -1,20 +1,20 @@
-"""C1 on a foreign factory: does each keyword argument change anything that can be seen?"""
+"""The effect of each keyword argument of a foreign factory: does it change anything that can be seen?"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.foreign.anatomy import alike_blocks
-from dittool.audit.specimens.foreign.checkpointing import TrainingPass, largest_gradient_difference, training_pass
+from dittool.audit.specimens.anatomy import alike_blocks
 from dittool.audit.specimens.foreign.guesses import guess_values
-from dittool.audit.specimens.foreign.model import ForeignModel, answer
-from dittool.audit.specimens.trial import wake
+from dittool.audit.specimens.specimen import ACTS, DEAD, UNSEEN, Effect, NotAnswered, Options, TrainingPass
+from dittool.audit.specimens.trial import answer, largest_gradient_difference, wake
 
-FIX = "let the argument act, or remove it"
+if TYPE_CHECKING:
+    from dittool.audit.specimens.foreign.model import ForeignModel
+
 _LARGEST = 100_000_000  # parameters
 _FEW_BLOCKS = 2
 _LOOKED_AT = (
@@ -26,33 +26,21 @@ _LOOKED_AT = (
     "gradients",
     "modules",
 )
-ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
 
 
-def check_keywords(foreign: ForeignModel) -> list[Finding]:
-    settings = foreign.factory.settings
-    if not settings:
-        return skipped("the factory has no keyword arguments")
+def keyword_effects(foreign: ForeignModel) -> Options:
+    """Each argument is set to other values of its type; a very large model is tried with fewer blocks."""
+    if not foreign.factory.settings:
+        raise NotAnswered("the factory has no keyword arguments")
     note = ""
     if foreign.parameters > _LARGEST:
         size, fewer = f"{foreign.parameters:,} parameters", _fewer_blocks(foreign)
         foreign = foreign.with_arguments(**fewer) if fewer else foreign
         if foreign.parameters > _LARGEST:
-            return skipped(f"{size}: too many to build for each argument; name a smaller model with --kwargs")
-        settings = foreign.factory.settings
+            raise NotAnswered(f"{size}: too many to build for each argument; name a smaller model with --kwargs")
         note = f" (tried with {', '.join(f'{name}={value}' for name, value in fewer.items())}; the real one has {size})"
-    seen = _Seen(foreign, foreign.fresh())
-    found: dict[str, tuple[str, str]] = {name: _judge(foreign, seen, name, value) for name, value in settings.items()}
-    dead = {name: what for name, (kind, what) in found.items() if kind == DEAD}
-    unseen = {name: what for name, (kind, what) in found.items() if kind == UNSEEN}
-    acting = {name: what for name, (kind, what) in found.items() if kind == ACTS}
-    findings = [one for name, what in dead.items() for one in failed(f"{name}: {what}{note}", FIX)]
-    if acting and not dead:
-        shown = ", ".join(f"{name} ({what})" for name, what in acting.items())
-        findings += passed(f"{len(acting)} of {len(found)} arguments act: {shown}{note}")
-    if unseen:
-        findings += skipped(", ".join(f"{name} ({what})" for name, what in unseen.items()))
-    return findings
+    seen, settings = _Seen(foreign, foreign.fresh()), foreign.factory.settings
+    return Options("arguments", {name: _effect(foreign, seen, name, value) for name, value in settings.items()}, note)
 
 
 def _fewer_blocks(foreign: ForeignModel) -> dict[str, int]:
@@ -85,7 +73,7 @@ class _Seen:
         self._inputs = foreign.example.inputs()
         with torch.no_grad():
             self.answer = answer(model, self._inputs)
-        self.training: TrainingPass = training_pass(foreign, model)
+        self.training: TrainingPass = foreign.training_pass(model)
 
     def difference(self, foreign: ForeignModel, model: nn.Module) -> str:
         """What differs in another model, "" when nothing does. The cheap things are looked at first."""
@@ -98,7 +86,7 @@ class _Seen:
             given = answer(model, self._inputs)
         if given.shape != self.answer.shape or not torch.equal(given, self.answer):
             return "answer"
-        trained = training_pass(foreign, model)
+        trained = foreign.training_pass(model)
         if not torch.equal(trained.answer, self.training.answer):
             return "answer in training"
         if trained.runs != self.training.runs or trained.saved != self.training.saved:
@@ -112,7 +100,7 @@ class _Seen:
         )
 
 
-def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[str, str]:
+def _effect(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> Effect:
     guess = guess_values(foreign.factory.make, name, value)
     tried, errors = [], []
     for other in guess.values:
@@ -122,14 +110,13 @@ def _judge(foreign: ForeignModel, seen: _Seen, name: str, value: Any) -> tuple[s
             errors.append(type(error).__name__)
             continue
         if difference:
-            return ACTS, difference
+            return Effect(ACTS, difference)
         tried.append(other)
     shown = ", ".join(repr(one) for one in tried or guess.values)
     if tried and guess.sure:
-        return DEAD, f"{value!r} → {shown} changes none of {len(_LOOKED_AT)} things: {', '.join(_LOOKED_AT)}"
+        changes = f"changes none of {len(_LOOKED_AT)} things: {', '.join(_LOOKED_AT)}"
+        return Effect(DEAD, f"{value!r} → {shown} {changes}")
     if tried:
-        return (
-            UNSEEN,
-            f"{value!r} → {shown} changes nothing, and whether these are values that it may have is not known",
-        )
-    return UNSEEN, f"{shown} raise {errors[0]}" if errors else guess.why_none
+        unsure = "changes nothing, and whether these are values that it may have is not known"
+        return Effect(UNSEEN, f"{value!r} → {shown} {unsure}")
+    return Effect(UNSEEN, f"{shown} raise {errors[0]}" if errors else guess.why_none)

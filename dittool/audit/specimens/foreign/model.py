@@ -6,29 +6,42 @@ that share its weights.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
-from collections.abc import Callable, Iterator, Set
+import math
+from collections import Counter
+from collections.abc import Callable, Set
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dittool.audit.specimens.foreign.anatomy import Anatomy, Call, find_anatomy, watch
-from dittool.audit.specimens.foreign.example import Example, Inputs
+from dittool.audit.specimens.anatomy import Anatomy
+from dittool.audit.specimens.foreign.anatomy import find_anatomy
+from dittool.audit.specimens.foreign.conditions import input_effects
+from dittool.audit.specimens.foreign.example import Example
 from dittool.audit.specimens.foreign.factory import Factory
-from dittool.audit.specimens.ours import LARGEST_BUILT
-from dittool.audit.specimens.trial import Wakeable, is_zero, wake
+from dittool.audit.specimens.foreign.keywords import keyword_effects
+from dittool.audit.specimens.positions import grids_that_run, measure, stored_positions
+from dittool.audit.specimens.specimen import Grid, Liveness, NotAnswered, Options, Positions, Precision
+from dittool.audit.specimens.trial import LARGEST_BUILT, Inputs, Trial, answer, is_zero, kind_of_number, wake
 from dittool.errors import DitError, UsageError
 
+_METHODS = {  # that switch gradient checkpointing on and off, of diffusers, transformers and timm
+    "enable_gradient_checkpointing": "disable_gradient_checkpointing",
+    "gradient_checkpointing_enable": "gradient_checkpointing_disable",
+    "set_grad_checkpointing": None,
+}
+_SHAPES_WANTED = 3
 
-class ForeignModel(Wakeable):
+
+class ForeignModel(Trial[nn.Module]):
     """A factory, how to call what it makes, and where its parts are. Everything is seeded: two builds have the same
     weights.
     """
+
+    scopes: ClassVar[frozenset[str]] = frozenset({"model"})
 
     def __init__(self, factory: Factory, example: Callable[..., Any] | None = None) -> None:
         self.factory, self._function = factory, example
@@ -49,12 +62,16 @@ class ForeignModel(Wakeable):
             raise UsageError(
                 f"{factory.target}: forward raises {type(error).__name__} on the example: {error}", "correct --example"
             ) from error
-        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self._parameters = sum(parameter.numel() for parameter in model.parameters())
         self._only = model if self.large else None
 
     def with_arguments(self, **changes: Any) -> ForeignModel:
         """The factory's model under other arguments."""
         return ForeignModel(replace(self.factory, kwargs={**self.factory.kwargs, **changes}), self._function)
+
+    @property
+    def parameters(self) -> int:
+        return self._parameters
 
     @property
     def large(self) -> bool:
@@ -102,21 +119,102 @@ class ForeignModel(Wakeable):
         runs = [inputs, example.changed(inputs, example.latent), conditioned]
         return find_anatomy(self.shared_awake, runs, answer)
 
-    def block_calls(self, model: nn.Module, inputs: Inputs) -> dict[str, Call]:
-        """Each block's call while the model runs once."""
-        with watch({name: model.get_submodule(name) for name in self.anatomy.blocks}) as seen, torch.no_grad():
-            answer(model, inputs)
-        return {name: seen[name][0] for name in self.anatomy.blocks}
+    def inputs(self, seed: int = 0) -> Inputs:
+        return self.example.inputs(seed=seed)
 
+    def _unanswered(self) -> str:
+        return "a model alone: guidance is what its sampler does with it"
 
-def answer(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The first tensor that the model returns."""
-    with contextlib.redirect_stdout(sys.stderr):
-        output = model(**inputs)
-    found = next(_tensors(output), None)
-    if found is None:
-        raise TypeError(f"forward returns a {type(output).__name__} without a tensor")
-    return found
+    def precision(self) -> Precision:
+        return Precision("", Counter(kind_of_number(parameter.dtype) for parameter in self.fresh().parameters()))
+
+    def options(self) -> Options:
+        return keyword_effects(self)
+
+    def liveness(self) -> Liveness:
+        return input_effects(self)
+
+    # Gradient checkpointing
+
+    def _checkpointing_switch(self) -> tuple[str, Callable[[bool], nn.Module], str]:
+        for name, value in self.factory.settings.items():
+            if "checkpoint" in name and isinstance(value, bool):
+                return f"{name} ", partial(self._built_with, name), ""
+        model = self.shared_awake
+        for on, off in _METHODS.items():
+            if callable(getattr(model, on, None)):
+                return f"{on}() ", partial(self._called, on, off), ""
+        for name, value in vars(model).items():
+            if "checkpoint" in name and isinstance(value, bool):
+                return f"{name} ", partial(self._set, name), ""
+        where = "no keyword argument, attribute or method of it has 'checkpoint' in its name"
+        raise NotAnswered(f"no switch was found: {where}")
+
+    def _built_with(self, name: str, wanted: bool) -> nn.Module:
+        """Switched by an argument of the factory."""
+        return self.awake(**{name: wanted})
+
+    def _called(self, on: str, off: str | None, wanted: bool) -> nn.Module:
+        """Switched by a method, or by one method with a value."""
+        model = self.awake()
+        method = getattr(model, on if wanted or off is None else off)
+        method(*([wanted] if off is None else []))
+        return model
+
+    def _set(self, name: str, wanted: bool) -> nn.Module:
+        """Switched by an attribute of the model and its modules."""
+        model = self.awake()
+        for module in model.modules():
+            if hasattr(module, name):
+                setattr(module, name, wanted)
+        return model
+
+    # Positions
+
+    @property
+    def latent(self) -> str:
+        return self.example.latent
+
+    @cached_property
+    def patch_size(self) -> int:
+        size, tokens = self.example.size, self.anatomy.tokens
+        if size is None:
+            return 1
+        patch = math.isqrt(math.prod(size) // tokens)
+        if not patch or patch**2 * tokens != math.prod(size):
+            raise NotAnswered(f"{tokens} tokens for a latent of {size}: the patch size cannot be told")
+        return patch
+
+    def at_grid(self, grid: Grid) -> Inputs:
+        return self.example.inputs(size=(grid[0] * self.patch_size, grid[1] * self.patch_size), batch=1)
+
+    def positions(self) -> Positions:
+        anatomy = self.anatomy
+        if not anatomy.blocks or not anatomy.tokens:
+            why = anatomy.why_not or "the latent does not reach the first block in one row"
+            raise NotAnswered(f"the latent's tokens were not found: {why}")
+        stored = stored_positions(self, self.awake(), self.example.inputs(batch=1))
+        try:
+            if not self.example.sizes_can_change:
+                why = "--example does not take a height and width, so other shapes cannot be tried"
+                raise NotAnswered(f"the latent comes as tokens, and {why}")
+            ran, problem = grids_that_run(self, self._usual_grids())
+        except NotAnswered:
+            if stored:
+                return Positions(stored)
+            raise
+        odd = [grid for grid in ran if grid[0] != grid[1]]
+        if problem and len(ran) >= _SHAPES_WANTED and odd:
+            problem = ""  # a window or a stage may ask for multiples; the rule asks for three shapes
+        return measure(self, min(odd, key=math.prod), ran, problem, stored) if odd else Positions(stored, ran, problem)
+
+    def _usual_grids(self) -> list[Grid]:
+        """The example's own, a small one, and with half and twice as many rows or columns."""
+        side = math.isqrt(self.anatomy.tokens)
+        size, patch = self.example.size, self.patch_size
+        rows, columns = (size[0] // patch, size[1] // patch) if size else (side, side)
+        halves = [(rows, max(columns // 2, 1)), (max(rows // 2, 1), columns)]
+        return list(dict.fromkeys([(rows, columns), (2, 3), *halves, (rows, columns * 2)]))
 
 
 def _sharing_weights(model: nn.Module, names: Set[str] | None = None) -> nn.Module:
@@ -127,21 +225,10 @@ def _sharing_weights(model: nn.Module, names: Set[str] | None = None) -> nn.Modu
     return copy.deepcopy(model, {id(one): one for one in shared})
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _tensors(inner)
-
-
 def _configured(model: nn.Module) -> dict[str, Any]:
     """What a model remembers of its own configuration, as diffusers' do."""
     config = getattr(model, "config", None)
     try:
-        return dict(config)
+        return dict(config or {})
     except (TypeError, ValueError):
         return {}

@@ -1,0 +1,128 @@
+"""From a target's text to the subject that it names: files are opened, factories are called, specimens are chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.data_view import open_derived, open_shards
+from dittool.audit.specimens.foreign.factory import load_attribute, load_factory
+from dittool.audit.specimens.foreign.model import ForeignModel
+from dittool.audit.specimens.generator import our_specimen
+from dittool.audit.specimens.layouts import UnknownWeights, WeightsAlone
+from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
+from dittool.ckpt.files import list_checkpoints, newest_checkpoint
+from dittool.config.architectures import AnyConfig
+from dittool.config.load import load_config
+from dittool.config.presets import preset_names
+from dittool.console import SILENT, Talk
+from dittool.errors import BadDataError, UsageError
+
+_KINDS = (
+    "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder, or a model as"
+    " file.py:Name"
+)
+
+
+def open_subject(
+    target: str, preset: str | None = None, kwargs: str | None = None, example: str | None = None, talk: Talk = SILENT
+) -> Subject:
+    """The subject that a target's text names.
+
+    Args:
+        preset: of --preset, what a checkpoint or data should fit.
+        kwargs: of --kwargs, a JSON object, the keyword arguments of a model factory.
+        example: of --example, `file.py:function` that makes the inputs of the factory's model.
+
+    Raises `UsageError` for a target of no known kind, `BadDataError` and `UnsafeFileError` for a file that is refused.
+    """
+    if _names_a_factory(target):
+        function = None if example is None else load_attribute(example)
+        return Foreign(target, ForeignModel(load_factory(target, kwargs), function))
+    if kwargs is not None or example is not None:
+        raise UsageError(
+            f"{target}: --kwargs and --example belong to a model factory",
+            "name it as file.py:Name or package.module:Name",
+        )
+    expected = None if preset is None else load_config(preset)
+    path = Path(target)
+    if path.is_dir():
+        return _open_folder(path, expected, talk)
+    if path.suffix in (".pt", ".safetensors"):
+        view = CheckpointView(path)
+        view.require_safe()
+        return checkpoint_subject(str(path), view, view.config, expected)
+    if path.suffix == ".toml" or target in preset_names() or not path.exists():
+        return _open_preset(target, expected)
+    raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
+
+
+def preset_subject(target: str, config: AnyConfig, kind: str = PRESET) -> Preset:
+    """A configuration under a name."""
+    return Preset(target, config, our_specimen(config), kind)
+
+
+def checkpoint_subject(
+    target: str,
+    view: CheckpointView,
+    config: AnyConfig | None,
+    expected: AnyConfig | None = None,
+    kind: str = CHECKPOINT,
+) -> Checkpoint:
+    """A file of weights with the network that its configuration, or the layout of its names, tells."""
+    if config is not None:
+        specimen = our_specimen(config, view)
+    else:
+        specimen = UnknownWeights() if view.layout is None else WeightsAlone(view.weights(), view.layout)
+    wanted = None if expected is None else Preset(PRESET, expected, our_specimen(expected, view))
+    return Checkpoint(target, view, specimen, config, wanted, kind)
+
+
+def _names_a_factory(target: str) -> bool:
+    """`file.py:Name` or `package.module:Name`."""
+    module, colon, name = target.rpartition(":")
+    return (
+        bool(colon)
+        and name.isidentifier()
+        and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
+    )
+
+
+def _open_preset(target: str, expected: AnyConfig | None) -> Preset:
+    if "/" in target and not target.endswith(".toml"):
+        raise UsageError(f"{target}: no such file or folder", _KINDS)
+    if expected is not None:
+        raise UsageError(
+            f"{target}: --preset says what a checkpoint or data should fit, and this is itself a preset",
+            "leave --preset out",
+        )
+    return preset_subject(target, load_config(target))
+
+
+def _open_folder(path: Path, expected: AnyConfig | None, talk: Talk) -> Subject:
+    wanted = None if expected is None else preset_subject(PRESET, expected)
+    if (path / "records.jsonl").is_file():
+        return Data(str(path), open_derived(path), DERIVED, wanted)
+    if (path / "resolved.toml").is_file() or (path / "checkpoints").is_dir() or list_checkpoints(path):
+        return _open_run(path, expected, talk)
+    if (path / "index.json").is_file() or any(path.glob("**/*.tar")):
+        return Data(str(path), open_shards(path), SHARDS, wanted)
+    seen = "resolved.toml, index.json, records.jsonl, *.tar"
+    raise BadDataError(f"{path}: neither a run, nor shards, nor a derived folder: it holds none of {seen}", _KINDS)
+
+
+def _open_run(path: Path, expected: AnyConfig | None, talk: Talk) -> Preset | Checkpoint:
+    """A run is its newest valid checkpoint; before the first one it is its configuration."""
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    resolved = path / "resolved.toml"
+    written = load_config(str(resolved)) if resolved.is_file() else None
+    if not list_checkpoints(folder):
+        if written is None:
+            raise BadDataError(
+                f"{path}: a run without a checkpoint and without resolved.toml",
+                "train first with: dit train --preset P",
+            )
+        return preset_subject(str(path), written, RUN)
+    view = CheckpointView(newest_checkpoint(folder, talk).path, resolved=written)
+    view.require_safe()
+    return checkpoint_subject(str(path), view, view.config or written, expected, RUN)
