@@ -18,11 +18,9 @@ from torch import Tensor
 from dittool.encoders.cards import VaeCard
 from dittool.encoders.interfaces import signed, to_pixels
 from dittool.encoders.pretrained import (
-    device_of_choice,
     frozen,
     to_cpu,
     to_device,
-    weights_hash,
 )
 from dittool.errors import BadDataError, UsageError
 
@@ -49,13 +47,12 @@ class PretrainedCodec:
 
     def __init__(self, model: Any, name: str, revision: str) -> None:
         config, self._kind = model.config, AUTOENCODERS[type(model).__name__]
-        self._device = device_of_choice()
         self.channels = int(config.latent_channels)
         self.stride = 2 ** (len(config[self._kind.stages]) - 1)
-        model = frozen(model, torch.float32)
+        network = frozen(model, "fp32")
+        self._model, self._device = network.model, network.device
         scale, shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
-        self.card = VaeCard(name, revision, weights_hash(model), "fp32", self.channels, self.stride, scale, shift)
-        self._model = model.to(self._device)
+        self.card = VaeCard(name, revision, network.weights, "fp32", self.channels, self.stride, scale, shift)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> Tensor:

@@ -22,8 +22,6 @@ from dittool.encoders.builtin import built_in, builtin_image_model
 from dittool.encoders.cards import ImageCard
 from dittool.encoders.interfaces import ImageFeatures
 from dittool.encoders.pretrained import (
-    DTYPES,
-    device_of_choice,
     frozen,
     in_fp32,
     load_transformer,
@@ -31,7 +29,6 @@ from dittool.encoders.pretrained import (
     revision_of,
     to_cpu,
     to_device,
-    weights_hash,
 )
 from dittool.errors import BadDataError
 from dittool.geometry import SIDE_MULTIPLE, encoder_input_size
@@ -51,13 +48,13 @@ class DinoEncoder:
     """A frozen DINO vision transformer. Sees the whole bucketed image, never a crop of it."""
 
     def __init__(self, model: Any, name: str, revision: str, dtype: str, talk: Talk = SILENT) -> None:
-        self._device, self._dtype, self._talk = device_of_choice(), DTYPES[dtype], talk
+        self._talk = talk
         self.patch_size = _patch_size(model.config, name)
         self.registers = _register_tokens(model, name)
         self.width = int(model.config.hidden_size)
-        model = frozen(model, self._dtype)  # training mode would jitter positions
-        self.card = ImageCard(name, revision, weights_hash(model), dtype, self.width, self.patch_size, self.registers)
-        self._model = model.to(self._device)
+        network = frozen(model, dtype)  # training mode would jitter positions
+        self._model, self._device, self._dtype = network.model, network.device, network.dtype
+        self.card = ImageCard(name, revision, network.weights, dtype, self.width, self.patch_size, self.registers)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> ImageFeatures:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -187,13 +188,25 @@ def quiet(library: Any) -> None:
     library.utils.logging.disable_progress_bar()
 
 
-def frozen(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The model for inference, its parameters in `dtype`.
+@dataclass(frozen=True)
+class FrozenNetwork:
+    """A network for inference, where it runs, and in what its parameters are."""
+
+    model: Any  # the library's class: its inputs and outputs differ from one to the next
+    weights: str  # `weights_hash`
+    dtype: torch.dtype
+    device: torch.device
+
+
+def frozen(model: nn.Module, dtype: str) -> FrozenNetwork:
+    """The network on the device of choice, its parameters in `dtype` ("fp32" or "bf16"), never in training mode.
 
     Buffers stay as they are: DINOv3's rotary frequencies in bf16 would misplace the far patches of a large image.
     """
-    _cast(model, dtype)
-    return model.eval().requires_grad_(False)
+    _cast(model, DTYPES[dtype])
+    model.eval().requires_grad_(False)
+    weights, device = weights_hash(model), device_of_choice()
+    return FrozenNetwork(model.to(device), weights, DTYPES[dtype], device)
 
 
 @contextmanager

@@ -17,8 +17,6 @@ from dittool.encoders.builtin import WordVectors, built_in
 from dittool.encoders.cards import TextCard
 from dittool.encoders.interfaces import TextEncoder, TextFeatures
 from dittool.encoders.pretrained import (
-    DTYPES,
-    device_of_choice,
     frozen,
     in_fp32,
     load_pretrained,
@@ -28,7 +26,6 @@ from dittool.encoders.pretrained import (
     revision_of,
     to_cpu,
     to_device,
-    weights_hash,
 )
 from dittool.errors import BadDataError, WeightsMissingError
 
@@ -50,13 +47,12 @@ class T5Encoder:
     def __init__(
         self, model: Any, tokenizer: Any, name: str, revision: str, dtype: str, max_tokens: int, talk: Talk = SILENT
     ) -> None:
-        self._device, self._dtype, self._talk = device_of_choice(), DTYPES[dtype], talk
-        self._tokenizer, self._max_tokens = tokenizer, max_tokens
+        self._tokenizer, self._max_tokens, self._talk = tokenizer, max_tokens, talk
         self.width = int(model.config.d_model)
         _require_words(tokenizer, int(model.config.vocab_size), name)
-        model = frozen(model, self._dtype)
-        self.card = TextCard(name, revision, weights_hash(model), dtype, self.width, max_tokens)
-        self._model = model.to(self._device)
+        network = frozen(model, dtype)
+        self._model, self._device, self._dtype = network.model, network.device, network.dtype
+        self.card = TextCard(name, revision, network.weights, dtype, self.width, max_tokens)
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:

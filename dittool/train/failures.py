@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from dittool.errors import NonFiniteError, StorageError, UsageError
+from dittool.errors import NonFiniteError, StorageError, UsageError, listed
 from dittool.families.family import Loss
 from dittool.train.distributed import Ranks
 
@@ -66,8 +66,7 @@ def require_finite_step(
     suspects = list(dict.fromkeys(broken or ranks.gather_names(ids)))
     raise NonFiniteError(
         f"step {step}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. "
-        f"Samples: {', '.join(suspects[:_SHOWN])}"
-        + (f" and {len(suspects) - _SHOWN} more" if len(suspects) > _SHOWN else ""),
+        f"Samples: {listed(suspects, _SHOWN)}",
         "check these samples with dit shard --verify and dit audit, lower train.lr, then dit train --resume",
         suspects,
     )
