@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -100,22 +101,22 @@ def _embed(
     console.json(
         {
             "derived": str(done.folder),
-            "inputs": counts["total"],
+            "inputs": counts.total,
             "part": f"{share.index}/{share.count}",
             "made": done.made,
             "kept": done.kept,
             "left": done.left,
             "cut_captions": done.cut_captions,
-            **counts,
+            **asdict(counts),
         }
     )
-    flips = f", and {counts['flipped']} flipped variants" if config.data.flip == "prepared" else ""
-    console.result(f"{counts['total']} inputs: {counts['used']} used, {counts['refused']} refused{flips}")
-    if counts["refused"]:
-        console.table(("refused because", "images"), sorted(counts["reasons"].items()))
-    if counts["not_flipped"]:
-        console.table(("no flipped variant because", "images"), sorted(counts["not_flipped"].items()))
-    console.table(("bucket", "images"), sorted(counts["buckets"].items()))
+    flips = f", and {counts.flipped} flipped variants" if config.data.flip == "prepared" else ""
+    console.result(f"{counts.total} inputs: {counts.used} used, {counts.refused} refused{flips}")
+    if counts.refused:
+        console.table(("refused because", "images"), sorted(counts.reasons.items()))
+    if counts.not_flipped:
+        console.table(("no flipped variant because", "images"), sorted(counts.not_flipped.items()))
+    console.table(("bucket", "images"), sorted(counts.buckets.items()))
     columns = ("pass", "made now", "already there", *([] if share.is_everything else ["for other parts"]))
     console.table(
         columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
@@ -125,9 +126,9 @@ def _embed(
             f"{done.cut_captions} captions are longer than encoders.max_text_tokens = {config.encoders.max_text_tokens}"
             " and were cut"
         )
-    if counts["further_captions"]:
+    if counts.further_captions:
         console.warn(
-            f"{counts['further_captions']} further captions of images that have several were not taken: docs/sources.md"
+            f"{counts.further_captions} further captions of images that have several were not taken: docs/sources.md"
         )
     console.note(f"features in {out}; next: {done.next_command(share)}")
 

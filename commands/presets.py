@@ -85,7 +85,7 @@ def _show_params(console: Console, name: str, config: AnyConfig) -> None:
     rows = [(part, count, f"{held:,}", f"{held / total:.2%}") for part, (count, held) in groups.items()]
     console.table(("part", "tensors", "parameters", "of all"), rows)
     console.result(f"{total:,} parameters in {len(tensors)} tensors")
-    if widths:
+    if widths.text:
         console.note(_size_text(config))
 
 
@@ -98,7 +98,7 @@ def _size_text(config: AnyConfig) -> str:
     if (widths := family.known_widths(config)) is None:
         return f"{_UNKNOWN_WIDTHS}; dit train says the size"
     for_widths = (
-        f", for text features of width {widths['text']}, image features of width {widths['image']}" if widths else ""
+        f", for text features of width {widths.text}, image features of width {widths.image}" if widths.text else ""
     )
     return f"{parameter_count(lambda: family.build(config, widths)):,} parameters as built{for_widths}"
 

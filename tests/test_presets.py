@@ -10,7 +10,7 @@ import pytest
 from dittool.audit.runner import audit
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
-from dittool.encoders.known import known_dims
+from dittool.encoders.known import known_widths
 from dittool.models.build import build_model
 from dittool.models.parameters import parameter_count
 
@@ -21,9 +21,12 @@ OF_THE_FIRST_MODEL = [name for name in preset_names() if load_config(name).model
 @pytest.mark.parametrize("name", OF_THE_FIRST_MODEL)
 def test_a_preset_is_built_with_the_parameters_that_the_readme_says(name):
     config = load_config(name)
-    dims = known_dims(config.encoders.image, config.encoders.text, config.encoders.vae)
+    widths = known_widths(config.encoders.image, config.encoders.text, config.encoders.vae)
     row = next(line for line in README.read_text().splitlines() if line.startswith(f"| `{name}` |"))
-    assert row.split("|")[-2].strip() == f"{parameter_count(lambda: build_model(config, *dims.values())):,}"
+    assert (
+        row.split("|")[-2].strip()
+        == f"{parameter_count(lambda: build_model(config, widths.text, widths.image, widths.latent_channels)):,}"
+    )
     assert row.split("|")[2].strip() == f"{config.model.depth} × {config.model.width}"
 
 

@@ -12,6 +12,7 @@ from dittool.data.identity import IdentityCard, json_sha256
 from dittool.data.normalisation import LatentNorm, latent_norm
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.statistics import SetStatistics
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 
 _OTHER_FILE = "name a checkpoint that this program wrote"
@@ -37,7 +38,7 @@ class Provenance:
 
     identity: IdentityCard | ToyCard
     identity_hash: str
-    dims: dict[str, int]  # widths of the features: text, image, latent_channels; none of a toy's points
+    widths: FeatureWidths
     norm: LatentNorm
     statistics: SetStatistics | None  # None for a toy's points
     order_hash: str  # of the ids and buckets of the training samples, in order
@@ -54,13 +55,13 @@ class Provenance:
         statistics = shards.statistics
         norm = latent_norm(config.data.latent_scaling, shards.card.vae, statistics.latent_mean, statistics.latent_std)
         order = hashlib.sha256("\n".join(f"{ref.id} {ref.bucket}" for ref in refs).encode()).hexdigest()
-        return Provenance(shards.card, shards.identity_hash, shards.dims, norm, statistics, order)
+        return Provenance(shards.card, shards.identity_hash, shards.widths, norm, statistics, order)
 
     @staticmethod
     def of_toy(settings: Mapping[str, Any]) -> Provenance:
         """For points that the section [toy] of a configuration describes."""
         card = ToyCard(settings)
-        return Provenance(card, card.sha256, {}, LatentNorm((), ()), None, "")
+        return Provenance(card, card.sha256, FeatureWidths(), LatentNorm((), ()), None, "")
 
     @property
     def card(self) -> IdentityCard:
@@ -73,7 +74,7 @@ class Provenance:
         return {
             "identity": self.identity.to_json(),
             "identity_hash": self.identity_hash,
-            "dims": self.dims,
+            "dims": self.widths.to_json(),
             "statistics": {} if self.statistics is None else self.statistics.to_json(),
             "order_hash": self.order_hash,
             "norm": self.norm.to_json(),
@@ -87,15 +88,15 @@ class Provenance:
         ):
             what = ", ".join(wrong) if isinstance(value, dict) else type(value).__name__
             raise BadDataError(f"{source}: what it remembers of its data cannot be read: {what}", _OTHER_FILE)
-        identity, dims = value["identity"], value["dims"]
+        identity, widths = value["identity"], FeatureWidths.from_json(value["dims"], f"{source}: dims")
         return Provenance(
             ToyCard(identity["toy"])
             if isinstance(identity.get("toy"), dict)
             else IdentityCard.from_json(identity, f"{source}: identity", complete=True),
             value["identity_hash"],
-            dims,
+            widths,
             LatentNorm.from_json(value["norm"], source),
-            SetStatistics.from_json(value["statistics"], dims, f"{source}: statistics") if dims else None,
+            SetStatistics.from_json(value["statistics"], widths, f"{source}: statistics") if value["dims"] else None,
             value["order_hash"],
         )
 

@@ -28,7 +28,7 @@ def prepare(root: Path, config: DriftConfig, talk: Talk = SILENT, colours: Colle
     """Shards of drawn class folders of `colours` under `root`, at the size that the configuration embeds; what is
     there already stays.
     """
-    side = int(config.data.buckets[0].split("x")[0])
+    side = config.data.bucket_sizes()[0].width
     images, derived, shards = root / "images", root / "derived", root / "shards"
     draw_class_folders(images, IMAGES, SEED, side, talk, colours)
     embed(images, derived, config, talk=talk)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dittool.audit.runner import FAIL, Audit, audit
 from dittool.ckpt.files import list_checkpoints
+from dittool.config.architectures import ImageConfig, image_config
 from dittool.config.load import load_config
-from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.features.embed import embed
 from dittool.data.shards.write import shard
@@ -48,7 +48,7 @@ def run_demo(out: Path, preset: str = "demo", talk: Talk = SILENT) -> Demo:
 
     Raises what the stages raise, and `BadDataError` when the audit finds a broken rule.
     """
-    config, demo = load_config(preset), Demo(out)
+    config, demo = image_config(load_config(preset), f"--preset {preset}", "dit demo draws images"), Demo(out)
     images, derived, shards = out / "data" / "images", out / "data" / "derived", out / "data" / "shards"
     with _stage(demo, talk, f"{IMAGES} captioned images"):
         draw_dataset(images, IMAGES, SEED, talk)
@@ -90,10 +90,12 @@ def _audit(demo: Demo, target: str, fits: str | None, talk: Talk) -> None:
         raise BadDataError(f"{target}: the audit failed: {lines}", f"see the whole of it with: dit audit {target}")
 
 
-def _train(config: Config, shards: Path, out: Path, talk: Talk) -> Path:
+def _train(config: ImageConfig, shards: Path, out: Path, talk: Talk) -> Path:
     existing = list_checkpoints(out / "checkpoints")
     finals = [checkpoint.path for checkpoint in existing if checkpoint.final and checkpoint.verify() is None]
     if finals:
         talk.note(f"trained before: {finals[0]}")
         return finals[0]
-    return train(config, shards, out, resume=bool(existing), talk=talk).checkpoint
+    done = train(config, shards, out, resume=bool(existing), talk=talk)
+    assert done is not None, "only under torchrun do processes other than the first return nothing"
+    return done.checkpoint

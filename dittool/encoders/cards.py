@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
+
+from dittool.errors import BadDataError
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,31 @@ class VaeCard:
     scale: float
     shift: float
     unknown: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureWidths:
+    """Channels of the features that a model is built for; all 0 for one that reads none."""
+
+    text: int = 0
+    image: int = 0
+    latent_channels: int = 0
+
+    def __str__(self) -> str:
+        return f"text {self.text}, image {self.image}, latent channels {self.latent_channels}"
+
+    @staticmethod
+    def from_json(value: object, source: str) -> FeatureWidths:
+        """Of an index or a checkpoint that may come from anywhere. Raises `BadDataError` naming `source`."""
+        if value == {}:
+            return FeatureWidths()
+        names = [item.name for item in fields(FeatureWidths)]
+        if not isinstance(value, dict) or sorted(value) != sorted(names) or not all(map(_is_count, value.values())):
+            raise BadDataError(f"{source}: {value!r} are no widths of features", f"it needs {', '.join(names)}")
+        return FeatureWidths(**value)
+
+    def to_json(self) -> dict[str, int]:
+        return {} if self == FeatureWidths() else asdict(self)
 
 
 EncoderCard = ImageCard | TextCard | VaeCard

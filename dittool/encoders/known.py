@@ -6,6 +6,8 @@ on the hub.
 
 from __future__ import annotations
 
+from dittool.encoders.cards import FeatureWidths
+
 IMAGE_WIDTHS = {
     "builtin:dinov3": 64,
     "facebook/dinov3-vits16-pretrain-lvd1689m": 384,
@@ -33,11 +35,11 @@ LATENT_CHANNELS = {
 }
 
 
-def known_dims(image: str, text: str, vae: str) -> dict[str, int] | None:
-    """`text`, `image` and `latent_channels`, as the data would say them, for three names of `[encoders]`; None when one
+def known_widths(image: str, text: str, vae: str) -> FeatureWidths | None:
+    """What the data would say of their features, for three names of `[encoders]`; None when one
     of them is not in the tables.
     """
     text_width, image_width, channels = TEXT_WIDTHS.get(text), IMAGE_WIDTHS.get(image), LATENT_CHANNELS.get(vae)
     if text_width is None or image_width is None or channels is None:
         return None
-    return {"text": text_width, "image": image_width, "latent_channels": channels}
+    return FeatureWidths(text_width, image_width, channels)

@@ -21,6 +21,7 @@ from dittool.console import Talk
 from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
+from dittool.encoders.cards import FeatureWidths
 from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
 from dittool.errors import BadDataError
 from dittool.families.drift_data import ClassSamples, LatentEvaluation, LatentStream
@@ -60,7 +61,7 @@ class DriftData:
     features: DriftFeatures | None = None  # from `begin` on
 
 
-def build(config: DriftConfig, _widths: Mapping[str, int]) -> DriftDiT:
+def build(config: DriftConfig, _widths: FeatureWidths) -> DriftDiT:
     return build_generator(config)
 
 
@@ -152,7 +153,7 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
             f'embed with data.buckets = ["{columns}x{rows}"], or change model.input',
         )
     facts = {
-        "model.channels": (model.channels, shards.dims["latent_channels"]),
+        "model.channels": (model.channels, shards.widths.latent_channels),
         "model.classes": (model.classes, len(shards.classes)),
     }
     if not shards.classes:
@@ -174,7 +175,7 @@ def _cheap_begin(config: DriftConfig) -> DriftConfig:
 
 FAMILY = Family(
     build=build,
-    known_widths=lambda _config: {},
+    known_widths=lambda _config: FeatureWidths(),
     open_data=open_data,
     begin=begin,
     batches=batches,

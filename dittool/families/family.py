@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dittool.config.architectures import AnyConfig, architecture
 from dittool.console import Talk
 from dittool.data.provenance import Provenance
+from dittool.encoders.cards import FeatureWidths
 from dittool.validate.text_edit import CaptionChecker
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ class Family(Generic[C, N, D, B, L]):
     """Functions that decide how models of one kind are built, fed, trained, drawn from and measured."""
 
     # The network.
-    build: Callable[[C, Mapping[str, int]], N]  # the widths of features: `Provenance.dims`
-    known_widths: Callable[[C], dict[str, int] | None]  # the same where no data are at hand; None: not known without
+    build: Callable[[C, FeatureWidths], N]
+    known_widths: Callable[[C], FeatureWidths | None]  # the same where no data are at hand; None: not known without
 
     # A run.
     open_data: Callable[[C, Path, Ranks], D]

@@ -6,7 +6,7 @@ train/loop.py → this file → objective/flow.py → models/dit.py
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -23,7 +23,8 @@ from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
-from dittool.encoders.known import known_dims
+from dittool.encoders import known
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
 from dittool.families.synthetic import write_noise
@@ -101,13 +102,13 @@ class FlowData:
     pipeline: Pipeline | None = None  # of the pictures drawn on the way: its codec is loaded once
 
 
-def build(config: Config, widths: Mapping[str, int]) -> DiT:
-    return build_model(config, widths["text"], widths["image"], widths["latent_channels"])
+def build(config: Config, widths: FeatureWidths) -> DiT:
+    return build_model(config, widths.text, widths.image, widths.latent_channels)
 
 
-def known_widths(config: Config) -> dict[str, int] | None:
+def known_widths(config: Config) -> FeatureWidths | None:
     names = config.encoders
-    return known_dims(names.image, names.text, names.vae)
+    return known.known_widths(names.image, names.text, names.vae)
 
 
 def open_data(config: Config, folder: Path, ranks: Ranks) -> FlowData:

@@ -19,8 +19,8 @@ from dittool.data.records import FEATURES, LATENT, RECORD_MEMBER, Feature
 from dittool.data.shards.index import TRAIN, ShardIndex, index_shard, write_index
 from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.write import tar_member
-from dittool.encoders.cards import ImageCard, TextCard, VaeCard
-from dittool.encoders.known import known_dims
+from dittool.encoders.cards import FeatureWidths, ImageCard, TextCard, VaeCard
+from dittool.encoders.known import known_widths
 from dittool.errors import UsageError
 from dittool.geometry import Bucket
 from dittool.untrusted.npy import npy_bytes
@@ -35,7 +35,7 @@ def write_noise(config: Config, folder: Path) -> None:
     known.
     """
     names = config.encoders
-    widths = known_dims(names.image, names.text, names.vae)
+    widths = known_widths(names.image, names.text, names.vae)
     if widths is None:
         raise UsageError(
             f"the widths of these encoders are not known: {names.image}, {names.text}, {names.vae}",
@@ -43,9 +43,9 @@ def write_noise(config: Config, folder: Path) -> None:
             " real shards",
         )
     bucket = min(config.data.bucket_sizes(), key=lambda bucket: abs(bucket.width - bucket.height))
-    image, patches = widths["image"], (bucket.height // _PATCH) * (bucket.width // _PATCH)
-    latent = (widths["latent_channels"], *bucket.latent_grid(_STRIDE))
-    shapes = dict(zip(FEATURES, ((image,), (patches, image), latent, (TEXT_TOKENS, widths["text"])), strict=True))
+    image, patches = widths.image, (bucket.height // _PATCH) * (bucket.width // _PATCH)
+    latent = (widths.latent_channels, *bucket.latent_grid(_STRIDE))
+    shapes = dict(zip(FEATURES, ((image,), (patches, image), latent, (TEXT_TOKENS, widths.text)), strict=True))
     _write(folder, config, bucket, shapes, widths, [{}] * 4 * (config.train.batch_size or 8))
 
 
@@ -53,11 +53,11 @@ def write_class_noise(config: DriftConfig, folder: Path) -> None:
     """Latents in the model's size, one of each class. The features that it does not read are left out."""
     model = config.model
     rows, columns = model.cells
-    bucket, widths = Bucket(columns * _STRIDE, rows * _STRIDE), {"text": _UNREAD, "image": _UNREAD}
+    bucket, widths = Bucket(columns * _STRIDE, rows * _STRIDE), FeatureWidths(_UNREAD, _UNREAD, model.channels)
     classes = [f"class-{number:04d}" for number in range(model.classes)]
     records = [{"name": name, "image": "", "status": "used", "cls": name} for name in classes]
     shapes = {LATENT: (model.channels, rows, columns)}
-    _write(folder, config, bucket, shapes, widths | {"latent_channels": model.channels}, records, classes)
+    _write(folder, config, bucket, shapes, widths, records, classes)
 
 
 def _write(
@@ -65,7 +65,7 @@ def _write(
     config: ImageConfig,
     bucket: Bucket,
     shapes: Mapping[Feature, tuple[int, ...]],
-    widths: dict[str, int],
+    widths: FeatureWidths,
     records: Sequence[Mapping[str, str]],
     classes: Sequence[str] = (),
 ) -> None:
@@ -80,16 +80,16 @@ def _write(
                 array = chance.standard_normal(shape, np.float32).astype(np.float16)
                 file.writelines(tar_member(f"{key}.{feature.member}", npy_bytes(array)))
         file.write(bytes(1024))  # the end of a tar
-    names, channels = config.encoders, widths["latent_channels"]
+    names, channels = config.encoders, widths.latent_channels
     encoders = (
-        ImageCard(names.image, "", "", names.dtype, widths["image"], _PATCH, registers=0),
-        TextCard(names.text, "", "", names.dtype, widths["text"], names.max_text_tokens),
+        ImageCard(names.image, "", "", names.dtype, widths.image, _PATCH, registers=0),
+        TextCard(names.text, "", "", names.dtype, widths.text, names.max_text_tokens),
         VaeCard(names.vae, "", "", "fp32", channels, _STRIDE, scale=1.0, shift=0.0),
     )
     card = IdentityCard((bucket.name,), FP16, encoders)
     noise = {
         f"{name}_{key}": (value,) * size
-        for name, size in (("latent", channels), ("cls", widths["image"]), ("patch", widths["image"]))
+        for name, size in (("latent", channels), ("cls", widths.image), ("patch", widths.image))
         for key, value in (("mean", 0.0), ("std", 1.0))
     }
     statistics = SetStatistics(len(records), **noise, tokens_mean=TEXT_TOKENS, tokens_max=TEXT_TOKENS)

@@ -19,6 +19,7 @@ from torch import Tensor
 from dittool.config.drift_schema import ToyConfig
 from dittool.config.load import config_to_dict
 from dittool.data.provenance import Provenance
+from dittool.encoders.cards import FeatureWidths
 from dittool.families.drift_groups import (
     DriftLoss,
     Groups,
@@ -149,7 +150,7 @@ def state(_data: ToyData) -> dict[str, Any]:
 
 FAMILY = Family(
     build=lambda config, _widths: build_toy(config),
-    known_widths=lambda _config: {},
+    known_widths=lambda _config: FeatureWidths(),
     open_data=open_data,
     batches=batches,
     loss=loss,

@@ -86,7 +86,7 @@ class Pipeline:
             Config,
         )
         data = Provenance.from_json(content["data"], str(checkpoint))
-        model = build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"])
+        model = build_model(config, data.widths.text, data.widths.image, data.widths.latent_channels)
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])
         return Pipeline(model, config, data, content["step"])
@@ -189,7 +189,7 @@ class Pipeline:
     def noise(self, bucket: Bucket, seeds: list[int]) -> Tensor:
         """(B, C, H, W) N(0, 1), one seed a sample: a sample does not depend on its neighbours in the batch."""
         stride = self.data.card.vae.stride
-        shape = (self.data.dims["latent_channels"], bucket.height // stride, bucket.width // stride)
+        shape = (self.data.widths.latent_channels, bucket.height // stride, bucket.width // stride)
         return torch.stack(
             [
                 torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed("sampling", seed)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk, Task
+from dittool.encoders.cards import FeatureWidths
 from dittool.encoders.vae import load_codec
 from dittool.errors import WeightsMissingError
 from dittool.families.family import MicroBatch, family_of
@@ -89,7 +90,7 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
         state = TrainState(config, opened, ranks)
         family.begin(opened, {}, talk)
         kind = family.kinds(opened)[0]
-        flops = forward_flops(config, opened.provenance.dims, kind.example) // len(kind.example)
+        flops = forward_flops(config, opened.provenance.widths, kind.example) // len(kind.example)
         product = matrix_product_flops(ranks.device, config.train.precision)
         task.advance()
         rates = _measured(state, kind.example, folder, task)
@@ -150,11 +151,11 @@ def _figures(config: AnyConfig, rates: _Rates, product: float, flops: int) -> li
     ]
 
 
-def forward_flops(config: AnyConfig, dims: Mapping[str, int], batch: MicroBatch) -> int:
+def forward_flops(config: AnyConfig, widths: FeatureWidths, batch: MicroBatch) -> int:
     """FLOPs of the matrix products of one forward pass over a batch, attention included. Nothing is computed for it."""
     family, nowhere = family_of(config), torch.device("meta")
     with nowhere:
-        model = family.build(config, dims).eval()
+        model = family.build(config, widths).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*family.inputs(batch.to(nowhere)))
     return counter.get_total_flops()

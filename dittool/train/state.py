@@ -44,7 +44,7 @@ class TrainState:
         self.skipped_updates = 0  # steps without an update, because loss or gradient was not finite
 
     def _build(self) -> nn.Module:
-        return self.family.build(self.config, self.data.provenance.dims).to(self.device)
+        return self.family.build(self.config, self.data.provenance.widths).to(self.device)
 
     def forward(self, *inputs: Any) -> Tensor:
         """The network in the run's precision; its backward averages gradients over the processes."""

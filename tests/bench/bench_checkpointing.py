@@ -70,12 +70,12 @@ def main() -> None:
         shards = synthetic_shards(Path(scratch) / "shards", off, options.batch)
         provenance = Provenance.of(shards, shards.samples, off)
         batch = training_stream(off, shards, shards.samples, provenance.norm, ranks)[0].to(ranks.device)
-        dims = provenance.dims
+        widths = provenance.widths
         models = {}
         for name, config in (("off", off), ("on", on)):
             torch.manual_seed(0)
             models[name] = (
-                build_model(config, dims["text"], dims["image"], dims["latent_channels"]).to(ranks.device).train()
+                build_model(config, widths.text, widths.image, widths.latent_channels).to(ranks.device).train()
             )
         found = {name: [] for name in models}
         for _ in range(options.rounds + 1):

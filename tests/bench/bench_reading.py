@@ -40,7 +40,7 @@ from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.stream import BatchPlan, collate
 from dittool.data.shards.write import tar_member
-from dittool.encoders.cards import ImageCard, TextCard, VaeCard
+from dittool.encoders.cards import FeatureWidths, ImageCard, TextCard, VaeCard
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.untrusted.npy import npy_bytes, parse_npy
 from dittool.untrusted.tar import Member, tar_members
@@ -82,8 +82,8 @@ def make_set(folder: Path, samples: int) -> None:
     ones = {"latent": (1.0,) * 16, "cls": (1.0,) * 1024, "patch": (1.0,) * 1024}
     channels = {f"{name}_{what}": values for name, values in ones.items() for what in ("mean", "std")}
     statistics = SetStatistics(samples, **channels, tokens_mean=52.0, tokens_max=84)
-    dims = {"text": 1024, "image": 1024, "latent_channels": 16}
-    write_index(folder, ShardIndex(IdentityCard((BUCKET,), "fp16", encoders), "", "", dims, statistics, tuple(rows)))
+    widths = FeatureWidths(1024, 1024, latent_channels=16)
+    write_index(folder, ShardIndex(IdentityCard((BUCKET,), "fp16", encoders), "", "", widths, statistics, tuple(rows)))
 
 
 def plain(folder: Path, tensors: bool) -> int:

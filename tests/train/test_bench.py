@@ -9,6 +9,7 @@ import torch
 
 from dittool.config.load import load_config
 from dittool.data.shards.read import ShardSet
+from dittool.encoders.cards import FeatureWidths
 from dittool.families.synthetic import TEXT_TOKENS, write_noise
 from dittool.train import bench as bench_module
 from dittool.train.bench import bench, forward_flops
@@ -31,14 +32,14 @@ def test_the_flops_are_those_of_the_matrix_products(tiny_shards):
     # patches in and out, output modulation, timestep
     ends = 2 * n * 64 * d * 2 + 2 * d * 2 * d + 2 * 256 * d + 2 * d * d
     conditions = 2 * wide * d * (length + 1 + 64)
-    dims = {"text": wide, "image": wide, "latent_channels": 16}
-    assert forward_flops(tiny_shards.config, dims, batch) == 4 * (2 * block + ends + conditions)
+    widths = FeatureWidths(wide, wide, latent_channels=16)
+    assert forward_flops(tiny_shards.config, widths, batch) == 4 * (2 * block + ends + conditions)
 
 
 def test_checkpointing_and_precision_do_not_change_the_count(tiny_shards):
-    batch, dims = tiny_shards.stream()[0], {"text": 64, "image": 64, "latent_channels": 16}
+    batch, widths = tiny_shards.stream()[0], FeatureWidths(64, 64, 16)
     changed = tiny_shards.config_with("model.gradient_checkpointing=true", "train.precision=bf16")
-    assert forward_flops(changed, dims, batch) == forward_flops(tiny_shards.config, dims, batch)
+    assert forward_flops(changed, widths, batch) == forward_flops(tiny_shards.config, widths, batch)
 
 
 def test_a_presets_own_sizes_are_measured(tiny_shards):

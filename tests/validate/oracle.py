@@ -73,7 +73,7 @@ class Oracle(Pipeline):
     def __init__(self, shards: ShardSet, config: Config, cut: Iterable[str] = (), shuffled: bool = False) -> None:
         data = Provenance.of(shards, shards.split("train"), config)
         super().__init__(
-            build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]),
+            build_model(config, data.widths.text, data.widths.image, data.widths.latent_channels),
             config,
             data,
             step=1234,

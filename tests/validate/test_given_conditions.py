@@ -58,7 +58,7 @@ def test_pooled_patches_are_compared_with_pooled_ones_and_dropped_ones_count_as_
     shards = ShardSet.open(tmp_path / "shards")
     data = Provenance.of(shards, shards.split("train"), config)
     model = Pipeline(
-        build_model(config, data.dims["text"], data.dims["image"], data.dims["latent_channels"]), config, data, step=1
+        build_model(config, data.widths.text, data.widths.image, data.widths.latent_channels), config, data, step=1
     )
     seen, draw = [], model.latents
     model.latents = lambda conditions, noise: seen.append((conditions, noise)) or draw(conditions, noise)

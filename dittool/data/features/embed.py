@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dittool.config.architectures import ImageConfig
 from dittool.config.load import config_to_toml
-from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.features.estimate import disk_rows
 from dittool.data.features.parts import Part, shared_files, writer_lock
@@ -56,7 +57,7 @@ class EmbedSummary:
 def embed(
     source: Path,
     out: Path,
-    config: Config,
+    config: ImageConfig,
     stages: Sequence[str] = STAGES,
     talk: Talk = SILENT,
     part: Part | None = None,
@@ -121,13 +122,13 @@ def embed(
 
 def _ready_for_the_first(
     store: FeatureStore,
-    config: Config,
+    config: ImageConfig,
     stages: Sequence[str],
     records: list[Record],
     part: Part,
     rebuild: bool,
     talk: Talk,
-) -> EmbedPass | None:
+) -> EmbedPass[Any] | None:
     """The encoder of the first stage, after a look at all of them: weights that are missing, another identity and a
     disk that will not do are told before hours of work, not after the pass that did not need them.
     """
@@ -162,12 +163,12 @@ def _require_usable(source: Path, records: list[Record], store: FeatureStore) ->
     if not store.has_card:
         store.write_records(records)
     counts = summary(records)
-    counted = ", ".join(f"{count} {reason}" for reason, count in counts["reasons"].items())
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.items())
     where = (
         f"each one's reason stands in {store.records_path}"
         if not store.has_card
         else "look at the source: the features of before are untouched"
     )
     raise BadDataError(
-        f"{source}: none of {counts['total']} images can be used: {counted}", f"each image needs a caption; {where}"
+        f"{source}: none of {counts.total} images can be used: {counted}", f"each image needs a caption; {where}"
     )

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittool.config.schema import Config
+from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
-from dittool.data.features.passes import EmbedPass, batch_size, load_pass
+from dittool.data.features.passes import EmbedPass, Input, batch_size, load_pass
 from dittool.data.features.pipeline import decoder_count
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import STORED_DTYPE, stored_shape
@@ -52,7 +52,9 @@ class Estimate:
         return sum(row.bytes for row in self.rows)
 
 
-def estimate(source: Path, out: Path, config: Config, stages: Sequence[str] = STAGES, talk: Talk = SILENT) -> Estimate:
+def estimate(
+    source: Path, out: Path, config: ImageConfig, stages: Sequence[str] = STAGES, talk: Talk = SILENT
+) -> Estimate:
     """Bytes and time for what `dit embed` would make now. Writes nothing; encodes two batches a pass to see how long
     one takes.
 
@@ -125,7 +127,7 @@ def _on_disk(array_bytes: int) -> int:
     return -(-(_HEADER + array_bytes) // _BLOCK) * _BLOCK
 
 
-def _image_time(ready: EmbedPass, records: Sequence[Record], source: Path) -> float:
+def _image_time(ready: EmbedPass[Any], records: Sequence[Record], source: Path) -> float:
     """Seconds for all the images: the slower of decoding and encoding, for they overlap; measured in the commonest
     bucket, by area elsewhere.
     """
@@ -143,7 +145,7 @@ def _image_time(ready: EmbedPass, records: Sequence[Record], source: Path) -> fl
     return sum(Bucket.from_name(record.bucket).area / area for record in records) * max(decoding, encoding)
 
 
-def _text_time(ready: EmbedPass, records: Sequence[Record]) -> tuple[float, float]:
+def _text_time(ready: EmbedPass[Any], records: Sequence[Record]) -> tuple[float, float]:
     """(seconds for all the captions, bytes of caption a token), from captions spread over all lengths."""
     by_length = sorted(records, key=lambda record: len(record.caption))
     sample = [record.caption for record in by_length[:: max(1, len(by_length) // _TEXT_BATCH)]][:_TEXT_BATCH]
@@ -152,7 +154,7 @@ def _text_time(ready: EmbedPass, records: Sequence[Record]) -> tuple[float, floa
     return seconds, max(sum(len(caption.encode()) for caption in sample) / tokens, 0.1)
 
 
-def _seconds(ready: EmbedPass, inputs: Sequence[Any]) -> float:
+def _seconds(ready: EmbedPass[Input], inputs: Sequence[Input]) -> float:
     """For one batch, the second time: the first pays for what is set up once."""
     ready.encode(inputs)
     started = time.perf_counter()

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from dittool.config.schema import Config
+from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
 from dittool.data.features.parts import Part
 from dittool.data.features.pipeline import Arrays, FeatureWriter, Pixels, Refusal, decoded, decoders, loaded_ahead
@@ -36,6 +35,8 @@ _FEWEST, _MOST = 16, 128  # images in a batch
 # in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
 _PIXELS = 4 << 20
 
+Input = TypeVar("Input")  # what an encoder takes of a record: Pixels or str
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -46,12 +47,13 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class EmbedPass:
+class EmbedPass(Generic[Input]):
     """An encoder that is ready: pixels of one bucket, or captions, to stored arrays."""
 
     stage: str
     card: EncoderCard
-    encode: Callable[[Sequence[Any]], list[Encoded]]
+    load: Callable[[Record, Path], Input | Refusal]  # what it encodes of a record; the path is the source's
+    encode: Callable[[Sequence[Input]], list[Encoded]]
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,16 @@ class PassResult:
     cut_captions: int = 0
 
 
-def load_pass(stage: str, config: Config, talk: Talk = SILENT) -> EmbedPass:
+def load_pass(stage: str, config: ImageConfig, talk: Talk = SILENT) -> EmbedPass[Any]:
     """Loads the stage's encoder. `talk` is told when features had to be computed again in fp32. Raises
     `WeightsMissingError`.
     """
-    return {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}[stage](config, talk)
+    ready: dict[str, Callable[[ImageConfig, Talk], EmbedPass[Any]]]
+    ready = {"dinov3": _image_pass, "vae": _vae_pass, "t5": _text_pass}
+    return ready[stage](config, talk)
 
 
-def encoder_cards(config: Config) -> tuple[EncoderCard, ...]:
+def encoder_cards(config: ImageConfig) -> tuple[EncoderCard, ...]:
     """What the image, text and latent encoder of a configuration say of themselves, each loaded in turn for it."""
     return tuple(load_pass(stage, config).card for stage in ("dinov3", "t5", "vae"))
 
@@ -112,7 +116,7 @@ def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Rec
 
 
 def run_pass(
-    ready: EmbedPass, batches: list[list[Record]], store: FeatureStore, source: Path, talk: Talk
+    ready: EmbedPass[Input], batches: list[list[Record]], store: FeatureStore, source: Path, talk: Talk
 ) -> PassResult:
     """Encodes the batches and stores what is used of them. An image or caption that cannot be encoded is refused, and
     the rest goes on.
@@ -123,7 +127,6 @@ def run_pass(
     total = sum(record.used for batch in batches for record in batch)
     # Captions of refused records are encoded too, for the sake of the others' padding; their images cannot be.
     to_load = batches if of_text else ([record for record in batch if record.used] for batch in batches)
-    load = _caption if of_text else partial(decoded, source=source)
     refused: list[Record] = []
     cut = 0
     with (
@@ -131,7 +134,7 @@ def run_pass(
         decoders([] if of_text else [record for batch in batches for record in batch]) as pool,
         FeatureWriter(store, ready.stage, task.advance) as writer,
     ):
-        for batch, loaded in loaded_ahead(to_load, load, pool):
+        for batch, loaded in loaded_ahead(to_load, ready.load, source, pool):
             good, bad = _encode_batch(ready, list(zip(batch, loaded, strict=True)), anything_made=writer.written > 0)
             if good:
                 writer.put([record for record, _ in good], [encoded.arrays for _, encoded in good])
@@ -142,12 +145,12 @@ def run_pass(
     return PassResult(writer.written, refused, cut)
 
 
-def _caption(record: Record) -> str:
+def _caption(record: Record, source: Path) -> str:
     return record.caption
 
 
 def _encode_batch(
-    ready: EmbedPass, loaded: list[tuple[Record, Any]], anything_made: bool
+    ready: EmbedPass[Input], loaded: list[tuple[Record, Input | Refusal]], anything_made: bool
 ) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
     """The used records with what is stored of them, and those that turned out to be unusable."""
     bad = [
@@ -173,7 +176,7 @@ def _encode_batch(
 
 
 def _encode_one_by_one(
-    ready: EmbedPass, inputs: list[tuple[Record, Any]]
+    ready: EmbedPass[Input], inputs: list[tuple[Record, Input]]
 ) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
     made, failed = [], []
     for record, item in inputs:
@@ -211,7 +214,7 @@ def _half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16)
 
 
-def _image_pass(config: Config, talk: Talk) -> EmbedPass:
+def _image_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Pixels]:
     encoder = load_image_encoder(config.encoders.image, config.encoders.dtype, talk)
 
     def encode(images: Sequence[Pixels]) -> list[Encoded]:
@@ -223,25 +226,26 @@ def _image_pass(config: Config, talk: Talk) -> EmbedPass:
             for cls, patches in zip(features.cls.numpy(), features.patches.numpy(), strict=True)
         ]
 
-    return EmbedPass("dinov3", encoder.card, encode)
+    return EmbedPass("dinov3", encoder.card, decoded, encode)
 
 
-def _vae_pass(config: Config, _: Talk) -> EmbedPass:
+def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Pixels]:
     codec = load_codec(config.encoders.vae)
     return EmbedPass(
         "vae",
         codec.card,
+        decoded,
         lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(np.stack(images)).numpy()],
     )
 
 
-def _text_pass(config: Config, talk: Talk) -> EmbedPass:
+def _text_pass(config: ImageConfig, talk: Talk) -> EmbedPass[str]:
     encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens, talk)
 
     def encode(captions: Sequence[str]) -> list[Encoded]:
         return [Encoded({TEXT: _half(feature.hidden.numpy())}, feature.cut) for feature in encoder.encode(captions)]
 
-    return EmbedPass("t5", encoder.card, encode)
+    return EmbedPass("t5", encoder.card, _caption, encode)
 
 
 def _chunks(items: list[Record], size: int) -> list[list[Record]]:

@@ -80,13 +80,15 @@ def decoders(records: Sequence[Record]) -> Executor:
 
 
 def loaded_ahead(
-    batches: Iterable[Sequence[Record]], load: Callable[[Record], Loaded], pool: Executor
+    batches: Iterable[Sequence[Record]], load: Callable[[Record, Path], Loaded], source: Path, pool: Executor
 ) -> Iterator[tuple[Sequence[Record], list[Loaded]]]:
-    """Each batch with what `load` made of its records, in order. Raises `StorageError` when a worker process died."""
+    """Each batch with what `load` made of its records and the source, in order. Raises `StorageError` when a worker
+    process died.
+    """
     pending: deque[tuple[Sequence[Record], list[Future[Loaded]]]] = deque()
     try:
         for batch in batches:
-            pending.append((batch, [pool.submit(load, record) for record in batch]))
+            pending.append((batch, [pool.submit(load, record, source) for record in batch]))
             if len(pending) > _AHEAD:
                 yield _taken(pending)
         while pending:

@@ -19,6 +19,7 @@ from typing import Any
 
 from dittool.data.identity import IdentityCard
 from dittool.data.shards.statistics import SetStatistics
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.geometry import parse_size
 from dittool.storage import file_sha256, read_json, write_atomic, write_json
@@ -88,7 +89,7 @@ class ShardIndex:
     identity: IdentityCard
     identity_hash: str  # of the card, when the set was made
     source: str  # folder or list of images that was embedded
-    dims: dict[str, int]  # widths that the model takes from the data: text, image, latent_channels
+    widths: FeatureWidths  # what the model takes from the data
     statistics: SetStatistics
     shards: tuple[ShardRow, ...]
     classes: tuple[str, ...] | None = None  # None: of a set that another program made
@@ -117,10 +118,12 @@ class ShardIndex:
             raise BadDataError(f"{path}: it lists no shard", _AGAIN)
         rows = tuple(ShardRow.from_json(row, str(path)) for row in index["shards"])
         card = IdentityCard.from_json(index["identity"], f"{path}: identity", complete=True)
-        widths = {"text": card.text.width, "image": card.image.width, "latent_channels": card.vae.channels}
+        widths = FeatureWidths(card.text.width, card.image.width, card.vae.channels)
         # a model is built and normalised by card, widths and statistics, so they must at least fit each other
-        if index["dims"] != widths:
-            raise BadDataError(f"{path}: dims = {index['dims']}, by the identity card they are {widths}", _AGAIN)
+        if index["dims"] != widths.to_json():
+            raise BadDataError(
+                f"{path}: dims = {index['dims']}, by the identity card they are {widths.to_json()}", _AGAIN
+            )
         statistics = SetStatistics.from_json(index["statistics"], widths, f"{path}: statistics")
         classes = index.get("classes", [])  # older sets have none
         if not isinstance(classes, list) or not all(map(_is_text, classes)) or len(set(classes)) != len(classes):
@@ -145,7 +148,7 @@ class ShardIndex:
             "holdout": self.holdout,
             **({} if self.seed is None else {"seed": self.seed}),
             "source": self.source,
-            "dims": self.dims,
+            "dims": self.widths.to_json(),
             "statistics": self.statistics.to_json(),
             "shards": [asdict(row) for row in self.shards],
             **({} if self.classes is None else {"classes": list(self.classes)}),

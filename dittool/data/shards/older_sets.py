@@ -16,21 +16,21 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dittool.config.schema import Config
+from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
 from dittool.data.features.passes import encoder_cards
 from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16, FP32
-from dittool.data.records import IMAGE_PATCHES
+from dittool.data.records import IMAGE_PATCHES, TEXT
 from dittool.data.shards.index import INDEX_NAME, TRAIN, SampleRef, ShardIndex, index_shard, write_index
 from dittool.data.shards.read import Sample, ShardSet
-from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
+from dittool.data.shards.statistics import SetStatistics, ShardStatistics
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size, patch_grid
 from dittool.storage import folder_lock, output_folder, sweep_temporaries
 
 
-def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> ShardIndex:
+def index_older_set(folder: Path, config: ImageConfig, talk: Talk = SILENT) -> ShardIndex:
     """Writes the index of a set that has none and returns it.
 
     Args:
@@ -60,12 +60,12 @@ def index_older_set(folder: Path, config: Config, talk: Talk = SILENT) -> ShardI
                 statistics.append(of_shard)
                 rows.append(index_shard(folder, folder / PurePosixPath(path), bucket, TRAIN))
                 task.advance(len(refs))
-        index = ShardIndex(card, card.sha256, "", statistics[0].dims, SetStatistics.joined(statistics), tuple(rows))
+        index = ShardIndex(card, card.sha256, "", statistics[0].widths, SetStatistics.joined(statistics), tuple(rows))
         write_index(folder, index)
     return index
 
 
-def _claimed_card(shards: ShardSet, config: Config) -> IdentityCard:
+def _claimed_card(shards: ShardSet, config: ImageConfig) -> IdentityCard:
     first = shards.read(shards.samples[0])
     storage = FP32 if first.arrays()[IMAGE_PATCHES].dtype == np.float32 else FP16
     found = {bucket for ref in shards.samples if (bucket := _bucket_of(ref))}
@@ -116,7 +116,7 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str, card: Iden
     image, stride = card.image, card.vae.stride
     rows, columns = patch_grid(width, height, image.patch_size)
     claims = {
-        "width of the text": (widths(arrays)["text"], card.text.width),
+        "width of the text": (arrays[TEXT].shape[1], card.text.width),
         "width of CLS": (len(sample.cls), image.width),
         "shape of the patches": (arrays[IMAGE_PATCHES].shape, (rows * columns, image.width)),
         "shape of the latent": (sample.latent.shape, (card.vae.channels, height // stride, width // stride)),

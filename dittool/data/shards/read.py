@@ -39,6 +39,7 @@ from dittool.data.shards.index import (
     scan_tar,
 )
 from dittool.data.shards.statistics import SetStatistics
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 from dittool.untrusted.npy import parse_npy
 
@@ -99,9 +100,8 @@ class ShardSet:
         return self._require_index().statistics
 
     @property
-    def dims(self) -> dict[str, int]:
-        """Widths that the model takes from the data: text, image, latent_channels."""
-        return self._require_index().dims
+    def widths(self) -> FeatureWidths:
+        return self._require_index().widths
 
     @property
     def classes(self) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 
 _ROWS = 256  # of an array, converted at once: 256 × 1024 float64 stay in the processor's cache
@@ -88,14 +89,14 @@ class ShardStatistics:
     text_tokens: int = 0  # of all captions
     longest_text: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)  # by "latent", "cls", "patch"
-    dims: dict[str, int] = field(default_factory=dict)  # widths that the model takes from the data
+    widths: FeatureWidths = field(default_factory=FeatureWidths)
 
     def add(self, arrays: dict[Feature, np.ndarray]) -> None:
         """One sample: CLS (C,), patches (N, C) as the model sees them, latent (channels, h, w), text (L, D); widths
         as of all others.
         """
         latent, text = arrays[LATENT], arrays[TEXT]
-        self.dims = widths(arrays)
+        self.widths = widths_of(arrays)
         self.samples += 1
         self.text_tokens += len(text)
         self.longest_text = max(self.longest_text, len(text))
@@ -114,23 +115,20 @@ class ShardStatistics:
             "samples": self.samples,
             "text_tokens": self.text_tokens,
             "longest_text": self.longest_text,
-            "dims": self.dims,
+            "dims": self.widths.to_json(),
             "moments": moments,
         }
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> ShardStatistics:
         moments = {name: Moments.from_json(one) for name, one in value["moments"].items()}
-        return ShardStatistics(value["samples"], value["text_tokens"], value["longest_text"], moments, value["dims"])
+        widths = FeatureWidths.from_json(value["dims"], "a line of shards.jsonl")
+        return ShardStatistics(value["samples"], value["text_tokens"], value["longest_text"], moments, widths)
 
 
-def widths(arrays: dict[Feature, np.ndarray]) -> dict[str, int]:
+def widths_of(arrays: dict[Feature, np.ndarray]) -> FeatureWidths:
     """What a model must know of a sample's features."""
-    return {
-        "text": arrays[TEXT].shape[1],
-        "image": arrays[IMAGE_CLS].shape[0],
-        "latent_channels": arrays[LATENT].shape[0],
-    }
+    return FeatureWidths(arrays[TEXT].shape[1], arrays[IMAGE_CLS].shape[0], arrays[LATENT].shape[0])
 
 
 @dataclass(frozen=True)
@@ -159,15 +157,15 @@ class SetStatistics:
         return SetStatistics(samples, **channels, tokens_mean=mean, tokens_max=max(part.longest_text for part in parts))
 
     @staticmethod
-    def from_json(value: dict[str, Any], dims: dict[str, int], source: str) -> SetStatistics:
+    def from_json(value: dict[str, Any], widths: FeatureWidths, source: str) -> SetStatistics:
         """From an index or a checkpoint that may come from anywhere, for samples of these widths. Raises
         `BadDataError` with all that cannot be.
         """
-        counts = {"latent": dims["latent_channels"], "cls": dims["image"], "patch": dims["image"]}
-        widths = {f"{name}_{of}": count for name, count in counts.items() for of in ("mean", "std")}
+        counts = {"latent": widths.latent_channels, "cls": widths.image, "patch": widths.image}
+        channels = {f"{name}_{of}": count for name, count in counts.items() for of in ("mean", "std")}
         wrong = [
             f"{key} is not {count} finite numbers"
-            for key, count in widths.items()
+            for key, count in channels.items()
             if not _is_row(value.get(key), count)
         ]
         tokens = value.get("text_tokens", {})
@@ -179,7 +177,7 @@ class SetStatistics:
             raise BadDataError(f"{source}: {'; '.join(wrong)}", "copy the set again, or make it again with: dit shard")
         return SetStatistics(
             value["samples"],
-            **{key: tuple(value[key]) for key in widths},
+            **{key: tuple(value[key]) for key in channels},
             tokens_mean=tokens["mean"],
             tokens_max=tokens["max"],
         )

@@ -13,7 +13,8 @@ import numpy as np
 from dittool.console import SILENT, Talk
 from dittool.data.shards.index import INDEX_NAME, SampleRef, ShardRow, members_path, scan_tar
 from dittool.data.shards.read import ShardSet
-from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
+from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import DitError
 from dittool.storage import file_sha256
 
@@ -119,8 +120,8 @@ def _sample_faults(shards: ShardSet, ref: SampleRef, statistics: ShardStatistics
     bad = [(feature.name, int((~np.isfinite(array)).sum())) for feature, array in arrays.items()]
     if faults := [Fault(where, f"{name} has {count} values that are not finite") for name, count in bad if count]:
         return faults
-    expected = statistics.dims if shards.index is None else shards.dims
-    if expected and (found := widths(arrays)) != expected:
+    expected = statistics.widths if shards.index is None else shards.widths
+    if expected != FeatureWidths() and (found := widths_of(arrays)) != expected:
         return [
             Fault(
                 where,

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dittool.config.architectures import image_config
 from dittool.config.load import load_config
 from dittool.console import SILENT, Talk
 from dittool.data.features.journal import digest_of
@@ -39,7 +40,8 @@ from dittool.data.shards.index import (
     members_path,
     write_index,
 )
-from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths
+from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
+from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
 from dittool.seeding import derive_seed, unit_interval
 from dittool.storage import (
@@ -96,7 +98,7 @@ def shard(
     # readers that go through a tar in order see it shuffled
     records.sort(key=lambda record: derive_seed("shard order", seed, record.id))
     chosen = records[:limit]
-    share = holdout if holdout is not None else load_config(str(derived / "resolved.toml")).data.holdout
+    share = _configured_holdout(derived / "resolved.toml") if holdout is None else holdout
     held = _held_out(chosen, share, talk)
     output_folder(out)
     with folder_lock(out):
@@ -120,7 +122,7 @@ def shard(
                 writer.card,
                 writer.card.sha256,
                 store.source,
-                statistics[0].dims,
+                statistics[0].widths,
                 SetStatistics.joined(statistics),
                 tuple(rows),
                 tuple(sorted({record.cls for record in chosen if record.cls})),
@@ -176,7 +178,7 @@ class _ShardWriter:
     def __init__(self, store: FeatureStore, out: Path) -> None:
         self.card = store.card()
         self.count_kept = 0
-        self._dims: dict[str, int] = {}
+        self._widths: FeatureWidths | None = None
         self._store, self._out, self._journal = store, out, out / _JOURNAL
         self._made = store.read_journal_entries()
         lines = read_json_lines(self._journal) if self._journal.exists() else []
@@ -191,7 +193,7 @@ class _ShardWriter:
         if entry is None or entry.made_from != self._made_from(plan) or not entry.row.is_intact(self._out):
             return None
         self.count_kept += 1
-        self._dims = self._dims or entry.statistics.dims
+        self._widths = self._widths or entry.statistics.widths
         return entry
 
     def write(self, plan: _Plan) -> _Finished:
@@ -254,12 +256,12 @@ class _ShardWriter:
 
     def _require_same_widths(self, record: Record, arrays: dict[Feature, np.ndarray]) -> None:
         """Against the first sample that this call has met."""
-        dims = widths(arrays)
-        self._dims = self._dims or dims
-        if dims != self._dims:
+        found = widths_of(arrays)
+        self._widths = self._widths or found
+        if found != self._widths:
             raise BadDataError(
-                f"{self._store.folder}: features of '{record.name}' ({record.id}) have widths {dims}, others"
-                f" {self._dims}",
+                f"{self._store.folder}: features of '{record.name}' ({record.id}) have widths {found}; others"
+                f" {self._widths}",
                 "features of two encoders in one folder: remove those of one and run dit embed again",
             )
 
@@ -303,6 +305,10 @@ def _require_complete(store: FeatureStore, used: list[Record]) -> None:
                 f" is '{missing[0].name}'",
                 f"make them with: dit embed --pass {stage}, with the source and preset of before",
             )
+
+
+def _configured_holdout(path: Path) -> float:
+    return image_config(load_config(str(path)), str(path), "images were embedded with it").data.holdout
 
 
 def _held_out(records: list[Record], share: float, talk: Talk) -> set[str]:

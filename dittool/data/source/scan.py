@@ -13,9 +13,9 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -66,13 +66,24 @@ def scan(
     return with_flips(records) if flip == "prepared" else records
 
 
-def summary(records: Sequence[Record]) -> dict[str, Any]:
-    """Counts: total inputs = used + refused; refused by reason; used by bucket and by flag.
-
-    Flipped variants are no inputs and are counted apart: `flipped` are those that are used, `not_flipped` says for how
-    many used inputs there is none, by reason; where flips are prepared, the two sum to used. `further_captions` is the
-    number of captions that were not taken because an image had several.
+@dataclass(frozen=True)
+class ScanSummary:
+    """Counts of inputs, as `dit embed --json` prints them. Flipped variants are no inputs; where they are prepared,
+    those that are used and the inputs without one sum to `used`.
     """
+
+    total: int  # used + refused
+    used: int
+    refused: int
+    reasons: dict[str, int]  # refused, by reason
+    buckets: dict[str, int]  # used, by bucket
+    flags: dict[str, int]  # used, by flag
+    further_captions: int  # not taken, because an image had several
+    flipped: int  # variants that are used
+    not_flipped: dict[str, int]  # used inputs without a variant, by reason
+
+
+def summary(records: Sequence[Record]) -> ScanSummary:
     inputs = [record for record in records if not record.flipped]
     flips = [record for record in records if record.flipped]
     used = [record for record in inputs if record.used]
@@ -82,17 +93,21 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
     names = {record.name for record in used}
     # an encoder refused the variant alone
     not_flipped.update(record.reason for record in flips if not record.used and record.name in names)
-    return {
-        "total": len(inputs),
-        "used": len(used),
-        "refused": sum(reasons.values()),
-        "reasons": dict(sorted(reasons.items())),
-        "buckets": dict(sorted(Counter(record.bucket for record in used).items())),
-        "flags": dict(sorted(Counter(flag for flag, _ in flags).items())),
-        "further_captions": sum(int(count) for flag, count in flags if flag == FURTHER),
-        "flipped": sum(record.used for record in flips),
-        "not_flipped": dict(sorted(not_flipped.items())),
-    }
+    return ScanSummary(
+        total=len(inputs),
+        used=len(used),
+        refused=reasons.total(),
+        reasons=_sorted(reasons),
+        buckets=_sorted(Counter(record.bucket for record in used)),
+        flags=_sorted(Counter(flag for flag, _ in flags)),
+        further_captions=sum(int(count) for flag, count in flags if flag == FURTHER),
+        flipped=sum(record.used for record in flips),
+        not_flipped=_sorted(not_flipped),
+    )
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 def load_pixels(record: Record, source: Path) -> np.ndarray:

@@ -260,13 +260,13 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_any_encoder_is_loaded
 
 
 @pytest.mark.row(18)
-def test_a_decoding_process_that_is_killed_is_named():
+def test_a_decoding_process_that_is_killed_is_named(tmp_path):
     records = [Record(str(i), "", "", "used", width=1024, height=1024) for i in range(10_000)]
     with decoders(records) as pool, pytest.raises(StorageError, match="memory"):
-        list(loaded_ahead([records[:3]], _die, pool))
+        list(loaded_ahead([records[:3]], _die, tmp_path, pool))
 
 
-def _die(record):
+def _die(record, source):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -23,7 +23,7 @@ def content(folder):
     shards = ShardSet.open(folder)
     return (
         shards.card,
-        shards.dims,
+        shards.widths,
         shards.statistics,
         [(ref, shards.read(ref), shards.read_record(ref)) for ref in shards.samples],
     )

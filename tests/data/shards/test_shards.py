@@ -139,7 +139,7 @@ def test_statistics_survive_the_journal_to_the_last_bit():
 def test_features_of_two_widths_do_not_go_into_one_set(older_derived, tmp_path):
     path = min((older_derived / "t5_hidden").glob("*.npy"))
     path.write_bytes(npy_bytes(np.ones((4, 32), np.float16)))
-    with pytest.raises(BadDataError, match=r"have widths .*'text': (32|64)"):
+    with pytest.raises(BadDataError, match=r"have widths text (32|64)"):
         shard(older_derived, tmp_path / "out")
 
 

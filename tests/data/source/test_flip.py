@@ -194,17 +194,17 @@ def test_variants_are_counted_apart_and_inputs_add_up(tmp_path):
     put(tmp_path, "d", "a dog", size=(20, 20))
     put(tmp_path, "e", "a dog")
     counts = summary(scan(tmp_path, [Bucket(64, 64)], flip="prepared"))
-    assert (counts["total"], counts["used"], counts["refused"], counts["flipped"]) == (5, 4, 1, 2)
-    assert counts["not_flipped"] == {"text-in-image": 1, "unclear-left-right": 1}
-    assert counts["flipped"] + sum(counts["not_flipped"].values()) == counts["used"] == sum(counts["buckets"].values())
+    assert (counts.total, counts.used, counts.refused, counts.flipped) == (5, 4, 1, 2)
+    assert counts.not_flipped == {"text-in-image": 1, "unclear-left-right": 1}
+    assert counts.flipped + sum(counts.not_flipped.values()) == counts.used == sum(counts.buckets.values())
 
 
 def test_a_variant_that_only_an_encoder_refused_is_counted_and_one_whose_image_was_refused_too_is_not():
     a, b, c = (with_flips([record(name)]) for name in "abc")
     refused = {"status": REFUSED, "reason": "encode:not-finite"}
     counts = summary([*a, b[0], replace(b[1], **refused), *(replace(one, **refused) for one in c)])
-    assert (counts["total"], counts["used"], counts["flipped"]) == (3, 2, 1)
-    assert counts["reasons"] == counts["not_flipped"] == {"encode:not-finite": 1}
+    assert (counts.total, counts.used, counts.flipped) == (3, 2, 1)
+    assert counts.reasons == counts.not_flipped == {"encode:not-finite": 1}
 
 
 def test_the_pixels_of_a_variant_are_the_mirrored_bucketed_image(tmp_path):

@@ -67,7 +67,7 @@ def test_every_input_ends_as_used_or_refused_and_the_counts_add_up(tmp_path):
     (tmp_path / "gone.txt").write_text("a link to nothing")
     records = scan(tmp_path, BUCKETS)
     counts = summary(records)
-    assert counts["reasons"] == {
+    assert counts.reasons == {
         "caption-not-utf8": 1,
         "empty-caption": 1,
         "extreme-aspect": 1,
@@ -76,11 +76,9 @@ def test_every_input_ends_as_used_or_refused_and_the_counts_add_up(tmp_path):
         "not-an-image": 2,
         "too-small": 1,
     }
-    assert (counts["total"], counts["used"], counts["refused"]) == (12, 3, 9)
-    assert (
-        counts["buckets"] == {"48x96": 1, "64x64": 1, "96x48": 1} and sum(counts["buckets"].values()) == counts["used"]
-    )
-    assert counts["flags"] == {"alpha-composited": 1, "upscaled": 1}
+    assert (counts.total, counts.used, counts.refused) == (12, 3, 9)
+    assert counts.buckets == {"48x96": 1, "64x64": 1, "96x48": 1} and sum(counts.buckets.values()) == counts.used
+    assert counts.flags == {"alpha-composited": 1, "upscaled": 1}
     assert all(record.reason and record.detail and not record.caption for record in records if not record.used)
     assert len({record.id for record in records}) == len(records)
 
@@ -134,7 +132,7 @@ def test_equal_images_under_two_names_are_used_and_flagged(tmp_path):
     assert all(record.used for record in records.values())
     assert "duplicate-of:a" not in records["a"].flags
     assert records["b"].flags[-1] == records["sub/c"].flags[-1] == "duplicate-of:a"
-    assert summary(list(records.values()))["flags"]["duplicate-of"] == 2
+    assert summary(list(records.values())).flags["duplicate-of"] == 2
 
 
 @pytest.mark.row(39)
@@ -252,7 +250,7 @@ def test_of_several_captions_the_first_is_taken_and_the_others_are_counted(tmp_p
     found = [[flag for flag in records[name].flags if flag.startswith("further")] for name in "123"]
     assert found == [[], ["further-captions:1"], ["further-captions:2"]]
     counts = summary(list(records.values()))
-    assert (counts["flags"]["further-captions"], counts["further_captions"]) == (2, 3)
+    assert (counts.flags["further-captions"], counts.further_captions) == (2, 3)
 
 
 def test_lines_of_a_text_file_are_one_caption(tmp_path):

@@ -254,7 +254,7 @@ def test_a_tables_images_are_scanned_and_loaded_and_the_counts_add_up(tmp_path, 
     )
     records = scan(file, [Bucket(64, 64), Bucket(96, 48)])
     counts = summary(records)
-    assert (counts["total"], counts["used"], counts["reasons"], counts["further_captions"]) == (
+    assert (counts.total, counts.used, counts.reasons, counts.further_captions) == (
         2,
         1,
         {"no-image": 1},

@@ -126,7 +126,7 @@ def test_every_sample_ends_as_used_or_refused(tmp_path):
         "img": "two-images",
     }
     counts = summary(records)
-    assert (counts["total"], counts["used"], counts["refused"]) == (10, 2, 8)
+    assert (counts.total, counts.used, counts.refused) == (10, 2, 8)
     assert next(record.image for record in records if record.name == "dog") == "s.tar/dog.v1.png"
 
 
