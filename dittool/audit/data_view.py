@@ -21,7 +21,6 @@ from dittool.data.shards.write import TRAIN
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket, patch_grid
 
-UNOPENED = "the set could not be opened; see rule D7"
 _MOST_SAMPLES = 2000  # that a rule looks into
 _MOST_BYTES = 1 << 30  # that a rule reads
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import DataView
-from dittool.audit.specimens.specimen import Specimen
+from dittool.audit.specimens.specimen import NotAnswered, Specimen
 from dittool.config.architectures import AnyConfig
 
 PRESET, CHECKPOINT, RUN, SHARDS, DERIVED, FOREIGN = "preset", "checkpoint", "run", "shards", "derived", "foreign model"
@@ -60,6 +60,13 @@ class Data:
     @property
     def parts(self) -> frozenset[str]:
         return frozenset({"data"})
+
+    @property
+    def opened(self) -> DataView:
+        """The set with its samples. Raises `NotAnswered` when it could not be opened."""
+        if not self.data.refs:
+            raise NotAnswered("the set could not be opened; see rule D7")
+        return self.data
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -114,6 +115,30 @@ def test_a_plugins_rule_runs_beside_ours(tmp_path, monkeypatch, preset):
     assert rules.refused == ()
     (judged,) = audit_subject(preset, rules.selected(["M"])).findings
     assert (judged.rule.code, judged.finding.evidence) == ("M1", "1 of 1")
+
+
+ASKING = """
+from dittool.audit.subject import Preset
+def check(subject: Preset):
+    {question}
+    zero = subject.specimen.zero_at_start()
+    return passed(f"{{subject.config.train.steps}} steps; {{len(zero)}} tensors begin at zero")
+"""
+
+
+def test_a_plugins_rule_asks_a_subject_for_its_configuration_and_its_specimen(tmp_path, monkeypatch, preset):
+    source = GOOD_PLUGIN.format(code="M2") + ASKING.format(question="pass")
+    rules = load_rules([plugin("asking_rule", source, tmp_path, monkeypatch)])
+    (judged,) = audit_subject(preset, rules.selected(["M2"])).findings
+    assert judged.finding.status == "pass"
+    assert re.fullmatch(r"[1-9]\d* steps; [1-9]\d* tensors begin at zero", judged.finding.evidence)
+
+
+def test_a_question_that_a_specimen_cannot_answer_is_a_skip_with_its_reason(tmp_path, monkeypatch, preset):
+    source = GOOD_PLUGIN.format(code="M3") + ASKING.format(question="subject.specimen.attention()")
+    rules = load_rules([plugin("unanswered_rule", source, tmp_path, monkeypatch)])
+    (judged,) = audit_subject(preset, rules.selected(["M3"])).findings
+    assert judged.finding.status == "skip" and "not of its family" in judged.finding.evidence
 
 
 @pytest.mark.parametrize(

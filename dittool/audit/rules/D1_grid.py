@@ -22,8 +22,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dittool.audit.data_view import UNOPENED, DataView
-from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.data_view import DataView
+from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Data
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
@@ -38,9 +38,7 @@ _FIX = "embed these images again with dit embed, then dit shard"
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     refs = data.spread(IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
     image, codec = data.encoder(ImageCard), data.encoder(VaeCard)
     sizes = {image.patch_size} if image else set(_KNOWN_PATCH_SIZES)

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Data
 from dittool.data.patch_storage import POOLED
@@ -49,9 +49,7 @@ _FIX = "embed again with dit embed --pass dinov3 --rebuild: patches start behind
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     count = len(data.refs)
     looked = (_look(data, data.refs[i * count // min(count, _MOST)], i) for i in range(min(count, _MOST)))
     seen = [image for image in looked if image is not None]

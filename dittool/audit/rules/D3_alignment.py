@@ -29,7 +29,7 @@ from collections import Counter
 
 import numpy as np
 
-from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Data
 from dittool.data.alignment import IDENTITY, Aligned, Observed, align, observe
@@ -48,9 +48,7 @@ _STRIDE = 8  # of the latent where no card says it
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     refs = data.spread(IMAGE_PATCHES, LATENT)
     refs = [refs[i * len(refs) // min(len(refs), _MOST)] for i in range(min(len(refs), _MOST))]
     seen = [image for number, ref in enumerate(refs) if (image := _observe(data, ref, _CELLS // len(refs), number))]

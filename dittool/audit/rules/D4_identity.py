@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 
-from dittool.audit.data_view import UNOPENED
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Checkpoint, Data
 from dittool.config.drift_schema import DriftConfig
@@ -45,9 +44,7 @@ def check(subject: Data | Checkpoint) -> list[Finding]:
 
 
 def _check_data(subject: Data) -> list[Finding]:
-    data, expected = subject.data, subject.expected
-    if not data.refs:
-        return skipped(UNOPENED)
+    data, expected = subject.opened, subject.expected
     if data.card is None:
         claim = (
             f"make the set with dit embed and dit shard, or say what made it: dit shard --index {data.folder}"

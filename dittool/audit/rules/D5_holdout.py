@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 
-from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import DERIVED, Data
 from dittool.data.records import LATENT
@@ -32,9 +32,7 @@ _FIX = "remove the copies from the source folder, then dit embed and dit shard a
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     if subject.kind == DERIVED:
         return skipped("a derived folder: dit shard decides which samples are held out")
     if data.index is None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dittool.audit.data_view import UNOPENED, DataView
+from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Data
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
@@ -38,9 +38,7 @@ _STATISTICS_TOLERANCE = 0.02  # of the channels' global deviation
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     refs = data.spread(*FEATURES)
     bad, constant, pooled = [], [], 0
     kinds: dict[tuple[int, ...], _Kind] = {}

@@ -26,8 +26,8 @@ from collections import Counter
 
 import numpy as np
 
-from dittool.audit.data_view import UNOPENED, DataView
-from dittool.audit.rule import Finding, failed, passed, skipped, warned
+from dittool.audit.data_view import DataView
+from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import Data
 from dittool.data.records import TEXT
 from dittool.encoders.cards import TextCard
@@ -45,9 +45,7 @@ _SHOWN = 5  # faults
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     captions = [data.record(ref).caption for ref in data.refs]
     distinct = len(set(captions))
     refs = data.spread(TEXT)

@@ -20,8 +20,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
-from dittool.audit.data_view import UNOPENED, DataView
-from dittool.audit.rule import Finding, passed, skipped, warned
+from dittool.audit.data_view import DataView
+from dittool.audit.rule import Finding, passed, warned
 from dittool.audit.subject import Data
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef
@@ -33,9 +33,7 @@ _USUAL_BATCH = 8
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.data
-    if not data.refs:
-        return skipped(UNOPENED)
+    data = subject.opened
     batch = (subject.expected.config.train.batch_size if subject.expected else None) or _USUAL_BATCH
     training = [ref for ref in data.refs if ref.split == TRAIN]
     if not training:
