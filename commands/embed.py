@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dittool.commands.options import JsonOption, OverridesOption, PresetOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import (
+    NONE_GIVEN,
+    JsonOption,
+    OverridesOption,
+    PresetOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+)
 from dittool.console import Console, duration_text
 from dittool.storage import bytes_text
 
@@ -23,6 +31,9 @@ class Stage(str, Enum):
     vae = "vae"
     t5 = "t5"
     all = "all"
+
+
+EVERY_STAGE = [Stage.all]
 
 
 def main(
@@ -40,7 +51,7 @@ def main(
         typer.Option(
             "--pass", "--pass-filter", help="What to make: dinov3, vae, t5 or all. Repeatable.", show_default="all"
         ),
-    ] = (Stage.all,),
+    ] = EVERY_STAGE,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Make nothing; print bytes, free disk and time, from a measured batch.")
     ] = False,
@@ -51,14 +62,11 @@ def main(
     part: Annotated[
         str | None,
         typer.Option(
-            "--part",
-            metavar="I/N",
-            help="Do one of N shares, I from 0 to N-1.",
-            show_default="all; under torchrun its rank",
+            "--part", metavar="I/N", help="Share I of N, from 0 to N-1.", show_default="all; under torchrun its rank"
         ),
     ] = None,
     preset: PresetOption = "nano",
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -158,21 +166,13 @@ def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
 
     found = verify(out, stages, console)
     faults = [vars(fault) for fault in found.faults]
-    console.json(
-        {
-            "derived": str(out),
-            "ok": not faults,
-            "features": found.features,
-            "bytes": found.bytes,
-            "strays": found.strays,
-            "faults": faults,
-        }
-    )
+    facts = {name: getattr(found, name) for name in ("features", "bytes", "strays")}
+    console.json({"derived": str(out), "ok": not faults, **facts, "faults": faults})
     if faults:
         console.table(("where", "what is wrong"), [(fault["where"], fault["what"]) for fault in faults])
-        stages = sorted({fault["stage"] for fault in faults})
+        damaged = sorted({fault["stage"] for fault in faults})
         console.note(
-            f"remove what is damaged, then make it again: dit embed {' '.join(f'--pass {stage}' for stage in stages)}"
+            f"remove what is damaged, then make it again: dit embed {' '.join(f'--pass {stage}' for stage in damaged)}"
         )
         raise typer.Exit(1)
     console.result(

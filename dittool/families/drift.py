@@ -107,6 +107,7 @@ def batches(data: DriftData, first: int, end: int) -> Iterator[Groups]:
 
 
 def loss(data: DriftData, model: Forward, groups: Groups) -> DriftLoss:
+    assert data.features is not None  # since `begin`
     return drift_loss(data.config, model, groups, data.features)
 
 

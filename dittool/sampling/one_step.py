@@ -38,7 +38,7 @@ from dittool.seeding import derive_seed
 from dittool.storage import file_sha256, output_folder
 
 _BATCH = 32
-_SHARED_OPTIONS = ("again", "checkpoint", "count", "seed")  # with those of the other family
+_SHARED_OPTIONS = ("again", "checkpoint", "count", "seed")  # with drawing from prompts and references
 
 
 @dataclass(frozen=True)
@@ -173,15 +173,16 @@ def one_step_request(
             "a one-step generator takes --class, --alpha, -n, --seed, --checkpoint",
         )
     if options.again is not None:
-        return _again(options, classes, alpha, talk)
+        return _again(options.again, options, classes, alpha, talk)
     return OneStepRequest(
         resolve_checkpoint(options.checkpoint, talk=talk), classes, alpha, options.count or 1, options.seed or 0
     )
 
 
-def _again(options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk) -> OneStepRequest:
+def _again(
+    path: Path, options: SampleOptions, classes: tuple[str, ...], alpha: float | None, talk: Talk
+) -> OneStepRequest:
     """The request that a picture holds, with the options that were given in its place."""
-    path = options.again
     if not is_of_one_step(path):
         raise UsageError(
             f"--class and --alpha: no effect on {path}, which was drawn from a prompt or a reference", "leave them out"
@@ -250,5 +251,6 @@ def _batches(first: int, count: int) -> list[list[int]]:
 
 
 def _name(request: OneStepRequest, label: int, seed: int) -> str:
-    exact = request.repeat is not None and request.repeat.exact
-    return f"{request.repeat.path.stem}_again.png" if exact else f"class{label:04d}_seed{seed:06d}.png"
+    if request.repeat is not None and request.repeat.exact:
+        return f"{request.repeat.path.stem}_again.png"
+    return f"class{label:04d}_seed{seed:06d}.png"

@@ -130,14 +130,14 @@ def test_a_run_is_not_compiled_without_the_key(graphs, tiny_shards, tmp_path):
     assert not graphs
 
 
-def test_a_machine_without_a_compiler_is_told_what_to_do(tiny_shards, tmp_path, monkeypatch):
+def test_a_machine_without_a_compiler_is_told_what_to_do(family_shards, tmp_path, monkeypatch):
     def backend(_graph, _example):
         raise OSError("no g++ here")
 
     torch._dynamo.reset()
     monkeypatch.setattr(compiled, "BACKEND", backend)
     with pytest.raises(UsageError, match=r"train\.compile: the model cannot be compiled.*no g\+\+ here") as told:
-        train(tiny_shards.config_with("train.compile=true"), tiny_shards.folder, tmp_path / "run")
+        train(family_shards.config_with("train.compile=true"), family_shards.folder, tmp_path / "run")
     assert "-s train.compile=false" in told.value.hint
 
 
