@@ -116,9 +116,9 @@ def test_names_of_weights_do_not_know_that_they_are_compiled(graphs):
     assert list(model.state_dict()) == list(build().state_dict())
 
 
-def test_a_run_is_compiled_by_its_key_and_ends_where_the_plain_one_ends(graphs, tiny_run, tiny_shards, tmp_path):
-    train(tiny_shards.config_with("train.compile=true"), tiny_shards.folder, tmp_path / "run")
-    fast, plain = (load_checkpoint(resolve_checkpoint(run)) for run in (tmp_path / "run", tiny_run))
+def test_a_run_is_compiled_by_its_key_and_ends_where_the_plain_one_ends(graphs, family_run, family_shards, tmp_path):
+    train(family_shards.config_with("train.compile=true"), family_shards.folder, tmp_path / "run")
+    fast, plain = (load_checkpoint(resolve_checkpoint(run)) for run in (tmp_path / "run", family_run))
     assert 1 <= len(graphs) <= 2
     for part in ("model", "ema"):
         assert fast[part].keys() == plain[part].keys()
