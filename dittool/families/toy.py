@@ -23,7 +23,6 @@ from dittool.encoders.cards import FeatureWidths
 from dittool.families.drift_groups import (
     DriftLoss,
     Groups,
-    batch_size,
     drift_loss,
     figures,
     group_generator,
@@ -31,7 +30,7 @@ from dittool.families.drift_groups import (
     inputs,
     require_equal_shares,
 )
-from dittool.families.family import BatchKind, Conclusion, Family, Forward
+from dittool.families.family import Conclusion, Family, Forward
 from dittool.models.build import build_toy
 from dittool.models.drift_dit import ClassConditions
 from dittool.models.toy_generator import ToyGenerator
@@ -138,11 +137,6 @@ def draw(data: ToyData, model: ToyGenerator, step: int, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def kinds(data: ToyData) -> list[BatchKind[Groups]]:
-    config = data.config
-    return [BatchKind("points", 0, batch_size(config), 1, 0, 0, 1.0, next(batches(data, 0, 1)))]
-
-
 def state(_data: ToyData) -> dict[str, Any]:
     """The keys of every checkpoint of the drifting objective."""
     return {"queues": {}, "classes": []}
@@ -160,5 +154,4 @@ FAMILY = Family(
     evaluate=evaluate,
     draw=draw,
     conclude=conclude,
-    kinds=kinds,
 )

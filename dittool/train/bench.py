@@ -27,7 +27,7 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import WeightsMissingError
 from dittool.families.family import MicroBatch, family_of
 from dittool.train.distributed import Ranks, process_group
-from dittool.train.estimate import device_name, wait_for
+from dittool.train.estimate import batch_kinds, device_name, wait_for
 from dittool.train.log import peak_memory_bytes
 from dittool.train.loop import train_step
 from dittool.train.state import TrainState
@@ -89,7 +89,7 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
         opened = family.open_data(config, folder, ranks)
         state = TrainState(config, opened, ranks)
         family.begin(opened, {}, talk)
-        kind = family.kinds(opened)[0]
+        kind = batch_kinds(state)[0]
         flops = forward_flops(config, opened.provenance.widths, kind.example) // len(kind.example)
         product = matrix_product_flops(ranks.device, config.train.precision)
         task.advance()

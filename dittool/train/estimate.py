@@ -19,7 +19,7 @@ from dittool.ckpt.files import state_bytes
 from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk
 from dittool.encoders.pretrained import device_of_choice
-from dittool.families.family import MicroBatch, family_of
+from dittool.families.family import BatchKind, MicroBatch, family_of
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
 from dittool.train.state import TrainState
@@ -76,7 +76,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
     opened = family.open_data(config, data, ranks)
     state = TrainState(config, opened, ranks)
     family.begin(opened, {}, talk)
-    kinds, buckets, memory = family.kinds(opened), [], (0, "")
+    kinds, buckets, memory = batch_kinds(state), [], (0, "")
     largest = max(kind.tokens for kind in kinds)
     with talk.progress("measure", len(kinds), "bucket") as task:
         for kind in kinds:
@@ -102,6 +102,14 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
         checkpoint_bytes=state_bytes(state.to_checkpoint()),
         checkpoints_kept=keep.keep + 1 + (train.steps // keep.keep_every if keep.keep_every else 0),
     )
+
+
+def batch_kinds(state: TrainState) -> list[BatchKind[MicroBatch]]:
+    """What the family says of its micro-batches; where it says nothing, they are all as the first one."""
+    if kinds := state.family.kinds(state.data):
+        return kinds
+    example = next(state.family.batches(state.data, 0, 1))
+    return [BatchKind("one size", 0, len(example) * state.ranks.count, 1, 0, 0, 1.0, example)]
 
 
 def _seconds_per_step(state: TrainState, batch: MicroBatch) -> float:

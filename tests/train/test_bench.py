@@ -88,7 +88,7 @@ def test_one_step_generators_are_measured_too(preset, class_shards):
     sizes = class_shards.overrides if preset == "drift-demo" else ("drift.generated=8", "drift.positives=8")
     found = bench(load_config(preset, [*sizes, "train.batch_size=8"]))
     figures = {figure.part: figure for figure in found.figures}
-    assert (found.batch, found.bucket) == ((8, "32x32") if preset == "drift-demo" else (8, "points"))
+    assert (found.batch, found.bucket) == ((8, "32x32") if preset == "drift-demo" else (8, "one size"))
     assert all(figures[part].images_per_second > 0 for part in ("forward", "step", "step with reading", "reading"))
     assert (figures["decoding"].images_per_second is None) == (preset == "drift-toy")
 
