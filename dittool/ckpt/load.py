@@ -132,7 +132,7 @@ def load_checkpoint(
         )
     if missing := [key for key in require if key not in state]:
         raise BadDataError(
-            f"{path}: lacks {', '.join(missing)}; it has {_some(state)}", "name a checkpoint written by: dit train"
+            f"{path}: lacks {', '.join(missing)}; it has {_keys_of(state)}", "name a checkpoint written by: dit train"
         )
     return state
 
@@ -182,7 +182,7 @@ def find_weights(content: object, path: Path, weights: str | None = None) -> str
         else "no state dict, neither at the top nor under " + ", ".join(WEIGHT_KEYS)
     )
     raise BadDataError(
-        f"{path}: {wanted}; it has {_some(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
+        f"{path}: {wanted}; it has {_keys_of(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
     )
 
 
@@ -278,7 +278,7 @@ def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _some(content: object) -> str:
+def _keys_of(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     return listed([str(key) for key in content]) or "nothing"

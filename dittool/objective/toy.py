@@ -84,13 +84,13 @@ def faults(distribution: str, figures: ToyFigures, at: Floor) -> list[str]:
     began.
     """
     share, spread = _TRUE[distribution]
-    apart = {
+    differences = {
         "energy": figures.energy - at.energy_mean,
         "mode_share": abs(figures.mode_share - share),
         "spread": abs(figures.spread - spread),
         "off_support": figures.off_support,
     }
-    wrong = {name: off for name, off in apart.items() if not off <= _LIMITS[name]}
+    wrong = {name: off for name, off in differences.items() if not off <= _LIMITS[name]}
     return [
         f"{name} {getattr(figures, name):.3g} is {off:.3g} off, at most {_LIMITS[name]:g}"
         for name, off in wrong.items()

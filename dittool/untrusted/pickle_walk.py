@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import pickletools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,23 +56,6 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
 _EMPTY_CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_ACTIONS = {  # method of _Reader
-    "MARK": "_mark",
-    "TUPLE": "_tuple",
-    "APPEND": "_append",
-    "APPENDS": "_appends",
-    "SETITEM": "_set_item",
-    "SETITEMS": "_set_items",
-    "BINPUT": "_put",
-    "LONG_BINPUT": "_put",
-    "BINGET": "_get",
-    "LONG_BINGET": "_get",
-    "GLOBAL": "_global",
-    "BINPERSID": "_persistent_id",
-    "REDUCE": "_reduce",
-    "BUILD": "_build",
-}
-_ALLOWED = {"PROTO", "STOP", *_CONSTANTS, *_LITERALS, *_EMPTY_CONTAINERS, *_SHORT_TUPLES, *_ACTIONS}
 _INSTRUCTIONS = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
@@ -178,7 +161,7 @@ class _Reader:
         elif name in _SHORT_TUPLES:
             self._stack.append(tuple([self._pop() for _ in range(_SHORT_TUPLES[name])][::-1]))
         else:
-            getattr(self, _ACTIONS[name])(argument)
+            _ACTIONS[name](self, argument)
 
     # Stack and memo
 
@@ -383,6 +366,25 @@ class _Reader:
 
     def _refuse(self, thing: str) -> Exception:
         return unsafe(self._path, thing)
+
+
+_ACTIONS: dict[str, Callable[[_Reader, Any], None]] = {
+    "MARK": _Reader._mark,
+    "TUPLE": _Reader._tuple,
+    "APPEND": _Reader._append,
+    "APPENDS": _Reader._appends,
+    "SETITEM": _Reader._set_item,
+    "SETITEMS": _Reader._set_items,
+    "BINPUT": _Reader._put,
+    "LONG_BINPUT": _Reader._put,
+    "BINGET": _Reader._get,
+    "LONG_BINGET": _Reader._get,
+    "GLOBAL": _Reader._global,
+    "BINPERSID": _Reader._persistent_id,
+    "REDUCE": _Reader._reduce,
+    "BUILD": _Reader._build,
+}
+_ALLOWED = {"PROTO", "STOP", *_CONSTANTS, *_LITERALS, *_EMPTY_CONTAINERS, *_SHORT_TUPLES, *_ACTIONS}
 
 
 def _global_name(stream: io.BytesIO) -> str:
