@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def test_scripts_that_are_named_exist(page):
     if page.name == "CONTRIBUTING.md":  # shows files that are to be added
         missing -= set(re.findall(r"^```python (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE))
     assert missing == set()
+
+
+SCRIPTS = sorted((ROOT / "tests" / "bench").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SCRIPTS], ids=lambda path: path.name)
+def test_scripts_are_run_as_modules_of_the_checkout(path):
+    """As files they would not find the tests' own helpers."""
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"python3? tests/", text)
+    named = set(re.findall(r"python3? -m (tests\.[\w.]+)", text)) - {"tests.bench.NAME"}
+    assert [name for name in named if not (ROOT / name.replace(".", "/")).with_suffix(".py").exists()] == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_of_measurements_finds_what_it_imports(path):
+    importlib.import_module(f"tests.bench.{path.stem}")
 
 
 def test_the_readme_shows_every_room():

@@ -1,6 +1,6 @@
 """Planted faults in foreign models against rules: what is found, what is missed, what is alarmed at for nothing.
 
-To make docs/audit-matrix.md again: python tests/audit/foreign_matrix.py > docs/audit-matrix.md
+To make docs/audit-matrix.md again: python -m tests.audit.foreign_matrix > docs/audit-matrix.md
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def matrix_page() -> str:
         "",
         "Generated from tests/audit/foreign_models.py and more_foreign_models.py; to make it again:",
         "",
-        "    python tests/audit/foreign_matrix.py > docs/audit-matrix.md",
+        "    python -m tests.audit.foreign_matrix > docs/audit-matrix.md",
         "",
         (
             f"{len(FAULTS)} faults in {len(CLEAN)} styles of models, each beside a clean twin (in bold), audited with"

@@ -36,7 +36,7 @@ def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
 
 def test_the_matrix_in_the_docs_is_what_is_found():
     assert (DOCS / "audit-matrix.md").read_text() == matrix_page(), (
-        "python tests/audit/foreign_matrix.py > docs/audit-matrix.md"
+        "python -m tests.audit.foreign_matrix > docs/audit-matrix.md"
     )
 
 

@@ -1,4 +1,4 @@
-"""Ablations of the one-step generator on its demo: python tests/bench/ablate.py FOLDER [--matrix FILE.toml] [--seeds
+"""Ablations of the one-step generator on its demo: python -m tests.bench.ablate FOLDER [--matrix FILE.toml] [--seeds
 0,1] [--steps 300]
 
 Every row of the matrix changes some keys of the preset drift-demo; each is trained with every seed, then judged by

@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import argparse
 import hashlib
 import resource
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,8 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from PIL import Image
 
 from dittool.audit.data_view import DataView

@@ -1,4 +1,4 @@
-"""Cross-attention to a context with padding, four ways side by side. Run: python tests/bench/bench_attention.py
+"""Cross-attention to a context with padding, four ways side by side. Run: python -m tests.bench.bench_attention
 
 On a GPU with the sizes of the base preset: --batch 8 --heads 16 --tokens 4096 --patches 4096 --text 512
 

@@ -9,7 +9,7 @@ captions. The contenders take turns; the figure is the median of the rounds' rat
 faster. The models are not the same (theirs shares one modulation among its blocks and has biases): parameters are
 printed beside.
 
-On a GPU: python tests/bench/bench_diffusers.py --area 512x512 --batch 8 --rounds 20
+On a GPU: python -m tests.bench.bench_diffusers --area 512x512 --batch 8 --rounds 20
 """
 
 from __future__ import annotations

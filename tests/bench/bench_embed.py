@@ -1,4 +1,4 @@
-"""Embedding, beside a bare loop over the encoder on the same decoded images. Run: python tests/bench/bench_embed.py
+"""Embedding, beside a bare loop over the encoder on the same decoded images. Run: python -m tests.bench.bench_embed
 
     overhead   a DINOv3 of ViT-S size with random weights, as the weight of a real encoder; time of `dit embed`'s pass
     (read, hash, decode,

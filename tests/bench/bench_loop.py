@@ -1,4 +1,4 @@
-"""What of a step is not forward, backward or update? Run: python tests/bench/bench_loop.py [--preset nano --area
+"""What of a step is not forward, backward or update? Run: python -m tests.bench.bench_loop [--preset nano --area
 256x256 --batch 4]
 
 A run of `dittool.train.loop.train` on noise in the preset's sizes, rows of the log and TensorBoard included, pictures,

@@ -1,4 +1,4 @@
-"""Wall time of sampling beside the plain three-pass loop, as a ratio. Run: python tests/bench/bench_sampling.py
+"""Wall time of sampling beside the plain three-pass loop, as a ratio. Run: python -m tests.bench.bench_sampling
 
     plain         each step runs the model once for each branch of the guidance, context and all: the null condition as
     N equal patches
@@ -8,7 +8,7 @@
 
 All draw the same latents; how far the furthest is from the plain one is printed. A model of nano's width and few
 blocks, features of DINOv3-L and T5-large. Medians over rounds in which they take turns; on a machine that does other
-work CPU time means more than wall time, and `chrt --rr 5 python tests/bench/bench_sampling.py` keeps other work away.
+work CPU time means more than wall time, and `chrt --rr 5 python -m tests.bench.bench_sampling` keeps other work away.
 The last column is the share of a step that the modulation takes, and what is left of that share when the vectors of all
 steps are computed at once.
 """

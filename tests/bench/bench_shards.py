@@ -1,4 +1,4 @@
-"""Writing shards, beside `tar cf` of the same feature files. Run: python tests/bench/bench_shards.py
+"""Writing shards, beside `tar cf` of the same feature files. Run: python -m tests.bench.bench_shards
 
     tar      `tar cf` of the derived files, and a sync of the result: copies bytes, and nothing else
     tar+sha  the same and `sha256sum` of it: the least that a verifiable set needs

@@ -1,4 +1,4 @@
-"""The one-step demo from nothing to figures: python tests/bench/drift_demo.py FOLDER [--steps N] [-s key=value …]
+"""The one-step demo from nothing to figures: python -m tests.bench.drift_demo FOLDER [--steps N] [-s key=value …]
 
 Draws 720 images in 12 class folders, embeds and shards them, trains the preset drift-demo, and says by class which
 share of drawn images the pixel checker recognises, in one evaluation each, for several guidance scales. Run again, it

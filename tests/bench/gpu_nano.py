@@ -1,8 +1,8 @@
 """nano and nano-patches on a folder of captioned images, with built-in encoders: how near they come, how fast, how well
 the machine is used.
 
-    python tests/bench/gpu_nano.py FOLDER --out runs/gpu_nano --lpips alexnet.safetensors            the measurement, on
-    a GPU python tests/bench/gpu_nano.py FOLDER --steps 3 --count 8 -s model.depth=2 -s data.area=64x64    that it
+    python -m tests.bench.gpu_nano FOLDER --out runs/gpu_nano --lpips alexnet.safetensors            the measurement, on
+    a GPU python -m tests.bench.gpu_nano FOLDER --steps 3 --count 8 -s model.depth=2 -s data.area=64x64    that it
     works, anywhere
 
 For each preset: embed, shard (a tenth held out), train, then draw images of both splits again, unguided and guided,

@@ -1,4 +1,4 @@
-"""Can the demo's model learn 32 real images by heart? Run: python tests/bench/overfit_clipart.py FOLDER [--steps 6000]
+"""Can the demo's model learn 32 real images by heart? Run: python -m tests.bench.overfit_clipart FOLDER [--steps 6000]
 [--out runs/overfit]
 
 FOLDER holds images with .txt captions. The first 32 are embedded by the built-in encoders at 128² and trained on;
