@@ -18,11 +18,9 @@ import torch
 
 from dittool.audit.specimens.watching import SavedBytes
 from dittool.config.load import load_config
-from dittool.data.provenance import Provenance
 from dittool.data.shards.stream import Batch
-from dittool.families.synthetic import synthetic_shards
-from dittool.models.build import build_model
-from dittool.train.batches import training_stream
+from dittool.families import flow
+from dittool.families.synthetic import write_noise
 from dittool.train.distributed import process_group
 from dittool.train.estimate import wait_for
 
@@ -67,16 +65,13 @@ def main() -> None:
         load_config(options.preset, [*overrides, f"model.gradient_checkpointing={flag}"]) for flag in ("false", "true")
     )
     with tempfile.TemporaryDirectory() as scratch, process_group("ddp") as ranks:
-        shards = synthetic_shards(Path(scratch) / "shards", off, options.batch)
-        provenance = Provenance.of(shards, shards.samples, off)
-        batch = training_stream(off, shards, shards.samples, provenance.norm, ranks)[0].to(ranks.device)
-        widths = provenance.widths
+        write_noise(off, Path(scratch) / "shards")
+        data = flow.open_data(off, Path(scratch) / "shards", ranks)
+        batch = data.stream[0].to(ranks.device)
         models = {}
         for name, config in (("off", off), ("on", on)):
             torch.manual_seed(0)
-            models[name] = (
-                build_model(config, widths.text, widths.image, widths.latent_channels).to(ranks.device).train()
-            )
+            models[name] = flow.build(config, data.provenance.widths).to(ranks.device).train()
         found = {name: [] for name in models}
         for _ in range(options.rounds + 1):
             for name, model in models.items():

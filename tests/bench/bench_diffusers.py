@@ -33,10 +33,9 @@ from diffusers.training_utils import EMAModel  # noqa: E402
 
 from dittool.config.load import load_config  # noqa: E402
 from dittool.config.schema import Config  # noqa: E402
-from dittool.data.provenance import Provenance  # noqa: E402
 from dittool.data.shards.stream import Batch  # noqa: E402
-from dittool.families.synthetic import synthetic_shards  # noqa: E402
-from dittool.train.batches import training_stream  # noqa: E402
+from dittool.families import flow  # noqa: E402
+from dittool.families.synthetic import write_noise  # noqa: E402
 from dittool.train.distributed import process_group  # noqa: E402
 from dittool.train.estimate import wait_for  # noqa: E402
 from dittool.train.loop import train_step  # noqa: E402
@@ -108,10 +107,10 @@ def compare(precision: str, options: argparse.Namespace) -> str:
         ],
     )
     with tempfile.TemporaryDirectory() as scratch, process_group(config.train.parallel) as ranks:
-        shards = synthetic_shards(Path(scratch) / "shards", config, options.batch)
-        provenance = Provenance.of(shards, shards.samples, config)
-        state = TrainState(config, provenance, ranks)
-        batch = training_stream(config, shards, shards.samples, provenance.norm, ranks)[0].to(state.device)
+        write_noise(config, Path(scratch) / "shards")
+        data = flow.open_data(config, Path(scratch) / "shards", ranks)
+        state = TrainState(config, data, ranks)
+        batch = data.stream[0].to(state.device)
         their_step, their_size = theirs(config, batch, state.device)
         our_size = sum(parameter.numel() for parameter in state.model.parameters())
         pairs = []

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +23,8 @@ import torch
 
 from dittool.config.load import load_config
 from dittool.console import Console
-from dittool.families.synthetic import synthetic_shards
+from dittool.families import flow
+from dittool.families.synthetic import write_noise
 from dittool.train import loop
 from dittool.train.ema import EmaModel
 from dittool.train.estimate import wait_for
@@ -86,19 +88,20 @@ def main() -> None:
     )
     timers = Timers(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parts = [
-        (loop, "_batch_loss", "forward"),
         (torch.Tensor, "backward", "backward"),
         (torch.nn.utils, "clip_grad_norm_", "clip"),
         (torch.optim.AdamW, "step", "optimizer"),
         (EmaModel, "update", "average"),
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        shards = synthetic_shards(Path(scratch) / "shards", config, 4 * options.batch)
+        write_noise(config, Path(scratch) / "shards")
         patches = [patch.object(owner, name, timers.around(part, getattr(owner, name))) for owner, name, part in parts]
+        timed_family = replace(flow.FAMILY, loss=timers.around("forward", flow.FAMILY.loss))
+        patches.append(patch.object(flow, "FAMILY", timed_family))
         patches.append(patch.object(loop, "train_step", timers.step_ends(loop.train_step)))
         for one in patches:
             one.start()
-        loop.train(config, shards.folder, Path(scratch) / "run", talk=Console())
+        loop.train(config, Path(scratch) / "shards", Path(scratch) / "run", talk=Console())
     steps, whole = len(timers.ends) - FIRST, timers.ends[-1] - timers.ends[FIRST - 1]
     print(f"{steps} steps, {whole / steps:.4f} s each, workers: {config.train.workers}")
     for part, seconds in timers.seconds.items():

@@ -22,7 +22,7 @@ from dittool.config.load import load_config
 from dittool.console import Console
 from dittool.console import duration_text as duration
 from dittool.train.loop import train
-from tests.bench.reconstructed import judge, metrics_at_hand, shards_of, table
+from tests.bench.reconstructed import judge, lpips_at_hand, shards_of, table
 
 NEEDED = 0.85  # of the floor's SSIM
 
@@ -69,8 +69,8 @@ def main() -> None:
             talk=talk,
         )
         checkpoint, seconds = done.checkpoint, done.seconds
-    metrics = metrics_at_hand(options.lpips, 128, talk)
-    rows = judge(checkpoint, shards, metrics, options.out / "judged", options.count, options.sampling_steps, talk)
+    perceptual = lpips_at_hand(options.lpips, 128, talk)
+    rows = judge(checkpoint, shards, perceptual, options.out / "judged", options.count, options.sampling_steps, talk)
     unguided = next(row for row in rows if row.sampling == "unguided" and row.metric == "ssim")
     share = unguided.value / unguided.floor
     verdict = (
