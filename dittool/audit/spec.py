@@ -21,7 +21,7 @@ from dittool.audit.specimens.specimen import NotAnswered
 from dittool.audit.subject import Data, Subject
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import read_toml
-from dittool.errors import UsageError
+from dittool.errors import UsageError, listed
 from dittool.models.build import build_generator
 from dittool.models.parameters import ParameterTensor, parameter_table
 
@@ -81,7 +81,7 @@ def parity(subject: Subject, name: str) -> Parity:
     rows = [judge.row(component) for component in spec["component"]]
     if strays := [tensor.name for tensor in tensors if tensor.name not in judge.named]:
         stated = ("no tensor beyond those above", "the totals leave no room", "models/drift_dit.py: DriftDiT")
-        rows.append(Row("nothing else", "INFERRED", *stated, FAIL, _few(strays)))
+        rows.append(Row("nothing else", "INFERRED", *stated, FAIL, listed(strays, most=4)))
     return Parity(
         subject.target, spec["title"], spec["source"], rows, sum(tensor.parameters for tensor in tensors), len(tensors)
     )
@@ -171,10 +171,6 @@ class _Judge:
     def _rule(self, code: str) -> tuple[bool, str]:
         (judged,) = audit_subject(self._subject, [self._rules[code]], named=True).findings[:1]
         return judged.finding.status != FAIL, f"{code}: {judged.finding.evidence}"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 # Reports

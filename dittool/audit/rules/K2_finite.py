@@ -19,6 +19,7 @@ from __future__ import annotations
 from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Checkpoint
 from dittool.ckpt.load import named_tensors, non_finite_tensors
+from dittool.errors import listed
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K2", "finite", "error", ("checkpoint",), "0.1"
 
@@ -30,9 +31,8 @@ def check(subject: Checkpoint) -> list[Finding]:
     tensors = named_tensors(content)
     broken = non_finite_tensors(content)
     if broken:
-        more = f" and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
         return failed(
-            f"{len(broken)} of {len(tensors)} tensors: {', '.join(broken[:_SHOWN])}{more}",
+            f"{len(broken)} of {len(tensors)} tensors: {listed(broken, _SHOWN)}",
             "go back to an earlier checkpoint",
         )
     return passed(f"all {len(tensors)} tensors, {sum(tensor.numel() for _, tensor in tensors):,} values")
