@@ -48,7 +48,7 @@ class IdentityCard:
     unknown_encoders: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def from_json(value: Any, source: str, complete: bool = False) -> IdentityCard:
+    def from_json(value: object, source: str, complete: bool = False) -> IdentityCard:
         """The card behind a JSON value that may come from anywhere. Raises `BadDataError` naming `source` and each key
         that cannot be.
 
@@ -168,7 +168,7 @@ def _wrong_settings(card: dict[str, Any]) -> list[str]:
     return wrong + ([] if claimed is True else [f"claimed = {claimed!r}"])
 
 
-def _wrong_encoders(encoders: Any, complete: bool) -> list[str]:
+def _wrong_encoders(encoders: object, complete: bool) -> list[str]:
     if not isinstance(encoders, dict):
         return [f"encoders = {encoders!r}"]
     wrong = [f"encoders.{kind} is missing" for kind in CARDS if complete and kind not in encoders]
@@ -180,8 +180,8 @@ def _wrong_encoders(encoders: Any, complete: bool) -> list[str]:
     return wrong
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     try:
-        return bool(parse_size(value))
-    except (TypeError, ValueError):
+        return isinstance(value, str) and bool(parse_size(value))
+    except ValueError:
         return False

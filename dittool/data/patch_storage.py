@@ -115,6 +115,6 @@ def _mean_of_four(patches: np.ndarray, rows: int, columns: int) -> np.ndarray:
         starts = np.arange(0, length, 2)
         counts = np.minimum(2, length - starts)
         grid = np.add.reduceat(grid, starts, axis=axis) / np.expand_dims(
-            counts, axis=tuple(other for other in range(3) if other != axis)
+            counts, axis=tuple(kept for kept in range(3) if kept != axis)
         )
     return grid.reshape(-1, patches.shape[1])

@@ -81,7 +81,7 @@ class Provenance:
         }
 
     @staticmethod
-    def from_json(value: Any, source: str) -> Provenance:
+    def from_json(value: object, source: str) -> Provenance:
         """Of a checkpoint that may come from anywhere. Raises `BadDataError` naming `source`."""
         if not isinstance(value, dict) or (
             wrong := [key for key, kind in _KINDS.items() if not isinstance(value.get(key), kind)]

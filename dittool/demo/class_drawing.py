@@ -64,13 +64,13 @@ def recognise(images: np.ndarray, name: str) -> Recognised:
         see(np.asarray(Image.fromarray(image).resize((_SEEN_SIDE, _SEEN_SIDE), Image.Resampling.BICUBIC)))
         for image in images
     ]
-    right = [one for one in seen if one.colour == colour and one.shape == shape]
+    right = [shown for shown in seen if shown.colour == colour and shown.shape == shape]
     return Recognised(
         len(seen),
-        float(np.mean([one.colour == colour for one in seen])),
-        float(np.mean([one.shape == shape for one in seen])),
+        float(np.mean([shown.colour == colour for shown in seen])),
+        float(np.mean([shown.shape == shape for shown in seen])),
         len(right) / len(seen),
-        len({one.background for one in right if one.background}),
+        len({shown.background for shown in right if shown.background}),
     )
 
 

@@ -98,9 +98,9 @@ def draw_scene(scene: Scene) -> Image.Image:
     centre = (scene.centre[0] * scene.width, scene.centre[1] * scene.height)
     size = scene.size * min(scene.width, scene.height)
     coverage = draw_coverage(scene.shape, scene.width, scene.height, centre, size)
-    whole = (scene.width, scene.height)
+    canvas = (scene.width, scene.height)
     return Image.composite(
-        Image.new("RGB", whole, scene.object_rgb), Image.new("RGB", whole, scene.background_rgb), coverage
+        Image.new("RGB", canvas, scene.object_rgb), Image.new("RGB", canvas, scene.background_rgb), coverage
     )
 
 

@@ -79,7 +79,7 @@ def embed(
             "rebuild in one process: without --part and torchrun",
         )
     stages = [stage for stage in STAGES if stage in stages]
-    output_folder(out)  # before anything that takes long: a folder that cannot be written to is told at once
+    output_folder(out)  # before anything that takes long: a folder that cannot be written to is refused at once
     buckets = config.data.bucket_sizes()
     with writer_lock(out, part):
         records = scan(source, buckets, talk, config.data.flip)
@@ -94,7 +94,7 @@ def embed(
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
         records = store.merge_records(records, forget=stages if rebuild else ())
         store.prune_journal(record for record in records if record.used)
-        ready = _ready_for_the_first(store, config, stages, records, part, rebuild, talk)
+        ready = _first_pass(store, config, stages, records, part, rebuild, talk)
         made, kept, left, cut = {}, {}, {}, 0
         for stage in stages:
             ready = ready if ready is not None else load_pass(stage, config, talk)
@@ -120,7 +120,7 @@ def embed(
     return EmbedSummary(records, made, kept, cut, out, left, lacking)
 
 
-def _ready_for_the_first(
+def _first_pass(
     store: FeatureStore,
     config: ImageConfig,
     stages: Sequence[str],
@@ -130,7 +130,7 @@ def _ready_for_the_first(
     talk: Talk,
 ) -> EmbedPass[Any] | None:
     """The encoder of the first stage, after a look at all of them: weights that are missing, another identity and a
-    disk that will not do are told before hours of work, not after the pass that did not need them.
+    disk that will not do are errors before hours of work, not after the pass that did not need them.
     """
     ready, needed = None, 0
     for stage in reversed(stages):

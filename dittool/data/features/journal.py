@@ -88,5 +88,5 @@ def rewrite_journal(path: Path, keep: Callable[[str, str, Made], bool]) -> None:
 
 
 def _line(stage: str, made: Mapping[str, Made]) -> bytes:
-    rows = {record_id: {"source": one.source, "files": dict(one.digests)} for record_id, one in made.items()}
+    rows = {record_id: {"source": entry.source, "files": dict(entry.digests)} for record_id, entry in made.items()}
     return (json.dumps({"stage": stage, "made": rows}) + "\n").encode()

@@ -64,7 +64,7 @@ class PassResult:
 
 
 def load_pass(stage: str, config: ImageConfig, talk: Talk = SILENT) -> EmbedPass[Any]:
-    """Loads the stage's encoder. `talk` is told when features had to be computed again in fp32. Raises
+    """Loads the stage's encoder. `talk` says when features had to be computed again in fp32. Raises
     `WeightsMissingError`.
     """
     ready: dict[str, Callable[[ImageConfig, Talk], EmbedPass[Any]]]

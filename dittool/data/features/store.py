@@ -61,7 +61,7 @@ class FeatureStore:
         write_records(self.records_path, records)
 
     def merge_records(self, records: list[Record], forget: Iterable[str] = ()) -> list[Record]:
-        """Writes the records with the refusals that earlier runs and other parts found (`quarantine`), and returns them
+        """Writes the records with the refusals that earlier runs and other parts found, and returns them
         so.
 
         Refusals by the stages in `forget` are not taken over.

@@ -57,7 +57,7 @@ class ShardRow:
     members_sha256: str  # of its list of members
 
     @staticmethod
-    def from_json(value: Any, source: str) -> ShardRow:
+    def from_json(value: object, source: str) -> ShardRow:
         """Raises `BadDataError`, and `UnsafeFileError` for a path that leaves the folder."""
         if not isinstance(value, dict) or not all(fits(value.get(key)) for key, fits in _FITS.items()):
             wrong = (
@@ -97,7 +97,7 @@ class ShardIndex:
     seed: int | None = None  # of the order of samples in the shards
 
     @staticmethod
-    def from_json(index: Any, path: Path) -> ShardIndex:
+    def from_json(index: object, path: Path) -> ShardIndex:
         """The index in the value of a file that may come from anywhere. Raises `BadDataError` when it is of another
         version, unfinished or malformed.
         """
@@ -251,18 +251,18 @@ def _checked_places(tar: Path, key: str, places: Any, size: int) -> dict[str, tu
     )
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _is_size(value: Any) -> bool:
+def _is_size(value: object) -> bool:
     try:
-        return bool(parse_size(value))
-    except (TypeError, ValueError):
+        return isinstance(value, str) and bool(parse_size(value))
+    except ValueError:
         return False
 
 
@@ -275,7 +275,7 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "shards": list,
     "holdout": (int, float),
 }
-_FITS: dict[str, Callable[[Any], bool]] = {
+_FITS: dict[str, Callable[[object], bool]] = {
     "path": _is_text,
     "bucket": _is_size,
     "split": lambda value: value in (TRAIN, HOLDOUT),

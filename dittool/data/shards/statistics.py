@@ -54,9 +54,9 @@ class Moments:
         return total
 
     def _with(self, other: Moments) -> Moments:
-        count, apart = self.count + other.count, other.mean - self.mean
-        squares = self.squares + other.squares + np.square(apart) * (self.count * other.count / count)
-        return Moments(count, self.mean + apart * (other.count / count), squares)
+        count, delta = self.count + other.count, other.mean - self.mean
+        squares = self.squares + other.squares + np.square(delta) * (self.count * other.count / count)
+        return Moments(count, self.mean + delta * (other.count / count), squares)
 
     @property
     def std(self) -> np.ndarray:
@@ -110,7 +110,7 @@ class ShardStatistics:
             self.moments[name] = Moments.joined([self.moments[name], moments]) if name in self.moments else moments
 
     def to_json(self) -> dict[str, Any]:
-        moments = {name: one.to_json() for name, one in self.moments.items()}
+        moments = {name: channel.to_json() for name, channel in self.moments.items()}
         return {
             "samples": self.samples,
             "text_tokens": self.text_tokens,
@@ -121,7 +121,7 @@ class ShardStatistics:
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> ShardStatistics:
-        moments = {name: Moments.from_json(one) for name, one in value["moments"].items()}
+        moments = {name: Moments.from_json(channel) for name, channel in value["moments"].items()}
         widths = FeatureWidths.from_json(value["dims"], "a line of shards.jsonl")
         return ShardStatistics(value["samples"], value["text_tokens"], value["longest_text"], moments, widths)
 
@@ -200,9 +200,9 @@ def _are_close(mine: Any, found: Any) -> bool:
     return bool(np.allclose(np.asarray(mine, dtype=np.float64), found, rtol=1e-9, atol=1e-12))
 
 
-def _is_row(value: Any, count: int) -> bool:
+def _is_row(value: object, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(map(_is_finite, value))
 
 
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -228,10 +228,10 @@ class _ShardWriter:
         """A feature's file, if it is still the one that was made."""
         path = self._store.path(feature, record.id)
         data = read_npy_bytes(path)
-        told = self._made[record.id, feature.stage].digests.get(feature.name)
-        if told and (found := digest_of(data)) != told:
+        digest = self._made[record.id, feature.stage].digests.get(feature.name)
+        if digest and (found := digest_of(data)) != digest:
             raise BadDataError(
-                f"{path}: its digest is {found}, when it was made it was {told} ('{record.name}')", _remake(feature)
+                f"{path}: its digest is {found}, when it was made it was {digest} ('{record.name}')", _remake(feature)
             )
         return data
 
