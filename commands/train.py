@@ -72,20 +72,21 @@ def main(
     if out is None:
         out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
     data = data or recorded_data(out)
-    config = load_config(preset or str(out / "resolved.toml"), overrides)
+    named = preset or str(out / "resolved.toml")
+    config = load_config(named, overrides)
     if dry_run:
         _show_plan(config, data, console)
         return
     if not (no_audit or resume):
-        _require_audited(config, preset, out, console)
-    named = [override.partition("=")[0].strip() for override in overrides]
+        _require_audited(config, named, out, console)
+    changes = [override.partition("=")[0].strip() for override in overrides]
     done = train(
         config,
         data,
         out,
         resume=resume,
         strict=strict,
-        named_changes=named,
+        named_changes=changes,
         init=init,
         checker=SCENE_CHECKER,
         talk=console,
