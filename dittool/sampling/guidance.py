@@ -1,8 +1,9 @@
 """Guidance with two conditions: three branches of the model, run as one batch and combined.
 
     additive   v = v_∅ + s_text·(v_text − v_∅) + s_dino·(v_dino − v_∅)
-    nested     v = v_∅ + s_dino·(v_dino − v_∅) + s_text·(v_full − v_dino)        (after InstructPix2Pix, arXiv
-    2211.09800, eq. 3)
+    nested     v = v_∅ + s_dino·(v_dino − v_∅) + s_text·(v_full − v_dino)
+
+Nested guidance is that of InstructPix2Pix (arXiv 2211.09800, eq. 3).
 
 With one condition only, both are classifier-free guidance (arXiv 2207.12598) on that condition. Outside of the guidance
 interval (arXiv 2404.07724) v is the conditional branch alone: v_full, or v_text or v_dino where there is one condition.

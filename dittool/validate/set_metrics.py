@@ -12,11 +12,10 @@ It is made like CMMD (arXiv 2401.09603), in the features of this run's image enc
 compare with each other on one data set, never with published CMMD. On few images it is mostly noise, so its spread
 stands beside it:
 
-    error    standard error of the value, by leaving out one image and its picture at a time (jackknife) chance
-    between which values 95% of such figures lie where both sets are real: the data's own images, split at random into
-    two sets.
-             A value inside says that these pictures cannot be told from the data by this figure, on so many images, and
-             no more
+    error    standard error of the value, by leaving out one image and its picture at a time (jackknife)
+    chance   between which values 95% of such figures lie where both sets are real: the data's own images, split at
+             random into two sets. A value inside says that these pictures cannot be told from the data by this figure,
+             on so many images, and no more
     other    the same figure between other images of the data and these: one such split, the one that is there
 
 The drawn pictures share their captions with the images, so theirs may be lower; all may be below 0, as the estimate is

@@ -4,8 +4,10 @@ For a pair (A, B) of one bucket the model draws from A's noise with B as its onl
 the reference would leave no right answer. The result goes through the image encoder, and its features are compared with
 A's and B's as stored.
 
-    d(x, y) = 1 − cos(x, y) of the CLS tokens, and the mean of it over the patches at the same places margin  =
-    (d(result, A) − d(result, B)) / (d(result, A) + d(result, B)),  the mean of both: −1 is A, +1 is B, 0 neither
+    d(x, y) = 1 − cos(x, y) of the CLS tokens, and the mean of it over the patches at the same places
+    margin  = (d(result, A) − d(result, B)) / (d(result, A) + d(result, B))
+
+The margin of a pair is the mean of both: −1 is A, +1 is B, 0 neither.
 
 The margin is relative because features share a large common part, those of an untrained encoder most of all: all
 distances are then small, while their ratio still tells. A model that does not look at its reference is as often nearer

@@ -3,10 +3,12 @@
 On a GPU with the sizes of the base preset: --batch 8 --heads 16 --tokens 4096 --patches 4096 --text 512
 
     mask      scaled_dot_product_attention with an additive bias (B, 1, 1, M): what dittool.models.layers does where
-    there is padding no mask   the same over the padding as if it were context: the lower bound, and what is done where
-    there is none packed    variable-length attention: nested tensors of layout jagged, padding cut out; the time to
-    pack and unpack is counted flex      flex_attention with a block mask made once a batch, shared by all blocks; on a
-    CPU uncompiled and forward only
+              there is padding
+    no mask   the same over the padding as if it were context: the lower bound, and what is done where there is none
+    packed    variable-length attention: nested tensors of layout jagged, padding cut out; the time to pack and unpack
+              is counted
+    flex      flex_attention with a block mask made once a batch, shared by all blocks; on a CPU uncompiled and forward
+              only
 
 Context of a sample: caption of a random length up to --text, CLS, --patches. The figures are forward and backward of
 one layer's attention, medians over rounds in which the contenders take turns, as ratios to `mask`. Every way is first

@@ -1,12 +1,11 @@
 """Embedding, beside a bare loop over the encoder on the same decoded images. Run: python -m tests.bench.bench_embed
 
     overhead   a DINOv3 of ViT-S size with random weights, as the weight of a real encoder; time of `dit embed`'s pass
-    (read, hash, decode,
-               encode, write, fsync, journal) over the time of `encode` alone in the same batches. Aim: at most 1.10
+               (read, hash, decode, encode, write, fsync, journal) over the time of `encode` alone in the same batches.
+               Aim: at most 1.10
     flat       many small images through the built-in encoders: images/s of each pass, and the memory of this process
-    and its workers at ten
-               moments, with the encoders' own loop beside it. Their encoders take a millisecond an image, so what is
-               measured is the rest
+               and its workers at ten moments, with the encoders' own loop beside it. Their encoders take a millisecond
+               an image, so what is measured is the rest
 
 Contenders run in one process and in turn; on a machine that does other work only the ratios mean anything.
 """

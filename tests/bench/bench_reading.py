@@ -6,11 +6,9 @@ What is compared, always on the same tars:
     raw      bytes only: each tar from front to back in large blocks, against ShardSet.read (shuffled over the whole
              set, by our index, headers of tar and npy checked, arrays of the stored type)
     tensors  batches of float32 tensors of all four features, text padded to the batch's longest. `plain` reads each tar
-    from front to back
-             in blocks of a batch and hands the arrays to our collate: no shuffling. `batches` is BatchStream's own way
-             to a batch, without
-             its noise. `library` is webdataset.WebDataset(…).decode().batched(…), with a collate that gives the same
-             tensors; not shuffled
+             from front to back in blocks of a batch and hands the arrays to our collate: no shuffling. `batches` is
+             BatchStream's own way to a batch, without its noise. `library` is
+             webdataset.WebDataset(…).decode().batched(…), with a collate that gives the same tensors; not shuffled
 
 Each figure is a median over rounds in which the contenders take turns; on a machine that does other work only the
 ratios mean anything. Files come from the page cache.

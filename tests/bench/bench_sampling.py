@@ -1,10 +1,10 @@
 """Wall time of sampling beside the plain three-pass loop, as a ratio. Run: python -m tests.bench.bench_sampling
 
     plain         each step runs the model once for each branch of the guidance, context and all: the null condition as
-    N equal patches
+                  N equal patches
     one batch     `sample_latents`: the context's keys and values once, the branches in one batch
     two batches   the same with the branches that do not keep the reference apart: its N null patches are one token
-    there
+                  there
 
 All draw the same latents; how far the furthest is from the plain one is printed. A model of nano's width and few
 blocks, features of DINOv3-L and T5-large. Medians over rounds in which they take turns; on a machine that does other

@@ -1,9 +1,9 @@
 """Writing shards, beside `tar cf` of the same feature files. Run: python -m tests.bench.bench_shards
 
-    tar      `tar cf` of the derived files, and a sync of the result: copies bytes, and nothing else
-    tar+sha  the same and `sha256sum` of it: the least that a verifiable set needs
-    shard    dit's own: checks each array and its values, sums statistics in float64, hashes, syncs, writes index and
-    lists of members
+    tar       `tar cf` of the derived files, and a sync of the result: copies bytes, and nothing else
+    tar+sha   the same and `sha256sum` of it: the least that a verifiable set needs
+    shard     dit's own: checks each array and its values, sums statistics in float64, hashes, syncs, writes index and
+              lists of members
 
 Medians over rounds in which they take turns; only the ratios mean anything. The features lie in the page cache.
 """

@@ -1,9 +1,10 @@
 """nano and nano-patches on a folder of captioned images, with built-in encoders: how near they come, how fast, how well
 the machine is used.
 
-    python -m tests.bench.gpu_nano FOLDER --out runs/gpu_nano --lpips alexnet.safetensors            the measurement, on
-    a GPU python -m tests.bench.gpu_nano FOLDER --steps 3 --count 8 -s model.depth=2 -s data.area=64x64    that it
-    works, anywhere
+    # the measurement, on a GPU
+    python -m tests.bench.gpu_nano FOLDER --out runs/gpu_nano --lpips alexnet.safetensors
+    # that it works, anywhere
+    python -m tests.bench.gpu_nano FOLDER --steps 3 --count 8 -s model.depth=2 -s data.area=64x64
 
 For each preset: embed, shard (a tenth held out), train, then draw images of both splits again, unguided and guided,
 with LPIPS, SSIM and PSNR beside the codec floor and the ceiling of shuffled conditions; images/s from the log and from
