@@ -27,13 +27,18 @@ def reader_errors_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not is_reader_gone(error):
             raise
         raise StorageError(
             f"a process that reads batches is gone: {str(error).splitlines()[0]}",
             "memory or /dev/shm ran full (see df /dev/shm): go on from the last checkpoint with fewer workers, dit"
             " train --resume -s train.workers=N",
         ) from error
+
+
+def is_reader_gone(error: BaseException) -> bool:
+    """Whether torch says that a process that reads batches has died."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 @contextmanager

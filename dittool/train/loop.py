@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,12 @@ from dittool.errors import Interrupted, NonFiniteError, UsageError
 from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
 from dittool.train.distributed import gathered, parts_like, process_group
-from dittool.train.failures import compiler_errors_explained, reader_errors_explained, require_finite_step
+from dittool.train.failures import (
+    compiler_errors_explained,
+    is_reader_gone,
+    reader_errors_explained,
+    require_finite_step,
+)
 from dittool.train.log import Meter, RunLog, StepFigures
 from dittool.train.optim import set_learning_rate
 from dittool.train.signals import StopRequest, stop_on_signal
@@ -87,6 +93,7 @@ class _Run:
     log: RunLog | None = None
     figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     saved: Path | None = None  # the newest checkpoint of this call
+    failed: Counter[str] = field(default_factory=Counter)  # what went wrong beside training, by its name
 
     @property
     def checkpoints(self) -> Path:
@@ -172,11 +179,11 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
             stopping = state.ranks.any(stop.signal_number is not None)
             step, last = state.step, state.step == total
             judges = not stopping and due(step, state.family.judge_every(state.config), last)
-            averaged = _look(run, meter, last, judges)
+            averaged = _measure(run, meter, last, judges)
             if stopping or due(step, state.config.checkpoint.every, last):
                 _save(run, meter, last)
-            if run.log is not None and averaged is not None and judges:
-                state.family.judge(state.data, averaged, step, run.folder, run.checker, run.talk)
+            if averaged is not None:
+                _show(run, averaged, last, judges)
             shown = {} if meter.loss is None else {"loss": meter.loss}
             task.advance(1, **shown, **dict([*run.figures.items()][:1]))
             if stopping and not last:
@@ -205,26 +212,58 @@ def due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
-def _look(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | None:
-    """What is evaluated, written down and drawn after a step. All processes look together, the first shows. Returns the
-    averaged model where it was needed.
+def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | None:
+    """What is evaluated and written down after a step. All processes measure together, the first one writes. Returns
+    the averaged model where something looks at it after this step.
     """
     state, keys, step, log = run.state, run.state.config.train, run.state.step, run.log
     evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
     averaged = state.gathered_ema() if evaluates or draws or judges else None
     if log is not None and averaged is not None and evaluates:
-        found = state.family.evaluate(state.data, averaged, state.device)
-        if found:
-            run.figures = found
-            log.write(step, found)
+        with _beside_training(run, "the evaluation"):
+            found = state.family.evaluate(state.data, averaged, state.device)
+            if found:
+                run.figures = found
+                log.write(step, found)
     if due(step, keys.log_every, last):
         figures = meter.summary()
         if log is not None and figures:
             log.write(step, figures)
-    if log is not None and averaged is not None and draws:
-        log.plot()
-        state.family.draw(state.data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
     return averaged
+
+
+def _show(run: _Run, averaged: nn.Module, last: bool, judges: bool) -> None:
+    """What is drawn and judged after a step, by the first process, once the step's checkpoint is saved."""
+    family, data, step = run.state.family, run.state.data, run.state.step
+    if run.log is None:
+        return
+    if due(step, run.state.config.train.sample_every, last):
+        with _beside_training(run, "the plot of the loss"):
+            run.log.plot()
+        with _beside_training(run, "drawing a picture"):
+            family.draw(data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
+    if judges:
+        with _beside_training(run, "the judgement"):
+            family.judge(data, averaged, step, run.folder, run.checker, run.talk)
+
+
+@contextmanager
+def _beside_training(run: _Run, what: str) -> Iterator[None]:
+    """Inside, a failure is a warning with its count and a row of the log: the run can do without. The death of a
+    process that reads batches, which may be noticed anywhere, still ends the run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_reader_gone(error):
+            raise
+        run.failed[what] += 1
+        reason = " ".join(str(error).split()) or type(error).__name__
+        run.talk.warn(
+            f"step {run.state.step}: {what} failed ({run.failed[what]} in this run): {reason}; training goes on"
+        )
+        if run.log is not None:
+            run.log.write(run.state.step, {"failed": what, "reason": reason})
 
 
 def _save(run: _Run, meter: Meter, last: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -130,6 +131,30 @@ def test_evaluation_and_pictures_do_not_disturb_training(family_run, family_shar
         "step0000004_ema.png",
         "step0000008_ema.png",
     ]
+
+
+def test_what_fails_beside_training_is_counted_and_the_run_goes_on(
+    tiny_run, tiny_shards, tmp_path, monkeypatch, listener
+):
+    seen = []
+
+    def fail(data, model, *rest):
+        seen.append(sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.pt")))
+        raise MemoryError if len(seen) == 1 else OSError(28, "No space left on device")
+
+    broken = dataclasses.replace(flow.FAMILY, evaluate=fail, draw=fail, judge=fail)
+    monkeypatch.setattr(flow, "FAMILY", broken)
+    keys = ("train.eval_every=4", "train.sample_every=4", "validate.every=4", "checkpoint.every=4")
+    train(tiny_shards.config_with(*keys), tiny_shards.folder, tmp_path / "run", talk=listener)
+    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
+    # evaluated before the checkpoint of its step is saved, drawn and judged after
+    assert seen[0] == [] and seen[1] == seen[2] == ["checkpoint_step0000004.pt"]
+    rows = [row for row in read_log(tmp_path / "run") if "failed" in row]
+    assert [(row["step"], row["failed"]) for row in rows] == [
+        (step, what) for step in (4, 8) for what in ("the evaluation", "drawing a picture", "the judgement")
+    ]
+    assert rows[0]["reason"] == "MemoryError" and "No space left" in rows[1]["reason"]
+    assert any("the judgement failed (2 in this run)" in line for line in listener.warnings)
 
 
 @pytest.mark.row(15)
