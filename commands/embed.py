@@ -38,19 +38,13 @@ EVERY_STAGE = [Stage.all]
 
 def main(
     source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .tsv .parquet), or .tar files."
-        ),
+        Path, typer.Argument(metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .parquet), tars.")
     ] = Path("data/images"),
     out: Annotated[
         Path, typer.Option("--out", help="Where the features go; with --verify, the folder to verify.")
     ] = Path("data/derived"),
     stages: Annotated[
-        list[Stage],
-        typer.Option(
-            "--pass", "--pass-filter", help="What to make: dinov3, vae, t5 or all. Repeatable.", show_default="all"
-        ),
+        list[Stage], typer.Option("--pass", "--pass-filter", help="What to make. Repeatable.", show_default="all")
     ] = EVERY_STAGE,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Make nothing; print bytes, free disk and time, from a measured batch.")
@@ -59,6 +53,9 @@ def main(
     rebuild: Annotated[
         bool, typer.Option("--rebuild", help="Drop the features of these passes, or those gone stale, and remake them.")
     ] = False,
+    preview: Annotated[
+        Path | None, typer.Option("--preview", metavar="SHEET.png", help="Make nothing; draw a sheet to look at.")
+    ] = None,
     part: Annotated[
         str | None,
         typer.Option(
@@ -81,15 +78,19 @@ def main(
     from dittool.data.records import STAGES
     from dittool.errors import UsageError
 
-    if estimate + verify + rebuild > 1 or (part and (estimate or verify)):
-        raise UsageError("--estimate, --verify, --rebuild and --part do not go together", "run one after the other")
+    if estimate + verify + rebuild + (preview is not None) > 1 or (part and (estimate or verify or preview)):
+        raise UsageError(
+            "--preview, --estimate, --verify, --rebuild and --part do not go together", "run one after the other"
+        )
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
     if verify:
         _verify(out, wanted, console)
         return
     config = image_config(load_config(preset, overrides), f"--preset {preset}", "dit embed makes features of images")
-    if estimate:
+    if preview is not None:
+        _preview(source, preview, config, console)
+    elif estimate:
         _estimate(source, out, config, wanted, console)
     else:
         _embed(source, out, config, wanted, part or "", rebuild, console)
@@ -107,21 +108,16 @@ def _embed(
     done = embed(source, out, config, stages, console, share, rebuild)
     counts = summary(done.records)
     console.json(
-        {
-            "derived": str(done.folder),
-            "inputs": counts.total,
-            "part": f"{share.index}/{share.count}",
-            "made": done.made,
-            "kept": done.kept,
-            "left": done.left,
-            "cut_captions": done.cut_captions,
-            **asdict(counts),
-        }
+        {"derived": str(done.folder), "inputs": counts.total, "part": f"{share.index}/{share.count}"}
+        | {"made": done.made, "kept": done.kept, "left": done.left, "cut_captions": done.cut_captions}
+        | asdict(counts)
     )
     flips = f", and {counts.flipped} flipped variants" if config.data.flip == "prepared" else ""
     console.result(f"{counts.total} inputs: {counts.used} used, {counts.refused} refused{flips}")
     if counts.refused:
-        console.table(("refused because", "images"), sorted(counts.reasons.items()))
+        console.table(("refused because", "images", "the first"), counts.rows_of_reasons())
+    if counts.flags:
+        console.table(("used, but worth knowing", "images", "the first"), counts.rows_of_flags())
     if counts.not_flipped:
         console.table(("no flipped variant because", "images"), sorted(counts.not_flipped.items()))
     console.table(("bucket", "images"), sorted(counts.buckets.items()))
@@ -129,16 +125,20 @@ def _embed(
     console.table(
         columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
     )
-    if done.cut_captions:
-        console.warn(
-            f"{done.cut_captions} captions are longer than encoders.max_text_tokens = {config.encoders.max_text_tokens}"
-            " and were cut"
-        )
-    if counts.further_captions:
-        console.warn(
-            f"{counts.further_captions} further captions of images that have several were not taken: docs/sources.md"
-        )
+    for text in done.warnings(config.encoders):
+        console.warn(text)
     console.note(f"features in {out}; next: {done.next_command(share)}")
+
+
+def _preview(source: Path, sheet: Path, config: ImageConfig, console: Console) -> None:
+    from dittool.data.source.preview import preview, save_sheet
+
+    found = preview(source, config, console)
+    save_sheet(found, sheet)
+    console.json({"sheet": str(sheet), **found.figures()})
+    console.result(f"{sheet}: {found.shown} of {found.used} pictures; {found.refused} inputs are refused")
+    if found.marks:
+        console.table(("marked", "images", "the first"), found.rows())
 
 
 def _estimate(source: Path, out: Path, config: ImageConfig, stages: tuple[str, ...], console: Console) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dittool.config.schema import (
+    CaptionPlace,
     Checkpoint,
     Counted,
     Data,
@@ -192,13 +193,19 @@ def _require_whole_groups(train: Train, drift: Drift) -> None:
     )
 
 
+class ClassData(Data):
+    """Data of classes: the names of folders, unless another source of captions is asked for."""
+
+    captions: CaptionPlace = "folder"
+
+
 class DriftConfig(Section):
     """A one-step generator on latents."""
 
     description: str
     model: Generator
     encoders: Encoders
-    data: Data
+    data: ClassData
     drift: Drift = Drift()
     feature_encoder: FeatureEncoder = FeatureEncoder()
     train: Train

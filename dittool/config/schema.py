@@ -40,6 +40,10 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Size = Annotated[str, AfterValidator(_checked_size)]
 
 
+# Where the captions of images stand: docs/sources.md
+CaptionPlace = Literal["auto", "txt", "caption", "metadata", "coco", "folder"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -85,6 +89,11 @@ class Data(Section):
     area: Size | None = None  # "512x512": the seven buckets scaled to this area …
     buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
     patch_storage: Literal["fp16", "fp32", "int8", "pooled"] = "fp16"  # of the patch features on disk: docs/storage.md
+    # texts beside images, lists, COCO's annotations, names of folders; auto: all but the last, and an error where two
+    # of them differ
+    captions: CaptionPlace = "auto"
+    image_column: Annotated[str, Field(min_length=1)] | None = None  # of lists, where it has no usual name
+    caption_column: Annotated[str, Field(min_length=1)] | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
     # prepared: every image also mirrored, left and right swapped in its caption: docs/sources.md
     flip: Literal["none", "prepared"] = "none"

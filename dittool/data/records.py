@@ -20,6 +20,7 @@ from dittool.errors import BadDataError
 from dittool.storage import read_json_lines, write_atomic
 
 USED, REFUSED = "used", "refused"
+UNKNOWN_WORDS = "unknown-words"  # the flag is UNKNOWN_WORDS:N, N the words that the text encoder's tokenizer lacks
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class TextFeatures:
 
     hidden: Tensor  # (L, D) float32
     cut: bool  # the caption had more tokens than the encoder's limit
+    unknown: int = 0  # runs of its letters that the tokenizer does not know, and that all look alike to the encoder
 
 
 class ImageEncoder(Protocol):

@@ -27,6 +27,9 @@ TEXT_WIDTHS = {
     "google/t5-v1_1-xl": 2048,
     "google/t5-v1_1-xxl": 4096,
 }
+KNOW_EVERY_SCRIPT = (
+    "umT5, mT5 and byT5 know every script: -s encoders.text=google/umt5-xxl, google/mt5-xxl or google/byt5-xl"
+)
 LATENT_CHANNELS = {
     "builtin:dct": 16,
     "black-forest-labs/FLUX.1-dev": 16,

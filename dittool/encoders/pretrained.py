@@ -159,9 +159,9 @@ def require_all_loaded(kind: str, name: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def require_model_type(kind: str, name: str, known: Mapping[str, str]) -> None:
-    """Refuses a model of transformers that is not one of the known architectures, by its config alone. `known` maps
-    `model_type` to what people call it.
+def require_model_type(kind: str, name: str, known: Mapping[str, str]) -> str:
+    """The `model_type` of a model of transformers. Refuses one that is not of the known architectures, by its config
+    alone. `known` maps `model_type` to what people call it.
     """
     ensure_torchvision()
     import transformers
@@ -178,6 +178,7 @@ def require_model_type(kind: str, name: str, known: Mapping[str, str]) -> None:
             f"name {' or '.join(dict.fromkeys(known.values()))}, for example -s"
             f" encoders.{kind}={_SUBSTITUTES[kind][0]}",
         )
+    return found
 
 
 def quiet(library: Any) -> None:

@@ -6,6 +6,7 @@ L true number of tokens · D width
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,12 +28,13 @@ from dittool.encoders.pretrained import (
     to_cpu,
     to_device,
 )
+from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, WeightsMissingError
 
 BUILT_IN: dict[str, Callable[[str, int], TextEncoder]] = {  # name → (name, max_tokens) → encoder
     "builtin:words": WordVectors,
 }
-T5_TYPES = {"t5": "a T5", "mt5": "an mT5"}
+T5_TYPES = {"t5": "a T5", "mt5": "an mT5", "umt5": "a umT5"}
 
 # Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next
 # to no padding (measured: half the time of batches of 16 in the order of the data). Many on a GPU, which small batches
@@ -69,7 +71,8 @@ class T5Encoder:
                 strict=True,
             ):
                 hidden[index] = row
-        return [TextFeatures(row, cut) for row, (_, cut) in zip(hidden, tokens, strict=True)]
+        unknown = self._tokenizer.unk_token_id
+        return [TextFeatures(row, cut, ids.count(unknown)) for row, (ids, cut) in zip(hidden, tokens, strict=True)]
 
     def _token_ids(self, caption: str) -> tuple[list[int], bool]:
         """The caption's tokens and whether they were cut. A cut caption keeps its last token, the end mark."""
@@ -126,6 +129,22 @@ def _groups(lengths: Sequence[int], tokens_at_once: int) -> Iterator[list[int]]:
         yield group
 
 
+def token_counter(name: str) -> Callable[[str], int] | None:
+    """Counts the tokens of a caption as the encoder would, without its weights. None when its tokenizer is not on this
+    disk.
+    """
+    if name.startswith("builtin:"):
+        return lambda caption: len(re.findall(r"\w+", caption))
+    ensure_torchvision()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location_of(name), local_files_only=True)
+    except Exception:  # whatever the library raises for files that are not there
+        return None
+    return lambda caption: len(tokenizer(caption, verbose=False).input_ids)
+
+
 def _require_words(tokenizer: Any, vocabulary: int, name: str) -> None:
     """Without its own files the library makes up a tokenizer to which every word is unknown."""
     ids = tokenizer(_PROBE).input_ids
@@ -164,8 +183,8 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILEN
     """
     if name.startswith("builtin:"):
         return built_in("text", name, BUILT_IN)(name, max_tokens)
-    require_model_type("text", name, T5_TYPES)
-    from transformers import AutoTokenizer, T5EncoderModel
+    model_type = require_model_type("text", name, T5_TYPES)
+    from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 
     try:
         tokenizer = load_pretrained(
@@ -173,5 +192,5 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILEN
         )
     except WeightsMissingError as error:
         raise _about_sentencepiece(name, error) from error
-    model = load_transformer("text", name, dtype, T5EncoderModel)
+    model = load_transformer("text", name, dtype, UMT5EncoderModel if model_type == "umt5" else T5EncoderModel)
     return T5Encoder(model, tokenizer, name, revision_of(name), dtype, max_tokens, talk)

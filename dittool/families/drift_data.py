@@ -135,7 +135,7 @@ class ClassSamples(Dataset):
         if not shards.classes:
             raise BadDataError(
                 f"{shards.folder}: its samples have no classes",
-                "embed a folder of class folders without captions: images/CLASS/NAME.jpg",
+                "embed class folders, images/CLASS/NAME.jpg, with this preset or with -s data.captions=folder",
             )
         self._shards, self._refs, self._norm, self._seed = shards, refs, norm, seed
         self._numbers = {name: number for number, name in enumerate(shards.classes)}

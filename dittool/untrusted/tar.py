@@ -7,6 +7,9 @@ cut between two members for a complete one.)
 WebDataset's own writer puts a POSIX extended header in front of each member, because its times are fractions of a
 second. Such a header is read for a name or size that did not fit the plain one; what else it says about a regular file
 does not matter here.
+
+A tar that somebody made of a folder (`tar cf a.tar .`) is read more generously: it may have entries of folders, names
+in folders, long names in GNU's way and files that belong to no sample. Names that climb are refused there too.
 """
 
 from __future__ import annotations
@@ -19,8 +22,12 @@ from dittool.errors import BadDataError, UnsafeFileError
 
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")
-_EXTENDED = b"x"
-_LONGEST_NAME = 255
+_EXTENDED, _GLOBAL = b"x", b"g"
+_FOLDER, _LONG_NAME = b"5", b"L"
+_SHARD_KINDS = (*_REGULAR, _EXTENDED)
+_FOLDER_KINDS = (*_SHARD_KINDS, _GLOBAL, _FOLDER, _LONG_NAME)
+_LONGEST_NAME, _LONGEST_PATH = 255, 4096
+_PLACES = {"path", "size"}  # what a header says about one member's place
 _LONGEST_EXTENDED = 64 << 10
 _LONGEST_PADDING = 20 * _BLOCK  # tar programs fill the last record of 20 blocks with zeros
 
@@ -29,14 +36,17 @@ _LONGEST_PADDING = 20 * _BLOCK  # tar programs fill the last record of 20 blocks
 class Member:
     """One file of a tar: its bytes are [offset, offset + size)."""
 
-    key: str  # text before the first dot: the sample's id
-    suffix: str  # the rest: which feature
+    key: str  # text before the first dot: the sample's id; in a tar of a folder with the folders before it
+    suffix: str  # the rest: which feature; "" for a file that belongs to no sample
     offset: int
     size: int
 
 
-def tar_members(path: Path) -> list[Member]:
+def tar_members(path: Path, of_folder: bool = False) -> list[Member]:
     """All members of a tar, in order.
+
+    Args:
+        of_folder: the tar may have been made of a folder, and not as a list of samples.
 
     Raises `BadDataError` for a damaged tar and `UnsafeFileError` for one that holds anything but plainly named regular
     files.
@@ -46,13 +56,22 @@ def tar_members(path: Path) -> list[Member]:
     with path.open("rb") as file:
         position, extended = 0, {}
         while (header := _next_block(path, file, position, total)).strip(b"\0"):
-            kind, name, size = _parse_header(path, position, header)
+            kind, name, size = _parse_header(path, position, header, _FOLDER_KINDS if of_folder else _SHARD_KINDS)
             start = position + _BLOCK
             if kind == _EXTENDED:
-                extended = _parse_extended(path, start, file.read(_extended_size(path, start, size)))
+                extended |= _parse_extended(path, start, file.read(_extended_size(path, start, size)))
+            elif kind == _GLOBAL:
+                if said := _parse_extended(path, start, file.read(_extended_size(path, start, size))).keys() & _PLACES:
+                    raise _damaged(path, start, f"a header for all members sets their {', '.join(sorted(said))}")
+            elif kind == _LONG_NAME:
+                raw = file.read(_extended_size(path, start, size))
+                extended["path"] = raw.split(b"\0")[0].decode("utf-8", "replace")
             else:
                 name, size = extended.get("path", name), _extended_int(path, position, extended.get("size"), size)
-                members.append(_member(path, position, name, start, size))
+                if kind == _FOLDER:
+                    _require_inside(path, name)
+                else:
+                    members.append((_folder_member if of_folder else _member)(path, position, name, start, size))
                 extended = {}
             position = start + -(-size // _BLOCK) * _BLOCK
             if position > total:
@@ -66,14 +85,14 @@ def tar_members(path: Path) -> list[Member]:
     return members
 
 
-def group_samples(path: Path, members: list[Member]) -> dict[str, dict[str, Member]]:
-    """Members by sample and suffix. Raises `BadDataError` when a member is there twice or a sample's members are
-    not adjacent.
+def group_samples(path: Path, members: list[Member], adjacent: bool = True) -> dict[str, dict[str, Member]]:
+    """Members by sample and suffix. Raises `BadDataError` when a member is there twice or, where they must be, a
+    sample's members are not adjacent.
     """
     samples: dict[str, dict[str, Member]] = {}
     last = None
     for member in members:
-        if member.key != last and member.key in samples:
+        if adjacent and member.key != last and member.key in samples:
             raise BadDataError(
                 f"{path}: members of sample '{member.key}' are not adjacent", "make the shards again with: dit shard"
             )
@@ -106,7 +125,7 @@ def _require_end(path: Path, file: BinaryIO, position: int, total: int) -> None:
         raise _damaged(path, position, "the zero block that closes the tar is followed by other data")
 
 
-def _parse_header(path: Path, position: int, header: bytes) -> tuple[bytes, str, int]:
+def _parse_header(path: Path, position: int, header: bytes, kinds: tuple[bytes, ...]) -> tuple[bytes, str, int]:
     """Type, name and size of the member behind a header block."""
     checksum = _octal(path, position, header[148:156], "checksum")
     if checksum != sum(header[:148]) + 8 * 32 + sum(header[156:]):
@@ -115,7 +134,7 @@ def _parse_header(path: Path, position: int, header: bytes) -> tuple[bytes, str,
     prefix = header[345:500].split(b"\0")[0] if header[257:262] == b"ustar" else b""
     name = (prefix + b"/" + raw_name if prefix else raw_name).decode("utf-8", "replace")
     kind = header[156:157]
-    if kind not in (*_REGULAR, _EXTENDED):
+    if kind not in kinds:
         raise UnsafeFileError(
             f"{path}: member {name!r} is not a regular file (type {kind!r})",
             "shards hold regular files only: do not use this one",
@@ -133,6 +152,34 @@ def _member(path: Path, position: int, name: str, start: int, size: int) -> Memb
             f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX", "make the shards again with: dit shard"
         )
     return Member(key, suffix.lower(), start, size)
+
+
+def _folder_member(path: Path, position: int, name: str, start: int, size: int) -> Member:
+    """A file of a tar that was made of a folder. Hidden files, which some systems add, and files without a suffix
+    belong to no sample.
+    """
+    name = _require_inside(path, name)
+    folder, slash, base = name.rpartition("/")
+    key, dot, suffix = base.partition(".")
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return (
+        Member(name, "", start, size)
+        if hidden or not dot
+        else Member(folder + slash + key, suffix.lower(), start, size)
+    )
+
+
+def _require_inside(path: Path, name: str) -> str:
+    """The name without what means here. Raises `UnsafeFileError` when it leads elsewhere, or is no name."""
+    plain = name.removeprefix("./").rstrip("/")
+    parts = plain.split("/")
+    if name.rstrip("/") in (".", ""):
+        return ""
+    if "\\" in plain or not plain.isprintable() or len(plain) > _LONGEST_PATH:
+        raise UnsafeFileError(f"{path}: member name {name!a} is not a plain path", "do not use this tar")
+    if any(not part or part.startswith("..") or part == "." or len(part) > _LONGEST_NAME for part in parts):
+        raise UnsafeFileError(f"{path}: member name {name!a} leads elsewhere", "do not use this tar")
+    return plain
 
 
 def _extended_size(path: Path, start: int, size: int) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import struct
 from string import ascii_lowercase
 
@@ -226,11 +227,40 @@ def test_a_sentencepiece_tokenizer_is_read_or_its_package_asked_for(googles):
     assert "pip install sentencepiece" in missing.value.hint
 
 
-@pytest.mark.parametrize("model_type", ["bert", "clip_text_model", "umt5"])
+@pytest.mark.parametrize("model_type", ["bert", "clip_text_model", "pix2struct"])
 def test_another_architecture_is_refused_before_its_weights_are_looked_for(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(UsageError, match=model_type):
         load_text_encoder(str(tmp_path), "fp32", 64)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_counted(folders):
+    encoder = load_text_encoder(str(folders / "t5-pieces"), "fp32", 64)
+    known, foreign, mixed = encoder.encode(["a red dog", "一只黑狗", "a red 狗 of a 狗"])
+    assert (known.unknown, foreign.unknown, mixed.unknown) == (0, 1, 2)
+    bytewise = load_text_encoder(str(folders / "t5"), "fp32", 64)
+    assert [features.unknown for features in bytewise.encode(["一只黑狗", "dog"])] == [0, 0]
+
+
+def test_unknown_words_are_counted_in_a_cut_caption_as_far_as_it_goes(folders):
+    encoder = load_text_encoder(str(folders / "t5-pieces"), "fp32", 4)
+    (cut,) = encoder.encode(["a red dog of 狗 狗 狗"])
+    assert cut.cut and cut.unknown == 0
+
+
+def test_a_umt5_is_loaded_as_its_own_class_with_positions_in_every_block(folders, tmp_path):
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    small = UMT5EncoderModel(UMT5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).eval()
+    shutil.copytree(folders / "t5-pieces", tmp_path / "umt5")
+    (tmp_path / "umt5/model.safetensors").unlink()
+    small.save_pretrained(tmp_path / "umt5")
+    encoder = load_text_encoder(str(tmp_path / "umt5"), "fp32", 64)
+    (features,) = encoder.encode(["a red dog"])
+    ids = torch.tensor([encoder._tokenizer("a red dog").input_ids])
+    with torch.no_grad():
+        assert torch.allclose(features.hidden, small(input_ids=ids).last_hidden_state[0], atol=1e-6)
 
 
 def test_builtin_words_are_the_same_every_time_and_differ_from_each_other():

@@ -138,6 +138,8 @@ def test_captions_in_json_that_are_no_text_are_refused(desk):
         {"file_name": f"{name}.png", "text": f"caption of {name}"}
         for name in ("scene-0001", "scene-0002", "scene-0003")
     ]
+    for text in desk.images.glob("*.txt"):  # or it would be for the user to say which caption is meant
+        text.unlink()
     for number, (name, caption) in enumerate(wrong.items()):
         desk.put(f"{name}.png", flat((number, 0, 0)), None)
         rows.append({"file_name": f"{name}.png", "text": caption})

@@ -289,10 +289,10 @@ def test_a_part_of_the_index_that_cannot_be_is_refused(desk, train, one_error, c
 
 def test_when_nothing_can_be_used_the_reasons_can_be_read_where_the_next_step_says(desk, one_error):
     for path in desk.images.glob("*.txt"):
-        path.unlink()
+        path.write_text("")
     done = desk.embed()
-    one_error(done.outcome, 3, "3 no-caption")
-    assert "records.jsonl" in done.outcome.err and set(done.reasons.values()) == {"no-caption"}
+    one_error(done.outcome, 3, "3 empty-caption")
+    assert "records.jsonl" in done.outcome.err and set(done.reasons.values()) == {"empty-caption"}
 
 
 @pytest.mark.parametrize("text", ["[]", "5", "{}", "null", '{"folder": 5}', "{"])

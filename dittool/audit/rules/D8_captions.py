@@ -14,7 +14,9 @@ features were made, "left" for "right" of a mirrored image, changes a string tha
 `t5h` of 512 rows, 500 of them zero, and no `t5m` beside it fails.
 
 ## Fix
-Embed the captions again with `dit embed --pass t5`; raise `encoders.max_text_tokens` when many are cut.
+Embed the captions again with `dit embed --pass t5`; raise `encoders.max_text_tokens` when many are cut. T5's tokenizer
+reads English, German, French and Romanian; to words of other scripts it gives one token for all. umT5, mT5 and byT5
+read every script.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ import numpy as np
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import Data
-from dittool.data.records import TEXT
+from dittool.data.records import TEXT, UNKNOWN_WORDS
 from dittool.encoders.cards import TextCard
+from dittool.encoders.known import KNOW_EVERY_SCRIPT
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D8", "captions", "error", ("data",), "0.1"
 
@@ -42,6 +45,8 @@ _FEW = 10  # different captions
 _MOST_SHARED = 0.01  # share of captions that may have the features of another one
 _BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
 _SHOWN = 5  # faults
+_MOST_UNKNOWN = 0.01  # share of captions with words that the tokenizer does not know
+_MANY_LETTERS = 0.2  # share of letters of other scripts than Latin
 
 
 def check(subject: Data) -> list[Finding]:
@@ -66,7 +71,8 @@ def check(subject: Data) -> list[Finding]:
         faults.append(shared)
     if faults:
         more = f" (and {len(faults) - _SHOWN} more faults)" if len(faults) > _SHOWN else ""
-        return [finding for fault in faults[:_SHOWN] for finding in failed(fault + more, _FIX)]
+        fix = f"{_FIX}; {script}" if (script := _other_script(captions)) else _FIX
+        return [finding for fault in faults[:_SHOWN] for finding in failed(fault + more, fix)]
     figures = (
         f"{len(captions)} captions, {distinct} different, {np.mean(lengths):.3g} tokens on average, {max(lengths)} at"
         " most"
@@ -74,6 +80,12 @@ def check(subject: Data) -> list[Finding]:
     if cut := _cut(data, lengths):
         return warned(
             f"{figures}; {cut}", "raise encoders.max_text_tokens, or shorten the captions; then dit embed --pass t5"
+        )
+    unknown = [ref.id for ref in data.refs if any(f.startswith(f"{UNKNOWN_WORDS}:") for f in data.record(ref).flags)]
+    if len(unknown) > _MOST_UNKNOWN * len(captions):
+        return warned(
+            f"{figures}; {len(unknown)} have words that the tokenizer does not know, first '{unknown[0]}'",
+            f"embed the captions with a tokenizer that knows them: {KNOW_EVERY_SCRIPT}",
         )
     if distinct < min(_FEW, len(captions)):
         return warned(f"{figures}; so few can teach little about text", "caption the images one by one")
@@ -122,6 +134,23 @@ def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
     return (
         f"{extra} of {samples} captions have the text features of others, first '{' '.join(one)[:60]}' and"
         f" '{' '.join(other)[:60]}'"
+    )
+
+
+def _other_script(captions: list[str]) -> str:
+    """What helps when many letters of the captions are of another script than Latin; "" when they are not."""
+    letters = Counter(
+        unicodedata.name(letter, "?").split()[0] for caption in captions for letter in caption if letter.isalpha()
+    )
+    script, count = max(
+        ((script, count) for script, count in letters.items() if script != "LATIN"),
+        key=lambda item: item[1],
+        default=("", 0),
+    )
+    if count <= _MANY_LETTERS * letters.total():
+        return ""
+    return (
+        f"{count / letters.total():.0%} of their letters are {script}, which T5's tokenizer lacks: {KNOW_EVERY_SCRIPT}"
     )
 
 

@@ -14,16 +14,22 @@ from typing import Any
 
 from dittool.config.architectures import ImageConfig
 from dittool.config.load import config_to_toml
+from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
 from dittool.data.features.estimate import disk_rows
 from dittool.data.features.parts import Part, shared_files, writer_lock
 from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass
 from dittool.data.features.refusals import found_at_work
 from dittool.data.features.store import FeatureStore
-from dittool.data.records import STAGES, Record
+from dittool.data.records import STAGES, UNKNOWN_WORDS, Record
+from dittool.data.source.item import Pairing, shown
+from dittool.data.source.preview import pairs_to_show
 from dittool.data.source.scan import scan, summary
+from dittool.encoders.known import KNOW_EVERY_SCRIPT
 from dittool.errors import BadDataError, UsageError
 from dittool.storage import output_folder, require_free, write_atomic
+
+_SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,26 @@ class EmbedSummary:
     @property
     def used(self) -> list[Record]:
         return [record for record in self.records if record.used]
+
+    def warnings(self, encoders: Encoders) -> list[str]:
+        """What of the captions did not reach the model."""
+        counts, warnings = summary(self.records), []
+        if self.cut_captions:
+            warnings.append(
+                f"{self.cut_captions} captions are longer than encoders.max_text_tokens = {encoders.max_text_tokens}"
+                " and were cut"
+            )
+        if counts.further_captions:
+            warnings.append(
+                f"{counts.further_captions} further captions of images that have several were not taken:"
+                " docs/sources.md"
+            )
+        if counts.unknown_words:
+            warnings.append(
+                f"{counts.unknown_words} words of {counts.flags[UNKNOWN_WORDS]} captions are unknown to the tokenizer"
+                f" of {encoders.text}, so that they all mean the same to it; {KNOW_EVERY_SCRIPT}"
+            )
+        return warnings
 
     def next_command(self, part: Part) -> str:
         """What to run after this."""
@@ -82,9 +108,11 @@ def embed(
     output_folder(out)  # before anything that takes long: a folder that cannot be written to is refused at once
     buckets = config.data.bucket_sizes()
     with writer_lock(out, part):
-        records = scan(source, buckets, talk, config.data.flip)
+        records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data))
         store = FeatureStore(out, part)
         _require_usable(source, records, store)
+        for record in pairs_to_show(records):
+            talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
         card_changed = store.open_card(
             [bucket.name for bucket in buckets], config.data.patch_storage, stages if rebuild else ()
         )
@@ -105,11 +133,11 @@ def embed(
             missing, batches = _work(store, stage, records, part)
             result = run_pass(ready, batches, store, source, talk)
             ready = None  # two encoders at a time may not fit into memory
-            refused = {record.id: record for record in result.refused}
-            records = store.merge_records([refused.get(record.id, record) for record in records])
+            found = {record.id: record for record in (*result.refused, *result.flagged)}
+            records = store.merge_records([found.get(record.id, record) for record in records])
             mine = sum(record.used for batch in batches for record in batch)
             made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
-            kept[stage] = sum(record.used for record in records) + len(refused) - len(missing)
+            kept[stage] = sum(record.used for record in records) + len(result.refused) - len(missing)
         _require_usable(source, records, store)
         others = [stage for stage in STAGES if stage not in stages]
         lacking = [
@@ -164,6 +192,8 @@ def _require_usable(source: Path, records: list[Record], store: FeatureStore) ->
         store.write_records(records)
     counts = summary(records)
     counted = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.items())
+    first = next(record for record in records if record.detail)
+    counted += f". {shown(first.name)}: {first.detail}"
     where = (
         f"each one's reason stands in {store.records_path}"
         if not store.has_card

@@ -21,6 +21,7 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import STORED_DTYPE, stored_shape
 from dittool.data.records import FEATURES, IMAGE_CLS, STAGES, TEXT, Feature, Record
 from dittool.data.source.images import ImageRefused
+from dittool.data.source.item import Pairing
 from dittool.data.source.scan import load_pixels, scan
 from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
 from dittool.geometry import Bucket, patch_grid
@@ -60,7 +61,8 @@ def estimate(
 
     Raises `BadDataError`, `WeightsMissingError`.
     """
-    used = [record for record in scan(source, config.data.bucket_sizes(), talk, config.data.flip) if record.used]
+    records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
+    used = [record for record in records if record.used]
     store = FeatureStore(out)
     journal = store.read_journal()
     rows, seconds = [], {}

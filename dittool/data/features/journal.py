@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dittool.data.records import Record
+from dittool.data.source.colours import CONVERTED
 from dittool.errors import BadDataError
 from dittool.storage import append_durably, full_disk_explained, read_json_lines, write_atomic
 
@@ -37,10 +38,12 @@ Journal = dict[tuple[str, str], Made]  # by (record id, stage)
 
 
 def source_of(stage: str, record: Record) -> str:
-    """What a stage's features are made from: the image's bytes, bucket and side, or the caption."""
+    """What a stage's features are made from: the image's bytes, bucket, side and colours, or the caption."""
     if stage == "t5":
         return hashlib.sha256(record.caption.encode()).hexdigest()
-    return f"{record.image_sha256} {record.bucket}" + (" flipped" if record.flipped else "")
+    # Features that a version before 0.2 made of an image with a colour profile were made of its numbers as they stand.
+    marks = " flipped" * record.flipped + " sRGB" * (CONVERTED in record.flags)
+    return f"{record.image_sha256} {record.bucket}{marks}"
 
 
 def digest_of(content: bytes) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,7 @@ from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
 from dittool.data.features.parts import Part
 from dittool.data.features.pipeline import Arrays, FeatureWriter, Pixels, Refusal, decoded, decoders, loaded_ahead
-from dittool.data.features.refusals import refused_while_decoding, refused_while_encoding
+from dittool.data.features.refusals import refused_while_decoding, refused_while_encoding, with_unknown_words
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import INT8, decode_patches, encode_patches
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, Record
@@ -44,6 +44,7 @@ class Encoded:
 
     arrays: Arrays
     cut: bool = False  # the caption was longer than the encoder's limit
+    unknown: int = 0  # words of the caption that the tokenizer does not know
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class PassResult:
     made: int
     refused: list[Record]
     cut_captions: int = 0
+    flagged: list[Record] = field(default_factory=list)  # used ones, with a flag that only the encoder could give
 
 
 def load_pass(stage: str, config: ImageConfig, talk: Talk = SILENT) -> EmbedPass[Any]:
@@ -128,6 +130,7 @@ def run_pass(
     # Captions of refused records are encoded too, for the sake of the others' padding; their images cannot be.
     to_load = batches if of_text else ([record for record in batch if record.used] for batch in batches)
     refused: list[Record] = []
+    flagged: list[Record] = []
     cut = 0
     with (
         talk.progress(ready.stage, total, "caption" if of_text else "image") as task,
@@ -139,10 +142,11 @@ def run_pass(
             if good:
                 writer.put([record for record, _ in good], [encoded.arrays for _, encoded in good])
                 cut += sum(encoded.cut for _, encoded in good)
+                flagged += [with_unknown_words(record, encoded.unknown) for record, encoded in good if encoded.unknown]
             if bad:
                 refused += bad
                 task.advance(len(bad), refused=len(refused))
-    return PassResult(writer.written, refused, cut)
+    return PassResult(writer.written, refused, cut, flagged)
 
 
 def _caption(record: Record, source: Path) -> str:
@@ -243,7 +247,10 @@ def _text_pass(config: ImageConfig, talk: Talk) -> EmbedPass[str]:
     encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens, talk)
 
     def encode(captions: Sequence[str]) -> list[Encoded]:
-        return [Encoded({TEXT: _half(feature.hidden.numpy())}, feature.cut) for feature in encoder.encode(captions)]
+        return [
+            Encoded({TEXT: _half(feature.hidden.numpy())}, feature.cut, feature.unknown)
+            for feature in encoder.encode(captions)
+        ]
 
     return EmbedPass("t5", encoder.card, _caption, encode)
 

@@ -1,4 +1,5 @@
-"""Images that only the work itself shows to be unusable: they are refused with a reason, remembered, and stop nothing.
+"""What only the work itself shows of an image or caption: that it is unusable, or that the tokenizer lacks its words.
+It is remembered, and stops nothing.
 
 A refusal holds as long as the image's bytes and the caption are the same; one by an encoder ends when its stage is
 rebuilt. A file that changed since the scan, or could not be read, is refused for this run only: the next one looks
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from dittool.data.records import REFUSED, Record
+from dittool.data.records import REFUSED, UNKNOWN_WORDS, Record
 
 _DECODE, _ENCODE = "decode:", "encode:"
 # reasons of load_pixels that say nothing about the bytes of the scan
@@ -30,10 +31,17 @@ def found_at_work(record: Record) -> bool:
     return not record.used and record.reason.startswith((_DECODE, _ENCODE))
 
 
-def with_earlier_refusals(records: list[Record], earlier: Iterable[Record], forget: Iterable[str] = ()) -> list[Record]:
-    """The records of a scan, those refused that an earlier run found unusable at work, unless by a stage in
-    `forget`.
+def with_unknown_words(record: Record, count: int) -> Record:
+    """The record with the flag of so many words that the tokenizer lacks."""
+    others = tuple(flag for flag in record.flags if not flag.startswith(f"{UNKNOWN_WORDS}:"))
+    return replace(record, flags=(*others, f"{UNKNOWN_WORDS}:{count}"))
+
+
+def with_earlier_findings(records: list[Record], earlier: Iterable[Record], forget: Iterable[str] = ()) -> list[Record]:
+    """The records of a scan with what an earlier run found out at work, unless by a stage in `forget`: refused, or with
+    the flag of unknown words.
     """
+    forget, earlier = set(forget), list(earlier)
     not_kept = tuple(f"{_DECODE}{reason}" for reason in _THIS_RUN_ONLY) + tuple(
         f"{_ENCODE}{stage}:" for stage in forget
     )
@@ -41,9 +49,21 @@ def with_earlier_refusals(records: list[Record], earlier: Iterable[Record], forg
         _key(record): record for record in earlier if found_at_work(record) and not record.reason.startswith(not_kept)
     }
 
+    unknown_words = {
+        _key(record): int(flag.partition(":")[2])
+        for record in earlier
+        for flag in record.flags
+        if flag.startswith(f"{UNKNOWN_WORDS}:") and flag.partition(":")[2].isdigit() and "t5" not in forget
+    }
+
     def judged(record: Record) -> Record:
-        known = failed.get(_key(record)) if record.used else None
-        return record if known is None else replace(record, status=REFUSED, reason=known.reason, detail=known.detail)
+        if not record.used:
+            return record
+        if known := failed.get(_key(record)):
+            return replace(record, status=REFUSED, reason=known.reason, detail=known.detail)
+        found_before = unknown_words.get(_key(record), 0)
+        found_now = any(flag.startswith(f"{UNKNOWN_WORDS}:") for flag in record.flags)
+        return with_unknown_words(record, found_before) if found_before and not found_now else record
 
     return [judged(record) for record in records]
 

@@ -25,7 +25,7 @@ from dittool.data.features.journal import (
     source_of,
 )
 from dittool.data.features.parts import Part, shared_files
-from dittool.data.features.refusals import with_earlier_refusals
+from dittool.data.features.refusals import with_earlier_findings
 from dittool.data.identity import (
     CARD_OF_STAGE,
     CROP_RULE,
@@ -71,7 +71,7 @@ class FeatureStore:
                 earlier = self.read_records() if self.records_path.is_file() else []
             except BadDataError:  # a damaged file is made again now; what it knew about refusals will be found again
                 earlier = []
-            records = with_earlier_refusals(records, earlier, forget)
+            records = with_earlier_findings(records, earlier, forget)
             self.write_records(records)
         return records
 

@@ -12,9 +12,10 @@ there are is for `[dropout]` to say.
 from __future__ import annotations
 
 import json
+import re
 import stat
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dittool.errors import BadDataError
@@ -26,6 +27,7 @@ _SPACES = "\t\n\r"  # the control characters that a text may hold
 # These reorder what is shown: the text that a person reads is not the one that is trained on. Plain marks (U+200E,
 # U+200F) are part of ordinary Arabic and Hebrew and stay.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 class CaptionRefused(BadDataError):
@@ -94,19 +96,21 @@ def read_caption_json(raw: bytes) -> tuple[str, int]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise CaptionRefused("caption-not-json", f"not valid JSON: {error}") from error
-    return choose_caption(caption_field(value) if isinstance(value, dict) else value)
+    return choose_caption(caption_in(value) if isinstance(value, dict) else value)
 
 
-def caption_field(row: Mapping[str, object]) -> object:
-    """What stands under `caption` or `text` in a row of a list, not checked yet. Raises `CaptionRefused`: neither
-    does, or both, and they differ.
+def caption_in(row: Mapping[str, object], columns: Sequence[str] = ("caption", "text")) -> object:
+    """What stands under one of the columns of a row, not checked yet. Raises `CaptionRefused`: under none of them does,
+    or under several, and they differ.
     """
-    found = [row[key] for key in ("caption", "text") if row.get(key) is not None]
+    found = [(column, row[column]) for column in columns if row.get(column) is not None]
     if not found:
-        raise CaptionRefused("no-caption", "neither caption nor text in it")
-    if found[0] != found[-1]:
-        raise CaptionRefused("two-captions", "caption and text differ")
-    return found[0]
+        raise CaptionRefused("no-caption", f"nothing under {' or '.join(columns)} in it")
+    first, value = found[0]
+    for column, other in found[1:]:
+        if other != value:
+            raise CaptionRefused("two-captions", f"{first} and {column} differ")
+    return value
 
 
 def choose_caption(value: object) -> tuple[str, int]:
@@ -128,7 +132,7 @@ def check_caption(value: object) -> str:
     """The caption in a value from a list: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
 
     Refused: anything but text, control characters other than tab and line ends, lone surrogates, bidirectional
-    overrides, empty text.
+    overrides, text in which nothing can be seen.
     """
     if not isinstance(value, str):
         raise CaptionRefused("caption-not-text", f"a caption is text, not {type(value).__name__}")
@@ -145,4 +149,14 @@ def check_caption(value: object) -> str:
     caption = " ".join(unicodedata.normalize("NFC", value).split())
     if not caption:
         raise CaptionRefused("empty-caption", "the caption is empty")
+    if not any(map(_is_seen, caption)):
+        kinds = ", ".join(sorted({f"U+{ord(letter):04X}" for letter in caption}))
+        raise CaptionRefused("empty-caption", f"nothing in the caption can be seen: {kinds[:80]}")
     return caption
+
+
+def _is_seen(letter: str) -> bool:
+    """Whether a character leaves a mark of its own. Formatting and space do not, nor do `_BLANK`, which Unicode files
+    under letters, signs and accents: fillers, the blank Braille cell, joiners and variation selectors.
+    """
+    return not (unicodedata.category(letter) in ("Cf", "Cc", "Zs", "Zl", "Zp") or _BLANK.fullmatch(letter))

@@ -1,16 +1,18 @@
-"""A folder as a source: NAME.jpg with its caption in NAME.txt, also nested; or class folders, CLASS/NAME.jpg without
-any text. And the walk that every kind of folder shares.
+"""What lies below a folder: the walk that every kind of folder shares, and class folders as a source: CLASS/NAME.jpg,
+where the folder's name is the class and the caption because that is asked for.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dittool.data.source.item import CAPTION_SUFFIX, IMAGE_SUFFIXES, Source, SourceItem, nfc, shown, stem_of, suffix_of
+from dittool.data.source.item import IMAGE_SUFFIXES, Source, SourceItem, stem_of, suffix_of
 from dittool.errors import BadDataError
+
+FOLDER_NAMES = "folder"  # of `data.captions`
 
 
 @dataclass(frozen=True)
@@ -54,57 +56,22 @@ def walk(folder: Path) -> Walked:
     return Walked(sorted(files), +ignored, problems)
 
 
-def folder_source(folder: Path, walked: Walked) -> Source:
-    """Each image with the text beside it. Images without text and texts without image are refused items."""
-    ignored = Counter(walked.ignored)
-    captions: dict[str, list[str]] = defaultdict(list)  # name after NFC → its caption files
-    for path in walked.files:
-        if suffix_of(path) == CAPTION_SUFFIX:
-            captions[nfc(stem_of(path))].append(path)
-        elif suffix_of(path) not in IMAGE_SUFFIXES:
-            ignored[suffix_of(path) or "no suffix"] += 1
-    by_folded_name = {name.casefold(): paths[0] for name, paths in captions.items()}
-    images = walked.having(*IMAGE_SUFFIXES)
-    items = list(walked.problems)
-    for path in images:
-        found = captions.get(nfc(stem_of(path)), [])
-        item = SourceItem(stem_of(path), path, folder / found[0] if found else "")
-        if len(found) > 1:
-            item = replace(
-                item, reason="two-captions", detail=f"{shown(found[0])} and {shown(found[1])} both belong to it"
-            )
-        elif not found:
-            near = by_folded_name.get(nfc(stem_of(path)).casefold())
-            hint = f"; {shown(near)} differs in upper and lower case" if near else ""
-            item = replace(
-                item,
-                reason="no-caption",
-                detail=f"no {shown(Path(stem_of(path)).name)}{CAPTION_SUFFIX} beside it{hint}",
-            )
-        items.append(item)
-    illustrated = {nfc(stem_of(path)) for path in images}
-    for name, paths in captions.items():
-        if name not in illustrated:
-            items += [SourceItem(path, reason="no-image", detail="a caption with no image beside it") for path in paths]
-    return Source("folder", folder, items, dict(ignored))
-
-
-def is_class_folder(walked: Walked) -> bool:
-    """Whether every image lies in a folder and none of them can have a caption."""
-    images = walked.having(*IMAGE_SUFFIXES)
-    return bool(images) and not walked.having(CAPTION_SUFFIX) and all("/" in path for path in images)
-
-
 def classes_source(folder: Path, walked: Walked) -> Source:
-    """Each image of the class that its outermost folder is named after; the name is the caption too, with spaces for
-    hyphens and underscores.
+    """Each image with the name of the outermost folder that it lies in; hyphens and underscores of the caption are
+    spaces. Captions of any other kind are passed over and counted.
     """
     images = walked.having(*IMAGE_SUFFIXES)
     ignored = walked.ignored + Counter(
         suffix_of(path) or "no suffix" for path in walked.files if suffix_of(path) not in IMAGE_SUFFIXES
     )
     items = list(walked.problems)
+    named = []
     for path in images:
-        name = path.split("/")[0]
-        items.append(SourceItem(stem_of(path), path, name.replace("-", " ").replace("_", " "), cls=name))
-    return Source("classes", folder, items, dict(ignored))
+        name, slash, _ = path.partition("/")
+        if slash:
+            items.append(SourceItem(stem_of(path), path, name.replace("-", " ").replace("_", " "), cls=name))
+            named.append(path)
+        else:
+            detail = "it lies in no folder whose name could be its caption"
+            items.append(SourceItem(stem_of(path), path, reason="no-caption", detail=detail))
+    return Source("classes", folder, items, dict(ignored), {"folder names": named} if named else {})

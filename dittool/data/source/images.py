@@ -2,8 +2,8 @@
 
 The format is told from the first bytes and only that decoder is started; size and pixel format are judged from the
 header, before any pixel is decoded. What a picture looks like in a browser is what training sees: upright, 16-bit
-scaled, transparency over white. Facts that a user may want to know about a picture that is used are its flags; they
-follow from the header alone.
+scaled, in the colours of sRGB, transparency over white. Facts that a user may want to know about a picture that is used
+are its flags; they follow from the header alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from dittool.errors import BadDataError
+from dittool.data.source import colours
+from dittool.data.source.colours import LARGEST_PROFILE
+from dittool.data.source.formats import ImageRefused, image_format, jxl_size
 from dittool.geometry import Bucket, crop_box
 
 LARGEST_FILE = 256 << 20  # bytes
@@ -33,29 +35,6 @@ RESAMPLING = Image.Resampling.LANCZOS
 
 # H height, W width of the upright image; arrays are (H, W, 3) uint8 RGB.
 
-_FIRST_BYTES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"GIF8", "GIF"),
-    (b"BM", "BMP"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "TIFF"),
-    (b"MM\0+", "TIFF"),
-)
-_NEVER_OPENED = (
-    (b"%PDF", "a PDF"),
-    (b"%!PS", "PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "PostScript"),
-    (b"8BPS", "a Photoshop file"),
-    (b"SIMPLE  =", "a FITS file"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\1\0", "an icon"),
-    (b"PK\3\4", "a zip archive"),
-)
 _READ_MODES = frozenset(
     ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBX", "RGBA", "RGBa", "YCbCr", "CMYK", "I;16", "I;16B", "I;16L", "I;16N")
 )
@@ -69,11 +48,17 @@ _UPRIGHT = {  # EXIF orientation → what makes it upright; other values mean no
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SRGB_GAMMA = 45455  # of a PNG's gAMA chunk
+_SRGB_PRIMARIES = (0, 1, 2)  # by their number in ITU-T H.273: BT.709, or not said
+_BRIGHT_TRANSFERS = (16, 18)  # perceptual quantiser, hybrid log-gamma
+_NO_PROFILE = b"?"
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # EXIF and TIFF tags
 # What Pillow's parsers raise on damaged files. Flipping and cutting bytes showed OSError, ValueError, IndexError,
-# TypeError, struct.error; the rest stands in their code. Only calls into Pillow that parse are guarded with it.
+# TypeError, struct.error, in AVIF RuntimeError; the rest stands in their code. Only calls into Pillow that parse are
+# guarded with it.
 _DAMAGE = (
     OSError,
+    RuntimeError,
     SyntaxError,
     ValueError,
     LookupError,
@@ -87,18 +72,6 @@ _DAMAGE = (
 
 # All that Pillow warns about is refused or flagged here; a line on stderr for each damaged file would bury the counts.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-class ImageRefused(BadDataError):
-    """An image that cannot be used: `reason` is a short code for counting, `detail` says the same in words and
-    numbers.
-    """
-
-    def __init__(self, reason: str, detail: str, where: str = "") -> None:
-        super().__init__(
-            f"{where}: {detail}" if where else f"image: {detail}", "replace the image, or take it out of the source"
-        )
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -171,6 +144,8 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     Raises `ImageRefused`.
     """
     upright, raw = ImageOps.exif_transpose(image), io.BytesIO()
+    if upright.mode == "CMYK" and colours.flag_of(upright.info.get("icc_profile") or b"", "CMYK") == colours.CONVERTED:
+        upright = colours.converted(upright, upright.info["icc_profile"])
     (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(raw, "PNG")
     return decode_image(raw.getvalue()).pixels
 
@@ -192,13 +167,17 @@ class _Opened:
     image: Image.Image  # header read, pixels not
     header: ImageHeader
     transpose: Image.Transpose | None  # what makes the decoded pixels upright
+    profile: bytes  # what makes them sRGB; empty when nothing needs to
 
 
 def _open(raw: bytes) -> _Opened:
-    file_format = _format(raw)
+    file_format = image_format(raw)
     flags: list[str] = []
+    profile = b""
     if file_format == "PNG":
-        raw, flags = _plain_png(raw)
+        raw, profile, flags = _plain_png(raw)
+    elif file_format == "JXL":
+        _require_few_pixels(*jxl_size(raw))
     try:
         image = Image.open(io.BytesIO(raw), formats=(file_format,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -208,62 +187,49 @@ def _open(raw: bytes) -> _Opened:
     if file_format == "PNG":
         _scale_transparent_colour(image, depth=raw[24])
     width, height = image.size
+    _require_few_pixels(width, height)
+    _require_known_pixels(image)
+    profile = profile or image.info.get("icc_profile") or b""
+    orientation = _orientation(image)
+    try:
+        flags += _flags(image, profile)
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+    flags += ["exif-rotated"] * (orientation in _UPRIGHT)
+    # Pillow turns TIFF itself, size and pixels, and the readers of HEIC and JPEG XL theirs
+    transpose = None if file_format in ("TIFF", "HEIF", "JXL") else _UPRIGHT.get(orientation)
+    if transpose is not None and orientation >= 5:
+        width, height = height, width
+    _require_usable_size(width, height)
+    if file_format in ("AVIF", "HEIF") and not profile and _has_other_colours(raw):
+        flags.append(colours.IGNORED)
+    return _Opened(
+        image,
+        ImageHeader(width, height, tuple(dict.fromkeys(flags))),
+        transpose,
+        profile if colours.CONVERTED in flags else b"",
+    )
+
+
+def _require_few_pixels(width: int, height: int) -> None:
     if width * height > LARGEST_IMAGE:
         raise ImageRefused(
             "too-large", f"{width}x{height} is {width * height:,} pixels, the limit is {LARGEST_IMAGE:,}"
         )
-    _require_known_pixels(image)
-    orientation = _orientation(image)
-    try:
-        flags += _flags(image)
-    except _DAMAGE as error:
-        raise _damaged(error) from error
-    flags += ["exif-rotated"] * (orientation in _UPRIGHT)
-    # Pillow turns TIFF itself, size and pixels
-    transpose = None if file_format == "TIFF" else _UPRIGHT.get(orientation)
-    if transpose is not None and orientation >= 5:
-        width, height = height, width
-    _require_usable_size(width, height)
-    return _Opened(image, ImageHeader(width, height, tuple(flags)), transpose)
-
-
-def _format(raw: bytes) -> str:
-    for first, name in _FIRST_BYTES:
-        if raw.startswith(first):
-            return name
-    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        promised = int.from_bytes(raw[4:8], "little") + 8
-        if promised > len(raw):
-            raise ImageRefused("truncated", f"{len(raw):,} of {promised:,} bytes")
-        return "WEBP"
-    if not raw:
-        raise ImageRefused("not-an-image", "the file is empty (0 bytes)")
-    if raw.startswith(b"version https://git-lfs"):
-        raise ImageRefused("not-an-image", "a git-lfs pointer; fetch the picture itself with: git lfs pull")
-    for first, name in _NEVER_OPENED:
-        if raw.startswith(first):
-            raise ImageRefused("unsupported-format", f"{name}; read are JPEG, PNG, WebP, GIF, BMP and TIFF")
-    if raw[4:8] == b"ftyp":
-        raise ImageRefused(
-            "unsupported-format",
-            f"{raw[8:12].decode('latin-1')!a} container (AVIF, HEIF or video); convert it to PNG or JPEG",
-        )
-    if raw.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise ImageRefused("not-an-image", "HTML, XML or SVG text")
-    raise ImageRefused("not-an-image", f"starts with {raw[:8].hex(' ')}, which is no JPEG, PNG, WebP, GIF, BMP or TIFF")
 
 
 _PNG_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))  # what a still picture needs
 
 
-def _plain_png(raw: bytes) -> tuple[bytes, list[str]]:
-    """The PNG without text, colour profile and animation, its EXIF ahead of the pixels, and the flags that these give.
+def _plain_png(raw: bytes) -> tuple[bytes, bytes, list[str]]:
+    """The PNG without text, colour profile and animation, its EXIF ahead of the pixels; its colour profile; and the
+    flags that these give.
 
     Pillow would inflate compressed text and profiles (row 38) and decode all pixels to find EXIF that stands behind
     them. It also reads a PNG that lacks its end chunk without a word.
     """
-    kept, exif, flags = [raw[:8]], b"", []
-    position, name = 8, b""
+    kept, exif, profile, flags = [raw[:8]], b"", b"", []
+    position, name, is_srgb, gamma = 8, b"", False, _SRGB_GAMMA
     while position < len(raw) and name != b"IEND":
         length, name = int.from_bytes(raw[position : position + 4], "big"), raw[position + 4 : position + 8]
         end = position + 12 + length
@@ -275,26 +241,31 @@ def _plain_png(raw: bytes) -> tuple[bytes, list[str]]:
             kept.append(raw[position:end])
         elif name == b"acTL":
             flags.append("first-frame-only")
-        elif name == b"iCCP" and not _is_srgb(_inflated_start(raw[position + 8 : end - 4])):
-            flags.append("icc-ignored")
+        elif name == b"iCCP":
+            profile = profile or _inflated_profile(raw[position + 8 : end - 4])
+        elif name == b"sRGB":
+            is_srgb = True
+        elif name == b"gAMA" and length == 4:
+            gamma = int.from_bytes(raw[position + 8 : position + 12], "big")
+        elif name == b"cICP" and raw[position + 8] not in _SRGB_PRIMARIES:
+            flags.append(colours.IGNORED)
         position = end
     if name != b"IEND" or position > len(raw):
         flags.append("no-end-chunk")
+    if not profile and not is_srgb and abs(gamma - _SRGB_GAMMA) > _SRGB_GAMMA // 20:
+        flags.append(colours.IGNORED)
     kept.insert(2, exif)  # behind IHDR
-    return b"".join(kept), flags
+    return b"".join(kept), profile, flags
 
 
-def _inflated_start(chunk: bytes) -> bytes:
-    """The first bytes of the colour profile in an iCCP chunk: name, NUL, method, deflated profile."""
+def _inflated_profile(chunk: bytes) -> bytes:
+    """The colour profile in an iCCP chunk: name, NUL, method, deflated profile. Of one that is too large or cannot be
+    inflated, something that is no profile.
+    """
     try:
-        return zlib.decompressobj().decompress(chunk[chunk.find(b"\0") + 2 :], 4096)
+        return zlib.decompressobj().decompress(chunk[chunk.find(b"\0") + 2 :], LARGEST_PROFILE + 1) or _NO_PROFILE
     except zlib.error:
-        return b""
-
-
-def _is_srgb(profile: bytes) -> bool:
-    """Whether a colour profile calls itself sRGB, so that ignoring it changes nothing."""
-    return b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+        return _NO_PROFILE
 
 
 def _scale_transparent_colour(image: Image.Image, depth: int) -> None:
@@ -340,26 +311,44 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
-def _flags(image: Image.Image) -> list[str]:
-    profile = image.info.get("icc_profile")
+def _has_other_colours(raw: bytes) -> bool:
+    """Whether an image in the ISO container names primaries other than sRGB's, or the transfer of a bright screen, by
+    number and not by a profile.
+    """
+    place = raw.find(b"colrnclx")
+    primaries, transfer = raw[place + 8 : place + 10], raw[place + 10 : place + 12]
+    return place >= 0 and (
+        int.from_bytes(primaries, "big") not in _SRGB_PRIMARIES or int.from_bytes(transfer, "big") in _BRIGHT_TRANSFERS
+    )
+
+
+def _flags(image: Image.Image, profile: bytes) -> list[str]:
     facts = {
         "alpha-composited": image.has_transparency_data,
         "cmyk-converted": image.mode == "CMYK",
         "16-bit-reduced": image.mode.startswith("I;16")
         or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())),
         "first-frame-only": getattr(image, "is_animated", False),
-        "icc-ignored": isinstance(profile, bytes) and bool(profile) and not _is_srgb(profile),
     }
-    return [flag for flag, holds in facts.items() if holds]
+    flags = [flag for flag, holds in facts.items() if holds]
+    of_profile = colours.flag_of(profile, image.mode) if profile else ""
+    return [*flags, of_profile] if of_profile else flags
 
 
 def _rgb_pixels(opened: _Opened) -> np.ndarray:
     image = opened.image
     if image.mode.startswith("I;16"):
         image = _eight_bit_grey(image)
+    alpha = None
     if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        image = Image.alpha_composite(background, image.convert("RGBA"))
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if opened.profile:
+        image = colours.converted(image if image.mode == "CMYK" else image.convert("RGB"), opened.profile)
+    if alpha is not None:
+        image = image.convert("RGB")
+        image.putalpha(alpha)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     image = image.convert("RGB")
     if opened.transpose is not None:
         image = image.transpose(opened.transpose)

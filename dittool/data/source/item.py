@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dittool.data.source.captions import CaptionRefused, caption_field
+from dittool.config.schema import Data
 
 _READ_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 )
-_UNREAD_SUFFIXES = frozenset(
-    (".avif", ".heic", ".heif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".ico", ".eps", ".fits")
-)
-IMAGE_SUFFIXES = _READ_SUFFIXES | _UNREAD_SUFFIXES  # a picture that we do not read is refused by name, not passed over
-CAPTION_SUFFIX = ".txt"
+_READ_WITH_EXTRAS = frozenset((".heic", ".heif", ".hif", ".jxl"))
+_UNREAD_SUFFIXES = frozenset((".jp2", ".svg", ".psd", ".tga", ".ico", ".eps", ".fits"))
+IMAGE_SUFFIXES = (
+    _READ_SUFFIXES | _READ_WITH_EXTRAS | _UNREAD_SUFFIXES
+)  # a picture that we do not read is refused by name, not passed over
+CAPTION_SUFFIXES = (".txt", ".caption")  # of the text beside an image
 LONGEST_LINE = 1 << 20  # bytes of one line of a list
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What pairs images with captions, as the configuration asks for it: `data.captions`, `.image_column`,
+    `.caption_column`.
+    """
+
+    captions: str = "auto"
+    image_column: str = ""  # of lists; "": the usual names
+    caption_column: str = ""
+
+    @classmethod
+    def of(cls, data: Data) -> Pairing:
+        return cls(data.captions, data.image_column or "", data.caption_column or "")
+
+    def reads(self, kind: str) -> bool:
+        """Whether captions of this kind are looked at: "txt", "caption", "metadata", "coco"."""
+        return self.captions in ("auto", kind)
+
+
+AUTO = Pairing()
 
 
 @dataclass(frozen=True)
@@ -40,18 +62,12 @@ class SourceItem:
 class Source:
     """A listed source."""
 
-    kind: str  # "folder", "classes", "metadata", "manifest", "table" or "tar"
+    kind: str  # "folder", "classes", "metadata", "coco", "manifest", "table" or "tar"
     root: Path  # image paths are relative to it
     items: list[SourceItem]  # in the order of their names
     ignored: dict[str, int] = field(default_factory=dict)  # what else lies there: suffix or kind → how many
-
-
-def with_caption_of(item: SourceItem, row: Mapping[str, object]) -> SourceItem:
-    """The item with the caption of its row in a list, or refused for what is wrong with it."""
-    try:
-        return replace(item, caption=caption_field(row))
-    except CaptionRefused as refused:
-        return replace(item, reason=refused.reason, detail=refused.detail)
+    # where the captions of a folder stand: ".txt", "metadata.jsonl" … → the images that have theirs there
+    answered: dict[str, list[str]] = field(default_factory=dict)
 
 
 def suffix_of(path: str) -> str:

@@ -20,20 +20,25 @@ from typing import Literal
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.records import REFUSED, USED, Record, safe_key
+from dittool.data.records import REFUSED, UNKNOWN_WORDS, USED, Record, safe_key
 from dittool.data.source.captions import FURTHER, CaptionRefused, choose_caption, read_caption_file
 from dittool.data.source.flip import NOT_FLIPPED, with_flips
 from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header, read_image_file
-from dittool.data.source.item import SourceItem
+from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.sources import list_source, source_root
 from dittool.data.source.tar import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
 from dittool.geometry import Bucket, crop_box, nearest_bucket
 
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 DUPLICATE = "duplicate-of"  # the flag is DUPLICATE:ID
 
 
 def scan(
-    source: Path, buckets: Sequence[Bucket], talk: Talk = SILENT, flip: Literal["none", "prepared"] = "none"
+    source: Path,
+    buckets: Sequence[Bucket],
+    talk: Talk = SILENT,
+    flip: Literal["none", "prepared"] = "none",
+    pairing: Pairing = AUTO,
 ) -> list[Record]:
     """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names;
     ids are unique.
@@ -42,21 +47,8 @@ def scan(
     variant of a used record stands behind it; one whose caption cannot be flipped is flagged with the reason instead.
     Raises as `list_source` does.
     """
-    listed = list_source(source)
-    if listed.ignored:
-        talk.note(
-            f"{source}: not looked at: "
-            + ", ".join(f"{count} {kind}" for kind, count in sorted(listed.ignored.items()))
-        )
-    if listed.kind == "classes":
-        count = len({item.cls for item in listed.items if item.cls})
-        talk.note(
-            f"{source}: no captions there, so its {count} folders are taken as classes and their names as captions"
-        )
-    if linked := listed.ignored.get("linked folder"):
-        talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
-    if tars := listed.ignored.get(TAR_SUFFIX):
-        talk.warn(f"{source}: {tars} .tar files beside the images are not read; give them a folder of their own")
+    listed = list_source(source, pairing)
+    _tell(source, listed, talk)
     records = []
     with talk.progress("scan", len(listed.items), "image") as task:
         for record in _in_threads(listed.items, listed.root, buckets):
@@ -64,6 +56,52 @@ def scan(
             task.advance()
     records = _with_duplicates_flagged(records)
     return with_flips(records) if flip == "prepared" else records
+
+
+def _tell(source: Path, listed: Source, talk: Talk) -> None:
+    """Where the captions stand, and what was passed over."""
+    if listed.ignored:
+        talk.note(
+            f"{source}: not looked at: "
+            + ", ".join(f"{count} {kind}" for kind, count in sorted(listed.ignored.items()))
+        )
+    counted = ", ".join(
+        f"{len(images)} in {place} (as {shown(images[0])})" for place, images in listed.answered.items()
+    )
+    if listed.kind == "classes":
+        count = len({item.cls for item in listed.items if item.cls})
+        talk.note(
+            f"{source}: its {count} folders are taken as classes and their names as captions, as data.captions asks"
+        )
+        if {item.cls.lower() for item in listed.items if item.cls} <= _SPLITS:
+            talk.warn(f"{source}: its folders are called as splits are; if they are, give one of them as SOURCE")
+        if texts := sum(listed.ignored.get(suffix, 0) for suffix in CAPTION_SUFFIXES):
+            talk.warn(f"{source}: {texts} captions in texts are not read, because data.captions asks for folder names")
+    elif len(listed.answered) > 1:
+        talk.warn(f"{source}: captions stand in several kinds of places: {counted}; data.captions limits them to one")
+    elif counted:
+        talk.note(f"{source}: captions: {counted}")
+    if linked := listed.ignored.get("linked folder"):
+        talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
+    if tars := listed.ignored.get(TAR_SUFFIX):
+        talk.warn(f"{source}: {tars} .tar files beside the images are not read; give them a folder of their own")
+
+
+_FLAGS = {  # → what they say in words
+    "icc-converted": "colours brought to sRGB",
+    "icc-ignored": "colours that could not be brought to sRGB",
+    "exif-rotated": "turned upright",
+    "alpha-composited": "transparent, shown over white",
+    "cmyk-converted": "inks shown as colours",
+    "16-bit-reduced": "to 8 bits",
+    "first-frame-only": "of several",
+    "no-end-chunk": "the file lacks its end",
+    "upscaled": "smaller than its bucket",
+    "duplicate-of": "the same file as another image",
+    "further-captions": "that were not taken",
+    "not-flipped": "has no mirrored variant",
+    "unknown-words": "that the tokenizer lacks",
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +119,17 @@ class ScanSummary:
     further_captions: int  # not taken, because an image had several
     flipped: int  # variants that are used
     not_flipped: dict[str, int]  # used inputs without a variant, by reason
+    unknown_words: int  # that the text encoder's tokenizer lacks, as far as they are known
+    examples: dict[str, str]  # of each reason and flag: the first record that has it, with what it says
+
+    def rows_of_reasons(self) -> list[tuple[str, int, str]]:
+        """(reason, images refused for it, the first of them)."""
+        return [(reason, count, self.examples[reason]) for reason, count in sorted(self.reasons.items())]
+
+    def rows_of_flags(self) -> list[tuple[str, int, str]]:
+        """(flag and what it says, used images that have it, the first of them)."""
+        said = {flag: f"{flag}: {_FLAGS[flag]}" if flag in _FLAGS else flag for flag in self.flags}
+        return [(said[flag], count, self.examples[flag]) for flag, count in sorted(self.flags.items())]
 
 
 def summary(records: Sequence[Record]) -> ScanSummary:
@@ -103,11 +152,24 @@ def summary(records: Sequence[Record]) -> ScanSummary:
         further_captions=sum(int(count) for flag, count in flags if flag == FURTHER),
         flipped=sum(record.used for record in flips),
         not_flipped=_sorted(not_flipped),
+        unknown_words=sum(int(count) for flag, count in flags if flag == UNKNOWN_WORDS),
+        examples=_examples(inputs),
     )
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
+
+
+def _examples(records: Sequence[Record]) -> dict[str, str]:
+    """Reason or flag → the first record that has it, with what it says in words."""
+    found: dict[str, str] = {}
+    for record in records:
+        if not record.used:
+            found.setdefault(record.reason, f"{shown(record.name)}: {record.detail}")
+        for flag, _, value in (flag.partition(":") for flag in record.flags if record.used):
+            found.setdefault(flag, f"{shown(record.name)}: {value}" if value else shown(record.name))
+    return found
 
 
 def load_pixels(record: Record, source: Path) -> np.ndarray:

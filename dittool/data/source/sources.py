@@ -1,37 +1,42 @@
-"""What a source holds: which images, called what, with which captions. Nothing is opened here but the lists themselves.
+"""What a source holds: which images, called what, with which captions. Nothing is opened here but the lists themselves,
+and texts that two kinds of captions could make ambiguous.
 
-Kinds of source: a folder with texts beside images, or of class folders without texts (folder.py); a folder with
-metadata.jsonl and a .jsonl manifest (json_lines.py); a .csv, .tsv or .parquet table (table.py); a WebDataset .tar of
-images or a folder of such (tar.py). Every image, every caption without an image and every line ends as one item; those
-that cannot be used say why.
+Kinds of source, each read in its own module: a folder of captioned images (captioned.py), one of class folders
+(folder.py), a list in JSON lines or a table (lists.py), COCO captions (coco.py), WebDataset tars (tar.py). Every
+image, every caption without an image and every row ends as one item; those that cannot be used say why.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from dittool.data.records import safe_key
-from dittool.data.source.folder import classes_source, folder_source, is_class_folder, walk
-from dittool.data.source.item import CAPTION_SUFFIX, IMAGE_SUFFIXES, Source, SourceItem, shown
-from dittool.data.source.json_lines import METADATA, manifest_source, metadata_source
-from dittool.data.source.table import CAPTION_COLUMNS, PATH_COLUMNS, table_source
+from dittool.data.source.captioned import captioned_source, coco_as_source
+from dittool.data.source.coco import COCO_SUFFIX
+from dittool.data.source.columns import CAPTION_COLUMNS, PATH_COLUMNS
+from dittool.data.source.folder import FOLDER_NAMES, classes_source, walk
+from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown
+from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
 from dittool.data.source.tar import TAR_SUFFIX, tar_source, tars_source
 from dittool.errors import BadDataError
 
-_LIST_READERS = {
-    ".jsonl": manifest_source,
-    ".csv": table_source,
-    ".tsv": table_source,
-    ".parquet": table_source,
-    TAR_SUFFIX: tar_source,
+_READERS: dict[str, Callable[[Path, Pairing], Source]] = {
+    **dict.fromkeys(LIST_SUFFIXES, list_as_source),
+    COCO_SUFFIX: coco_as_source,
+    TAR_SUFFIX: lambda path, _: tar_source(path),
 }
+_ROW_NEEDS = (
+    f"needs an image path ({', '.join(PATH_COLUMNS[:3])} …; others: -s data.image_column=NAME) and a caption"
+    f" ({', '.join(CAPTION_COLUMNS)} …; others: -s data.caption_column=NAME)"
+)
 _NEEDED = {
-    "metadata": "each line needs file_name and text or caption",
-    "manifest": "each line needs image_id, image_path and caption",
-    "table": f"each row needs an image path ({', '.join(PATH_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})",
+    "metadata": f"each line {_ROW_NEEDS}",
+    "manifest": f"each line {_ROW_NEEDS}",
+    "table": f"each row {_ROW_NEEDS}",
     "tar": (
         "each sample needs KEY.jpg (or .png, .webp …) and KEY.txt or KEY.json; tars of features go to: dit train --data"
         " FOLDER"
@@ -39,19 +44,20 @@ _NEEDED = {
 }
 
 
-def list_source(source: Path) -> Source:
-    """Lists a source, in the same order on every machine.
+def list_source(source: Path, pairing: Pairing = AUTO) -> Source:
+    """Lists a source, in the same order on every machine; `pairing` says where captions are looked for.
 
     Of two items with one name (also after Unicode NFC, or with one file name on a disk that ignores case) the first
-    keeps it and the others are refused. Raises `BadDataError` when there is no such source, no image in it, or a list
-    in it is damaged, `UnsafeFileError` for a tar with links or paths in it, `UsageError` for Parquet without pyarrow.
+    keeps it and the others are refused. Raises `BadDataError` when there is no such source, no image or no caption in
+    it, when a list in it is damaged or captions contradict each other, `UnsafeFileError` for a tar with links or paths
+    in it, `UsageError` for Parquet without pyarrow.
     """
     if source.is_dir():
-        listed = _list_folder(source)
-    elif source.is_file() and source.suffix.lower() in _LIST_READERS:
-        listed = _LIST_READERS[source.suffix.lower()](source)
+        listed = _list_folder(source, pairing)
+    elif source.is_file() and source.suffix.lower() in _READERS:
+        listed = _READERS[source.suffix.lower()](source, pairing)
     elif source.exists():
-        *known, last = _LIST_READERS
+        *known, last = _READERS
         raise BadDataError(
             f"{source}: neither a folder nor a {', '.join(known)} or {last} file",
             "give a folder of images with .txt captions, or a list of images with one of these suffixes",
@@ -68,15 +74,15 @@ def source_root(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _list_folder(folder: Path) -> Source:
-    """metadata.jsonl rules when it is there; then images; then tars."""
+def _list_folder(folder: Path, pairing: Pairing) -> Source:
+    """Images rule, or metadata that lists them; then tars."""
     walked = walk(folder)
-    if (folder / METADATA).is_file():
-        return metadata_source(folder, walked)
-    tars = walked.having(TAR_SUFFIX)
-    if tars and not walked.having(*IMAGE_SUFFIXES):
+    tars, images = walked.having(TAR_SUFFIX), walked.having(*IMAGE_SUFFIXES)
+    if images and pairing.captions == FOLDER_NAMES:
+        return classes_source(folder, walked)
+    if tars and not images and not (pairing.reads("metadata") and any(map(is_metadata, walked.files))):
         return tars_source(folder, tars, walked)
-    return classes_source(folder, walked) if is_class_folder(walked) else folder_source(folder, walked)
+    return captioned_source(folder, walked, pairing)
 
 
 # --- names ---
@@ -132,12 +138,14 @@ def _nothing_in(source: Path, listed: Source) -> BadDataError:
     present = Counter(listed.ignored)
     present += Counter(item.reason for item in listed.items if item.reason != "no-image")
     lonely = sum(item.reason == "no-image" for item in listed.items)
-    what = "samples without an image" if listed.kind == "tar" else CAPTION_SUFFIX
+    what = "samples without an image" if listed.kind == "tar" else CAPTION_SUFFIXES[0]
     there = [f"{lonely} {what}"] * bool(lonely) + [f"{count} {kind}" for kind, count in sorted(present.items())]
     message = f"{source}: no images in it ({', '.join(there) if there else 'it is empty'})"
+    if first := next((item for item in listed.items if item.reason == "bad-line"), None):
+        message += f". {shown(first.name)}: {first.detail}"
     if listed.kind in _NEEDED:
         return BadDataError(message, _NEEDED[listed.kind])
-    if lists := sorted(path for path in source.iterdir() if path.suffix.lower() in _LIST_READERS):
+    if lists := sorted(path for path in source.iterdir() if path.suffix.lower() in LIST_SUFFIXES):
         return BadDataError(message, f"give the list itself as SOURCE: {lists[0]}")
     return BadDataError(
         message, "put NAME.jpg (or .png, .webp …) with its caption in NAME.txt there, or give another folder as SOURCE"

@@ -2,9 +2,9 @@
 extracted.
 
 A sample is what lies under one key, the text before a member's first dot: one image (KEY.jpg, .png …) with its caption
-in KEY.txt, which is one caption however many lines it has, or else in KEY.json: text, a list of texts, or an object
-with `caption` or `text`. A .json beside a .txt is metadata and not looked at. An image's path is written
-NAME.tar/KEY.jpg.
+in KEY.txt or KEY.caption, which is one caption however many lines it has, or else in KEY.json: text, a list of texts,
+or an object with `caption` or `text`. A .json beside a text is metadata and not looked at. An image's path is written
+NAME.tar/KEY.jpg; a key has the folders before it, where the tar was made of a folder.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from dittool.data.source.captions import LARGEST_CAPTION, LARGEST_JSON, CaptionRefused, read_caption, read_caption_json
 from dittool.data.source.folder import Walked
 from dittool.data.source.images import LARGEST_FILE, ImageRefused
-from dittool.data.source.item import IMAGE_SUFFIXES, Source, SourceItem, stem_of, suffix_of
+from dittool.data.source.item import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Source, SourceItem, shown, stem_of, suffix_of
 from dittool.errors import BadDataError, DitError
 from dittool.untrusted.tar import Member, group_samples, tar_members
 
 TAR_SUFFIX = ".tar"
 _IMAGE_ENDINGS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
-_TEXT, _JSON = "txt", "json"
+_TEXTS, _JSON = tuple(suffix.removeprefix(".") for suffix in CAPTION_SUFFIXES), "json"
 _TARS_IN_MEMORY = 64
 
 
@@ -67,14 +67,15 @@ def tars_source(folder: Path, tars: Sequence[str], walked: Walked) -> Source:
 
 def image_in_tar(path: Path) -> bool:
     """Whether the path leads into a tar: `some.tar/KEY.jpg`, with a file called some.tar."""
-    return path.parent.suffix.lower() == TAR_SUFFIX and path.parent.is_file()
+    return _tar_of(path) is not None
 
 
 def read_image_member(path: Path) -> bytes:
     """The bytes of the image at `some.tar/KEY.jpg`. Raises `ImageRefused`."""
+    tar = _tar_of(path) or path.parent
     try:
-        status = path.parent.stat()
-        member = _members_by_name(path.parent, status.st_size, status.st_mtime_ns).get(path.name)
+        status = tar.stat()
+        member = _members_by_name(tar, status.st_size, status.st_mtime_ns).get(path.relative_to(tar).as_posix())
         if member is None:
             raise ImageRefused("no-image", "no such member in the tar", str(path))
         if member.size > LARGEST_FILE:
@@ -113,11 +114,11 @@ def _samples_of(path: Path, shown_as: str) -> tuple[list[SourceItem], Counter[st
     """One item a sample, images written `shown_as`/KEY.jpg; and what other members there are, by suffix."""
     items: list[SourceItem] = []
     ignored: Counter[str] = Counter()
-    for key, members in _checked_samples(path).items():
-        images, texts = (
-            _ending_in(members, _IMAGE_ENDINGS),
-            _ending_in(members, {_TEXT}) or _ending_in(members, {_JSON}),
-        )
+    samples, strangers = _checked_samples(path)
+    ignored.update(strangers)
+    for key, members in samples.items():
+        images = _ending_in(members, _IMAGE_ENDINGS)
+        texts = _ending_in(members, set(_TEXTS)) or _ending_in(members, {_JSON})
         ignored.update(
             f".{suffix.rpartition('.')[2]}" for suffix in members if suffix not in images and suffix not in texts
         )
@@ -128,7 +129,11 @@ def _samples_of(path: Path, shown_as: str) -> tuple[list[SourceItem], Counter[st
         problems = (
             (not images, "no-image", f"no image among its members: {_names(members)}"),
             (len(images) > 1, "two-images", f"{_names(images)}: a key ends at the first dot, so both belong to it"),
-            (not texts, "no-caption", f"no {key}.{_TEXT} or {key}.{_JSON} in the tar"),
+            (
+                not texts,
+                "no-caption",
+                f"no {' or '.join(f'{shown(key)}.{ending}' for ending in (*_TEXTS, _JSON))} in the tar",
+            ),
             (len(texts) > 1, "two-captions", f"{_names(texts)} both belong to it"),
         )
         reason, detail = next(((reason, detail) for holds, reason, detail in problems if holds), ("", ""))
@@ -147,26 +152,38 @@ def _names(suffixes: Sequence[str] | dict[str, Member]) -> str:
     return ", ".join(f".{suffix}" for suffix in suffixes)
 
 
-def _checked_samples(path: Path) -> dict[str, dict[str, Member]]:
-    """The tar's samples. Raises `BadDataError` or `UnsafeFileError` that say what to do with a source."""
+def _checked_samples(path: Path) -> tuple[dict[str, dict[str, Member]], Counter[str]]:
+    """The tar's samples, and what belongs to none. Raises `BadDataError` or `UnsafeFileError` that say what to do with
+    a source.
+    """
     if not path.is_file():  # a pipe would wait for ever
         raise BadDataError(f"{path}: not a regular file", "give a .tar file, or a folder of them")
     try:
-        samples = group_samples(path, tar_members(path))
+        members = tar_members(path, of_folder=True)
+        samples = group_samples(path, [member for member in members if member.suffix], adjacent=False)
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read: {error.strerror}", "check the path and its permissions") from error
     except DitError as error:  # its own hint is about the shards that `dit shard` makes
         hint = (
-            "a source tar holds KEY.jpg and KEY.txt side by side, no folders and no links: copy it again, or make it"
-            " again, or take it out"
+            "a source tar holds KEY.jpg and KEY.txt, also in folders, each once, and no links: copy it again, or make"
+            " it again, or take it out"
         )
         raise type(error)(error.message, hint) from error
-    if not samples:
+    if not members:
         raise BadDataError(f"{path}: the tar is empty", "copy it again, or take it out of the source")
-    return samples
+    strangers = [member.key.rpartition("/")[2] for member in members if not member.suffix]
+    return samples, Counter("no suffix" if name and "." not in name else "hidden" for name in strangers)
+
+
+def _tar_of(path: Path) -> Path | None:
+    """The tar that a path leads into."""
+    return next((parent for parent in path.parents if parent.suffix.lower() == TAR_SUFFIX and parent.is_file()), None)
 
 
 @lru_cache(maxsize=_TARS_IN_MEMORY)
 def _members_by_name(path: Path, size: int, modified: int) -> dict[str, TarMember]:
     """The tar's members; `size` and `modified` tell a tar that was replaced from the one that was read before."""
-    return {f"{m.key}.{m.suffix}": TarMember(path, f"{m.key}.{m.suffix}", m.offset, m.size) for m in tar_members(path)}
+    return {
+        f"{m.key}.{m.suffix}": TarMember(path, f"{m.key}.{m.suffix}", m.offset, m.size)
+        for m in tar_members(path, of_folder=True)
+    }

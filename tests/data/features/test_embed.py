@@ -33,7 +33,7 @@ from dittool.data.records import (
     Record,
     safe_key,
 )
-from dittool.data.source.scan import load_pixels, scan
+from dittool.data.source.scan import load_pixels, scan, summary
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, StorageError, UsageError, WeightsMissingError
@@ -443,3 +443,73 @@ def test_the_counts_add_up(images, tmp_path, dit):
     )
     assert first["inputs"] == first["used"] + first["refused"] == 9 and sum(first["reasons"].values()) == 1
     assert all(first["made"][stage] + first["kept"][stage] + first["left"][stage] == first["used"] for stage in STAGES)
+
+
+# What only the encoder shows of a caption
+
+
+@pytest.fixture
+def half_foreign(monkeypatch):
+    """The built-in encoder of words, to whose tokenizer everything but ASCII is unknown."""
+    from dittool.encoders.builtin import WordVectors
+
+    encode = WordVectors.encode
+    monkeypatch.setattr(
+        WordVectors,
+        "encode",
+        lambda self, captions: [
+            replace(features, unknown=sum(not word.isascii() for word in caption.split()))
+            for features, caption in zip(encode(self, captions), captions, strict=True)
+        ],
+    )
+
+
+def flags_of(derived):
+    """Name → flags, but for those of the drawings' size."""
+    return {
+        record.name: tuple(flag for flag in record.flags if flag != "upscaled")
+        for record in FeatureStore(derived).read_records()
+    }
+
+
+def test_words_that_the_tokenizer_lacks_are_flagged_summed_and_remembered(images, tmp_path, half_foreign):
+    first, second = sorted(images.glob("*.txt"))[:2]
+    first.write_text("一只 黑狗 dog")
+    second.write_text("größe of a dog")
+    for made in (2, 0):  # the second time nothing is encoded
+        done = embed(images, tmp_path / "derived", load_config("demo"), ["t5"])
+        flags = flags_of(tmp_path / "derived")
+        assert (flags[first.stem], flags[second.stem]) == (("unknown-words:2",), ("unknown-words:1",))
+        counts = summary(done.records)
+        assert counts.unknown_words == 3 and counts.flags["unknown-words"] == 2 and (done.made["t5"] > 0) == (made > 0)
+    first.write_text("a dog")
+    embed(images, tmp_path / "derived", load_config("demo"), ["t5"])
+    flags = flags_of(tmp_path / "derived")
+    assert flags[first.stem] == () and flags[second.stem] == ("unknown-words:1",)
+
+
+def test_the_summary_prints_flags_with_counts_and_one_example_each(images, tmp_path, half_foreign, dit):
+    min(images.glob("*.txt")).write_text("一只 黑狗")
+    shutil.copy(min(images.glob("*.png")), images / "again.png")
+    (images / "again.txt").write_text("the same again")
+    (images / "none.png").write_bytes(b"")
+    done = dit("embed", images, "--out", tmp_path / "derived", "--preset", "demo", "--pass", "t5")
+    assert done.code == 0, done.err
+    assert "duplicate-of: the same file as another image" in done.out and ": again" in done.out
+    assert "no-caption" in done.out and "no none.txt or none.caption" in done.out
+    assert "2 words of 1 captions are unknown to the tokenizer" in done.err and "google/umt5-xxl" in done.err
+    again = json.loads(dit("embed", images, "--out", tmp_path / "derived", "--preset", "demo", "--json").out)
+    assert again["unknown_words"] == 2 and again["flags"]["duplicate-of"] == 1
+
+
+def test_pictures_with_profiles_that_an_older_version_ignored_are_made_again(images, tmp_path):
+    """Its journal names their bytes and bucket, not the colours that they were brought to."""
+    from tests.data.source.test_colour_profiles import P3
+
+    path, derived = min(images.glob("*.png")), tmp_path / "derived"
+    Image.open(path).save(path, icc_profile=P3)
+    embed(images, derived, load_config("demo"))
+    journal = derived / "journal.jsonl"
+    assert journal.read_text().count(" sRGB") == 2
+    journal.write_text(journal.read_text().replace(" sRGB", ""))
+    assert embed(images, derived, load_config("demo")).made == {"dinov3": 1, "vae": 1, "t5": 0}

@@ -8,7 +8,7 @@ from dittool.data.source.captions import (
     LARGEST_CAPTION,
     LARGEST_JSON,
     CaptionRefused,
-    caption_field,
+    caption_in,
     check_caption,
     choose_caption,
     read_caption,
@@ -147,15 +147,10 @@ def test_a_list_with_a_bad_first_caption_or_other_things_in_it_is_refused_and_no
 
 
 def test_a_row_may_say_caption_or_text_and_both_when_they_agree():
-    assert (
-        caption_field({"caption": "x"})
-        == caption_field({"text": "x"})
-        == caption_field({"text": "x", "caption": "x"})
-        == "x"
-    )
-    assert caption_field({"caption": None, "text": ["x"]}) == ["x"]
-    assert reason(caption_field, {"caption": "x", "text": "y"}) == "two-captions"
-    assert reason(caption_field, {"captions": "x", "text": None}) == "no-caption"
+    assert caption_in({"caption": "x"}) == caption_in({"text": "x"}) == caption_in({"text": "x", "caption": "x"}) == "x"
+    assert caption_in({"caption": None, "text": ["x"]}) == ["x"]
+    assert reason(caption_in, {"caption": "x", "text": "y"}) == "two-captions"
+    assert reason(caption_in, {"captions": "x", "text": None}) == "no-caption"
 
 
 @pytest.mark.parametrize(

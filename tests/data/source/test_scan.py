@@ -268,7 +268,7 @@ def test_what_is_passed_over_is_said(tmp_path, listener):
     (tmp_path / "more").mkdir()
     (tmp_path / "in/more").symlink_to(tmp_path / "more")
     scan(tmp_path / "in", BUCKETS, listener)
-    assert len(listener.notes) == 1 and "1 .md" in listener.notes[0]
+    assert "1 .md" in listener.notes[0] and listener.notes[1:] == [f"{tmp_path / 'in'}: captions: 1 in .txt (as a.png)"]
     assert len(listener.warnings) == 1 and "1 linked folders are not followed" in listener.warnings[0]
 
 

@@ -94,12 +94,17 @@ def test_captions_and_images_without_each_other_are_refused_by_name(tmp_path):
     touch(tmp_path, "both.png", "both.txt", "lonely.png", "words.txt", "sub/more.txt")
     source = list_source(tmp_path)
     assert reasons(source) == {"lonely": "no-caption", "words.txt": "no-image", "sub/more.txt": "no-image"}
-    assert "no lonely.txt beside it" in next(item for item in source.items if item.name == "lonely").detail
+    assert (
+        "no lonely.txt or lonely.caption beside it"
+        in next(item for item in source.items if item.name == "lonely").detail
+    )
 
 
 @pytest.mark.row(44)
 def test_a_caption_that_differs_in_case_is_not_taken_but_named(tmp_path):
     touch(tmp_path, "Dog.jpg", "dog.txt")
+    assert "dog.txt differs in upper and lower case" in error_of(tmp_path).message
+    touch(tmp_path, "cat.jpg", "cat.txt")
     source = list_source(tmp_path)
     assert reasons(source) == {"Dog": "no-caption", "dog.txt": "no-image"}
     assert "dog.txt differs in upper and lower case" in source.items[0].detail
@@ -193,7 +198,8 @@ def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("key", ["text", "caption"])
 def test_metadata_lines_pair_file_names_with_text_or_caption(tmp_path, key):
-    touch(tmp_path, "b.png", "sub/a.jpg", "b.txt", "README.md")
+    touch(tmp_path, "b.png", "sub/a.jpg", "README.md")
+    (tmp_path / "b.txt").write_text("a  ball\n")
     manifest(
         tmp_path / "metadata.jsonl",
         {"file_name": "sub/a.jpg", key: "an apple"},
@@ -267,7 +273,6 @@ GOOD = {"image_id": "good", "image_path": "good.png", "caption": "x"}
         ("null", "bad-line"),
         ("[" * 100_000, "bad-line"),
         ('{"n": 1' + "0" * 5000 + "}", "bad-line"),
-        ('{"image_path": "a.png", "caption": "x"}', "bad-line"),
         ('{"image_id": "a", "caption": "x"}', "bad-line"),
         ('{"image_id": "", "image_path": "a.png", "caption": "x"}', "bad-line"),
         ('{"image_id": true, "image_path": "a.png", "caption": "x"}', "bad-line"),
@@ -349,7 +354,9 @@ def test_a_folder_around_a_table_points_to_it(tmp_path):
 @pytest.mark.parametrize("name", ["images.zip", "images.tar.gz", "list.txt", "images"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     touch(tmp_path, name)
-    assert "neither a folder nor a .jsonl, .csv, .tsv, .parquet or .tar file" in error_of(tmp_path / name).message
+    assert (
+        "neither a folder nor a .jsonl, .csv, .tsv, .parquet, .json or .tar file" in error_of(tmp_path / name).message
+    )
 
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "pipe.csv", "pipe.parquet", "pipe.tar"])
@@ -371,8 +378,9 @@ def test_patterns_of_shard_lists_point_to_the_folder(tmp_path):
 
 
 def test_a_manifest_of_bad_lines_names_the_keys_that_are_needed(tmp_path):
-    assert "2 bad-line" in error_of(manifest(tmp_path / "m.jsonl", "x", {"file_name": "a.png"})).message
-    assert "image_id, image_path and caption" in error_of(tmp_path / "m.jsonl").hint
+    error = error_of(manifest(tmp_path / "m.jsonl", {"url": "a.png"}, "x"))
+    assert "2 bad-line" in error.message and "its keys are url" in error.message
+    assert "image_path" in error.hint and "data.image_column" in error.hint and "data.caption_column" in error.hint
     (tmp_path / "m.jsonl").rename(tmp_path / "metadata.jsonl")
     (tmp_path / "metadata.jsonl").write_text("{}\n")
-    assert "file_name and text or caption" in error_of(tmp_path).hint
+    assert "file_name" in error_of(tmp_path).hint and "text" in error_of(tmp_path).hint

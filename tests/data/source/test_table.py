@@ -67,16 +67,16 @@ def test_the_first_known_path_column_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("header", "missing", "looked_for"),
     [
-        (["url", "caption"], "no column of image paths", "image_path, file_name, path, image"),
-        (["image_path", "alt"], "no column of captions", "caption, text"),
-        (["image_path;caption"], "no column of image paths", "image_path, file_name, path, image"),
-        ([], "no column of image paths", "image_path, file_name, path, image"),
+        (["url", "caption"], "no column of image paths", "image_path, file_name, filename, path"),
+        (["image_path", "label"], "no column of captions", "caption, captions, text, prompt"),
+        ([], "no column of image paths", "image_path, file_name, filename, path"),
     ],
 )
 def test_a_missing_column_is_told_with_what_was_looked_for_and_what_is_there(tmp_path, header, missing, looked_for):
     error = error_of(table(tmp_path / "list.csv", header, ["a.png", "x"]))
     assert missing in error.message and f"looked for {looked_for}" in error.message
     assert f"its columns are {', '.join(header) or 'none'}" in error.message and "commas between them" in error.hint
+    assert "-s data.image_column=NAME" in error.hint or "-s data.caption_column=NAME" in error.hint
 
 
 def test_a_missing_column_of_a_parquet_table_is_told_too(tmp_path):

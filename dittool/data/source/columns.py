@@ -1,0 +1,169 @@
+"""Columns of lists: what the usual names of the image's path and the caption are, and one row as an item.
+
+A name counts in any case, with spaces or hyphens for underscores. Any other column is read when the configuration
+names it (`data.image_column`, `data.caption_column`). The same rules hold for the header of a table and for the keys of
+a line of JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from dittool.data.source.captions import CaptionRefused, caption_in
+from dittool.data.source.item import Pairing, SourceItem, shown, stem_of
+
+# The first that is there is read.
+PATH_COLUMNS = (
+    *("image_path", "file_name", "filename", "path", "filepath", "file_path", "image_file_name", "image_filename"),
+    *("image_file", "image_name", "image", "img_path", "img_name", "img", "file"),
+)
+# Of these every one that is there is read, and they must agree …
+CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
+# … and of these, which are as often something else, where none of those is there.
+OTHER_CAPTION_COLUMNS = ("description", "sentence", "sentences", "alt_text", "alt", "comment")
+_ID_COLUMN, _BUCKET_COLUMN = "image_id", "aspect_bucket"
+_LONGEST_LISTING = 20  # columns that a message names
+
+Row = dict[str, Any]  # column → value
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a list are read, by the names that they have there; "" where there is none."""
+
+    path: str
+    captions: tuple[str, ...]
+    id: str
+    bucket: str
+
+    @property
+    def read(self) -> list[str]:
+        return list(dict.fromkeys(column for column in (self.path, *self.captions, self.id, self.bucket) if column))
+
+
+@lru_cache(maxsize=1024)
+def columns_of(present: tuple[str, ...], pairing: Pairing) -> Columns:
+    """The columns that are read of those that are there."""
+    by_name: dict[str, list[str]] = {}
+    for column in present:
+        by_name.setdefault(_folded(column), []).append(column)
+
+    def all_of(names: Sequence[str]) -> list[str]:
+        return [column for name in names for column in by_name.get(name, ())]
+
+    def named(column: str) -> list[str]:
+        return [column] if column in present else by_name.get(_folded(column), [])[:1]
+
+    paths = named(pairing.image_column) if pairing.image_column else all_of(PATH_COLUMNS)
+    if pairing.caption_column:
+        captions = named(pairing.caption_column)
+    else:
+        path = paths[:1]
+        captions = [column for column in all_of(CAPTION_COLUMNS) or all_of(OTHER_CAPTION_COLUMNS) if column not in path]
+    ids, buckets = all_of([_ID_COLUMN]), all_of([_BUCKET_COLUMN])
+    return Columns("".join(paths[:1]), tuple(captions), "".join(ids[:1]), "".join(buckets[:1]))
+
+
+def what_is_missing(
+    columns: Columns, present: Sequence[str], pairing: Pairing, kind: str = "column"
+) -> tuple[str, str]:
+    """(what is wrong, what to do) when the path or the caption column is not there; ("", "") when both are."""
+    listed = ", ".join(shown(str(name))[:60] for name in present[:_LONGEST_LISTING]) or "none"
+    listed += f" and {len(present) - _LONGEST_LISTING} more" if len(present) > _LONGEST_LISTING else ""
+    for there, what, key, given, usual in (
+        (columns.path, "image paths", "data.image_column", pairing.image_column, PATH_COLUMNS),
+        (
+            *(columns.captions, "captions", "data.caption_column", pairing.caption_column),
+            (*CAPTION_COLUMNS, *OTHER_CAPTION_COLUMNS),
+        ),
+    ):
+        if not there:
+            looked_for = f"{given}, which {key} names" if given else ", ".join(usual)
+            return (
+                f"no {kind} of {what}: looked for {looked_for}; its {kind}s are {listed}",
+                f"name the {kind} that holds them: -s {key}=NAME",
+            )
+    return "", ""
+
+
+def row_item(where: str, row: Row | BadRow, pairing: Pairing, folder: str | None = None) -> SourceItem:
+    """One row of a list as an item; `where` names it, FILE:NUMBER.
+
+    Args:
+        folder: for a list inside of a source, the folder that it lies in, relative to the source: paths are relative to
+            it and stay inside, and an image is called by its path. None for a list that is itself the source.
+    """
+    if isinstance(row, BadRow):
+        return SourceItem(where, reason="bad-line", detail=row.why)
+    present = tuple(row)
+    columns = columns_of(present, pairing)
+    if not columns.path:
+        return SourceItem(where, reason="bad-line", detail=what_is_missing(columns, present, pairing, "key")[0])
+    image, hint = row[columns.path], row.get(columns.bucket)
+    if not isinstance(image, str) or not image:
+        return SourceItem(where, reason="bad-line", detail=f"{columns.path} is missing or not text")
+    item = SourceItem(stem_of(image), image, bucket_hint=hint if isinstance(hint, str) else "")
+    if folder is not None:
+        inside = posixpath.normpath(image)
+        if os.path.isabs(image) or ".." in inside.split("/"):  # it travels with the folder, and so must what it lists
+            return replace(item, reason="outside-source", detail=f"{columns.path} leads out of the folder")
+        image = posixpath.join(folder, inside)
+        item = replace(item, name=stem_of(image), image=image)
+    elif columns.id:
+        name = row[columns.id]
+        name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+        if not isinstance(name, str) or not name:
+            return SourceItem(where, reason="bad-line", detail=f"{columns.id} is missing or not text")
+        item = replace(item, name=name)
+    try:
+        return replace(item, caption=caption_in(row, columns.captions))
+    except CaptionRefused as refused:
+        detail = refused.detail
+        if not columns.captions:
+            detail = what_is_missing(columns, present, pairing, "key")[0]
+        elif refused.reason == "two-captions":
+            detail += ": name the one that is meant with data.caption_column"
+        return replace(item, reason=refused.reason, detail=detail)
+
+
+def merged_rows(items: Sequence[tuple[SourceItem, bool]]) -> list[SourceItem]:
+    """Items of a list's rows, those of rows that repeat a path joined to one with several captions. The flag says that
+    a row has a name of its own and stands alone.
+    """
+    merged: list[SourceItem] = []
+    by_path: dict[str, int] = {}  # path → place in `merged`
+    for item, stands_alone in items:
+        if item.image and not stands_alone and item.image in by_path:
+            place = by_path[item.image]
+            merged[place] = _with_further_caption(merged[place], item)
+            continue
+        by_path.setdefault(item.image, len(merged))
+        merged.append(item)
+    return merged
+
+
+def _with_further_caption(first: SourceItem, again: SourceItem) -> SourceItem:
+    """An image's item with the caption of one more row. A row without a caption adds none."""
+    if again.reason:
+        return first
+    if first.reason:  # the first row had no caption
+        return again
+    texts = first.caption if isinstance(first.caption, list) else [first.caption]
+    return replace(first, caption=[*texts, *(again.caption if isinstance(again.caption, list) else [again.caption])])
+
+
+def _folded(column: str) -> str:
+    return re.sub(r"[\s-]+", "_", column.strip().casefold())
