@@ -46,6 +46,7 @@ _MOST_SHARED = 0.01  # share of captions that may have the features of another o
 _BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
 _SHOWN = 5  # faults
 _MOST_UNKNOWN = 0.01  # share of captions with words that the tokenizer does not know
+_READ_EVERY_SCRIPT = ("umt5", "mt5", "byt5", "builtin:")  # in the name of an encoder
 _MANY_LETTERS = 0.2  # share of letters of other scripts than Latin
 
 
@@ -71,7 +72,7 @@ def check(subject: Data) -> list[Finding]:
         faults.append(shared)
     if faults:
         more = f" (and {len(faults) - _SHOWN} more faults)" if len(faults) > _SHOWN else ""
-        fix = f"{_FIX}; {script}" if (script := _other_script(captions)) else _FIX
+        fix = f"{_FIX}; {script}" if (script := _other_script(data, captions)) else _FIX
         return [finding for fault in faults[:_SHOWN] for finding in failed(fault + more, fix)]
     figures = (
         f"{len(captions)} captions, {distinct} different, {np.mean(lengths):.3g} tokens on average, {max(lengths)} at"
@@ -137,8 +138,13 @@ def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
     )
 
 
-def _other_script(captions: list[str]) -> str:
-    """What helps when many letters of the captions are of another script than Latin; "" when they are not."""
+def _other_script(data: DataView, captions: list[str]) -> str:
+    """What helps when many letters of the captions are of another script than Latin and the encoder does not read it;
+    "" when they are not, or it does.
+    """
+    encoder = data.encoder(TextCard)
+    if encoder is not None and any(name in encoder.id.lower() for name in _READ_EVERY_SCRIPT):
+        return ""
     letters = Counter(
         unicodedata.name(letter, "?").split()[0] for caption in captions for letter in caption if letter.isalpha()
     )
