@@ -152,11 +152,11 @@ class _Tree:
         """A text whose name differs from the image's in upper and lower case only."""
         return self._by_folded_stem.get(nfc(stem_of(image)).casefold())
 
-    def neighbours(self, image: str) -> str:
-        """What lies beside an image and is not read, in words; "" when nothing does."""
+    def neighbours(self, image: str, read: set[str]) -> str:
+        """What lies beside an image and is none of the lists that are read, in words; "" when nothing does."""
         twins = [*self.by_stem.get(nfc(stem_of(image)), ()), *self.by_stem.get(nfc(image), ())]  # a.json, a.jpg.json
         twins = [path for path in twins if suffix_of(path) not in LIST_SUFFIXES]
-        lists = self.lists_in.get(posixpath.dirname(image), [])
+        lists = [path for path in self.lists_in.get(posixpath.dirname(image), []) if path not in read]
         return ", ".join(self._described(path) for path in [*twins, *lists][:_NAMED])
 
     def _described(self, path: str) -> str:
@@ -247,7 +247,7 @@ def _by_last_part(images: Iterable[str]) -> dict[str, list[str]]:
 
 def _without_row(tree: _Tree, listed: _Listed, image: str, texts: list[str]) -> SourceItem:
     """The item of an image with the text beside it, or refused for having none, or one that may not answer."""
-    item, neighbours = SourceItem(stem_of(image), image), tree.neighbours(image)
+    item, neighbours = SourceItem(stem_of(image), image), tree.neighbours(image, listed.read)
     beside = f"; beside it is {neighbours}" if neighbours else ""
     if lists := listed.governing(image):
         return replace(item, reason="no-caption", detail=f"not in {', '.join(map(shown, lists[:_NAMED]))}{beside}")
@@ -329,7 +329,7 @@ def _no_captions(tree: _Tree, items: list[SourceItem]) -> BadDataError:
     }[tree.pairing.captions]
     message = (
         f"{tree.folder}: none of {len(tree.images)} images has a caption: looked for {wanted} (data.captions ="
-        f' "{tree.pairing.captions}"); there is {found}'
+        f' "{tree.pairing.captions}"). What lies there: {found}'
     )
     if items:
         first = max(items, key=lambda item: item.detail.count(";"))  # what is told beside the plain "none"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from dittool.data.source.sources import list_source, source_root
 from dittool.data.source.tar import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
 from dittool.geometry import Bucket, crop_box, nearest_bucket
 
+_REPEATS = re.compile(r"\d+_.")
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
 DUPLICATE = "duplicate-of"  # the flag is DUPLICATE:ID
 
@@ -75,6 +77,10 @@ def _tell(source: Path, listed: Source, talk: Talk) -> None:
         )
         if {item.cls.lower() for item in listed.items if item.cls} <= _SPLITS:
             talk.warn(f"{source}: its folders are called as splits are; if they are, give one of them as SOURCE")
+        if any(_REPEATS.match(item.cls) for item in listed.items):
+            talk.warn(
+                f"{source}: numbers before its folders' names, as kohya's repeats, are taken as words of the caption"
+            )
         if texts := sum(listed.ignored.get(suffix, 0) for suffix in CAPTION_SUFFIXES):
             talk.warn(f"{source}: {texts} captions in texts are not read, because data.captions asks for folder names")
     elif len(listed.answered) > 1:

@@ -127,7 +127,7 @@ def test_an_image_that_metadata_leaves_out_is_refused_and_no_text_beside_it_answ
     put(tmp_path, a_png="", b_png="", b_txt="wrong", metadata_jsonl=[{"file_name": "a.png", "text": "a dog"}])
     assert found(tmp_path) == {"a": "a dog", "b": "no-caption"}
     item = next(item for item in list_source(tmp_path).items if item.reason)
-    assert item.detail == "not in metadata.jsonl; beside it is b.txt, metadata.jsonl"
+    assert item.detail == "not in metadata.jsonl; beside it is b.txt"
 
 
 def test_texts_answer_outside_of_what_metadata_speaks_for_and_that_is_told_with_counts(tmp_path, listener):

@@ -71,6 +71,13 @@ def test_folders_that_are_called_as_splits_are_told(tmp_path, listener):
     assert any("called as splits are" in text for text in listener.warnings)
 
 
+def test_numbers_before_names_are_told_because_they_become_words(tmp_path, listener):
+    (tmp_path / "10_stamp").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "10_stamp/a.png")
+    assert scan(tmp_path, [Bucket(64, 64)], listener, pairing=BY_FOLDER)[0].caption == "10 stamp"
+    assert any("as kohya's repeats" in text for text in listener.warnings)
+
+
 def test_an_image_outside_of_a_folder_has_no_class_and_is_refused(images):
     Image.new("RGB", (64, 64)).save(images / "loose.png")
     found = {item.name: item.reason for item in list_source(images, BY_FOLDER).items if item.reason}
