@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
@@ -32,19 +33,38 @@ def main(
             metavar="TARGET...",
             help="A preset, checkpoint, run, data folder, or a model as file.py:Name.",
             show_default=False,
+            autocompletion=completion.audit_targets,
         ),
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="P", help="What a checkpoint or data should fit.", show_default=False),
+        typer.Option(
+            "--preset",
+            metavar="P",
+            help="What a checkpoint or data should fit.",
+            show_default=False,
+            autocompletion=completion.presets,
+        ),
     ] = None,
     select: Annotated[
         list[str] | None,
-        typer.Option("--select", metavar="CODES", help="Only rules of these codes: E1 or E,K.", show_default=False),
+        typer.Option(
+            "--select",
+            metavar="CODES",
+            help="Only rules of these codes: E1 or E,K.",
+            show_default=False,
+            autocompletion=completion.rule_codes,
+        ),
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option("--ignore", metavar="CODES", help="Not the rules of these codes.", show_default=False),
+        typer.Option(
+            "--ignore",
+            metavar="CODES",
+            help="Not the rules of these codes.",
+            show_default=False,
+            autocompletion=completion.rule_codes,
+        ),
     ] = None,
     kwargs: Annotated[
         str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)
@@ -60,7 +80,14 @@ def main(
         typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False),
     ] = None,
     explain: Annotated[
-        str | None, typer.Option("--explain", metavar="CODE", help="Print a rule's page, or all.", show_default=False)
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="CODE",
+            help="Print a rule's page, or all.",
+            show_default=False,
+            autocompletion=completion.rule_pages,
+        ),
     ] = None,
     format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: JsonOption = False,

@@ -8,12 +8,19 @@ from typing import Annotated
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 
 
 def main(
     preset: Annotated[
-        str, typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml.")
+        str,
+        typer.Option(
+            "--preset",
+            metavar="P",
+            help="A shipped preset's name, or a path ending in .toml.",
+            autocompletion=completion.presets,
+        ),
     ] = "nano",
     overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,

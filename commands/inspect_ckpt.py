@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
@@ -23,11 +24,24 @@ _SHOWN = 20  # rows of a difference
 
 def main(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or a run's folder.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A .pt or .safetensors file, or a run's folder.",
+            show_default=False,
+            autocompletion=completion.runs_and_checkpoints,
+        ),
     ],
     tree: Annotated[bool, typer.Option("--tree", help="Every key, with shapes and counts.")] = False,
     diff: Annotated[
-        Path | None, typer.Option("--diff", metavar="OTHER", help="Compare with this file.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--diff",
+            metavar="OTHER",
+            help="Compare with this file.",
+            show_default=False,
+            autocompletion=completion.runs_and_checkpoints,
+        ),
     ] = None,
     export: Annotated[
         Path | None,
@@ -47,7 +61,7 @@ def main(
     from dittool.errors import UsageError
 
     console = console_for(json, quiet, verbose)
-    if export is not None and export.suffix != ".safetensors":
+    if export is not None and export.suffix.lower() != ".safetensors":
         raise UsageError(
             f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors"
         )

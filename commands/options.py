@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from dittool import completion
 from dittool.console import Console
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
@@ -19,7 +20,12 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress an
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="More remarks.")]
 PresetOption = Annotated[
     str,
-    typer.Option("--preset", metavar="P", help="A shipped preset's name, or a path ending in .toml. See: dit presets"),
+    typer.Option(
+        "--preset",
+        metavar="P",
+        help="A shipped preset's name, or a path ending in .toml. See: dit presets",
+        autocompletion=completion.presets,
+    ),
 ]
 OverridesOption = Annotated[
     list[str],

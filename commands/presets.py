@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
@@ -21,7 +22,12 @@ _UNKNOWN_WIDTHS = "the widths of these encoders are not known before there are f
 def main(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="A preset's name, or a path ending in .toml.", show_default=False),
+        typer.Argument(
+            metavar="NAME",
+            help="A preset's name, or a path ending in .toml.",
+            show_default=False,
+            autocompletion=completion.presets,
+        ),
     ] = None,
     params: Annotated[
         bool, typer.Option("--params", help="The tensors of its model, one by one, with totals.")

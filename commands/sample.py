@@ -11,6 +11,7 @@ from typing import Annotated, get_args
 import typer
 from typer.models import OptionInfo
 
+from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, QuietOption, VerboseOption, console_for
 from dittool.config.schema import DEFAULT_STRENGTH, Sample
 
@@ -37,7 +38,14 @@ FromOption = Annotated[
     Path | None, typer.Option("--from", metavar="PNG", help="Draw a picture again; other options change it.")
 ]
 CheckpointOption = Annotated[
-    Path | None, typer.Option("--checkpoint", metavar="C", help="Checkpoint or run.", show_default="the newest run")
+    Path | None,
+    typer.Option(
+        "--checkpoint",
+        metavar="C",
+        help="Checkpoint or run.",
+        show_default="the newest run",
+        autocompletion=completion.runs_and_checkpoints,
+    ),
 ]
 SizeOption = Annotated[
     str | None,

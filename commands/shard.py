@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
@@ -48,7 +49,13 @@ def main(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", metavar="P", help="With --index: whose encoders are claimed.", show_default=False),
+        typer.Option(
+            "--preset",
+            metavar="P",
+            help="With --index: whose encoders are claimed.",
+            show_default=False,
+            autocompletion=completion.presets,
+        ),
     ] = None,
     overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
@@ -22,6 +23,7 @@ def main(
             metavar="P",
             help="A preset's name, or a path ending in .toml.",
             show_default="with --resume: the run's own",
+            autocompletion=completion.presets,
         ),
     ] = None,
     data: Annotated[
@@ -30,7 +32,9 @@ def main(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The run's folder.", show_default="runs/PRESET; with --resume: the newest run"),
+        typer.Option(
+            "--out", help="The run's folder.", show_default="runs/P, or the newest", autocompletion=completion.runs
+        ),
     ] = None,
     overrides: OverridesOption = NONE_GIVEN,
     resume: Annotated[
@@ -50,9 +54,7 @@ def main(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there,
-    exactly.
-    """
+    """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there."""
     from dittool.ckpt.files import newest_run, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER

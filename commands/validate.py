@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
@@ -21,7 +22,13 @@ class Split(str, Enum):
 
 def main(
     target: Annotated[
-        Path | None, typer.Argument(metavar="RUN|CHECKPOINT", help="What to judge.", show_default="the newest run")
+        Path | None,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT",
+            help="What to judge.",
+            show_default="the newest run",
+            autocompletion=completion.runs_and_checkpoints,
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")
@@ -57,7 +64,12 @@ def main(
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--compare", metavar="A B", help="Two runs validated before, side by side. Judges nothing."),
+        typer.Option(
+            "--compare",
+            metavar="A B",
+            help="Two runs validated before, side by side. Judges nothing.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dittool import completion
 from dittool.commands.options import (
     NONE_GIVEN,
     JsonOption,
@@ -31,7 +32,10 @@ def main(
     old: Annotated[
         Path,
         typer.Argument(
-            metavar="OLD", help="A checkpoint, a run's folder, or weights as .safetensors.", show_default=False
+            metavar="OLD",
+            help="A checkpoint, a run's folder, or weights as .safetensors.",
+            show_default=False,
+            autocompletion=completion.runs_and_checkpoints,
         ),
     ],
     preset: PresetOption,
@@ -69,7 +73,7 @@ def main(
         Config,
         instead="start from its own weights: dit train --init W",
     )
-    if out.suffix != ".safetensors":
+    if out.suffix.lower() != ".safetensors":
         raise UsageError(f"--out {out}: the name must end in .safetensors", "for example: --out init.safetensors")
 
     import torch

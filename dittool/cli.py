@@ -22,8 +22,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dittool import __version__
-from dittool.console import Console, abandon
-from dittool.errors import BUG, DONE, DitError, Interrupted, StorageError, UsageError, from_os_error
+from dittool.completion import COMPLETE_VARIABLE
+from dittool.console import Console, abandon, prepare_streams
+from dittool.errors import ANSWER_IS_NO, BUG, DONE, DitError, Interrupted, StorageError, UsageError, from_os_error
 
 # In the order of the work. The module is dittool.commands.NAME, and its docstring begins with the line.
 BUILT_IN = {
@@ -38,6 +39,7 @@ BUILT_IN = {
     "warmstart": "Carry old weights over to another architecture.",
     "presets": "List the presets, or print one.",
     "bench": "Measure this machine on a preset.",
+    "doctor": "Find what of this machine and installation will bite.",
 }
 PLUGIN_GROUP = "dit.commands"
 Loaded = TyperCommand | TyperGroup  # what a stub becomes when it is called
@@ -53,13 +55,14 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: dit … >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-        # a file name that is not UTF-8 must not end the work that prints it
-        getattr(sys, name).reconfigure(errors="backslashreplace")
+    prepare_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code. Every error ends here, as one line and a next step on stderr."""
+    if COMPLETE_VARIABLE in os.environ:
+        return _answer_shell()
     try:
         code = _invoke(build_root(installed_plugins()), arguments)
         sys.stdout.flush()
@@ -83,7 +86,7 @@ def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
     """The `dit` command with a stub for each built-in and each plugin. Says on stderr which plugins are refused."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 100}  # commands inherit them
     # help by Rich would take twice as long
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=settings)
+    app = typer.Typer(add_completion=True, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True, help=_HELP)(_root)
     root = typer.main.get_group(app)
     for name, line in BUILT_IN.items():
@@ -144,6 +147,20 @@ def _invoke(root: TyperGroup, arguments: Sequence[str]) -> object:
                 f"{_described(plugin)} failed: {_named(error)}",
                 "run again with DIT_DEBUG=1 and report it to its authors",
             ) from error
+
+
+def _answer_shell() -> int:
+    """What may stand where the cursor is, for a shell whose user pressed Tab. Silent when it cannot be said: a message
+    would be printed into the line that is being typed.
+    """
+    try:
+        build_root(installed_plugins()).main([], "dit", complete_var=COMPLETE_VARIABLE, standalone_mode=False)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except Exception:
+        if os.environ.get("DIT_DEBUG", "0") not in ("", "0"):
+            raise
+    return ANSWER_IS_NO
 
 
 def _reader_is_gone() -> bool:

@@ -5,15 +5,19 @@ Library functions take a `Talk` and say what they are doing to it; by default no
 
 from __future__ import annotations
 
+import codecs
+import io
 import json as jsonlib
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
+
+from dittool.errors import StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -24,6 +28,12 @@ _WIDEST_TABLE = 100  # columns
 # Captions and file names come from strangers: what moves the cursor, colours or reorders text is shown, not obeyed.
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)]
 _ESCAPED = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROLS if chr(code) not in "\n\t"}
+
+
+# What our own signs are on a terminal that does not have them.
+_WORDS = {"✔": "yes", "✘": "no", "–": "-", "—": "-", "−": "-", "→": "->", "←": "<-", "×": "x", "…": "...", "²": "^2"}
+_WORDS |= {"±": "+-", "≥": ">=", "≤": "<=", "≈": "~", "·": "*", "‖": "||", "√": "sqrt ", "½": "1/2", "∅": "none"}
+_WORDS |= {"α": "alpha", "σ": "sigma", "“": '"', "”": '"', "’": "'", "│": "|", "─": "-"}
 
 
 class Task:
@@ -105,24 +115,35 @@ class Console(Talk):
         for column in columns:
             table.add_column(Text(column), overflow="fold")
         styles = {"✔": "green", "✘": "bold red", "!": "yellow"}
+        signs = can_show(sys.stdout, "✔")
         for row in rows:
-            table.add_row(*(Text(escaped(str(cell)), style=styles.get(str(cell)[:1], "")) for cell in row))
+            texts = [str(cell) for cell in row]
+            shown = texts if signs else [_in_words(text) for text in texts]
+            pairs = zip(texts, shown, strict=True)
+            table.add_row(*(Text(escaped(words), style=styles.get(text[:1], "")) for text, words in pairs))
         self._out.print(table, width=_WIDEST_TABLE, soft_wrap=False)  # or as wide as a narrower terminal
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self._err.print(escaped(text), style="dim")
+            self._say(escaped(text), "dim")
 
     def warn(self, text: str) -> None:
-        self._err.print(f"warning: {escaped(text)}", style="yellow")
+        self._say(f"warning: {escaped(text)}", "yellow")
 
     def error(self, message: str, hint: str = "") -> None:
         """What went wrong, then on its own line what to do next (stderr)."""
         # a file name with a line break in it must not pass for a line of ours
         indented = escaped(message).replace("\n", "\n    ")
-        self._err.print(f"error: {indented}", style="bold red")
+        self._say(f"error: {indented}", "bold red")
         if hint:
-            self._err.print(f"  next: {escaped(hint)}")
+            self._say(f"  next: {escaped(hint)}")
+
+    def _say(self, text: str, style: str = "") -> None:
+        """A line of talk. Where stderr takes none (its disk is full), the work goes on in silence."""
+        try:
+            self._err.print(text, style=style)
+        except OSError:
+            abandon(sys.stderr)
 
     @contextmanager
     def progress(self, label: str, total: int, unit: str = "") -> Iterator[Task]:
@@ -133,7 +154,7 @@ class Console(Talk):
             with _rich_bar(self._err, label, total, unit) as task:
                 yield task
         else:
-            task = _LineTask(self._err, label, total, unit)
+            task = _LineTask(self._say, label, total, unit)
             yield task
             task.close()
 
@@ -143,6 +164,68 @@ def escaped(text: str) -> str:
     `\\x1b`.
     """
     return text.translate(_ESCAPED)
+
+
+_replaced: list[IO[str]] = []  # kept alive: a stream that is collected closes what is under it
+
+
+def prepare_streams() -> None:
+    """For a process of ours: nothing that is printed may end the work that prints it, and a stdout that takes nothing
+    is told as that. What an encoding lacks is written in plain words, signs of ours, or as \\xe9, letters of others.
+    """
+    codecs.register_error("dit.plain", _plain)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        kind = _Stdout if name == "stdout" else io.TextIOWrapper
+        buffering = stream.line_buffering or name == "stderr"
+        _replaced.append(stream)
+        setattr(sys, name, kind(stream.buffer, stream.encoding, "dit.plain", line_buffering=buffering))
+
+
+class _Stdout(io.TextIOWrapper):
+    """Errors of writing name what was written to: those of the system do not."""
+
+    def write(self, text: str) -> int:
+        with self._errors_named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._errors_named():
+            super().flush()
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            abandon(self)
+            hint = "free some space where it goes, or send it elsewhere: dit … > FILE"
+            raise StorageError(f"standard output: {error.strerror}", hint) from error
+
+
+def can_show(stream: IO[str], text: str) -> bool:
+    """Whether the stream's encoding has these letters."""
+    try:
+        text.encode(stream.encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    if (word := _WORDS.get(error.object[error.start])) is not None:
+        return word, error.start + 1
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    return codecs.backslashreplace_errors(one)
+
+
+def _in_words(cell: str) -> str:
+    """A table's cell without signs: `✔ pass` is `pass`, `✘` alone is `no`."""
+    return cell[2:] if cell[:2] in ("✔ ", "✘ ", "– ") else "".join(_WORDS.get(letter, letter) for letter in cell)
 
 
 def abandon(stream: IO[str]) -> None:
@@ -175,8 +258,10 @@ def _rich_console(stderr: bool) -> RichConsole:
         def on_broken_pipe(self) -> None:  # Rich would end the process with 1, whatever it was doing
             abandon(self.file)
 
-    console = Stream(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
+    # NO_COLOR means no escape codes at all; Rich alone would still print in bold
+    colours: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    console = Stream(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False, color_system=colours)
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
         console.width = _WIDEST_TABLE  # Rich assumes 80 columns for files and pipes
     return console
 
@@ -198,8 +283,8 @@ def _json_value(value: object) -> object:
 
 
 class _LineTask(Task):
-    def __init__(self, stream: RichConsole, label: str, total: int, unit: str) -> None:
-        self._stream, self._label, self._total, self._unit = stream, label, total, unit
+    def __init__(self, say: Callable[[str], None], label: str, total: int, unit: str) -> None:
+        self._say, self._label, self._total, self._unit = say, label, total, unit
         self._done = 0
         self._figures: dict[str, float] = {}
         self._start = self._last_line = time.monotonic()
@@ -220,7 +305,7 @@ class _LineTask(Task):
         left = f"{duration_text((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
         count = f"{self._label} {self._done}/{self._total} {self._unit}".rstrip()
         parts = (count, f"{rate:.3g}/s", duration_text(elapsed), left, figures_text(self._figures))
-        self._stream.print(escaped("  ".join(part for part in parts if part)))
+        self._say(escaped("  ".join(part for part in parts if part)))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ sweeps.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import hashlib
@@ -81,6 +82,18 @@ def append_durably(path: Path, line: bytes) -> None:
 def write_json(path: Path, value: object) -> None:
     """`write_atomic` of readable JSON, keys in the order given."""
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def utf8_text(raw: bytes) -> str:
+    """The text in a file's bytes, without its byte order mark. Raises ValueError in words: UTF-16, which some editors
+    write, or the byte that is no UTF-8.
+    """
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:2]:
+        raise ValueError("UTF-16 text, not UTF-8; save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text at byte {error.start} (0x{raw[error.start]:02x})") from error
 
 
 def read_json(path: Path) -> Any:

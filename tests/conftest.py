@@ -46,7 +46,7 @@ class Outcome:
 
 @pytest.fixture(autouse=True)
 def _plain_surroundings(monkeypatch):
-    for name in ("DIT_DEBUG", "DIT_LPIPS_BACKBONE", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
+    for name in ("DIT_DEBUG", "DIT_LPIPS_BACKBONE", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -29,8 +29,8 @@ STANDARD = set(sys.stdlib_module_names)
 
 # The rooms from the ground up: each may import those before it, never those after it.
 ROOMS = (
-    *("presets", "errors", "seeding", "storage", "console", "geometry", "config", "untrusted"),
-    *("models", "objective", "ckpt", "encoders", "data", "sampling", "audit"),
+    *("presets", "shell", "errors", "seeding", "storage", "machine", "console", "geometry", "config", "untrusted"),
+    *("models", "objective", "ckpt", "encoders", "installation", "data", "sampling", "audit", "completion"),
     *("validate", "families", "train", "ablate", "demo", "cli", "__main__", "commands"),
 )
 
@@ -175,9 +175,12 @@ def test_the_loop_knows_no_objective_and_no_network():
 
 LIGHT = [
     "dittool.cli",
+    "dittool.completion",
     "dittool.config",
     "dittool.console",
     "dittool.errors",
+    "dittool.machine",
+    "dittool.shell",
     "dittool.storage",
     "dittool.seeding",
     "dittool.__main__",

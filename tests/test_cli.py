@@ -250,16 +250,45 @@ def test_closed_streams_end_nothing(closed):
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_a_full_disk_under_stdout_is_told(tmp_path):
+@pytest.mark.parametrize("arguments", ["presets nano -q", "presets --json", "--help", "train --help", "--version"])
+def test_a_full_disk_under_stdout_is_told_as_that(arguments):
     run = subprocess.run(
-        f"{sys.executable} -m dittool presets nano > /dev/full", shell=True, capture_output=True, text=True, check=False
+        f"{sys.executable} -m dittool {arguments} > /dev/full",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 5
-    assert (
-        run.stderr.splitlines()[0].startswith("error: ")
-        and "No space left" in run.stderr
-        and "Traceback" not in run.stderr
+    message, hint = run.stderr.splitlines()
+    assert message == "error: standard output: No space left on device"
+    assert hint.startswith("  next: free some space where it goes") and "--out" not in hint
+
+
+def test_a_full_disk_under_stderr_ends_no_work():
+    run = subprocess.run(
+        f"{sys.executable} -m dittool presets nano 2> /dev/full",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert run.returncode == 0 and run.stdout.startswith("description = ")
+
+
+def test_a_terminal_without_signs_gets_plain_words():
+    code = (
+        "from dittool.cli import main; import sys, types; from dittool.console import Console\n"
+        "def show():\n"
+        "    Console().table(['', 'rule'], [['✔ pass', 'E1'], ['✘', 'E2'], ['– skip', 'E3']])\n"
+        "    Console().result('✔ 4×4 → 2² … café')\n"
+        "sys.modules['dittool.commands.train'] = types.SimpleNamespace(main=show); sys.argv[1:] = ['train']; main()"
+    )
+    surroundings = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=False)
+    assert run.stderr == "" and "\\u" not in run.stdout
+    lines = [line.replace("|", "").split() for line in run.stdout.splitlines()]
+    assert lines[-4:] == [["pass", "E1"], ["no", "E2"], ["skip", "E3"], ["yes", "4x4", "->", "2^2", "...", r"caf\xe9"]]
 
 
 def test_a_name_that_is_not_text_is_printed_and_not_stumbled_over(tmp_path):

@@ -171,3 +171,38 @@ def test_work_goes_on_and_keeps_its_exit_code_when_the_reader_leaves(stream, jso
     rest = (child.stderr if stream == "stdout" else child.stdout).read()
     assert child.wait() == 3
     assert b"Traceback" not in rest and b"BrokenPipe" not in rest
+
+
+# What the surroundings ask for
+
+
+def escape_codes(text: str) -> list[str]:
+    return re.findall(r"\x1b\[[0-9;]*m", text)
+
+
+def test_no_color_means_no_escape_codes_at_all(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = Console()
+    console.error("wrong", "do this")
+    console.table(["a"], [["✘ fail"]])
+    assert all(map(escape_codes, capsys.readouterr()))
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console()
+    console.error("wrong", "do this")
+    console.table(["a"], [["✘ fail"]])
+    assert not any(map(escape_codes, capsys.readouterr()))
+
+
+def test_a_dumb_terminal_gets_no_escape_codes(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "dumb")
+    Console().error("wrong")
+    assert escape_codes(capsys.readouterr().err) == []
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("50", 50), ("70", 70), ("200", 100), ("wide", 100), ("", 100)])
+def test_a_table_in_a_pipe_is_as_wide_as_columns_says(capsys, monkeypatch, columns, widest):
+    monkeypatch.setenv("COLUMNS", columns)
+    Console().table(["words"], [["many words " * 40]])
+    lines = capsys.readouterr().out.splitlines()
+    assert widest - 12 < max(len(line.rstrip()) for line in lines) <= widest

@@ -36,7 +36,7 @@ class CheckpointView:
 
     @property
     def weights_only_file(self) -> bool:
-        return self.path.suffix == ".safetensors"
+        return self.path.suffix.lower() == ".safetensors"
 
     @cached_property
     def content(self) -> dict[str, Any]:

@@ -72,7 +72,9 @@ def _result(audit: Audit, judged: Judged, index: int) -> dict[str, Any]:
 def _location(audit: Audit) -> dict[str, Any]:
     """A file or folder; a preset is none unless its name is a file's."""
     path = audit.target.rpartition(":")[0] if audit.kind == FOREIGN else audit.target
-    if (audit.kind == PRESET and not path.endswith(".toml")) or (audit.kind == FOREIGN and not path.endswith(".py")):
+    if (audit.kind == PRESET and not path.lower().endswith(".toml")) or (
+        audit.kind == FOREIGN and not path.endswith(".py")
+    ):
         return {"logicalLocations": [{"name": audit.target, "kind": "module" if audit.kind == FOREIGN else "resource"}]}
     return {"physicalLocation": {"artifactLocation": {"uri": quote(path)}}}
 

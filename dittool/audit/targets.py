@@ -48,11 +48,11 @@ def open_subject(
     path = Path(target)
     if path.is_dir():
         return _open_folder(path, expected, talk)
-    if path.suffix in (".pt", ".safetensors"):
+    if path.suffix.lower() in (".pt", ".safetensors"):
         view = CheckpointView(path)
         view.require_safe()
         return checkpoint_subject(str(path), view, view.config, expected)
-    if path.suffix == ".toml" or target in preset_names() or not path.exists():
+    if path.suffix.lower() == ".toml" or target in preset_names() or not path.exists():
         return _open_preset(target, expected)
     raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
 
@@ -89,7 +89,7 @@ def _names_a_factory(target: str) -> bool:
 
 
 def _open_preset(target: str, expected: AnyConfig | None) -> Preset:
-    if "/" in target and not target.endswith(".toml"):
+    if "/" in target and not target.lower().endswith(".toml"):
         raise UsageError(f"{target}: no such file or folder", _KINDS)
     if expected is not None:
         raise UsageError(

@@ -105,7 +105,7 @@ class CheckpointDiff:
 
 def inspect(path: Path) -> Inspection:
     """Reads the file's structure, then its values for NaN. Raises `BadDataError` and `UnsafeFileError`."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _inspect_safetensors(path)
     report = check_pt(path)
     content = report.content
@@ -224,7 +224,7 @@ def _main_weights(content: Any, path: Path) -> Mapping[str, TensorSpec]:
 
 
 def _config_of(path: Path) -> dict[str, Any] | None:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         try:
             config = json.loads(check_safetensors(path).metadata.get("config", "null"))
         except (ValueError, RecursionError):
@@ -235,7 +235,7 @@ def _config_of(path: Path) -> dict[str, Any] | None:
 
 
 def _non_finite_in(path: Path) -> list[str]:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return non_finite_tensors(load_weights(path))
     return non_finite_tensors(load_mapped(check_pt(path)))
 

@@ -114,7 +114,7 @@ def load_checkpoint(
 
     Raises `UnsafeFileError`, and `BadDataError` when the file is damaged, of a newer format, or lacks a required key.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         raise BadDataError(
             f"{path}: weights alone, not a checkpoint with its training state", "name a .pt file that dit train wrote"
         )
@@ -144,7 +144,7 @@ def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) ->
     told which. Tensors of a `.pt` are mapped from the file and read when they are used. Raises `BadDataError` and
     `UnsafeFileError`.
     """
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         check_safetensors(path)
         return _strip_wrappers(_load_safetensors(path))
     report = check_pt(path)

@@ -97,7 +97,7 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
     One of our checkpoints remembers them with its data. Else they are read off the shapes, the channels with
     `patch_size`, in latent cells.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         content = check_pt(path).content
         data = content.get("data") if isinstance(content, dict) else None
         dims = data.get("dims") if isinstance(data, dict) else None

@@ -22,6 +22,7 @@ from dittool.config.schema import (
     Share,
     Size,
     Train,
+    Whole,
     require,
 )
 from dittool.geometry import parse_size
@@ -98,7 +99,7 @@ class ToyGenerator(Section):
     arch: Literal["drift-toy"]
     depth: Positive = 3  # hidden layers
     width: Positive = 128
-    noise: Annotated[int, Field(ge=2)] = 2  # dimensions of the noise
+    noise: Annotated[Whole, Field(ge=2)] = 2  # dimensions of the noise
 
 
 Feature = Literal["raw", "locations", "moments", "patches2", "patches4"]
@@ -107,7 +108,7 @@ Feature = Literal["raw", "locations", "moments", "patches2", "patches4"]
 class Drift(Section):
     """The objective: which fields, of which samples. A group is one class with one guidance scale."""
 
-    generated: Annotated[int, Field(ge=2)] = 64  # samples of a group; they are each other's negatives
+    generated: Annotated[Whole, Field(ge=2)] = 64  # samples of a group; they are each other's negatives
     positives: Positive = 64  # real samples of the group's class
     unconditional: Counted = 16  # real samples of any class, negatives whose weight makes the guidance
     # of the kernel, in mean distances

@@ -17,6 +17,7 @@ from dittool.config.architectures import ARCHITECTURES, AnyConfig, Schema
 from dittool.config.presets import preset_path
 from dittool.config.schema import EXCLUSIVE, Section
 from dittool.errors import UsageError
+from dittool.storage import utf8_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -91,9 +92,9 @@ def _read_text(path: Path) -> str:
             f"{path}: larger than {_LARGEST_FILE:,} bytes; a configuration is a page of text", "is this the right file?"
         )
     try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text at byte {error.start}", "is this the right file?") from error
+        return utf8_text(raw)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}", "is this the right file? A configuration is UTF-8 text") from error
 
 
 def _parsed(text: str, path: Path) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def _read_with_base(path: Path, seen: list[Path]) -> tuple[dict[str, Any], Origi
         )
     beside = path.parent / base
     try:
-        base_path = beside if base.endswith(".toml") and beside.is_file() else preset_path(base)
+        base_path = beside if base.lower().endswith(".toml") and beside.is_file() else preset_path(base)
     except UsageError as error:
         raise UsageError(f"{place}: base: {error.message}", error.hint) from error
     if base_path.resolve() in [earlier.resolve() for earlier in (*seen, path)]:
@@ -175,18 +176,60 @@ def _apply_override(tree: dict[str, Any], origin: Origin, override: str) -> list
     label = f"-s {_cut(override)}"
     if not equals or not all(keys):
         return [f"{label}: an override has the form section.key=value"]
-    node = tree
-    for key in keys[:-1]:
-        node = node.setdefault(key, {})
-        if not isinstance(node, dict):
-            return [f"{label}: '{key}' is a value, not a section"]
-    node[keys[-1]] = _override_value(text.strip())
-    if keys in EXCLUSIVE:
-        node.pop(EXCLUSIVE[keys], None)
+    try:
+        _put(tree, origin, keys, _override_value(text.strip()))
+    except ValueError as error:
+        return [f"{label}: {error}"]
     for replaced in [key for key in origin if key[: len(keys)] == keys]:
         del origin[replaced]
     origin[keys] = label
     return []
+
+
+def _put(tree: dict[str, Any], origin: Origin, keys: tuple[str, ...], value: Any) -> None:
+    """Sets the value of a key, or of one element of a list: `train.betas.0`. Raises ValueError where there is no such
+    place.
+    """
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, list):
+            place = _place(node, ".".join(keys[:depth]), key)
+            if last:
+                node[place] = value
+            else:
+                node = node[place]
+        elif not isinstance(node, dict):
+            raise ValueError(f"'{keys[depth - 1]}' is a value, not a section")
+        elif last:
+            node[key] = value
+            if keys in EXCLUSIVE:
+                node.pop(EXCLUSIVE[keys], None)
+        elif keys[depth + 1].isdigit() and key not in node:
+            node[key] = _default_list(_schema(tree, origin), keys[: depth + 1])
+            node = node[key]
+        else:
+            node = node.setdefault(key, {})
+
+
+def _place(values: list[Any], name: str, key: str) -> int:
+    if key.isdecimal() and int(key) < len(values):
+        return int(key)
+    if not key.isdecimal():
+        raise ValueError(f"{name} is a list; its elements are {name}.0, {name}.1 and so on")
+    raise ValueError(f"{name} has {len(values)} elements, and the first is number 0; there is no number {key}")
+
+
+def _default_list(schema: type[BaseModel], keys: tuple[str, ...]) -> list[Any]:
+    """The list that a key holds when the preset does not give it. Raises ValueError when it holds none."""
+    section: Any = schema
+    for key in keys:
+        fields = getattr(section, "model_fields", {}).items()
+        field = next((field for name, field in fields if (field.alias or name) == key), None)
+        section, default = getattr(field, "annotation", None), getattr(field, "default", None)
+    if not isinstance(default, list):
+        raise ValueError(f"'{keys[-1]}' is no list in this preset")
+    return list(default)
 
 
 def _override_value(text: str) -> Any:

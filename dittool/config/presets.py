@@ -29,7 +29,7 @@ def preset_path(name: str) -> Path:
     """The file behind a preset's name, or behind a path ending in `.toml`. Raises `UsageError` with the nearest
     name.
     """
-    if name.endswith(".toml"):
+    if name.lower().endswith(".toml"):
         if not os.path.isfile(name):
             raise UsageError(
                 f"preset {name}: no such file", "check the path, or see the shipped presets with: dit presets"

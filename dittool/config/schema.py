@@ -32,9 +32,16 @@ def require(*rules: tuple[bool, str]) -> None:
         raise ValueError(broken)
 
 
+def _whole_number(value: object) -> object:
+    """1e3 is TOML's 1000.0, and whoever writes it for a number of steps means 1000."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
+
+
+_EXACT = 2**53  # above it a float is no exact count
 _LARGEST = 2**63 - 1  # of TOML, and of a tensor
-Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
-Counted = Annotated[int, Field(ge=0, le=_LARGEST)]
+Whole = Annotated[int, BeforeValidator(_whole_number)]
+Positive = Annotated[Whole, Field(gt=0, le=_LARGEST)]
+Counted = Annotated[Whole, Field(ge=0, le=_LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Size = Annotated[str, AfterValidator(_checked_size)]
@@ -202,7 +209,7 @@ class Ema(Section):
 
 class Checkpoint(Section):
     every: Positive = 1000  # steps
-    keep: Annotated[int, Field(ge=2)] = 3  # the newest so many stay
+    keep: Annotated[Whole, Field(ge=2)] = 3  # the newest so many stay
     keep_every: Counted = 0  # and every so many steps one for good; 0: none
 
 

@@ -59,7 +59,7 @@ def load_single_file(file: Path) -> nn.Module:
     Raises `BadDataError` (damaged, or of another architecture than its config), `UnsafeFileError`,
     `WeightsMissingError` (no config for it).
     """
-    if file.suffix != ".safetensors":
+    if file.suffix.lower() != ".safetensors":
         raise BadDataError(
             f"encoders.vae: {file}: not a .safetensors file", "name a .safetensors file, or a folder with config.json"
         )

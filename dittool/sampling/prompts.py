@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dittool.errors import BadDataError, UsageError
+from dittool.storage import utf8_text
 
 _KEYS = {"prompt": str, "ref": str, "seed": int}
 _LARGEST_FILE = 16 << 20  # bytes
@@ -37,9 +38,9 @@ def read_prompts(path: Path) -> list[PromptLine]:
             "is this the right file?",
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadDataError(f"{path}: not UTF-8 text at byte {error.start}", "is this the right file?") from error
+        text = utf8_text(path.read_bytes())
+    except ValueError as error:
+        raise BadDataError(f"{path}: {error}", "is this the right file? Prompts are UTF-8 text") from error
     numbered = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not numbered:
         raise BadDataError(f"{path}: no prompt in it", "write one prompt a line")

@@ -249,7 +249,7 @@ def test_a_base_that_is_not_a_name_is_told(preset, base):
     ("value", "told"),
     [
         ("true", "valid integer, not True"),
-        ("1.0", "valid integer, not 1.0"),
+        ("1.5", "valid integer, not 1.5"),
         ('"100"', "valid integer, not '100'"),
         ("2026-11-20", "valid integer, not 2026-11-20"),
         ("12:30:00", "valid integer, not 12:30:00"),
@@ -287,7 +287,7 @@ def test_a_value_that_is_no_positive_finite_number_is_told(preset, value):
         (MINIMAL + "lr = " + "[" * 20_000 + "]" * 20_000, "nested too deeply|not valid TOML"),
         (MINIMAL + "lr = " + "1" * 5_000, "a number has thousands of digits"),
         (MINIMAL.encode() + b"# caf\xe9\n", "not UTF-8 text at byte"),
-        (MINIMAL.encode("utf-16"), "not UTF-8 text at byte 0"),
+        (MINIMAL.encode("utf-16"), "UTF-16 text, not UTF-8; save it as UTF-8"),
         (b"\xff\xd8\xff\xe0 a JPEG", "not UTF-8 text at byte 0"),
         (MINIMAL + "#" * 2_000_000, "larger than 1,048,576 bytes"),
     ],
@@ -321,3 +321,56 @@ def test_a_configuration_from_a_checkpoint_names_the_checkpoint():
     tree["train"]["steps"] = 0
     with pytest.raises(ConfigError, match=r"train\.steps: input should be greater than 0, not 0 \(final\.pt\)"):
         config_from_dict(tree, "final.pt")
+
+
+# What people write
+
+
+@pytest.mark.parametrize("value", ["1e3", "1000.0", "1_000"])
+def test_a_whole_number_may_be_written_as_a_power_of_ten(value, tmp_path):
+    assert load_config("nano", [f"train.steps={value}", "train.warmup_steps=1e2"]).train.steps == 1000
+    (tmp_path / "mine.toml").write_text(f'base = "nano"\n[train]\nsteps = {value}\nwarmup_steps = 10\n')
+    steps = load_config(str(tmp_path / "mine.toml")).train.steps
+    assert steps == 1000 and type(steps) is int
+
+
+@pytest.mark.parametrize("value", ["1.5", "1e300", "1e-3", "inf", "true"])
+def test_what_is_no_whole_number_is_refused(value):
+    with pytest.raises(ConfigError, match=r"train\.steps: "):
+        load_config("nano", [f"train.steps={value}"])
+
+
+def test_one_element_of_a_list_can_be_overridden():
+    config = load_config("nano", ['validate.edits.0=["cat", "dog"]', "validate.edits.1.1=lying", "train.betas.1=0.99"])
+    assert config.validate_.edits[:3] == [["cat", "dog"], ["sitting", "lying"], ["black", "white"]]
+    assert config.train.betas == [0.9, 0.99]  # the preset does not give it: the default, changed
+    assert load_config("nano").train.betas == [0.9, 0.95]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("validate.edits.9=x", "validate.edits has 4 elements, and the first is number 0; there is no number 9"),
+        ("validate.edits.first=x", "validate.edits is a list; its elements are validate.edits.0"),
+        ("train.betas.0=2", "train.betas.0: "),
+        ("train.lr.0=2", "'lr' is no list in this preset"),
+    ],
+)
+def test_an_element_that_is_not_there_is_told(override, told):
+    with pytest.raises(ConfigError) as error:
+        load_config("nano", [override])
+    assert told in error.value.message and override in error.value.message
+
+
+def test_the_ending_of_a_file_may_be_written_in_capitals(tmp_path):
+    (tmp_path / "A.TOML").write_text('base = "nano"\n')
+    (tmp_path / "b.toml").write_text('base = "A.TOML"\n')
+    assert load_config(str(tmp_path / "A.TOML")) == load_config(str(tmp_path / "b.toml")) == load_config("nano")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_preset_in_utf_16_is_told_as_that(tmp_path, encoding):
+    (tmp_path / "a.toml").write_bytes('base = "nano"\n'.encode(encoding))
+    with pytest.raises(UsageError) as error:
+        load_config(str(tmp_path / "a.toml"))
+    assert "UTF-16 text, not UTF-8" in error.value.message

@@ -130,7 +130,9 @@ def _drawn(config: Config, network: FlowNetwork) -> str:
 
 def _rates(config: Config, _: FlowNetwork) -> list[float]:
     train = config.train
-    return [schedule.learning_rate(step, train) for step in (0, train.warmup_steps, train.steps // 2, train.steps - 1)]
+    # and behind the last update, where a run so short that it ends at its peak would have come down
+    steps = (0, train.warmup_steps, train.steps // 2, train.steps - 1, train.steps)
+    return [schedule.learning_rate(step, train) for step in steps]
 
 
 def _decays(config: Config, _: FlowNetwork) -> list[float]:

@@ -32,7 +32,7 @@ from dittool.models.conditioning import Conditions
 from dittool.seeding import derive_seed
 
 _TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
-_AHEAD = 4  # batches that each worker prepares in advance
+AHEAD = 4  # batches that each worker prepares in advance
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class BatchStream(Dataset):
             num_workers=workers,
             pin_memory=device.type == "cuda",
             # the loader would else draw from the global one
-            prefetch_factor=_AHEAD if workers else None,
+            prefetch_factor=AHEAD if workers else None,
             generator=torch.Generator(),
         )
 
