@@ -12,6 +12,7 @@ import typer
 from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+from dittool.shell import quoted
 
 if TYPE_CHECKING:
     from dittool.data.shards.index import ShardRow
@@ -73,7 +74,7 @@ def main(
         if preset is None:
             raise UsageError(
                 "--index needs --preset: which encoders made these shards?",
-                f"dit shard --index {index} --preset P, see dit presets",
+                f"dit shard --index {quoted(index)} --preset P, see dit presets",
             )
         _index(index, preset, overrides, console)
         return
@@ -95,7 +96,7 @@ def main(
         console.note(f"{done.kept} shards of an interrupted call were verified and kept")
     if done.left_out:
         console.warn(f"--limit left out {done.left_out} samples")
-    console.note(f"shards in {out}; next: dit audit {out}, then dit train --preset P")
+    console.note(f"shards in {out}; next: dit audit {quoted(out)}, then dit train --preset P --data {quoted(out)}")
 
 
 def _show_rows(rows: Sequence[ShardRow], console: Console) -> None:
@@ -123,7 +124,7 @@ def _index(folder: Path, preset: str, overrides: list[str], console: Console) ->
     )
     _show_rows(made.shards, console)
     console.warn("that these encoders made the features is a claim; only shapes could be compared with it")
-    console.note(f"next: dit audit {folder}, then dit train --preset {preset} --data {folder}")
+    console.note(f"next: dit audit {quoted(folder)}, then dit train --preset {quoted(preset)} --data {quoted(folder)}")
 
 
 def _verify(folder: Path, console: Console) -> None:
@@ -139,6 +140,6 @@ def _verify(folder: Path, console: Console) -> None:
     )
     if faults:
         console.table(("where", "what is wrong"), [(fault.where, fault.what) for fault in faults])
-        console.note(f"make the set again with: dit shard DERIVED --out {folder}")
+        console.note(f"make the set again with: dit shard DERIVED --out {quoted(folder)}")
         raise typer.Exit(1)
     console.result(f"{folder}: every byte is as the index says")

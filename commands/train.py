@@ -10,6 +10,7 @@ import typer
 from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+from dittool.shell import quoted
 
 if TYPE_CHECKING:
     from dittool.config.architectures import AnyConfig
@@ -97,7 +98,7 @@ def main(
         return
     console.json(done.to_json())
     console.result(f"{done.line}\n{done.checkpoint}")
-    following = f"; next: {done.conclusion.next} {done.folder}" if done.conclusion.next else ""
+    following = f"; next: {done.conclusion.next} {quoted(done.folder)}" if done.conclusion.next else ""
     console.note(f"log, plot and pictures in {done.folder}{following}")
 
 

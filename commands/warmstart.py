@@ -21,6 +21,7 @@ from dittool.commands.options import (
     VerboseOption,
     console_for,
 )
+from dittool.shell import quoted
 
 if TYPE_CHECKING:
     from dittool.ckpt.warmstart import TensorReport
@@ -104,7 +105,7 @@ def main(
     )
     counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
     console.result(f"{counts}; wrote {out}")
-    console.note(f"train from it with: dit train --preset {preset} --init {out}")
+    console.note(f"train from it with: dit train --preset {quoted(preset)} --init {quoted(out)}")
     rows = [
         {"name": row.name, "status": row.status, "old": row.old, "new": row.new, "axes": row.axes}
         for row in result.report

@@ -24,6 +24,7 @@ from dittool.errors import BadDataError
 from dittool.sampling.draw import draw
 from dittool.sampling.repeat import DrawnImage
 from dittool.sampling.request import DrawRequest
+from dittool.shell import quoted
 from dittool.train.loop import train
 from dittool.validate.run import ValidateOptions, Validation, validate
 
@@ -87,7 +88,10 @@ def _audit(demo: Demo, target: str, fits: str | None, talk: Talk) -> None:
     broken = [judged for judged in found.findings if judged.finding.status == FAIL]
     if broken:
         lines = "; ".join(f"{judged.rule.code} {judged.finding.evidence}" for judged in broken)
-        raise BadDataError(f"{target}: the audit failed: {lines}", f"see the whole of it with: dit audit {target}")
+        raise BadDataError(
+            f"{target}: the audit failed: {lines}",
+            f"see the whole of it with: dit audit {quoted(Path(target))}",
+        )
 
 
 def _train(config: ImageConfig, shards: Path, out: Path, talk: Talk) -> Path:

@@ -76,13 +76,20 @@ class WordVectors:
         check = hashlib.sha256(_word_vector("check", self.width).numpy().tobytes()).hexdigest()
         self.card = TextCard(name, "1", check, "fp32", self.width, max_tokens)
 
+    def count_tokens(self, caption: str) -> int:
+        return len(_words(caption))
+
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
         features = []
         for caption in captions:
-            words = re.findall(r"\w+", caption.lower()) or [""]
+            words = _words(caption)
             vectors = torch.stack([_word_vector(word, self.width) for word in words[: self._max_tokens]])
             features.append(TextFeatures(vectors, len(words) > self._max_tokens))
         return features
+
+
+def _words(caption: str) -> list[str]:
+    return re.findall(r"\w+", caption.lower()) or [""]
 
 
 @lru_cache(maxsize=65536)

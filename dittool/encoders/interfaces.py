@@ -55,6 +55,9 @@ class TextEncoder(Protocol):
     card: TextCard
     width: int  # D
 
+    def count_tokens(self, caption: str) -> int:
+        """Of the whole caption; `encode` cuts it at `card.max_tokens`."""
+
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
         """Features of each caption, in order."""
         ...

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dittool.ckpt.load import check_safetensors
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, DitError, UsageError, WeightsMissingError, from_os_error
+from dittool.shell import quoted
 from dittool.storage import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -307,7 +308,7 @@ def _folder_hint(kind: str) -> str:
 def _hub_hint(kind: str, name: str, option: str = "") -> str:
     substitute, remark = _SUBSTITUTES[kind]
     parts = " --include 'vae/*'" if kind == "vae" and name.startswith("black-forest-labs/") else ""
-    fetch = f"hf download {name}{parts} {option}".rstrip()
+    fetch = f"hf download {quoted(name)}{parts} {option}".rstrip()
     others = f"ungated and usable at once: -s encoders.{kind}={substitute} ({remark}); " if substitute != name else ""
     return (
         f"fetch it where there is a network: {fetch}; {others}a stand-in without weights: -s"

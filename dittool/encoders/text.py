@@ -74,6 +74,9 @@ class T5Encoder:
         unknown = self._tokenizer.unk_token_id
         return [TextFeatures(row, cut, ids.count(unknown)) for row, (ids, cut) in zip(hidden, tokens, strict=True)]
 
+    def count_tokens(self, caption: str) -> int:
+        return len(self._tokenizer(caption, verbose=False).input_ids)
+
     def _token_ids(self, caption: str) -> tuple[list[int], bool]:
         """The caption's tokens and whether they were cut. A cut caption keeps its last token, the end mark."""
         ids = self._tokenizer(caption, verbose=False).input_ids

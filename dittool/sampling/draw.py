@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dittool.console import SILENT, Talk, Task
+from dittool.data.source.captions import CaptionRefused, check_caption
 from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SamplingCost, sampling_cost
@@ -61,6 +62,8 @@ class _PreparedRequest:
         pixels = named_pixels(request.init) if request.init else None
         self.bucket = pipeline.sample_size(request.size, reference, pixels)
         self.init = None if pixels is None else pipeline.encode_init(pixels, self.bucket)
+        if request.prompt is not None:
+            _warn_of_the_prompt(pipeline, request.prompt, talk)
         self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
         self.settings = pipeline.settings.changed(request.changes)
         self.common: dict[str, object] = {
@@ -168,3 +171,16 @@ def _announce(
         talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
     elif request.init is not None and request.strength == 1:
         talk.warn("at --strength 1 nothing of --init is left but its size")
+
+
+def _warn_of_the_prompt(pipeline: Pipeline, prompt: str, talk: Talk) -> None:
+    """What the model cannot have learned from a caption: control characters, and whatever is cut off."""
+    try:
+        check_caption(prompt)
+    except CaptionRefused as error:
+        talk.warn(f"the prompt: {error.detail}; dit embed refuses such captions, so the model has never seen one")
+    tokens, limit = pipeline.text_encoder.count_tokens(prompt), pipeline.text_encoder.card.max_tokens
+    if tokens > limit:
+        talk.warn(
+            f"the prompt has {tokens:,} tokens and the text encoder takes {limit:,}: the rest is cut, it has no effect"
+        )

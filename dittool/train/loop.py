@@ -29,6 +29,7 @@ from dittool.config.load import config_to_toml
 from dittool.console import SILENT, Talk
 from dittool.errors import Interrupted, NonFiniteError, UsageError
 from dittool.families.family import Conclusion, MicroBatch, family_of
+from dittool.shell import quoted
 from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
 from dittool.train.distributed import gathered, parts_like, process_group
 from dittool.train.failures import (
@@ -143,7 +144,7 @@ def train(
         if not resume and list_checkpoints(checkpoints):
             raise UsageError(
                 f"{out}: holds checkpoints of an earlier run",
-                f"go on with --resume, choose another --out, or remove it: rm -r {out}",
+                f"go on with --resume, choose another --out, or remove it: rm -r {quoted(out)}",
             )
         # State: fresh, warm-started, or exactly where a checkpoint left it.
         state, saved = TrainState(config, opened, ranks), {}
@@ -189,7 +190,9 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
             if stopping and not last:
                 number = stop.signal_number or signal.SIGTERM
                 raise Interrupted(
-                    f"stopped at step {step} of {total}, state saved", f"dit train --resume --out {run.folder}", number
+                    f"stopped at step {step} of {total}, state saved",
+                    f"dit train --resume --out {quoted(run.folder)}",
+                    number,
                 )
     if run.saved is None:
         return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from dittool.errors import BadDataError, UsageError
 from dittool.objective.flow import MODES
+from dittool.shell import quoted
 from dittool.storage import read_json
 from dittool.validate.swap import sign_flip_p
 from dittool.validate.verdict import CHECKS, Results
@@ -125,7 +126,8 @@ def newest_results(target: Path) -> Path:
     if not steps:
         expected = f"{RESULTS} or validation/stepNNNNNNN/{RESULTS}"
         raise UsageError(
-            f"{target}: no validation here, which would be {expected}", f"make one with: dit validate {target}"
+            f"{target}: no validation here, which would be {expected}",
+            f"make one with: dit validate {quoted(target)}",
         )
     return steps[max(steps)]
 

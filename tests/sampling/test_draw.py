@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -103,6 +104,24 @@ def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path, listen
     draw(request(checkpoint, size=(64, 96), changes={"steps": 3, "solver": "heun"}), tmp_path, listener)
     assert "6 evaluations, 12 model passes" in listener.notes[0]
     assert "64x96 is no size of the training" in listener.notes[1] and "128x128" in listener.notes[1]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a red circle", None),
+        ("red " * 5000, r"the prompt has 5,000 tokens and the text encoder takes 512: the rest is cut"),
+        ("a \x07 red circle", r"U\+0007 at character 2 has no place in a caption"),
+        ("a \u202e red circle", r"U\+202E at character 2"),
+        ("  ", "the caption is empty"),
+    ],
+    ids=["plain", "long", "control", "reordering", "empty"],
+)
+def test_a_prompt_that_the_model_cannot_have_learned_is_told(checkpoint, tmp_path, listener, prompt, told):
+    draw(request(checkpoint, prompt=prompt), tmp_path, listener)
+    about_it = [line for line in listener.warnings if line.startswith("the prompt")]
+    assert len(about_it) == (told is not None)
+    assert told is None or re.search(told, about_it[0])
 
 
 def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_told(

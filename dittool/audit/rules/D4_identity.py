@@ -31,6 +31,7 @@ from dittool.config.schema import Config
 from dittool.data.identity import IdentityCard
 from dittool.encoders.cards import EncoderCard
 from dittool.errors import BadDataError
+from dittool.shell import quoted
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D4", "identity", "error", ("data", "checkpoint"), "0.1"
 
@@ -47,7 +48,7 @@ def _check_data(subject: Data) -> list[Finding]:
     data, expected = subject.opened, subject.expected
     if data.card is None:
         claim = (
-            f"make the set with dit embed and dit shard, or say what made it: dit shard --index {data.folder}"
+            f"make the set with dit embed and dit shard, or say what made it: dit shard --index {quoted(data.folder)}"
             " --preset P"
         )
         return warned(

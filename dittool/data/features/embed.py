@@ -19,6 +19,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.features.estimate import disk_rows
 from dittool.data.features.parts import Part, shared_files, writer_lock
 from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass
+from dittool.data.features.pipeline import leave_a_process_that_starts
 from dittool.data.features.refusals import found_at_work
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import STAGES, UNKNOWN_WORDS, Record
@@ -27,6 +28,7 @@ from dittool.data.source.preview import pairs_to_show
 from dittool.data.source.scan import scan, summary
 from dittool.encoders.known import KNOW_EVERY_SCRIPT
 from dittool.errors import BadDataError, UsageError
+from dittool.shell import quoted
 from dittool.storage import output_folder, require_free, write_atomic
 
 _SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
@@ -72,7 +74,7 @@ class EmbedSummary:
         """What to run after this."""
         if not part.is_everything:
             return "dit embed --verify, when all parts are done"
-        shard_it = "dit shard" if self.folder == Path("data/derived") else f"dit shard {self.folder}"
+        shard_it = "dit shard" if self.folder == Path("data/derived") else f"dit shard {quoted(self.folder)}"
         return (
             f"dit embed SOURCE {' '.join(f'--pass {stage}' for stage in self.lacking)}, then {shard_it}"
             if self.lacking
@@ -98,6 +100,7 @@ def embed(
 
     Raises `BadDataError` (nothing usable, or another identity in the folder), `WeightsMissingError`, `StorageError`.
     """
+    leave_a_process_that_starts()
     part = part or Part()
     if rebuild and not part.is_everything:
         raise UsageError(

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, current_process, get_context, parent_process
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -27,7 +29,7 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.records import Feature, Record
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels
-from dittool.errors import StorageError
+from dittool.errors import StorageError, UsageError
 
 _AHEAD = 2  # batches being decoded while one is encoded
 _BEHIND = 2  # batches being written
@@ -76,7 +78,24 @@ def decoders(records: Sequence[Record]) -> Executor:
     pixels = sum(record.width * record.height for record in records)
     if len(records) < _WORTH_A_PROCESS or pixels < len(records) * _SMALL:
         return ThreadPoolExecutor(decoder_count())
-    return ProcessPoolExecutor(decoder_count(), mp_context=get_context("spawn"), initializer=_end_with_the_parent)
+    return _Decoders()
+
+
+class _Decoders(ProcessPoolExecutor):
+    """Worker processes, and whether any of them began to work."""
+
+    def __init__(self) -> None:
+        context = get_context("spawn")
+        self.begun = context.Event()
+        super().__init__(decoder_count(), context, initializer=_begin, initargs=(self.begun,))
+
+
+def leave_a_process_that_starts() -> None:
+    """Ends a worker process that calls this while it still starts. A spawned process imports the script that it came
+    from; where that script embeds without asking whether it is run, every worker would begin to embed as well.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise SystemExit(1)
 
 
 def loaded_ahead(
@@ -94,6 +113,8 @@ def loaded_ahead(
         while pending:
             yield _taken(pending)
     except BrokenProcessPool as error:
+        if isinstance(pool, _Decoders) and not pool.begun.is_set():
+            raise _not_begun() from error
         raise StorageError(
             "a process that decodes images was killed; mostly that is the system's answer to too little memory",
             "close other programs or give this one more memory, then run the same command again: what is made stays",
@@ -156,6 +177,20 @@ class FeatureWriter:
 def _taken(pending: deque[tuple[Sequence[Record], list[Future[Loaded]]]]) -> tuple[Sequence[Record], list[Loaded]]:
     batch, futures = pending.popleft()
     return batch, [future.result() for future in futures]
+
+
+def _not_begun() -> UsageError:
+    script = getattr(sys.modules.get("__main__"), "__file__", None) or "the script that is run"
+    return UsageError(
+        f"{script}: the processes that decode images ended while they were starting: each imports this script, which"
+        ' calls embed() outside of: if __name__ == "__main__":',
+        'put the call under: if __name__ == "__main__":',
+    )
+
+
+def _begin(begun: Event) -> None:
+    begun.set()
+    _end_with_the_parent()
 
 
 def _end_with_the_parent() -> None:

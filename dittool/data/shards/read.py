@@ -41,6 +41,7 @@ from dittool.data.shards.index import (
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
+from dittool.shell import quoted
 from dittool.untrusted.npy import parse_npy
 
 _GAP = 4096  # bytes between two members that are read along with them: a tar header is 512
@@ -190,8 +191,8 @@ class ShardSet:
         if self.index is None:
             raise BadDataError(
                 f"{self.folder}: no index.json, so the identity of these shards is unknown",
-                f"say what made them with: dit shard --index {self.folder} --preset P; or make them with dit embed and"
-                " dit shard",
+                f"say what made them with: dit shard --index {quoted(self.folder)} --preset P; or make them with dit"
+                " embed and dit shard",
             )
         return self.index
 
