@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 
 
 def main(
@@ -28,7 +28,7 @@ def main(
         "data/shards"
     ),
     out: Annotated[Path, typer.Option("--out", help="Where runs go.")] = Path("runs"),
-    overrides: OverridesOption = (),
+    overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

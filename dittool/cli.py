@@ -88,7 +88,8 @@ def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
     # help by Rich would take twice as long
     app = typer.Typer(add_completion=True, rich_markup_mode=None, context_settings=settings)
     app.callback(invoke_without_command=True, help=_HELP)(_root)
-    root = typer.main.get_group(app)
+    root = typer.main.get_command(app)  # with the options of completion, which get_group leaves out
+    assert isinstance(root, TyperGroup)
     for name, line in BUILT_IN.items():
         root.add_command(_Stub(name, line, partial(_built_in_command, name)))
     for plugin in plugins:

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, TextIO
 
 from dittool.errors import StorageError
 
@@ -205,7 +205,7 @@ class _Stdout(io.TextIOWrapper):
             raise StorageError(f"standard output: {error.strerror}", hint) from error
 
 
-def can_show(stream: IO[str], text: str) -> bool:
+def can_show(stream: TextIO, text: str) -> bool:
     """Whether the stream's encoding has these letters."""
     try:
         text.encode(stream.encoding or "utf-8")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dittool.audit.registry import BUILT_IN
+from dittool.completion import rule_codes
 from dittool.config.presets import preset_names
 from tests.test_architecture import HEAVY
 
@@ -66,6 +68,10 @@ def asked(line: str, shell: str = "fish") -> list[str]:
 )
 def test_tab_offers_what_may_stand_there(project, line, words):
     assert asked(line) == words
+
+
+def test_every_rule_is_offered():
+    assert sorted(rule_codes("")) == sorted(BUILT_IN)
 
 
 def test_commands_and_options_are_offered(project):

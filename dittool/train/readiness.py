@@ -12,6 +12,7 @@ from pathlib import Path
 from dittool import installation, machine
 from dittool.config.architectures import AnyConfig
 from dittool.data.shards.stream import AHEAD
+from dittool.encoders.cards import FeatureWidths
 from dittool.families.family import family_of
 from dittool.geometry import Bucket
 from dittool.machine import NOTE, Finding
@@ -81,18 +82,18 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
     ]
 
 
-def _batch_bytes(config: AnyConfig, widths: dict[str, int]) -> int:
+def _batch_bytes(config: AnyConfig, widths: FeatureWidths) -> int:
     """What one item of the data loader holds: a batch with its noise; where no features of encoders go into the model
     (no widths) one latent, or nothing.
     """
     model, train = config.model, config.train
-    if not widths:
+    if widths == FeatureWidths():
         return math.prod(getattr(model, "cells", (0, 0))) * getattr(model, "channels", 0) * _FLOAT
 
     def values(bucket: Bucket) -> int:
-        latent = widths["latent_channels"] * math.prod(bucket.latent_grid(_STRIDE))
+        latent = widths.latent_channels * math.prod(bucket.latent_grid(_STRIDE))
         patches = bucket.area // _PATCH**2 if getattr(model, "patches", False) else 0
-        return 2 * latent + (1 + patches) * widths["image"] + _TEXT_TOKENS * widths["text"]
+        return 2 * latent + (1 + patches) * widths.image + _TEXT_TOKENS * widths.text
 
     def samples(bucket: Bucket) -> int:
         tokens = bucket.area // (_STRIDE * getattr(model, "patch_size", 1)) ** 2
