@@ -29,6 +29,7 @@ BY_PRESET = {  # each ends early: at a folder or file that is not there, or afte
         *("warmstart", place / "nothing.pt", "--preset", name, "--out", place / "init.safetensors"),
     ],
     "bench": lambda name, place: ["bench", "--preset", name, *small(name)],
+    "doctor": lambda name, place: ["doctor", "--preset", name, "--out", place / "runs"],
 }
 SMALL = {  # keys that make a step of an architecture cheap
     "dit": ("model.depth=1", "model.width=16", "model.heads=2", "data.area=128x128", "train.batch_size=1"),

@@ -13,4 +13,4 @@ from dittool.config.load import config_to_dict, load_config
 def test_the_schedule_of_a_short_run_is_no_dead_key(steps, warmup, key):
     config = load_config("demo", [f"train.steps={steps}", f"train.warmup_steps={warmup}"])
     effect = _effect(("train", key), config_to_dict(config), config, None)
-    assert effect.kind == ACTS or effect.told == "has no other valid value here"
+    assert effect.kind == ACTS or effect.evidence == "has no other valid value here"
