@@ -56,7 +56,7 @@ def test_options_and_placeholders_stay():
 
 
 COMMAND = re.compile(r"(\bdit [a-z-]+|\brm -r|\bdf -h|\bhf download|\bpip install)\b[^;:,.]*$")
-OURS = {"stages", "stage", "feature.stage", "parts", "option", "package", "FORMAT_VERSION"}  # texts of ours, without blanks
+OURS = {"stages", "stage", "feature.stage", "parts", "option", "package", "FORMAT_VERSION"}  # words of ours
 
 
 def test_every_suggested_command_quotes_what_it_is_given():
