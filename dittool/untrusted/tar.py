@@ -54,7 +54,8 @@ def tar_members(path: Path, of_folder: bool = False) -> list[Member]:
     total = path.stat().st_size
     members: list[Member] = []
     with path.open("rb") as file:
-        position, extended = 0, {}
+        position = 0
+        extended: dict[str, str] = {}  # what goes for the next member
         while (header := _next_block(path, file, position, total)).strip(b"\0"):
             kind, name, size = _parse_header(path, position, header, _FOLDER_KINDS if of_folder else _SHARD_KINDS)
             start = position + _BLOCK
