@@ -98,6 +98,7 @@ def main(
     from dittool.audit.registry import load_rules
     from dittool.audit.runner import audit
     from dittool.errors import ANSWER_IS_NO, BUG, DONE, UsageError
+    from dittool.families.family import specimen_of
 
     form = Format.json if json else format
     console = console_for(form is Format.json, quiet, verbose)
@@ -113,7 +114,8 @@ def main(
         _show_parity(console, form, targets, spec)
         return
     audits = [
-        audit(target, preset, _codes(select), _codes(ignore), rules, console, kwargs, example) for target in targets
+        audit(target, specimen_of, preset, _codes(select), _codes(ignore), rules, console, kwargs, example)
+        for target in targets
     ]
     _show(console, form, audits)
     codes = {one.exit_code for one in audits}
@@ -159,8 +161,9 @@ def _show_parity(console: Console, form: Format, targets: list[str], name: str) 
     from dittool.audit import spec
     from dittool.audit.targets import open_subject
     from dittool.errors import ANSWER_IS_NO
+    from dittool.families.family import specimen_of
 
-    found = [spec.parity(open_subject(target), name) for target in targets]
+    found = [spec.parity(open_subject(target, specimen_of), name) for target in targets]
     each = [spec.as_json(one) for one in found]
     console.json(each[0] if len(each) == 1 else {"parities": each, "ok": all(one.ok for one in found)})
     for one in found:

@@ -109,8 +109,12 @@ def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) 
     from dittool.audit.before_training import audit_before_training
     from dittool.audit.report import COLUMNS, as_json, summary_line, table_rows
     from dittool.errors import ANSWER_IS_NO
+    from dittool.families.family import specimen_of
 
-    if os.environ.get("RANK", "0") != "0" or (result := audit_before_training(config, name, out, console)) is None:
+    if (
+        os.environ.get("RANK", "0") != "0"
+        or (result := audit_before_training(config, specimen_of, name, out, console)) is None
+    ):
         return
     if result.ok:
         console.note(summary_line(result))

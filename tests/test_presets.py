@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dittool.audit.runner import audit
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.encoders.known import known_widths
 from dittool.models.build import build_model
 from dittool.models.parameters import parameter_count
+from tests.audit.opened import audit
 
 README = Path(__file__).parent.parent / "README.md"
 OF_THE_FIRST_MODEL = [name for name in preset_names() if load_config(name).model.arch == "dit"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, BrokenRule, Finding, Rule, failed, or_skipped, skipped
 from dittool.audit.subject import Subject, fits, why_unfit
-from dittool.audit.targets import open_subject
+from dittool.audit.targets import SpecimenOf, open_subject
 from dittool.console import SILENT, Talk
 from dittool.errors import ANSWER_IS_NO, BUG, DONE, BadDataError
 
@@ -57,6 +57,7 @@ class Audit:
 
 def audit(
     target: str,
+    specimen_of: SpecimenOf,
     preset: str | None = None,
     select: Sequence[str] = (),
     ignore: Sequence[str] = (),
@@ -70,6 +71,7 @@ def audit(
     Args:
         target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model
         factory as `file.py:Name`.
+        specimen_of: the specimen of a configuration: `families.family.specimen_of`.
         preset: what a checkpoint or data should fit.
         select, ignore: prefixes of codes.
         kwargs, example: of a model factory, as `open_subject` takes them.
@@ -79,7 +81,9 @@ def audit(
     """
     rules = rules or load_rules()
     chosen = rules.selected(select, ignore)
-    return audit_subject(open_subject(target, preset, kwargs, example, talk), chosen, named=bool(select), talk=talk)
+    return audit_subject(
+        open_subject(target, specimen_of, preset, kwargs, example, talk), chosen, named=bool(select), talk=talk
+    )
 
 
 def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:

@@ -1,15 +1,20 @@
-"""From a target's text to the subject that it names: files are opened, factories are called, specimens are chosen."""
+"""From a target's text to the subject that it names: files are opened, factories are called.
+
+Which specimen a configuration of ours makes, its family knows; the audit is handed a function that asks it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import open_derived, open_shards
 from dittool.audit.specimens.foreign.factory import load_attribute, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
-from dittool.audit.specimens.generator import our_specimen
 from dittool.audit.specimens.layouts import UnknownWeights, WeightsAlone
+from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
 from dittool.config.architectures import AnyConfig
@@ -18,6 +23,9 @@ from dittool.config.presets import preset_names
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UsageError
 
+# The specimen of a configuration, with a checkpoint's weights where there are some: `families.family.specimen_of`.
+SpecimenOf: TypeAlias = Callable[[AnyConfig, CheckpointView | None], Specimen]
+
 _KINDS = (
     "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder, or a model as"
     " file.py:Name"
@@ -25,7 +33,12 @@ _KINDS = (
 
 
 def open_subject(
-    target: str, preset: str | None = None, kwargs: str | None = None, example: str | None = None, talk: Talk = SILENT
+    target: str,
+    specimen_of: SpecimenOf,
+    preset: str | None = None,
+    kwargs: str | None = None,
+    example: str | None = None,
+    talk: Talk = SILENT,
 ) -> Subject:
     """The subject that a target's text names.
 
@@ -47,23 +60,24 @@ def open_subject(
     expected = None if preset is None else load_config(preset)
     path = Path(target)
     if path.is_dir():
-        return _open_folder(path, expected, talk)
+        return _open_folder(path, specimen_of, expected, talk)
     if path.suffix.lower() in (".pt", ".safetensors"):
         view = CheckpointView(path)
         view.require_safe()
-        return checkpoint_subject(str(path), view, view.config, expected)
+        return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
     if path.suffix.lower() == ".toml" or target in preset_names() or not path.exists():
-        return _open_preset(target, expected)
+        return _open_preset(target, specimen_of, expected)
     raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
 
 
-def preset_subject(target: str, config: AnyConfig, kind: str = PRESET) -> Preset:
+def preset_subject(target: str, specimen_of: SpecimenOf, config: AnyConfig, kind: str = PRESET) -> Preset:
     """A configuration under a name."""
-    return Preset(target, config, our_specimen(config), kind)
+    return Preset(target, config, specimen_of(config, None), kind)
 
 
 def checkpoint_subject(
     target: str,
+    specimen_of: SpecimenOf,
     view: CheckpointView,
     config: AnyConfig | None,
     expected: AnyConfig | None = None,
@@ -71,10 +85,10 @@ def checkpoint_subject(
 ) -> Checkpoint:
     """A file of weights with the network that its configuration, or the layout of its names, tells."""
     if config is not None:
-        specimen = our_specimen(config, view)
+        specimen = specimen_of(config, view)
     else:
         specimen = UnknownWeights() if view.layout is None else WeightsAlone(view.weights(), view.layout)
-    wanted = None if expected is None else Preset(PRESET, expected, our_specimen(expected, view))
+    wanted = None if expected is None else Preset(PRESET, expected, specimen_of(expected, view))
     return Checkpoint(target, view, specimen, config, wanted, kind)
 
 
@@ -88,7 +102,7 @@ def _names_a_factory(target: str) -> bool:
     )
 
 
-def _open_preset(target: str, expected: AnyConfig | None) -> Preset:
+def _open_preset(target: str, specimen_of: SpecimenOf, expected: AnyConfig | None) -> Preset:
     if "/" in target and not target.lower().endswith(".toml"):
         raise UsageError(f"{target}: no such file or folder", _KINDS)
     if expected is not None:
@@ -96,22 +110,22 @@ def _open_preset(target: str, expected: AnyConfig | None) -> Preset:
             f"{target}: --preset says what a checkpoint or data should fit, and this is itself a preset",
             "leave --preset out",
         )
-    return preset_subject(target, load_config(target))
+    return preset_subject(target, specimen_of, load_config(target))
 
 
-def _open_folder(path: Path, expected: AnyConfig | None, talk: Talk) -> Subject:
-    wanted = None if expected is None else preset_subject(PRESET, expected)
+def _open_folder(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None, talk: Talk) -> Subject:
+    wanted = None if expected is None else preset_subject(PRESET, specimen_of, expected)
     if (path / "records.jsonl").is_file():
         return Data(str(path), open_derived(path), DERIVED, wanted)
     if (path / "resolved.toml").is_file() or (path / "checkpoints").is_dir() or list_checkpoints(path):
-        return _open_run(path, expected, talk)
+        return _open_run(path, specimen_of, expected, talk)
     if (path / "index.json").is_file() or any(path.glob("**/*.tar")):
         return Data(str(path), open_shards(path), SHARDS, wanted)
     seen = "resolved.toml, index.json, records.jsonl, *.tar"
     raise BadDataError(f"{path}: neither a run, nor shards, nor a derived folder: it holds none of {seen}", _KINDS)
 
 
-def _open_run(path: Path, expected: AnyConfig | None, talk: Talk) -> Preset | Checkpoint:
+def _open_run(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None, talk: Talk) -> Preset | Checkpoint:
     """A run is its newest valid checkpoint; before the first one it is its configuration."""
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     resolved = path / "resolved.toml"
@@ -122,7 +136,7 @@ def _open_run(path: Path, expected: AnyConfig | None, talk: Talk) -> Preset | Ch
                 f"{path}: a run without a checkpoint and without resolved.toml",
                 "train first with: dit train --preset P",
             )
-        return preset_subject(str(path), written, RUN)
+        return preset_subject(str(path), specimen_of, written, RUN)
     view = CheckpointView(newest_checkpoint(folder, talk).path, resolved=written)
     view.require_safe()
-    return checkpoint_subject(str(path), view, view.config or written, expected, RUN)
+    return checkpoint_subject(str(path), specimen_of, view, view.config or written, expected, RUN)

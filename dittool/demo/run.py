@@ -21,6 +21,7 @@ from dittool.data.shards.write import shard
 from dittool.demo.checker import SCENE_CHECKER
 from dittool.demo.drawing import draw_dataset
 from dittool.errors import BadDataError
+from dittool.families.family import specimen_of
 from dittool.sampling.draw import draw
 from dittool.sampling.repeat import DrawnImage
 from dittool.sampling.request import DrawRequest
@@ -83,7 +84,7 @@ def _stage(demo: Demo, talk: Talk, what: str) -> Iterator[None]:
 
 
 def _audit(demo: Demo, target: str, fits: str | None, talk: Talk) -> None:
-    found = audit(target, fits, talk=talk)
+    found = audit(target, specimen_of, fits, talk=talk)
     demo.audits.append(found)
     broken = [judged for judged in found.findings if judged.finding.status == FAIL]
     if broken:

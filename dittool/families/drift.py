@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dittool.audit.specimens.generator import GeneratorNetwork
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_to_dict
 from dittool.console import Talk
@@ -190,5 +191,6 @@ FAMILY = Family(
     kinds=kinds,
     noise=write_class_noise,
     cheap_begin=_cheap_begin,
+    specimen=GeneratorNetwork,
     codec=lambda config: config.encoders.vae,
 )

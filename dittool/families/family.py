@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.specimens.specimen import Specimen, UndescribedNetwork
 from dittool.config.architectures import AnyConfig, architecture
 from dittool.console import Talk
 from dittool.data.provenance import Provenance
@@ -107,6 +109,10 @@ def _no_effect(*_: object) -> None:
     return None
 
 
+def _undescribed(*_: object) -> Specimen:
+    return UndescribedNetwork()
+
+
 def _concluded(*_: object) -> Conclusion:
     return Conclusion()
 
@@ -138,6 +144,9 @@ class Family(Generic[C, N, D, B, L]):
     judge: Callable[[D, N, int, Path, CaptionChecker | None, Talk], None] = _no_effect  # (…, step, run folder, …)
     conclude: Callable[[D, Mapping[str, float]], Conclusion] = _concluded  # of the last evaluation's figures
 
+    # What the audit's rules ask, with a checkpoint's weights where there are some.
+    specimen: Callable[[C, CheckpointView | None], Specimen] = _undescribed
+
     # What estimate and bench measure.
     kinds: Callable[[D], list[BatchKind[B]]] = lambda _: []
     noise: Callable[[C, Path], None] = _no_effect  # writes a set of noise in the sizes of the configuration
@@ -154,3 +163,8 @@ def family_of(config: AnyConfig) -> AnyFamily:
     """
     family: AnyFamily = import_module(f"dittool.families.{architecture(config).family}").FAMILY
     return family
+
+
+def specimen_of(config: AnyConfig, view: CheckpointView | None = None) -> Specimen:
+    """What a configuration's family gives the audit to look at, with a checkpoint's weights where one is given."""
+    return family_of(config).specimen(config, view)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dittool.audit.specimens.ours import FlowNetwork
 from dittool.config.schema import Config
 from dittool.console import Talk
 from dittool.data.normalisation import LatentNorm
@@ -248,5 +249,6 @@ FAMILY = Family(
     conclude=lambda _data, _figures: Conclusion(next="dit validate"),
     kinds=kinds,
     noise=write_noise,
+    specimen=FlowNetwork,
     codec=lambda config: config.encoders.vae,
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dittool.audit.specimens.generator import ToyNetwork
 from dittool.config.drift_schema import ToyConfig
 from dittool.config.load import config_to_dict
 from dittool.data.provenance import Provenance
@@ -154,4 +155,5 @@ FAMILY = Family(
     evaluate=evaluate,
     draw=draw,
     conclude=conclude,
+    specimen=ToyNetwork,
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.targets import open_subject
+from tests.audit.opened import open_subject
 
 MODELS = Path(__file__).with_name("foreign_models.py")
 MORE_MODELS = MODELS.with_name("more_foreign_models.py")

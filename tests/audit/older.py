@@ -10,9 +10,9 @@ import numpy as np
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.targets import open_subject
 from dittool.encoders.vae import load_codec
 from dittool.untrusted.npy import npy_bytes
+from tests.audit.opened import open_subject
 
 RULES = {rule.code: rule for rule in built_in_rules()}
 WIDTH = 8  # of the text

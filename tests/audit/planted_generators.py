@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from dittool.audit.subject import Subject
-from dittool.audit.targets import preset_subject
 from dittool.config.load import load_config
 from dittool.models import drift_dit
+from tests.audit.opened import preset_subject
 from tests.audit.planted import plants
 from tests.audit.workshop import Workshop
 

@@ -15,10 +15,10 @@ import dittool.audit.rules
 from dittool.audit import registry, report
 from dittool.audit.registry import BUILT_IN, RuleSet, built_in_rules, load_rules
 from dittool.audit.rule import HEADINGS, BrokenRule, Finding, Rule, rule_from_module
-from dittool.audit.runner import audit, audit_subject
+from dittool.audit.runner import audit_subject
 from dittool.audit.subject import Subject
-from dittool.audit.targets import open_subject
 from dittool.errors import UsageError
+from tests.audit.opened import audit, open_subject
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = built_in_rules()

@@ -12,8 +12,8 @@ import tests.audit.planted_generators
 import tests.audit.planted_models  # noqa: F401
 from dittool.audit.registry import BUILT_IN, built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.targets import open_subject
 from dittool.config.presets import preset_names
+from tests.audit.opened import open_subject
 from tests.audit.planted import PLANTED
 
 RULES = {rule.code: rule for rule in built_in_rules()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from dittool.audit import before_training
-from dittool.audit.before_training import audit_before_training
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.config.load import load_config
 from dittool.console import SILENT
+from tests.audit.opened import audit_before_training
 
 FORGETS_NOTHING = ("-s", "ema.target=0.99999", "-s", "ema.warmup=linear", "-s", "ema.warmup_steps=1")
 

@@ -13,8 +13,8 @@ import pytest
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.targets import open_subject
 from tests.audit.foreign_weights import DIFFUSERS, HEADS
+from tests.audit.opened import open_subject
 
 EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons stand beside them
     "DiT, diffusers": {

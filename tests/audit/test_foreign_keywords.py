@@ -9,7 +9,7 @@ from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.foreign import keywords
 from dittool.audit.specimens.foreign.factory import load_attribute
 from dittool.audit.specimens.foreign.guesses import compared_texts, guess_values
-from dittool.audit.targets import open_subject
+from tests.audit.opened import open_subject
 
 SOURCE = """
 from __future__ import annotations

@@ -17,9 +17,9 @@ from dittool.audit.specimens import trial
 from dittool.audit.specimens.foreign import example, model
 from dittool.audit.specimens.foreign.factory import Factory, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
-from dittool.audit.targets import open_subject
 from dittool.errors import UsageError
 from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
+from tests.audit.opened import open_subject
 
 DOCS = Path(__file__).parents[2] / "docs"
 

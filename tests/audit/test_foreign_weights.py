@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.layouts import find_layout, gates
-from dittool.audit.targets import open_subject
 from tests.audit.foreign_weights import DIFFUSERS, ORIGINAL, diffusers_weights, original
+from tests.audit.opened import open_subject
 
 # positions are made, not stored
 NOT_STORED = {"Flux, original", "Flux, diffusers", "DiT, diffusers", "PixArt, diffusers"}

@@ -9,9 +9,9 @@ import torch
 
 from dittool.audit import spec
 from dittool.audit.measures import MEASURES
-from dittool.audit.targets import open_subject, preset_subject
 from dittool.config.load import load_config, read_toml
 from dittool.objective import drift
+from tests.audit.opened import open_subject, preset_subject
 
 PRESETS = ("drift-b2", "drift-l2", "drift-b2-paper", "drift-l2-paper")
 

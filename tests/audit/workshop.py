@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from dittool.audit.subject import Checkpoint, Subject
-from dittool.audit.targets import checkpoint_subject, open_subject, preset_subject
 from dittool.config.load import load_config
 from dittool.config.schema import Config
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import FEATURES, STAGES, Record
 from dittool.data.shards.write import shard
 from dittool.storage import write_json
+from tests.audit.opened import checkpoint_subject, open_subject, preset_subject
 
 Arrays = dict[str, np.ndarray]  # by the feature's name
 Change = Callable[[Record, Arrays], Arrays]

@@ -31,7 +31,6 @@ from dittool.audit.data_view import DataView
 from dittool.audit.rules import D2_registers as D2
 from dittool.audit.rules import D3_alignment as D3
 from dittool.audit.subject import Data
-from dittool.audit.targets import open_subject
 from dittool.data.alignment import Observed, align, observe
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
 from dittool.data.shards.read import SampleRef
@@ -41,6 +40,7 @@ from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.encoders.vae import load_codec
 from dittool.geometry import buckets_for_area, crop_box, nearest_bucket
 from tests.audit.misplaced import MISPLACED, Eyes, builtin_eyes, clean, colour_eyes, eyes_of, textured
+from tests.audit.opened import open_subject
 from tests.bench.bench_reading import make_set
 
 SIZES = (24, 32, 48, 64, 96, 128, 192, 256)  # images

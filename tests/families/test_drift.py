@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dittool.audit.runner import audit
 from dittool.ckpt.run_log import read_log
 from dittool.data.normalisation import LatentNorm
 from dittool.data.shards.read import ShardSet
@@ -14,6 +13,7 @@ from dittool.families.drift_data import ClassSamples, LatentStream
 from dittool.families.family import family_of
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
+from tests.audit.opened import audit
 from tests.run_states import assert_same_bits, final_state, stopped_at
 
 

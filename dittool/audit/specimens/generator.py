@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.checkpoint_view import CheckpointView
-from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, FlowNetwork, OurNetwork
-from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, Specimen, relative_change
+from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, OurNetwork
+from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, relative_change
 from dittool.audit.specimens.trial import Inputs, answer
-from dittool.config.architectures import AnyConfig
 from dittool.config.drift_schema import DriftConfig, ToyConfig
-from dittool.config.schema import Config
 from dittool.models.build import build_generator, build_toy
 from dittool.models.drift_dit import ClassConditions, DriftDiT, RotaryAttention, attention_entropy
 from dittool.models.toy_generator import ToyGenerator
@@ -142,10 +140,3 @@ class ToyNetwork(OurNetwork[ToyGenerator]):
 
     def inputs(self, seed: int = 0) -> Inputs:
         raise NotAnswered(self._unanswered())
-
-
-def our_specimen(config: AnyConfig, view: CheckpointView | None = None) -> Specimen:
-    """The specimen of a configuration's family, with a checkpoint's weights where one is given."""
-    if isinstance(config, Config):
-        return FlowNetwork(config, view)
-    return GeneratorNetwork(config, view) if isinstance(config, DriftConfig) else ToyNetwork(config, view)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -235,3 +235,12 @@ class Specimen(Protocol):
 def relative_change(a: Tensor, b: Tensor) -> float:
     """Root mean square of a − b over that of a."""
     return float((a - b).square().mean().sqrt() / a.square().mean().sqrt().clamp_min(1e-30))
+
+
+class UndescribedNetwork(Specimen):
+    """A network whose family tells the audit nothing of it: only its plan can be judged."""
+
+    scopes: ClassVar[frozenset[str]] = frozenset({"plan"})
+
+    def _unanswered(self) -> str:
+        return "the family of this configuration does not describe its network to the audit (Family.specimen)"
