@@ -67,10 +67,11 @@ def main(
     from dittool.errors import UsageError
 
     console = console_for(json, quiet, verbose)
+    served = "dit warmstart carries over rectified-flow transformers"
     config = of_kind(
         load_config(preset, overrides),
         f"--preset {preset}",
-        "dit warmstart carries over rectified-flow transformers",
+        served,
         Config,
         instead="start from its own weights: dit train --init W",
     )
@@ -81,10 +82,12 @@ def main(
 
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.ckpt.load import load_weights
-    from dittool.ckpt.warmstart import old_feature_widths, warmstart, write_init
+    from dittool.ckpt.warmstart import old_configuration, old_feature_widths, warmstart, write_init
     from dittool.models.build import build_model
 
     path = resolve_checkpoint(old, talk=console)
+    if (before := old_configuration(path)) is not None:
+        of_kind(before, str(path), served, Config, instead="go on with its own kind of model: dit train --init OLD")
     weights = load_weights(path, talk=console)
     given = {"text": text_dim, "image": image_dim, "latent_channels": latent_channels}
     widths = old_feature_widths(path, weights, config.model.patch_size) | {

@@ -63,10 +63,10 @@ def test_no_command_is_left_out():
     assert {line.split()[0] for line in [*BY_PRESET, *BY_RUN]} | WITHOUT_A_FAMILY == set(BUILT_IN)
 
 
-def assert_no_bug(told) -> None:
-    assert told.code in (0, 1, 2, 3, 7), told.err
-    if told.code == 2:
-        assert told.err.count("error:") == 1 and "next:" in told.err
+def assert_no_bug(outcome) -> None:
+    assert outcome.code in (0, 1, 2, 3, 7), outcome.err
+    if outcome.code == 2:
+        assert outcome.err.count("error:") == 1 and "next:" in outcome.err
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -101,5 +101,13 @@ def test_a_command_with_a_run_is_no_bug(command, run, dit, tmp_path, request):
     ],
 )
 def test_a_command_that_cannot_serve_a_family_names_one_that_can(command, preset, said, instead, dit):
-    told = dit(*command, "--preset", preset)
-    assert told.code == 2 and said in told.err and instead in told.err
+    outcome = dit(*command, "--preset", preset)
+    assert outcome.code == 2 and said in outcome.err and instead in outcome.err
+
+
+@pytest.mark.parametrize("run", ["class_run", "toy_run"])
+def test_weights_of_another_family_are_not_carried_over(run, dit, tmp_path, request):
+    out = tmp_path / "init.safetensors"
+    outcome = dit("warmstart", request.getfixturevalue(run), "--preset", "demo", "--out", out)
+    assert outcome.code == 2 and "dit warmstart carries over rectified-flow transformers" in outcome.err
+    assert "dit train --init" in outcome.err and not out.exists()

@@ -111,13 +111,13 @@ class _Judge:
         """The first form that fits, or what the nearest one lacks."""
         tried = [(form["name"], *self._fit(form)) for form in component["forms"]]
         form, faults, measured = min(tried, key=lambda one: len(one[1]))
-        told = (
+        evidence = (
             "; ".join([*(f"not {form}: {fault}" for fault in faults), *measured])
             if faults
             else "; ".join([f"as {form}", *measured])
         )
         shown = {key: component[key] for key in ("status", "statement", "evidence", "code")}
-        return Row(component["name"], **shown, result=FAIL if faults else PASS, measured=told)
+        return Row(component["name"], **shown, result=FAIL if faults else PASS, measured=evidence)
 
     def _fit(self, form: dict[str, Any]) -> tuple[list[str], list[str]]:
         faults: list[str] = []

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from dittool.ckpt.files import write_safetensors
 from dittool.ckpt.load import check_pt, require_finite
-from dittool.errors import BadDataError
+from dittool.config.architectures import AnyConfig
+from dittool.config.load import config_from_dict
+from dittool.errors import BadDataError, UsageError
 
 COPIED, RESIZED, FRESH, SKIPPED = "copied", "resized", "re-initialised", "skipped"
 Shape = tuple[int, ...]
@@ -88,6 +90,16 @@ def warmstart(old: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> WarmSt
             "the old weights must come from a model with the same names",
         )
     return WarmStart(weights, tuple(report))
+
+
+def old_configuration(path: Path) -> AnyConfig | None:
+    """The configuration that a checkpoint of ours remembers; None for bare weights, and where it is not readable."""
+    content = None if path.suffix.lower() == ".safetensors" else check_pt(path).content
+    tree = content.get("config") if isinstance(content, dict) else None
+    try:
+        return config_from_dict(tree, str(path)) if isinstance(tree, dict) else None
+    except UsageError:
+        return None
 
 
 def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: int) -> dict[str, int]:

@@ -184,13 +184,13 @@ class OneStep(Section):
 
 
 def _require_whole_groups(train: Train, drift: Drift) -> None:
-    whole = train.batch_size is None or train.batch_size % drift.generated == 0
+    divides = train.batch_size is None or train.batch_size % drift.generated == 0
     require(
         (
             train.batch_size is not None,
             "a one-step generator has train.batch_size, not tokens_per_batch: all its samples have one size",
         ),
-        (whole, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"),
+        (divides, f"train.batch_size {train.batch_size} is not whole groups of drift.generated {drift.generated}"),
     )
 
 

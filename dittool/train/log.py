@@ -68,6 +68,7 @@ class Meter:
             "lr": steps[-1].lr,
             "grad_norm": float(torch.stack([step.grad_norm for step in steps]).mean()),
             "samples_per_second": sum(step.samples for step in steps) / elapsed,
+            "steps_per_second": len(steps) / elapsed,
             "data_wait_share": sum(step.waited for step in steps) / elapsed,
             "peak_memory_gb": peak_memory_bytes(self._ranks.device) / 1e9,
         }

@@ -136,7 +136,7 @@ def _statistics_faults(data: DataView, refs: list[SampleRef], seen: _Kind) -> li
         ("latent_mean", recorded.latent_mean, seen.mean),
         ("latent_std", recorded.latent_std, seen.channel_std),
     ):
-        apart = np.abs(np.asarray(listed, dtype=np.float64) - found).max() if len(listed) == len(found) else np.inf
-        if not apart <= _STATISTICS_TOLERANCE * seen.std:
-            faults.append(f"{name} in the index is up to {apart:.2g} away from that of its samples")
+        distance = np.abs(np.asarray(listed, dtype=np.float64) - found).max() if len(listed) == len(found) else np.inf
+        if not distance <= _STATISTICS_TOLERANCE * seen.std:
+            faults.append(f"{name} in the index is up to {distance:.2g} away from that of its samples")
     return faults

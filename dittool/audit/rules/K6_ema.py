@@ -58,12 +58,12 @@ def check(subject: Checkpoint) -> list[Finding]:
             " exchanged",
             _FIX,
         )
-    told = (
+    order = (
         "the raw ones are ahead along the last updates"
         if ahead > _CLEAR
         else "the last updates do not tell which is which"
     )
-    return passed(f"{figures}; {told} (cosine {ahead:+.2g})")
+    return passed(f"{figures}; {order} (cosine {ahead:+.2g})")
 
 
 def _check_foreign(view: CheckpointView) -> list[Finding]:

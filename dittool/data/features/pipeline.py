@@ -30,6 +30,7 @@ from dittool.data.records import Feature, Record
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels
 from dittool.errors import StorageError, UsageError
+from dittool.machine import usable_cores
 
 _AHEAD = 2  # batches being decoded while one is encoded
 _BEHIND = 2  # batches being written
@@ -63,8 +64,7 @@ def decoded(record: Record, source: Path) -> Pixels | Refusal:
 
 def decoder_count() -> int:
     """How many images are decoded at a time: one for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_DECODERS)
+    return min(usable_cores(), _MOST_DECODERS)
 
 
 def decoders(records: Sequence[Record]) -> Executor:

@@ -17,6 +17,7 @@ from typing import Any
 
 from dittool.data.source.captions import CaptionRefused, caption_in
 from dittool.data.source.item import Pairing, SourceItem, shown, stem_of
+from dittool.errors import listed
 
 # The first that is there is read.
 PATH_COLUMNS = (
@@ -81,8 +82,7 @@ def what_is_missing(
     columns: Columns, present: Sequence[str], pairing: Pairing, kind: str = "column"
 ) -> tuple[str, str]:
     """(what is wrong, what to do) when the path or the caption column is not there; ("", "") when both are."""
-    listed = ", ".join(shown(str(name))[:60] for name in present[:_LONGEST_LISTING]) or "none"
-    listed += f" and {len(present) - _LONGEST_LISTING} more" if len(present) > _LONGEST_LISTING else ""
+    found = listed([shown(str(name))[:60] for name in present], _LONGEST_LISTING) or "none"
     for there, what, key, given, usual in (
         (columns.path, "image paths", "data.image_column", pairing.image_column, PATH_COLUMNS),
         (
@@ -93,7 +93,7 @@ def what_is_missing(
         if not there:
             looked_for = f"{given}, which {key} names" if given else ", ".join(usual)
             return (
-                f"no {kind} of {what}: looked for {looked_for}; its {kind}s are {listed}",
+                f"no {kind} of {what}: looked for {looked_for}; its {kind}s are {found}",
                 f"name the {kind} that holds them: -s {key}=NAME",
             )
     return "", ""

@@ -145,6 +145,8 @@ def _nothing_in(source: Path, listed: Source) -> BadDataError:
         message += f". {shown(first.name)}: {first.detail}"
     if listed.kind in _NEEDED:
         return BadDataError(message, _NEEDED[listed.kind])
+    if source.is_file():
+        return BadDataError(message, "give a list that names images, or a folder of images with their captions")
     if lists := sorted(path for path in source.iterdir() if path.suffix.lower() in LIST_SUFFIXES):
         return BadDataError(message, f"give the list itself as SOURCE: {lists[0]}")
     return BadDataError(

@@ -354,9 +354,8 @@ def test_a_folder_around_a_table_points_to_it(tmp_path):
 @pytest.mark.parametrize("name", ["images.zip", "images.tar.gz", "list.txt", "images"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     touch(tmp_path, name)
-    assert (
-        "neither a folder nor a .jsonl, .csv, .tsv, .parquet, .json or .tar file" in error_of(tmp_path / name).message
-    )
+    message = error_of(tmp_path / name).message
+    assert "neither a folder nor a .jsonl, .csv" in message and ".tar" in message
 
 
 @pytest.mark.parametrize("name", ["pipe.jsonl", "pipe.csv", "pipe.parquet", "pipe.tar"])

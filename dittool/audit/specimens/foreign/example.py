@@ -223,13 +223,13 @@ def _candidates(name: str, model: nn.Module, settings: dict[str, Any]) -> list[A
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
-    told = [
+    sizes = [
         value
         for setting, value in settings.items()
         if isinstance(value, int) and not isinstance(value, bool) and _goes_with(setting, name)
     ]
     widths = list(
-        dict.fromkeys([*told, *(module.in_features for module in model.modules() if isinstance(module, nn.Linear))])
+        dict.fromkeys([*sizes, *(module.in_features for module in model.modules() if isinstance(module, nn.Linear))])
     )
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
     label = [torch.arange(BATCH) % max(min(tables) - 1, 1)] if tables else []
