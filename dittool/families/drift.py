@@ -8,6 +8,7 @@ fields are computed in. Runs are judged by what they draw.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,5 +193,7 @@ FAMILY = Family(
     noise=write_class_noise,
     cheap_begin=_cheap_begin,
     specimen=GeneratorNetwork,
+    # one latent, in fp32
+    batch_bytes=lambda config, _widths: math.prod(config.model.cells) * config.model.channels * 4,
     codec=lambda config: config.encoders.vae,
 )

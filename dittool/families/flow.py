@@ -5,6 +5,7 @@ train/loop.py → this file → objective/flow.py → models/dit.py
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
 from dittool.families.synthetic import write_noise
+from dittool.geometry import Bucket
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
@@ -234,6 +236,25 @@ def _require_features(config: Config, shards: ShardSet) -> None:
             )
 
 
+_STRIDE, _PATCH, _TEXT_TOKENS = 8, 16, 64  # of a usual codec, image encoder and caption
+
+
+def batch_bytes(config: Config, widths: FeatureWidths) -> int:
+    """Of the largest batch with its noise, in fp32, before there are data to look at."""
+    model, train = config.model, config.train
+
+    def values(bucket: Bucket) -> int:
+        latent = widths.latent_channels * math.prod(bucket.latent_grid(_STRIDE))
+        patches = bucket.area // _PATCH**2 if model.patches else 0
+        return 2 * latent + (1 + patches) * widths.image + _TEXT_TOKENS * widths.text
+
+    def samples(bucket: Bucket) -> int:
+        tokens = bucket.area // (_STRIDE * model.patch_size) ** 2
+        return train.batch_size or max(1, (train.tokens_per_batch or 0) // tokens)
+
+    return max(samples(bucket) * values(bucket) * 4 for bucket in config.data.bucket_sizes())
+
+
 FAMILY = Family(
     build=build,
     known_widths=known_widths,
@@ -250,5 +271,6 @@ FAMILY = Family(
     kinds=kinds,
     noise=write_noise,
     specimen=FlowNetwork,
+    batch_bytes=batch_bytes,
     codec=lambda config: config.encoders.vae,
 )

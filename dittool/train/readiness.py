@@ -5,21 +5,17 @@ Figures are those of a preset before there is any data; a run that has opened it
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from dittool import installation, machine
 from dittool.config.architectures import AnyConfig
 from dittool.data.shards.stream import AHEAD
-from dittool.encoders.cards import FeatureWidths
 from dittool.families.family import family_of
-from dittool.geometry import Bucket
 from dittool.machine import NOTE, Finding
 from dittool.models.parameters import parameter_count
 
 _FLOAT = 4  # bytes
-_STRIDE, _PATCH, _TEXT_TOKENS = 8, 16, 64  # of a usual codec, image encoder and caption
 _SCRATCH = 100 << 20  # bytes that libraries leave in the temporary folder
 _REST = 1 << 30  # bytes of torch itself, of batches and of the activations of a small model
 
@@ -47,7 +43,7 @@ def needs_of(config: AnyConfig, data: Path) -> Needs | None:
     steps, kept = config.train.steps, config.checkpoint
     return Needs(
         workers=config.train.workers,
-        batch=_batch_bytes(config, widths),
+        batch=family.batch_bytes(config, widths),
         files=sum(1 for _ in data.rglob("*.tar")),
         checkpoint=4 * weights,
         checkpoints=kept.keep + 1 + (steps // kept.keep_every if kept.keep_every else 0),
@@ -80,24 +76,3 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
         machine.disk(machine.temporary_folder(), _SCRATCH, "temporary files need"),
         machine.terminal(),
     ]
-
-
-def _batch_bytes(config: AnyConfig, widths: FeatureWidths) -> int:
-    """What one item of the data loader holds: a batch with its noise; where no features of encoders go into the model
-    (no widths) one latent, or nothing.
-    """
-    model, train = config.model, config.train
-    if widths == FeatureWidths():
-        return math.prod(getattr(model, "cells", (0, 0))) * getattr(model, "channels", 0) * _FLOAT
-
-    def values(bucket: Bucket) -> int:
-        latent = widths.latent_channels * math.prod(bucket.latent_grid(_STRIDE))
-        patches = bucket.area // _PATCH**2 if getattr(model, "patches", False) else 0
-        return 2 * latent + (1 + patches) * widths.image + _TEXT_TOKENS * widths.text
-
-    def samples(bucket: Bucket) -> int:
-        tokens = bucket.area // (_STRIDE * getattr(model, "patch_size", 1)) ** 2
-        return train.batch_size or max(1, (train.tokens_per_batch or 0) // tokens)
-
-    buckets = config.data.bucket_sizes() if hasattr(config, "data") else []
-    return max((samples(bucket) * values(bucket) * _FLOAT for bucket in buckets), default=0)
