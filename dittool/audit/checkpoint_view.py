@@ -122,14 +122,14 @@ class CheckpointView:
         return self.content if self.weights_only_file else load_weights(self.path)
 
     def moments(self) -> dict[str, dict[str, Any]] | None:
-        """AdamW's state of each parameter by name; None when its numbers do not fit the model's parameters.
+        """AdamW's state of each parameter by name; None when there is none, or its numbers do not fit the parameters.
 
         The optimizer counts parameters through its groups, the decayed ones first (`train/optim.py`).
         """
         weights = self.content["model"]
         order = [name for name in weights if is_decayed(name, weights[name].dim())]
         order += [name for name in weights if not is_decayed(name, weights[name].dim())]
-        state = self.content["optimizer"]["state"]
+        state = self.content.get("optimizer", {}).get("state", {})
         if sorted(state) != list(range(len(order))):
             return None
         named = {name: state[index] for index, name in enumerate(order)}

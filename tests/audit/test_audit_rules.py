@@ -113,3 +113,10 @@ def test_a_huge_preset_is_tried_on_a_twin_and_the_evidence_says_so():
     assert "tried on a twin of depth 2" in finding.evidence
     (finding,) = judge("E3", open_subject("base"))
     assert "475," in finding.evidence and "twin" not in finding.evidence
+
+
+def test_a_checkpoint_without_its_optimizer_is_judged_by_every_rule(workshop):
+    """`judge` fails where a rule breaks."""
+    subject = workshop.open(workshop.checkpoint(lambda content: content.pop("optimizer")))
+    findings = [finding for code in RULES if code.startswith("K") for finding in judge(code, subject)]
+    assert "without an optimizer's state" in " ".join(finding.evidence for finding in findings)
