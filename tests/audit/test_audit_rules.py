@@ -12,6 +12,7 @@ import tests.audit.planted_generators
 import tests.audit.planted_models  # noqa: F401
 from dittool.audit.registry import BUILT_IN, built_in_rules
 from dittool.audit.runner import audit_subject
+from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from tests.audit.opened import open_subject
 from tests.audit.planted import PLANTED
@@ -53,6 +54,7 @@ def test_every_shipped_preset_is_clean(preset):
     skipped = {judged.rule.code for judged in result.findings if judged.finding.status == "skip"}
     assert {judged.finding.status for judged in result.findings} <= {"pass", "skip"}
     assert skipped <= {"C1"}  # keys that act only while a run trains
+    assert result.counts["pass"] >= {"dit": 8, "drift": 7, "drift-toy": 2}[load_config(preset).model.arch]
 
 
 def test_every_rule_passes_on_something_clean(clean):

@@ -102,7 +102,8 @@ def back_to(step: int, run) -> None:
 
 
 @pytest.mark.row(23)
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_one_then_two_then_one_processes_see_the_same_samples(family_run, family_shards, tmp_path, parallel):
     """A run may change its number of processes on the way: only the rounding of sums differs."""
     out = shutil.copytree(family_run, tmp_path / "run")
