@@ -76,7 +76,7 @@ def main(
 def _show_params(console: Console, name: str, config: AnyConfig) -> None:
     from dittool.errors import UsageError
     from dittool.families.family import family_of
-    from dittool.models.parameters import parameter_table, totals_by_part
+    from dittool.models.build import parameter_table, totals_by_part
 
     family = family_of(config)
     if (widths := family.known_widths(config)) is None:
@@ -98,7 +98,7 @@ def _show_params(console: Console, name: str, config: AnyConfig) -> None:
 def _size_text(config: AnyConfig) -> str:
     """How many parameters the model has as built, and for which widths of features."""
     from dittool.families.family import family_of
-    from dittool.models.parameters import parameter_count
+    from dittool.models.build import parameter_count
 
     family = family_of(config)
     if (widths := family.known_widths(config)) is None:

@@ -10,8 +10,7 @@ import pytest
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.encoders.known import known_widths
-from dittool.models.build import build_model
-from dittool.models.parameters import parameter_count
+from dittool.models.build import build_model, parameter_count
 
 README = Path(__file__).parent.parent / "README.md"
 OF_THE_FIRST_MODEL = [name for name in preset_names() if load_config(name).model.arch == "dit"]

@@ -22,8 +22,7 @@ from dittool.audit.subject import Data, Subject
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import read_toml
 from dittool.errors import UsageError, listed
-from dittool.models.build import build_generator
-from dittool.models.parameters import ParameterTensor, parameter_table
+from dittool.models.build import ParameterTensor, build_generator, parameter_table
 
 STATUSES = ("PAPER-BACKED", "INFERRED", "OPEN")
 _FOLDER = Path(__file__).parent / "specs"

@@ -6,6 +6,7 @@ overrides and the wording of errors is `load.py`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -290,3 +291,24 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     sample: Sample = Sample()
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
+
+
+class SampleSettings(Sample):
+    """How to sample: `[sample]` and the shift of `[flow]` as one value, which the options of `dit sample`, the keywords
+    of `Pipeline` and the settings inside a picture follow. Raises pydantic's ValidationError for an impossible value.
+    """
+
+    shift: PositiveFloat  # of the time grid: `flow.shift`
+
+    @classmethod
+    def of(cls, config: Config) -> SampleSettings:
+        """A run's own."""
+        return cls(**config.sample.model_dump(), shift=config.flow.shift)
+
+    def changed(self, changes: Mapping[str, object]) -> SampleSettings:
+        """These with other values for some fields."""
+        return SampleSettings.model_validate({**self.model_dump(), **changes})
+
+    def to_json(self) -> dict[str, object]:
+        """In the order that pictures have always been written with: the interval, which came later, is last."""
+        return {**self.model_dump(exclude={"guidance_interval"}), "guidance_interval": self.guidance_interval}

@@ -22,8 +22,7 @@ from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.errors import BadDataError
 from dittool.families.drift_groups import Groups, group_generator, group_numbers
 from dittool.models.drift_dit import ClassConditions
-from dittool.objective.drift import alpha_from_uniform
-from dittool.objective.energy import energy_distance
+from dittool.objective.drift import alpha_from_uniform, energy_distance
 from dittool.objective.queues import SampleQueues
 from dittool.seeding import derive_seed
 

@@ -1,8 +1,15 @@
-"""From a configuration to its model. Which of them a configuration needs, its family knows."""
+"""From a configuration to its model, and that model's tensors without allocating them. Which network a configuration
+needs, its family knows.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
 
 from dittool.models.dit import DiT, DiTConfig
 from dittool.models.drift_dit import DriftDiT, DriftDiTConfig
@@ -44,3 +51,37 @@ def build_toy(config: ToyConfig) -> ToyGenerator:
     """The generator of points in the plane."""
     m = config.model
     return ToyGenerator(m.depth, m.width, m.noise, config.toy.start)
+
+
+@dataclass(frozen=True)
+class ParameterTensor:
+    """One learned tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: int
+
+
+def parameter_table(build: Callable[[], nn.Module]) -> list[ParameterTensor]:
+    """Every learned tensor of the model that `build` makes, in the model's order."""
+    with torch.device("meta"):
+        model = build()
+    return [ParameterTensor(name, tuple(tensor.shape), tensor.numel()) for name, tensor in model.named_parameters()]
+
+
+def parameter_count(build: Callable[[], nn.Module]) -> int:
+    """Learned parameters of the model that `build` makes."""
+    return sum(tensor.parameters for tensor in parameter_table(build))
+
+
+def totals_by_part(tensors: Iterable[ParameterTensor]) -> dict[str, tuple[int, int]]:
+    """Number of tensors and of parameters by part of the model; the same part of all blocks counts together, as
+    `blocks.*.mlp`.
+    """
+    totals: dict[str, tuple[int, int]] = {}
+    for tensor in tensors:
+        names = tensor.name.split(".")
+        part = f"blocks.*.{names[2]}" if names[0] == "blocks" else names[0]
+        count, parameters = totals.get(part, (0, 0))
+        totals[part] = (count + 1, parameters + tensor.parameters)
+    return totals

@@ -202,3 +202,15 @@ def _mean_distance(distances: Tensor, positives: int, weights: Tensor) -> Tensor
     copies = torch.cat([weights.new_ones(len(weights), positives), weights], dim=1)  # (G, P + M)
     own = distances[:, :, positives : positives + count].diagonal(dim1=1, dim2=2).sum(dim=1)  # 0 but for rounding
     return ((distances.sum(dim=1) * copies).sum(dim=1) - own) / (count * (copies.sum(dim=1) - 1))
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """How far two sets of samples, x (n, C) and y (m, C), are from being of one distribution (Székely and Rizzo, 2013):
+
+        E = 2·E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖
+
+    The unbiased estimate: around 0, also below it, where the distributions are equal, above 0 elsewhere.
+    """
+    x, y = x.double(), y.double()
+    within = sum(torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
+    return float(2 * torch.cdist(x, y).mean() - within)

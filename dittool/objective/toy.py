@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dittool.objective.energy import energy_distance
+from dittool.objective.drift import energy_distance
 
 _CENTRE, _SPREAD = 2.5, 0.5
 _JUDGED = 2000  # points on either side

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dittool.config.schema import SampleSettings
 from dittool.console import SILENT, Talk, Task
 from dittool.data.source.captions import CaptionRefused, check_caption
 from dittool.errors import UsageError
@@ -19,7 +20,6 @@ from dittool.sampling.picture_file import free_path, write_png
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
-from dittool.sampling.settings import SampleSettings
 from dittool.storage import file_sha256, output_folder
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dittool.config.schema import SampleSettings
 from dittool.models.conditioning import Conditions, Context, Kept
 from dittool.models.dit import DiT, KeysValues
 from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
-from dittool.sampling.settings import SampleSettings
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
 
 _MANY_PATCHES = 256  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md

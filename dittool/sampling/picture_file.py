@@ -16,11 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError, model_validator
 
-from dittool.config.schema import Counted, Section, Share, Size, require
+from dittool.config.schema import Counted, SampleSettings, Section, Share, Size, require
 from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.grid import parse_grid
-from dittool.sampling.settings import SampleSettings
 from dittool.storage import write_atomic
 
 SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON

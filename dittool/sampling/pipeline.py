@@ -15,7 +15,7 @@ from torch import Tensor
 from dittool.ckpt.load import load_checkpoint, require_fit
 from dittool.config.architectures import of_kind
 from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import Config
+from dittool.config.schema import Config, SampleSettings
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
@@ -32,7 +32,6 @@ from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.flow import interpolate
 from dittool.sampling.latents import sample_latents
-from dittool.sampling.settings import SampleSettings
 from dittool.seeding import derive_seed
 
 AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends on it, so one number for all who draw

@@ -1,12 +1,16 @@
-"""AdamW with its weight-decay groups, and the learning rate of each update."""
+"""What an update does to the weights: AdamW with its weight-decay groups, the learning rate, and the exponential moving
+average that validation and sampling use.
+"""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import nn
 
-from dittool.config.schema import Train
-from dittool.objective.schedule import is_decayed, learning_rate
+from dittool.config.schema import Ema, Train
+from dittool.objective.schedule import ema_decay, is_decayed, learning_rate
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
@@ -25,3 +29,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, train: Train)
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate
+
+
+class EmaModel:
+    """A second model that follows the first: ema ← decay·ema + (1 − decay)·weights, after every update."""
+
+    def __init__(self, model: nn.Module, config: Ema) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._config = config
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """`updates` is the number of updates made before this one."""
+        torch._foreach_lerp_(
+            list(self.model.parameters()), list(model.parameters()), 1 - ema_decay(updates, self._config)
+        )

@@ -13,7 +13,7 @@ from dittool.config.architectures import AnyConfig
 from dittool.data.shards.stream import AHEAD
 from dittool.families.family import family_of
 from dittool.machine import NOTE, Finding
-from dittool.models.parameters import parameter_count
+from dittool.models.build import parameter_count
 
 _FLOAT = 4  # bytes
 _SCRATCH = 100 << 20  # bytes that libraries leave in the temporary folder

@@ -16,10 +16,10 @@ from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.families.family import TrainingData, family_of
-from dittool.train.compiled import compile_blocks
 from dittool.train.distributed import Ranks, gathered, parts_like
-from dittool.train.ema import EmaModel
-from dittool.train.optim import build_optimizer
+from dittool.train.optim import EmaModel, build_optimizer
+
+COMPILER = "inductor"  # backend of torch.compile
 
 
 class TrainState:
@@ -132,3 +132,16 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
             "train on the shards of before (--data), or start a new run from these weights with --init",
         )
     return changed
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile of the blocks in place, at their first call: their graph is the same, so one compilation serves all
+    of them. Names of parameters stay.
+
+    Samples, latent tokens and context tokens are symbols in it from the first call on, so buckets and caption lengths
+    add no graph. There are two: with an attention mask and without. A batch of a single sample has two of its own,
+    because the compiler takes a size of 1 as fixed. Nothing is specialised first and generalised later, so a resumed
+    run computes with the graphs of the uninterrupted one.
+    """
+    for block in model.get_submodule("blocks").children():
+        block.compile(dynamic=True, backend=COMPILER)

@@ -26,8 +26,8 @@ from dittool.console import Console
 from dittool.families import flow
 from dittool.families.synthetic import write_noise
 from dittool.train import loop
-from dittool.train.ema import EmaModel
 from dittool.train.estimate import wait_for
+from dittool.train.optim import EmaModel
 
 FIRST = 3  # steps that do not count: workers start, memory is taken
 

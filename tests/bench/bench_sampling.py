@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dittool.config.schema import SampleSettings
 from dittool.models.conditioning import Conditions, Kept
 from dittool.models.dit import DiT, DiTConfig
 from dittool.sampling import latents
 from dittool.sampling.guidance import BRANCHES
 from dittool.sampling.latents import sample_latents
-from dittool.sampling.settings import SampleSettings
 from dittool.sampling.solvers import euler, time_grid
 
 NANO = DiTConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dittool.objective.energy import energy_distance
+from dittool.objective.drift import energy_distance
 from dittool.objective.toy import Floor, faults, floor, judge, real_points
 
 

@@ -17,10 +17,10 @@ from dittool.ckpt.load import load_checkpoint
 from dittool.errors import UsageError
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT, DiTConfig
-from dittool.train import compiled
-from dittool.train.compiled import compile_blocks
+from dittool.train import state
 from dittool.train.failures import compiler_errors_explained
 from dittool.train.loop import train
+from dittool.train.state import compile_blocks
 
 BUCKETS = [(8, 8), (10, 6), (4, 12)]  # latent cells
 CONFIG = DiTConfig(
@@ -49,7 +49,7 @@ def graphs(monkeypatch) -> list:
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(state, "COMPILER", backend)
     yield made
     torch._dynamo.reset()
 
@@ -135,7 +135,7 @@ def test_a_machine_without_a_compiler_is_told_what_to_do(family_shards, tmp_path
         raise OSError("no g++ here")
 
     torch._dynamo.reset()
-    monkeypatch.setattr(compiled, "BACKEND", backend)
+    monkeypatch.setattr(state, "COMPILER", backend)
     with pytest.raises(UsageError, match=r"train\.compile: the model cannot be compiled.*no g\+\+ here") as told:
         train(family_shards.config_with("train.compile=true"), family_shards.folder, tmp_path / "run")
     assert "-s train.compile=false" in told.value.hint
@@ -160,7 +160,7 @@ def test_two_compiled_processes_end_where_a_plain_one_ends(tiny_shards, tmp_path
     train(tiny_shards.config_with(*settings), tiny_shards.folder, tmp_path / "one")
     program = tmp_path / "compiled_without_gcc.py"
     program.write_text(
-        "from dittool.train import compiled\nfrom dittool.cli import main\ncompiled.BACKEND = 'aot_eager'\nmain()\n"
+        "from dittool.train import state\nfrom dittool.cli import main\nstate.COMPILER = 'aot_eager'\nmain()\n"
     )
     options = [
         word for override in (*tiny_shards.overrides, *settings, "train.compile=true") for word in ("-s", override)

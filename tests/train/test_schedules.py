@@ -8,8 +8,7 @@ from torch import nn
 
 from dittool.config.schema import Ema, Train
 from dittool.objective.schedule import ema_decay, learning_rate
-from dittool.train.ema import EmaModel
-from dittool.train.optim import build_optimizer
+from dittool.train.optim import EmaModel, build_optimizer
 
 TRAIN = Train(steps=100, batch_size=4, lr=1e-3, min_lr=1e-5, warmup_steps=10)
 

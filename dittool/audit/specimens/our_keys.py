@@ -20,14 +20,13 @@ from dittool.audit.specimens.specimen import ACTS, DEAD, UNSEEN, Effect
 from dittool.audit.specimens.trial import answer
 from dittool.audit.specimens.watching import SavedBytes
 from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import Config
+from dittool.config.schema import Config, SampleSettings
 from dittool.data.normalisation import latent_norm
 from dittool.data.patch_storage import encode_patches
 from dittool.encoders.cards import VaeCard
 from dittool.errors import UsageError
 from dittool.objective import flow, schedule
 from dittool.sampling.latents import sample_latents
-from dittool.sampling.settings import SampleSettings
 
 if TYPE_CHECKING:
     from dittool.audit.specimens.ours import FlowNetwork

@@ -36,13 +36,12 @@ from dittool.audit.specimens.specimen import (
 )
 from dittool.audit.specimens.trial import LARGEST_BUILT, Inputs, Network, Trial, answer, kind_of_number, wake
 from dittool.config.architectures import AnyConfig
-from dittool.config.schema import Config
+from dittool.config.schema import Config, SampleSettings
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions, Kept
 from dittool.models.dit import DiT
 from dittool.objective import flow
 from dittool.sampling.latents import sample_latents
-from dittool.sampling.settings import SampleSettings
 
 # for a preset without data; the rules' answers do not depend on them
 USUAL_DIMS = {"text": 64, "image": 64, "latent_channels": 16}
