@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dittool.config.drift_schema import DriftConfig
+from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef, ShardSet
@@ -156,6 +157,11 @@ class ClassSamples(Dataset):
         """The id of a sample."""
         return self._refs[number].id
 
+    def representative(self, count: int, purpose: str) -> list[int]:
+        """Numbers of at most so many samples that stand for all of them."""
+        chosen = {ref.id for ref in representative(self._refs, count, purpose)}
+        return [number for number, ref in enumerate(self._refs) if ref.id in chosen]
+
     def label(self, number: int) -> int:
         """The class of a sample. Raises `BadDataError` when its record names none of the set's."""
         record = self._shards.read_record(self._refs[number])
@@ -181,10 +187,9 @@ class LatentEvaluation:
 
     def __init__(self, config: DriftConfig, samples: ClassSamples) -> None:
         self._config = config
-        count = min(len(samples), _LARGEST_EVALUATION)
-        numbers = torch.arange(count)
-        self.real = samples.latents(numbers)  # (n, C, h, w)
-        self.labels = torch.tensor([samples.label(number) for number in range(count)])
+        numbers = samples.representative(_LARGEST_EVALUATION, "evaluation")
+        self.real = samples.latents(torch.tensor(numbers))  # (n, C, h, w)
+        self.labels = torch.tensor([samples.label(number) for number in numbers])
 
     def figures(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         drawn = self._draw(model, device)

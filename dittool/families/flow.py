@@ -20,6 +20,7 @@ from torch import Tensor
 from dittool.audit.specimens.ours import FlowNetwork
 from dittool.config.schema import Config
 from dittool.console import Talk
+from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
@@ -50,14 +51,14 @@ _LOOKED_AT = 2000  # micro-batches, to see how often each bucket comes
 
 
 class Evaluation:
-    """The fixed evaluation loss: the same hold-out samples, timesteps and noise every time, so that two values can be
-    compared.
+    """The fixed evaluation loss: the same hold-out samples of all buckets, timesteps and noise every time, so that two
+    values can be compared.
     """
 
     def __init__(self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, config: Config) -> None:
         patch_size = shards.card.image.patch_size
         by_bucket = defaultdict(list)
-        for ref in refs[:_LARGEST_EVALUATION]:
+        for ref in representative(refs, _LARGEST_EVALUATION, "evaluation"):
             by_bucket[ref.bucket].append(shards.read(ref, config.model.patches))
         self._batches = []
         for samples in by_bucket.values():

@@ -14,6 +14,11 @@ from dittool.validate.verdict import CHECKS, Results
 
 _OVERFITTED = 1.5  # loss on held-out over training samples
 _NO_EFFECT = 0.01  # of the velocity
+_TESTED_BY = {  # condition → the criteria that say whether it is followed
+    "reference": ("swap_closer", "swap_p"),
+    "caption": ("edit_shown", "sensitivity"),
+}
+_OF_PICTURES = ("lpips", "gap_closed")
 _NO_GAP = 0.1  # share of the gap closed: as good as nothing
 
 
@@ -40,35 +45,35 @@ def training_figures(
 
 
 def diagnose(results: Results, passed: Mapping[str, bool | None], go: bool) -> str:
-    """The sentence for a NO-GO; "" for a GO.
+    """The sentence for a NO-GO. For a GO, which condition no test could judge; "" when both were judged.
 
     Args:
         results: the parts of `results.json`.
         passed: criterion → whether it passed; None for those that do not decide.
     """
     if go:
-        return ""
+        return _what_is_not_known(passed)
     failed = {name for name, answer in passed.items() if answer is False}
     if broken := [name for name in CHECKS if name in failed]:
         return _broken_measurement(broken[0])
-    reference_fails = "swap_closer" in failed or "swap_p" in failed
-    text_fails = "edit_shown" in failed or "sensitivity" in failed
+    reference_fails, text_fails = (not failed.isdisjoint(names) for names in _TESTED_BY.values())
     if reference_fails and text_fails:
         return _neither_followed(results)
     if reference_fails:
-        return f"The reference is not followed: {_condition_not_followed(results, 'reference')}."
+        return f"The reference is not followed: {_condition_not_followed(results, 'reference', passed)}."
     if text_fails:
-        return f"The caption is not followed: {_condition_not_followed(results, 'text')}."
-    if failed & {"lpips", "gap_closed"}:
-        return f"Both conditions are followed, and the pictures are not near enough: {_too_far(results)}."
+        return f"The caption is not followed: {_condition_not_followed(results, 'text', passed)}."
+    if failed.intersection(_OF_PICTURES):
+        return f"{_what_is_followed(passed)}: {_too_far(results)}."
+    pictures = "The pictures pass" if any(passed.get(name) for name in _OF_PICTURES) else "No test judged the pictures"
     if "grad_norm" in failed:
         return (
-            "The pictures pass, and the gradients on the way were not healthy: do not train on from here before that is"
+            f"{pictures}, and the gradients on the way were not healthy: do not train on from here before that is"
             " understood."
         )
     if "loss_ratio" in failed:
         return (
-            "The pictures pass, and the loss on held-out samples is far above that on training samples: the set is"
+            f"{pictures}, and the loss on held-out samples is far above that on training samples: the set is"
             " being learned by heart."
         )
     return "No criterion of what the model draws could decide: set thresholds in the preset, or run more tests."
@@ -86,10 +91,36 @@ def _broken_measurement(check: str) -> str:
     )
 
 
-def _condition_not_followed(results: Results, condition: str) -> str:
+def _undecided(passed: Mapping[str, bool | None]) -> list[str]:
+    """The conditions of which no test could say whether they are followed."""
+    return [name for name, tests in _TESTED_BY.items() if all(passed.get(test) is None for test in tests)]
+
+
+def _what_is_followed(passed: Mapping[str, bool | None]) -> str:
+    """Of conditions of which none failed."""
+    followed = [name for name in _TESTED_BY if name not in _undecided(passed)]
+    if len(followed) == len(_TESTED_BY):
+        return "Both conditions are followed, and the pictures are not near enough"
+    seen = f"The {followed[0]} is followed. " if followed else ""
+    return f"{seen}{_what_is_not_known(passed)} The pictures are not near enough"
+
+
+def _what_is_not_known(passed: Mapping[str, bool | None]) -> str:
+    """ "" when both conditions were judged."""
+    undecided = _undecided(passed)
+    their_test = "its test" if len(undecided) == 1 else "their tests"
+    return (
+        f"Whether the {' and the '.join(undecided)} is followed is not known: {their_test} did not decide."
+        if undecided
+        else ""
+    )
+
+
+def _condition_not_followed(results: Results, condition: str, passed: Mapping[str, bool | None]) -> str:
     effect = _effect(results, condition)
     if effect is None:
-        return "the other condition works, so look at this one's way into the model"
+        other = "the other condition's test did not decide" if _undecided(passed) else "the other condition works"
+        return f"{other}, so look at this one's way into the model"
     if effect < _NO_EFFECT:
         return f"another one changes the velocity by {effect:.1%}, so its path into the model is cut"
     return f"another one changes the velocity by {effect:.1%}, so it arrives and is not understood yet"

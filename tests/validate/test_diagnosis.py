@@ -7,6 +7,7 @@ import pytest
 from dittool.validate.diagnosis import diagnose, training_figures
 
 FINE = {"gap_closed": True, "swap_closer": True, "edit_shown": True, "truth_as_result": True, "grad_norm": True}
+TESTS_OF = {"caption": ("edit_shown", "sensitivity"), "reference": ("swap_closer", "swap_p")}
 
 
 def results(gap=0.8, text=0.4, reference=0.5, none=1.0, both=1.0):
@@ -71,6 +72,30 @@ def test_a_no_go_in_which_nothing_failed_says_that_nothing_decided():
 )
 def test_each_pattern_names_its_cause(failed, found, said):
     assert said in diagnose(results(**found), failing(*failed), go=False)
+
+
+@pytest.mark.parametrize(("condition", "other"), [("caption", "reference"), ("reference", "caption")])
+def test_a_condition_whose_test_did_not_decide_is_never_said_to_be_followed(condition, other):
+    undecided = dict.fromkeys(TESTS_OF[condition])
+    too_far = diagnose(results(), failing("gap_closed") | undecided, go=False)
+    assert "Both conditions" not in too_far and f"The {other} is followed" in too_far
+    not_known = f"Whether the {condition} is followed is not known: its test did not decide"
+    assert not_known in too_far and not_known in diagnose(results(), FINE | undecided, go=True)
+    fails = diagnose({}, failing(TESTS_OF[other][0]) | undecided, go=False)
+    assert "works" not in fails and "the other condition's test did not decide" in fails
+
+
+def test_where_neither_test_decided_neither_condition_is_said_to_be_followed():
+    said = diagnose(
+        results(), failing("gap_closed") | dict.fromkeys((*TESTS_OF["caption"], *TESTS_OF["reference"])), go=False
+    )
+    assert "caption" in said and "reference" in said and "is followed is not known: their tests did not decide" in said
+    assert "The pictures are not near enough: train longer" in said and "reference is followed." not in said
+
+
+def test_pictures_that_no_test_judged_do_not_pass():
+    said = diagnose({}, {"grad_norm": False, "gap_closed": None, "lpips": None}, go=False)
+    assert "The pictures pass" not in said and "the gradients on the way were not healthy" in said
 
 
 def test_without_mode_losses_the_pattern_alone_speaks():
