@@ -13,7 +13,8 @@ from dittool.audit.runner import audit_subject
 from tests.audit.opened import open_subject
 
 MODELS = Path(__file__).with_name("foreign_models.py")
-MORE_MODELS = MODELS.with_name("more_foreign_models.py")
+STREAMS = MODELS.with_name("foreign_streams.py")
+MODEL_FILES = (MODELS, STREAMS, MODELS.with_name("foreign_stages.py"))
 JUDGED = ("E1", "E2", "E3", "E5", "C1", "C4", "C6")
 CLEAN = ("fused", "text", "single", "sequence", "rotary", "streams", "parallel", "staged")
 FAULTS = {  # factory → the rules that must find its fault, and what it is
@@ -50,15 +51,20 @@ FAULTS = {  # factory → the rules that must find its fault, and what it is
 EXAMPLES = {"fused_unscaled_time": "unit_time"}
 
 
+def models_of(factory: str) -> Path:
+    """The file that defines a factory."""
+    return next(path for path in MODEL_FILES if f"\ndef {factory}(" in path.read_text(encoding="utf-8"))
+
+
 @cache
 def alarms(factory: str) -> frozenset[str]:
     """Codes of the rules that fail, or warn, on a factory's model. Raises AssertionError when a rule breaks or none
     judges.
     """
     example = f"{MODELS}:{EXAMPLES[factory]}" if factory in EXAMPLES else None
-    models = MORE_MODELS if factory.startswith(("parallel", "staged")) else MODELS
     result = audit_subject(
-        open_subject(f"{models}:{factory}", example=example), [rule for rule in built_in_rules() if rule.code in JUDGED]
+        open_subject(f"{models_of(factory)}:{factory}", example=example),
+        [rule for rule in built_in_rules() if rule.code in JUDGED],
     )
     assert not result.crashes, result.crashes
     assert result.counts["pass"]
@@ -74,7 +80,7 @@ def matrix_page() -> str:
     lines = [
         "# Planted faults in foreign models",
         "",
-        "Generated from tests/audit/foreign_models.py and more_foreign_models.py; to make it again:",
+        "Generated from the models of tests/audit/foreign_*.py; to make it again:",
         "",
         "    python -m tests.audit.foreign_matrix > docs/audit-matrix.md",
         "",

@@ -18,7 +18,7 @@ from dittool.audit.specimens.foreign import example, model
 from dittool.audit.specimens.foreign.factory import Factory, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
 from dittool.errors import UsageError
-from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, alarms, matrix_page
+from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, STREAMS, alarms, matrix_page, models_of
 from tests.audit.opened import open_subject
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -60,7 +60,7 @@ def test_a_large_model_is_built_once_and_left_as_it_was(everything_is_large, mon
     monkeypatch.setattr(
         Factory, "build", lambda *given, **changes: built.append(original(*given, **changes)) or built[-1]
     )
-    subject = open_subject(f"{MODELS}:streams")
+    subject = open_subject(f"{STREAMS}:streams")
     before = {name: tensor.clone() for name, tensor in built[0].state_dict().items()}
     audit_subject(subject, [rule for rule in built_in_rules() if rule.code in ("E1", "E2", "E3", "C4", "C6")])
     assert len(built) == 1
@@ -82,7 +82,7 @@ def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large,
 
 def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch):
     monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
-    foreign = open_subject(f"{MODELS}:streams").specimen
+    foreign = open_subject(f"{STREAMS}:streams").specimen
     one, other = (foreign.training_pass(foreign.awake()) for _ in range(2))
     assert max(len(gradient.flatten()) for gradient in one.gradients.values()) < 100
     assert trial.largest_gradient_difference(one, other)[1] == 0
@@ -103,13 +103,13 @@ def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch
     ],
 )
 def test_blocks_and_modulation_are_found_by_what_they_do(factory, blocks, last):
-    anatomy = open_subject(f"{MODELS}:{factory}").specimen.anatomy
+    anatomy = open_subject(f"{models_of(factory)}:{factory}").specimen.anatomy
     assert anatomy.blocks == blocks
     assert last in {layer for layers in anatomy.modulation.values() for layer in layers}
 
 
 def test_tokens_in_front_of_the_latents_are_told_apart():
-    anatomy = open_subject(f"{MODELS}:sequence").specimen.anatomy
+    anatomy = open_subject(f"{STREAMS}:sequence").specimen.anatomy
     assert (anatomy.tokens, anatomy.before, anatomy.after) == (64, 8, 0)  # one of time and seven of text in front
 
 
@@ -133,7 +133,7 @@ def test_a_foreign_model_is_audited_from_the_command_line(dit):
 
 def test_a_factory_may_stand_in_a_package(monkeypatch):
     monkeypatch.syspath_prepend(MODELS.parent)
-    assert open_subject("foreign_models:rotary", kwargs='{"n_layers": 1}').specimen.anatomy.blocks == (
+    assert open_subject("foreign_streams:rotary", kwargs='{"n_layers": 1}').specimen.anatomy.blocks == (
         "trunk.layers.0",
     )
 
@@ -213,5 +213,5 @@ def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
 
 
 def test_branches_whose_residual_stands_outside_are_not_taken_for_blocks():
-    anatomy = open_subject(f"{MODELS}:outside").specimen.anatomy
+    anatomy = open_subject(f"{STREAMS}:outside").specimen.anatomy
     assert anatomy.blocks == () and "their residual stands outside of them" in anatomy.why_not

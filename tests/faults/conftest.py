@@ -167,3 +167,36 @@ def one_error():
         return errors[0]
 
     return check
+
+
+@pytest.fixture
+def readers(desk, tiny_shards):
+    """`readers(shards)`: what each command that reads shards says of them, by its name; a training that starts is a
+    tiny one.
+    """
+    options = [part for override in tiny_shards.overrides for part in ("-s", override)]
+
+    def read(shards):
+        return {
+            "verify": desk.run("shard", "--verify", "--out", shards),
+            "audit": desk.run("audit", shards),
+            "train": desk.run("train", "--preset", "demo", "--data", shards, "--out", desk.root / "run", *options),
+        }
+
+    return read
+
+
+@pytest.fixture
+def refused(readers, one_error):
+    """`refused(shards, code, "word")`: verify and train end with this code and say the word, the audit fails, and
+    no run was begun.
+    """
+
+    def check(shards, code, *words):
+        read = readers(shards)
+        for name in ("verify", "train"):
+            one_error(read[name], code, *words)
+        assert read["audit"].code in (1, code), read["audit"].err
+        assert not list(shards.parent.glob("run/checkpoints/*"))
+
+    return check

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
-from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,8 +13,6 @@ from PIL import Image
 from dittool.config.load import load_config
 from dittool.data.features.embed import embed
 from dittool.data.features.estimate import estimate
-from dittool.data.features.parts import Part
-from dittool.data.features.passes import batch_size, plan_batches
 from dittool.data.features.store import FeatureStore
 from dittool.data.features.verify import verify
 from dittool.data.records import (
@@ -26,22 +20,17 @@ from dittool.data.records import (
     IMAGE_CLS,
     IMAGE_PATCHES,
     LATENT,
-    REFUSED,
     STAGES,
     TEXT,
-    USED,
     Record,
     safe_key,
 )
-from dittool.data.source.scan import load_pixels, scan, summary
+from dittool.data.source.scan import load_pixels, scan
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.vae import load_codec
-from dittool.errors import BadDataError, StorageError, UsageError, WeightsMissingError
+from dittool.errors import BadDataError, StorageError, WeightsMissingError
 from dittool.geometry import Bucket
-
-
-def digests(derived):
-    return {str(path.relative_to(derived)): path.read_bytes() for path in derived.rglob("*.npy")}
+from tests.data.features.derived_folder import digests, held
 
 
 def test_features_have_the_documented_shapes(tiny_shards):
@@ -173,26 +162,6 @@ def test_a_truncated_image_is_refused_with_its_reason_and_the_others_go_on(image
     assert [record.reason for record in again.records if not record.used] == [refused[0].reason]
 
 
-@contextmanager
-def held(lock):
-    """Another process that holds a lock, killed at the end."""
-    code = f"""
-import time
-from pathlib import Path
-from dittool.data.features.parts import Part, writer_lock
-with {lock}:
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "held\n"
-        yield holder
-    finally:
-        holder.kill()
-        holder.wait()
-
-
 @pytest.mark.row(13)
 def test_a_second_writer_is_turned_away(images, tmp_path):
     """Row 13."""
@@ -296,107 +265,6 @@ def test_missing_weights_of_a_later_pass_are_told_before_the_first_begins(images
     assert digests(tmp_path / "derived") == {}
 
 
-# Parts
-
-
-def records_for_planning(count, buckets=("128x128",)):
-    return [
-        Record(f"r{i:03d}", "", "", USED, bucket=buckets[i % len(buckets)], image_sha256=str(i), caption=str(i))
-        for i in range(count)
-    ]
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-@pytest.mark.parametrize("stage", ["vae", "t5"])
-def test_parts_take_every_record_exactly_once(stage, count):
-    records = records_for_planning(700, ("128x128", "160x112", "512x512"))
-    taken = [
-        r.id
-        for i in range(count)
-        for batch in plan_batches(stage, records, records[5:], Part(i, count))
-        for r in batch
-        if r in records[5:]
-    ]
-    assert sorted(taken) == [record.id for record in records[5:]]
-
-
-def test_batches_hold_one_bucket_and_do_not_depend_on_the_split_or_on_what_is_done():
-    records = records_for_planning(700, ("128x128", "160x112"))
-    whole = plan_batches("vae", records, records, Part())
-    assert all(
-        len({record.bucket for record in batch}) == 1 and len(batch) <= batch_size(batch[0].bucket) for batch in whole
-    )
-    split = [batch for i in range(3) for batch in plan_batches("vae", records, records, Part(i, 3))]
-    assert sorted(map(str, split)) == sorted(map(str, whole))
-    done = {record.id for batch in whole[:2] for record in batch}
-    assert plan_batches("vae", records, [record for record in records if record.id not in done], Part()) == whole[2:]
-
-
-def test_a_refused_record_keeps_its_place_so_that_later_batches_stay_the_same():
-    records = records_for_planning(700)
-    refused = [replace(records[0], status=REFUSED, reason="decode:truncated"), *records[1:]]
-    before, after = plan_batches("vae", records, records, Part()), plan_batches("vae", refused, refused[1:], Part())
-    assert before[1:] == after[1:] and [r.id for r in after[0]] == [r.id for r in before[0]]
-
-
-def test_parts_at_the_same_time_join_to_the_bytes_of_one_run(images, tmp_path):
-    for path in sorted(images.iterdir()):  # enough images for several batches
-        for copy in range(5):
-            shutil.copy(path, images / f"copy{copy}-{path.name}")
-    together, apart = tmp_path / "together", tmp_path / "apart"
-    embed(images, together, load_config("demo", ["data.area=256x256"]))
-    code = "import sys; from dittool.cli import run; sys.exit(run(sys.argv[1:]))"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "embed",
-        images,
-        "--out",
-        apart,
-        "--preset",
-        "demo",
-        "-s",
-        "data.area=256x256",
-        "--json",
-        "-q",
-        "--part",
-    ]
-    running = [subprocess.Popen([*map(str, command), f"{i}/2"], stdout=subprocess.PIPE) for i in range(2)]
-    said = [json.loads(process.communicate()[0]) for process in running]
-    assert [process.returncode for process in running] == [0, 0]
-    assert all(sum(one["made"][stage] for one in said) == 48 for stage in STAGES) and all(
-        0 < one["made"]["vae"] < 48 for one in said
-    )
-    assert embed(images, apart, load_config("demo", ["data.area=256x256"])).made == dict.fromkeys(STAGES, 0)
-    assert digests(apart) == digests(together) and verify(apart).faults == []
-
-
-def test_a_part_keeps_out_its_twin_another_split_and_a_plain_run_and_lets_the_other_parts_in(images, tmp_path):
-    """Row 13."""
-    derived, config = tmp_path / "derived", load_config("demo")
-    derived.mkdir()
-    with held(f"writer_lock(Path({str(derived)!r}), Part(0, 2))") as holder:
-        for part in (Part(0, 2), Part(1, 3), Part()):
-            with pytest.raises(StorageError, match=f"process {holder.pid}"):
-                embed(images, derived, config, part=part)
-        embed(images, derived, config, ["t5"], part=Part(1, 2))
-    with (
-        held(f"writer_lock(Path({str(derived)!r}), Part())") as holder,
-        pytest.raises(StorageError, match=f"process {holder.pid}"),
-    ):
-        embed(images, derived, config, part=Part(0, 2))
-    embed(images, derived, config)  # row 14: a dead owner holds nothing
-
-
-def test_torchrun_ranks_are_parts_and_nonsense_is_refused():
-    assert Part.from_environment({"RANK": "2", "WORLD_SIZE": "4"}) == Part(2, 4)
-    assert Part.from_environment({}) == Part(0, 1) and Part.parse("0/4") == Part(0, 4)
-    for text in ("4/4", "1", "-1/4", "a/b", "1/0"):
-        with pytest.raises(UsageError, match="--part"):
-            Part.parse(text)
-
-
 # Estimate and disk
 
 
@@ -443,63 +311,6 @@ def test_the_counts_add_up(images, tmp_path, dit):
     )
     assert first["inputs"] == first["used"] + first["refused"] == 9 and sum(first["reasons"].values()) == 1
     assert all(first["made"][stage] + first["kept"][stage] + first["left"][stage] == first["used"] for stage in STAGES)
-
-
-# What only the encoder shows of a caption
-
-
-@pytest.fixture
-def half_foreign(monkeypatch):
-    """The built-in encoder of words, to whose tokenizer everything but ASCII is unknown."""
-    from dittool.encoders.builtin import WordVectors
-
-    encode = WordVectors.encode
-    monkeypatch.setattr(
-        WordVectors,
-        "encode",
-        lambda self, captions: [
-            replace(features, unknown=sum(not word.isascii() for word in caption.split()))
-            for features, caption in zip(encode(self, captions), captions, strict=True)
-        ],
-    )
-
-
-def flags_of(derived):
-    """Name → flags, but for those of the drawings' size."""
-    return {
-        record.name: tuple(flag for flag in record.flags if flag != "upscaled")
-        for record in FeatureStore(derived).read_records()
-    }
-
-
-def test_words_that_the_tokenizer_lacks_are_flagged_summed_and_remembered(images, tmp_path, half_foreign):
-    first, second = sorted(images.glob("*.txt"))[:2]
-    first.write_text("一只 黑狗 dog")
-    second.write_text("größe of a dog")
-    for made in (2, 0):  # the second time nothing is encoded
-        done = embed(images, tmp_path / "derived", load_config("demo"), ["t5"])
-        flags = flags_of(tmp_path / "derived")
-        assert (flags[first.stem], flags[second.stem]) == (("unknown-words:2",), ("unknown-words:1",))
-        counts = summary(done.records)
-        assert counts.unknown_words == 3 and counts.flags["unknown-words"] == 2 and (done.made["t5"] > 0) == (made > 0)
-    first.write_text("a dog")
-    embed(images, tmp_path / "derived", load_config("demo"), ["t5"])
-    flags = flags_of(tmp_path / "derived")
-    assert flags[first.stem] == () and flags[second.stem] == ("unknown-words:1",)
-
-
-def test_the_summary_prints_flags_with_counts_and_one_example_each(images, tmp_path, half_foreign, dit):
-    min(images.glob("*.txt")).write_text("一只 黑狗")
-    shutil.copy(min(images.glob("*.png")), images / "again.png")
-    (images / "again.txt").write_text("the same again")
-    (images / "none.png").write_bytes(b"")
-    done = dit("embed", images, "--out", tmp_path / "derived", "--preset", "demo", "--pass", "t5")
-    assert done.code == 0, done.err
-    assert "duplicate-of: the same file as another image" in done.out and ": again" in done.out
-    assert "no-caption" in done.out and "no none.txt or none.caption" in done.out
-    assert "2 words of 1 captions are unknown to the tokenizer" in done.err and "google/umt5-xxl" in done.err
-    again = json.loads(dit("embed", images, "--out", tmp_path / "derived", "--preset", "demo", "--json").out)
-    assert again["unknown_words"] == 2 and again["flags"]["duplicate-of"] == 1
 
 
 def test_pictures_with_profiles_that_an_older_version_ignored_are_made_again(images, tmp_path):
