@@ -1,6 +1,7 @@
 """The library core of `dit`: everything the commands do, importable without Typer and without printing.
 
-`__all__` is what the documentation promises to users of the library. Importing `dittool` imports no torch.
+`__all__` is what the documentation promises to users of the library: all of it, and in this one place. Importing
+`dittool` imports no torch; a name's module is imported when the name is first used.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dittool.config.load import load_config
+    from dittool.data.features.embed import embed
+    from dittool.data.patch_storage import decode_patches
+    from dittool.data.shards.webdataset_pipeline import as_webdataset
     from dittool.sampling.pipeline import Pipeline
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "as_webdataset", "decode_patches", "embed", "load", "load_config"]
 
 __version__ = "0.2.0.dev0"
 
@@ -34,3 +39,20 @@ def load(run: str | Path | None = None) -> Pipeline:
     from dittool.sampling.pipeline import Pipeline
 
     return Pipeline.load(resolve_checkpoint(None if run is None else Path(run), talk=PythonWarnings()))
+
+
+if not TYPE_CHECKING:  # a type checker sees the imports above, and would accept any name after this
+
+    def __getattr__(name: str) -> object:
+        match name:
+            case "as_webdataset":
+                from dittool.data.shards.webdataset_pipeline import as_webdataset as found
+            case "decode_patches":
+                from dittool.data.patch_storage import decode_patches as found
+            case "embed":
+                from dittool.data.features.embed import embed as found
+            case "load_config":
+                from dittool.config.load import load_config as found
+            case _:
+                raise AttributeError(f"module 'dittool' has no attribute '{name}'")
+        return found

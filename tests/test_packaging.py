@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = read_toml(ROOT / "pyproject.toml")
 TOP = {"dittool": "dittool", "commands": "dittool.commands", "presets": "dittool.presets"}  # folder → package
 SHIPPED = {".py", ".toml", ".html", ".typed"}
+built = pytest.mark.xdist_group("packaging")  # one process builds and installs for all of them
 
 
 def shipped_files() -> set[str]:
@@ -61,16 +62,22 @@ def wheel(checkout):
     return built
 
 
-@pytest.fixture
-def clean_python(tmp_path):
-    """The interpreter of a new environment that has our dependencies and not `dit`."""
-    environment = tmp_path / "environment"
-    run(sys.executable, "-m", "venv", "--without-pip", environment)
+def clean_python(folder: Path) -> Path:
+    """The interpreter of a new environment in a folder, that has our dependencies and not `dit`."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder)
     ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (site_packages,) = environment.glob("lib/python*/site-packages")
+    (site_packages,) = folder.glob("lib/python*/site-packages")
     # a folder named so is searched; its own .pth files are not read
     (site_packages / "dependencies.pth").write_text("\n".join(ours))
-    return environment / "bin" / "python"
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def python_with_wheel(wheel, tmp_path_factory):
+    """The interpreter of an environment in which the wheel is installed."""
+    python = clean_python(tmp_path_factory.mktemp("wheel") / "environment")
+    install(python, wheel)
+    return python
 
 
 def run(*command: object, cwd: Path | None = None) -> str:
@@ -87,60 +94,71 @@ def install(python: Path, *what: object) -> None:
     run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", *what)
 
 
-def assert_it_works(python: Path, cwd: Path, *dit: object) -> None:
+def assert_it_works(cwd: Path, *dit: object) -> None:
     assert "inspect-ckpt" in run(*dit, "--help", cwd=cwd)
     assert "nano-patches" in run(*dit, "presets", cwd=cwd)
-    assert "batch_size" in run(*dit, "presets", "large", cwd=cwd)
 
 
+@built
 def test_a_wheel_holds_every_file_and_only_dittool(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert shipped_files() <= names
     assert {name.split("/")[0] for name in names} == {"dittool", f"dit-{dittool.__version__}.dist-info"}
 
 
-def test_an_installed_wheel_runs_far_from_the_checkout(wheel, clean_python, tmp_path):
-    install(clean_python, wheel)
-    assert_it_works(clean_python, tmp_path, clean_python.parent / "dit")
+@built
+def test_an_installed_wheel_runs_far_from_the_checkout(python_with_wheel, tmp_path):
+    dit = python_with_wheel.parent / "dit"
+    assert_it_works(tmp_path, dit)
+    assert "batch_size" in run(dit, "presets", "large", cwd=tmp_path)
     look = (
         "import dittool, importlib.util as util; print(dittool.__file__, *(util.find_spec(name) for name in"
         " ('commands', 'presets', 'tests')))"
     )
-    where, *at_top_level = run(clean_python, "-c", look, cwd=tmp_path).split()
-    assert where.startswith(str(tmp_path)), "the wheel's own code runs"
+    where, *at_top_level = run(python_with_wheel, "-c", look, cwd=tmp_path).split()
+    assert where.startswith(str(python_with_wheel.parents[1])), "the wheel's own code runs"
     assert at_top_level == ["None", "None", "None"]
 
 
-def test_an_editable_install_follows_the_checkout(checkout, clean_python, tmp_path):
-    install(clean_python, "--no-build-isolation", "--editable", checkout)
-    assert_it_works(clean_python, tmp_path, clean_python.parent / "dit")
-    assert run(
-        clean_python, "-c", "import dittool.commands.presets as module; print(module.__file__)", cwd=tmp_path
-    ).startswith(str(checkout))
+@built
+def test_an_editable_install_follows_the_checkout(checkout, tmp_path):
+    python = clean_python(tmp_path / "environment")
+    install(python, "--no-build-isolation", "--editable", checkout)
+    assert_it_works(tmp_path, python.parent / "dit")
+    look = "import dittool.commands.presets as module; print(module.__file__)"
+    assert run(python, "-c", look, cwd=tmp_path).startswith(str(checkout))
 
 
-def test_a_bare_checkout_runs_without_being_installed(checkout, clean_python):
-    assert_it_works(clean_python, checkout, clean_python, "-m", "dittool")
+@built
+def test_a_bare_checkout_runs_without_being_installed(checkout, tmp_path):
+    python = clean_python(tmp_path / "environment")
+    assert_it_works(checkout, python, "-m", "dittool")
 
 
 # From Python
 
 USER_SCRIPT = """from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
-from dittool import load
+from dittool import as_webdataset, decode_patches, embed, load, load_config
 
+made = embed(Path("images"), Path("derived"), load_config("demo", ["data.area=128x128"]))
+latents = [sample["latent"] for sample in as_webdataset("shards", "train")]
+patches = decode_patches(np.load("derived/dinov3_patches/a.npy"), "int8")
 pipe = load(Path("runs/nano"))
 images: list[Image.Image] = pipe(prompt="a red circle", reference="one.png", count=4, seed=7, size="128x128", steps=12)
 images[0].save("drawn.png")
-print(pipe.step + 1, pipe.settings.cfg_text * 2, [bucket.name.upper() for bucket in pipe.buckets])
+print(len(made.used) + 1, len(latents), patches, pipe.step + 1, pipe.settings.cfg_text * 2)
+print([bucket.name.upper() for bucket in pipe.buckets])
 """
-MISTAKES = """from dittool import load
+MISTAKES = """from dittool import load, embed, laod
 
 load(3)
 load("runs/nano")(count="four")
 name: str = load().step
+embed("images", "derived", "demo")
 """
 # What mypy need not look into to know our own types: the test takes seconds instead of minutes.
 MYPY_CONFIG = "[mypy]\n" + "".join(
@@ -160,19 +178,26 @@ def test_documentation_promises_what_the_package_exports(checkout):
     assert all(hasattr(dittool, name) for name in dittool.__all__)
 
 
-def test_a_users_script_is_type_checked_against_the_installed_wheel(wheel, clean_python, tmp_path):
-    install(clean_python, wheel)
+@built
+def test_a_users_script_is_type_checked_against_the_installed_wheel(python_with_wheel, tmp_path):
     look = "import dittool, sys; from dittool import load; print(dittool.__file__, 'torch' in sys.modules)"
-    where, torch_loaded = run(clean_python, "-c", look, cwd=tmp_path).split()
-    assert where.startswith(str(tmp_path)) and torch_loaded == "False"
+    where, torch_loaded = run(python_with_wheel, "-c", look, cwd=tmp_path).split()
+    assert where.startswith(str(python_with_wheel.parents[1])) and torch_loaded == "False"
 
     for name, text in (("script.py", USER_SCRIPT), ("mistakes.py", MISTAKES), ("mypy.ini", MYPY_CONFIG)):
         (tmp_path / name).write_text(text)
-    mypy = (sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--python-executable", clean_python)
-    run(*mypy, "--strict", "script.py", cwd=tmp_path)
-    found = subprocess.run(list(map(str, (*mypy, "mistakes.py"))), cwd=tmp_path, capture_output=True, text=True)
-    lines = [line for line in found.stdout.splitlines() if "error:" in line]
-    assert [line.split(":")[1] for line in lines] == ["3", "4", "5"], found.stdout
+    mypy = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--python-executable", python_with_wheel]
+    command = [*map(str, mypy), "--strict", "script.py", "mistakes.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = [line.split(":")[:2] for line in found.stdout.splitlines() if "error:" in line]
+    expected = [["mistakes.py", line] for line in ("1", "3", "4", "5", "6", "6", "6")]
+    assert lines == expected, found.stdout + found.stderr
+
+
+@built
+def test_every_public_name_is_there_in_the_installed_wheel(python_with_wheel, tmp_path):
+    look = "import dittool; from dittool import *; print(*(eval(name) is not None for name in dittool.__all__))"
+    assert set(run(python_with_wheel, "-c", look, cwd=tmp_path).split()) == {"True"}
 
 
 # constraints.txt

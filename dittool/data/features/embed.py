@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittool.config.architectures import ImageConfig
+from dittool.config.architectures import AnyConfig, ImageConfig, image_config
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
@@ -85,7 +85,7 @@ class EmbedSummary:
 def embed(
     source: Path,
     out: Path,
-    config: ImageConfig,
+    config: AnyConfig,
     stages: Sequence[str] = STAGES,
     talk: Talk = SILENT,
     part: Part | None = None,
@@ -98,8 +98,10 @@ def embed(
         rebuild: drop and remake the features of `stages`, or only those that another encoder, bucket list or storage
         makes stale.
 
-    Raises `BadDataError` (nothing usable, or another identity in the folder), `WeightsMissingError`, `StorageError`.
+    Raises `UsageError` (a configuration without images), `BadDataError` (nothing usable, or another identity in the
+    folder), `WeightsMissingError`, `StorageError`.
     """
+    config = image_config(config, config.description, "embed() makes features of images")
     leave_a_process_that_starts()
     part = part or Part()
     if rebuild and not part.is_everything:
@@ -116,9 +118,8 @@ def embed(
         _require_usable(source, records, store)
         for record in pairs_to_show(records):
             talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
-        card_changed = store.open_card(
-            [bucket.name for bucket in buckets], config.data.patch_storage, stages if rebuild else ()
-        )
+        names = [bucket.name for bucket in buckets]
+        card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
         if before := store.write_source(str(source.resolve())):
             talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
         with shared_files(out):
@@ -142,12 +143,8 @@ def embed(
             made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
             kept[stage] = sum(record.used for record in records) + len(result.refused) - len(missing)
         _require_usable(source, records, store)
-        others = [stage for stage in STAGES if stage not in stages]
-        lacking = [
-            stage
-            for stage in others
-            if store.missing(stage, [record for record in records if record.used], store.read_journal())
-        ]
+        used, others = [record for record in records if record.used], [stage for stage in STAGES if stage not in stages]
+        lacking = [stage for stage in others if store.missing(stage, used, store.read_journal())]
     return EmbedSummary(records, made, kept, cut, out, left, lacking)
 
 

@@ -28,7 +28,7 @@ from dittool.data.records import (
 from dittool.data.source.scan import load_pixels, scan
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.vae import load_codec
-from dittool.errors import BadDataError, StorageError, WeightsMissingError
+from dittool.errors import BadDataError, StorageError, UsageError, WeightsMissingError
 from dittool.geometry import Bucket
 from tests.data.features.derived_folder import digests, held
 
@@ -63,6 +63,12 @@ def test_patch_k_is_the_patch_at_row_k_div_w_column_k_mod_w():
         changed[:, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] = (250, 20, 20)
         moved = (encoder.encode(changed).patches[0] - plain).norm(dim=1)
         assert int(moved.argmax()) == row * 7 + column
+
+
+def test_a_configuration_without_images_is_refused(images, tmp_path):
+    with pytest.raises(UsageError, match="embed\\(\\) makes features of images, and this is a toy"):
+        embed(images, tmp_path / "derived", load_config("drift-toy"))
+    assert not (tmp_path / "derived").exists()
 
 
 def test_a_second_run_makes_nothing(images, tmp_path):
