@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import ForceOption, JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def main(
         typer.Option("--export", metavar="F.safetensors", help="Write the weights there.", show_default=False),
     ] = None,
     weights: Annotated[str, typer.Option("--weights", help="Which weights to export: ema or model.")] = "ema",
+    force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -59,6 +60,7 @@ def main(
     from dittool.ckpt import inspect as ckpt
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.errors import UsageError
+    from dittool.storage import require_replaceable
 
     console = console_for(json, quiet, verbose)
     if export is not None and export.suffix.lower() != ".safetensors":
@@ -66,6 +68,8 @@ def main(
             f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors"
         )
     path = resolve_checkpoint(file, talk=console)
+    if export is not None:
+        require_replaceable(export, [path], force, ckpt.is_export, "--export")
     found = ckpt.inspect(path)
     answer: dict[str, object] = found.as_dict()
     _show(console, found)

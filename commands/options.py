@@ -37,7 +37,9 @@ OverridesOption = Annotated[
         show_default=False,
     ),
 ]
-
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace a file of another origin that stands where the result goes.")
+]
 
 NONE_GIVEN: list[str] = []  # default of an option that may be repeated
 

@@ -1,11 +1,12 @@
 """`dit warmstart OLD --preset P --out INIT.safetensors` carries old weights over to a preset's architecture.
 
-Every tensor is reported: copied, resized, re-initialised or skipped. Train from the result with `dit train --preset P
---init INIT.safetensors`.
+Every tensor is reported: copied, resized, re-initialised or skipped. With `--data` the loss at step 0 stands beside a
+fresh model's. Train from the result with `dit train --preset P --init INIT.safetensors`.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ import typer
 from dittool import completion
 from dittool.commands.options import (
     NONE_GIVEN,
+    ForceOption,
     JsonOption,
     OverridesOption,
     PresetOption,
@@ -25,8 +27,8 @@ from dittool.shell import quoted
 
 if TYPE_CHECKING:
     from dittool.ckpt.warmstart import TensorReport
-
-_OPTIONS = {"text": "--text-dim", "image": "--image-dim", "latent_channels": "--latent-channels"}
+    from dittool.console import Console
+    from dittool.families.warm_start import Start
 
 
 def main(
@@ -44,15 +46,25 @@ def main(
         Path, typer.Option("--out", metavar="INIT.safetensors", help="Where the new weights go.", show_default=False)
     ],
     overrides: OverridesOption = NONE_GIVEN,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="SHARDS",
+            help="The shards that the new model will train on: they say the widths, and what is gained at step 0.",
+            show_default=False,
+        ),
+    ] = None,
     text_dim: Annotated[
-        int | None, typer.Option(min=1, help="Width of the new text features.", show_default="the old model's")
+        int | None, typer.Option(min=1, help="Width of the new text features.", show_default="the encoder's")
     ] = None,
     image_dim: Annotated[
-        int | None, typer.Option(min=1, help="Width of the new image features.", show_default="the old model's")
+        int | None, typer.Option(min=1, help="Width of the new image features.", show_default="the encoder's")
     ] = None,
     latent_channels: Annotated[
-        int | None, typer.Option(min=1, help="Channels of the new latents.", show_default="the old model's")
+        int | None, typer.Option(min=1, help="Channels of the new latents.", show_default="the encoder's")
     ] = None,
+    force: ForceOption = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -78,46 +90,52 @@ def main(
     if out.suffix.lower() != ".safetensors":
         raise UsageError(f"--out {out}: the name must end in .safetensors", "for example: --out init.safetensors")
 
-    import torch
-
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.ckpt.load import load_weights
-    from dittool.ckpt.warmstart import old_configuration, old_feature_widths, warmstart, write_init
-    from dittool.models.build import build_model
+    from dittool.ckpt.warmstart import is_warm_start, old_configuration, write_init
+    from dittool.families.warm_start import carried_over
+    from dittool.storage import require_replaceable
 
     path = resolve_checkpoint(old, talk=console)
-    if (before := old_configuration(path)) is not None:
-        of_kind(before, str(path), served, Config, instead="go on with its own kind of model: dit train --init OLD")
+    require_replaceable(out, [path], force, is_warm_start, "--out")
+    before = old_configuration(path)
+    if before is not None:
+        before = of_kind(before, str(path), served, Config, instead="go on with its own kind: dit train --init OLD")
     weights = load_weights(path, talk=console)
     given = {"text": text_dim, "image": image_dim, "latent_channels": latent_channels}
-    widths = old_feature_widths(path, weights, config.model.patch_size) | {
-        name: width for name, width in given.items() if width is not None
-    }
-    if unknown := [option for name, option in _OPTIONS.items() if name not in widths]:
-        raise UsageError(
-            f"{path}: does not say the feature widths that the new model needs", f"give them: {' N '.join(unknown)} N"
-        )
-    torch.manual_seed(config.train.seed)
-    model = build_model(config, widths["text"], widths["image"], widths["latent_channels"])
-    result = warmstart(weights, model.state_dict())
-    write_init(out, result, str(path))
+    start = carried_over(path, weights, before, config, data, given, console)
+    write_init(out, start.result, str(path), config)
 
+    _show(console, start, out)
+    options = "".join(f" -s {quoted(override)}" for override in overrides)
+    options += f" --data {quoted(data)}" if data else ""
+    console.note(f"train from it with: dit train --preset {quoted(preset)}{options} --init {quoted(out)}")
+
+
+def _show(console: Console, start: Start, out: Path) -> None:
+    rows = start.result.report
     console.table(
-        ("tensor", "status", "old shape", "new shape"),
-        [_row(row) for row in result.report if console.verbose or row.status != "copied"],
+        ("tensor", "status", "old shape", "new shape", "why"),
+        [_row(row) for row in rows if console.verbose or row.status != "copied"],
     )
-    counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
+    counts = ", ".join(f"{count} {status}" for status, count in start.result.counts.items())
     console.result(f"{counts}; wrote {out}")
-    console.note(f"train from it with: dit train --preset {quoted(preset)} --init {quoted(out)}")
-    rows = [
-        {"name": row.name, "status": row.status, "old": row.old, "new": row.new, "axes": row.axes}
-        for row in result.report
-    ]
-    console.json({"old": str(path), "out": str(out), "widths": widths, "counts": result.counts, "tensors": rows})
+    if start.loss is not None:
+        console.result(f"loss at step 0: {start.loss:.4f}, of a fresh model {start.fresh_loss:.4f}")
+    console.json(
+        {
+            "out": str(out),
+            "widths": start.widths.to_json(),
+            "counts": start.result.counts,
+            "loss": start.loss,
+            "fresh_loss": start.fresh_loss,
+            "tensors": [asdict(row) for row in rows],
+        }
+    )
 
 
-def _row(row: TensorReport) -> tuple[str, str, str, str]:
+def _row(row: TensorReport) -> tuple[str, str, str, str, str]:
     def shape(lengths: tuple[int, ...] | None) -> str:
         return "–" if lengths is None else "×".join(map(str, lengths)) or "scalar"
 
-    return row.name, row.status, shape(row.old), shape(row.new)
+    return row.name, row.status, shape(row.old), shape(row.new), row.why

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -122,6 +122,22 @@ def buckets_from_names(names: Sequence[str]) -> list[Bucket]:
             "data.buckets: " + "; ".join(problems), 'correct the list, or set data.area, for example "512x512"'
         )
     return buckets
+
+
+def require_whole_tokens(buckets: Iterable[Bucket], stride: int, patch_size: int, source: str) -> None:
+    """Raises `UsageError` naming every bucket whose latent is not whole tokens of `patch_size`² cells.
+
+    Args:
+        stride: pixels along one side of a latent cell.
+        source: where the buckets come from, for the message.
+    """
+    multiple = stride * patch_size
+    if odd := [bucket.name for bucket in buckets if bucket.width % multiple or bucket.height % multiple]:
+        raise UsageError(
+            f"model.patch_size = {patch_size}: {source} has the bucket {' and '.join(odd)}; sides must be multiples of"
+            f" {multiple} = {patch_size} cells × {stride} pixels",
+            f"choose another patch size, or embed with data.buckets of multiples of {multiple}",
+        )
 
 
 def nearest_bucket(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:

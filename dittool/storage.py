@@ -17,12 +17,12 @@ import shutil
 import socket
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dittool.errors import BadDataError, StorageError
+from dittool.errors import BadDataError, StorageError, UsageError
 
 TEMPORARY_PREFIX = ".tmp-dit-"  # a name that is ours: whatever bears it below an output folder is swept
 
@@ -170,6 +170,23 @@ def output_folder(path: Path) -> Path:
             f"{path}: cannot write there: {error.strerror}", "check the permissions or choose another folder with --out"
         ) from error
     return path
+
+
+def require_replaceable(
+    out: Path, inputs: Iterable[Path], force: bool, same_origin: Callable[[Path], bool], option: str
+) -> None:
+    """Before a file is written to `out`: an input is never an output, and what stands there already is replaced when it
+    is of `same_origin`, that is, an earlier result of the same kind, or with `force`. Raises `UsageError`.
+    """
+    if not out.exists():
+        return
+    for path in inputs:
+        if path.exists() and path.samefile(out):
+            raise UsageError(f"{option} {out}: it is the input {path} itself", "give another file")
+    if not out.is_dir() and not force and not same_origin(out):
+        raise UsageError(
+            f"{option} {out}: a file of another origin stands there", "give another name, or replace it with --force"
+        )
 
 
 def require_free(folder: Path, needed: int, what: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from dittool.config.schema import Data
 from dittool.errors import UsageError
-from dittool.geometry import CANONICAL, Bucket, buckets_for_area, crop_box, nearest_bucket
+from dittool.geometry import CANONICAL, Bucket, buckets_for_area, crop_box, nearest_bucket, require_whole_tokens
 
 
 def names(buckets):
@@ -160,3 +160,12 @@ def test_buckets_sort_by_width_then_height_and_read_their_own_names():
     assert all(Bucket.from_name(bucket.name) == bucket for bucket in CANONICAL)
     with pytest.raises(ValueError, match="1216×832"):
         Bucket.from_name("1216×832")
+
+
+def test_buckets_that_a_patch_size_cuts_are_named_with_the_multiple_that_fits():
+    buckets = [Bucket(128, 128), Bucket(160, 112), Bucket(144, 144)]
+    require_whole_tokens(buckets, 8, 2, "data.buckets")
+    with pytest.raises(UsageError, match=r"patch_size = 4: data\.buckets has the bucket 160x112 and 144x144; .* 32 ="):
+        require_whole_tokens(buckets, 8, 4, "data.buckets")
+    with pytest.raises(UsageError, match="128x128 and 160x112 and 144x144"):
+        require_whole_tokens(buckets, 32, 8, "data.buckets")

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dittool.ckpt.files import list_checkpoints, sidecar_path, write_safetensors
 from dittool.ckpt.load import (
-    WEIGHT_KEYS,
     check_pt,
     check_safetensors,
     find_weights,
@@ -23,9 +22,11 @@ from dittool.ckpt.load import (
     load_weights,
     named_tensors,
     non_finite_tensors,
+    value_at,
+    weight_keys,
 )
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError, listed
+from dittool.errors import BadDataError, DitError, listed
 from dittool.untrusted.tensor_spec import TensorSpec
 
 OURS, FOREIGN, WEIGHTS, SAFETENSORS = "dit checkpoint", "foreign checkpoint", "state dict", "safetensors weights"
@@ -120,7 +121,7 @@ def inspect(path: Path) -> Inspection:
         kind=kind,
         bytes=report.bytes,
         content=content,
-        weights=tuple(key for key in WEIGHT_KEYS if is_state_dict(named.get(key))),
+        weights=tuple(".".join(keys) for keys in weight_keys(content)),
         parameters=sum(spec.elements for spec in model.values()),
         dtypes=_elements_by_dtype(model),
         format_version=_plain(named.get("format_version"), int),
@@ -156,7 +157,7 @@ def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
     }
     compared = [_difference(name, old[name], new[name]) for name in common if name not in reshaped]
     changed = [difference for difference in compared if difference.largest != 0]  # NaN is a difference
-    flat_a, flat_b = _flat(_config_of(a)), _flat(_config_of(b))
+    flat_a, flat_b = _flat(config_in(a)), _flat(config_in(b))
     return CheckpointDiff(
         missing=tuple(name for name in old if name not in new),
         unexpected=tuple(name for name in new if name not in old),
@@ -178,7 +179,7 @@ def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk =
     Raises `BadDataError` when the file is no checkpoint of ours, or has no such weights.
     """
     state = load_checkpoint(path, require=("format_version", "config", "step"))
-    tensors = state[find_weights(state, path, weights)]
+    tensors = value_at(state, find_weights(state, path, weights))
     if broken := non_finite_tensors(tensors):
         talk.warn(f"{path}: {len(broken)} tensors under '{weights}' hold NaN or infinity: {listed(broken)}")
     metadata = {
@@ -190,6 +191,14 @@ def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk =
     }
     write_safetensors(out, tensors, metadata)
     talk.note(f"wrote {len(tensors)} tensors ('{weights}', step {state['step']}) to {out}")
+
+
+def is_export(path: Path) -> bool:
+    """Whether a file is one that `export_safetensors` wrote."""
+    try:
+        return {"format_version", "step", "config"} <= check_safetensors(path).metadata.keys()
+    except DitError:
+        return False
 
 
 def _inspect_safetensors(path: Path) -> Inspection:
@@ -207,7 +216,7 @@ def _inspect_safetensors(path: Path) -> Inspection:
         format_version=int(version) if version.isdecimal() else None,
         step=int(step) if step.isdecimal() else None,
         samples_seen=None,
-        config=_config_of(path),
+        config=config_in(path),
         data_identity=None,
         sidecar="none",
         non_finite=tuple(_non_finite_in(path)),
@@ -217,13 +226,15 @@ def _inspect_safetensors(path: Path) -> Inspection:
 def _main_weights(content: Any, path: Path) -> Mapping[str, TensorSpec]:
     """The tensors that sampling would take; of a file without a state dict, all."""
     try:
-        key = find_weights(content, path)
+        keys = find_weights(content, path)
     except BadDataError:
         return dict(named_tensors(content))
-    return content[key] if key else content
+    found: Mapping[str, TensorSpec] = value_at(content, keys)
+    return found
 
 
-def _config_of(path: Path) -> dict[str, Any] | None:
+def config_in(path: Path) -> dict[str, Any] | None:
+    """The configuration that a checkpoint of ours or an exported file holds, unchecked; None where there is none."""
     if path.suffix.lower() == ".safetensors":
         try:
             config = json.loads(check_safetensors(path).metadata.get("config", "null"))

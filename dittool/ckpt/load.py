@@ -11,6 +11,7 @@ Exit codes: not a checkpoint, or a damaged one, is `BadDataError` (3); one that 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,18 +31,9 @@ from dittool.untrusted.zip_archive import ends_as_archive, read_archive, unsafe
 
 FORMAT_VERSION = 1
 
-# Where others keep their weights, the averaged ones first.
-WEIGHT_KEYS = (
-    "ema",
-    "model_ema",
-    "ema_state_dict",
-    "model",
-    "state_dict",
-    "model_state_dict",
-    "module",
-    "weights",
-    "params",
-)
+# Where trainers keep their weights beside an average, by any name of `_AVERAGED`, which comes first.
+RAW_KEYS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")
+_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)  # state_dict_ema, ema_model_state_dict, …
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 _BLOCK = 1 << 20
@@ -148,13 +140,17 @@ def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) ->
         check_safetensors(path)
         return _strip_wrappers(_load_safetensors(path))
     report = check_pt(path)
-    key = find_weights(report.content, path, weights)
-    if key:
-        talk.note(f"{path}: taking the weights under '{key}'")
-    if key == "model" and isinstance(report.content, dict) and "format_version" in report.content and weights is None:
-        talk.warn(f"{path}: holds no averaged (EMA) weights, so the raw ones are taken")
-    state = load_mapped(report)
-    return _strip_wrappers(state[key] if key else state)
+    keys = find_weights(report.content, path, weights)
+    if keys:
+        talk.note(f"{path}: taking the weights under '{'.'.join(keys)}'")
+    state = value_at(load_mapped(report), keys)
+    if weights is None and not any(map(_AVERAGED.search, keys)):
+        if averaged := _averaged_part(state):
+            talk.note(f"{path}: taking the averaged weights in it, '{averaged}…'")
+            return {name.removeprefix(averaged): state[name] for name in state if name.startswith(averaged)}
+        if keys:
+            talk.warn(f"{path}: holds no averaged (EMA) weights, so the raw ones are taken")
+    return _strip_wrappers(state)
 
 
 def load_mapped(report: PtReport) -> Any:
@@ -164,26 +160,51 @@ def load_mapped(report: PtReport) -> Any:
     return _torch_load(report.path, "cpu", mmap=report.aligned)
 
 
-def find_weights(content: object, path: Path, weights: str | None = None) -> str:
-    """The key under which a checkpoint's content keeps its model's tensors, "" when it is itself a state dict.
+def find_weights(content: object, path: Path, weights: str | None = None) -> tuple[str, ...]:
+    """The keys that lead to a checkpoint's model's tensors, the averaged ones where there are any; () when it is itself
+    a state dict.
 
     `content` holds tensors or their `TensorSpec`. Raises `BadDataError` when there are none, or none under the key
     asked for.
     """
     if weights is None and is_state_dict(content):
-        return ""
-    if isinstance(content, Mapping):
-        for key in WEIGHT_KEYS if weights is None else (weights,):
-            if is_state_dict(content.get(key)):
-                return key
+        return ()
+    for found in weight_keys(content):
+        if weights is None or found[0] == weights:
+            return found
     wanted = (
         f"no weights under '{weights}'"
         if weights
-        else "no state dict, neither at the top nor under " + ", ".join(WEIGHT_KEYS)
+        else f"no state dict, neither at the top nor under {', '.join(RAW_KEYS)} or a name with ema, swa or average"
     )
     raise BadDataError(
         f"{path}: {wanted}; it has {_keys_of(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
     )
+
+
+def weight_keys(content: object) -> list[tuple[str, ...]]:
+    """The keys that lead to a model's tensors in a checkpoint's content, averaged ones first. A state dict may lie one
+    level deeper: {"ema": {"decay": 0.999, "state_dict": …}}.
+    """
+    if not isinstance(content, Mapping):
+        return []
+    averaged = [key for key in content if isinstance(key, str) and _AVERAGED.search(key)]
+    found: list[tuple[str, ...]] = []
+    for key in [*averaged, *(key for key in RAW_KEYS if key in content and key not in averaged)]:
+        value = content[key]
+        if is_state_dict(value):
+            found.append((key,))
+        elif isinstance(value, Mapping):
+            inner = [name for name in value if isinstance(name, str) and is_state_dict(value[name])]
+            found += [(key, name) for name in inner if _AVERAGED.search(name) or name in RAW_KEYS]
+    return found
+
+
+def value_at(content: Any, keys: Sequence[str]) -> Any:
+    """What lies under nested keys."""
+    for key in keys:
+        content = content[key]
+    return content
 
 
 def is_state_dict(value: object) -> bool:
@@ -269,6 +290,18 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise BadDataError(
             f"{path}: safetensors cannot read it: {error}", "the file is damaged; fetch or export it again"
         ) from error
+
+
+def _averaged_part(state: Mapping[str, Tensor]) -> str:
+    """The prefix of the averaged weights in a state dict that holds them beside the raw ones, as ema-pytorch and
+    Lightning write it: `model.x`, `ema_model.x`; "" where there is no such pair.
+    """
+    prefixes = {name.partition(".")[0] for name in state}
+    for prefix in sorted(filter(_AVERAGED.search, prefixes)):
+        names = {name.removeprefix(f"{prefix}.") for name in state if name.startswith(f"{prefix}.")}
+        if any(names <= {name.removeprefix(f"{raw}.") for name in state} for raw in prefixes - {prefix}):
+            return f"{prefix}."
+    return ""
 
 
 def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,47 +1,117 @@
 """Old weights carried over to a new architecture, with an account of every tensor.
 
-Tensors are matched by name, so block i becomes block i. Blocks that the old model did not have keep their fresh
-initialisation, in which a block is the identity (its gates are zero): a deeper model starts as the old one. Blocks that
-the new model does not have are left out.
+Tensors are matched by name, so block i becomes block i, and numbers by what they stand for:
 
-A tensor of another shape takes the part that both shapes share and keeps its fresh initialisation in the rest. Layers
-that stack several matrices along their rows are cut matrix by matrix, so that a gate stays a gate. A resized model is a
-start, not the old model: heads and norms mix other channels than before.
+    features, latent channels   carried over when the same encoder makes them; another encoder's columns mean other
+                                things, and its layer starts fresh
+    cells of a patch            resized in space: the new model sees and predicts each patch as the old one would at the
+                                old patch's resolution (as FlexiViT resizes embeddings, arXiv 2212.08013)
+    matrices stacked in rows    cut matrix by matrix, so that a gate stays a gate; another number of matrices starts
+                                fresh
+    heads                       the numbers are kept, and reported as resized: they attend otherwise
+
+Blocks that the old model did not have keep their fresh initialisation, in which a block is the identity (its gates are
+zero): a deeper model starts as the old one. A tensor of another width takes the corner that both shapes share and keeps
+its fresh initialisation in the rest: a start, not the old model.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.ckpt.files import write_safetensors
-from dittool.ckpt.load import check_pt, require_finite
+from dittool.ckpt.inspect import config_in
+from dittool.ckpt.load import check_pt, check_safetensors, require_finite
 from dittool.config.architectures import AnyConfig
-from dittool.config.load import config_from_dict
-from dittool.errors import BadDataError, UsageError
+from dittool.config.load import config_from_dict, config_to_dict
+from dittool.config.schema import Config
+from dittool.errors import BadDataError, DitError
 
 COPIED, RESIZED, FRESH, SKIPPED = "copied", "resized", "re-initialised", "skipped"
+WARM_START = "warm start"  # the key `weights` in the metadata of a file that `write_init` wrote
 Shape = tuple[int, ...]
 
 _STACKED = {"qkv": 3, "kv": 2, "modulation": 9, "output_modulation": 2}  # matrices along the rows, by the layer's name
+_OF_ENCODER = {
+    "conditioning.text_proj": "text",
+    "conditioning.null_text": "text",
+    "conditioning.dino_proj": "image",
+    "conditioning.dino_patch_proj": "image",
+    "conditioning.null_dino": "image",
+    "conditioning.null_dino_patch_token": "image",
+    "patch_embedding": "vae",
+    "output": "vae",
+}
 _WIDTH_OF_COLUMNS = {"text": "conditioning.text_proj.weight", "image": "conditioning.dino_proj.weight"}
-_PATCH_EMBEDDING = "patch_embedding.weight"  # columns: latent channels × patch size²
+_PATCH_AXIS = {"patch_embedding.weight": 1, "output.weight": 0, "output.bias": 0}  # C·p·p values lie along it
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder makes, as far as it is known."""
+
+    name: str | None  # of the encoder: hub id, folder or built-in name
+    width: int | None
+
+    def differs(self, old: Features) -> str:
+        """In what these are others than the old ones, "" when they are the same: by the encoders' names, else by
+        width. A folder is the hub id of the same last name.
+        """
+        if self.name and old.name:
+            same = PurePath(self.name).name.lower() == PurePath(old.name).name.lower()
+            return "" if same else f"encoder {old.name} before, {self.name} now"
+        same = self.width is None or old.width is None or self.width == old.width
+        return "" if same else f"width {old.width} before, {self.width} now"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the numbers of a model stand for, beyond the shapes of its tensors; None and absent: not known."""
+
+    heads: int | None = None
+    patch_size: int | None = None  # latent cells
+    features: Mapping[str, Features] = field(default_factory=dict)  # text, image, vae
+
+    @staticmethod
+    def of(config: Config | None, widths: Mapping[str, int]) -> Meaning:
+        """Of a model with this configuration, where it is known, and with features of these widths."""
+        text, image, channels = widths.get("text"), widths.get("image"), widths.get("latent_channels")
+        if config is None:
+            return Meaning(
+                features={"text": Features(None, text), "image": Features(None, image), "vae": Features(None, channels)}
+            )
+        names, model = config.encoders, config.model
+        features = {
+            "text": Features(names.text, text),
+            "image": Features(names.image, image),
+            "vae": Features(names.vae, channels),
+        }
+        return Meaning(model.heads, model.patch_size, features)
+
+
+_UNKNOWN = Meaning()
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What became of one tensor. `axes` are those whose lengths differ, for a resized one."""
+    """What became of one tensor, and why where the shapes do not say it. `axes` are those whose lengths differ, for a
+    resized one.
+    """
 
     name: str
     status: str
     old: Shape | None
     new: Shape | None
     axes: tuple[int, ...] = ()
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,47 +128,39 @@ class WarmStart:
         return {status: counted[status] for status in (COPIED, RESIZED, FRESH, SKIPPED)}
 
 
-def warmstart(old: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> WarmStart:
-    """Weights for `target` (a freshly initialised model's state dict) that take from `old` what fits. Neither is
-    changed.
+def warmstart(
+    old: Mapping[str, Tensor], target: Mapping[str, Tensor], before: Meaning = _UNKNOWN, after: Meaning = _UNKNOWN
+) -> WarmStart:
+    """Weights for `target` (a freshly initialised model's state dict) that take from `old` what has a meaning there.
+    `before` and `after` say what the numbers of either stand for. Neither is changed.
 
     Raises `BadDataError` when nothing fits, or when the old weights hold NaN or infinity.
     """
     require_finite(old, "old weights")
     weights, report = {}, []
     for name, fresh in target.items():
-        before = old.get(name)
-        if before is None or before.dim() != fresh.dim():
-            weights[name] = fresh.clone()
-            report.append(
-                TensorReport(name, FRESH, None if before is None else tuple(before.shape), tuple(fresh.shape))
-            )
-        elif before.shape == fresh.shape:
-            weights[name] = before.to(fresh.dtype, copy=True)
-            report.append(TensorReport(name, COPIED, tuple(before.shape), tuple(fresh.shape)))
-        else:
-            weights[name] = _resized(before, fresh, _stacked(name))
-            axes = tuple(axis for axis in range(fresh.dim()) if before.shape[axis] != fresh.shape[axis])
-            report.append(TensorReport(name, RESIZED, tuple(before.shape), tuple(fresh.shape), axes))
+        weights[name], row = _carried(name, old, fresh, before, after)
+        report.append(row)
     report += [
         TensorReport(name, SKIPPED, tuple(tensor.shape), None) for name, tensor in old.items() if name not in target
     ]
     if not any(row.status in (COPIED, RESIZED) for row in report):
         raise BadDataError(
-            f"none of the old model's {len(old)} tensors ({', '.join(list(old)[:3])} …) has the name and rank of one of"
-            f" the new model's {len(target)} ({', '.join(list(target)[:3])} …)",
+            f"none of the old model's {len(old)} tensors ({', '.join(list(old)[:3])} …) has the name, rank and meaning"
+            f" of one of the new model's {len(target)} ({', '.join(list(target)[:3])} …)",
             "the old weights must come from a model with the same names",
         )
     return WarmStart(weights, tuple(report))
 
 
 def old_configuration(path: Path) -> AnyConfig | None:
-    """The configuration that a checkpoint of ours remembers; None for bare weights, and where it is not readable."""
-    content = None if path.suffix.lower() == ".safetensors" else check_pt(path).content
-    tree = content.get("config") if isinstance(content, dict) else None
+    """The configuration that a checkpoint of ours, or an exported file, remembers; None for bare weights, and where it
+    is not readable.
+    """
+    tree = config_in(path)
     try:
-        return config_from_dict(tree, str(path)) if isinstance(tree, dict) else None
-    except UsageError:
+        return None if tree is None else config_from_dict(tree, str(path))
+    except DitError:
         return None
 
 
@@ -106,8 +168,8 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
     """Widths of the features that the old model was built for, under "text", "image" and "latent_channels"; the unknown
     ones are absent.
 
-    One of our checkpoints remembers them with its data. Else they are read off the shapes, the channels with
-    `patch_size`, in latent cells.
+    One of our checkpoints remembers them with its data. Else they are read off the shapes, the channels with the old
+    model's `patch_size`, in latent cells.
     """
     if path.suffix.lower() != ".safetensors":
         content = check_pt(path).content
@@ -120,25 +182,92 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
         for name, layer in _WIDTH_OF_COLUMNS.items()
         if layer in weights and weights[layer].dim() == 2
     }
-    cells = patch_size**2
-    if _PATCH_EMBEDDING in weights and weights[_PATCH_EMBEDDING].shape[-1] % cells == 0:
-        widths["latent_channels"] = weights[_PATCH_EMBEDDING].shape[-1] // cells
+    embedding, cells = weights.get("patch_embedding.weight"), patch_size**2
+    if embedding is not None and embedding.shape[-1] % cells == 0:
+        widths["latent_channels"] = embedding.shape[-1] // cells
     return widths
 
 
-def write_init(path: Path, result: WarmStart, source: str) -> None:
-    """The new weights as `.safetensors`, for `dit train --init`; the metadata say where they come from."""
+def write_init(path: Path, result: WarmStart, source: str, config: Config) -> None:
+    """The new weights as `.safetensors`, for `dit train --init`; the metadata say where they come from and which
+    configuration they are of.
+    """
     counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
-    write_safetensors(
-        path, result.weights, {"format": "pt", "weights": "warm start", "source": source, "tensors": counts}
-    )
+    metadata = {"format": "pt", "weights": WARM_START, "source": source, "tensors": counts}
+    write_safetensors(path, result.weights, metadata | {"config": json.dumps(config_to_dict(config))})
 
 
-def _resized(old: Tensor, fresh: Tensor, stacked: int) -> Tensor:
+def is_warm_start(path: Path) -> bool:
+    """Whether a file is one that `write_init` wrote."""
+    try:
+        return check_safetensors(path).metadata.get("weights") == WARM_START
+    except DitError:
+        return False
+
+
+def _carried(
+    name: str, old: Mapping[str, Tensor], fresh: Tensor, before: Meaning, after: Meaning
+) -> tuple[Tensor, TensorReport]:
+    """One tensor of the new model, and what became of it."""
+    given = old.get(name)
+    was, now = None if given is None else tuple(given.shape), tuple(fresh.shape)
+    if given is None or (why := _without_counterpart(name, old, fresh, before, after)):
+        return fresh.clone(), TensorReport(name, FRESH, was, now, why="not in the old model" if given is None else why)
+    axes = tuple(axis for axis in range(fresh.dim()) if given.shape[axis] != fresh.shape[axis])
+    p, q = before.patch_size, after.patch_size
+    if name in _PATCH_AXIS and p and q and p != q:
+        resized, why = _patches_resized(name, given, p, q), f"patches of {p}×{p} cells become {q}×{q}"
+        return _corner(resized, fresh, 1), TensorReport(name, RESIZED, was, now, axes, why)
+    if axes:
+        return _corner(given, fresh, _stacked(name)), TensorReport(name, RESIZED, was, now, axes)
+    copied = given.to(fresh.dtype, copy=True)
+    if "attention." in name and before.heads and after.heads and before.heads != after.heads:
+        why = f"{before.heads} heads become {after.heads}: the same numbers attend otherwise"
+        return copied, TensorReport(name, RESIZED, was, now, why=why)
+    return copied, TensorReport(name, COPIED, was, now)
+
+
+def _without_counterpart(name: str, old: Mapping[str, Tensor], fresh: Tensor, before: Meaning, after: Meaning) -> str:
+    """Why the old tensor of this name means something else than the new one; "" when it means the same."""
+    given = old[name]
+    if given.dim() != fresh.dim():
+        return f"of {given.dim()} axes in the old model, {fresh.dim()} in the new one"
+    kind = _OF_ENCODER.get(name.removesuffix(".weight").removesuffix(".bias"))
+    known = kind in before.features and kind in after.features
+    if kind and known and after.features[kind].differs(before.features[kind]):
+        return f"other {kind} features"
+    matrices, weight = _STACKED.get(_layer(name)), old.get(f"{name.rpartition('.')[0]}.weight")
+    if matrices and weight is not None and weight.dim() == 2:
+        found = weight.shape[0] / weight.shape[1]
+        return "" if found == matrices else f"{found:g} matrices in the old model, {matrices} in the new one"
+    return ""
+
+
+def _patches_resized(name: str, values: Tensor, p: int, q: int) -> Tensor:
+    """The C·p·p values along the patch axis as C·q·q.
+
+    resize(unit patches) is the matrix A of q² → p² cells. The embedding of a patch x is W·A·x, so its columns are W·A;
+    a prediction y becomes A'·y with A' of p² → q².
+    """
+    axis = _PATCH_AXIS[name]
+    matrix = _resizing(q, p).T if axis == 1 else _resizing(p, q)  # (q², p²)
+    cells = values.movedim(axis, -1).unflatten(-1, (-1, p * p)).float()  # (…, C, p²)
+    return (cells @ matrix.T).flatten(-2).movedim(-1, axis).to(values.dtype)
+
+
+def _resizing(p: int, q: int) -> Tensor:
+    """(q², p²) the matrix that resizes a patch of p×p cells to q×q, bilinear, averaging when it shrinks."""
+    units = torch.eye(p * p).view(p * p, 1, p, p)
+    resized = F.interpolate(units, size=(q, q), mode="bilinear", align_corners=False, antialias=True)
+    return resized.flatten(1).T
+
+
+def _corner(old: Tensor, fresh: Tensor, stacked: int) -> Tensor:
+    """`fresh` with the part that both shapes share taken from `old`, in each of `stacked` matrices on its own."""
     result = fresh.clone()
     if old.shape[0] % stacked or fresh.shape[0] % stacked:
         stacked = 1
-    # (stacked · rows, …) → (stacked, rows, …): each matrix is cut on its own
+    # (stacked · rows, …) → (stacked, rows, …)
     parts, source = result.unflatten(0, (stacked, -1)), old.unflatten(0, (stacked, -1))
     shared = tuple(slice(0, min(new, before)) for new, before in zip(parts.shape, source.shape, strict=True))
     with torch.no_grad():
@@ -146,7 +275,11 @@ def _resized(old: Tensor, fresh: Tensor, stacked: int) -> Tensor:
     return result
 
 
+def _layer(name: str) -> str:
+    """`blocks.0.attention.qkv.weight` → `qkv`"""
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
 def _stacked(name: str) -> int:
     """How many matrices the layer of a tensor stacks along its rows: `blocks.0.attention.qkv.weight` → 3."""
-    layer = name.rpartition(".")[0].rpartition(".")[2]
-    return _STACKED.get(layer, 1)
+    return _STACKED.get(_layer(name), 1)

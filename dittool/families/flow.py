@@ -31,7 +31,7 @@ from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 from dittool.families.family import BatchKind, Conclusion, Family, Forward
 from dittool.families.synthetic import write_noise
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, require_whole_tokens
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
@@ -120,7 +120,7 @@ def open_data(config: Config, folder: Path, ranks: Ranks) -> FlowData:
     processes.
     """
     shards = ShardSet.open(folder)
-    _require_features(config, shards)
+    require_features(config, shards)
     refs, held, evaluation = shards.split(TRAIN), shards.split(HOLDOUT), None
     provenance = Provenance.of(shards, refs, config)
     stream = training_stream(config, shards, refs, provenance, ranks)
@@ -225,8 +225,10 @@ def _bucket_of_batch(data: FlowData, number: int) -> str:
     return data.refs[data.stream.plan.batch(number)[0]].bucket
 
 
-def _require_features(config: Config, shards: ShardSet) -> None:
-    """Raises `BadDataError` when the data come from other encoders than the configuration names."""
+def require_features(config: Config, shards: ShardSet) -> None:
+    """Raises `BadDataError` when the data come from other encoders than the configuration names, `UsageError` when its
+    patch size does not divide their latents.
+    """
     card, wanted = shards.card, config.encoders
     for made, name in ((card.image, wanted.image), (card.text, wanted.text), (card.vae, wanted.vae)):
         if made.id != name:
@@ -235,6 +237,8 @@ def _require_features(config: Config, shards: ShardSet) -> None:
                 "embed with this preset into another folder, or say what the data are:"
                 f" -s encoders.{made.kind}={made.id}",
             )
+    buckets = map(Bucket.from_name, sorted({ref.bucket for ref in shards.samples}))
+    require_whole_tokens(buckets, card.vae.stride, config.model.patch_size, str(shards.folder))
 
 
 _STRIDE, _PATCH, _TEXT_TOKENS = 8, 16, 64  # of a usual codec, image encoder and caption

@@ -22,7 +22,7 @@ from dittool.data.shards.write import tar_member
 from dittool.encoders.cards import FeatureWidths, ImageCard, TextCard, VaeCard
 from dittool.encoders.known import known_widths
 from dittool.errors import UsageError
-from dittool.geometry import Bucket
+from dittool.geometry import Bucket, require_whole_tokens
 from dittool.untrusted.npy import npy_bytes
 
 TEXT_TOKENS = 64  # of every caption
@@ -32,7 +32,7 @@ _UNREAD = 8  # width of features that a class-conditional model does not read
 
 def write_noise(config: Config, folder: Path) -> None:
     """Four batches of the preset's bucket nearest to a square. Raises `UsageError` for encoders whose widths are not
-    known.
+    known, and for buckets that the patch size does not divide.
     """
     names = config.encoders
     widths = known_widths(names.image, names.text, names.vae)
@@ -42,6 +42,7 @@ def write_noise(config: Config, folder: Path) -> None:
             "measure with a preset whose encoders are in the table of docs/encoders.md, or run dit train --dry-run on"
             " real shards",
         )
+    require_whole_tokens(config.data.bucket_sizes(), _STRIDE, config.model.patch_size, "data.buckets")
     bucket = min(config.data.bucket_sizes(), key=lambda bucket: abs(bucket.width - bucket.height))
     image, patches = widths.image, (bucket.height // _PATCH) * (bucket.width // _PATCH)
     latent = (widths.latent_channels, *bucket.latent_grid(_STRIDE))

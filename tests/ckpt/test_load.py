@@ -332,6 +332,28 @@ def test_a_foreign_state_dict_is_found_and_its_wrappers_are_taken_off(tmp_path, 
     assert list(load_weights(tmp_path / "a.pt")) == ["a.weight", "b.weight"]
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda raw, mean: {"state_dict": raw, "state_dict_ema": mean},
+        lambda raw, mean: {"model": raw, "ema_model_state_dict": mean},
+        lambda raw, mean: {"model": raw, "model_ema": {"decay": 0.999, "module": mean}},
+        lambda raw, mean: {"params": raw, "averaged": mean, "optimizer": {"state": {}}},
+        lambda raw, mean: {
+            "state_dict": {f"model.{name}": t for name, t in raw.items()}
+            | {f"ema_model.{name}": t for name, t in mean.items()}
+        },
+    ],
+    ids=["timm", "trainer", "nested", "averaged", "lightning"],
+)
+def test_the_average_is_taken_under_whatever_name_a_trainer_gives_it(tmp_path, wrap, listener):
+    raw, mean = {"a.weight": torch.ones(2)}, {"a.weight": torch.full((2,), 7.0)}
+    torch.save(wrap(raw, mean), tmp_path / "a.pt")
+    loaded = load_weights(tmp_path / "a.pt", talk=listener)
+    assert {name: t.tolist() for name, t in loaded.items()} == {"a.weight": [7, 7]}
+    assert listener.warnings == []
+
+
 @pytest.mark.row(58)
 def test_a_file_without_weights_says_what_it_has(tmp_path):
     torch.save({"epoch": 3, "loss": [1.0]}, tmp_path / "a.pt")

@@ -6,11 +6,15 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dittool.ckpt.load import load_weights
-from dittool.ckpt.warmstart import old_feature_widths, warmstart, write_init
+from dittool.ckpt.warmstart import FRESH, Features, Meaning, old_feature_widths, warmstart, write_init
+from dittool.config.load import load_config
 from dittool.errors import BadDataError
+from dittool.models.build import build_model
+from dittool.models.dit import DiT
 
 
 def block_stack(depth: int, width: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -112,7 +116,7 @@ def test_weights_of_which_nothing_fits_are_refused_with_names_from_both_sides():
 
 def test_the_written_weights_are_complete_and_say_where_they_come_from(tmp_path):
     result = warmstart(block_stack(1, 4), block_stack(2, 4))
-    write_init(tmp_path / "init.safetensors", result, "old.pt")
+    write_init(tmp_path / "init.safetensors", result, "old.pt", load_config("demo"))
     loaded = load_weights(tmp_path / "init.safetensors")
     assert loaded.keys() == result.weights.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in result.weights.items())
@@ -131,33 +135,123 @@ def test_the_widths_of_the_features_come_from_the_checkpoints_data_before_its_sh
     assert old_feature_widths(tmp_path / "foreign.pt", {}, 2) == {}
 
 
+# What the numbers stand for
+
+
+def tiny(*overrides: str, widths: tuple[int, int, int] = (64, 64, 16)) -> DiT:
+    """A demo model of 16 channels whose every tensor has values, as after training."""
+    torch.manual_seed(3)
+    size = ["model.depth=1", "model.width=16", "model.heads=2"]
+    model = build_model(load_config("demo", [*size, *overrides]), *widths).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def test_a_coarser_patch_sees_and_predicts_as_the_old_model_would_at_the_old_resolution():
+    p, q = 2, 4
+    old, target = tiny("model.patch_size=2"), tiny("model.patch_size=4").state_dict()
+    result = warmstart(old.state_dict(), target, Meaning(2, p), Meaning(2, q))
+    assert statuses(result)["patch_embedding.weight"] == statuses(result)["output.weight"] == "resized"
+    constant = torch.randn(16).repeat_interleave(q * q)  # one value a channel over the patch of 4×4 cells
+    seen = result.weights["patch_embedding.weight"] @ constant
+    torch.testing.assert_close(seen, old.patch_embedding.weight @ constant.view(16, q * q)[:, : p * p].flatten())
+    token = torch.randn(16)
+    new = (result.weights["output.weight"] @ token + result.weights["output.bias"]).view(16, q, q)
+    before = old.output(token).view(16, p, p)
+    torch.testing.assert_close(new.mean((1, 2)), before.mean((1, 2)))
+    finer = warmstart(tiny("model.patch_size=4").state_dict(), old.state_dict(), Meaning(2, 4), Meaning(2, 2))
+    sums = finer.weights["patch_embedding.weight"].view(16, 16, 4).sum(-1)  # all cells of a channel at one
+    torch.testing.assert_close(sums, tiny("model.patch_size=4").patch_embedding.weight.view(16, 16, 16).sum(-1))
+
+
+def test_another_number_of_heads_is_no_copy():
+    old = tiny().state_dict()
+    result = warmstart(old, tiny("model.heads=4").state_dict(), Meaning(2, 2), Meaning(4, 2))
+    resized = {row.name.rpartition(".weight")[0].rpartition(".")[2] for row in result.report if row.status == "resized"}
+    assert resized == {"qkv", "q", "kv", "out"}
+    assert all("2 heads become 4" in row.why for row in result.report if row.status == "resized")
+    assert torch.equal(result.weights["blocks.0.attention.qkv.weight"], old["blocks.0.attention.qkv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("text", {"text_proj", "null_text"}),
+        ("image", {"dino_proj", "dino_patch_proj", "null_dino", "null_dino_patch_token"}),
+        ("vae", {"patch_embedding", "output"}),
+    ],
+)
+def test_columns_of_another_encoder_start_fresh(kind, layers):
+    before = {name: Features("hub/old", 64) for name in ("text", "image", "vae")}
+    after = before | {kind: Features("hub/new", 64)}
+    old, target = tiny().state_dict(), build_model(load_config("demo", ["model.depth=1", "model.width=16"]), 64, 64, 16)
+    result = warmstart(old, target.state_dict(), Meaning(2, 2, before), Meaning(2, 2, after))
+    fresh = {row.name.replace("conditioning.", "").split(".")[0] for row in result.report if row.status != "copied"}
+    assert fresh == layers
+    same = before | {kind: Features("/models/OLD", 64)}  # the same encoder in a folder
+    assert set(statuses(warmstart(old, old, Meaning(2, 2, before), Meaning(2, 2, same))).values()) == {"copied"}
+
+
+def test_a_modulation_of_another_number_of_parts_starts_fresh():
+    result = warmstart(
+        {"b.modulation.weight": torch.ones(12, 2), "b.modulation.bias": torch.ones(12), "w": torch.ones(1)},
+        {"b.modulation.weight": torch.zeros(18, 2), "b.modulation.bias": torch.zeros(18), "w": torch.zeros(1)},
+    )
+    assert statuses(result) == {"b.modulation.weight": FRESH, "b.modulation.bias": FRESH, "w": "copied"}
+    assert result.report[0].why == "6 matrices in the old model, 9 in the new one"
+
+
 # The command
+
+
+SMALL = ("-s", "model.width=16", "-s", "model.heads=2")
 
 
 def test_the_command_asks_for_the_widths_that_it_cannot_know(dit, tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt")
-    ended = dit(
-        "warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", tmp_path / "init.safetensors", "--text-dim", 8
-    )
+    unknown = ("-s", "encoders.image=mine/image", "-s", "encoders.vae=mine/vae")
+    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", tmp_path / "i.safetensors", *unknown)
     assert ended.code == 2 and "--image-dim N --latent-channels N" in ended.err and "--text-dim" not in ended.err
 
 
 def test_the_command_carries_a_checkpoint_over_to_a_deeper_preset(dit, tmp_path):
-    from dittool.config.load import load_config
-    from dittool.models.build import build_model
-
-    small = ("-s", "model.width=16", "-s", "model.heads=2")
-    old = build_model(load_config("demo", ["model.depth=1", "model.width=16", "model.heads=2"]), 8, 12, 4).state_dict()
+    old = tiny().state_dict()
     torch.save({"model": old}, tmp_path / "old.pt")
-    out = tmp_path / "init.safetensors"
-    ended = dit(
-        "warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", out, *small, "-s", "model.depth=2", "--json"
-    )
+    out, again = tmp_path / "init.safetensors", tmp_path / "a b.safetensors"
+    deeper = (*SMALL, "-s", "model.depth=2")
+    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", out, *deeper, "--json")
     answer = json.loads(ended.out)
-    assert ended.code == 0 and answer["widths"] == {"text": 8, "image": 12, "latent_channels": 4}
+    assert ended.code == 0 and answer["widths"] == {"text": 64, "image": 64, "latent_channels": 16}
     assert answer["counts"] == {"copied": len(old), "resized": 0, "re-initialised": 9, "skipped": 0}
     loaded = load_weights(out)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in old.items())
-    again = tmp_path / "again.safetensors"
-    dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", again, *small, "-s", "model.depth=2")
+    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", again, *deeper)
     assert torch.equal(load_weights(again)["blocks.1.mlp.up.weight"], loaded["blocks.1.mlp.up.weight"])
+    settings = "-s model.width=16 -s model.heads=2 -s model.depth=2"
+    assert f"dit train --preset demo {settings} --init '{again}'" in ended.err  # what trains this model, as it is typed
+
+
+def test_the_widths_are_those_of_the_presets_encoders_not_the_old_models(dit, tmp_path):
+    """nano reads T5 and DINOv3, the demo's model read the built-in stand-ins."""
+    torch.save({"model": tiny().state_dict()}, tmp_path / "old.pt")
+    out = tmp_path / "init.safetensors"
+    ended = dit("warmstart", tmp_path / "old.pt", "--preset", "nano", "--out", out, "-s", "model.depth=1", "--json")
+    assert json.loads(ended.out)["widths"] == {"text": 1024, "image": 1024, "latent_channels": 16}
+    assert load_weights(out)["conditioning.text_proj.weight"].shape == (384, 1024)
+    assert "other text features, whose layers start fresh" in ended.err
+
+
+def test_a_file_is_never_written_over_its_input_or_over_a_strangers_file(dit, tmp_path):
+    old = tmp_path / "old.safetensors"
+    save_file(tiny().state_dict(), old)
+    before = old.read_bytes()
+    ended = dit("warmstart", old, "--preset", "demo", "--out", old, *SMALL, "-s", "model.depth=1", "--force")
+    assert ended.code == 2 and "it is the input" in ended.err and old.read_bytes() == before
+    theirs = tmp_path / "theirs.safetensors"
+    save_file({"x": torch.ones(1)}, theirs)
+    command = ("warmstart", old, "--preset", "demo", "--out", theirs, *SMALL, "-s", "model.depth=1")
+    ended = dit(*command)
+    assert ended.code == 2 and "another origin" in ended.err and "--force" in ended.err
+    assert dit(*command, "--force").code == 0 and "patch_embedding.weight" in load_weights(theirs)
+    assert dit(*command).code == 0  # its own earlier result

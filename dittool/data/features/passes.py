@@ -28,7 +28,7 @@ from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError
-from dittool.geometry import Bucket, patch_grid
+from dittool.geometry import Bucket, patch_grid, require_whole_tokens
 
 CAPTIONS = 256  # in a batch; the text encoder groups them by length
 _FEWEST, _MOST = 16, 128  # images in a batch
@@ -235,6 +235,8 @@ def _image_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Pixels]:
 
 def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Pixels]:
     codec = load_codec(config.encoders.vae)
+    # the model that the configuration describes could not read what is made
+    require_whole_tokens(config.data.bucket_sizes(), codec.card.stride, config.model.patch_size, "data.buckets")
     return EmbedPass(
         "vae",
         codec.card,
