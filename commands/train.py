@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,14 +75,14 @@ def main(
         raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
     if out is None:
         out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
+    if resume and not out.is_dir():
+        raise UsageError(f"--out {out}: no such run to resume", "check the path, or begin it: leave --resume out")
     data = data or recorded_data(out)
     named = preset or str(out / "resolved.toml")
     config = load_config(named, overrides)
     if dry_run:
         _show_plan(config, data, console)
         return
-    if not (no_audit or resume):
-        _require_audited(config, named, out, console)
     changes = [override.partition("=")[0].strip() for override in overrides]
     done = train(
         config,
@@ -91,6 +92,7 @@ def main(
         strict=strict,
         named_changes=changes,
         init=init,
+        audit=None if no_audit or resume else partial(_require_audited, config, named, out, console),
         checker=SCENE_CHECKER,
         talk=console,
     )
@@ -103,18 +105,13 @@ def main(
 
 
 def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) -> None:
-    """Ends with exit code 1 when a rule fails. Under torchrun the first process audits for all."""
-    import os
-
+    """Ends with exit code 1 when a rule fails."""
     from dittool.audit.before_training import audit_before_training
     from dittool.audit.report import COLUMNS, as_json, summary_line, table_rows
     from dittool.errors import ANSWER_IS_NO
     from dittool.families.family import specimen_of
 
-    if (
-        os.environ.get("RANK", "0") != "0"
-        or (result := audit_before_training(config, specimen_of, name, out, console)) is None
-    ):
+    if (result := audit_before_training(config, specimen_of, name, out, console)) is None:
         return
     if result.ok:
         console.note(summary_line(result))

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from dittool.errors import BadDataError, StorageError, UsageError
 
+LOCK_NAME = ".lock"  # begins the name of every lock in an output folder
 TEMPORARY_PREFIX = ".tmp-dit-"  # a name that is ours: whatever bears it below an output folder is swept
 
 
@@ -189,6 +190,26 @@ def require_replaceable(
         )
 
 
+@contextmanager
+def nothing_left_of_refusal(folder: Path) -> Iterator[None]:
+    """Around work that makes an output folder: when it is refused before anything is written there, the folder and its
+    locks go again, as far as they were not there before and nobody holds them.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set(folder.glob(f"{LOCK_NAME}*"))
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for lock in set(folder.glob(f"{LOCK_NAME}*")) - before:
+                with open(lock, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.unlink()
+            for path in absent:
+                path.rmdir()  # fails for one that holds something
+        raise
+
+
 def require_free(folder: Path, needed: int, what: str) -> None:
     """Raises `StorageError` when the disk under `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
@@ -221,10 +242,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Holds the folder for one writer; the kernel lets go when the process ends, however it ends. Raises
     `StorageError` naming the owner.
     """
-    path = folder / ".lock"
+    path = folder / LOCK_NAME
     with open(path, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:
+                raise BlockingIOError("its last owner has just removed it")
         except OSError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"

@@ -5,7 +5,8 @@ allocated for it. Only then does `torch.load(weights_only=True)` or the safetens
 else. Both defences stand alone: `weights_only=True` by itself lets a file of 400 bytes allocate a gigabyte (a
 bytearray; torch 2.13).
 
-Exit codes: not a checkpoint, or a damaged one, is `BadDataError` (3); one that could do harm is `UnsafeFileError` (4).
+Exit codes: no such file is `UsageError` (2); not a checkpoint, or a damaged one, is `BadDataError` (3); one that could
+do harm is `UnsafeFileError` (4).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from safetensors.torch import load_file as load_safetensors_file
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError, UnsafeFileError, listed
+from dittool.errors import BadDataError, UnsafeFileError, UsageError, listed
 from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
 from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
 from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
@@ -329,7 +330,7 @@ def _open_regular(path: Path) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise BadDataError(f"{path}: no such file", "check the path") from error
+        raise UsageError(f"{path}: no such file", "check the path") from error
     if stat.S_ISDIR(mode):
         raise BadDataError(f"{path}: a folder, not a checkpoint file", "name the file inside it")
     if not stat.S_ISREG(mode):

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, UsageError
 from dittool.storage import read_json_lines, write_atomic
 
 USED, REFUSED = "used", "refused"
@@ -108,7 +108,13 @@ def write_records(path: Path, records: list[Record]) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Raises `BadDataError` when the file is missing, a line is not a record, or two have the same id."""
+    """Raises `UsageError` when there is no such folder, `BadDataError` when the file is missing, a line is not a
+    record, or two have the same id.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{path.parent}: no such folder", "check the path, or make one with: dit embed IMAGES --out FOLDER"
+        )
     if not path.is_file():
         raise BadDataError(
             f"{path}: no such file, so this is not a derived folder", "make one with: dit embed IMAGES --out FOLDER"

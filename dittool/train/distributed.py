@@ -7,10 +7,13 @@ below; nodes are added with torchrun's own options. The order of samples does no
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +24,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dittool.encoders.pretrained import device_of_choice
+from dittool.errors import Interrupted
+
+_DONE, _FAILED = "done", "failed"  # what the first process says of its work alone
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two questions to it
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Ranks:
     device: torch.device
     # each process holds a part of weights, average and moments (FSDP2), instead of all of them (DDP)
     sharded: bool = False
+    store: dist.Store | None = None  # where the processes leave each other word; None: there is one
+    _turns: Iterator[int] = field(default_factory=itertools.count, repr=False)  # of the first process alone
 
     @property
     def first(self) -> bool:
@@ -57,6 +66,29 @@ class Ranks:
             replica.set_requires_gradient_sync(not wanted)
         with replica.no_sync() if wanted and isinstance(replica, DistributedDataParallel) else nullcontext():
             yield
+
+    @contextmanager
+    def first_alone(self) -> Iterator[bool]:
+        """Inside, the first process (True) works for as long as it takes; the others (False) wait at the end for it.
+
+        They ask the store, not in a collective: those of NCCL time out after ten minutes, and a judgement or a
+        checkpoint on a slow disk takes longer. All processes must come here together. Raises `Interrupted` in the
+        others when the first one's work has ended in an error.
+        """
+        if self.store is None:
+            yield self.first
+            return
+        key = f"turn/{next(self._turns)}"
+        try:
+            yield self.first
+        except BaseException:
+            if self.first:
+                self.store.set(key, _FAILED)
+            raise
+        if self.first:
+            self.store.set(key, _DONE)
+        elif _word_of_first(self.store, key) == _FAILED:
+            raise Interrupted("the first process failed; its message says why", "", signal.SIGTERM)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of each process's value, on all of them."""
@@ -97,6 +129,14 @@ class Ranks:
         return bool(votes)
 
 
+def _word_of_first(store: dist.Store, key: str) -> str:
+    pause = _SHORTEST_PAUSE
+    while not store.check([key]):
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+    return store.get(key).decode()
+
+
 def gathered(value: Any) -> Any:
     """A tensor, or dicts and lists of them, with every split tensor in one piece. All processes must ask together."""
     if isinstance(value, DTensor):
@@ -130,9 +170,11 @@ def process_group(parallel: str) -> Iterator[Ranks]:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, count = next(dist.rendezvous("env://"))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("collectives", store), rank=rank, world_size=count)
     try:
-        yield Ranks(dist.get_rank(), count, device, sharded=parallel == "fsdp")
+        yield Ranks(rank, count, device, sharded=parallel == "fsdp", store=dist.PrefixStore("dit", store))
         dist.barrier()
     finally:
         dist.destroy_process_group()

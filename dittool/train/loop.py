@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ from dittool.console import SILENT, Talk
 from dittool.errors import Interrupted, NonFiniteError, UsageError
 from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.shell import quoted
-from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic
+from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder, sweep_temporaries, write_atomic
 from dittool.train.distributed import gathered, parts_like, process_group
 from dittool.train.failures import (
     compiler_errors_explained,
@@ -110,6 +110,7 @@ def train(
     strict: bool = False,
     named_changes: Sequence[str] = (),
     init: Path | None = None,
+    audit: Callable[[], None] | None = None,
     checker: CaptionChecker | None = None,
     talk: Talk = SILENT,
 ) -> TrainSummary | None:
@@ -124,23 +125,30 @@ def train(
         strict: with `resume`, refuse when the newest checkpoint is not valid.
         named_changes: dotted keys whose change against the checkpoint is wanted.
         init: weights to start from, made by `dit warmstart`; the peak learning rate is halved.
+        audit: what the first process does before the first step, once data are opened; what it raises ends the run.
         checker: reads edited captions back from pictures, for judgements on the way.
 
-    Raises `BadDataError`, `UsageError`, `StorageError`; `NonFiniteError` before an update would spoil the weights;
-    `Interrupted` after a signal, with the state saved.
+    Nothing is made in `out` before the inputs are known to be there. Raises `BadDataError`, `UsageError`,
+    `StorageError`; `NonFiniteError` before an update would spoil the weights; `Interrupted` after a signal, with the
+    state saved.
     """
     if init is not None:
         config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
-    checkpoints, family = output_folder(out) / "checkpoints", family_of(config)
+        if not init.exists():
+            raise UsageError(f"--init {init}: no such file", "make it with: dit warmstart OLD --preset P --out W")
+    checkpoints, family = out / "checkpoints", family_of(config)
     with ExitStack() as held:
         ranks = held.enter_context(process_group(config.train.parallel))
         talk = talk if ranks.first else SILENT
         opened = family.open_data(config, data, ranks)
         stop = held.enter_context(stop_on_signal())
+        with ranks.first_alone() as alone:
+            if alone and audit is not None:
+                audit()
         if ranks.first:
-            held.enter_context(folder_lock(out))
+            held.enter_context(nothing_left_of_refusal(out))
+            held.enter_context(folder_lock(output_folder(out)))
             sweep_temporaries(out)
-            checkpoints.mkdir(exist_ok=True)
         if not resume and list_checkpoints(checkpoints):
             raise UsageError(
                 f"{out}: holds checkpoints of an earlier run",
@@ -222,10 +230,10 @@ def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | N
     state, keys, step, log = run.state, run.state.config.train, run.state.step, run.log
     evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
     averaged = state.gathered_ema() if evaluates or draws or judges else None
-    if log is not None and averaged is not None and evaluates:
-        with _beside_training(run, "the evaluation"):
-            found = state.family.evaluate(state.data, averaged, state.device)
-            if found:
+    if averaged is not None and evaluates:
+        with state.ranks.first_alone(), _beside_training(run, "the evaluation"):
+            found = {} if log is None else state.family.evaluate(state.data, averaged, state.device)
+            if log is not None and found:
                 run.figures = found
                 log.write(step, found)
     if due(step, keys.log_every, last):
@@ -238,16 +246,17 @@ def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | N
 def _show(run: _Run, averaged: nn.Module, last: bool, judges: bool) -> None:
     """What is drawn and judged after a step, by the first process, once the step's checkpoint is saved."""
     family, data, step = run.state.family, run.state.data, run.state.step
-    if run.log is None:
-        return
-    if due(step, run.state.config.train.sample_every, last):
-        with _beside_training(run, "the plot of the loss"):
-            run.log.plot()
-        with _beside_training(run, "drawing a picture"):
-            family.draw(data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
-    if judges:
-        with _beside_training(run, "the judgement"):
-            family.judge(data, averaged, step, run.folder, run.checker, run.talk)
+    with run.state.ranks.first_alone():
+        if run.log is None:
+            return
+        if due(step, run.state.config.train.sample_every, last):
+            with _beside_training(run, "the plot of the loss"):
+                run.log.plot()
+            with _beside_training(run, "drawing a picture"):
+                family.draw(data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
+        if judges:
+            with _beside_training(run, "the judgement"):
+                family.judge(data, averaged, step, run.folder, run.checker, run.talk)
 
 
 @contextmanager
@@ -272,9 +281,11 @@ def _beside_training(run: _Run, what: str) -> Iterator[None]:
 def _save(run: _Run, meter: Meter, last: bool) -> None:
     """A checkpoint. All processes gather it, the first one writes."""
     content, keys = run.state.to_checkpoint(), run.state.config.checkpoint
-    if run.state.ranks.first:
-        run.saved = save_checkpoint(run.checkpoints, content, final=last, summary={"loss": meter.loss, **run.figures})
-        rotate(run.checkpoints, keys.keep, keys.keep_every)
+    with run.state.ranks.first_alone() as alone:
+        if alone:
+            summary = {"loss": meter.loss, **run.figures}
+            run.saved = save_checkpoint(run.checkpoints, content, final=last, summary=summary)
+            rotate(run.checkpoints, keys.keep, keys.keep_every)
 
 
 def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:

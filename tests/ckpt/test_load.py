@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from dittool.ckpt.load import check_pt, load_checkpoint, load_weights, non_finite_tensors, require_finite, require_fit
-from dittool.errors import BadDataError, UnsafeFileError
+from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted.handmade import (
     END,
@@ -284,10 +284,11 @@ def test_folders_pipes_and_missing_files_are_named_and_do_not_block(tmp_path):
     for path, said in [
         (tmp_path, "a folder"),
         (tmp_path / "pipe.pt", "not a regular file"),
-        (tmp_path / "no.pt", "no such file"),
     ]:
         with pytest.raises(BadDataError, match=said):
             load_checkpoint(path)
+    with pytest.raises(UsageError, match="no such file"):
+        load_checkpoint(tmp_path / "no.pt")
 
 
 # Checkpoints and weights

@@ -10,20 +10,26 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
+from dittool.errors import Interrupted
+from dittool.train.distributed import Ranks
 from dittool.train.loop import train
 from tests.run_states import same_tensors
 
 pytestmark = pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 
 
-def torchrun(processes: int, out, family_shards, *overrides: str, resume: bool = False) -> subprocess.Popen:
+def torchrun(
+    processes: int, out, family_shards, *overrides: str, resume: bool = False, program: str = "dittool"
+) -> subprocess.Popen:
     options = [word for override in (*family_shards.overrides, *overrides) for word in ("-s", override)]
     command = [
         sys.executable,
@@ -33,9 +39,9 @@ def torchrun(processes: int, out, family_shards, *overrides: str, resume: bool =
         "--nproc-per-node",
         str(processes),
         "-m",
-        "dittool",
+        program,
         "train",
-        "--no-audit",
+        *(["--no-audit"] if program == "dittool" else []),
         "--data",
         str(family_shards.folder),
         "--out",
@@ -134,3 +140,60 @@ def test_a_batch_that_does_not_divide_is_refused_by_name(tiny_shards, tmp_path):
     process = torchrun(2, tmp_path / "run", tiny_shards, "train.batch_size=5")
     _, err = process.communicate(timeout=90)
     assert process.returncode != 0 and "5 samples in a batch do not divide among 2 processes" in err
+
+
+@pytest.mark.slow
+def test_what_the_first_process_does_alone_may_take_longer_than_collectives_wait(tiny_shards, tmp_path):
+    out = tmp_path / "run"
+    settings = ("train.steps=1", "train.warmup_steps=0", "train.eval_every=1", "train.sample_every=1")
+    judged = ("validate.every=1", "validate.limit=1")
+    process = torchrun(2, out, tiny_shards, *settings, *judged, program="tests.train.slow_first_process")
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[-3000:]
+    assert [line for line in err.splitlines() if line.startswith("slow: ")] == [
+        f"slow: {name}" for name in ("audit", "evaluate", "save", "draw", "judge")
+    ]
+    assert list((out / "validation").rglob("results.json")) and list((out / "samples").iterdir())
+
+
+def two_processes(first, others) -> tuple[object, object]:
+    """What two functions of a `Ranks` give, or raise, as processes 0 and 1 with one store."""
+    store = dist.HashStore()
+
+    def outcome(function, rank: int) -> object:
+        try:
+            return function(Ranks(rank, 2, torch.device("cpu"), store=store))
+        except BaseException as error:
+            return error
+
+    with ThreadPoolExecutor(2) as both:
+        running = [both.submit(outcome, function, rank) for rank, function in enumerate((first, others))]
+        return running[0].result(20), running[1].result(20)
+
+
+def test_the_others_wait_for_the_first_process_each_time():
+    done = []
+
+    def turns(ranks: Ranks) -> list[list[str]]:
+        seen = []
+        for name in "ab":
+            with ranks.first_alone() as alone:
+                if alone:
+                    time.sleep(0.2)
+                    done.append(name)
+            seen.append(list(done))
+        return seen
+
+    _, seen = two_processes(turns, turns)
+    assert seen[0][:1] == ["a"] and seen[1] == ["a", "b"]
+
+
+def test_a_failure_of_the_first_process_ends_the_wait_of_the_others():
+    def fails(ranks: Ranks) -> None:
+        with ranks.first_alone() as alone:
+            if alone:
+                raise OSError("the disk is full")
+
+    first, other = two_processes(fails, fails)
+    assert isinstance(first, OSError)
+    assert isinstance(other, Interrupted) and "the first process failed" in other.message

@@ -7,7 +7,8 @@ work overlaps in `pipeline.py`, how several processes share it in `parts.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from dittool.data.records import STAGES, UNKNOWN_WORDS, Record
 from dittool.data.source.item import Pairing, shown
 from dittool.data.source.preview import pairs_to_show
 from dittool.data.source.scan import scan, summary
+from dittool.data.source.sources import require_source
 from dittool.encoders.known import KNOW_EVERY_SCRIPT
 from dittool.errors import BadDataError, UsageError
 from dittool.shell import quoted
-from dittool.storage import output_folder, require_free, write_atomic
+from dittool.storage import nothing_left_of_refusal, output_folder, require_free, write_atomic
 
 _SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
 
@@ -98,8 +100,8 @@ def embed(
         rebuild: drop and remake the features of `stages`, or only those that another encoder, bucket list or storage
         makes stale.
 
-    Raises `UsageError` (a configuration without images), `BadDataError` (nothing usable, or another identity in the
-    folder), `WeightsMissingError`, `StorageError`.
+    Raises `UsageError` (a configuration without images, no such source), `BadDataError` (nothing usable, or another
+    identity in the folder), `WeightsMissingError`, `StorageError`.
     """
     config = image_config(config, config.description, "embed() makes features of images")
     leave_a_process_that_starts()
@@ -110,9 +112,9 @@ def embed(
             "rebuild in one process: without --part and torchrun",
         )
     stages = [stage for stage in STAGES if stage in stages]
-    output_folder(out)  # before anything that takes long: a folder that cannot be written to is refused at once
+    require_source(source)
     buckets = config.data.bucket_sizes()
-    with writer_lock(out, part):
+    with nothing_left_of_refusal(out), _held(out, part):
         records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data))
         store = FeatureStore(out, part)
         _require_usable(source, records, store)
@@ -146,6 +148,13 @@ def embed(
         used, others = [record for record in records if record.used], [stage for stage in STAGES if stage not in stages]
         lacking = [stage for stage in others if store.missing(stage, used, store.read_journal())]
     return EmbedSummary(records, made, kept, cut, out, left, lacking)
+
+
+@contextmanager
+def _held(out: Path, part: Part) -> Iterator[None]:
+    """The folder, made and held before anything that takes long: one that cannot be written to is refused at once."""
+    with writer_lock(output_folder(out), part):
+        yield
 
 
 def _first_pass(

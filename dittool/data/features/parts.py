@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TextIO
 
 from dittool.errors import StorageError, UsageError
-from dittool.storage import TEMPORARY_PREFIX, sweep_temporaries
+from dittool.storage import LOCK_NAME, TEMPORARY_PREFIX, sweep_temporaries
 
-_FOLDER_LOCK = ".lock"  # of dittool.storage.folder_lock: exclusive for a plain run, shared among parts
-_MOMENT_LOCK = ".lock-shared"
+_FOLDER_LOCK = LOCK_NAME  # of dittool.storage.folder_lock: exclusive for a plain run, shared among parts
+_MOMENT_LOCK = f"{LOCK_NAME}-shared"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from dittool.data.shards.index import (
 )
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, UsageError
 from dittool.shell import quoted
 from dittool.untrusted.npy import parse_npy
 
@@ -75,10 +75,11 @@ class ShardSet:
 
     @staticmethod
     def open(folder: Path) -> ShardSet:
-        """Raises `BadDataError` when the folder is no finished set of shards."""
+        """Raises `UsageError` when there is no such folder, `BadDataError` when it is no finished set of shards."""
         if not folder.is_dir():
             require_local(str(folder))
-            raise BadDataError(f"{folder}: no such folder of shards", "make one with: dit embed IMAGES, then dit shard")
+            hint = "check the path (--data), or make shards with: dit embed IMAGES, then dit shard"
+            raise UsageError(f"{folder}: no such folder of shards", hint)
         if not (folder / INDEX_NAME).is_file():
             return ShardSet(folder, _scan(folder), None)
         index = read_index(folder)

@@ -47,6 +47,7 @@ from dittool.seeding import derive_seed, unit_interval
 from dittool.storage import (
     append_durably,
     folder_lock,
+    nothing_left_of_refusal,
     output_folder,
     read_json,
     read_json_lines,
@@ -100,8 +101,7 @@ def shard(
     chosen = records[:limit]
     share = _configured_holdout(derived / "resolved.toml") if holdout is None else holdout
     held = _held_out(chosen, share, talk)
-    output_folder(out)
-    with folder_lock(out):
+    with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         _require_ours(out)
         sweep_temporaries(out)
         writer = _ShardWriter(store, out)

@@ -22,7 +22,7 @@ from dittool.data.source.folder import FOLDER_NAMES, classes_source, walk
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
 from dittool.data.source.tar import TAR_SUFFIX, tar_source, tars_source
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, UsageError
 
 _READERS: dict[str, Callable[[Path, Pairing], Source]] = {
     **dict.fromkeys(LIST_SUFFIXES, list_as_source),
@@ -48,25 +48,30 @@ def list_source(source: Path, pairing: Pairing = AUTO) -> Source:
     """Lists a source, in the same order on every machine; `pairing` says where captions are looked for.
 
     Of two items with one name (also after Unicode NFC, or with one file name on a disk that ignores case) the first
-    keeps it and the others are refused. Raises `BadDataError` when there is no such source, no image or no caption in
-    it, when a list in it is damaged or captions contradict each other, `UnsafeFileError` for a tar with links or paths
-    in it, `UsageError` for Parquet without pyarrow.
+    keeps it and the others are refused. Raises `UsageError` when there is no such source and for Parquet without
+    pyarrow, `BadDataError` when no image or no caption is in it, when a list in it is damaged or captions contradict
+    each other, `UnsafeFileError` for a tar with links or paths in it.
     """
+    require_source(source)
     if source.is_dir():
         listed = _list_folder(source, pairing)
     elif source.is_file() and source.suffix.lower() in _READERS:
         listed = _READERS[source.suffix.lower()](source, pairing)
-    elif source.exists():
+    else:
         *known, last = _READERS
         raise BadDataError(
             f"{source}: neither a folder nor a {', '.join(known)} or {last} file",
             "give a folder of images with .txt captions, or a list of images with one of these suffixes",
         )
-    else:
-        raise BadDataError(f"{source}: no such file or folder", _where_to_look(source))
     if not any(item.image for item in listed.items):
         raise _nothing_in(source, listed)
     return replace(listed, items=_with_unique_names(sorted(listed.items, key=lambda item: item.name)))
+
+
+def require_source(source: Path) -> None:
+    """Raises `UsageError` when there is nothing of that name: asked before anything is made for it."""
+    if not source.exists():
+        raise UsageError(f"{source}: no such file or folder", _where_to_look(source))
 
 
 def source_root(source: Path) -> Path:
