@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from dittool.audit.specimens.specimen import NotAnswered
+from dittool.audit.specimens.specimen import NotAnswered, Scope
 
 if TYPE_CHECKING:
     from dittool.audit.subject import Subject
 
 PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "skip"
 ERROR, WARNING = "error", "warning"
-SCOPES = ("model", "generator", "checkpoint", "preset", "plan", "data")
 HEADINGS = ("What it checks", "Why it matters", "Example", "Fix")
 
 _CODE = re.compile(r"[A-Z]+[0-9]+")
@@ -54,6 +53,11 @@ def failed(evidence: str, fix: str) -> list[Finding]:
     return [Finding(FAIL, evidence, fix)]
 
 
+def judged(faults: Sequence[str], fix: str, otherwise: str) -> list[Finding]:
+    """A failure for each fault, or a pass with this evidence."""
+    return [Finding(FAIL, fault, fix) for fault in faults] or passed(otherwise)
+
+
 def skipped(why: str) -> list[Finding]:
     """For a subject that the rule cannot judge; it never passes by default."""
     return [Finding(SKIP, why)]
@@ -78,7 +82,7 @@ class Rule:
     code: str
     name: str
     severity: str
-    scopes: tuple[str, ...]
+    scopes: tuple[Scope, ...]
     since: str
     page: str  # the docstring, as Markdown
     check: Callable[[Subject], list[Finding]]
@@ -91,10 +95,8 @@ class Rule:
 
 def rule_from_module(module: ModuleType) -> Rule:
     """The rule in a module. Raises `BrokenRule` naming everything that it lacks."""
-    page = inspect.cleandoc(module.__doc__ or "")
-    found: dict[str, Any] = {
-        name: getattr(module, name, None) for name in ("CODE", "NAME", "SEVERITY", "SCOPE", "SINCE", "check")
-    }
+    page, names = inspect.cleandoc(module.__doc__ or ""), ("CODE", "NAME", "SEVERITY", "SCOPE", "SINCE", "check")
+    found: dict[str, Any] = {name: getattr(module, name, None) for name in names}  # of a plugin, it may be anything
     problems = [f"{name} is missing" for name, value in found.items() if value is None]
     problems += [
         f"the docstring has no heading '## {heading}'" for heading in HEADINGS if f"\n## {heading}\n" not in page
@@ -103,10 +105,9 @@ def rule_from_module(module: ModuleType) -> Rule:
         problems.append(f"CODE {found['CODE']!r} is not letters and a number, as E1")
     if found["SEVERITY"] not in (None, ERROR, WARNING):
         problems.append(f"SEVERITY {found['SEVERITY']!r} is neither {ERROR} nor {WARNING}")
-    if unknown := set(found["SCOPE"] or ()) - set(SCOPES):
-        problems.append(f"SCOPE {', '.join(sorted(unknown))} is none of {', '.join(SCOPES)}")
+    if unknown := set(found["SCOPE"] or ()) - set(get_args(Scope)):
+        problems.append(f"SCOPE {', '.join(sorted(unknown))} is none of {', '.join(get_args(Scope))}")
     if problems:
         raise BrokenRule(f"{module.__name__}: {'; '.join(problems)}")
-    return Rule(
-        found["CODE"], found["NAME"], found["SEVERITY"], tuple(found["SCOPE"]), found["SINCE"], page, found["check"]
-    )
+    code, name, severity, scopes, since, check = (found[name] for name in names)
+    return Rule(code, name, severity, tuple(scopes), since, page, check)

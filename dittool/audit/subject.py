@@ -1,8 +1,9 @@
 """What is audited: a preset, a checkpoint, data or a foreign model, each with exactly what it has.
 
 A rule's SCOPE says which parts of a subject it needs: `preset`, the configuration of a rectified flow; `model`, a
-network that can be built or loaded; `checkpoint`, a file of weights; `data`, features. A one-step generator's network
-is a `generator` instead, and its configuration a `plan`: steps, rates and averages, which every family has.
+network that can be built or loaded; `checkpoint`, a file of weights, and `weights` when that does not say which network
+they belong to; `data`, features. A one-step generator's network is a `generator` instead, and its configuration a
+`plan`: steps, rates and averages, which every family has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import DataView
-from dittool.audit.specimens.specimen import NotAnswered, Specimen
+from dittool.audit.specimens.specimen import NotAnswered, Scope, Specimen
 from dittool.config.architectures import AnyConfig
 
 PRESET, CHECKPOINT, RUN, SHARDS, DERIVED, FOREIGN = "preset", "checkpoint", "run", "shards", "derived", "foreign model"
@@ -28,7 +29,7 @@ class Preset:
     kind: str = PRESET
 
     @property
-    def parts(self) -> frozenset[str]:
+    def parts(self) -> frozenset[Scope]:
         return self.specimen.scopes
 
 
@@ -44,7 +45,7 @@ class Checkpoint:
     kind: str = CHECKPOINT
 
     @property
-    def parts(self) -> frozenset[str]:
+    def parts(self) -> frozenset[Scope]:
         return self.specimen.scopes | {"checkpoint"}
 
 
@@ -58,7 +59,7 @@ class Data:
     expected: Preset | None = None  # of --preset: what it should fit
 
     @property
-    def parts(self) -> frozenset[str]:
+    def parts(self) -> frozenset[Scope]:
         return frozenset({"data"})
 
     @property
@@ -78,32 +79,27 @@ class Foreign:
     kind: str = FOREIGN
 
     @property
-    def parts(self) -> frozenset[str]:
+    def parts(self) -> frozenset[Scope]:
         return self.specimen.scopes
 
 
 Subject = Preset | Checkpoint | Data | Foreign
 
 
-def fits(subject: Subject, scopes: Collection[str]) -> bool:
-    """Whether a rule of these scopes can judge a subject. One that knows the networks of rectified flow alone cannot
-    judge a generator's weights.
-    """
-    of_another_family = "plan" in subject.parts and "model" in scopes and "generator" not in scopes
-    return not subject.parts.isdisjoint(scopes) and not of_another_family
+def fits(subject: Subject, scopes: Collection[Scope]) -> bool:
+    """Whether a rule of these scopes can judge a subject."""
+    return not subject.parts.isdisjoint(scopes)
 
 
-def why_unfit(subject: Subject, scopes: Collection[str]) -> tuple[str, bool]:
+def why_unfit(subject: Subject, scopes: Collection[Scope]) -> tuple[str, bool]:
     """Why a rule of these scopes cannot judge a subject, and whether that is said also when nobody asked for it."""
     if isinstance(subject, Foreign):
         reason = "a model alone: what this rule judges stands in the training that is planned with it"
         return reason, "preset" in scopes
-    reason = f"judges a {' or '.join(scopes)}, and this is {subject.kind}"
-    if isinstance(subject, Checkpoint) and subject.config is None:
-        if {"model", "preset"} & set(scopes):
-            layout = subject.view.layout
-            weights = f"weights of the layout {layout.name}; " if layout else ""
-            unknown = "the file does not say which configuration it belongs to, so there is no network to try out"
-            reason = weights + unknown
-        return reason, "data" not in scopes
-    return reason, False
+    if isinstance(subject, Checkpoint) and subject.config is None and {"model", "preset"} & set(scopes):
+        layout = subject.view.layout
+        weights = f"weights of the layout {layout.name}; " if layout else ""
+        unknown = "the file does not say which configuration it belongs to, so there is no network to try out"
+        return weights + unknown, True
+    said_unasked = isinstance(subject, Checkpoint) and subject.config is None and "data" not in scopes
+    return f"judges a {' or '.join(scopes)}, and this is {subject.kind}", said_unasked

@@ -8,7 +8,7 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.foreign import keywords
 from dittool.audit.specimens.foreign.factory import load_attribute
-from dittool.audit.specimens.foreign.guesses import compared_texts, guess_values
+from dittool.audit.specimens.settings import compared_texts, guess_values
 from tests.audit.opened import open_subject
 
 SOURCE = """

@@ -80,7 +80,16 @@ def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large,
     assert not result.crashes and result.counts["pass"] == 3
 
 
-def test_of_large_gradients_some_entries_and_their_size_are_compared(monkeypatch):
+def test_every_entry_of_a_small_networks_gradients_is_compared(monkeypatch):
+    monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
+    foreign = open_subject(f"{MODELS}:streams").specimen
+    network = foreign.awake()
+    gradients = foreign.training_pass(network).gradients
+    assert gradients
+    assert all(gradient.shape == network.get_parameter(name).shape for name, gradient in gradients.items())
+
+
+def test_of_a_large_networks_gradients_some_entries_and_their_size_are_compared(monkeypatch, everything_is_large):
     monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
     foreign = open_subject(f"{STREAMS}:streams").specimen
     one, other = (foreign.training_pass(foreign.awake()) for _ in range(2))

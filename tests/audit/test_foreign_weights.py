@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.specimens.layouts import find_layout, gates
+from dittool.audit.specimens.layouts import WeightsAlone, find_layout
 from tests.audit.foreign_weights import DIFFUSERS, ORIGINAL, diffusers_weights, original
 from tests.audit.opened import open_subject
 
@@ -57,7 +57,7 @@ def test_weight_only_rules_judge_each_layout_and_the_rest_says_why_not(layout, s
 def test_a_gate_that_never_left_zero_is_found(layout, weights_of, tmp_path):
     weights = weights_of(layout)
     found = find_layout(weights)
-    layer = next(iter(gates(weights, found))).split(" ")[0]
+    layer = next(iter(WeightsAlone(weights, found).open_gates())).split(" ")[0]
     width = weights[layer].shape[1] if layer in weights else weights[f"{layer}.weight"].shape[1]
     for name, tensor in weights.items():
         shared = name.startswith(("t_block.1.", "adaln_single.linear."))

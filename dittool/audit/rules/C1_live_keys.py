@@ -28,8 +28,7 @@ Let the argument act, or remove it.
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed, skipped
-from dittool.audit.specimens.specimen import ACTS, DEAD, UNSEEN
+from dittool.audit.rule import Finding, judged, skipped
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C1", "live-keys", "error", ("model",), "0.1"
@@ -40,21 +39,16 @@ _MOST_NAMED = 24  # settings that act; a configuration has more
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     options = subject.specimen.options()
-    kinds = {kind: {name: one.evidence for name, one in options.effects.items() if one.kind == kind} for kind in _KINDS}
-    acting, dead, unseen = kinds[ACTS], kinds[DEAD], kinds[UNSEEN]
-    findings = [one for name, evidence in dead.items() for one in failed(f"{name}: {evidence}{options.note}", _FIX)]
-    if acting and not dead:
-        named = f": {', '.join(f'{name} ({what})' for name, what in acting.items())}"
-        shown = f"{named if len(acting) <= _MOST_NAMED else ''}{options.note}"
-        findings += passed(
-            f"{len(acting)} of {len(options.effects)} {options.kind} change what is built or drawn{shown}"
-        )
+    effects, note = options.effects, options.note
+    dead = [f"{name}: {effect.evidence}{note}" for name, effect in effects.items() if effect.kind == "dead"]
+    acting = [f"{name} ({effect.evidence})" for name, effect in effects.items() if effect.kind == "acts"]
+    named = f": {', '.join(acting)}" if len(acting) <= _MOST_NAMED else ""
+    act = f"{len(acting)} of {len(effects)} {options.kind} change what is built or drawn{named}{note}"
+    findings = judged(dead, _FIX, act) if dead or acting else []
     reasons: dict[str, list[str]] = {}
-    for name, why in unseen.items():
-        reasons.setdefault(why, []).append(name)
-    if unseen:
+    for name, effect in effects.items():
+        if effect.kind == "unseen":
+            reasons.setdefault(effect.evidence, []).append(name)
+    if reasons:
         findings += skipped("; ".join(f"{', '.join(names)} ({why})" for why, names in reasons.items()))
     return findings
-
-
-_KINDS = (ACTS, DEAD, UNSEEN)

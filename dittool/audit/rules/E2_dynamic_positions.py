@@ -25,7 +25,7 @@ from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.specimens.specimen import Positions
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "checkpoint"), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "weights"), "0.1"
 
 _FIX = (
     "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary"

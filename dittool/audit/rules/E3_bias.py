@@ -23,7 +23,7 @@ from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.specimens.specimen import Biases
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
-CODE, NAME, SEVERITY, SCOPE, SINCE = "E3", "bias", "error", ("model", "checkpoint"), "0.1"
+CODE, NAME, SEVERITY, SCOPE, SINCE = "E3", "bias", "error", ("model", "weights"), "0.1"
 
 _FIX = "build these layers with bias=False"
 

@@ -2,10 +2,10 @@
 off.
 
 ## What it checks
-The network runs forward and backward with the key on and with it off. Forward passes of each block are counted: two
-with the key on, one with it off. The bytes that autograd keeps are measured with saved-tensor hooks and must fall. All
-gradients must be equal. The preset's own setting is then observed to be the one that acts. A foreign model is switched
-by a keyword argument, method or attribute with "checkpoint" in its name.
+The network runs forward and backward with the key on and with it off. Runs of each block are counted: one in the
+forward pass, and with the key on another in the backward pass. The bytes that autograd keeps are measured with
+saved-tensor hooks and must fall. All gradients must be equal. The preset's own setting is then observed to be the one
+that acts. A foreign model is switched by a keyword argument, method or attribute with "checkpoint" in its name.
 
 ## Why it matters
 A flag that is parsed and never used shows only as a crash when memory runs out at the real size, after days of waiting
@@ -20,7 +20,7 @@ Wrap each block in `torch.utils.checkpoint.checkpoint(…, use_reentrant=False)`
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.rule import Finding, judged
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 from dittool.storage import bytes_text
 
@@ -38,9 +38,11 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     off, on, switch, blocks = found.off, found.on, found.switch, found.blocks
     kept = f"{bytes_text(on.saved)} are kept"
     faults = []
-    if wrong := [name for name in blocks if off.runs[name] != 1]:
-        faults.append(f"{switch}off: {wrong[0]} runs {off.runs[wrong[0]]} times, not once")
-    if wrong := [name for name in blocks if on.runs[name] < 2]:
+    if wrong := [name for name in blocks if off.runs[name] + off.again[name] != 1]:
+        faults.append(f"{switch}off: {wrong[0]} runs {off.runs[wrong[0]] + off.again[wrong[0]]} times, not once")
+    if wrong := [name for name in blocks if on.runs[name] != 1]:
+        faults.append(f"{switch}on: {wrong[0]} runs {on.runs[wrong[0]]} times before backward, not once")
+    if wrong := [name for name in blocks if not on.again[name]]:
         recomputed = f"{len(wrong)} of {len(blocks)} blocks are not recomputed"
         faults.append(f"{switch}on: {wrong[0]} does not run again in backward; {recomputed}")
     if on.saved >= off.saved:
@@ -48,10 +50,7 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     name, difference = found.gradient
     if difference > _TOLERANCE:
         faults.append(f"gradients of {name} differ by {difference:.1g} of the largest gradient between on and off")
-    if faults:
-        return [finding for fault in faults for finding in failed(fault + note, _FIX)]
-    return passed(
-        f"{switch}on: each of {len(blocks)} blocks runs again in backward and {kept} instead of"
-        f" {bytes_text(off.saved)} ({1 - on.saved / off.saved:.0%} less), gradients equal within"
-        f" {difference:.1g}{found.setting}{note}"
-    )
+    less = f"{kept} instead of {bytes_text(off.saved)} ({1 - on.saved / max(off.saved, 1):.0%} less)"
+    equal = f"gradients equal within {difference:.1g}{found.setting}"
+    held = f"{switch}on: each of {len(blocks)} blocks runs again in backward and {less}, {equal}"
+    return judged([fault + note for fault in faults], _FIX, held + note)

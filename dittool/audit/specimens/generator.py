@@ -5,15 +5,15 @@ B batch · C latent channels · H W latent rows and columns
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, OurNetwork
-from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, relative_change
-from dittool.audit.specimens.trial import Inputs, answer
+from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, Scope, relative_change
+from dittool.audit.specimens.trial import changes
+from dittool.audit.specimens.watching import Inputs, answer, answer_without_gradient, hooked
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.models.build import build_generator, build_toy
 from dittool.models.drift_dit import ClassConditions, DriftDiT, RotaryAttention, attention_entropy
@@ -22,14 +22,10 @@ from dittool.models.toy_generator import ToyGenerator
 _LARGE = 20.0  # factor on the projections: norms take it away again, and without a norm it is what training may reach
 
 
-class GeneratorNetwork(OurNetwork[DriftDiT]):
+class GeneratorNetwork(OurNetwork[DriftDiT, DriftConfig]):
     """The drifting transformer."""
 
-    config: DriftConfig
-    scopes: ClassVar[frozenset[str]] = frozenset({"generator", "plan"})
-
-    def __init__(self, config: DriftConfig, view: CheckpointView | None = None) -> None:
-        self.config, self.view = config, view
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"generator", "plan"})
 
     def _built(self, config: DriftConfig) -> DriftDiT:
         return build_generator(config)
@@ -60,19 +56,17 @@ class GeneratorNetwork(OurNetwork[DriftDiT]):
         return self.inputs(seed, batch=4)
 
     def liveness(self) -> Liveness:
-        model, network = self._live_network()
+        model, weights = self._live_network()
         inputs = self._training_inputs(seed=0)
-        with torch.no_grad():
-            plain = answer(model, inputs)
-            others = self._exchanged(inputs).items()
-            changes = {name: relative_change(plain, answer(model, {**inputs, **other})) for name, other in others}
-            if self.config.model.cells != (self.config.model.patch_size,) * 2:
-                exchanged = answer(model, {**inputs, "noise": self._corners_exchanged(inputs["noise"])})
-                changes["places"] = relative_change(plain, self._corners_exchanged(exchanged))
-        return Liveness(changes, self.dead_parameters(model), network)
+        found = changes(model, inputs, self._exchanged(inputs))
+        if self.config.model.cells != (self.config.model.patch_size,) * 2:
+            swapped = {**inputs, "noise": self._corners_exchanged(inputs["noise"])}
+            plain, exchanged = (answer_without_gradient(model, given) for given in (inputs, swapped))
+            found["places"] = relative_change(plain, self._corners_exchanged(exchanged))
+        return Liveness(found, self.dead_parameters(model), weights)
 
     def _exchanged(self, inputs: Inputs) -> dict[str, Inputs]:
-        """For each input the batch with another one."""
+        """For each input, what differs when each sample has another's."""
         model = self.config.model
         labels, style = inputs["conditions"].labels, inputs["conditions"].style
         others: dict[str, Inputs] = {
@@ -116,27 +110,21 @@ def _entropies(model: DriftDiT, inputs: Inputs) -> list[float]:
         assert isinstance(attention, RotaryAttention)
         seen.append(float(attention_entropy(attention, *given).mean()))
 
-    hooks = [attention.register_forward_pre_hook(look) for attention in _attentions(model)]
-    answer(model, inputs)
-    for hook in hooks:
-        hook.remove()
+    with hooked(attention.register_forward_pre_hook(look) for attention in _attentions(model)):
+        answer(model, inputs)
     return seen
 
 
-class ToyNetwork(OurNetwork[ToyGenerator]):
+class ToyNetwork(OurNetwork[ToyGenerator, ToyConfig]):
     """The small network that draws points of the plane: it has no blocks to ask for."""
 
-    config: ToyConfig
-    scopes: ClassVar[frozenset[str]] = frozenset({"plan"})
-
-    def __init__(self, config: ToyConfig, view: CheckpointView | None = None) -> None:
-        self.config, self.view = config, view
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"plan"})
 
     def _built(self, config: ToyConfig) -> ToyGenerator:
         return build_toy(config)
 
-    def _smaller(self) -> dict[str, int]:
-        return {}
-
     def inputs(self, seed: int = 0) -> Inputs:
         raise NotAnswered(self._unanswered())
+
+    def features(self) -> NoReturn:
+        raise NotAnswered("it was trained on points that its family draws itself: there are no features to identify")

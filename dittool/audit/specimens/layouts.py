@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from dittool.audit.specimens.specimen import Biases, NotAnswered, Positions, Specimen
+from dittool.audit.specimens.specimen import Biases, NotAnswered, Positions, Scope, Specimen
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.")
 
@@ -112,31 +113,32 @@ def find_layout(weights: Mapping[str, Tensor]) -> Layout | None:
 class WeightsAlone(Specimen):
     """A state dict that does not say which network it belongs to: its tensors' names tell a little of it."""
 
-    scopes: ClassVar[frozenset[str]] = frozenset()
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"weights"})
 
     def __init__(self, weights: Mapping[str, Tensor], layout: Layout) -> None:
-        self._weights, self._layout = weights, layout
+        self._weights, self._layout = bare_names(weights), layout
+        self._tensors, self._parameters = len(weights), sum(tensor.numel() for tensor in weights.values())
 
     def _unanswered(self) -> str:
         return f"weights of the layout {self._layout.name}; there is no network to try out"
 
+    def _like(self, *patterns: str) -> dict[str, Tensor]:
+        """Tensors whose name fits each pattern."""
+        fitting = (name for name in self._weights if all(re.search(pattern, name) for pattern in patterns))
+        return {name: self._weights[name] for name in fitting}
+
     def positions(self) -> Positions:
-        layout = self._layout
-        stored = {
-            name: tuple(tensor.shape)
-            for name, tensor in bare_names(self._weights).items()
-            if any(re.search(pattern, name) for pattern in layout.positions)
-        }
-        if stored:
-            return Positions(stored, source=f"{layout.name}: ")
+        name, held = self._layout.name, [self._like(pattern) for pattern in self._layout.positions]
+        if stored := {place: tuple(tensor.shape) for tensors in held for place, tensor in tensors.items()}:
+            return Positions(stored, source=f"{name}: ")
         unseen = "whether they follow the grid shows only when the model runs"
-        raise NotAnswered(f"{layout.name}: no positions among {len(self._weights)} tensors; {unseen}")
+        raise NotAnswered(f"{name}: no positions among {self._tensors} tensors; {unseen}")
 
     def biases(self) -> Biases:
         """Those of linear layers in blocks are wrong, but for the modulation and what embeds time in a block."""
-        bare, layout = bare_names(self._weights), self._layout
-        inside = {name for name in bare if re.search(layout.block, name) and not re.search(layout.modulation, name)}
-        inside = {name for name in inside if ".emb." not in name}
+        bare, layout = self._weights, self._layout
+        modulation = self._like(layout.modulation)
+        inside = {name for name in self._like(layout.block) if name not in modulation and ".emb." not in name}
         sizes = {name: tensor.numel() for name, tensor in bare.items() if name.endswith("bias")}
 
         def is_linear(bias: str) -> bool:
@@ -145,71 +147,50 @@ class WeightsAlone(Specimen):
         wrong = {name: size for name, size in sizes.items() if name in inside and is_linear(name)}
         elsewhere = {name: size for name, size in sizes.items() if name not in wrong}
         layers = sum(name.endswith("weight") and bare[name].dim() >= 2 for name in inside)
-        total = sum(tensor.numel() for tensor in self._weights.values())
-        return Biases(wrong, layers, elsewhere, total, f"{layout.name}: ")
+        return Biases(wrong, layers, elsewhere, self._parameters, f"{layout.name}: ")
 
     def open_gates(self) -> dict[str, bool]:
-        return gates(self._weights, self._layout)
+        layout, found = self._layout, {}
+        stacked = self._like(layout.block, layout.modulation)
+        width = next(tensor.shape[1] for tensor in stacked.values() if tensor.dim() == 2)  # D, of a weight or a table
+
+        def vectors(tensor: Tensor) -> Tensor:
+            """(n, D) or (n, D, D)."""
+            return tensor.unflatten(0, (-1, width))
+
+        shared = [vectors(tensor) for tensor in self._like(layout.shared).values()] if layout.shared else []
+        layers: dict[str, list[Tensor]] = {}
+        for name, tensor in stacked.items():
+            layer = name.removesuffix("weight").removesuffix("bias")
+            layers.setdefault(layer, []).append(tensor if layer == name else vectors(tensor))  # or a table (n, D)
+        for layer, own in layers.items():
+            if len(own[0]) % 3:
+                continue  # scale and shift alone, as the last block of SD3 has for its text
+            for index in range(2, len(own[0]), 3):
+                is_open = any(bool(tensor[index].any()) for tensor in (*own, *shared))
+                found[f"{layer.rstrip('.')} vector {index}"] = is_open
+        return found
 
     def incomplete_blocks(self) -> tuple[int, list[str]]:
-        return incomplete_blocks(self._weights, self._layout)
+        lists: dict[str, dict[int, list[tuple[str, torch.Size]]]] = {}
+        for name, tensor in self._weights.items():
+            if found := re.search(self._layout.block, name):
+                blocks = lists.setdefault(name[: found.start(1)], {})
+                blocks.setdefault(int(found[1]), []).append((name[found.end() :], tensor.shape))
+        lacking = []
+        for prefix, blocks in lists.items():
+            counts = Counter(part for parts in blocks.values() for part in parts)
+            usual = [part for part, count in counts.items() if count > len(blocks) / 2]
+            for index in range(max(blocks)):
+                lacking += [f"{prefix}{index}.{part[0]}" for part in usual if part not in blocks.get(index, ())]
+        return sum(map(len, lists.values())), lacking
 
 
 class UnknownWeights(Specimen):
     """A state dict whose names say nothing."""
 
-    scopes: ClassVar[frozenset[str]] = frozenset()
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"weights"})
 
     def _unanswered(self) -> str:
         known = ", ".join(layout.name for layout in LAYOUTS)
         return f"the weights have the names of none of the known layouts ({known}), so their parts cannot be told"
-
-
-def gates(weights: Mapping[str, Tensor], layout: Layout) -> dict[str, bool]:
-    """Each gate of each block by a name, and whether anything can open it: a weight, a bias or a table that is not
-    zero.
-    """
-    bare, found = bare_names(weights), {}
-    width = _width(bare, layout)
-    shared = {name: tensor for name, tensor in bare.items() if layout.shared and re.search(layout.shared, name)}
-    layers = dict.fromkeys(
-        name.removesuffix("weight").removesuffix("bias")
-        for name in bare
-        if re.search(layout.block, name) and re.search(layout.modulation, name)
-    )
-    for layer in layers:
-        stacked = [bare[name] for name in (f"{layer}weight", f"{layer}bias") if name in bare]
-        own = [bare[layer]] if layer in bare else [tensor.unflatten(0, (-1, width)) for tensor in stacked]
-        vectors = [*own, *(tensor.unflatten(0, (-1, width)) for tensor in shared.values())]  # each (n, D) or (n, D, D)
-        if len(vectors[0]) % 3:
-            continue  # scale and shift alone, as the last block of SD3 has for its text
-        for index in range(2, len(vectors[0]), 3):
-            found[f"{layer.rstrip('.')} vector {index}"] = any(bool(one[index].any()) for one in vectors)
-    return found
-
-
-def _width(weights: Mapping[str, Tensor], layout: Layout) -> int:
-    """D: columns of the first modulation's weight or table."""
-    return next(
-        tensor.shape[1]
-        for name, tensor in weights.items()
-        if re.search(layout.block, name) and re.search(layout.modulation, name) and tensor.dim() == 2
-    )
-
-
-def incomplete_blocks(weights: Mapping[str, Tensor], layout: Layout) -> tuple[int, list[str]]:
-    """How many blocks there are, and the tensors that one lacks although more than half of its list have them. The
-    last may differ.
-    """
-    lists: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
-    for name, tensor in bare_names(weights).items():
-        if found := re.search(layout.block, name):
-            blocks = lists.setdefault(name[: found.start(1)], {})
-            blocks.setdefault(int(found[1]), {})[name[found.end() :]] = tuple(tensor.shape)
-    lacking = []
-    for prefix, blocks in lists.items():
-        counts = Counter((leaf, shape) for tensors in blocks.values() for leaf, shape in tensors.items())
-        usual = [one for one, count in counts.items() if count > len(blocks) / 2]
-        for index in range(max(blocks)):
-            lacking += [f"{prefix}{index}.{leaf}" for leaf, shape in usual if blocks.get(index, {}).get(leaf) != shape]
-    return sum(map(len, lists.values())), lacking

@@ -7,18 +7,17 @@ training.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal, cast, get_args, get_origin
 
 import numpy as np
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from dittool.audit.specimens.specimen import ACTS, DEAD, UNSEEN, Effect
-from dittool.audit.specimens.trial import answer
-from dittool.audit.specimens.watching import SavedBytes
+from dittool.audit.specimens.settings import Guess, effect_of, neighbours
+from dittool.audit.specimens.specimen import Effect
+from dittool.audit.specimens.watching import SavedBytes, answer, answer_without_gradient
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
 from dittool.data.normalisation import latent_norm
@@ -31,10 +30,9 @@ from dittool.sampling.latents import sample_latents
 if TYPE_CHECKING:
     from dittool.audit.specimens.ours import FlowNetwork
 
-Key = tuple[str, str]  # (section, key)
-Observers = dict[str, Callable[[Config, "FlowNetwork"], Any]]  # by what they see
-_DRAWS = 1000
-_SCHEDULED = ("steps", "lr", "min_lr", "warmup_steps")
+Observers = Mapping[str, Callable[[Config, "FlowNetwork"], object]]  # by what they see, the cheap things first
+Section = dict[str, object]
+_UNIFORM = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 _IN_THE_LOOP = (
     "acts in the training loop, which an audit does not run: shown key by key in tests/train/test_live_keys.py"
 )
@@ -45,86 +43,59 @@ _ELSEWHERE = {
     "checkpoint": _IN_THE_LOOP,
     "validate": "acts in validation",
 }
+_USUAL: dict[str, list[object]] = {  # values of keys that are neither numbers nor choices
+    "area": ["256x256", "1024x1024"],
+    "buckets": [["256x256"]],
+    "guidance_interval": [[0.2, 0.6]],
+}
 
 
 def key_effects(config: Config, network: FlowNetwork) -> dict[str, Effect]:
     """The effect of each key of a configuration but the description, by dotted name."""
+    sections = {name: values for name, values in config_to_dict(config).items() if isinstance(values, dict)}
+    return {
+        f"{section}.{key}": key_effect(section, key, config, network)
+        for section, values in sections.items()
+        for key in values
+    }
+
+
+def key_effect(section: str, key: str, config: Config, network: FlowNetwork) -> Effect:
+    """The effect of one key."""
     tree = config_to_dict(config)
-    keys = [(section, key) for section, values in tree.items() if isinstance(values, dict) for key in values]
-    return {".".join(key): _effect(key, tree, config, network) for key in keys}
-
-
-def _effect(key: Key, tree: dict[str, Any], config: Config, network: FlowNetwork) -> Effect:
-    observers = _observers(key)
+    values: Section = tree[section]
+    observers = _OBSERVERS.get(f"{section}.{key}") or _OBSERVERS.get(section) or {}
     if not observers:
-        return Effect(UNSEEN, _ELSEWHERE.get(key[0], "acts where this rule does not look"))
-    tried = []
-    for value, other in _changed_configs(key, tree):
-        for what, observe in observers.items():
-            try:
-                if observe(config, network) != observe(other, network):
-                    return Effect(ACTS, what)
-            except UsageError:
-                break  # this value does not go with the others
-        else:
-            tried.append(value)
-    if not tried:
-        return Effect(UNSEEN, "has no other valid value here")
-    what = ", ".join(observers)
-    return Effect(
-        DEAD,
-        f"{tree[key[0]][key[1]]!r} → {', '.join(repr(value) for value in tried)} changes none of {len(observers)}"
-        f" things: {what}",
-    )
+        return Effect("unseen", _ELSEWHERE.get(section, "acts where this rule does not look"))
+
+    def difference(value: object) -> str:
+        changed = {**values, **_moved_along(section, key, value, values), key: value}
+        set_keys = {name: other for name, other in changed.items() if other is not None}
+        other = cast(Config, config_from_dict({**tree, section: set_keys}, "C1"))  # the architecture stays
+        seen = (what for what, observe in observers.items() if observe(config, network) != observe(other, network))
+        return next(seen, "")
+
+    guess = Guess(_other_values(section, key, values[key]), why_none="has no other valid value here")
+    return effect_of(values[key], guess, difference, list(observers), UsageError)
 
 
 # What can be seen of a configuration
 
 
-def _observers(key: Key) -> Observers:
-    """What may show a key's effect, the cheap things first."""
-    section, name = key
-    if section == "model":
-        return {"shapes": _shapes, "answer": _answer, "bytes kept for backward": _saved}
-    if section == "train" and name in _SCHEDULED:
-        return {"learning rate": _rates}
-    if section == "data" and name in ("area", "buckets"):
-        return {"buckets": lambda config, _: config.data.bucket_sizes()}
-    by_key: dict[Key, Observers] = {
-        ("data", "patch_storage"): {"stored bytes": _stored},
-        ("data", "latent_scaling"): {"normalisation": _norm},
-    }
-    by_section: dict[str, Observers] = {
-        "flow": {"timesteps": _timesteps},
-        "dropout": {"modes": _modes},
-        "ema": {"decay": _decays},
-        "sample": {"latents drawn": _drawn},
-    }
-    return by_key.get(key) or by_section.get(section) or {}
+def _answer(network: FlowNetwork) -> list[float]:
+    return answer_without_gradient(network.one_block.eval(), network.inputs()).flatten().tolist()
 
 
-def _shapes(config: Config, network: FlowNetwork) -> Any:
-    return network.with_config(config).shapes()
-
-
-def _answer(config: Config, network: FlowNetwork) -> str:
-    network = network.with_config(config)
-    with torch.no_grad():
-        return _digest(answer(network.one_block.eval(), network.inputs()))
-
-
-def _saved(config: Config, network: FlowNetwork) -> int:
-    network = network.with_config(config)
-    model = network.one_block.train()
-    saved = SavedBytes(model)
+def _saved(network: FlowNetwork) -> int:
+    saved = SavedBytes(network.one_block)
     with saved:
-        answer(model, network.inputs())
+        answer(network.one_block.train(), network.inputs())
     return saved.bytes
 
 
-def _drawn(config: Config, network: FlowNetwork) -> str:
-    inputs = network.inputs()
-    return _digest(sample_latents(network.shared_awake, inputs["conditions"], inputs["z"], SampleSettings.of(config)))
+def _drawn(config: Config, network: FlowNetwork) -> Tensor:
+    inputs, settings = network.inputs(), SampleSettings.of(config)
+    return sample_latents(network.shared_awake, inputs["conditions"], inputs["z"], settings)
 
 
 def _rates(config: Config, _: FlowNetwork) -> list[float]:
@@ -138,86 +109,55 @@ def _decays(config: Config, _: FlowNetwork) -> list[float]:
     return [schedule.ema_decay(update, config.ema) for update in (0, 3, 100, config.train.steps - 1, 10**9)]
 
 
-def _timesteps(config: Config, _: FlowNetwork) -> str:
-    return _digest(flow.timesteps(_uniform(), config.flow.timestep_sampling, config.flow.shift))
-
-
-def _modes(config: Config, _: FlowNetwork) -> list[int]:
-    d = config.dropout
-    return flow.dropout_modes(_uniform(), d.shares).bincount(minlength=len(flow.MODES)).tolist()
-
-
 def _stored(config: Config, _: FlowNetwork) -> bytes:
     patches = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
     return encode_patches(patches, (4, 4), config.data.patch_storage).tobytes()
 
 
-def _norm(config: Config, _: FlowNetwork) -> Any:
-    codec = VaeCard("", "", "", "fp32", channels=2, stride=8, scale=0.5, shift=0.1)
-    return latent_norm(config.data.latent_scaling, codec, mean=(1.0, 2.0), std=(3.0, 4.0))
-
-
-def _uniform() -> Tensor:
-    return torch.rand(_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+_SCHEDULE: Observers = {"learning rate": _rates}
+_BUCKETS: Observers = {"buckets": lambda config, _: config.data.bucket_sizes()}
+_CODEC = VaeCard("", "", "", "fp32", channels=2, stride=8, scale=0.5, shift=0.1)
+_OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
+    "model": {
+        "shapes": lambda config, network: network.with_config(config).shapes(),
+        "answer": lambda config, network: _answer(network.with_config(config)),
+        "bytes kept for backward": lambda config, network: _saved(network.with_config(config)),
+    },
+    "flow": {
+        "timesteps": lambda config, _: flow.timesteps(
+            _UNIFORM, config.flow.timestep_sampling, config.flow.shift
+        ).tolist()
+    },
+    "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
+    "ema": {"decay": _decays},
+    "sample": {"latents drawn": lambda config, network: _drawn(config, network).flatten().tolist()},
+    **{f"train.{key}": _SCHEDULE for key in ("steps", "lr", "min_lr", "warmup_steps")},
+    **{f"data.{key}": _BUCKETS for key in ("area", "buckets")},
+    "data.patch_storage": {"stored bytes": _stored},
+    "data.latent_scaling": {
+        "normalisation": lambda config, _: latent_norm(config.data.latent_scaling, _CODEC, (1.0, 2.0), (3.0, 4.0))
+    },
+}
 
 
 # Other values
 
 
-def _changed_configs(key: Key, tree: dict[str, Any]) -> Iterator[tuple[Any, Config]]:
-    """Other values of a key with the configurations that have them; neighbours that depend on it are moved along."""
-    section, name = key
-    for value in _other_values(key, tree[section][name]):
-        for neighbours in _neighbours(key, value, tree[section]):
-            changed = {
-                one: other for one, other in {**tree[section], **neighbours, name: value}.items() if other is not None
-            }
-            try:
-                config = config_from_dict({**tree, section: changed}, "C1")
-            except UsageError:
-                continue
-            yield value, cast(Config, config)  # the architecture stays
-            break
+def _moved_along(section: str, key: str, value: object, values: Section) -> Section:
+    """Other values for keys that depend on this one."""
+    shares = {name: share for name, share in values.items() if isinstance(share, float)}
+    if section == "dropout" and isinstance(value, float):  # the shares sum to 1
+        largest = max(shares.keys() - {key}, key=shares.__getitem__)
+        return {largest: shares[largest] - (value - shares[key])}
+    if (section, key) == ("ema", "warmup"):
+        return {"warmup_steps": 10 if value == "linear" else None}
+    return {}
 
 
-def _neighbours(key: Key, value: Any, section: dict[str, Any]) -> list[dict[str, Any]]:
-    if key[0] == "dropout":  # the shares sum to 1
-        other = max((name for name in section if name != key[1]), key=section.__getitem__)
-        return [{other: section[other] - (value - section[key[1]])}]
-    if key == ("ema", "warmup"):
-        return [{"warmup_steps": 10 if value == "linear" else None}]
-    return [{}]
-
-
-def _other_values(key: Key, value: Any) -> list[Any]:
-    choices = _choices(key)
-    if choices:
-        return [one for one in choices if one != value]
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, int):
-        return [one for one in dict.fromkeys((value * 2, value // 2, value + 4, value + 1)) if one != value]
-    if isinstance(value, float):
-        return [one for one in dict.fromkeys((value * 2, value / 2, value + 0.05, value - 0.05)) if one != value]
-    return _USUAL.get(key[1], [])
-
-
-_USUAL: dict[str, list[Any]] = {  # of keys whose values are neither numbers nor choices
-    "area": ["256x256", "1024x1024"],
-    "buckets": [["256x256"]],
-    "guidance_interval": [[0.2, 0.6]],
-}
-
-
-def _choices(key: Key) -> tuple[Any, ...]:
-    """The values that a key of fixed choices may have."""
-    sections = {field.alias or name: field.annotation for name, field in Config.model_fields.items()}
-    section = sections[key[0]]
-    if not (isinstance(section, type) and issubclass(section, BaseModel)):
-        return ()
-    annotation = section.model_fields[key[1]].annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+def _other_values(section: str, key: str, value: object) -> list[object]:
+    """The other choices of a key that has choices; else values near its own."""
+    model = {field.alias or name: field.annotation for name, field in Config.model_fields.items()}[section]
+    assert isinstance(model, type) and issubclass(model, BaseModel)  # a section is one
+    annotation = model.model_fields[key].annotation
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return [choice for choice in choices if choice != value] or neighbours(value, least=0) or _USUAL.get(key, [])

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.specimens.anatomy import Anatomy
 from dittool.audit.specimens.our_keys import key_effects
-from dittool.audit.specimens.positions import grids_that_run, measure, token_differences
+from dittool.audit.specimens.positions import OnGrids
 from dittool.audit.specimens.specimen import (
     Gates,
     Grid,
@@ -32,9 +32,19 @@ from dittool.audit.specimens.specimen import (
     Options,
     Positions,
     Precision,
+    Scope,
     relative_change,
 )
-from dittool.audit.specimens.trial import LARGEST_BUILT, Inputs, Network, Trial, answer, kind_of_number, wake
+from dittool.audit.specimens.trial import (
+    LARGEST_BUILT,
+    CheckpointingSwitch,
+    Network,
+    Trial,
+    changes,
+    kind_of_number,
+    wake,
+)
+from dittool.audit.specimens.watching import Inputs, answer
 from dittool.config.architectures import AnyConfig
 from dittool.config.schema import Config, SampleSettings
 from dittool.models.build import build_model
@@ -52,19 +62,23 @@ _GRIDS: tuple[Grid, ...] = ((3, 3), (2, 4), (4, 2), (1, 6))  # at which it must 
 _BATCH = 4  # in which every dropout mode stands
 
 
-class OurNetwork(Trial[Network]):
+Configured = TypeVar("Configured", bound=AnyConfig)
+
+
+class OurNetwork(Trial[Network], Generic[Network, Configured]):
     """The network of a configuration, always with the same weights; a very large one as a twin."""
 
-    config: AnyConfig
-    view: CheckpointView | None  # whose weights it has
+    def __init__(self, config: Configured, view: CheckpointView | None = None) -> None:
+        self.config = config
+        self.view = view  # whose weights it has
 
     @abstractmethod
-    def _built(self, config: Any) -> Network:
-        """The network of a configuration of this family."""
+    def _built(self, config: Configured) -> Network:
+        """The network of a configuration."""
 
-    @abstractmethod
     def _smaller(self) -> dict[str, int]:
-        """Keys of `[model]` that make a twin."""
+        """Keys of `[model]` that make a twin, all of whose parts are as wide as they are in the network."""
+        return {}
 
     def _unanswered(self) -> str:
         return f"a network of the kind {self.config.model.arch}: the question is not of its family"
@@ -74,7 +88,7 @@ class OurNetwork(Trial[Network]):
         with torch.device("meta"):
             return self._built(self.config)
 
-    def at_real_size(self) -> tuple[nn.Module, Anatomy]:
+    def at_real_size(self) -> tuple[Network, Anatomy]:
         """On the meta device: names and shapes, no memory."""
         return self._meta, _anatomy(self.config.model.depth)
 
@@ -90,17 +104,17 @@ class OurNetwork(Trial[Network]):
         return f" (tried on a twin of depth {depth}, width {width}; the real one has {self.parameters:,} parameters)"
 
     @cached_property
-    def _tried(self) -> AnyConfig:
+    def _tried(self) -> Configured:
         return self.config if self.parameters <= LARGEST_BUILT else with_model(self.config, self._smaller())
 
-    def fresh(self, seed: int = 0, **changes: Any) -> Network:
-        """The network at step 0, in evaluation mode; `changes` are keys of `[model]`."""
-        return self._seeded(with_model(self._tried, changes), seed).eval()
+    def fresh(self, seed: int = 0, **changes: object) -> Network:
+        """`changes` are keys of `[model]`."""
+        return self._seeded(with_model(self._tried, changes), seed)
 
-    def _seeded(self, config: AnyConfig, seed: int) -> Network:
+    def _seeded(self, config: Configured, seed: int = 0) -> Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self._built(config)
+            return self._built(config).eval()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -111,9 +125,11 @@ class OurNetwork(Trial[Network]):
             raise NotAnswered("training has opened the gates of a checkpoint; audit its preset instead")
         return replace(super().gates(), where=f"each of {len(self.blocks)} blocks")
 
-    def _checkpointing_switch(self) -> tuple[str, Callable[[bool], nn.Module], str]:
+    def _checkpointing_switch(self) -> CheckpointingSwitch[Network]:
         says = "on" if getattr(self.config.model, "gradient_checkpointing", False) else "off"
-        return "", lambda wanted: self.awake(gradient_checkpointing=wanted), f"; the preset says {says}"
+        return CheckpointingSwitch(
+            "", lambda wanted: self.awake(gradient_checkpointing=wanted), f"; the preset says {says}"
+        )
 
     def precision(self) -> Precision:
         planned, model = self.config.train.precision, self.awake()
@@ -128,16 +144,13 @@ class OurNetwork(Trial[Network]):
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self._meta.state_dict().items()}
+        return _shapes(self._meta.state_dict())
 
     def trained(self) -> Network | None:
         """The network with the checkpoint's weights, the averaged ones where there are any; None when they do not fit
         its configuration, or when it is a preset's.
         """
-        if self.view is None:
-            return None
-        weights = self.view.weights()
-        if {name: tuple(tensor.shape) for name, tensor in weights.items()} != self.shapes():
+        if self.view is None or _shapes(weights := self.view.weights()) != self.shapes():
             return None
         with torch.device("meta"):
             model = self._built(self.config)
@@ -161,20 +174,28 @@ def _anatomy(depth: int) -> Anatomy:
     return Anatomy(blocks, modulation, modulation, ())
 
 
-class FlowNetwork(OurNetwork[DiT]):
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def with_model(config: Configured, changes: Mapping[str, object]) -> Configured:
+    """The configuration with other keys of `[model]`, which are not validated."""
+    return cast(Configured, config.model_copy(update={"model": config.model.model_copy(update=dict(changes))}))
+
+
+class FlowNetwork(OurNetwork[DiT, Config]):
     """The rectified flow's transformer."""
 
-    config: Config
-    scopes: ClassVar[frozenset[str]] = frozenset({"model", "preset"})
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"model", "preset"})
 
     def __init__(self, config: Config, view: CheckpointView | None = None, dims: dict[str, int] | None = None) -> None:
-        self.config, self.view, self._dims = config, view, dims
+        super().__init__(config, view)
+        self._dims = dims
 
     @cached_property
     def dims(self) -> dict[str, int]:
         """Feature widths: `text`, `image` and `latent_channels`."""
-        known = self._dims or (self.view.dims(self.config) if self.view is not None else None)
-        return known or USUAL_DIMS
+        return self._dims or (self.view.dims(self.config) if self.view is not None else None) or USUAL_DIMS
 
     def _built(self, config: Config) -> DiT:
         dims = self.dims
@@ -187,10 +208,10 @@ class FlowNetwork(OurNetwork[DiT]):
 
     @cached_property
     def one_block(self) -> DiT:
-        """The network at its real width with a single block, awake: small enough whatever the depth."""
-        model = self._seeded(with_model(self.config, {"depth": 1}), seed=0)
+        """The network at its real width with a single block and open gates: small enough whatever the depth."""
+        model = self._seeded(with_model(self.config, {"depth": 1}))
         wake(model, 0)
-        return model.eval()
+        return model
 
     def with_config(self, config: Config) -> FlowNetwork:
         """Another configuration's network on the same features; itself when it is the same network."""
@@ -219,34 +240,24 @@ class FlowNetwork(OurNetwork[DiT]):
         kept = flow.kept_conditions(torch.arange(_BATCH) % len(flow.MODES))
         return {**self.inputs(seed, batch=_BATCH), "kept": kept}
 
-    # Positions
-
-    latent = "z"
-
-    @property
-    def patch_size(self) -> int:
-        return self.config.model.patch_size
-
-    def under_other_weights(self) -> DiT:
-        return self.awake(seed=1)
-
-    def at_grid(self, grid: Grid) -> Inputs:
-        return self.inputs(grid=grid, batch=1)
-
     def positions(self) -> Positions:
-        ran, problem = grids_that_run(self, list(_GRIDS))
+        p = self.config.model.patch_size
+        grids = OnGrids(self.shared_awake, self.anatomy, "z", p, lambda grid: self.inputs(grid=grid, batch=1))
+        ran, problem = grids.grids_that_run(list(_GRIDS))
+        found = Positions(ran=ran, problem=problem)
         if problem:
-            return Positions(ran=ran, problem=problem)
-        return replace(measure(self, GRID, ran, problem, {}), reference=self._reference_positions())
+            return found
+        found = grids.measured(GRID, found, other_weights=lambda: self.awake(seed=1))
+        return replace(found, reference=self._reference_positions(grids))
 
     @torch.no_grad()
-    def _reference_positions(self) -> float | None:
+    def _reference_positions(self, grids: OnGrids) -> float | None:
         """How far the positions of a reference's patches are from those of the tokens at the same places."""
         if not (self.config.model.patches and self.config.model.patch_positions):
             return None
-        inputs, model = self.at_grid(GRID), self.shared_awake
-        tokens = token_differences(self, model, {**inputs, "z": torch.zeros_like(inputs["z"])})  # (N, D)
-        context = model.context(inputs["conditions"].map(torch.zeros_like), None, 1, GRID)
+        inputs = grids.at_grid(GRID)
+        tokens = grids.token_differences(grids.without_content(inputs))  # (N, D)
+        context = self.shared_awake.context(inputs["conditions"].map(torch.zeros_like), None, 1, GRID)
         patches = context.tokens[0, -len(tokens) :]  # they come last
         return float((patches - patches[0] - tokens).abs().max())
 
@@ -254,21 +265,25 @@ class FlowNetwork(OurNetwork[DiT]):
         return Options("keys", key_effects(self.config, self))
 
     def liveness(self) -> Liveness:
-        model, network = self._live_network()
+        model, weights = self._live_network()
         if not model.output.weight.any():
             raise NotAnswered("the output layer is still zero: nothing can show before the first update")
         inputs = self.inputs(batch=_BATCH)
-        with torch.no_grad():
-            plain = answer(model, inputs)
-            others = _exchanged(inputs).items()
-            changes = {name: relative_change(plain, answer(model, {**inputs, **other})) for name, other in others}
-            pairs = _unseen(inputs).items()
-            leaks = {name: relative_change(answer(model, a), answer(model, b)) for name, (a, b) in pairs}
-            # before training: a question of the code, not of the weights
+        everything = torch.ones(_BATCH, dtype=torch.bool)
+        hidden, dropped = _hidden_texts(inputs["conditions"])
+        leaks = changes(model, {**inputs, "kept": Kept(everything, everything)}, hidden)
+        leaks |= changes(model, {**inputs, "kept": Kept(~everything, ~everything)}, dropped)
+        with torch.no_grad():  # before training: a question of the code, not of the weights
             embedding = self.fresh().timestep(torch.linspace(0, 1, 101))
-            turn = relative_change(embedding[:-20], embedding[20:])
-        dead = self.dead_parameters(model)
-        return Liveness(changes, dead, network, leaks, "no length leaks", turns={1.0: turn}, unit_time=True)
+        return Liveness(
+            changes(model, inputs, _exchanged(inputs)),
+            self.dead_parameters(model),
+            weights,
+            leaks,
+            "no length leaks",
+            turns={1.0: relative_change(embedding[:-20], embedding[20:])},
+            unit_time=True,
+        )
 
     @torch.no_grad()
     def branch(self, text: bool, reference: bool) -> Tensor:
@@ -286,40 +301,27 @@ class FlowNetwork(OurNetwork[DiT]):
 
 
 def _exchanged(inputs: Inputs) -> dict[str, Inputs]:
-    """For each condition, the inputs in which each sample has another's."""
+    """For each condition, what differs when each sample has another's."""
     conditions: Conditions = inputs["conditions"]
     text, cls, patches = conditions.text, conditions.cls, conditions.patches
-    changed: dict[str, Conditions] = {}
+    others: dict[str, Inputs] = {}
     if text is not None:
-        changed["text"] = replace(conditions, text=-text)
+        others["text"] = {"conditions": replace(conditions, text=-text)}
     if cls is not None:
-        changed["CLS"] = replace(conditions, cls=cls.roll(1, 0))
+        others["CLS"] = {"conditions": replace(conditions, cls=cls.roll(1, 0))}
     if patches is not None:
-        changed["patches"] = replace(conditions, patches=patches.roll(1, 0))
-    return {**{name: {"conditions": other} for name, other in changed.items()}, "t": {"t": 1 - inputs["t"]}}
+        others["patches"] = {"conditions": replace(conditions, patches=patches.roll(1, 0))}
+    return {**others, "t": {"t": 1 - inputs["t"]}}
 
 
-def _unseen(inputs: Inputs) -> dict[str, tuple[Inputs, Inputs]]:
-    """Pairs of inputs that differ in what must not show."""
-    conditions: Conditions = inputs["conditions"]
+def _hidden_texts(conditions: Conditions) -> tuple[dict[str, Inputs], dict[str, Inputs]]:
+    """What differs and must not show: where the text is kept, and where it is dropped."""
     text, mask = conditions.text, conditions.text_mask
     if text is None or mask is None:
-        return {}
-    everything = torch.ones(len(text), dtype=torch.bool)
-    padding = torch.where(mask[..., None], text, torch.randn_like(text))
-    shorter = mask & (torch.arange(mask.shape[1]) < 2)
-    kept, dropped = Kept(everything, everything), Kept(~everything, everything)
-
-    def pair(mode: Kept, other: Conditions) -> tuple[Inputs, Inputs]:
-        return {**inputs, "kept": mode}, {**inputs, "kept": mode, "conditions": other}
-
-    return {
-        "text under the mask": pair(kept, replace(conditions, text=padding)),
-        "length of a dropped text": pair(dropped, replace(conditions, text_mask=shorter)),
-        "content of a dropped text": pair(dropped, replace(conditions, text=-text)),
+        return {}, {}
+    padding = replace(conditions, text=torch.where(mask[..., None], text, 1.0))
+    shorter = replace(conditions, text_mask=mask & (torch.arange(mask.shape[1]) < 2))
+    return {"text under the mask": {"conditions": padding}}, {
+        "length of a dropped text": {"conditions": shorter},
+        "content of a dropped text": {"conditions": replace(conditions, text=-text)},
     }
-
-
-def with_model(config: AnyConfig, changes: dict[str, Any]) -> AnyConfig:
-    """The configuration with other keys of `[model]`, which are not validated."""
-    return config.model_copy(update={"model": config.model.model_copy(update=changes)})

@@ -19,6 +19,7 @@ from dittool.config.schema import Config
 
 Grid = tuple[int, int]  # (rows, columns) in tokens
 Guidance = Literal["additive", "nested"]
+Scope = Literal["model", "generator", "weights", "checkpoint", "preset", "plan", "data"]  # of a rule: see `Rule`
 
 
 class NotAnswered(Exception):
@@ -54,15 +55,14 @@ class Biases:
 
 @dataclass(frozen=True)
 class Positions:
-    """What tells tokens of equal content apart. Changes are relative; None: not measured."""
+    """What makes tokens of equal content differ. Changes are relative; None: not measured."""
 
     stored: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a fixed size
     ran: list[Grid] = field(default_factory=list)  # grids at which the network ran and answered in kind
     problem: str = ""  # the first at which it did not
     grid: Grid = (0, 0)  # not square; the following is of it
     rounding: float = 0.0  # of the network's precision
-    largest: float = 0.0  # difference between tokens of equal content before the first block
-    learned: float | None = None  # change of it under other weights
+    learned: float | None = None  # change of what tokens of equal content differ by, under other weights
     mixed: float | None = None  # what is left of it when a row's and a column's part are taken away
     exchanged: float | None = None  # between exchanged answers and the answers to exchanged tokens
     by_step: float | None = None  # spread of attention's logits between tokens the same rows and columns apart
@@ -76,9 +76,10 @@ class Positions:
 class TrainingPass:
     """One forward and backward in training mode."""
 
-    runs: Counter[str]  # forward passes of each block
+    runs: Counter[str]  # of each block's forward, before backward …
+    again: Counter[str]  # … and in backward
     saved: int  # bytes kept for backward, outside of recomputation
-    gradients: dict[str, Tensor]  # of a large parameter some entries
+    gradients: dict[str, Tensor]  # of a large network's large parameters some entries
     answer: Tensor
     linear: Counter[str]  # kinds of numbers that the blocks' linear layers gave
 
@@ -122,14 +123,11 @@ class Liveness:
     time_known: bool = True
 
 
-ACTS, DEAD, UNSEEN = "acts", "dead", "unseen"
-
-
 @dataclass(frozen=True)
 class Effect:
     """What became of one setting that was changed."""
 
-    kind: str  # acts, dead or unseen
+    kind: Literal["acts", "dead", "unseen"]
     evidence: str  # what changed, or which values were tried, or why it cannot be judged
 
 
@@ -154,7 +152,7 @@ class Specimen(Protocol):
     """A network under audit. What it does not answer is said by `_unanswered`."""
 
     @property
-    def scopes(self) -> frozenset[str]:
+    def scopes(self) -> frozenset[Scope]:
         """Which scopes of rules it can be asked for."""
         ...
 
@@ -240,7 +238,7 @@ def relative_change(a: Tensor, b: Tensor) -> float:
 class UndescribedNetwork(Specimen):
     """A network whose family tells the audit nothing of it: only its plan can be judged."""
 
-    scopes: ClassVar[frozenset[str]] = frozenset({"plan"})
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"plan"})
 
     def _unanswered(self) -> str:
         return "the family of this configuration does not describe its network to the audit (Family.specimen)"

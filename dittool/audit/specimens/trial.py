@@ -6,36 +6,62 @@ answers for nothing: gates, biases, gradient checkpointing, parameters that no g
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, modulation_tables
-from dittool.audit.specimens.specimen import Biases, Checkpointing, Gates, NotAnswered, Specimen, TrainingPass
-from dittool.audit.specimens.watching import Call, SavedBytes, counted_runs, gradients_to, watch
+from dittool.audit.specimens.specimen import (
+    Biases,
+    Checkpointing,
+    Gates,
+    NotAnswered,
+    Specimen,
+    TrainingPass,
+    relative_change,
+)
+from dittool.audit.specimens.watching import (
+    Call,
+    Inputs,
+    SavedBytes,
+    answer,
+    answer_without_gradient,
+    counted_runs,
+    gradients_to,
+    hooked,
+    watch,
+)
 
-Inputs = dict[str, Any]  # arguments of forward by name
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is not built again and again
 _WAKING_STD = 0.05  # of parameters that begin at zero
 _ENTRIES_TRIED = 64
-_KEPT_ENTRIES = 100_000  # of a gradient
+_KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
-_TRAINING_PASSES = 8  # in which a gradient may reach a parameter
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class CheckpointingSwitch(Generic[Network]):
+    """What turns gradient checkpointing on and off."""
+
+    name: str  # in words, with a space behind; "" for the key of our configurations
+    build: Callable[[bool], Network]  # the network with open gates, switched on or off
+    setting: str = ""  # what the configuration says, for the evidence
 
 
 class Trial(Specimen, Generic[Network]):
     """Builds the same network as often as a question needs it."""
+
+    training_passes = 1  # in which a gradient may reach a parameter
 
     @property
     @abstractmethod
@@ -43,7 +69,7 @@ class Trial(Specimen, Generic[Network]):
         """Of the network at its real size."""
 
     @abstractmethod
-    def fresh(self, seed: int = 0, **changes: Any) -> Network:
+    def fresh(self, seed: int = 0, **changes: object) -> Network:
         """The network at step 0, in evaluation mode; `changes` are settings of it by name."""
 
     @property
@@ -56,12 +82,10 @@ class Trial(Specimen, Generic[Network]):
         """One batch."""
 
     @abstractmethod
-    def _checkpointing_switch(self) -> tuple[str, Callable[[bool], nn.Module], str]:
-        """What turns gradient checkpointing on in words, how to build the network awake with it on or off, and what
-        the configuration says.
-        """
+    def _checkpointing_switch(self) -> CheckpointingSwitch[Network]:
+        """Raises `NotAnswered` when none is found."""
 
-    def awake(self, seed: int = 0, **changes: Any) -> Network:
+    def awake(self, seed: int = 0, **changes: object) -> Network:
         """The network with everything that begins at zero drawn at random, as if training had opened its gates."""
         model = self.fresh(seed, **changes)
         wake(model, seed)
@@ -85,7 +109,7 @@ class Trial(Specimen, Generic[Network]):
         blocks, model = self.blocks, self.fresh()
         runs = [self._block_calls(model, self.inputs(seed)) for seed in range(_TRIES_AT_START)]
         large = self.parameters > LARGEST_BUILT and not self.note
-        tried = [alike[0] for alike in alike_blocks(model, blocks).values()] if large else blocks
+        tried = [alike[0] for alike in alike_blocks(model, blocks)] if large else blocks
         opened = self._block_calls(self.shared_awake, self.inputs())
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
         return Gates(
@@ -99,21 +123,17 @@ class Trial(Specimen, Generic[Network]):
 
     def _block_calls(self, model: nn.Module, inputs: Inputs) -> dict[str, Call]:
         """Each block's call while the model runs once."""
-        with watch({name: model.get_submodule(name) for name in self.blocks}) as seen, torch.no_grad():
-            answer(model, inputs)
+        with watch({name: model.get_submodule(name) for name in self.blocks}) as seen:
+            answer_without_gradient(model, inputs)
         return {name: seen[name][0] for name in self.blocks}
 
     def _modulation(self, model: nn.Module) -> dict[str, Tensor]:
         anatomy = self.anatomy
         layers = [*(layer for block in anatomy.blocks for layer in anatomy.modulation[block]), *anatomy.shared]
-        tensors: dict[str, Tensor] = {
-            f"{layer}.{name}": tensor
-            for layer in dict.fromkeys(layers)
-            for name, tensor in model.get_submodule(layer).named_parameters()
-        }
-        for block in anatomy.blocks:
-            tensors |= {f"{block}.{name}": one for name, one in modulation_tables(model.get_submodule(block)).items()}
-        return tensors
+        own = {layer: dict(model.get_submodule(layer).named_parameters()) for layer in layers}
+        tables = {block: modulation_tables(model.get_submodule(block)) for block in anatomy.blocks}
+        held = [*own.items(), *tables.items()]
+        return {f"{place}.{name}": tensor for place, tensors in held for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def _change_without_modulation(self, model: nn.Module, name: str, call: Call) -> float:
@@ -129,20 +149,16 @@ class Trial(Specimen, Generic[Network]):
                 parameter.zero_()
             else:
                 parameter.normal_(std=_WAKING_STD, generator=generator)
-        return _change(self._with_zero_vectors(model, call).again(block))
-
-    def _with_zero_vectors(self, model: nn.Module, call: Call) -> Call:
-        """The call with what shared modulation layers gave it replaced by zeros."""
         shared = (model.get_submodule(name) for name in self.anatomy.shared)
         widths = {layer.out_features for layer in shared if isinstance(layer, nn.Linear)}
 
-        def closed(value: Any) -> Any:
-            from_shared = isinstance(value, Tensor) and value.is_floating_point() and value[0].numel() in widths
-            return torch.zeros_like(value) if from_shared else value
+        def closed(value: object) -> object:
+            """What shared modulation layers gave is replaced by zeros."""
+            if widths and isinstance(value, Tensor) and value.is_floating_point() and value[0].numel() in widths:
+                return torch.zeros_like(value)
+            return value
 
-        if not widths:
-            return call
-        return Call(tuple(map(closed, call.args)), {name: closed(value) for name, value in call.kwargs.items()}, None)
+        return _change(call.again(block, closed))
 
     # Biases
 
@@ -169,38 +185,45 @@ class Trial(Specimen, Generic[Network]):
     # Training
 
     def checkpointing(self) -> Checkpointing:
-        blocks = self.blocks
-        switch, build, setting = self._checkpointing_switch()
-        off, on = (self.training_pass(build(wanted)) for wanted in (False, True))
-        return Checkpointing(switch, off, on, blocks, largest_gradient_difference(off, on), setting)
+        blocks, switch = self.blocks, self._checkpointing_switch()
+        off, on = (self.training_pass(switch.build(wanted)) for wanted in (False, True))
+        return Checkpointing(switch.name, off, on, blocks, largest_gradient_difference(off, on), switch.setting)
 
     def training_pass(self, model: nn.Module, bf16: bool = False) -> TrainingPass:
         """Forward and backward in training mode, with seeded random draws; under autocast for bf16."""
         model.train()
+        large = sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT
+        compared = _some if large else torch.Tensor.detach
         # ahead, lest they split the heap
-        kept = {name: torch.zeros_like(_some(parameter)) for name, parameter in model.named_parameters()}
+        kept = {name: torch.zeros_like(compared(parameter)) for name, parameter in model.named_parameters()}
         reached: set[str] = set()
+        linear: Counter[str] = Counter()  # kinds of numbers
 
         def take(name: str, gradient: Tensor) -> None:
-            kept[name] += _some(gradient)
+            kept[name] += compared(gradient)
             reached.add(name)
 
+        def count(_layer: nn.Module, _inputs: tuple[object, ...], output: Tensor) -> None:
+            linear[kind_of_number(output.dtype)] += 1
+
         blocks, saved = self.anatomy.blocks, SavedBytes(model)
+        layers = [layer for name in blocks for layer in model.get_submodule(name).modules()]
         with (
             torch.random.fork_rng(devices=[]),
             counted_runs(model, blocks) as runs,
-            _linear_answers(model, blocks) as linear,
+            hooked(layer.register_forward_hook(count) for layer in layers if isinstance(layer, nn.Linear)),
             gradients_to(take, model),
         ):
             torch.manual_seed(0)
             with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 given = answer(model, self.inputs())
+            forward = runs.copy()
             given.float().square().sum().backward()
         gradients = {name: gradient for name, gradient in kept.items() if name in reached}
-        return TrainingPass(runs, saved.bytes, gradients, given.detach(), linear)
+        return TrainingPass(forward, runs - forward, saved.bytes, gradients, given.detach(), linear)
 
     def dead_parameters(self, model: nn.Module) -> list[str]:
-        """Parameters that no gradient reaches in several passes, where dropped conditions come too."""
+        """Parameters that no gradient reaches."""
         without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
         def take(name: str, gradient: Tensor) -> None:
@@ -209,7 +232,7 @@ class Trial(Specimen, Generic[Network]):
 
         with torch.random.fork_rng(devices=[]), gradients_to(take, model):
             torch.manual_seed(0)
-            for seed in range(_TRAINING_PASSES):
+            for seed in range(self.training_passes):
                 answer(model, self._training_inputs(seed)).float().square().sum().backward()
                 if not without:
                     break
@@ -223,25 +246,13 @@ class Trial(Specimen, Generic[Network]):
         return [name for name, parameter in self.fresh().named_parameters() if not parameter.any()]
 
 
-def answer(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The first tensor that the model returns."""
-    with contextlib.redirect_stdout(sys.stderr):
-        output = model(**inputs)
-    found = next(_tensors(output), None)
-    if found is None:
-        raise TypeError(f"forward returns a {type(output).__name__} without a tensor")
-    return found
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _tensors(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _tensors(inner)
+def changes(model: nn.Module, inputs: Inputs, others: Mapping[str, Inputs]) -> dict[str, float]:
+    """Relative change of the answer under each of other inputs, of which only what differs is given."""
+    plain = answer_without_gradient(model, inputs).float()
+    return {
+        name: relative_change(plain, answer_without_gradient(model, {**inputs, **other}).float())
+        for name, other in others.items()
+    }
 
 
 def wake(model: nn.Module, seed: int) -> None:
@@ -258,39 +269,19 @@ def is_zero(tensor: Tensor) -> bool:
     return not tensor.flatten()[:_ENTRIES_TRIED].any() and not tensor.any()
 
 
-def largest_gradient_difference(one: TrainingPass, other: TrainingPass) -> tuple[str, float]:
+def largest_gradient_difference(a: TrainingPass, b: TrainingPass) -> tuple[str, float]:
     """The parameter whose gradients differ most between two passes, and by how much of the largest gradient."""
-    largest = max(float(gradient.abs().max()) for gradient in one.gradients.values())
-    missing = one.gradients.keys() ^ other.gradients.keys()
-    if missing:
+    if missing := a.gradients.keys() ^ b.gradients.keys():
         return min(missing), float("inf")
-    differences = {
-        name: float((gradient - other.gradients[name]).abs().max()) / max(largest, 1e-30)
-        for name, gradient in one.gradients.items()
-    }
+    largest = max(float(gradient.abs().max()) for gradient in a.gradients.values())
+    differences = {name: float((a.gradients[name] - b.gradients[name]).abs().max()) for name in a.gradients}
     name = max(differences, key=differences.__getitem__)
-    return name, differences[name]
+    return name, differences[name] / max(largest, 1e-30)
 
 
 def kind_of_number(dtype: torch.dtype) -> str:
     """`float32`, `bfloat16`."""
     return str(dtype).removeprefix("torch.")
-
-
-@contextlib.contextmanager
-def _linear_answers(model: nn.Module, blocks: tuple[str, ...]) -> Iterator[Counter[str]]:
-    """Counts the kinds of numbers that linear layers in blocks give."""
-    seen: Counter[str] = Counter()
-    layers = [layer for name in blocks for layer in model.get_submodule(name).modules() if isinstance(layer, nn.Linear)]
-    hooks = [
-        layer.register_forward_hook(lambda _layer, _inputs, output: seen.update([kind_of_number(output.dtype)]))
-        for layer in layers
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -304,8 +295,7 @@ def _some(gradient: Tensor) -> Tensor:
 
 def _change(call: Call) -> float:
     """max |block(x) − x| over the streams of tokens; a NaN counts as a change."""
-    changes = [float((after - before).abs().max()) for before, after in call.streams]
-    return max(float("inf") if change != change else change for change in changes)
+    return max(float((after - before).abs().max().nan_to_num(torch.inf, torch.inf)) for before, after in call.streams)
 
 
 def _is_bias(name: str) -> bool:

@@ -5,9 +5,10 @@ B batch · H heads · N tokens · D width
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,15 +17,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+Inputs = dict[str, Any]  # arguments of a network's forward by name
+
+
+def answer(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The first tensor that the model returns. What it prints goes to stderr, so that reports are not mixed with it."""
+    with redirect_stdout(sys.stderr):
+        output = model(**inputs)
+    found = next(_tensors(output), None)
+    if found is None:
+        raise TypeError(f"forward returns a {type(output).__name__} without a tensor")
+    return found
+
+
+@torch.no_grad()
+def answer_without_gradient(model: nn.Module, inputs: Inputs) -> Tensor:
+    return answer(model, inputs)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner)
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a module."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    output: object = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -37,21 +64,23 @@ class Call:
 
     @property
     def streams(self) -> list[tuple[Tensor, Tensor]]:
-        """(tokens in, tokens out) for each output of tokens that an input of the same shape goes with, the nearest
-        one.
-        """
-        found = []
-        for after in self.outputs:
-            before = [
-                one for one in self.tensors if is_tokens(one) and one.shape == after.shape and one.dtype == after.dtype
+        """(tokens in, tokens out) for each output of tokens that has an input of its shape; of several the nearest."""
+        pairs = []
+        for after in filter(is_tokens, self.outputs):
+            alike = [
+                tokens
+                for tokens in filter(is_tokens, self.tensors)
+                if tokens.shape == after.shape and tokens.dtype == after.dtype
             ]
-            if is_tokens(after) and before:
-                found.append((min(before, key=lambda one: float((one - after).detach().abs().max())), after))
-        return found
+            if alike:
+                distances = [float((tokens - after).detach().abs().max()) for tokens in alike]
+                pairs.append((alike[distances.index(min(distances))], after))
+        return pairs
 
-    def again(self, module: nn.Module) -> Call:
-        """The same call of another module of the kind."""
-        return Call(self.args, self.kwargs, module(*self.args, **self.kwargs))
+    def again(self, module: nn.Module, change: Callable[[object], object] = lambda value: value) -> Call:
+        """The same call of another module of the kind, with its arguments changed."""
+        args, kwargs = tuple(map(change, self.args)), {name: change(value) for name, value in self.kwargs.items()}
+        return Call(args, kwargs, module(*args, **kwargs))
 
 
 def is_tokens(tensor: Tensor) -> bool:
@@ -61,12 +90,17 @@ def is_tokens(tensor: Tensor) -> bool:
 
 def is_vector(tensor: Tensor, batch: int) -> bool:
     """(B, D), or the same with axes of length 1 between."""
-    return (
-        tensor.dim() >= 2
-        and len(tensor) == batch
-        and tensor.numel() == batch * tensor.shape[-1]
-        and tensor.is_floating_point()
-    )
+    in_rows = tensor.dim() >= 2 and len(tensor) == batch and tensor.numel() == batch * tensor.shape[-1]
+    return in_rows and tensor.is_floating_point()
+
+
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed at the end of the `with`."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield
 
 
 @contextmanager
@@ -74,15 +108,13 @@ def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
     """Yields a dict that receives each module's calls, in the order in which modules are first called."""
     seen: dict[str, list[Call]] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        return lambda _module, args, kwargs, output: seen.setdefault(name, []).append(Call(args, kwargs, output))
+    def hook(name: str, _module: nn.Module, *call: Any) -> None:
+        seen.setdefault(name, []).append(Call(*call))
 
-    hooks = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
-    try:
+    with hooked(
+        module.register_forward_hook(partial(hook, name), with_kwargs=True) for name, module in modules.items()
+    ):
         yield seen
-    finally:
-        for one in hooks:
-            one.remove()
 
 
 class _Enough(Exception):
@@ -96,33 +128,26 @@ def ending_with(module: nn.Module) -> Iterator[list[Call]]:
     """
     seen: list[Call] = []
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        seen.append(Call(args, kwargs, output))
+    def hook(_module: nn.Module, *call: Any) -> None:
+        seen.append(Call(*call))
         raise _Enough
 
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        with suppress(_Enough):
-            yield seen
-    finally:
-        handle.remove()
+    with module.register_forward_hook(hook, with_kwargs=True), suppress(_Enough):
+        yield seen
 
 
 @contextmanager
 def counted_runs(model: nn.Module, blocks: Sequence[str]) -> Iterator[Counter[str]]:
     """Counts how often each block's forward runs, also where it is not called through the module."""
     counts: Counter[str] = Counter()
-
-    def counting(name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def counting_one(*args: Any, **kwargs: Any) -> Any:
-            counts[name] += 1
-            return forward(*args, **kwargs)
-
-        return counting_one
-
     modules = {name: model.get_submodule(name) for name in blocks}
+
+    def counting(name: str, forward: Callable[..., object], *args: object, **kwargs: object) -> object:
+        counts[name] += 1
+        return forward(*args, **kwargs)
+
     for name, module in modules.items():
-        module.forward = counting(name, module.forward)
+        module.forward = partial(counting, name, module.forward)
     try:
         yield counts
     finally:
@@ -142,14 +167,11 @@ def gradients_to(take: Callable[[str, Tensor], None], model: nn.Module) -> Itera
             take(name, gradient)
 
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for parameter in trained.values():
-        parameter.grad = None
-    hooks = [parameter.register_post_accumulate_grad_hook(partial(taken, name)) for name, parameter in trained.items()]
-    try:
+    model.zero_grad()
+    with hooked(
+        parameter.register_post_accumulate_grad_hook(partial(taken, name)) for name, parameter in trained.items()
+    ):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
@@ -160,44 +182,38 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(self._keep, lambda tensor: tensor)
         self._parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        self._storages: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # an address that is given back and used again would count once
+        self._kept: dict[int, Tensor] = {}  # alive: an address that is given back and used again would count once
 
     @property
     def bytes(self) -> int:
-        return sum(self._storages.values())
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._kept.values())
 
     def _keep(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
-            self._storages[storage.data_ptr()] = storage.nbytes()
-            self._alive.append(tensor)
+        address = tensor.untyped_storage().data_ptr()
+        if address not in self._parameters:
+            self._kept[address] = tensor
         return tensor
 
 
-@contextmanager
-def attention_logits() -> Iterator[list[Tensor]]:
-    """Yields a list that receives (…, N, N) before each softmax: of `scaled_dot_product_attention`, and of a
+class AttentionLogits(TorchFunctionMode):
+    """Inside a `with`, `seen` receives (…, N, N) before each softmax: of `scaled_dot_product_attention`, and of a
     softmax over a square of tokens.
     """
-    catcher = _Catcher()
-    with catcher:
-        yield catcher.seen
 
-
-class _Catcher(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
 
     def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            query, key = (
-                kwargs[name] if name in kwargs else args[index] for index, name in enumerate(("query", "key"))
-            )
+            query, key = (*args, *(kwargs[name] for name in ("query", "key") if name in kwargs))[:2]
             self.seen.append((query @ key.transpose(-1, -2)).detach())  # (…, N, N)
         elif function in (torch.softmax, F.softmax, Tensor.softmax):
             logits = args[0] if args else kwargs["input"]

@@ -11,11 +11,11 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -31,10 +31,10 @@ class Factory:
     """A class or function that makes a `torch.nn.Module`, and its keyword arguments."""
 
     target: str
-    make: Callable[..., Any]
-    kwargs: dict[str, Any]
+    make: Callable[..., object]
+    kwargs: dict[str, object]
 
-    def build(self, seed: int = 0, **changes: Any) -> nn.Module:
+    def build(self, seed: int = 0, **changes: object) -> nn.Module:
         """A new model in evaluation mode, with seeded weights. Whatever the factory raises comes through."""
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
             torch.manual_seed(seed)
@@ -44,26 +44,34 @@ class Factory:
         return model.eval()
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Every keyword argument with the value that it has: as given, else the default of the signature."""
         try:
             parameters = list(inspect.signature(self.make).parameters.values())
         except (TypeError, ValueError):
             parameters = []
-        named = [
-            one
-            for one in parameters
-            if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY) and one.default is not one.empty
-        ]
-        return {one.name: one.default for one in named} | self.kwargs
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and parameter.default is not parameter.empty
+        }
+        return defaults | self.kwargs
 
 
 def load_factory(target: str, kwargs: str | None = None) -> Factory:
     """The factory that a target names. `kwargs` is a JSON object. Raises `UsageError`."""
-    return Factory(target, load_attribute(target), _parsed(kwargs))
+    example = """for example: --kwargs '{"depth": 4}'"""
+    try:
+        given = json.loads(kwargs or "{}")
+    except ValueError as error:
+        raise UsageError(f"--kwargs is not JSON: {error}", example) from error
+    if not isinstance(given, dict):
+        raise UsageError(f"--kwargs is a {type(given).__name__}, not a JSON object", example)
+    return Factory(target, load_attribute(target), given)
 
 
-def load_attribute(target: str) -> Callable[..., Any]:
+def load_attribute(target: str) -> Callable[..., object]:
     """What `file.py:Name` or `package.module:Name` names. Raises `UsageError` with the module's own error when it
     cannot be imported.
     """
@@ -71,9 +79,7 @@ def load_attribute(target: str) -> Callable[..., Any]:
     ensure_torchvision()
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            module = (
-                _module_of_file(Path(module_name)) if module_name.endswith(".py") else _module_of_package(module_name)
-            )
+            module = _module_of(module_name)
     except DitError:
         raise
     except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
@@ -91,42 +97,24 @@ def load_attribute(target: str) -> Callable[..., Any]:
     return found
 
 
-def _module_of_file(path: Path) -> Any:
-    if not path.is_file():
+def _module_of(name: str) -> ModuleType:
+    """Of `file.py` or `package.module`, whose neighbours can be imported while it is."""
+    path, is_file = Path(name), name.endswith(".py")
+    if is_file and not path.is_file():
         raise UsageError(f"{path}: no such file", _FORMS)
+    folder = str(path.resolve().parent if is_file else Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        return _module_of_file(path) if is_file else importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
+
+
+def _module_of_file(path: Path) -> ModuleType:
     name = f"audited_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path}: not a Python file", _FORMS)
+    assert spec is not None and spec.loader is not None  # as of every .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    with _on_path(path.resolve().parent):
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
-
-
-def _module_of_package(name: str) -> Any:
-    with _on_path(Path.cwd()):
-        return importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """A file's neighbours can be imported while it is."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _parsed(kwargs: str | None) -> dict[str, Any]:
-    try:
-        parsed = json.loads(kwargs or "{}")
-    except ValueError as error:
-        raise UsageError(f"--kwargs is not JSON: {error}", """for example: --kwargs '{"depth": 4}'""") from error
-    if not isinstance(parsed, dict):
-        raise UsageError(
-            f"--kwargs is a {type(parsed).__name__}, not a JSON object", """for example: --kwargs '{"depth": 4}'"""
-        )
-    return parsed
