@@ -24,7 +24,18 @@ from typer.core import TyperCommand, TyperGroup
 from dittool import __version__
 from dittool.completion import COMPLETE_VARIABLE
 from dittool.console import Console, abandon, prepare_streams
-from dittool.errors import ANSWER_IS_NO, BUG, DONE, DitError, Interrupted, StorageError, UsageError, from_os_error
+from dittool.errors import (
+    ANSWER_IS_NO,
+    BUG,
+    DONE,
+    DitError,
+    Interrupted,
+    StorageError,
+    UsageError,
+    from_os_error,
+    is_out_of_descriptors,
+    no_descriptor_left,
+)
 
 # In the order of the work. The module is dittool.commands.NAME, and its docstring begins with the line.
 BUILT_IN = {
@@ -226,6 +237,8 @@ def explain(error: BaseException) -> DitError:
         return Interrupted("interrupted", "", signal.SIGINT)
     if isinstance(error, OSError) and (storage_error := from_os_error(error)):
         return storage_error
+    if is_out_of_descriptors(error):
+        return no_descriptor_left("a socket, a library or a file")
     return _memory_error(error) or DitError(
         f"internal error: {_named(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it"
     )

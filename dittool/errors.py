@@ -95,12 +95,16 @@ _STORAGE_ERRNOS = {
     errno.EEXIST,
     errno.ELOOP,
     errno.ENAMETOOLONG,
-    errno.EMFILE,
 }
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+# what libraries write where they lose the number; the second: a descriptor sent over a socket found no room
+_OUT_OF_DESCRIPTORS_TEXTS = ("Too many open files", "items of ancdata")
 
 
 def from_os_error(error: OSError) -> DitError | None:
     """The `StorageError` that says the same as an operating-system error, or None when it is not about storage."""
+    if error.errno in _OUT_OF_DESCRIPTORS:
+        return no_descriptor_left(str(error.filename or "a socket or a file"))
     if error.errno not in _STORAGE_ERRNOS:
         return None
     where = error.filename2 or error.filename or "the output folder"  # of a rename its target, not the temporary file
@@ -110,4 +114,26 @@ def from_os_error(error: OSError) -> DitError | None:
         )
     return StorageError(
         f"{where}: {error.strerror}", "check the owner and the permissions, or choose another folder with --out"
+    )
+
+
+def is_out_of_descriptors(error: BaseException) -> bool:
+    """Whether a process had no file descriptor left, whoever noticed it."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in _OUT_OF_DESCRIPTORS or any(text in str(error) for text in _OUT_OF_DESCRIPTORS_TEXTS)
+
+
+def no_descriptor_left(where: str) -> StorageError:
+    """What to do where `where` could not be opened. The limits are those of this process."""
+    import resource  # not on Windows, where this module is read too
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(max(2 * soft, 4096), hard)
+    if wanted > soft:
+        raising = f"raise it in the shell that starts dit: ulimit -n {wanted}"
+    else:
+        raising = "who runs this machine can raise it (limits.conf, systemd, docker run --ulimit nofile=4096)"
+    return StorageError(
+        f"{where}: too many open files: this process may have {soft:,} open at a time (ulimit -n)",
+        f"{raising}, or read with fewer processes: -s train.workers=0",
     )

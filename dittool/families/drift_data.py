@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dittool.config.drift_schema import DriftConfig
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.read_ahead import read_ahead
 from dittool.errors import BadDataError
 from dittool.families.drift_groups import Groups, group_generator, group_numbers
 from dittool.models.drift_dit import ClassConditions
@@ -68,10 +69,13 @@ class LatentStream:
         """The micro-batches of steps `first` to `end`, exclusive. The new samples of a step enter the queues before its
         first one.
         """
-        arrivals = iter(self._loader(end - first))
+        pushed = self._config.drift.pushed
+        arriving = range(self._position, self._position + (end - first) * pushed)
+        arrivals = read_ahead(self.samples, arriving, self._config.train.workers)
         for step in range(first, end):
-            for _ in range(self._config.drift.pushed):
-                self._push(next(arrivals))
+            # all of them before any enters: where one cannot be read, the queues are still those of the step before
+            for sample in [next(arrivals) for _ in range(pushed)]:
+                self._push(sample)
                 self._position += 1
             for micro in range(self._config.train.accumulate):
                 yield self._groups(group_numbers(self._config, step, micro, ranks))
@@ -108,19 +112,6 @@ class LatentStream:
         """Classes come in shuffled passes over all of them."""
         count = len(self.queues.pushed)
         return _order(self._config.train.seed, "classes", group // count, count)[group % count]
-
-    def _loader(self, steps: int) -> DataLoader:
-        """The samples that enter in so many steps."""
-        workers = self._config.train.workers
-        end = self._position + steps * self._config.drift.pushed
-        return DataLoader(
-            self.samples,
-            batch_size=None,
-            sampler=range(self._position, end),
-            num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            generator=torch.Generator(),  # the loader would else draw from the global one
-        )
 
 
 class ClassSamples(Dataset):

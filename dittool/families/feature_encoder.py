@@ -9,16 +9,17 @@ the weights, so that no run trains it twice.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from dittool.config.drift_schema import DriftConfig
 from dittool.console import SILENT, Talk
+from dittool.data.shards.read_ahead import read_ahead
 from dittool.encoders.drift_features import LatentEncoder
 from dittool.families.drift_data import ClassSamples, LatentEvaluation
 from dittool.seeding import derive_seed
@@ -90,18 +91,25 @@ def train_feature_encoder(
     return FeatureEncoder(encoder, _figures(encoder, judged, config, ranks.device))
 
 
-def _batches(config: DriftConfig, samples: ClassSamples) -> DataLoader:
+def _batches(config: DriftConfig, samples: ClassSamples) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """`feature_encoder.steps` batches of (numbers (B,), labels (B,), latents (B, C, h, w)), in the shuffled passes
     of the run's seed.
     """
-    wanted, workers = config.feature_encoder, config.train.workers
-    return DataLoader(
-        samples,
-        wanted.batch_size,
-        sampler=range(wanted.steps * wanted.batch_size),
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
+    wanted = config.feature_encoder
+    return read_ahead(_Batched(samples, wanted.batch_size), range(wanted.steps), config.train.workers)
+
+
+@dataclass(frozen=True)
+class _Batched:
+    """Batch n of the stream of samples."""
+
+    samples: ClassSamples
+    size: int
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        of_batch = [self.samples[position] for position in range(number * self.size, (number + 1) * self.size)]
+        numbers, labels, latents = zip(*of_batch, strict=True)
+        return torch.tensor(numbers), torch.tensor(labels), torch.stack(latents)
 
 
 def _loss(

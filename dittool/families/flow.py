@@ -159,7 +159,7 @@ def training_stream(
 
 def batches(data: FlowData, first: int, end: int) -> Iterator[Batch]:
     train = data.config.train
-    return iter(data.stream.loader(first * train.accumulate, end * train.accumulate, train.workers, data.device))
+    return data.stream.batches(first * train.accumulate, end * train.accumulate, train.workers, data.device)
 
 
 def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:

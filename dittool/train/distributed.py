@@ -12,8 +12,9 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ from dittool.errors import Interrupted
 
 _DONE, _FAILED = "done", "failed"  # what the first process says of its work alone
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two questions to it
+
+# for the others' share of a step; what the first one does alone may take longer
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,10 @@ class Ranks:
             yield self.first
         except BaseException:
             if self.first:
-                self.store.set(key, _FAILED)
+                _leave_word(self.store, key, _FAILED)
             raise
         if self.first:
-            self.store.set(key, _DONE)
+            _leave_word(self.store, key, _DONE)
         elif _word_of_first(self.store, key) == _FAILED:
             raise Interrupted("the first process failed; its message says why", "", signal.SIGTERM)
 
@@ -129,12 +133,20 @@ class Ranks:
         return bool(votes)
 
 
+def _leave_word(store: dist.Store, key: str, word: str) -> None:
+    with suppress(dist.DistError):  # torchrun holds the store, and may be gone
+        store.set(key, word)
+
+
 def _word_of_first(store: dist.Store, key: str) -> str:
     pause = _SHORTEST_PAUSE
-    while not store.check([key]):
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
-    return store.get(key).decode()
+    try:
+        while not store.check([key]):
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return store.get(key).decode()
+    except dist.DistError:
+        return _DONE  # the next collective, which has a time-out, shows whether it is
 
 
 def gathered(value: Any) -> Any:
@@ -171,8 +183,8 @@ def process_group(parallel: str) -> Iterator[Ranks]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     store, rank, count = next(dist.rendezvous("env://"))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.PrefixStore("collectives", store), rank=rank, world_size=count)
+    backend, own = "nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("collectives", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield Ranks(rank, count, device, sharded=parallel == "fsdp", store=dist.PrefixStore("dit", store))
         dist.barrier()

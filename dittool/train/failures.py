@@ -1,4 +1,4 @@
-"""What ends a step for reasons outside of the model's code, said as errors of ours: a reader that was killed, a
+"""What ends a step for reasons outside of the model's code, said as errors of ours: a batch that cannot be read, a
 compiler that is missing, values that are not finite.
 """
 
@@ -6,39 +6,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from dittool.errors import NonFiniteError, StorageError, UsageError, listed
-from dittool.families.family import Loss
+from dittool.families.family import Loss, MicroBatch
 from dittool.train.distributed import Ranks
+
+B = TypeVar("B", bound=MicroBatch)
 
 _SHOWN = 8  # suspects that a message names
 
 
-@contextmanager
-def reader_errors_explained() -> Iterator[None]:
-    """Inside, the death of a process that reads batches is a `StorageError`.
-
-    The loader notices it by a signal, so the error may come from anywhere, in the midst of an update too: what is in
-    memory then is no state to save.
+class ReadingError(Exception):
+    """A micro-batch that could not be read by some process. All processes of a run raise it together, between two
+    updates: the state is that of the last whole step.
     """
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def next_batch(batches: Iterator[B], ranks: Ranks) -> B:
+    """The next micro-batch. Raises `ReadingError` in all processes when one of them cannot read its share."""
+    batch, reason = None, None
     try:
-        yield
-    except RuntimeError as error:
-        if not is_reader_gone(error):
-            raise
-        raise StorageError(
-            f"a process that reads batches is gone: {str(error).splitlines()[0]}",
-            "memory or /dev/shm ran full (see df /dev/shm): go on from the last checkpoint with fewer workers, dit"
-            " train --resume -s train.workers=N",
-        ) from error
-
-
-def is_reader_gone(error: BaseException) -> bool:
-    """Whether torch says that a process that reads batches has died."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+        batch = next(batches)
+    except Exception as error:
+        reason = error
+    if ranks.any(batch is None):
+        elsewhere = StorageError("another process could not read its share of a batch", "its message says why")
+        raise ReadingError(reason or elsewhere) from reason
+    assert batch is not None
+    return batch
 
 
 @contextmanager

@@ -4,15 +4,21 @@ asked for.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import resource
 import secrets
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,10 +26,16 @@ from torch import Tensor
 from dittool.ckpt.run_log import plot_losses, read_log
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_dict
+from dittool.console import Talk
 from dittool.errors import UsageError
 from dittool.families.family import Loss
 from dittool.storage import read_json, write_atomic, write_json
 from dittool.train.distributed import Ranks
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+_LOG, _BOARD, _WANDB = "writing log.jsonl", "writing TensorBoard's events", "logging to Weights & Biases"
 
 
 @dataclass(frozen=True)
@@ -77,34 +89,59 @@ class Meter:
         return figures
 
 
-class RunLog:
-    """Rows of figures by step. `log.jsonl` is the truth; TensorBoard and the plot show the same."""
+class SideWork:
+    """What a run does beside training: measure, draw, judge, write down. It can do without, so a failure is a warning
+    with its count and a row of the log, and training goes on.
+    """
 
-    def __init__(self, folder: Path, start_step: int, config: AnyConfig) -> None:
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._failed: Counter[str] = Counter()  # by what failed
+        self.log: RunLog | None = None
+
+    @contextmanager
+    def attempted(self, what: str, step: int, in_log: bool = True) -> Iterator[None]:
+        """Inside, an exception ends what is done there and nothing else. `in_log`: it gets a row of the log."""
+        try:
+            yield
+        except Exception as error:
+            self._failed[what] += 1
+            reason = " ".join(str(error).split()) or type(error).__name__
+            said = f"step {step}: {what} failed ({self._failed[what]} in this run): {reason}; training goes on"
+            self._talk.warn(said)
+            if in_log and self.log is not None:
+                self.log.write(step, {"failed": what, "reason": reason})
+
+
+class RunLog:
+    """Rows of figures by step. `log.jsonl` is the truth; TensorBoard and the plot show the same. Where one of them
+    cannot be written, the others are, and it gets its rows as soon as it can.
+    """
+
+    def __init__(self, folder: Path, start_step: int, config: AnyConfig, side: SideWork) -> None:
         """Rows of steps after `start_step`, which a resumed run will make again, are cut off.
 
         Raises `UsageError` when `train.wandb` is given and the package is not there.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self._wandb = None if config.train.wandb is None else _wandb_run(folder, config)
-        self._path = folder / "log.jsonl"
-        self._plot_path = folder / "loss.png"
+        self._plot_path, self._side = folder / "loss.png", side
         self.rows: list[dict[str, Any]] = [row for row in read_log(folder) if row["step"] <= start_step]
-        write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self._file = _GrowingFile(folder / "log.jsonl")
+        self._board = TensorBoardFile(folder / "tensorboard", start_step)
+        side.log = self
 
     def write(self, step: int, figures: dict[str, Any]) -> None:
         row = {"step": step, **figures}
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        numbers = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
+        with self._side.attempted(_LOG, step, in_log=False):
+            self._file.append((json.dumps(row) + "\n").encode())
+        with self._side.attempted(_BOARD, step, in_log=False):
+            self._board.add(step, numbers)
         if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+            with self._side.attempted(_WANDB, step, in_log=False):
+                self._wandb.log(numbers, step=step)
 
     def plot(self) -> None:
         """Draws loss.png from the rows so far."""
@@ -112,11 +149,77 @@ class RunLog:
             plot_losses(self.rows, self._plot_path)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        step = self.rows[-1]["step"] if self.rows else 0
+        for what, end in ((_LOG, self._file.close), (_BOARD, self._board.close), ("the plot of the loss", self.plot)):
+            with self._side.attempted(what, step, in_log=False):
+                end()
         if self._wandb is not None:
-            self._wandb.finish()
-        self.plot()
+            with self._side.attempted(_WANDB, step, in_log=False):
+                self._wandb.finish()
+
+
+class _GrowingFile:
+    """A file that grows by whole pieces. What a full disk takes only half of is cut off again, kept, and written with
+    the next piece.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.seek(0, os.SEEK_END)
+        self._waiting = b""
+
+    def append(self, piece: bytes) -> None:
+        """Raises OSError when the disk does not take all that waits."""
+        self._waiting += piece
+        try:
+            written = self._file.write(self._waiting)
+            if written != len(self._waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._file.fileno(), self._size)
+            raise
+        self._size += written
+        self._waiting = b""
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardFile:
+    """An event file of scalars, written at once and by this thread: torch's writer has a thread of its own, in which
+    errors get lost.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        """Of a run that is resumed: events of other files after `start_step` are not shown any more."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = _GrowingFile(folder / name)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if start_step:
+            began = SessionLog(status=SessionLog.START)
+            self._write(Event(wall_time=time.time(), step=start_step + 1, session_log=began))
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for name, value in figures.items():
+            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            self._write(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: Event) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.append(record.getvalue())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _wandb_run(folder: Path, config: AnyConfig) -> Any:

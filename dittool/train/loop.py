@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,13 @@ from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, req
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_toml
 from dittool.console import SILENT, Talk
-from dittool.errors import Interrupted, NonFiniteError, UsageError
+from dittool.errors import DitError, Interrupted, NonFiniteError, UsageError, from_os_error
 from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.shell import quoted
 from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder, sweep_temporaries, write_atomic
 from dittool.train.distributed import gathered, parts_like, process_group
-from dittool.train.failures import (
-    compiler_errors_explained,
-    is_reader_gone,
-    reader_errors_explained,
-    require_finite_step,
-)
-from dittool.train.log import Meter, RunLog, StepFigures
+from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, require_finite_step
+from dittool.train.log import Meter, RunLog, SideWork, StepFigures
 from dittool.train.optim import set_learning_rate
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState, require_same_run
@@ -91,10 +85,10 @@ class _Run:
     state: TrainState
     checker: CaptionChecker | None
     talk: Talk
+    side: SideWork
     log: RunLog | None = None
     figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     saved: Path | None = None  # the newest checkpoint of this call
-    failed: Counter[str] = field(default_factory=Counter)  # what went wrong beside training, by its name
 
     @property
     def checkpoints(self) -> Path:
@@ -160,17 +154,16 @@ def train(
             saved = restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
         elif init is not None:
             warm_start(state, init)
-        run = _Run(out, state, checker, talk)
+        run = _Run(out, state, checker, talk, SideWork(talk))
         if ranks.first:
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
             if opened.folder is not None:
                 record_data(out, opened.folder, opened.provenance.identity_hash)
-            run.log = held.enter_context(closing(RunLog(out, state.step, config)))
-        with reader_errors_explained():
-            begun = family.begin(opened, saved, talk)
-            if run.log is not None and begun:
-                run.log.write(state.step, begun)
-            return _run_steps(run, stop)
+            run.log = held.enter_context(closing(RunLog(out, state.step, config, run.side)))
+        begun = family.begin(opened, saved, talk)
+        if run.log is not None and begun:
+            run.log.write(state.step, begun)
+        return _run_steps(run, stop)
 
 
 def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
@@ -184,8 +177,10 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
                 meter.add(train_step(state, batches))
             except NonFiniteError as failure:
                 _skip_update(run, failure)
+            except ReadingError as failure:
+                raise _saved_before(run, meter, failure) from failure
             # asked once: a signal that comes later waits for the next step
-            stopping = state.ranks.any(stop.signal_number is not None)
+            stopping = state.ranks.any(stop.wanted)
             step, last = state.step, state.step == total
             judges = not stopping and due(step, state.family.judge_every(state.config), last)
             averaged = _measure(run, meter, last, judges)
@@ -231,7 +226,7 @@ def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | N
     evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
     averaged = state.gathered_ema() if evaluates or draws or judges else None
     if averaged is not None and evaluates:
-        with state.ranks.first_alone(), _beside_training(run, "the evaluation"):
+        with state.ranks.first_alone(), run.side.attempted("the evaluation", step):
             found = {} if log is None else state.family.evaluate(state.data, averaged, state.device)
             if log is not None and found:
                 run.figures = found
@@ -250,32 +245,13 @@ def _show(run: _Run, averaged: nn.Module, last: bool, judges: bool) -> None:
         if run.log is None:
             return
         if due(step, run.state.config.train.sample_every, last):
-            with _beside_training(run, "the plot of the loss"):
+            with run.side.attempted("the plot of the loss", step):
                 run.log.plot()
-            with _beside_training(run, "drawing a picture"):
+            with run.side.attempted("drawing a picture", step):
                 family.draw(data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
         if judges:
-            with _beside_training(run, "the judgement"):
+            with run.side.attempted("the judgement", step):
                 family.judge(data, averaged, step, run.folder, run.checker, run.talk)
-
-
-@contextmanager
-def _beside_training(run: _Run, what: str) -> Iterator[None]:
-    """Inside, a failure is a warning with its count and a row of the log: the run can do without. The death of a
-    process that reads batches, which may be noticed anywhere, still ends the run.
-    """
-    try:
-        yield
-    except Exception as error:
-        if is_reader_gone(error):
-            raise
-        run.failed[what] += 1
-        reason = " ".join(str(error).split()) or type(error).__name__
-        run.talk.warn(
-            f"step {run.state.step}: {what} failed ({run.failed[what]} in this run): {reason}; training goes on"
-        )
-        if run.log is not None:
-            run.log.write(run.state.step, {"failed": what, "reason": reason})
 
 
 def _save(run: _Run, meter: Meter, last: bool) -> None:
@@ -288,13 +264,27 @@ def _save(run: _Run, meter: Meter, last: bool) -> None:
             rotate(run.checkpoints, keys.keep, keys.keep_every)
 
 
+def _saved_before(run: _Run, meter: Meter, failure: ReadingError) -> Exception:
+    """What to raise when a micro-batch cannot be read: the reason, once the state of the last step is saved."""
+    reason, step = failure.reason, run.state.step
+    if isinstance(reason, OSError):
+        reason = from_os_error(reason) or reason
+    if step == 0:
+        return reason
+    with run.side.attempted("saving the state", step):
+        _save(run, meter, last=False)
+    if isinstance(reason, DitError) and (run.saved is not None or not run.state.ranks.first):
+        reason.hint = f"{reason.hint}; the state of step {step} is saved: dit train --resume --out {quoted(run.folder)}"
+    return reason
+
+
 def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:
     """One optimizer update. Raises `NonFiniteError` before the weights are touched."""
     config, waited, samples, losses, weighted, ids = state.config, 0.0, 0, [], [], []
     state.model.train()
     for left in reversed(range(config.train.accumulate)):
         start = time.monotonic()
-        batch = next(batches).to(state.device)
+        batch = next_batch(batches, state.ranks).to(state.device)
         waited += time.monotonic() - start
         with state.ranks.local_gradients(state.replica, wanted=left > 0), compiler_errors_explained():
             loss = state.family.loss(state.data, state.forward, batch)

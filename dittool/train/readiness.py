@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dittool import installation, machine
 from dittool.config.architectures import AnyConfig
-from dittool.data.shards.stream import AHEAD
+from dittool.data.shards.read_ahead import AHEAD
 from dittool.families.family import family_of
 from dittool.machine import NOTE, Finding
 from dittool.models.build import parameter_count

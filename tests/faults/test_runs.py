@@ -108,44 +108,42 @@ def test_a_report_is_never_torn(tiny_run, tiny_shards, tmp_path):
             assert path.suffix != ".html" or path.read_text().rstrip().endswith("</html>")
 
 
-def full_from_row(step: int, monkeypatch) -> None:
-    real = log.RunLog.write
+class FullDisk:
+    """A file on a disk that takes a few bytes of what comes, once it is full, and then no more."""
 
-    def write(self, at, figures):
-        if at >= step:
-            raise OSError(errno.ENOSPC, "No space left on device", str(self._path))
-        real(self, at, figures)
+    def __init__(self, file, is_full):
+        self._file, self._is_full = file, is_full
+        self.name, self.fileno, self.seek, self.close = file.name, file.fileno, file.seek, file.close
 
-    monkeypatch.setattr(log.RunLog, "write", write)
+    def write(self, piece):
+        return self._file.write(piece[:7] if self._is_full() else piece)
 
 
 @pytest.mark.row(10)
-def test_a_disk_that_is_full_when_the_log_grows_costs_no_checkpoint(
-    family_run, family_shards, tmp_path, dit, one_error, monkeypatch
+def test_a_disk_that_is_full_when_the_log_grows_does_not_end_the_run(
+    family_run, family_shards, tmp_path, monkeypatch, listener
 ):
-    out = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        full_from_row(5, patch)
-        one_error(
-            dit(
-                "train",
-                "--preset",
-                family_shards.preset,
-                "--data",
-                family_shards.folder,
-                "--out",
-                out,
-                "--quiet",
-                *options_of(family_shards),
-            ),
-            5,
-            "No space left",
-        )
-    assert newest_checkpoint(out / "checkpoints").step == 3
-    with (out / "log.jsonl").open("ab") as file:
-        file.write(b'{"step": 5, "lo')  # what such a disk leaves
-    assert_resumes_to(family_run, out, family_shards)
-    assert [row["step"] for row in read_log(out)] == list(range(1, 9))
+    """What could not be written is written as soon as there is room: here from step 7 on."""
+    out, step = tmp_path / "run", [0]
+    real_step, real_init = loop.train_step, log._GrowingFile.__init__
+
+    def init(self, path):
+        real_init(self, path)
+        self._file = FullDisk(self._file, lambda: 4 <= step[0] < 7)
+
+    def counted(state, batches):
+        figures = real_step(state, batches)
+        step[0] = state.step
+        return figures
+
+    monkeypatch.setattr(log._GrowingFile, "__init__", init)
+    monkeypatch.setattr(loop, "train_step", counted)
+    train(family_shards.config_with(), family_shards.folder, out, talk=listener)
+    warned = [text for text in listener.warnings if "log.jsonl failed" in text]
+    assert warned[0].startswith("step 4: writing log.jsonl failed (1 in this run): [Errno 28] No space left")
+    assert any("TensorBoard" in text for text in listener.warnings)
+    assert [row["step"] for row in read_log(out) if "loss" in row] == list(range(1, 9))
+    assert_ends_as(family_run, out)
 
 
 @pytest.mark.row(11)
@@ -252,20 +250,32 @@ def test_a_terminal_that_hangs_up_costs_no_step(family_run, family_shards, tmp_p
 
 
 @pytest.mark.row(18)
-def test_a_worker_that_is_killed_is_named_and_the_run_resumes(family_run, family_shards, tmp_path, monkeypatch):
-    real = loop.train_step
+@pytest.mark.parametrize("when", ["while it waits for a batch", "while it computes"])
+def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_that_step(
+    family_run, family_shards, tmp_path, monkeypatch, when
+):
+    def kill():
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGKILL)
+        time.sleep(0.2)
 
-    def step(state, ready):
-        if state.step == 4:
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGKILL)
-            time.sleep(0.2)
+    def step(state, ready, real=loop.train_step):
+        if state.step == 4 and when == "while it waits for a batch":
+            kill()
         return real(state, ready)
 
+    def set_rate(optimizer, number, keys, real=loop.set_learning_rate):
+        if number == 4 and when == "while it computes":
+            kill()
+        return real(optimizer, number, keys)
+
     monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.setattr(loop, "set_learning_rate", set_rate)
     with pytest.raises(StorageError, match=r"reads batches is gone: DataLoader worker \(pid.*killed") as lost:
         train(family_shards.config_with("train.workers=2"), family_shards.folder, tmp_path / "run")
-    assert "/dev/shm" in lost.value.hint
+    at = 4 if when == "while it waits for a batch" else 5  # that update was finished
+    assert f"the state of step {at} is saved" in lost.value.hint and "/dev/shm" in lost.value.hint
+    assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == at
     monkeypatch.undo()
     train(
         family_shards.config_with(),

@@ -14,12 +14,10 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-import torch.distributed as dist
-
 from dittool.audit import before_training
 from dittool.cli import run
 from dittool.families import flow
-from dittool.train import loop
+from dittool.train import distributed, loop
 
 COLLECTIVES_WAIT, ALONE = 5, 7  # seconds
 
@@ -31,7 +29,7 @@ def slowly(work: Callable[..., Any], name: str, *arguments: Any, **options: Any)
 
 
 if __name__ == "__main__":
-    dist.init_process_group = partial(dist.init_process_group, timeout=timedelta(seconds=COLLECTIVES_WAIT))
+    distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=COLLECTIVES_WAIT)
     before_training.audit_before_training = partial(slowly, lambda *_: None, "audit")
     loop.save_checkpoint = partial(slowly, loop.save_checkpoint, "save")
     parts = {name: partial(slowly, getattr(flow.FAMILY, name), name) for name in ("evaluate", "draw", "judge")}

@@ -125,9 +125,9 @@ def test_workers_read_in_processes_of_their_own_and_change_no_bit(plain, tiny_sh
 
     def watched(*given):
         stream = real(*given)
-        loader = stream.loader
-        stream.loader = lambda first, last, workers, device: (
-            asked.append(workers) or loader(first, last, workers, device)
+        batches = stream.batches
+        stream.batches = lambda first, last, workers, device: (
+            asked.append(workers) or batches(first, last, workers, device)
         )
         return stream
 

@@ -91,7 +91,7 @@ def _stop_after(monkeypatch, step: int | None) -> None:
     """As if SIGTERM had come during the step."""
 
     class Request:
-        signal_number = None
+        signal_number, wanted = signal.SIGTERM, False
 
     class Manager:
         def __enter__(self):
@@ -102,7 +102,7 @@ def _stop_after(monkeypatch, step: int | None) -> None:
 
     def counting_step(state, batches, real=_REAL_STEP):
         figures = real(state, batches)
-        Request.signal_number = signal.SIGTERM if step is not None and state.step >= step else None
+        Request.wanted = step is not None and state.step >= step
         return figures
 
     monkeypatch.setattr(loop, "stop_on_signal", Manager if step is not None else _REAL_STOP)

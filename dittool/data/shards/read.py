@@ -38,6 +38,7 @@ from dittool.data.shards.index import (
     require_local,
     scan_tar,
 )
+from dittool.data.shards.open_files import OpenFiles
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
@@ -71,7 +72,7 @@ class ShardSet:
     folder: Path
     samples: list[SampleRef]
     index: ShardIndex | None  # None: a set without index.json
-    _files: dict[tuple[int, str], int] = field(default_factory=dict, repr=False)
+    _files: OpenFiles = field(default_factory=OpenFiles, repr=False, compare=False)
 
     @staticmethod
     def open(folder: Path) -> ShardSet:
@@ -165,7 +166,7 @@ class ShardSet:
                 run.append(places.pop(0))
             start, end = run[0][0], sum(run[-1][:2])
             data = np.empty(end - start, dtype=np.uint8).data
-            read = _read_at(self._file(ref.shard), data, start)
+            read = _read_at(self._files.descriptor(self.folder / ref.shard), data, start)
             for offset, size, member in run:
                 if offset - start + size > read:
                     present = max(read - offset + start, 0)
@@ -181,12 +182,6 @@ class ShardSet:
 
     def _name(self, ref: SampleRef, member: str) -> str:
         return f"{self._place(ref)}.{member}"
-
-    def _file(self, shard: str) -> int:
-        key = (os.getpid(), shard)  # each worker process opens its own
-        if key not in self._files:
-            self._files[key] = os.open(self.folder / shard, os.O_RDONLY)
-        return self._files[key]
 
     def _require_index(self) -> ShardIndex:
         if self.index is None:

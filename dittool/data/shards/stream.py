@@ -14,25 +14,26 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import stored_grid
+from dittool.data.records import TEXT
 from dittool.data.shards.read import Sample, SampleRef, ShardSet
+from dittool.data.shards.read_ahead import read_ahead, tensor_bytes
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size, patch_grid
 from dittool.models.conditioning import Conditions
 from dittool.seeding import derive_seed
 
 _TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
-AHEAD = 4  # batches that each worker prepares in advance
 
 
 @dataclass(frozen=True)
@@ -219,18 +220,31 @@ class BatchStream(Dataset):
         torch.rand(2, generator=generator, dtype=torch.float64, out=uniform).clamp_(1e-12, 1 - 1e-12)
         torch.randn(noise.shape, generator=generator, out=noise)
 
-    def loader(self, first: int, end: int, workers: int, device: torch.device) -> DataLoader:
+    def batches(self, first: int, end: int, workers: int, device: torch.device) -> Iterator[Batch]:
         """Micro-batches `first` to `end` (exclusive) in order, prepared by worker processes."""
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(first, end),
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
-            # the loader would else draw from the global one
-            prefetch_factor=AHEAD if workers else None,
-            generator=torch.Generator(),
+        on_gpu = device.type == "cuda"
+        return read_ahead(
+            self, range(first, end), workers, pin_memory=on_gpu, item_bytes=self.largest_batch if workers else 0
         )
+
+    @cached_property
+    def largest_batch(self) -> int:
+        """Bytes of this process's share of the largest micro-batch, as a worker hands it over."""
+        longest: dict[str, SampleRef] = {}  # by bucket the sample of the longest caption
+        for ref in self._refs:
+            if ref.bucket not in longest or _text_bytes(ref) > _text_bytes(longest[ref.bucket]):
+                longest[ref.bucket] = ref
+        return max(
+            size // self._ranks * self._bytes_of_a_sample(longest[bucket]) for bucket, size in self.plan.sizes.items()
+        )
+
+    def _bytes_of_a_sample(self, ref: SampleRef) -> int:
+        latents, conditions = collate([self._shards.read(ref, self._patches)], self._norm, self._patch_size)
+        return 2 * tensor_bytes(latents) + tensor_bytes(conditions) + 16  # noise; timestep and mode
+
+
+def _text_bytes(ref: SampleRef) -> int:
+    return ref.members[TEXT.member][1] if TEXT.member in ref.members else 0
 
 
 def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tuple[Tensor, Conditions]:

@@ -127,7 +127,7 @@ def test_a_budget_gives_the_same_batches_to_any_ranks_and_workers(tiny_shards):
         assert_parts_make_the_whole(
             whole, [stream_of(tiny_shards, sizes, rank, ranks) for rank in range(ranks)], (0, 3, 9)
         )
-    helped = list(whole.loader(2, 8, 2, torch.device("cpu")))
+    helped = list(whole.batches(2, 8, 2, torch.device("cpu")))
     assert [batch.ids for batch in helped] == [whole[number].ids for number in range(2, 8)]
 
 
@@ -158,14 +158,14 @@ def test_draws_belong_to_the_place_in_the_run_and_differ_between_steps(tiny_shar
 
 def test_worker_processes_change_nothing(tiny_shards):
     stream, cpu = tiny_shards.stream(), torch.device("cpu")
-    alone, helped = (list(stream.loader(2, 8, workers, cpu)) for workers in (0, 2))
+    alone, helped = (list(stream.batches(2, 8, workers, cpu)) for workers in (0, 2))
     for a, b in zip(alone, helped, strict=True):
         assert a.ids == b.ids and torch.equal(a.noise, b.noise) and torch.equal(a.latents, b.latents)
 
 
 def test_the_loader_does_not_touch_the_global_random_state(tiny_shards):
     before = torch.get_rng_state()
-    list(tiny_shards.stream().loader(0, 2, 0, torch.device("cpu")))
+    list(tiny_shards.stream().batches(0, 2, 0, torch.device("cpu")))
     assert torch.equal(torch.get_rng_state(), before)
 
 
