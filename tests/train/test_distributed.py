@@ -19,7 +19,8 @@ import torch.distributed as dist
 from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
-from dittool.errors import Interrupted
+from dittool.errors import Interrupted, UsageError
+from dittool.families.flow import FAMILY
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
 from tests.run_states import same_tensors
@@ -64,8 +65,17 @@ def largest_difference(a: dict, b: dict) -> float:
     return max(float((a[part][name] - b[part][name]).abs().max()) for part in ("model", "ema") for name in a[part])
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_take_the_steps_of_one(family_shards, tmp_path, parallel):
+@pytest.mark.parametrize(
+    ("shards", "parallel"),
+    [
+        ("tiny_shards", "fsdp"),
+        ("class_shards", "ddp"),
+        pytest.param("tiny_shards", "ddp", marks=pytest.mark.slow),
+        pytest.param("class_shards", "fsdp", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_take_the_steps_of_one(shards, parallel, request, tmp_path):
+    family_shards = request.getfixturevalue(shards)
     keys = (
         f"parallel={parallel}",
         "accumulate=2",
@@ -122,7 +132,9 @@ def test_one_then_two_then_one_processes_see_the_same_samples(family_run, family
 
 
 @pytest.mark.row(15)
-def test_a_signal_to_one_process_stops_all_and_saves_once(family_shards, tmp_path):
+@pytest.mark.parametrize("shards", ["tiny_shards", pytest.param("class_shards", marks=pytest.mark.slow)])
+def test_a_signal_to_one_process_stops_all_and_saves_once(shards, request, tmp_path):
+    family_shards = request.getfixturevalue(shards)
     out = tmp_path / "run"
     process = torchrun(2, out, family_shards, "train.steps=100000", "checkpoint.every=100000")
     deadline = time.monotonic() + 90
@@ -136,10 +148,10 @@ def test_a_signal_to_one_process_stops_all_and_saves_once(family_shards, tmp_pat
     assert len(names) == 1 and load_checkpoint(out / "checkpoints" / names[0])["step"] >= 1
 
 
-def test_a_batch_that_does_not_divide_is_refused_by_name(tiny_shards, tmp_path):
-    process = torchrun(2, tmp_path / "run", tiny_shards, "train.batch_size=5")
-    _, err = process.communicate(timeout=90)
-    assert process.returncode != 0 and "5 samples in a batch do not divide among 2 processes" in err
+def test_a_batch_that_does_not_divide_is_refused_by_name(tiny_shards):
+    of_two = Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(UsageError, match="5 samples in a batch do not divide among 2 processes"):
+        FAMILY.open_data(tiny_shards.config_with("train.batch_size=5"), tiny_shards.folder, of_two)
 
 
 @pytest.mark.slow

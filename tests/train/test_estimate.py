@@ -36,7 +36,8 @@ def test_checkpointing_lowers_the_measured_memory(tiny_shards):
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(dit, tiny_shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shown = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--dry-run", "--json")
+    command = ("train", "--preset", "demo", "--data", tiny_shards.folder, "--dry-run", "--json")
+    shown = dit(*command, "-s", "train.batch_size=1")
     plan = json.loads(shown.out)
     assert (
         shown.code == 0
