@@ -47,3 +47,26 @@ NONE_GIVEN: list[str] = []  # default of an option that may be repeated
 def console_for(json: bool, quiet: bool, verbose: bool) -> Console:
     """The console behind `--json`, `--quiet` and `--verbose`."""
     return Console(json=json, quiet=quiet, verbose=verbose)
+
+
+def require_effect(context: typer.Context, mode: str, *acting: str) -> None:
+    """Refuses arguments that were given and do nothing in this mode of a command: none is ignored in silence.
+
+    Args:
+        mode: as it was asked for, "--index".
+        acting: names of the parameters that act in it; --json, --quiet and --verbose always do.
+
+    Raises `UsageError` naming what was given in vain.
+    """
+    from dittool.errors import UsageError
+
+    known = {"json", "quiet", "verbose", *acting}
+    vain = [
+        parameter.opts[0] if parameter.param_type_name == "option" else str(parameter.metavar)
+        for parameter in context.command.params
+        if parameter.name not in known
+        and (given := context.get_parameter_source(str(parameter.name))) is not None
+        and given.name == "COMMANDLINE"
+    ]
+    if vain:
+        raise UsageError(f"{', '.join(vain)}: no effect with {mode}", "leave it out, or run the commands one by one")

@@ -10,15 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import (
+    NONE_GIVEN,
+    JsonOption,
+    OverridesOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+    require_effect,
+)
 from dittool.console import Console
 from dittool.shell import quoted
 
 if TYPE_CHECKING:
-    from dittool.data.shards.index import ShardRow
+    from dittool.data.shards.index import ShardIndex, ShardRow
 
 
 def main(
+    context: typer.Context,
     derived: Annotated[Path, typer.Argument(metavar="DERIVED", help="Folder that dit embed made.")] = Path(
         "data/derived"
     ),
@@ -45,7 +54,9 @@ def main(
     index: Annotated[
         Path | None,
         typer.Option(
-            "--index", metavar="FOLDER", help="Write an index for shards that have none; --preset says what made them."
+            "--index",
+            metavar="FOLDER",
+            help="Write the index of shards that have none: again from DERIVED, or as --preset claims.",
         ),
     ] = None,
     preset: Annotated[
@@ -65,24 +76,26 @@ def main(
 ) -> None:
     """Pack features into shards per bucket, or verify a set.
 
-    Interrupted, the same command goes on where it stopped. --index gives a set that another program wrote its index.
+    Interrupted, the same command goes on where it stopped. --index makes a lost index again, or gives a set that
+    another program wrote its index.
     """
     from dittool.errors import UsageError
 
     console = console_for(json, quiet, verbose)
+    if index is not None and preset is not None:
+        require_effect(context, "--index with --preset", "index", "preset", "overrides", "holdout")
+        _index(index, preset, overrides, holdout, console)
+        return
     if index is not None:
-        if preset is None:
-            raise UsageError(
-                "--index needs --preset: which encoders made these shards?",
-                f"dit shard --index {quoted(index)} --preset P, see dit presets",
-            )
-        _index(index, preset, overrides, console)
+        require_effect(context, "--index without --preset", "index", "derived", "holdout", "seed")
+        _index_again(index, derived, holdout, seed, console)
         return
     if preset is not None or overrides:
         raise UsageError(
             "--preset and -s belong to --index; shards take their settings from the derived folder", "leave them out"
         )
     if verify:
+        require_effect(context, "--verify", "verify", "out")
         _verify(out, console)
         return
     from dittool.data.shards.write import shard
@@ -108,23 +121,40 @@ def _show_rows(rows: Sequence[ShardRow], console: Console) -> None:
     console.result(f"{counts['train']} training samples, {counts['holdout']} held out")
 
 
-def _index(folder: Path, preset: str, overrides: list[str], console: Console) -> None:
+def _index(folder: Path, preset: str, overrides: list[str], holdout: float | None, console: Console) -> None:
     from dittool.config.architectures import image_config
     from dittool.config.load import load_config
     from dittool.data.shards.older_sets import index_older_set
 
     claim = "dit shard --index says which encoders made shards of images"
-    made = index_older_set(folder, image_config(load_config(preset, overrides), f"--preset {preset}", claim), console)
-    console.json(
-        {
-            "shards": str(folder),
-            "claimed": made.identity.to_json()["encoders"],
-            "rows": [asdict(row) for row in made.shards],
-        }
-    )
+    config = image_config(load_config(preset, overrides), f"--preset {preset}", claim)
+    made = index_older_set(folder, config, holdout, console)
+    console.json(_index_json(folder, made))
     _show_rows(made.shards, console)
     console.warn("that these encoders made the features is a claim; only shapes could be compared with it")
     console.note(f"next: dit audit {quoted(folder)}, then dit train --preset {quoted(preset)} --data {quoted(folder)}")
+
+
+def _index_again(folder: Path, derived: Path, holdout: float | None, seed: int, console: Console) -> None:
+    from dittool.data.shards.older_sets import index_again
+    from dittool.errors import UsageError
+
+    if not derived.is_dir():
+        raise UsageError(
+            f"--index {folder}: {derived} is not there, so what made these shards is not known",
+            f"name the folder that they were made of: dit shard DERIVED --index {quoted(folder)}; or say which encoders"
+            " made them: --preset P, see dit presets",
+        )
+    made = index_again(folder, derived, holdout, seed, console)
+    console.json(_index_json(folder, made))
+    _show_rows(made.shards, console)
+    console.note(f"the index of {folder} is made again; next: dit shard --verify --out {quoted(folder)}")
+
+
+def _index_json(folder: Path, made: ShardIndex) -> dict[str, object]:
+    key = "claimed" if made.identity.claimed else "encoders"
+    rows = [asdict(row) for row in made.shards]
+    return {"shards": str(folder), key: made.identity.to_json()["encoders"], "rows": rows}
 
 
 def _verify(folder: Path, console: Console) -> None:

@@ -28,6 +28,7 @@ from dittool.untrusted.tar import Member, group_samples, tar_members
 INDEX_VERSION = 1
 INDEX_NAME = "index.json"
 TRAIN, HOLDOUT = "train", "holdout"
+STEMS = {TRAIN: "shard", HOLDOUT: "holdout"}  # of the names of tars: holdout-000000.tar
 
 _AGAIN = "copy the set again, or make it again with: dit shard"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # http: s3: pipe:
@@ -164,6 +165,11 @@ def require_local(text: str) -> None:
             f"{text}: shards are read from a folder, not from an address",
             "copy the set to this machine and name its folder",
         )
+
+
+def split_by_name(tar: str) -> str:
+    """The split that the name of a tar says: `bucket_128x128/holdout-000000.tar` → holdout."""
+    return HOLDOUT if PurePosixPath(tar).stem.startswith(f"{STEMS[HOLDOUT]}-") else TRAIN
 
 
 def members_path(tar: Path) -> Path:

@@ -1,17 +1,23 @@
-"""Gives a set of shards that has no index one: `dit shard --index FOLDER --preset P`.
+"""Gives a set of shards that has no index one: `dit shard --index FOLDER`.
+
+An index of ours that was lost is made again from the derived folder of the set, equal to the old one.
 
 Sets made by other programs with the same member names (512-row `t5h` with a `t5m` mask, fp32 patches) say nothing about
-the encoders that made them. Whoever asks for the index claims that they were those of the preset. The claim is compared
-with the data, sample by sample, as far as shapes can tell: widths, patches of the encoder's grid, latent of the codec's
-stride and channels. It is kept in the identity card as `"claimed": true`, so such a set never passes for one whose
-making was seen.
+the encoders that made them. Whoever asks for the index, with `--preset P`, claims that they were those of the preset.
+The claim is compared with the data, sample by sample, as far as shapes can tell: widths, patches of the encoder's grid,
+latent of the codec's stride and channels. It is kept in the identity card as `"claimed": true`, so such a set never
+passes for one whose making was seen.
 
-The tars are read, never changed; index.json and the lists of members are written beside them. All samples are training
-samples: which images an older program held out, or which are alike, is not known.
+The tars are read, never changed; index.json and the lists of members are written beside them. A tar called holdout-* is
+held out, as `dit shard` names them. Of a set without such tars a share of its shards can be held out; which images its
+program held out, or which are alike, is not known.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -19,48 +25,151 @@ import numpy as np
 from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
 from dittool.data.features.passes import encoder_cards
+from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16, FP32
 from dittool.data.records import IMAGE_PATCHES, TEXT
-from dittool.data.shards.index import INDEX_NAME, TRAIN, SampleRef, ShardIndex, index_shard, write_index
+from dittool.data.shards.index import (
+    HOLDOUT,
+    INDEX_NAME,
+    TRAIN,
+    SampleRef,
+    ShardIndex,
+    index_shard,
+    split_by_name,
+    write_index,
+)
 from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics
+from dittool.data.shards.write import configured_holdout
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size, patch_grid
+from dittool.seeding import unit_interval
+from dittool.shell import quoted
 from dittool.storage import folder_lock, output_folder, sweep_temporaries
 
 
-def index_older_set(folder: Path, config: ImageConfig, talk: Talk = SILENT) -> ShardIndex:
+def index_older_set(folder: Path, config: ImageConfig, holdout: float | None = None, talk: Talk = SILENT) -> ShardIndex:
     """Writes the index of a set that has none and returns it.
 
     Args:
         config: its `[encoders]` are claimed to have made the features.
+        holdout: share of the samples to keep out of training, in entire shards. None: what lies in tars called
+        holdout-*.
 
-    Raises `UsageError` when there is an index, `BadDataError` when a sample is damaged or contradicts the claim,
-    `WeightsMissingError` when an encoder's weights, whose hash and geometry belong to the claim, are not on this disk.
+    Raises `UsageError` when there is an index already or no shard can be held out, `BadDataError` when a sample is
+    damaged or contradicts the claim, `WeightsMissingError` when an encoder's weights, whose hash and geometry belong to
+    the claim, are not on this disk.
     """
+    shards = _without_index(folder)
+    card = _claimed_card(shards, config)
+    held = _held_out(shards.samples, holdout)
+    share = sum(ref.shard in held for ref in shards.samples) / len(shards.samples)
+    return _indexed(shards, card, held, talk, _Making("", None, share, None))
+
+
+def index_again(folder: Path, derived: Path, holdout: float | None, seed: int, talk: Talk = SILENT) -> ShardIndex:
+    """Writes the lost index of a set that `dit shard` made from `derived`, equal to the old one, and returns it.
+
+    Args:
+        holdout, seed: what `dit shard` was called with. None: `data.holdout` of the configuration that embedded.
+
+    Raises `UsageError` when there is an index already, `BadDataError` when the set was not made from that folder.
+    """
+    shards, store = _without_index(folder), FeatureStore(derived)
+    images = {record.id: record.image_sha256 for record in store.read_records()}
+    classes = set()
+    for ref in shards.samples:
+        record = shards.read_record(ref)
+        classes.add(record.cls)
+        if record.image_sha256 != images.get(ref.id):
+            raise BadDataError(
+                f"{folder / ref.shard}: sample '{ref.id}' was not made from an image of {derived}",
+                f"name the folder that these shards were made of: dit shard DERIVED --index {quoted(folder)}; or say"
+                " which encoders made them: --preset P",
+            )
+    held = {ref.shard for ref in shards.samples if split_by_name(ref.shard) == HOLDOUT}
+    share = configured_holdout(derived) if holdout is None else holdout
+    making = _Making(store.source, tuple(sorted(classes - {""})), share, seed)
+    return _indexed(shards, store.card(), held, talk, making)
+
+
+@dataclass(frozen=True)
+class _Making:
+    """What an index says of how its set was made."""
+
+    source: str
+    classes: tuple[str, ...] | None
+    holdout: float
+    seed: int | None
+
+
+def _without_index(folder: Path) -> ShardSet:
     if (folder / INDEX_NAME).exists():
         raise UsageError(
-            f"{folder}: there is an {INDEX_NAME} already", "verify the set with: dit shard --verify --out FOLDER"
+            f"{folder}: there is an {INDEX_NAME} already",
+            f"verify the set with: dit shard --verify --out {quoted(folder)}",
         )
     shards = ShardSet.open(folder)
     if not shards.samples:
         raise BadDataError(f"{folder}: no sample in it", "name the folder that holds the tars")
-    card = _claimed_card(shards, config)
+    return shards
+
+
+def _held_out(samples: Sequence[SampleRef], share: float | None) -> set[str]:
+    """Paths of the tars that are held out: by their names, or as many as a share of the samples asks for, chosen by the
+    hash of their names. Raises `UsageError` when that leaves no shard on one of the sides.
+    """
+    counts = Counter(ref.shard for ref in samples)
+    named = {path for path in counts if split_by_name(path) == HOLDOUT}
+    if share is None:
+        return named
+    if named:
+        raise UsageError(
+            f"--holdout {share:g}: the set has its hold-out already, {len(named)} tars called holdout-*",
+            "leave --holdout out",
+        )
+    held: set[str] = set()
+    for path in sorted(counts, key=lambda path: unit_interval("holdout", path)):
+        if sum(counts[held_path] for held_path in held) >= share * len(samples):
+            break
+        held.add(path)
+    if share > 0 and len(held) in (0, len(counts)):
+        raise UsageError(
+            f"--holdout {share:g}: a hold-out takes entire shards, and this set has {len(counts)}",
+            "write the set in more shards, or embed its images with dit embed and dit shard, which choose by image",
+        )
+    return held
+
+
+def _indexed(shards: ShardSet, card: IdentityCard, held: set[str], talk: Talk, making: _Making) -> ShardIndex:
+    """Reads everything, writes index.json and the lists of members. Rows stand as `dit shard` writes them."""
+    folder, shards = shards.folder, replace(shards, storage=card.patch_storage)
     output_folder(folder)
     with folder_lock(folder):
         sweep_temporaries(folder)
         by_shard: dict[str, list[SampleRef]] = {}
-        for ref in shards.samples:
+        for ref in sorted(shards.samples, key=lambda ref: (ref.bucket, ref.shard in held)):
             by_shard.setdefault(ref.shard, []).append(ref)
         rows, statistics = [], []
         with talk.progress("index", len(shards.samples), "sample") as task:
             for path, refs in by_shard.items():
                 bucket, of_shard = _read_shard(shards, refs, card)
                 statistics.append(of_shard)
-                rows.append(index_shard(folder, folder / PurePosixPath(path), bucket, TRAIN))
+                split = HOLDOUT if path in held else TRAIN
+                rows.append(index_shard(folder, folder / PurePosixPath(path), bucket, split))
                 task.advance(len(refs))
-        index = ShardIndex(card, card.sha256, "", statistics[0].widths, SetStatistics.joined(statistics), tuple(rows))
+        index = ShardIndex(
+            card,
+            card.sha256,
+            making.source,
+            statistics[0].widths,
+            SetStatistics.joined(statistics),
+            tuple(rows),
+            making.classes,
+            making.holdout,
+            making.seed,
+        )
         write_index(folder, index)
     return index
 

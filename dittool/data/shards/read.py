@@ -30,13 +30,13 @@ from dittool.data.records import (
 )
 from dittool.data.shards.index import (
     INDEX_NAME,
-    TRAIN,
     SampleRef,
     ShardIndex,
     read_index,
     refs_of,
     require_local,
     scan_tar,
+    split_by_name,
 )
 from dittool.data.shards.open_files import OpenFiles
 from dittool.data.shards.statistics import SetStatistics
@@ -72,6 +72,7 @@ class ShardSet:
     folder: Path
     samples: list[SampleRef]
     index: ShardIndex | None  # None: a set without index.json
+    storage: str = FP16  # of the patches in a set without index.json
     _files: OpenFiles = field(default_factory=OpenFiles, repr=False, compare=False)
 
     @staticmethod
@@ -118,8 +119,8 @@ class ShardSet:
 
     @property
     def patch_storage(self) -> str:
-        """How patches are stored: one of patch_storage.STORAGES. Sets without an index hold plain floats."""
-        return FP16 if self.index is None else self.index.identity.patch_storage
+        """How patches are stored: one of patch_storage.STORAGES."""
+        return self.storage if self.index is None else self.index.identity.patch_storage
 
     def read(self, ref: SampleRef, patches: bool = True) -> Sample:
         """The features of a sample. Raises `BadDataError` naming the member that is missing or damaged."""
@@ -187,8 +188,8 @@ class ShardSet:
         if self.index is None:
             raise BadDataError(
                 f"{self.folder}: no index.json, so the identity of these shards is unknown",
-                f"say what made them with: dit shard --index {quoted(self.folder)} --preset P; or make them with dit"
-                " embed and dit shard",
+                f"a lost index is made again from the folder that dit embed made: dit shard DERIVED --index"
+                f" {quoted(self.folder)}; of another program's shards say which encoders made them, with --preset P",
             )
         return self.index
 
@@ -249,7 +250,7 @@ def _scan(folder: Path) -> list[SampleRef]:
                 SampleRef(
                     key,
                     bucket,
-                    TRAIN,
+                    split_by_name(shard),
                     shard,
                     {suffix: (member.offset, member.size) for suffix, member in members.items()},
                 )

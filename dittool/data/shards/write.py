@@ -33,6 +33,7 @@ from dittool.data.shards.index import (
     HOLDOUT,
     INDEX_NAME,
     INDEX_VERSION,
+    STEMS,
     TRAIN,
     ShardIndex,
     ShardRow,
@@ -60,7 +61,6 @@ from dittool.untrusted.npy import parse_npy, read_npy_bytes
 
 DEFAULT_SHARD_SIZE = 1000
 _JOURNAL = "shards.jsonl"
-_STEM = {TRAIN: "shard", HOLDOUT: "holdout"}
 _BLOCK = 512  # of a tar
 
 
@@ -99,7 +99,7 @@ def shard(
     # readers that go through a tar in order see it shuffled
     records.sort(key=lambda record: derive_seed("shard order", seed, record.id))
     chosen = records[:limit]
-    share = _configured_holdout(derived / "resolved.toml") if holdout is None else holdout
+    share = configured_holdout(derived) if holdout is None else holdout
     held = _held_out(chosen, share, talk)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         _require_ours(out)
@@ -145,7 +145,7 @@ class _Plan:
 
     @property
     def path(self) -> str:
-        return f"bucket_{self.bucket}/{_STEM[self.split]}-{self.number:06d}.tar"
+        return f"bucket_{self.bucket}/{STEMS[self.split]}-{self.number:06d}.tar"
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,9 @@ def _require_complete(store: FeatureStore, used: list[Record]) -> None:
             )
 
 
-def _configured_holdout(path: Path) -> float:
+def configured_holdout(derived: Path) -> float:
+    """`data.holdout` of the configuration that a derived folder was embedded with."""
+    path = derived / "resolved.toml"
     return image_config(load_config(str(path)), str(path), "images were embedded with it").data.holdout
 
 
@@ -370,6 +372,6 @@ def _remove_unlisted(out: Path, rows: list[ShardRow]) -> None:
     """Shards of an earlier, larger set would be read as part of this one by anyone who goes by file names."""
     listed = {row.path for row in rows}
     for path in out.glob("bucket_*/*.tar"):
-        if path.relative_to(out).as_posix() not in listed and path.stem.split("-")[0] in _STEM.values():
+        if path.relative_to(out).as_posix() not in listed and path.stem.split("-")[0] in STEMS.values():
             members_path(path).unlink(missing_ok=True)  # first: without its tar nobody would find it again
             path.unlink()

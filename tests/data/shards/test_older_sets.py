@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import tarfile
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from dittool.data.features.embed import embed
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import BatchStream
 from dittool.data.shards.verify import verify
+from dittool.data.shards.write import shard
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.storage import read_json
 from dittool.untrusted.tar import tar_members
@@ -69,6 +72,77 @@ def test_indexing_changes_no_tar_and_is_done_once(older, dit):
     assert outcome.code == 2 and "index.json already" in outcome.err
 
 
+def lost(tiny_shards, folder, shard_size=3):
+    """A set of ours without its index, and that index."""
+    shard(tiny_shards.folder.parent / "derived", folder, shard_size)
+    index = (folder / "index.json").read_bytes()
+    (folder / "index.json").unlink()
+    for members in folder.rglob("*.members.json"):
+        members.unlink()
+    return index
+
+
+@pytest.mark.parametrize("storage", ["fp16", "int8"])
+def test_a_lost_index_is_made_again_equal_to_the_old_one(tiny_shards, tmp_path, dit, storage):
+    derived = tiny_shards.folder.parent / "derived"
+    if storage == "int8":
+        derived = tmp_path / "derived"
+        embed(tiny_shards.images, derived, tiny_shards.config_with("data.patch_storage=int8"))
+    shard(derived, tmp_path / "set", 3, seed=5)
+    before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    for path in (tmp_path / "set").rglob("*.json"):
+        path.unlink()
+    ended = dit("shard", derived, "--index", tmp_path / "set", "--seed", 5)
+    assert ended.code == 0, ended.err
+    after = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    assert {path for path in after if path.name != ".lock"} == {path for path in before if path.name != ".lock"}
+    assert all(after[path] == before[path] for path in before if path.name != ".lock")
+
+
+def test_the_folder_of_other_images_makes_no_index(tiny_shards, class_shards, tmp_path, dit):
+    lost(tiny_shards, tmp_path / "set")
+    ended = dit("shard", class_shards.folder.parent / "derived", "--index", tmp_path / "set")
+    assert ended.code == 3 and "was not made from an image of" in ended.err
+    assert not (tmp_path / "set" / "index.json").exists()
+
+
+def test_a_claimed_index_of_our_own_tars_keeps_their_hold_out(tiny_shards, tmp_path, dit):
+    before = json.loads(lost(tiny_shards, tmp_path / "set"))
+    assert index(dit, tmp_path / "set").code == 0
+    after = read_json(tmp_path / "set" / "index.json")
+    assert after["shards"] == before["shards"] and {row["split"] for row in after["shards"]} == {"train", "holdout"}
+    shutil.copytree(tmp_path / "set", tmp_path / "again", ignore=shutil.ignore_patterns("*.json"))
+    ended = dit("shard", "--index", tmp_path / "again", "--preset", "demo", "--holdout", 0.1)
+    assert ended.code == 2 and "has its hold-out already" in ended.err
+
+
+def test_a_hold_out_of_a_foreign_set_takes_entire_shards(older, tmp_path, dit):
+    shards = [path for path in older.rglob("*.tar")]
+    assert len(shards) > 2
+    ended = dit("shard", "--index", older, "--preset", "demo", "--holdout", 0.2, "--json")
+    assert ended.code == 0, ended.err
+    rows = json.loads(ended.out)["rows"]
+    held = sum(row["count"] for row in rows if row["split"] == "holdout")
+    assert 0.2 * sum(row["count"] for row in rows) <= held < sum(row["count"] for row in rows)
+    assert ShardSet.open(older).index.holdout == pytest.approx(held / sum(row["count"] for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--index", "SET", "--preset", "demo", "--limit", 3, "--seed", 1], "--limit, --seed"),
+        (["DERIVED", "--index", "SET", "--preset", "demo"], "DERIVED"),
+        (["--index", "SET", "--verify", "--out", "elsewhere"], "--out, --verify"),
+        (["--verify", "--holdout", 0.1], "--holdout"),
+        (["DERIVED", "--verify"], "DERIVED"),
+    ],
+)
+def test_an_option_that_does_nothing_in_a_mode_is_refused(older, dit, options, named):
+    ended = dit("shard", *(older if option == "SET" else option for option in options))
+    assert ended.code == 2 and f"{named}: no effect with --" in ended.err
+    assert not (older / "index.json").exists()
+
+
 def test_its_batches_are_those_of_the_set_it_was_copied_from(tiny_shards, older, dit):
     index(dit, older)
     theirs, ours = ShardSet.open(older), ShardSet.open(tiny_shards.folder)
@@ -104,7 +178,7 @@ def test_a_model_can_be_trained_on_it(older, dit, tmp_path, tiny_shards):
 
 def test_training_without_the_index_names_the_command_that_makes_it(older, dit, tmp_path):
     outcome = dit("train", "--preset", "demo", "--data", older, "--out", tmp_path / "run")
-    assert outcome.code == 3 and "dit shard --index" in outcome.err
+    assert outcome.code == 3 and f"dit shard DERIVED --index {older}" in outcome.err and "--preset P" in outcome.err
 
 
 @pytest.mark.parametrize(
