@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dittool.data.choice import representative
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import Card, IdentityCard
 from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
@@ -40,10 +41,16 @@ class DataView:
 
     def spread(self, *features: Feature) -> list[SampleRef]:
         """Samples spread evenly over the set: all of them, or as many as a rule that reads these features may take."""
-        count = len(self.refs)
-        bytes_each = sum(self.array(self.refs[0], feature).nbytes for feature in features) if self.refs else 0
-        most = max(min(_MOST_SAMPLES, _MOST_BYTES // max(bytes_each, 1)), 16)
+        count, most = len(self.refs), self._affordable(*features)
         return self.refs if count <= most else [self.refs[i * count // most] for i in range(most)]
+
+    def chosen(self, most: int, purpose: str, *features: Feature) -> list[SampleRef]:
+        """At most so many samples by a hash of their ids, of each bucket its share."""
+        return representative(self.refs, min(most, self._affordable(*features)), purpose)
+
+    def _affordable(self, *features: Feature) -> int:
+        bytes_each = sum(self.array(self.refs[0], feature).nbytes for feature in features) if self.refs else 0
+        return max(min(_MOST_SAMPLES, _MOST_BYTES // max(bytes_each, 1)), 16)
 
     def bucket(self, ref: SampleRef) -> Bucket | None:
         """None for a sample whose folder does not name a size."""

@@ -42,6 +42,7 @@ BUILT_IN = {
     "D7": "D7_integrity",
     "D8": "D8_captions",
     "D9": "D9_balance",
+    "D10": "D10_pairs",
     # the one-step generator
     "G1": "G1_attention_entropy",
     "G2": "G2_live_generator",
@@ -63,8 +64,8 @@ class RuleSet:
     refused: tuple[str, ...]
 
     def selected(self, select: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[Rule]:
-        """Rules whose code begins with one of `select` (empty: all) and with none of `ignore`. Raises `UsageError`
-        for a prefix of no code.
+        """Rules whose code begins with one of `select` (empty: all) and with none of `ignore`; a whole code is that
+        rule alone, D1 not D10 too. Raises `UsageError` for a prefix of no code.
         """
         for prefix in (*select, *ignore):
             if not any(rule.code.startswith(prefix) for rule in self.rules):
@@ -72,8 +73,12 @@ class RuleSet:
                     f"no rule's code begins with '{prefix}'; there are {', '.join(rule.code for rule in self.rules)}",
                     _SEE,
                 )
-        wanted = [rule for rule in self.rules if not select or rule.code.startswith(tuple(select))]
-        return [rule for rule in wanted if not (ignore and rule.code.startswith(tuple(ignore)))]
+        wanted = [rule for rule in self.rules if not select or self._named(rule.code, select)]
+        return [rule for rule in wanted if not self._named(rule.code, ignore)]
+
+    def _named(self, code: str, prefixes: Sequence[str]) -> bool:
+        codes = {rule.code for rule in self.rules}
+        return any(code == prefix if prefix in codes else code.startswith(prefix) for prefix in prefixes)
 
     def get(self, code: str) -> Rule:
         """The rule of a code. Raises `UsageError`."""

@@ -79,8 +79,7 @@ def observe(
     chosen = np.arange(len(patches))
     if len(chosen) > cells:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, cells, replace=False))
-    z = torch.from_numpy(latent.astype(np.float32))
-    ground = _Ground(torch.cat([z, z.abs()]), grid, size)
+    ground = _Ground(_statistics(latent), grid, size)
     rows = [_stored(arrangement(ground), grid, storage)[chosen] for arrangement in _ARRANGEMENTS.values()]
     return Observed(_centred(torch.from_numpy(patches[chosen].astype(np.float32))), _centred(torch.stack(rows, dim=1)))
 
@@ -96,6 +95,17 @@ def align(seen: Sequence[Observed]) -> Aligned:
     scores = {name: float(1 - error.mean()) for name, error in errors.items()}
     advantage = {name: _standard_errors(errors[IDENTITY] - error) for name, error in errors.items() if name != IDENTITY}
     return Aligned(scores, advantage, len(seen))
+
+
+def underneath(latent: np.ndarray, grid: tuple[int, int], storage: str = FP16) -> np.ndarray:
+    """(N, S), or (N', S) pooled: mean and mean magnitude of each latent channel under each stored patch."""
+    return _stored(_Ground(_statistics(latent), grid, (0, 0)).plain, grid, storage).numpy()
+
+
+def _statistics(latent: np.ndarray) -> Tensor:
+    """(S, h, w): each channel, and its magnitude."""
+    z = torch.from_numpy(latent.astype(np.float32))
+    return torch.cat([z, z.abs()])
 
 
 class _Ground:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dittool.audit.subject import Subject
 from dittool.config.load import load_config
+from dittool.data.features.store import FeatureStore
 from dittool.data.identity import json_sha256
+from dittool.data.records import FEATURES
 from dittool.data.shards.older_sets import index_older_set
+from dittool.data.shards.write import shard
 from dittool.data.source.scan import load_pixels
 from dittool.encoders.image import DinoEncoder, load_image_encoder
+from dittool.encoders.text import load_text_encoder
 from dittool.seeding import unit_interval
 from tests.audit.planted import plants
 from tests.audit.workshop import Workshop
@@ -280,6 +285,59 @@ def edited_captions(shop: Workshop) -> Subject:
         ]
 
     return shop.open(shop.derived(records=mirror_some))
+
+
+def _exchanged(shop: Workshop, feature: str, share: float = 1.0) -> Subject:
+    """Shards in which so many samples have this feature of another image: of the one before, in the order of ids."""
+    store = FeatureStore(shop.clean / "derived")
+    ids_of: dict[str, list[str]] = {}  # by bucket, so that the shape fits
+    for record in sorted(store.read_records(), key=lambda record: record.id):
+        if unit_interval("exchanged", record.id) < share:
+            ids_of.setdefault(record.bucket, []).append(record.id)
+    before = {own: other for ids in ids_of.values() for own, other in zip(ids, [ids[-1], *ids[:-1]], strict=True)}
+    made_by = {one.name: one for one in FEATURES}[feature]
+    return shop.open(
+        shop.shards(
+            lambda record, arrays: {feature: store.read(made_by, before[record.id])} if record.id in before else {}
+        )
+    )
+
+
+@plants("D10", "latents that were written one sample late")
+def late_latents(shop: Workshop) -> Subject:
+    return _exchanged(shop, "vae_latents")
+
+
+@plants("D10", "patches of other images in a quarter of the samples")
+def some_patches_of_others(shop: Workshop) -> Subject:
+    return _exchanged(shop, "dinov3_patches", 0.25)
+
+
+@plants("D10", "CLS tokens of other images in half of the samples")
+def half_of_cls_tokens_of_others(shop: Workshop) -> Subject:
+    return _exchanged(shop, "dinov3", 0.5)
+
+
+@plants("D10", "captions of other images")
+def captions_of_others(shop: Workshop) -> Subject:
+    def shift(records):
+        return [
+            replace(own, caption=other.caption) for own, other in zip(records, records[1:] + records[:1], strict=True)
+        ]
+
+    derived = shop.derived(records=shift)
+    embed_captions(derived)
+    shard(derived, shop.bench / "shards", shard_size=20)
+    return shop.open(shop.bench / "shards")
+
+
+def embed_captions(derived: Path) -> None:
+    """Makes the text features of a derived folder those of the captions in its records."""
+    store, encoder = FeatureStore(derived), load_text_encoder("builtin:words", "fp32", 77)
+    records = store.read_records()
+    for record in records:
+        np.save(derived / "t5_hidden" / f"{record.id}.npy", encoder.encode([record.caption])[0].hidden.numpy())
+    store.append_journal("t5", records)
 
 
 @plants("D9", "one picture many times", status="warn")

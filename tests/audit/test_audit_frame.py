@@ -164,6 +164,8 @@ def test_rules_are_chosen_by_prefixes_of_their_codes():
     assert [rule.code for rule in rules.selected(["E"], ["E1", "E5"])] == ["E2", "E3", "E4"]
     with pytest.raises(UsageError, match="no rule's code begins with 'Q'"):
         rules.selected(["Q"])
+    assert [rule.code for rule in rules.selected(["D1"])] == ["D1"]  # and not D10 too
+    assert {"D1", "D10"} <= {rule.code for rule in rules.selected(["D"], ["D2"])}
 
 
 def test_a_rule_of_another_scope_is_left_out_unless_it_was_named(preset):

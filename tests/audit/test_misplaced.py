@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dittool.audit.rules.D2_registers import by_content
 from dittool.audit.rules.D3_alignment import verdict
 from dittool.data.alignment import IDENTITY, Aligned
 from dittool.demo.drawing import draw_scene, plan_scenes
@@ -76,6 +77,35 @@ def test_d2_counts_the_registers_among_the_patches(drawings, eyes, tmp_path):
         "D2",
     )["D2"]
     assert finding.status == "fail" and "the first 4 patch tokens of 64 images" in finding.evidence, finding
+
+
+def test_a_logo_that_all_pictures_share_is_no_register(photographs, eyes, tmp_path):
+    """At the first places tokens are alike in all images, as registers are; the content says that they lie right."""
+    pictures = [picture.copy() for picture in photographs]
+    for picture in pictures:
+        picture[:20, :52] = (200, 20, 30)
+        picture[3:14, 4:15] = 255
+    found = judge(pack(tmp_path / "clean", pictures, [clean(eyes, picture) for picture in pictures]), "D2", "D3")
+    assert found["D2"].status == found["D3"].status == "pass", found
+    assert "look alike in all of them, but patches fit the latent as stored" in found["D2"].evidence
+
+
+@pytest.mark.parametrize(
+    ("stored", "shift", "advantage", "status"),
+    [
+        (0.4, 4, -9.0, "pass"),
+        (0.4, 4, -1.0, "skip"),
+        (0.2, 4, 9.0, "fail"),
+        (0.2, 2, 9.0, "fail"),
+        (0.01, 4, -9.0, "fail"),
+    ],
+)
+def test_content_outranks_what_single_places_look_like(stored, shift, advantage, status):
+    """Registers and a logo behind them: the shift is that of the registers alone."""
+    others = {f"shifted by {n:+d}": -20.0 for n in range(1, 9)} | {f"shifted by {shift:+d}": advantage}
+    found = Aligned({IDENTITY: stored} | dict.fromkeys(others, 0.1), others, 50)
+    (finding,) = by_content(found, 4, "patch tokens of 50 images", "")
+    assert finding.status == status and "4 patch tokens of 50 images" in finding.evidence
 
 
 def test_d2_knows_the_cls_token_among_the_patches(photographs, eyes, tmp_path):

@@ -4,8 +4,10 @@
 Whether the first patch token is the CLS token that is stored beside it. At each of the first eight places: how near the
 nearest token of another place lies, and how near the nearest one at the same place in another image. Patches have near
 neighbours anywhere. Registers have theirs only among registers of the same number: the first distance is then a
-multiple of the second, from place 0 on and up to their number, and not behind it. No index is needed; 24 images are,
-and docs/audit-power.md tells what they show. Of pooled patches only rule D3 can tell.
+multiple of the second, from place 0 on and up to their number, and not behind it. A logo that all pictures share at the
+upper left looks the same from there; so where the tokens look like registers, the content decides, as in rule D3: do
+patches fit the latent as stored, or shifted by that number? Images that are alike everywhere cannot tell. No index is
+needed; 24 images are, and docs/audit-power.md tells what they show. Of pooled patches only rule D3 can tell.
 
 ## Why it matters
 Encoders with registers give [CLS, registers, patches]. Taking the tokens after CLS takes the registers in: every patch
@@ -27,9 +29,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dittool.audit.content import observed
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.rules.D3_alignment import CLEAR, WEAKEST
 from dittool.audit.subject import Data
+from dittool.data.alignment import IDENTITY, Aligned, align
 from dittool.data.patch_storage import POOLED
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
 from dittool.data.shards.read import SampleRef
@@ -64,7 +69,7 @@ def check(subject: Data) -> list[Finding]:
         registers = f", and with it the first {strange} look like no patches: {shown}" if strange > 1 else ""
         return failed(f"in {with_cls} of {len(seen)} images the first patch token is the CLS token{registers}", _FIX)
     if strange:
-        return failed(f"the first {strange} patch tokens of {len(seen)} images look like registers: {shown}", _FIX)
+        return by_content(align(observed(data)), strange, f"patch tokens of {len(seen)} images", shown)
     if data.patch_storage == POOLED:
         return skipped("pooled patches hold registers and patches in one token, if at all; rule D3 finds the shift")
     if not ratios:
@@ -73,6 +78,24 @@ def check(subject: Data) -> list[Finding]:
             f" {_FEWEST} are needed"
         )
     return passed(f"none among the first {_PLACES} patch tokens of {len(seen)} images: {shown}")
+
+
+def by_content(found: Aligned, strange: int, tokens: str, shown: str) -> list[Finding]:
+    """Registers shift the patches behind them by their number, a logo does not; there may be both."""
+    # of the patches as stored, in standard errors
+    ahead = -max(found.advantage.get(f"shifted by {n:+d}", 0.0) for n in range(1, strange + 1))
+    if found.scores[IDENTITY] >= WEAKEST and ahead >= CLEAR:
+        return passed(
+            f"the first {strange} {tokens} look alike in all of them, but patches fit the latent as stored by"
+            f" {ahead:.1f} standard errors better than shifted by 1 to {strange}: something that the pictures share; {shown}"
+        )
+    if found.scores[IDENTITY] >= WEAKEST and ahead > 0:
+        return skipped(
+            f"the first {strange} {tokens} look like registers or like something that all pictures share; patches fit"
+            f" the latent as stored by {ahead:.1f} standard errors better than shifted by 1 to {strange}, {CLEAR:g} would"
+            f" decide: {shown}"
+        )
+    return failed(f"the first {strange} {tokens} look like registers: {shown}", _FIX)
 
 
 @dataclass(frozen=True)

@@ -25,61 +25,30 @@ be too weak or not told apart: audit more images at once, or look at a few by ey
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
-
-from dittool.audit.data_view import DataView
+from dittool.audit.content import observed
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Data
-from dittool.data.alignment import IDENTITY, Aligned, Observed, align, observe
-from dittool.data.records import IMAGE_PATCHES, LATENT
-from dittool.data.shards.read import SampleRef
-from dittool.encoders.cards import ImageCard
-from dittool.geometry import Bucket, patch_grid
+from dittool.data.alignment import IDENTITY, Aligned, Observed, align
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D3", "alignment", "error", ("data",), "0.1"
 
-_FEWEST, _MOST = 24, 256  # images
-_CELLS = 32_768  # of all images together: with patches 1024 wide 260 MB
-_WEAKEST = 0.05  # share of the variance that the best arrangement must explain to be believed
-_SURE, _CLEAR = 3.0, 2.0  # standard errors by which another arrangement must win to fail, and as stored to pass
-_STRIDE = 8  # of the latent where no card says it
+_FEWEST = 24  # images
+WEAKEST = 0.05  # share of the variance that the best arrangement must explain to be believed
+_SURE, CLEAR = 3.0, 2.0  # standard errors by which another arrangement must win to fail, and as stored to pass
 
 
 def check(subject: Data) -> list[Finding]:
-    data = subject.opened
-    refs = data.spread(IMAGE_PATCHES, LATENT)
-    refs = [refs[i * len(refs) // min(len(refs), _MOST)] for i in range(min(len(refs), _MOST))]
-    seen = [image for number, ref in enumerate(refs) if (image := _observe(data, ref, _CELLS // len(refs), number))]
-    if seen:
-        usual = Counter(map(_widths, seen)).most_common(1)[0][0]
-        seen = [image for image in seen if _widths(image) == usual]
+    return alignment_finding(observed(subject.opened))
+
+
+def alignment_finding(seen: list[Observed]) -> list[Finding]:
+    """One finding."""
     if len(seen) < _FEWEST:
-        return skipped(f"{len(seen)} images whose patches are finite and fill a grid are too few, {_FEWEST} are needed")
+        return skipped(
+            f"{len(seen)} images whose patches are finite and fill a grid of at least 16 are too few, {_FEWEST} are"
+            " needed"
+        )
     return verdict(align(seen))
-
-
-def _observe(data: DataView, ref: SampleRef, cells: int, number: int) -> Observed | None:
-    """None for an image whose patches fill no grid that is known, or are not finite: rules D1 and D6 speak of those."""
-    patches, latent = data.array(ref, IMAGE_PATCHES), data.array(ref, LATENT)
-    if (patches.ndim, latent.ndim) != (2, 3) or not (np.isfinite(patches).all() and np.isfinite(latent).all()):
-        return None
-    bucket = data.bucket(ref) or Bucket(latent.shape[2] * _STRIDE, latent.shape[1] * _STRIDE)
-    encoder = data.encoder(ImageCard)
-    sizes = [
-        size
-        for size in (encoder.patch_size if encoder else 0, 16, 14)
-        if size and data.patch_count(bucket, size) == len(patches)
-    ]
-    if not sizes:
-        return None
-    grid = patch_grid(bucket.width, bucket.height, sizes[0])
-    return observe(patches, latent, grid, (bucket.width, bucket.height), cells, number, data.patch_storage)
-
-
-def _widths(image: Observed) -> tuple[int, int]:
-    return image.features.shape[1], image.targets.shape[2]
 
 
 def verdict(found: Aligned) -> list[Finding]:
@@ -89,10 +58,10 @@ def verdict(found: Aligned) -> list[Finding]:
     best, stored = found.best, found.scores[IDENTITY]
     score, sure = found.scores[best], found.advantage.get(best, 0.0)
     among = f"of {len(found.scores)} arrangements on {found.images} images"
-    if score < _WEAKEST:
+    if score < WEAKEST:
         return skipped(
-            f"too weak a signal: the best {among}, {best}, explains {score:.1%} of the latent's variation; more images"
-            " may tell"
+            f"too weak a signal: the best {among}, {best}, explains {score:.1%} of the latent's variation. Rule D10"
+            " says whether they are of the same images; if so, more of them may tell"
         )
     if best != IDENTITY and sure >= _SURE:
         return failed(
@@ -106,7 +75,7 @@ def verdict(found: Aligned) -> list[Finding]:
         )
     rival = max(found.advantage, key=found.advantage.__getitem__)
     rival_score = f"{rival} {found.scores[rival]:.0%}, {-found.advantage[rival]:.1f} standard errors behind"
-    if found.advantage[rival] > -_CLEAR:
+    if found.advantage[rival] > -CLEAR:
         return skipped(
             f"{among}, as stored explains most, {stored:.0%}, but is not told apart from {rival_score}: more images"
             " would"

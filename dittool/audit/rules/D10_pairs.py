@@ -1,0 +1,131 @@
+"""The features of a sample come from one image: its latent, its patches, its CLS token and its caption.
+
+## What it checks
+A regression learned on half of the samples predicts the latent under each patch from the patches, the patches' mean
+from the CLS token, and the CLS token from the caption's tokens. On the other half each prediction is compared with what
+the sample holds and with what others of its bucket hold; samples that look the same are not compared. A sample's own
+features fit better than nearly all others'. Of wrong ones half fit worse than most others', which right ones hardly
+ever do: these are counted and named, and twice their share is wrong. It fails when the 99.9% interval of that share
+leaves zero. At most 400 images chosen by hash are looked at, captions of 2,000. No index and no encoder is needed;
+docs/audit-power.md tells how many samples show which share.
+
+Captions say less of an image than its own features do. They are judged where their words can tell images apart: most
+hold two words that several captions share, and there are five captions for each such word. A part of them that was
+exchanged is found from about a quarter of the set on.
+
+## Why it matters
+A pass that numbered its files in another order, a shuffled loader, one file left out: latents of other images load and
+train, every shape is right, and the model learns that references mean nothing.
+
+## Example
+Latents written one sample late fail: "latents and patches: of 256 samples 131 fit most others better than their own:
+100% (80% to 100%) are of different images".
+
+## Fix
+Look at the samples that are named, and for what wrote one feature in another order than the others (sorted names, a
+shuffled loader, a file left out). Embed again with `dit embed` into a new folder: it keeps all features under one id.
+"""
+
+from __future__ import annotations
+
+from dittool.audit.content import captioned_images, observed, paired_images, shared_words
+from dittool.audit.data_view import DataView
+from dittool.audit.rule import FAIL, Finding, failed, passed, skipped
+from dittool.audit.rules.D3_alignment import alignment_finding
+from dittool.audit.subject import Data
+from dittool.data.pairing import Paired, Sighted, pair_up
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "D10", "pairs", "error", ("data",), "0.2"
+
+_FEWEST = 24  # samples with others to be compared with
+_STRAY = 0.005  # share of right samples that may fit another image's features better
+_NO_FIT = 0.75  # share of comparisons won: what image features that belong together always pass
+_STRAY_CAPTIONS, _NO_FIT_CAPTIONS = 0.05, 0.6
+_CAPTIONS_A_WORD, _FEWEST_CAPTIONS, _MOST_CAPTIONS = 5, 64, 500  # that decide
+_TELLING = 0.8  # share of captions with two words that could tell images apart
+_NAMED = 20  # samples
+_FIX = (
+    "look at the samples named, and for what wrote one feature in another order than the others (sorted names, a"
+    " shuffled loader, a file left out); then dit embed into a new folder, and dit shard"
+)
+
+
+def check(subject: Data) -> list[Finding]:
+    data = subject.opened
+    patches_latents, cls_patches = paired_images(data)
+    return [
+        *_latents_and_patches(data, pair_up(patches_latents)),
+        *_cls_and_patches(pair_up(cls_patches)),
+        *_captions_and_cls(captioned_images(data)),
+    ]
+
+
+def _latents_and_patches(data: DataView, found: Paired) -> list[Finding]:
+    what = "latents and patches"
+    if len(found.ids) < _FEWEST:
+        return _too_few(what, found)
+    if not _wrong(found):
+        return passed(f"{what}: {_fits(found)}")
+    if alignment_finding(observed(data))[0].status == FAIL:
+        return skipped(
+            f"{what}: patches lie over other parts of their image (rule D3); to be judged when that is mended"
+        )
+    return failed(f"{what}: {_misfits(found)}", _FIX)
+
+
+def _cls_and_patches(found: Paired) -> list[Finding]:
+    what = "CLS tokens and patches"
+    if len(found.ids) < _FEWEST:
+        return _too_few(what, found)
+    return failed(f"{what}: {_misfits(found)}", _FIX) if _wrong(found) else passed(f"{what}: {_fits(found)}")
+
+
+def _captions_and_cls(sighted: list[Sighted]) -> list[Finding]:
+    what = "captions and CLS tokens"
+    words, telling = shared_words(sample.text for sample in sighted)
+    needed = min(max(_CAPTIONS_A_WORD * words, _FEWEST_CAPTIONS), _MOST_CAPTIONS)
+    if telling < _TELLING:
+        needed = max(needed, round(len(sighted) * _TELLING / max(telling, 0.01)))
+        return skipped(
+            f"{what}: {telling:.0%} of {len(sighted)} captions hold two words that several share, {_TELLING:.0%} are"
+            f" needed; about {needed:,} images captioned so may decide"
+        )
+    if len(sighted) < needed:
+        return skipped(f"{what}: {len(sighted)} samples do not decide, about {needed} would")
+    found = pair_up(sighted)
+    if len(found.ids) < needed / 2:
+        return _too_few(what, found)
+    if found.interval[1] < _NO_FIT_CAPTIONS or found.some_are_wrong(_STRAY_CAPTIONS):
+        return failed(f"{what}: {_misfits(found)}", f"{_FIX}. Captions that do not describe their images look the same")
+    won = f"a caption's own image wins {found.mean:.0%} of comparisons"
+    return passed(f"{what}: {won} on {len(found.ids)} samples; less than a quarter of them exchanged may go unseen")
+
+
+def _wrong(found: Paired) -> bool:
+    return found.some_are_wrong(_STRAY) or found.interval[1] < _NO_FIT
+
+
+def _misfits(found: Paired) -> str:
+    low, high = found.wrong_interval
+    more = f" and {len(found.misfits) - _NAMED} more" if len(found.misfits) > _NAMED else ""
+    return (
+        f"of {len(found.ids)} samples {len(found.misfits)} fit most others better than their own:"
+        f" {found.wrong_share:.0%} ({low:.0%} to {high:.0%}) are of different images; own ones win"
+        f" {found.mean:.0%} of comparisons; {', '.join(found.misfits[:_NAMED])}{more}"
+    )
+
+
+def _fits(found: Paired) -> str:
+    low, high = found.interval
+    unsure = f"; look at {', '.join(found.misfits[:3])}" if found.misfits else ""
+    return (
+        f"own ones win {found.mean:.1%} ({low:.1%} to {high:.1%}) of comparisons on {len(found.ids)} samples, with"
+        f" {found.others:.0f} others each; at most {found.wrong_interval[1]:.0%} are of different images{unsure}"
+    )
+
+
+def _too_few(what: str, found: Paired) -> list[Finding]:
+    return skipped(
+        f"{what}: {len(found.ids)} samples have five others of their bucket that look different to be compared with,"
+        f" {_FEWEST} are needed"
+    )
