@@ -25,9 +25,9 @@ from dittool.geometry import Bucket, patch_grid
 _STRIDE = 8  # of the latent where no card says it
 _MOST_ALIGNED, _ALIGNED_CELLS = 256, 32_768  # images; patches of all together: 1024 wide they take 260 MB
 _FEWEST_PATCHES = 16  # of an image, to say where they lie
-_MOST_PAIRED, _PAIRED_CELLS = 400, 64  # images, and patches of each
+_MOST_PAIRED, PAIRED_CELLS = 400, 64  # images, and patches of each
 _MOST_CAPTIONED = 2000
-_LOOK = (4, 4)  # grid on which two pictures are compared to see whether they are alike
+LOOK = (4, 4)  # grid on which two pictures are compared to see whether they are alike
 _WORDS = re.compile(r"[^\W\d_]{3,}")
 
 Item = TypeVar("Item")
@@ -124,12 +124,12 @@ def read_image(data: DataView, ref: SampleRef) -> Image | None:
 
 
 def _look(latent: np.ndarray) -> np.ndarray:
-    return underneath(latent, _LOOK)
+    return underneath(latent, LOOK)
 
 
 def _cells(patches: int) -> np.ndarray:
     """The same ones for all images of so many patches."""
-    chosen = np.random.default_rng(patches).choice(patches, min(patches, _PAIRED_CELLS), replace=False)
+    chosen = np.random.default_rng(patches).choice(patches, min(patches, PAIRED_CELLS), replace=False)
     return np.sort(chosen)
 
 

@@ -101,11 +101,11 @@ def pair_up(samples: Sequence[Sighted]) -> Paired:
     fold = _folds(samples)
     places, others = np.full(len(samples), np.nan), np.zeros(len(samples))
     for number in (0, 1):
-        learned, judged = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        learned, judged = np.flatnonzero(fold != number).tolist(), np.flatnonzero(fold == number).tolist()
         if len(learned) and len(judged):
             predicted, held = _predict([samples[i] for i in learned], [samples[i] for i in judged])
             places[judged], others[judged] = _places(predicted, held, _comparable([samples[i] for i in judged]))
-    known = np.flatnonzero(~np.isnan(places))
+    known = np.flatnonzero(~np.isnan(places)).tolist()
     return Paired(
         tuple(samples[i].id for i in known), places[known], float(others[known].mean()) if len(known) else 0.0
     )

@@ -37,7 +37,7 @@ from dittool.data.pairing import Paired, Sighted, pair_up
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D10", "pairs", "error", ("data",), "0.2"
 
-_FEWEST = 24  # samples with others to be compared with
+FEWEST = 24  # samples with others to be compared with
 _STRAY = 0.005  # share of right samples that may fit another image's features better
 _NO_FIT = 0.75  # share of comparisons won: what image features that belong together always pass
 _STRAY_CAPTIONS, _NO_FIT_CAPTIONS = 0.05, 0.6
@@ -56,15 +56,15 @@ def check(subject: Data) -> list[Finding]:
     return [
         *_latents_and_patches(data, pair_up(patches_latents)),
         *_cls_and_patches(pair_up(cls_patches)),
-        *_captions_and_cls(captioned_images(data)),
+        *captions_and_cls(captioned_images(data)),
     ]
 
 
 def _latents_and_patches(data: DataView, found: Paired) -> list[Finding]:
     what = "latents and patches"
-    if len(found.ids) < _FEWEST:
-        return _too_few(what, found)
-    if not _wrong(found):
+    if len(found.ids) < FEWEST:
+        return too_few(what, found)
+    if not wrong(found):
         return passed(f"{what}: {_fits(found)}")
     if alignment_finding(observed(data))[0].status == FAIL:
         return skipped(
@@ -75,12 +75,12 @@ def _latents_and_patches(data: DataView, found: Paired) -> list[Finding]:
 
 def _cls_and_patches(found: Paired) -> list[Finding]:
     what = "CLS tokens and patches"
-    if len(found.ids) < _FEWEST:
-        return _too_few(what, found)
-    return failed(f"{what}: {_misfits(found)}", _FIX) if _wrong(found) else passed(f"{what}: {_fits(found)}")
+    if len(found.ids) < FEWEST:
+        return too_few(what, found)
+    return failed(f"{what}: {_misfits(found)}", _FIX) if wrong(found) else passed(f"{what}: {_fits(found)}")
 
 
-def _captions_and_cls(sighted: list[Sighted]) -> list[Finding]:
+def captions_and_cls(sighted: list[Sighted]) -> list[Finding]:
     what = "captions and CLS tokens"
     words, telling = shared_words(sample.text for sample in sighted)
     needed = min(max(_CAPTIONS_A_WORD * words, _FEWEST_CAPTIONS), _MOST_CAPTIONS)
@@ -94,14 +94,14 @@ def _captions_and_cls(sighted: list[Sighted]) -> list[Finding]:
         return skipped(f"{what}: {len(sighted)} samples do not decide, about {needed} would")
     found = pair_up(sighted)
     if len(found.ids) < needed / 2:
-        return _too_few(what, found)
+        return too_few(what, found)
     if found.interval[1] < _NO_FIT_CAPTIONS or found.some_are_wrong(_STRAY_CAPTIONS):
         return failed(f"{what}: {_misfits(found)}", f"{_FIX}. Captions that do not describe their images look the same")
     won = f"a caption's own image wins {found.mean:.0%} of comparisons"
     return passed(f"{what}: {won} on {len(found.ids)} samples; less than a quarter of them exchanged may go unseen")
 
 
-def _wrong(found: Paired) -> bool:
+def wrong(found: Paired) -> bool:
     return found.some_are_wrong(_STRAY) or found.interval[1] < _NO_FIT
 
 
@@ -124,8 +124,8 @@ def _fits(found: Paired) -> str:
     )
 
 
-def _too_few(what: str, found: Paired) -> list[Finding]:
+def too_few(what: str, found: Paired) -> list[Finding]:
     return skipped(
         f"{what}: {len(found.ids)} samples have five others of their bucket that look different to be compared with,"
-        f" {_FEWEST} are needed"
+        f" {FEWEST} are needed"
     )

@@ -87,13 +87,14 @@ def by_content(found: Aligned, strange: int, tokens: str, shown: str) -> list[Fi
     if found.scores[IDENTITY] >= WEAKEST and ahead >= CLEAR:
         return passed(
             f"the first {strange} {tokens} look alike in all of them, but patches fit the latent as stored by"
-            f" {ahead:.1f} standard errors better than shifted by 1 to {strange}: something that the pictures share; {shown}"
+            f" {ahead:.1f} standard errors better than shifted by 1 to {strange}: something that the pictures share;"
+            f" {shown}"
         )
     if found.scores[IDENTITY] >= WEAKEST and ahead > 0:
         return skipped(
             f"the first {strange} {tokens} look like registers or like something that all pictures share; patches fit"
-            f" the latent as stored by {ahead:.1f} standard errors better than shifted by 1 to {strange}, {CLEAR:g} would"
-            f" decide: {shown}"
+            f" the latent as stored by {ahead:.1f} standard errors better than shifted by 1 to {strange}, {CLEAR:g}"
+            f" would decide: {shown}"
         )
     return failed(f"the first {strange} {tokens} look like registers: {shown}", _FIX)
 
