@@ -12,6 +12,7 @@ import typer
 
 from dittool.commands.options import (
     NONE_GIVEN,
+    DeviceOption,
     JsonOption,
     OverridesOption,
     PresetOption,
@@ -64,6 +65,7 @@ def main(
     ] = None,
     preset: PresetOption = "nano",
     overrides: OverridesOption = NONE_GIVEN,
+    device: DeviceOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -79,9 +81,8 @@ def main(
     from dittool.errors import UsageError
 
     if estimate + verify + rebuild + (preview is not None) > 1 or (part and (estimate or verify or preview)):
-        raise UsageError(
-            "--preview, --estimate, --verify, --rebuild and --part do not go together", "run one after the other"
-        )
+        together = "--preview, --estimate, --verify, --rebuild and --part do not go together"
+        raise UsageError(together, "run one after the other")
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
     if verify:
@@ -170,10 +171,8 @@ def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
     console.json({"derived": str(out), "ok": not faults, **facts, "faults": faults})
     if faults:
         console.table(("where", "what is wrong"), [(fault["where"], fault["what"]) for fault in faults])
-        damaged = sorted({fault["stage"] for fault in faults})
-        console.note(
-            f"remove what is damaged, then make it again: dit embed {' '.join(f'--pass {stage}' for stage in damaged)}"
-        )
+        damaged = " ".join(f"--pass {stage}" for stage in sorted({fault["stage"] for fault in faults}))
+        console.note(f"remove what is damaged, then make it again: dit embed {damaged}")
         raise typer.Exit(1)
     console.result(
         f"{out}: {found.features} features of {bytes_text(found.bytes)} are whole, finite, and what the records say"

@@ -8,6 +8,7 @@ Light imports only: this file is read by every `dit COMMAND --help`.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -40,6 +41,27 @@ OverridesOption = Annotated[
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace a file of another origin that stands where the result goes.")
 ]
+
+
+def _choose_device(name: str | None) -> str | None:
+    if name is not None or "dittool.devices" in sys.modules:  # else nothing was chosen, and torch need not be loaded
+        from dittool.devices import choose_device
+
+        choose_device(name)
+    return name
+
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="D",
+        help="cpu, cuda, cuda:N or mps.",
+        show_default="the first GPU, else the CPU",
+        callback=_choose_device,
+    ),
+]
+
 
 NONE_GIVEN: list[str] = []  # default of an option that may be repeated
 

@@ -12,7 +12,7 @@ import typer
 from typer.models import OptionInfo
 
 from dittool import completion
-from dittool.commands.options import NONE_GIVEN, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
 from dittool.config.schema import DEFAULT_STRENGTH, Sample
 
 _OWN = "the run's own"
@@ -106,6 +106,7 @@ def main(
     classes: ClassOption = NONE_GIVEN,
     alpha: AlphaOption = None,
     out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png file, or a folder.")] = Path("samples"),
+    device: DeviceOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import (
+    NONE_GIVEN,
+    DeviceOption,
+    JsonOption,
+    OverridesOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+)
 from dittool.console import Console
-from dittool.shell import quoted
+from dittool.shell import command_line, quoted
 
 if TYPE_CHECKING:
     from dittool.config.architectures import AnyConfig
@@ -49,6 +57,7 @@ def main(
         Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
+    device: DeviceOption = None,
     no_audit: Annotated[
         bool, typer.Option("--no-audit", help="Train without auditing the configuration first.")
     ] = False,
@@ -57,7 +66,8 @@ def main(
     verbose: VerboseOption = False,
 ) -> None:
     """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there."""
-    from dittool.ckpt.files import newest_run, recorded_data
+    from dittool.ckpt.files import newest_run
+    from dittool.ckpt.run_data import DEFAULT_DATA, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import UsageError
@@ -77,7 +87,9 @@ def main(
         out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
     if resume and not out.is_dir():
         raise UsageError(f"--out {out}: no such run to resume", "check the path, or begin it: leave --resume out")
-    data = data or recorded_data(out)
+    if data is None:
+        again = command_line("dit", "train", "--resume", "--out", out)
+        data = recorded_data(out, again) if resume else DEFAULT_DATA
     named = preset or str(out / "resolved.toml")
     config = load_config(named, overrides)
     if dry_run:

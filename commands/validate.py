@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+from dittool.shell import command_line
+
+EVERY_TEST = "reconstruction,dino_swap,text_manip,mode_losses"
 
 
 class Split(str, Enum):
@@ -33,9 +36,7 @@ def main(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")
     ] = None,
-    tests: Annotated[
-        str, typer.Option("--tests", metavar="A,B", help="Which tests.")
-    ] = "reconstruction,dino_swap,text_manip,mode_losses",
+    tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = EVERY_TEST,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -71,6 +72,7 @@ def main(
             autocompletion=completion.runs,
         ),
     ] = None,
+    device: DeviceOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -81,20 +83,27 @@ def main(
     swapped between images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the
     preset.
     """
-    from dittool.ckpt.files import recorded_data, resolve_checkpoint, run_folder
+    from dittool.ckpt.files import resolve_checkpoint, run_folder
+    from dittool.ckpt.run_data import recorded_data
     from dittool.demo.checker import SCENE_CHECKER
-    from dittool.errors import ANSWER_IS_NO
+    from dittool.errors import ANSWER_IS_NO, UsageError
     from dittool.validate.run import ValidateOptions, validate
     from dittool.validate.verdict import criteria_rows
 
     console = console_for(json, quiet, verbose)
     if compare is not None:
+        others: dict[str, object] = {"--data": data, "--limit": limit, "--split": split, "--device": device}
+        others |= {"--lpips-backbone": lpips_backbone, "--tests": None if tests == EVERY_TEST else tests}
+        if given := [name for name, value in others.items() if value is not None]:
+            raise UsageError(f"{', '.join(given)}: no effect with --compare, which judges nothing", "leave it out")
         _show_comparison(compare, target, out, console)
         return
     checkpoint = resolve_checkpoint(target, talk=console)
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
     options = ValidateOptions(wanted, limit, split.value if split else None, lpips_backbone, SCENE_CHECKER)
-    done = validate(checkpoint, data or recorded_data(run_folder(checkpoint)), out, options, console)
+    again = command_line("dit", "validate", target or checkpoint)
+    data = data or recorded_data(run_folder(checkpoint), again, checkpoint)
+    done = validate(checkpoint, data, out, options, console)
 
     console.json({**done.results, "report": str(done.report)})
     console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))

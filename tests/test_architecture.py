@@ -29,8 +29,20 @@ STANDARD = set(sys.stdlib_module_names)
 
 # The rooms from the ground up: each may import those before it, never those after it.
 ROOMS = (
-    *("presets", "shell", "errors", "seeding", "storage", "machine", "console", "geometry", "config", "untrusted"),
-    *("models", "objective", "ckpt", "encoders", "installation", "data", "sampling", "audit", "completion"),
+    *(
+        "presets",
+        "shell",
+        "errors",
+        "seeding",
+        "storage",
+        "whereabouts",
+        "machine",
+        "console",
+        "geometry",
+        "config",
+        "untrusted",
+    ),
+    *("models", "objective", "ckpt", "devices", "encoders", "installation", "data", "sampling", "audit", "completion"),
     *("validate", "families", "train", "ablate", "demo", "cli", "__main__", "commands"),
 )
 

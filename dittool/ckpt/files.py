@@ -41,8 +41,6 @@ from dittool.storage import (
 
 STATE_KEYS = ("format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data")
 FINAL_NAME = "checkpoint_final.pt"
-DEFAULT_DATA = Path("data/shards")
-_DATA_RECORD = "run.json"
 _STEP_NAME = re.compile(r"checkpoint_step(\d{7,})\.pt")
 _TRASH_PREFIX = ".trash-"
 _BYTES_BESIDE_TENSORS = 1 << 20  # pickle, configuration, archive directory
@@ -378,15 +376,3 @@ def run_folder(checkpoint: Path) -> Path:
     """The run that a checkpoint belongs to: two folders up within `checkpoints/`, else where it lies."""
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder
-
-
-def record_data(run: Path, shards: Path, identity_hash: str) -> None:
-    """Writes down which shards a run is trained on."""
-    write_json(run / _DATA_RECORD, {"data": str(shards.resolve()), "identity_hash": identity_hash})
-
-
-def recorded_data(run: Path) -> Path:
-    """The shards that a run was trained on; `data/shards` when it does not say."""
-    path = run / _DATA_RECORD
-    value = read_json(path) if path.is_file() else {}
-    return Path(value["data"]) if isinstance(value, dict) and isinstance(value.get("data"), str) else DEFAULT_DATA

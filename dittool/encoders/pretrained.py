@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from dittool.ckpt.load import check_safetensors
+from dittool.devices import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, DitError, UsageError, WeightsMissingError, from_os_error
 from dittool.shell import quoted
 from dittool.storage import read_json
+from dittool.whereabouts import find
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -108,6 +110,15 @@ def _damaged_copy(kind: str, name: str, why: str) -> WeightsMissingError:
         f"encoders.{kind}: the copy of '{name}' on this disk is damaged: {why}",
         _hub_hint(kind, name, "--force-download"),
     )
+
+
+def place_of_weights(name: str) -> str:
+    """A card's id; of a local folder in a project that was moved, where it is now. Callers compare the weights'
+    hash.
+    """
+    if not name.startswith(("/", ".", "~")):
+        return name
+    return str(find(name, Path.cwd()) or name)
 
 
 def location_of(name: str) -> str:
@@ -239,11 +250,6 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def device_of_choice() -> torch.device:
-    """The first GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

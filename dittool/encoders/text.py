@@ -39,7 +39,7 @@ T5_TYPES = {"t5": "a T5", "mt5": "an mT5", "umt5": "a umT5"}
 # Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next
 # to no padding (measured: half the time of batches of 16 in the order of the data). Many on a GPU, which small batches
 # leave idle: sixteen captions of full length.
-_TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
+_TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192, "mps": 8192}
 _PROBE = "a photo of a red bird"  # words that every tokenizer of the family knows
 
 

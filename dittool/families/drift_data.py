@@ -21,6 +21,7 @@ from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.read_ahead import read_ahead
+from dittool.devices import as_in_training
 from dittool.errors import BadDataError
 from dittool.families.drift_groups import Groups, group_generator, group_numbers
 from dittool.models.drift_dit import ClassConditions
@@ -195,7 +196,9 @@ class LatentEvaluation:
         for start in range(0, len(noise), _EVALUATION_BATCH):
             rows = slice(start, start + _EVALUATION_BATCH)
             z, labels, words = (each[rows].to(device) for each in (noise, self.labels, style))
-            parts.append(model(z, torch.ones(len(z), device=device), ClassConditions(labels, words)).float().cpu())
+            with as_in_training(device, self._config.train.precision):
+                drawn = model(z, torch.ones(len(z), device=device), ClassConditions(labels, words))
+            parts.append(drawn.float().cpu())
         return torch.cat(parts)
 
 

@@ -26,6 +26,7 @@ from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
+from dittool.devices import as_in_training
 from dittool.encoders import known
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
@@ -75,6 +76,7 @@ class Evaluation:
                     ]
                 )
                 self._batches.append((latents, conditions, noise))
+        self._precision = config.train.precision
         self._timesteps = timesteps(torch.tensor(QUANTILES), config.flow.timestep_sampling, config.flow.shift)
 
     @torch.inference_mode()
@@ -86,7 +88,8 @@ class Evaluation:
             conditions = conditions.map(lambda tensor: tensor.to(device))
             both = torch.full((len(latents),), MODES.index("both"))
             for t in self._timesteps:
-                loss = flow_loss(model, latents, noise, t.to(device).expand(len(latents)), conditions, both)
+                with as_in_training(device, self._precision):
+                    loss = flow_loss(model, latents, noise, t.to(device).expand(len(latents)), conditions, both)
                 total, count = total + float(loss.per_sample.sum()), count + len(latents)
         return total / count
 

@@ -16,7 +16,7 @@ from dittool.data.source.captions import CaptionRefused, check_caption
 from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SamplingCost, sampling_cost
-from dittool.sampling.picture_file import free_path, write_png
+from dittool.sampling.picture_file import free_path, seen_from, write_png
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
@@ -48,7 +48,7 @@ def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) ->
             for seed, picture, settings in prepared.pictures(task):
                 path = out if single_file else free_path(folder / _name(request, seed))
                 same = compare(request.repeat, np.asarray(picture), made_with(pipeline.device), talk)
-                write_png(path, picture, settings)
+                write_png(path, picture, seen_from(path.parent, settings))
                 drawn.append(DrawnImage(path, settings, same))
     return drawn
 

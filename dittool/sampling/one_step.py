@@ -25,13 +25,21 @@ from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
+from dittool.devices import as_in_training, device_of_choice
 from dittool.encoders.interfaces import LatentCodec
-from dittool.encoders.pretrained import device_of_choice
+from dittool.encoders.pretrained import place_of_weights
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError, listed
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions
-from dittool.sampling.picture_file import free_path, is_of_one_step, read_one_step_settings, write_png
+from dittool.sampling.picture_file import (
+    file_of,
+    free_path,
+    is_of_one_step,
+    read_one_step_settings,
+    seen_from,
+    write_png,
+)
 from dittool.sampling.repeat import DrawnImage, Repeat, compare, made_with, warn_of_other_files
 from dittool.sampling.request import SampleOptions
 from dittool.seeding import derive_seed
@@ -87,7 +95,7 @@ class OneStepPipeline:
     @cached_property
     def codec(self) -> LatentCodec:
         card = self.data.card.vae
-        codec = load_codec(card.id)
+        codec = load_codec(place_of_weights(card.id))
         if codec.card.weights != card.weights:
             raise BadDataError(
                 f"codec '{card.id}' has other weights than in training",
@@ -127,11 +135,10 @@ class OneStepPipeline:
             noise, style = self._draws(seeds[start : start + _BATCH])
             numbers = torch.tensor(labels[start : start + _BATCH], device=self.device)
             conditions = ClassConditions(numbers, style.to(self.device))
-            parts.append(
-                self.model(noise.to(self.device), torch.full((len(noise),), alpha, device=self.device), conditions)
-                .float()
-                .cpu()
-            )
+            scales = torch.full((len(noise),), alpha, device=self.device)
+            with as_in_training(self.device, self.config.train.precision):
+                made = self.model(noise.to(self.device), scales, conditions)
+            parts.append(made.float().cpu())
         return torch.cat(parts)
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -188,9 +195,7 @@ def _again(
             f"--class and --alpha: no effect on {path}, which was drawn from a prompt or a reference", "leave them out"
         )
     inside = read_one_step_settings(path)
-    checkpoint = options.checkpoint or Path(inside.checkpoint)
-    if not checkpoint.exists():
-        raise UsageError(f"{path} was drawn with {checkpoint}: no such file", "say where it is now: --checkpoint PATH")
+    checkpoint = file_of(path, inside.checkpoint, options.checkpoint, "--checkpoint")
     exact = not classes and all(one is None for one in (alpha, options.count, options.seed))
     if exact:
         seed, count = inside.batch or (inside.seed, 1)
@@ -239,7 +244,7 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> lis
                 settings = common | {"class": name, "seed": seed, "batch": [seeds[0], len(seeds)]}
                 path = out if single_file else free_path(folder / _name(request, pipeline.label(name), seed))
                 same = compare(request.repeat, pixels, common["made_with"], talk)
-                write_png(path, Image.fromarray(pixels), settings)
+                write_png(path, Image.fromarray(pixels), seen_from(path.parent, settings))
                 drawn.append(DrawnImage(path, settings, same))
                 task.advance()
     return drawn

@@ -21,8 +21,10 @@ from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.grid import parse_grid
 from dittool.storage import write_atomic
+from dittool.whereabouts import exact_place, find, remembered
 
 SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON
+_PATHS = ("checkpoint", "reference", "init")  # settings that name a file
 _HINT = "--from needs a PNG that dit sample has written, not edited or saved again since"
 
 _MOST_STEPS, _MOST_AT_ONCE = 10_000, 64  # a file that asks for more asks for this machine's time
@@ -95,6 +97,29 @@ def write_png(path: Path, image: Image.Image, settings: Mapping[str, object] | N
     if settings is not None:
         info.add_text(SETTINGS_KEY, json.dumps(settings, ensure_ascii=True))
     write_atomic(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+
+
+def seen_from(folder: Path, settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings for a picture in `folder`, with the paths that a move of the project does not change."""
+    return {
+        key: remembered(Path(str(value)), folder) if key in _PATHS and value else value
+        for key, value in settings.items()
+    }
+
+
+def file_of(picture: Path, text: str | None, given: Path | None, option: str) -> Path | None:
+    """A file that a picture was drawn with: as the option gives it, else where the picture, which remembers `text`, has
+    it. Raises `UsageError` naming the option when it is not there.
+    """
+    if given is not None or text is None:
+        if given is not None and not given.exists():
+            raise UsageError(f"{option} {given}: no such file", "check the path")
+        return given
+    found = find(text, picture.parent)
+    if found is None:
+        place = exact_place(text, picture.parent)
+        raise UsageError(f"{picture} was drawn with {place}, which is not there", f"say where it is now: {option} PATH")
+    return found
 
 
 def free_path(path: Path) -> Path:

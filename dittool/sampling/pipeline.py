@@ -19,10 +19,11 @@ from dittool.config.schema import Config, SampleSettings
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
+from dittool.devices import as_in_training, device_of_choice
 from dittool.encoders.cards import EncoderCard
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
-from dittool.encoders.pretrained import device_of_choice
+from dittool.encoders.pretrained import place_of_weights
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
@@ -97,17 +98,17 @@ class Pipeline:
 
     @cached_property
     def codec(self) -> LatentCodec:
-        return _checked(self.data.card.vae, load_codec(self.data.card.vae.id))
+        return _checked(self.data.card.vae, load_codec(place_of_weights(self.data.card.vae.id)))
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         card = self.data.card.text
-        return _checked(card, load_text_encoder(card.id, card.dtype, card.max_tokens))
+        return _checked(card, load_text_encoder(place_of_weights(card.id), card.dtype, card.max_tokens))
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:
         card = self.data.card.image
-        return _checked(card, load_image_encoder(card.id, card.dtype))
+        return _checked(card, load_image_encoder(place_of_weights(card.id), card.dtype))
 
     def encode_reference(self, image: Path | str | Image.Image) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises
@@ -211,7 +212,9 @@ class Pipeline:
 
         def drawn(rows: slice) -> Tensor:
             part = conditions.map(lambda tensor: tensor[rows].to(self.device))
-            return sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength).cpu()
+            with as_in_training(self.device, self.config.train.precision):
+                made = sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength)
+            return made.cpu()
 
         return torch.cat([drawn(slice(start, start + _LARGEST_BATCH)) for start in range(0, len(z), _LARGEST_BATCH)])
 

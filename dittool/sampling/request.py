@@ -18,7 +18,7 @@ from dittool.console import SILENT, Talk
 from dittool.errors import UsageError
 from dittool.geometry import parse_size
 from dittool.sampling.grid import Grid, parse_grid
-from dittool.sampling.picture_file import read_settings
+from dittool.sampling.picture_file import file_of, read_settings
 from dittool.sampling.prompts import read_prompts
 from dittool.sampling.repeat import Repeat
 
@@ -126,12 +126,9 @@ def _again(
     """
     inside = read_settings(path)
     exact = set(options.given()) <= {"again", "checkpoint", "ref", "init"}  # where its files are, and nothing else
-    reference = options.ref or (Path(inside.reference) if inside.reference else None)
-    init = options.init or (Path(inside.init) if inside.init else None)
-    checkpoint = options.checkpoint or Path(inside.checkpoint)
-    for option, file in (("--checkpoint", checkpoint), ("--ref", reference), ("--init", init)):
-        if file is not None and not file.exists():
-            raise UsageError(f"{path} was drawn with {file}: no such file", f"say where it is now: {option} PATH")
+    checkpoint = file_of(path, inside.checkpoint, options.checkpoint, "--checkpoint")
+    reference = file_of(path, inside.reference, options.ref, "--ref")
+    init = file_of(path, inside.init, options.init, "--init")
     prompt = inside.prompt if options.prompt is None else options.prompt
     grid = grid or (parse_grid(inside.grid) if inside.grid else None)
     _require_effect(grid, prompt, reference)

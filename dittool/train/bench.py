@@ -22,12 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk, Task
+from dittool.devices import device_name, wait_for
 from dittool.encoders.cards import FeatureWidths
 from dittool.encoders.vae import load_codec
 from dittool.errors import WeightsMissingError
 from dittool.families.family import MicroBatch, family_of
 from dittool.train.distributed import Ranks, process_group
-from dittool.train.estimate import batch_kinds, device_name, wait_for
+from dittool.train.estimate import batch_kinds
 from dittool.train.log import peak_memory_bytes
 from dittool.train.loop import train_step
 from dittool.train.state import TrainState

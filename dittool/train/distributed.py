@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from dittool.encoders.pretrained import device_of_choice
+from dittool.devices import device_of_choice, device_of_rank
 from dittool.errors import Interrupted
 
 _DONE, _FAILED = "done", "failed"  # what the first process says of its work alone
@@ -178,10 +178,7 @@ def process_group(parallel: str) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(0, 1, device_of_choice())
         return
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    device = device_of_rank()
     store, rank, count = next(dist.rendezvous("env://"))
     backend, own = "nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("collectives", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)

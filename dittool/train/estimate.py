@@ -18,7 +18,7 @@ from torch import Tensor
 from dittool.ckpt.files import state_bytes
 from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk
-from dittool.encoders.pretrained import device_of_choice
+from dittool.devices import as_in_training, device_name, device_of_choice, wait_for
 from dittool.families.family import BatchKind, MicroBatch, family_of
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
@@ -78,7 +78,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
     family.begin(opened, {}, talk)
     kinds, buckets, memory = batch_kinds(state), [], (0, "")
     largest = max(kind.tokens for kind in kinds)
-    with talk.progress("measure", len(kinds), "bucket") as task:
+    with as_in_training(ranks.device, "fp32"), talk.progress("measure", len(kinds), "bucket") as task:
         for kind in kinds:
             seconds = _seconds_per_step(state, kind.example)
             buckets.append(
@@ -144,14 +144,3 @@ def _memory(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
         5 * weights + activations,
         "5 × weights (weights, gradients, two moments, average) + what autograd kept in one micro-batch",
     )
-
-
-def wait_for(device: torch.device) -> None:
-    """Until the device has done all that it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    """What figures were measured on."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

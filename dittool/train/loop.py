@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, record_data, rotate, save_checkpoint
+from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
 from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
+from dittool.ckpt.run_data import record_data
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_toml
 from dittool.console import SILENT, Talk
@@ -37,6 +38,7 @@ from dittool.train.optim import set_learning_rate
 from dittool.train.signals import StopRequest, stop_on_signal
 from dittool.train.state import TrainState, require_same_run
 from dittool.validate.text_edit import CaptionChecker
+from dittool.whereabouts import remembered
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,8 @@ def _show(run: _Run, averaged: nn.Module, last: bool, judges: bool) -> None:
 def _save(run: _Run, meter: Meter, last: bool) -> None:
     """A checkpoint. All processes gather it, the first one writes."""
     content, keys = run.state.to_checkpoint(), run.state.config.checkpoint
+    if (shards := run.state.data.folder) is not None:
+        content["data"]["folder"] = remembered(shards, run.checkpoints)
     with run.state.ranks.first_alone() as alone:
         if alone:
             summary = {"loss": meter.loss, **run.figures}

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
+from dittool.devices import as_in_training
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.objective.flow import MODES, interpolate, kept_conditions, timesteps
@@ -137,15 +138,17 @@ def _measure_batch(
     latents, noise = latents.to(device), noise_of(pipeline, bucket, [ref.id for ref in refs]).to(device)  # (B, C, H, W)
     own_and_others = conditions.map(lambda tensor: torch.cat([tensor] * 4 + [tensor.roll(1, dims=0)] * 2).to(device))
     kept = kept_conditions(torch.tensor(_BRANCH_MODES, device=device).repeat_interleave(len(refs)))
-    # the same at every timestep
-    context = model.context(own_and_others, kept, count * len(refs), model.token_grid(latents))
-    keys_values = model.keys_values(context)
+    precision = pipeline.config.train.precision
+    with as_in_training(device, precision):  # the same at every timestep
+        context = model.context(own_and_others, kept, count * len(refs), model.token_grid(latents))
+        keys_values = model.keys_values(context)
 
     losses, squares = [], []
     for t in times.to(device):
         z = interpolate(latents, noise, t.expand(len(refs)))
-        velocities = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * len(refs)), context, keys_values).float()
-        v = velocities.unflatten(0, (count, len(refs)))  # (K, B, C, H, W)
+        with as_in_training(device, precision):
+            made = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * len(refs)), context, keys_values)
+        v = made.float().unflatten(0, (count, len(refs)))  # (K, B, C, H, W)
         losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
         of_text, of_reference = v[_TEXT] - v[_OTHER_TEXT], v[_REFERENCE] - v[_OTHER_REFERENCE]
         differences = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])

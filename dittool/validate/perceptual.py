@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from dittool.ckpt.load import load_weights
 from dittool.console import SILENT, Talk
+from dittool.devices import device_of_choice
 from dittool.encoders.interfaces import to_signed
-from dittool.encoders.pretrained import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
 from dittool.storage import file_sha256
@@ -82,7 +82,7 @@ def load_lpips(path: Path) -> Metric:
     """
     try:
         return _lpips(load_weights(path), path)
-    except BadDataError as error:
+    except (BadDataError, UsageError) as error:
         raise WeightsMissingError(f"LPIPS backbone: {error.message}", _LPIPS_HINT) from error
 
 

@@ -35,6 +35,7 @@ from dittool.validate.set_metrics import measure_set
 from dittool.validate.swap import swap_references
 from dittool.validate.text_edit import CaptionChecker, edit_captions, find_edits
 from dittool.validate.verdict import GO, Criterion, Results, judge, verdict
+from dittool.whereabouts import find, remembered
 
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
 OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
@@ -126,7 +127,7 @@ def validate_pipeline(
     start = time.monotonic()
     config = pipeline.config.validate_
     _require_same_data(pipeline, shards)
-    perceptual = find_lpips(options.lpips_backbone or config.lpips_backbone, _smallest_side(shards), talk)
+    perceptual = find_lpips(options.lpips_backbone or _backbone(config.lpips_backbone), _smallest_side(shards), talk)
     output_folder(folder)
     with folder_lock(folder):
         _clear(folder)
@@ -139,7 +140,7 @@ def validate_pipeline(
         results: dict[str, object] = {
             "step": pipeline.step,
             "weights": "ema",
-            "checkpoint": str(checkpoint) if checkpoint else "",
+            "checkpoint": remembered(checkpoint, folder) if checkpoint else "",
             "data": data,
             "settings": pipeline.settings.to_json(),
             "training": (
@@ -215,7 +216,7 @@ def _about_data(trial: Trial) -> dict[str, object]:
         described = "held-out images"
     unseen = split == HOLDOUT and same_split
     return {
-        "shards": str(shards.folder),
+        "shards": remembered(shards.folder, trial.folder),
         "identity_hash": shards.identity_hash,
         "split": split,
         "unseen": unseen,
@@ -247,6 +248,11 @@ def _of_other_split(trial: Trial, count: int) -> dict[str, list[SampleRef]]:
     other = TRAIN if trial.split == HOLDOUT else HOLDOUT
     subjects = choose(trial.shards, count, other)[1] if trial.shards.split(other) else []
     return {other: [subject.ref for subject in subjects]} if subjects else {}
+
+
+def _backbone(configured: str | None) -> str | Path | None:
+    """The file that the configuration names; where the project was moved, where it is now."""
+    return configured and (find(configured, Path.cwd()) or configured)
 
 
 def _smallest_side(shards: ShardSet) -> int:

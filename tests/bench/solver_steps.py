@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dittool.ckpt.files import recorded_data, run_folder
+from dittool.ckpt.files import run_folder
+from dittool.ckpt.run_data import recorded_data
 from dittool.data.shards.read import ShardSet
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
@@ -83,7 +84,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6)
     options = parser.parse_args()
     pipeline = Pipeline.load(options.checkpoint)
-    shards = ShardSet.open(options.data or recorded_data(run_folder(options.checkpoint)))
+    run = run_folder(options.checkpoint)
+    shards = ShardSet.open(options.data or recorded_data(run, "the same command with", options.checkpoint))
     parts = drawn_samples(pipeline, shards, options.samples)
     print(
         f"step {pipeline.step}, {options.samples} samples, scales {pipeline.settings.cfg_text:g} and"

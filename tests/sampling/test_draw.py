@@ -17,8 +17,9 @@ from dittool.console import SILENT
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.draw import draw, draw_all
 from dittool.sampling.grid import parse_grid
-from dittool.sampling.picture_file import SETTINGS_KEY, read_settings, write_png
+from dittool.sampling.picture_file import SETTINGS_KEY, read_settings, seen_from, write_png
 from dittool.sampling.request import DrawRequest, SampleOptions, plan
+from dittool.whereabouts import remembered
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_the_settings_travel_inside_the_png(checkpoint, reference, tmp_path):
     )
     assert [image.path.name for image in drawn] == ["sample_seed000007.png", "sample_seed000008.png"]
     inside = json.loads(Image.open(drawn[1].path).text[SETTINGS_KEY])
-    assert inside == json.loads(json.dumps(drawn[1].settings))
+    assert inside == json.loads(json.dumps(seen_from(tmp_path, drawn[1].settings)))
     assert (inside["seed"], inside["steps"], inside["cfg_text"], inside["prompt"], inside["weights"]) == (
         8,
         3,
@@ -239,7 +240,7 @@ def test_files_that_moved_are_asked_for_and_may_be_named(checkpoint, reference, 
     shutil.copy(reference, own)
     (image,) = draw(request(checkpoint, reference=own), tmp_path / "a.png")
     own.unlink()
-    with pytest.raises(UsageError, match=r"reference\.png: no such file") as raised:
+    with pytest.raises(UsageError, match=r"reference\.png, which is not there") as raised:
         again(image.path)
     assert "--ref" in raised.value.hint
     assert again(image.path, ref=reference)[0].same_pixels is True
@@ -280,4 +281,5 @@ def test_a_picture_of_version_0_1_repeats_and_its_settings_are_written_as_then(c
     write_png(tmp_path / "then.png", Image.new("RGB", (128, 128)), json.loads(text))
     (repeated,) = again(tmp_path / "then.png")
     assert repeated.same_pixels is False, "those pixels were made up; all else is as it was"
-    assert Image.open(repeated.path).text[SETTINGS_KEY] == text
+    seen = json.dumps({**json.loads(text), "checkpoint": remembered(checkpoint, repeated.path.parent)})
+    assert Image.open(repeated.path).text[SETTINGS_KEY] == seen

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dittool.errors import UsageError
 from dittool.sampling.one_step import OneStepPipeline, OneStepRequest, draw_classes
-from dittool.sampling.picture_file import write_png
+from dittool.sampling.picture_file import seen_from, write_png
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_every_class_is_drawn_when_none_is_named_and_settings_stand_in_the_pictu
     assert len(drawn) == 12 and len({image.settings["class"] for image in drawn}) == 12
     written = Image.open(drawn[0].path)
     assert written.size == (32, 32)
-    assert json.loads(written.text["dit"]) == drawn[0].settings
+    assert json.loads(written.text["dit"]) == seen_from(tmp_path, drawn[0].settings)
     assert (
         drawn[0].settings["seed"] == 3 and drawn[0].settings["weights"] == "ema" and drawn[0].settings["alpha"] == 1.0
     )

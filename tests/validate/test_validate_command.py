@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from dittool.ckpt.files import recorded_data, run_folder
+from dittool.ckpt.files import run_folder
+from dittool.ckpt.run_data import recorded_data
 from dittool.errors import UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_json
@@ -24,7 +25,7 @@ def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(
     checkpoint = save_checkpoint(run / "checkpoints", state.to_checkpoint(), final=True)
     write_json(run / "run.json", {"data": str(tiny_shards.folder)})
     (run / "log.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.9}\n')
-    assert recorded_data(run_folder(checkpoint)) == tiny_shards.folder
+    assert recorded_data(run_folder(checkpoint), "") == tiny_shards.folder
 
     ended = dit("validate", run, "--limit", 3, "--quiet")
     assert ended.code == 1, ended.err

@@ -32,6 +32,7 @@ from dittool.encoders.known import KNOW_EVERY_SCRIPT
 from dittool.errors import BadDataError, UsageError
 from dittool.shell import quoted
 from dittool.storage import nothing_left_of_refusal, output_folder, require_free, write_atomic
+from dittool.whereabouts import find
 
 _SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
 
@@ -122,7 +123,7 @@ def embed(
             talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
         names = [bucket.name for bucket in buckets]
         card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
-        if before := store.write_source(str(source.resolve())):
+        if (before := store.write_source(str(source.resolve()))) and not _moved(before, source, out):
             talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
         with shared_files(out):
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
@@ -155,6 +156,12 @@ def _held(out: Path, part: Part) -> Iterator[None]:
     """The folder, made and held before anything that takes long: one that cannot be written to is refused at once."""
     with writer_lock(output_folder(out), part):
         yield
+
+
+def _moved(before: str, source: Path, out: Path) -> bool:
+    """Whether the source of before is gone and `source` is what stands beside `out` in its place: a moved project."""
+    found = None if Path(before).exists() else find(before, out)
+    return found is not None and found.resolve() == source.resolve()
 
 
 def _first_pass(

@@ -44,6 +44,7 @@ from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
 from dittool.shell import quoted
 from dittool.untrusted.npy import parse_npy
+from dittool.whereabouts import find
 
 _GAP = 4096  # bytes between two members that are read along with them: a tar header is 512
 
@@ -114,8 +115,11 @@ class ShardSet:
 
     @property
     def source(self) -> Path:
-        """The folder of images that were embedded; it may be gone or on another machine."""
-        return Path(self._require_index().source)
+        """The folder of images that were embedded, also after the project was moved; it may be gone or on another
+        machine.
+        """
+        source = self._require_index().source
+        return (find(source, self.folder) if source else None) or Path(source)
 
     @property
     def patch_storage(self) -> str:

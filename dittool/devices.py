@@ -1,0 +1,95 @@
+"""The device that this process computes on, and the precision of training on it.
+
+A process has one device: the one that `--device` names, else the first GPU, else the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from dittool.errors import UsageError
+
+_chosen: torch.device | None = None  # by --device; None: the best there is
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Makes `cpu`, `cuda`, `cuda:N` or `mps` the device of this process, None the best one. Raises `UsageError` with
+    what is there.
+    """
+    global _chosen
+    _chosen = None
+    if name is not None:
+        _chosen = _named(name)
+        if _chosen.type == "cuda" and _chosen.index is not None:
+            torch.cuda.set_device(_chosen)
+    return device_of_choice()
+
+
+def device_of_choice() -> torch.device:
+    """The device of this process."""
+    return _chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of_rank() -> torch.device:
+    """The device of one of several processes, as torchrun numbers them on each machine: each has a GPU of its own."""
+    device = device_of_choice()
+    if device.type != "cuda":
+        return device
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def as_in_training(device: torch.device, precision: str) -> Iterator[None]:
+    """Inside, a GPU computes a network as training does: products of fp32 in TF32 and, for bf16, under autocast.
+
+    On a CPU nothing changes: what is drawn and judged there is fp32, and stays the same to the bit.
+    """
+    if device.type == "cpu":
+        yield
+        return
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
+    try:
+        with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    """What figures were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _named(name: str) -> torch.device:
+    there = _present()
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
+        raise UsageError(f"--device {name}: no kind of device", f"there are here: {', '.join(there)}")
+    if name not in there:
+        raise UsageError(f"--device {name}: not on this machine, which has {', '.join(there)}", "see: dit doctor")
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and name not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: {count} processes were started", "each takes its own GPU: --device cuda")
+    return torch.device(name)
+
+
+def _present() -> list[str]:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    numbered = ["cuda", *(f"cuda:{index}" for index in range(gpus))] if gpus else []
+    return ["cpu", *numbered, *(["mps"] if torch.backends.mps.is_available() else [])]
