@@ -13,17 +13,20 @@ import typer
 from dittool import completion
 from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
 
+_ASSUMED = "nano"
+
 
 def main(
     preset: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--preset",
             metavar="P",
             help="What shall be trained: a preset's name, or a .toml.",
+            show_default=_ASSUMED,
             autocompletion=completion.presets,
         ),
-    ] = "nano",
+    ] = None,
     data: Annotated[Path, typer.Option("--data", help="Folder of shards, which may not be there yet.")] = Path(
         "data/shards"
     ),
@@ -44,11 +47,13 @@ def main(
     from dittool.train.readiness import examine
 
     console = console_for(json, quiet, verbose)
-    findings = examine(load_config(preset, overrides), data, out)
+    name = preset or _ASSUMED
+    findings = examine(load_config(name, overrides), data, out)
     counts = {status: sum(one.status == status for one in findings) for status in (OK, NOTE, BITES)}
     console.json(
         {
-            "preset": preset,
+            "preset": name,
+            "preset_assumed": preset is None,
             "findings": [vars(one) for one in findings],
             "counts": counts,
             "ok": not counts[BITES],
@@ -60,6 +65,8 @@ def main(
         if one.remedy:
             console.result(f"{marks[one.status]} {one.check}: {one.remedy}")
     verdict = f"{counts[BITES]} will bite" if counts[BITES] else "nothing will bite"
-    console.result(f"{verdict} a run of {preset}; {counts[NOTE]} worth knowing, {counts[OK]} well")
+    console.result(f"{verdict} a run of {name}; {counts[NOTE]} worth knowing, {counts[OK]} well")
+    if preset is None:
+        console.result(f"no preset was named: {name} was assumed; for another: dit doctor --preset P")
     if counts[BITES]:
         raise typer.Exit(ANSWER_IS_NO)

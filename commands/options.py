@@ -8,17 +8,20 @@ Light imports only: this file is read by every `dit COMMAND --help`.
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dittool import completion
+from dittool import __version__, completion
 from dittool.console import Console
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; warnings stay.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="More remarks.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Versions, and the time of each remark.")]
 PresetOption = Annotated[
     str,
     typer.Option(
@@ -67,8 +70,11 @@ NONE_GIVEN: list[str] = []  # default of an option that may be repeated
 
 
 def console_for(json: bool, quiet: bool, verbose: bool) -> Console:
-    """The console behind `--json`, `--quiet` and `--verbose`."""
-    return Console(json=json, quiet=quiet, verbose=verbose)
+    """The console behind `--json`, `--quiet` and `--verbose`, which says first what runs."""
+    console = Console(json=json, quiet=quiet, verbose=verbose)
+    if verbose:
+        console.note(f"dit {__version__}, Python {platform.python_version()}, process {os.getpid()} in {Path.cwd()}")
+    return console
 
 
 def require_effect(context: typer.Context, mode: str, *acting: str) -> None:

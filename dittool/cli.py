@@ -7,6 +7,7 @@ whose docstring is its help; it returns nothing, or ends with `raise typer.Exit(
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import os
@@ -131,7 +132,11 @@ class _Stub(TyperCommand):
         self._load, self.plugin = load, plugin
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
-        return self._load().make_context(*arguments, **settings)  # the real command's context: it parses, and it is run
+        command = self._load()
+        try:
+            return command.make_context(*arguments, **settings)  # the real command's context: it parses, and it is run
+        except typer.TyperException as error:
+            raise _usage_error(error, command) from error
 
 
 def _root(
@@ -244,12 +249,29 @@ def explain(error: BaseException) -> DitError:
     )
 
 
-def _usage_error(error: typer.TyperException) -> UsageError:
+def _usage_error(error: typer.TyperException, command: Loaded | None = None) -> UsageError:
     context = getattr(error, "ctx", None)
-    see = f"see {context.command_path if context else 'dit'} --help"
-    if near := getattr(error, "possibilities", None):
-        return UsageError(error.message, f"did you mean {' or '.join(near)}? {see}")
+    path = context.command_path if context else f"dit {command.name}" if command else "dit"
+    see, option = f"see {path} --help", getattr(error, "option_name", "")
+    if hasattr(error, "possibilities"):  # there is no such option
+        near = _options_near(option, command) if command else error.possibilities
+        return UsageError(error.message, f"did you mean {' or '.join(near)}? {see}" if near else see)
+    for parameter in command.params if command else ():
+        if option in parameter.opts and parameter.metavar:  # it stands without its value
+            see = f"write {option} {parameter.metavar}; {see}"
     return UsageError(_one_line(error.format_message()), see)
+
+
+def _options_near(written: str, command: Loaded) -> list[str]:
+    """What somebody may have meant who wrote an option that there is not: an option, or a key of the configuration."""
+    options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+    words = {option[2:]: option for option in [*options, "--help"]}
+    if "--set" in options:
+        from dittool.config.load import keys_by_name
+
+        words = {name: f"-s {key}=…" for name, key in keys_by_name().items()} | words
+    word = written.lstrip("-").partition("=")[0].replace("-", "_")
+    return [words[name] for name in difflib.get_close_matches(word, words, n=1, cutoff=0.75)]
 
 
 def _memory_error(error: BaseException) -> StorageError | None:

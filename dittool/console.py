@@ -69,12 +69,13 @@ class PythonWarnings(Talk):
 
 
 class Console(Talk):
-    """The terminal: results on stdout, talk on stderr, JSON instead of tables when asked. `verbose` is for commands
-    that have more to show.
+    """The terminal: results on stdout, talk on stderr, JSON instead of tables when asked. `verbose`: remarks say how
+    long the command has been running, and commands that have more to show show it.
     """
 
     def __init__(self, json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.json_wanted, self.quiet, self.verbose = json, quiet, verbose
+        self._began = time.monotonic()
         self._out, self._err = _rich_console(stderr=False), _rich_console(stderr=True)
 
     def result(self, text: str) -> None:
@@ -125,7 +126,9 @@ class Console(Talk):
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self._say(escaped(text), "dim")
+            since = f"[{duration_text(time.monotonic() - self._began)}] " if self.verbose else ""
+            line = text.lstrip("\n")
+            self._say(text[: len(text) - len(line)] + escaped(since + line), "dim")
 
     def warn(self, text: str) -> None:
         self._say(f"warning: {escaped(text)}", "yellow")

@@ -69,6 +69,20 @@ def test_a_command_says_in_its_help_what_the_list_says(dit, name):
     assert shown.out.startswith(f"Usage: dit {name} ") and "--json" in shown.out
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_command_opens_the_console_that_verbose_acts_on(name):
+    module = importlib.import_module(f"dittool.commands.{name.replace('-', '_')}")
+    assert "quiet, verbose)" in inspect.getsource(module.main) and "console_for(" in inspect.getsource(module.main)
+
+
+def test_verbose_says_what_runs_and_when_each_remark_was_made(dit):
+    plain, told = dit("presets"), dit("presets", "--verbose")
+    first, *rest = told.err.splitlines()
+    assert first.startswith(f"[0:00] dit {__version__}, Python ") and told.out == plain.out
+    assert rest[-1].startswith("[0:0") and "print one with" in rest[-1] and "[" not in plain.err
+    assert dit("presets", "--verbose", "--quiet").err == ""
+
+
 # Mistakes on the command line
 
 
@@ -81,7 +95,18 @@ def test_a_command_says_in_its_help_what_the_list_says(dit, name):
         (["presets", "--jsno"], "No such option: --jsno", "did you mean --json? see dit presets --help"),
         (["presets", "-x"], "No such option: -x", "see dit presets --help"),
         (["presets", "nano", "more"], "Got unexpected extra argument(s) (more)", "see dit presets --help"),
-        (["presets", "nano", "--set"], "Option '--set' requires an argument.", "see dit"),
+        (
+            ["presets", "nano", "--set"],
+            "Option '--set' requires an argument.",
+            "write --set KEY=VALUE; see dit presets",
+        ),
+        (["train", "-s"], "Option '-s' requires an argument.", "write -s KEY=VALUE; see dit train --help"),
+        (["train", "--preset"], "Option '--preset' requires an argument.", "write --preset P; see dit train --help"),
+        (["train", "--stepz", "3"], "No such option: --stepz", "did you mean -s train.steps=…? see dit train --help"),
+        (["train", "--lr=1e-4"], "No such option: --lr", "did you mean -s train.lr=…? see dit train --help"),
+        (["train", "--batch-size", "4"], "No such option: --batch-size", "did you mean -s train.batch_size=…?"),
+        (["train", "--resum"], "No such option: --resum", "did you mean --resume? see dit train --help"),
+        (["sample", "--stepz", "3"], "No such option: --stepz", "did you mean --steps? see dit sample --help"),
         (["presets", "nanoo"], "preset 'nanoo' does not exist", "did you mean 'nano'?"),
     ],
 )

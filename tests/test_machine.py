@@ -245,6 +245,7 @@ def test_doctor_prints_each_finding_with_what_to_do_and_leaves_nothing(dit, tmp_
     assert shown.code == 1 and shown.err == ""
     assert "✘ open files: " in shown.out and "docker run --ulimit" in shown.out
     assert shown.out.splitlines()[-1].startswith("1 will bite a run of demo")
+    assert "no preset was named: nano was assumed" in dit("doctor").out
     assert list(tmp_path.iterdir()) == []
 
 

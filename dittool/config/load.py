@@ -347,3 +347,9 @@ def _known_keys(section: type[BaseModel]) -> list[tuple[str, ...]]:
             if hasattr(kind, "model_fields"):  # a section
                 keys += [(name, *rest) for rest in _known_keys(kind)]
     return keys
+
+
+def keys_by_name() -> dict[str, str]:
+    """`lr` → `train.lr`: the first key of a name in the order of the sections, of every schema."""
+    paths = [path for row in ARCHITECTURES.values() for path in _known_keys(row.schema)]
+    return {path[-1]: ".".join(path) for path in reversed(paths) if len(path) > 1}
