@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,11 +51,27 @@ def main(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint as if never stopped.")
     ] = False,
+    continue_: Annotated[
+        bool,
+        typer.Option(
+            "--continue", help="Begin, or go on where there is a checkpoint, or end with 0 where the run is finished."
+        ),
+    ] = False,
+    resume_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume-from",
+            metavar="CHECKPOINT",
+            help="Go on from this checkpoint; newer ones are set aside.",
+            autocompletion=completion.runs_and_checkpoints,
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")
     ] = False,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="W", help="Weights to start from, made by dit warmstart.")
+        Path | None,
+        typer.Option("--init", metavar="W", help="Weights to start from: a file, or a run's folder."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
     device: DeviceOption = None,
@@ -65,46 +82,49 @@ def main(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train a model. SIGINT, SIGTERM and a closed terminal finish the step and save; --resume goes on from there."""
-    from dittool.ckpt.files import newest_run
+    """Train a model. SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and a closed terminal finish the step and save; --resume goes on
+    from there. For a queue that restarts jobs: --continue.
+    """
+    from dittool.ckpt.files import list_checkpoints, newest_checkpoint
     from dittool.ckpt.run_data import DEFAULT_DATA, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import UsageError
+    from dittool.train.beginning import require_one_beginning, run_folders
     from dittool.train.loop import train
 
     console = console_for(json, quiet, verbose)
-    if resume and init:
-        raise UsageError(
-            "--resume and --init exclude each other",
-            "--init starts a new run from old weights; --resume goes on with a run",
-        )
-    if strict and not resume:
-        raise UsageError("--strict has no effect without --resume", "add --resume, or leave --strict out")
-    if preset is None and not resume:
-        raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
-    if out is None:
-        out = newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem
+    require_one_beginning(preset, resume, continue_, resume_from, init, strict)
+    out, own = run_folders(preset, out, resume_from)
     if resume and not out.is_dir():
         raise UsageError(f"--out {out}: no such run to resume", "check the path, or begin it: leave --resume out")
     if data is None:
         again = command_line("dit", "train", "--resume", "--out", out)
-        data = recorded_data(out, again) if resume else DEFAULT_DATA
-    named = preset or str(out / "resolved.toml")
+        data = recorded_data(own, again) if resume or continue_ or resume_from else DEFAULT_DATA
+    named = preset or str(own / "resolved.toml")
     config = load_config(named, overrides)
     if dry_run:
         _show_plan(config, data, console)
         return
+    if continue_ and list_checkpoints(out / "checkpoints"):
+        resume, newest = True, newest_checkpoint(out / "checkpoints", strict=strict)
+        if newest.step is not None and newest.step >= config.train.steps:
+            if os.environ.get("RANK", "0") == "0":
+                console.json({"run": str(out), "checkpoint": str(newest.path), "step": newest.step, "finished": True})
+                console.result(f"{out}: finished at step {newest.step} of {config.train.steps}")
+            return
+    begins = not (resume or resume_from)
     changes = [override.partition("=")[0].strip() for override in overrides]
     done = train(
         config,
         data,
         out,
         resume=resume,
+        resume_from=resume_from,
         strict=strict,
         named_changes=changes,
         init=init,
-        audit=None if no_audit or resume else partial(_require_audited, config, named, out, console),
+        audit=None if no_audit or not begins else partial(_require_audited, config, named, out, console),
         checker=SCENE_CHECKER,
         talk=console,
     )
@@ -138,34 +158,14 @@ def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) 
 
 
 def _show_plan(config: AnyConfig, data: Path, console: Console) -> None:
-    from dataclasses import asdict
-
     from dittool.console import duration_text
     from dittool.storage import bytes_text
     from dittool.train.estimate import estimate
 
     plan = estimate(config, data, console)
-    console.json(
-        {
-            **asdict(plan),
-            "seconds_per_step": plan.seconds_per_step,
-            "seconds": plan.seconds,
-            "disk_bytes": plan.disk_bytes,
-        }
-    )
-    rows = [
-        (
-            one.name,
-            f"{one.samples:,}",
-            one.batch,
-            one.tokens,
-            one.context_tokens,
-            f"{one.share:.0%}",
-            f"{one.seconds:.3g} s",
-        )
-        for one in plan.buckets
-    ]
-    console.table(("bucket", "samples", "batch", "tokens", "context", "of batches", "a step"), rows)
+    console.json(plan.to_json())
+    columns = ("bucket", "samples", "batch", "tokens", "context", "of batches", "a step")
+    console.table(columns, [one.row for one in plan.buckets])
     console.result(
         f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples"
         + ("" if plan.epochs is None else f" = {plan.epochs:.3g} epochs")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -23,6 +23,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+C = TypeVar("C", bound=AnyConfig)
 
 _LARGEST_FILE = 1 << 20  # bytes; a preset is a page of text
 _LONGEST_VALUE = 80  # characters of a wrong value that an error repeats
@@ -59,6 +61,19 @@ def load_config(preset: str, overrides: Sequence[str] = ()) -> AnyConfig:
 def config_from_dict(tree: dict[str, Any], source: str) -> AnyConfig:
     """The configuration in a plain dict, for instance a checkpoint's; `source` names it in errors."""
     return _validated(tree, {(): source}, [])
+
+
+def changed(config: C, changes: Mapping[str, object], source: str) -> C:
+    """The configuration with other values of some dotted keys, as valid as one that is read: the only way to change
+    one. `source` names the changes in errors. Raises `ConfigError`.
+    """
+    tree = config_to_dict(config)
+    origin: Origin = {(): source}
+    for key, value in changes.items():
+        _put(tree, origin, tuple(key.split(".")), value)
+    after = _validated(tree, origin, [])
+    assert isinstance(after, type(config))  # model.arch is not changed
+    return after
 
 
 def config_to_dict(config: AnyConfig) -> dict[str, Any]:

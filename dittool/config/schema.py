@@ -154,6 +154,7 @@ class Train(Section):
     accumulate: Positive = 1  # micro-batches in one step
     lr: PositiveFloat = 3e-4  # peak
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
+    lr_halved: bool = False  # lr was halved by --init already, which does so once
     warmup_steps: Counted = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]

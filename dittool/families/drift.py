@@ -18,7 +18,7 @@ import torch
 
 from dittool.audit.specimens.generator import GeneratorNetwork
 from dittool.config.drift_schema import DriftConfig
-from dittool.config.load import config_to_dict
+from dittool.config.load import changed, config_to_dict
 from dittool.console import Talk
 from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
@@ -36,7 +36,7 @@ from dittool.families.drift_groups import (
     inputs,
     require_equal_shares,
 )
-from dittool.families.family import BatchKind, Conclusion, Family, Forward
+from dittool.families.family import BatchBytes, BatchKind, Conclusion, Family, Forward
 from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.families.synthetic import write_class_noise
 from dittool.models.build import build_generator
@@ -144,6 +144,17 @@ def kinds(data: DriftData) -> list[BatchKind[Groups]]:
     ]
 
 
+def largest_batch(data: DriftData) -> BatchBytes:
+    """Of the groups with their real samples; a reading process hands over one latent at a time."""
+    drift, latent = data.config.drift, _latent_bytes(data.config)
+    groups = batch_size(data.config) // drift.generated // data.ranks.count
+    return BatchBytes(groups * (drift.generated + drift.positives + drift.unconditional) * latent, latent)
+
+
+def _latent_bytes(config: DriftConfig) -> int:
+    return math.prod(config.model.cells) * config.model.channels * 4  # fp32
+
+
 def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
     """Raises `BadDataError` when the latents are not those that the model draws."""
     model, stride = config.model, shards.card.vae.stride
@@ -173,7 +184,8 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
 
 def _cheap_begin(config: DriftConfig) -> DriftConfig:
     """With a feature encoder of the same size that is hardly trained."""
-    return config.model_copy(update={"feature_encoder": config.feature_encoder.model_copy(update={"steps": 1})})
+    trained = config.drift.encoder == "trained"
+    return changed(config, {"feature_encoder.steps": 1}, "dit train --dry-run") if trained else config
 
 
 FAMILY = Family(
@@ -189,11 +201,11 @@ FAMILY = Family(
     evaluate=evaluate,
     draw=draw,
     conclude=conclude,
+    largest_batch=largest_batch,
     kinds=kinds,
     noise=write_class_noise,
     cheap_begin=_cheap_begin,
     specimen=GeneratorNetwork,
-    # one latent, in fp32
-    batch_bytes=lambda config, _widths: math.prod(config.model.cells) * config.model.channels * 4,
+    batch_bytes=lambda config, _widths: _latent_bytes(config),
     codec=lambda config: config.encoders.vae,
 )

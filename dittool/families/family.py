@@ -93,6 +93,14 @@ class BatchKind(Generic[B]):
 
 
 @dataclass(frozen=True)
+class BatchBytes:
+    """Of this process's largest micro-batch."""
+
+    used: int  # on the host, by the batch itself
+    handed_over: int  # by a process that reads ahead, at a time
+
+
+@dataclass(frozen=True)
 class Conclusion:
     """What is to be said of an ended run beside its figures."""
 
@@ -131,6 +139,8 @@ class Family(Generic[C, N, D, B, L]):
     loss: Callable[[D, Forward, B], L]
     inputs: Callable[[B], tuple[Any, ...]]  # what the loss calls the network with
     figures: Callable[[Sequence[L], Ranks], dict[str, float]]  # of an interval of the log; all processes ask together
+
+    largest_batch: Callable[[D], BatchBytes] = lambda _: BatchBytes(0, 0)  # found without making it
 
     # What it carries beside model, average and optimizer.
     state: Callable[[D], dict[str, Any]] = _nothing  # further keys of a checkpoint

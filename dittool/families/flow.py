@@ -30,7 +30,7 @@ from dittool.devices import as_in_training
 from dittool.encoders import known
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
-from dittool.families.family import BatchKind, Conclusion, Family, Forward
+from dittool.families.family import BatchBytes, BatchKind, Conclusion, Family, Forward
 from dittool.families.synthetic import write_noise
 from dittool.geometry import Bucket, require_whole_tokens
 from dittool.models.build import build_model
@@ -276,6 +276,7 @@ FAMILY = Family(
     judge_every=lambda config: config.validate_.every,
     judge=judge,
     conclude=lambda _data, _figures: Conclusion(next="dit validate"),
+    largest_batch=lambda data: BatchBytes(data.stream.largest_batch, data.stream.largest_batch),
     kinds=kinds,
     noise=write_noise,
     specimen=FlowNetwork,

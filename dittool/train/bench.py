@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from dittool.config.architectures import AnyConfig
+from dittool.config.load import changed
 from dittool.console import SILENT, Talk, Task
 from dittool.devices import device_name, wait_for
 from dittool.encoders.cards import FeatureWidths
@@ -189,7 +190,7 @@ def _loop_rate(state: TrainState, size: int) -> float:
 def _reading_rate(config: AnyConfig, folder: Path, ranks: Ranks) -> float:
     """Images a second of micro-batches that this process makes alone."""
     family = family_of(config)
-    alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
+    alone = changed(config, {"train.workers": 0}, "dit bench")
     opened = family.open_data(alone, folder, ranks)
     family.begin(opened, {}, SILENT)
     batches = family.batches(opened, 0, 1 + _TIMES)

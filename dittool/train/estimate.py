@@ -9,7 +9,7 @@ kept for the backward pass.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from dittool.devices import as_in_training, device_name, device_of_choice, wait_
 from dittool.families.family import BatchKind, MicroBatch, family_of
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
+from dittool.train.readiness import checkpoints_kept, require_room
 from dittool.train.state import TrainState
 
 _TIMED_STEPS = 3  # after one to warm up
@@ -38,6 +39,12 @@ class BucketCost:
     context_tokens: int  # longest context of the batch that was timed
     share: float  # of the micro-batches
     seconds: float  # for a whole update of this bucket alone
+
+    @property
+    def row(self) -> tuple[object, ...]:
+        """For people."""
+        costs = f"{self.share:.0%}", f"{self.seconds:.3g} s"
+        return (self.name, f"{self.samples:,}", self.batch, self.tokens, self.context_tokens, *costs)
 
 
 @dataclass(frozen=True)
@@ -68,12 +75,17 @@ class Plan:
     def disk_bytes(self) -> int:
         return self.checkpoint_bytes * self.checkpoints_kept
 
+    def to_json(self) -> dict[str, object]:
+        figures = {name: getattr(self, name) for name in ("seconds_per_step", "seconds", "disk_bytes")}
+        return {**asdict(self), **figures}
+
 
 def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
     """Measures a plan on this machine. Raises what training would raise for the same data and configuration."""
     family, ranks = family_of(config), Ranks(0, 1, device_of_choice())
     config = family.cheap_begin(config)
     opened = family.open_data(config, data, ranks)
+    require_room(config, family.largest_batch(opened), talk)
     state = TrainState(config, opened, ranks)
     family.begin(opened, {}, talk)
     kinds, buckets, memory = batch_kinds(state), [], (0, "")
@@ -87,7 +99,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
             if kind.tokens == largest:
                 memory = _memory(state, kind.example)
             task.advance()
-    train, keep = config.train, config.checkpoint
+    train = config.train
     samples = sum(kind.samples for kind in kinds)
     fresh_per_step = train.accumulate * sum(kind.share * kind.fresh for kind in kinds)
     return Plan(
@@ -100,7 +112,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
         memory_bytes=memory[0],
         memory_from=memory[1],
         checkpoint_bytes=state_bytes(state.to_checkpoint()),
-        checkpoints_kept=keep.keep + 1 + (train.steps // keep.keep_every if keep.keep_every else 0),
+        checkpoints_kept=checkpoints_kept(config),
     )
 
 

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dittool.ckpt.files import CheckpointFile, list_checkpoints, newest_checkpoint, rotate, save_checkpoint
-from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
+from dittool.ckpt.files import list_checkpoints, rotate, save_checkpoint
 from dittool.ckpt.run_data import record_data
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_toml
@@ -31,12 +30,14 @@ from dittool.errors import DitError, Interrupted, NonFiniteError, UsageError, fr
 from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.shell import quoted
 from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder, sweep_temporaries, write_atomic
-from dittool.train.distributed import gathered, parts_like, process_group
+from dittool.train.beginning import Beginning
+from dittool.train.distributed import gathered, process_group
 from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, require_finite_step
 from dittool.train.log import Meter, RunLog, SideWork, StepFigures
 from dittool.train.optim import set_learning_rate
-from dittool.train.signals import StopRequest, stop_on_signal
-from dittool.train.state import TrainState, require_same_run
+from dittool.train.readiness import require_room, tell_disk
+from dittool.train.signals import StopRequest, launcher_warning, stop_on_signal
+from dittool.train.state import TrainState
 from dittool.validate.text_edit import CaptionChecker
 from dittool.whereabouts import remembered
 
@@ -103,6 +104,7 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    resume_from: Path | None = None,
     strict: bool = False,
     named_changes: Sequence[str] = (),
     init: Path | None = None,
@@ -118,9 +120,12 @@ def train(
         data: a shards folder; not looked at by a family that reads none.
         out: the run's folder.
         resume: continue from the newest valid checkpoint in `out`.
+        resume_from: continue from this checkpoint, of this run or, into an empty `out`, of another; newer ones in `out`
+            are set aside.
         strict: with `resume`, refuse when the newest checkpoint is not valid.
         named_changes: dotted keys whose change against the checkpoint is wanted.
-        init: weights to start from, made by `dit warmstart`; the peak learning rate is halved.
+        init: weights to start from, a file or a run's folder; the peak learning rate is halved. Of a run that is
+            resumed it only says that the rate was.
         audit: what the first process does before the first step, once data are opened; what it raises ends the run.
         checker: reads edited captions back from pictures, for judgements on the way.
 
@@ -128,16 +133,17 @@ def train(
     `StorageError`; `NonFiniteError` before an update would spoil the weights; `Interrupted` after a signal, with the
     state saved.
     """
-    if init is not None:
-        config = config.model_copy(update={"train": config.train.model_copy(update={"lr": config.train.lr / 2})})
-        if not init.exists():
-            raise UsageError(f"--init {init}: no such file", "make it with: dit warmstart OLD --preset P --out W")
+    beginning = Beginning(resume, resume_from, strict, set(named_changes), init)
+    config = beginning.configured(config, talk)
     checkpoints, family = out / "checkpoints", family_of(config)
     with ExitStack() as held:
         ranks = held.enter_context(process_group(config.train.parallel))
         talk = talk if ranks.first else SILENT
         opened = family.open_data(config, data, ranks)
+        require_room(config, family.largest_batch(opened), talk)
         stop = held.enter_context(stop_on_signal())
+        if warning := launcher_warning():
+            talk.warn(warning)
         with ranks.first_alone() as alone:
             if alone and audit is not None:
                 audit()
@@ -145,24 +151,21 @@ def train(
             held.enter_context(nothing_left_of_refusal(out))
             held.enter_context(folder_lock(output_folder(out)))
             sweep_temporaries(out)
-        if not resume and list_checkpoints(checkpoints):
+        if beginning.is_new and list_checkpoints(checkpoints):
             raise UsageError(
                 f"{out}: holds checkpoints of an earlier run",
                 f"go on with --resume, choose another --out, or remove it: rm -r {quoted(out)}",
             )
-        # State: fresh, warm-started, or exactly where a checkpoint left it.
-        state, saved = TrainState(config, opened, ranks), {}
-        if resume:
-            saved = restore(newest_checkpoint(checkpoints, talk, strict), state, set(named_changes), talk)
-        elif init is not None:
-            warm_start(state, init)
+        state = TrainState(config, opened, ranks)
+        saved = beginning.bring(state, checkpoints, talk)
         run = _Run(out, state, checker, talk, SideWork(talk))
         if ranks.first:
+            tell_disk(state, out, talk)
             write_atomic(out / "resolved.toml", config_to_toml(config).encode())
             if opened.folder is not None:
                 record_data(out, opened.folder, opened.provenance.identity_hash)
             run.log = held.enter_context(closing(RunLog(out, state.step, config, run.side)))
-        begun = family.begin(opened, saved, talk)
+        begun = {**beginning.said, **family.begin(opened, saved, talk)}
         if run.log is not None and begun:
             run.log.write(state.step, begun)
         return _run_steps(run, stop)
@@ -322,32 +325,3 @@ def _skip_update(run: _Run, failure: NonFiniteError) -> None:
     if run.log is not None:
         run.log.write(state.step, {"skipped_updates": state.skipped_updates, "not_finite": failure.samples})
     run.talk.warn(f"{failure.message}; no update at this step ({state.skipped_updates} of at most {most} left out)")
-
-
-def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> dict[str, Any]:
-    """Brings the state to where a checkpoint stood, and returns the checkpoint. Raises `UsageError` and `BadDataError`
-    when it is of another run, or of this run's end.
-    """
-    total, content = state.config.train.steps, load_checkpoint(newest.path)
-    for change in require_same_run(content, state.config, state.data.provenance, named):
-        talk.note(f"resuming with a change: {change}")
-    for part in ("model", "ema"):
-        require_fit(content[part], state.model.state_dict(), f"{newest.path}: {part}")
-        require_finite(content[part], f"{newest.path}: {part}")
-    state.restore(content)
-    if state.step >= total:
-        raise UsageError(
-            f"{newest.path}: step {state.step} of {total} is the end of this run",
-            "train on with -s train.steps=N above that",
-        )
-    talk.note(f"resumed from {newest.path} at step {state.step}")
-    return content
-
-
-def warm_start(state: TrainState, init: Path) -> None:
-    """Begins at these weights, the average too."""
-    weights = load_weights(init)
-    require_fit(weights, state.model.state_dict(), str(init))
-    require_finite(weights, str(init))
-    for model in (state.model, state.ema.model):
-        model.load_state_dict(parts_like(weights, model.state_dict()))

@@ -1,19 +1,28 @@
 """Whether this machine is ready for a run: what the run asks for, held against what `machine.py` finds.
 
-Figures are those of a preset before there is any data; a run that has opened its shards knows them exactly.
+`examine` has the figures of a preset before there is any data. A run that has opened its shards knows them exactly, and
+asks `require_room` before its first step.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dittool import installation, machine
+from dittool.ckpt.files import list_checkpoints
+from dittool.ckpt.load import named_tensors
 from dittool.config.architectures import AnyConfig
+from dittool.console import Talk
+from dittool.data.shards.open_files import most_open
 from dittool.data.shards.read_ahead import AHEAD
-from dittool.families.family import family_of
+from dittool.errors import StorageError
+from dittool.families.family import BatchBytes, family_of
 from dittool.machine import NOTE, Finding
 from dittool.models.build import parameter_count
+from dittool.storage import bytes_text
+from dittool.train.state import TrainState
 
 _FLOAT = 4  # bytes
 _SCRATCH = 100 << 20  # bytes that libraries leave in the temporary folder
@@ -40,13 +49,12 @@ def needs_of(config: AnyConfig, data: Path) -> Needs | None:
     if (widths := family.known_widths(config)) is None:
         return None
     weights = parameter_count(lambda: family.build(config, widths)) * _FLOAT
-    steps, kept = config.train.steps, config.checkpoint
     return Needs(
         workers=config.train.workers,
         batch=family.batch_bytes(config, widths),
-        files=sum(1 for _ in data.rglob("*.tar")),
+        files=min(sum(1 for _ in data.rglob("*.tar")), most_open()),
         checkpoint=4 * weights,
-        checkpoints=kept.keep + 1 + (steps // kept.keep_every if kept.keep_every else 0),
+        checkpoints=checkpoints_kept(config),
         model=5 * weights,
         bf16=config.train.precision == "bf16",
         compiles=config.train.compile,
@@ -76,3 +84,45 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
         machine.disk(machine.temporary_folder(), _SCRATCH, "temporary files need"),
         machine.terminal(),
     ]
+
+
+def checkpoints_kept(config: AnyConfig) -> int:
+    """How many checkpoints lie on the disk when a run ends: the newest, those for good, and the final one."""
+    steps, keys = config.train.steps, config.checkpoint
+    for_good = steps // keys.keep_every if keys.keep_every else 0
+    return min(keys.keep + for_good, -(-steps // keys.every)) + 1
+
+
+def require_room(config: AnyConfig, batch: BatchBytes, talk: Talk) -> None:
+    """Raises `StorageError` when batches of this size do not fit into memory or /dev/shm; warns where descriptors may
+    run out. All processes of this machine ask for themselves, each with its share.
+    """
+    workers, here = config.train.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    ahead = machine.shared_memory_needed(batch.handed_over, workers, AHEAD) * here
+    found = machine.memory(batch.used * here + ahead)
+    if found.status == machine.BITES:
+        size = config.train.batch_size or f"by train.tokens_per_batch = {config.train.tokens_per_batch}"
+        raise StorageError(
+            f"memory: a micro-batch of {bytes_text(batch.used)} (train.batch_size {size}), and those that are read"
+            f" ahead: {found.what}",
+            "make train.batch_size smaller, and train.accumulate larger for the same step",
+        )
+    found = machine.shared_memory(ahead, workers)
+    if found.status == machine.BITES:
+        raise StorageError(f"{found.check}: batches of {bytes_text(batch.handed_over)}: {found.what}", found.remedy)
+    found = machine.descriptors(machine.descriptors_needed(most_open(), workers, AHEAD))
+    if found.status == machine.BITES:
+        talk.warn(f"{found.check}: {found.what}; {found.remedy}")
+
+
+def tell_disk(state: TrainState, out: Path, talk: Talk) -> None:
+    """Says whether all checkpoints that the run will keep fit on the disk."""
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
+    own = sum(tensor.nbytes for _, tensor in named_tensors(state.family.state(state.data)))
+    each, kept = 4 * weights + own, checkpoints_kept(state.config)
+    missing = max(kept - len(list_checkpoints(out / "checkpoints")), 0)
+    found = machine.disk(out, each * missing, f"{kept} checkpoints of {bytes_text(each)} are kept; {missing} more need")
+    if found.status == machine.BITES:
+        talk.warn(f"{found.what}; {found.remedy}")
+    else:
+        talk.note(found.what)

@@ -28,6 +28,7 @@ class TrainState:
     """
 
     def __init__(self, config: AnyConfig, data: TrainingData, ranks: Ranks) -> None:
+        require_readable(config, data.provenance)
         torch.manual_seed(config.train.seed)
         self.family, self.config, self.data = family_of(config), config, data
         self.ranks, self.device = ranks, ranks.device
@@ -65,6 +66,7 @@ class TrainState:
         """Tensors and plain values only, in one piece whatever the number of processes. All processes must ask
         together.
         """
+        require_readable(self.config, self.data.provenance)
         return {
             "format_version": FORMAT_VERSION,
             "config": config_to_dict(self.config),
@@ -98,6 +100,15 @@ class TrainState:
             for index, moments in saved["state"].items()
         }
         return {**saved, "state": parts}
+
+
+def require_readable(config: AnyConfig, data: Provenance) -> None:
+    """Raises before anything is written when a resumed run could not read what a checkpoint would say of the run.
+    The tensors are looked at once more in the file itself (`ckpt/files.py`).
+    """
+    if config_from_dict(config_to_dict(config), "the configuration of this run") != config:
+        raise ValueError("the configuration of this run is not the same after it was written and read")
+    Provenance.from_json(data.to_json(), "the data of this run")
 
 
 def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Provenance, named: set[str]) -> list[str]:

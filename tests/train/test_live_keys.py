@@ -53,6 +53,7 @@ SHOWN_ELSEWHERE = {  # and what each of the others changes, in a test of its own
     "eval_every",
     "sample_every",
     "workers",
+    "lr_halved",  # tests/train/test_beginning.py
     "skip_nonfinite",
     "compile",
     "parallel",

@@ -33,6 +33,7 @@ from dittool.geometry import parse_size, patch_grid
 from dittool.models.conditioning import Conditions
 from dittool.seeding import derive_seed
 
+_MOST_PASSES = 100  # over the training set in one batch; a few are asked for where one image is learned by heart
 _TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
 
 
@@ -174,6 +175,12 @@ class BatchStream(Dataset):
         """
         self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
         for bucket, size in self.plan.sizes.items():
+            if size > _MOST_PASSES * len(refs):
+                raise UsageError(
+                    f"{size:,} samples of bucket {bucket} in a batch, and {len(refs):,} samples to train on: each would"
+                    f" be in it {size // len(refs):,} times",
+                    "make train.batch_size or train.tokens_per_batch smaller",
+                )
             if size % ranks:
                 where = "" if isinstance(batch_size, int) else f" of bucket {bucket}"
                 key = "train.batch_size" if isinstance(batch_size, int) else "train.batch_multiple"

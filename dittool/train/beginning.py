@@ -1,0 +1,187 @@
+"""Where a run begins: at step 0 with fresh weights or others' (`--init`), or exactly where a checkpoint left it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dittool.ckpt.files import (
+    CheckpointFile,
+    list_checkpoints,
+    newest_checkpoint,
+    newest_run,
+    resolve_checkpoint,
+    run_folder,
+    sidecar_path,
+)
+from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
+from dittool.config.architectures import AnyConfig
+from dittool.config.load import changed
+from dittool.console import Talk
+from dittool.errors import BadDataError, UsageError
+from dittool.train.distributed import parts_like
+from dittool.train.state import TrainState, require_same_run
+
+SET_ASIDE = "set_aside"  # folder of a run: what was newer than the checkpoint that was chosen
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What was asked for. Arguments as for `loop.train`."""
+
+    resume: bool
+    resume_from: Path | None
+    strict: bool
+    named_changes: set[str]
+    init: Path | None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the run begins at step 0."""
+        return not self.resume and self.resume_from is None
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """For the first row of a new run's log."""
+        return {"init": str(self.init)} if self.is_new and self.init is not None else {}
+
+    def configured(self, config: AnyConfig, talk: Talk) -> AnyConfig:
+        """The configuration of the run. Raises `UsageError` where the weights to begin with are not there."""
+        if self.init is None:
+            return config
+        if self.is_new and not self.init.exists():
+            raise UsageError(f"--init {self.init}: no such file", "make it with: dit warmstart OLD --preset P --out W")
+        return for_warm_start(config, talk)
+
+    def bring(self, state: TrainState, checkpoints: Path, talk: Talk) -> dict[str, Any]:
+        """Brings a fresh state to where the run begins, and returns the checkpoint that it came from; {}: none."""
+        if self.resume_from is not None:
+            chosen = chosen_checkpoint(self.resume_from, checkpoints)
+            saved = restore(chosen, state, self.named_changes, talk)
+            if state.ranks.first:
+                set_aside_newer(checkpoints, state.step, talk)
+            return saved
+        if self.resume:
+            return restore(newest_checkpoint(checkpoints, talk, self.strict), state, self.named_changes, talk)
+        if self.init is not None:
+            warm_start(state, resolve_checkpoint(self.init, talk=talk) if self.init.is_dir() else self.init)
+        return {}
+
+
+def for_warm_start(config: AnyConfig, talk: Talk) -> AnyConfig:
+    """The configuration of a run that begins with trained weights: half of the peak learning rate, which is written
+    down in it, so that it is not halved again when that configuration is given.
+    """
+    train = config.train
+    if train.lr_halved:
+        return config
+    lr = train.lr / 2
+    talk.note(f"--init: train.lr {train.lr:g} becomes {lr:g} (keep it with -s train.lr_halved=true)")
+    changes = {"train.lr": lr, "train.min_lr": min(train.min_lr, lr), "train.lr_halved": True}
+    return changed(config, changes, "halved for --init")
+
+
+def warm_start(state: TrainState, init: Path) -> None:
+    """Begins at these weights, the average too."""
+    weights = load_weights(init)
+    require_fit(weights, state.model.state_dict(), str(init))
+    require_finite(weights, str(init))
+    for model in (state.model, state.ema.model):
+        model.load_state_dict(parts_like(weights, model.state_dict()))
+
+
+def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> dict[str, Any]:
+    """Brings the state to where a checkpoint stood, and returns the checkpoint. Raises `UsageError` and `BadDataError`
+    when it is of another run, or of this run's end.
+    """
+    total, content = state.config.train.steps, load_checkpoint(newest.path)
+    for change in require_same_run(content, state.config, state.data.provenance, named):
+        talk.note(f"resuming with a change: {change}")
+    for part in ("model", "ema"):
+        require_fit(content[part], state.model.state_dict(), f"{newest.path}: {part}")
+        require_finite(content[part], f"{newest.path}: {part}")
+    state.restore(content)
+    if state.step >= total:
+        raise UsageError(
+            f"{newest.path}: step {state.step} of {total} is the end of this run",
+            "train on with -s train.steps=N above that",
+        )
+    talk.note(f"resumed from {newest.path} at step {state.step}")
+    return content
+
+
+def chosen_checkpoint(path: Path, checkpoints: Path) -> CheckpointFile:
+    """The checkpoint that a run goes on from instead of its newest; `checkpoints`: of the run that goes on.
+
+    Raises `UsageError` for a file that is none, or of another run than the one that has checkpoints there already, and
+    `BadDataError` for a damaged one.
+    """
+    found = next((one for one in list_checkpoints(path.parent) if one.path.name == path.name), None)
+    if found is None:
+        raise UsageError(
+            f"--resume-from {path}: no checkpoint of a run",
+            "name a checkpoint_step….pt; to begin a new run from other weights: --init",
+        )
+    if list_checkpoints(checkpoints) and path.parent.resolve() != checkpoints.resolve():
+        raise UsageError(
+            f"--resume-from {path}: {checkpoints.parent} holds checkpoints of its own",
+            "go on in the checkpoint's own run (leave --out out), or in a new folder (another --out)",
+        )
+    if reason := found.verify():
+        raise BadDataError(f"{path}: {reason}", "choose another checkpoint, or go on from the newest valid: --resume")
+    return found
+
+
+def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
+    """Moves the checkpoints after a step, with a copy of the log, out of the way: the steps to come may differ."""
+    newer = [one for one in list_checkpoints(checkpoints) if one.step is None or one.step > step]
+    if not newer:
+        return
+    run, number = checkpoints.parent, 1
+    while (place := run / SET_ASIDE / f"step{step:07d}_{number}").exists():
+        number += 1
+    place.mkdir(parents=True)
+    if (run / "log.jsonl").is_file():
+        shutil.copy2(run / "log.jsonl", place)
+    for one in newer:
+        for path in (sidecar_path(one.path), one.path):  # in this order it stops to count at once
+            if path.exists():
+                os.replace(path, place / path.name)
+    talk.note(f"{len(newer)} checkpoints after step {step} are kept in {place}")
+
+
+def run_folders(preset: str | None, out: Path | None, resume_from: Path | None) -> tuple[Path, Path]:
+    """The folder of a run, and the one whose `resolved.toml` and data it takes where nothing else is named."""
+    own = out if resume_from is None else run_folder(resume_from)
+    if out is None:
+        out = own or (newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem)
+    return out, own or out
+
+
+def require_one_beginning(
+    preset: str | None, resume: bool, continue_: bool, resume_from: Path | None, init: Path | None, strict: bool
+) -> None:
+    """Raises `UsageError` for options that say differently where the run begins."""
+    going_on = {"--resume": resume, "--continue": continue_, "--resume-from": resume_from is not None}
+    given = [name for name, is_given in going_on.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(
+            f"{' and '.join(given)} exclude each other",
+            "--resume goes on from the newest checkpoint, --resume-from from the one that is named, --continue also"
+            " begins where there is none",
+        )
+    if init is not None and given and not continue_:
+        raise UsageError(
+            f"{given[0]} and --init exclude each other",
+            f"--init starts a new run from old weights; {given[0]} goes on with a run; --continue --init W does"
+            " whichever is due",
+        )
+    if resume_from is not None and not resume_from.is_file():
+        raise UsageError(f"--resume-from {resume_from}: no such file", "name a file in runs/NAME/checkpoints")
+    if preset is None and not given:
+        raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
+    if strict and not (resume or continue_):
+        raise UsageError("--strict has no effect without --resume", "add --resume, or leave --strict out")

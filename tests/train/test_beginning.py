@@ -1,0 +1,139 @@
+"""Where a run begins: anew, from a checkpoint, from other weights; and the words that say so."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from dittool.ckpt.files import list_checkpoints, newest_checkpoint, step_name
+from dittool.ckpt.load import load_checkpoint
+from dittool.ckpt.run_log import read_log
+from dittool.config.load import load_config
+from dittool.errors import UsageError
+from dittool.train.loop import train
+from tests.run_states import assert_same_bits, final_state, stopped_at
+
+
+@pytest.fixture
+def dit_train(dit, family_shards, tmp_path):
+    """`dit_train("--continue")`: of this family, in the folder `run`."""
+
+    def call(*options: object, out=tmp_path / "run", preset: str | None = family_shards.preset, overrides=()):
+        words = [word for override in (*family_shards.overrides, *overrides) for word in ("-s", override)]
+        named = ["--preset", preset] if preset else []
+        places = ["--data", family_shards.folder] + (["--out", out] if out else [])
+        return dit("train", "--no-audit", *named, *places, *(words if preset else []), *options)
+
+    return call
+
+
+def test_one_line_begins_goes_on_and_ends_a_restart_loop(family_run, dit_train, tmp_path):
+    stopped_at(family_run, 3, tmp_path / "other")
+    (tmp_path / "other").rename(tmp_path / "run")
+    assert dit_train("--continue").code == 0
+    assert_same_bits(final_state(family_run), final_state(tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    again = dit_train("--continue")
+    assert (again.code, "finished at step 8 of 8" in again.out) == (0, True)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+
+
+def test_the_line_begins_where_there_is_nothing(tiny_run, tiny_shards, dit, tmp_path):
+    words = [word for override in tiny_shards.overrides for word in ("-s", override)]
+    out = tmp_path / "run"
+    line = ("train", "--no-audit", "--continue", "--preset", "demo", "--data", tiny_shards.folder, "--out", out)
+    assert dit(*line, *words).code == 0
+    assert_same_bits(final_state(tiny_run), final_state(out))
+
+
+def test_a_chosen_checkpoint_is_gone_on_from_and_the_newer_ones_are_kept(family_run, dit_train, tmp_path):
+    run = stopped_at(family_run, 8, tmp_path / "run")
+    chosen = run / "checkpoints" / step_name(3)
+    assert dit_train("--resume-from", chosen, out=None, preset=None).code == 0
+    assert_same_bits(final_state(family_run), final_state(run))
+    aside = run / "set_aside" / "step0000003_1"
+    assert [file.step for file in list_checkpoints(aside)] == [6, 8]
+    assert all(file.verify() is None for file in list_checkpoints(aside)) and (aside / "log.jsonl").is_file()
+    assert [row["step"] for row in read_log(run)] == [row["step"] for row in read_log(family_run)]
+
+
+def test_a_run_branches_from_a_chosen_checkpoint_of_another(tiny_run, tiny_shards, tmp_path):
+    chosen = tiny_run / "checkpoints" / step_name(3)
+    train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / "run", resume_from=chosen)
+    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
+    with pytest.raises(UsageError, match="holds checkpoints of its own"):
+        train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / "run", resume_from=chosen)
+
+
+def test_what_is_no_checkpoint_cannot_be_chosen(tiny_run, tiny_shards, dit, tmp_path):
+    run = stopped_at(tiny_run, 8, tmp_path / "run")
+    damaged = run / "checkpoints" / step_name(3)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    for path, code in ((run / "nothing.pt", 2), (run / "resolved.toml", 2), (damaged, 3)):
+        assert dit("train", "--resume-from", path, "--out", run, "--data", tiny_shards.folder).code == code
+    assert newest_checkpoint(run / "checkpoints").step == 8
+
+
+BEGINNINGS = {"--resume": (), "--continue": (), "--resume-from": ("x.pt",), "--init": ("w.pt",)}
+
+
+@pytest.mark.parametrize("pair", list(itertools.combinations(BEGINNINGS, 2)), ids=" ".join)
+def test_two_beginnings_are_refused_but_for_a_line_that_does_what_is_due(dit, tmp_path, pair):
+    words = [word for name in pair for word in (name, *BEGINNINGS[name])]
+    outcome = dit("train", "--preset", "demo", "--out", tmp_path / "run", "--data", tmp_path, *words)
+    assert outcome.code == 2 and not (tmp_path / "run").exists()
+    allowed = pair == ("--continue", "--init")
+    assert ("exclude each other" in outcome.err) != allowed
+
+
+@pytest.mark.parametrize("min_lr", ["1e-5", "2e-3"])
+def test_other_weights_halve_the_rate_once_and_say_so(family_run, family_shards, tmp_path, listener, min_lr):
+    """Also where the rate is constant, as in the presets of one-step generators: what is saved can be read again."""
+    config = family_shards.config_with("train.lr=2e-3", f"train.min_lr={min_lr}", "train.seed=5")
+    train(config, family_shards.folder, tmp_path / "run", init=family_run, talk=listener)
+    assert any("train.lr 0.002 becomes 0.001" in note for note in listener.notes)
+    state, resolved = final_state(tmp_path / "run"), load_config(str(tmp_path / "run" / "resolved.toml"))
+    assert state["config"]["train"]["lr"] == resolved.train.lr == 1e-3 and resolved.train.lr_halved
+    assert resolved.train.min_lr == min(float(min_lr), 1e-3)
+    assert any("init" in row for row in read_log(tmp_path / "run"))
+    train(resolved, family_shards.folder, tmp_path / "again", init=family_run)
+    assert_same_bits(state, final_state(tmp_path / "again"))
+    out = stopped_at(tmp_path / "run", 3, tmp_path / "stopped")
+    train(resolved, family_shards.folder, out, resume=True)
+    assert_same_bits(state, final_state(out))
+
+
+def test_the_line_for_a_queue_halves_no_rate_twice(tiny_run, tiny_shards, dit, tmp_path):
+    words = [word for override in tiny_shards.overrides for word in ("-s", override)]
+    line = ("train", "--no-audit", "--continue", "--preset", "demo", "--data", tiny_shards.folder, *words)
+    line = (*line, "--init", tiny_run, "--out", tmp_path / "run")
+    assert dit(*line).code == 0
+    whole = final_state(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "whole")
+    stopped_at(tmp_path / "whole", 3, tmp_path / "run")
+    assert dit(*line).code == 0
+    assert_same_bits(whole, final_state(tmp_path / "run"))
+
+
+def test_a_run_says_whether_its_checkpoints_fit(tiny_shards, tmp_path, listener):
+    train(tiny_shards.config_with("train.steps=3"), tiny_shards.folder, tmp_path / "run", talk=listener)
+    said = next(note for note in listener.notes if "checkpoints of" in note)
+    size = (tmp_path / "run" / "checkpoints" / "checkpoint_final.pt").stat().st_size
+    assert said.startswith("2 checkpoints of") and said.endswith("free")
+    kilobytes = float(said.split()[3]) * {"kB": 1, "MB": 1000}[said.split()[4]]
+    assert kilobytes * 1000 == pytest.approx(size, rel=0.2)
+
+
+def test_init_of_nothing_is_refused_before_anything_is_made(tiny_shards, tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", init=tmp_path / "w.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_kind_of_model_is_refused(class_run, tiny_shards, tmp_path):
+    from dittool.errors import BadDataError
+
+    with pytest.raises(BadDataError):
+        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", init=class_run)
+    assert load_checkpoint(newest_checkpoint(class_run / "checkpoints").path)["step"] == 6
