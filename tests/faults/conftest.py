@@ -175,12 +175,13 @@ def readers(desk, tiny_shards):
     tiny one.
     """
     options = [part for override in tiny_shards.overrides for part in ("-s", override)]
+    train = ("train", "--preset", "demo", "--no-audit")
 
     def read(shards):
         return {
             "verify": desk.run("shard", "--verify", "--out", shards),
             "audit": desk.run("audit", shards),
-            "train": desk.run("train", "--preset", "demo", "--data", shards, "--out", desk.root / "run", *options),
+            "train": desk.run(*train, "--data", shards, "--out", desk.root / "run", *options),
         }
 
     return read

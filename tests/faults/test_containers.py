@@ -174,7 +174,7 @@ def test_addresses_instead_of_folders_run_nothing_and_fetch_nothing(desk, tmp_pa
     touched = tmp_path / "touched"
     address = address.format(touched)
     one_error(
-        desk.run("train", "--preset", "demo", "--data", address, "--out", "run"),
+        desk.run("train", "--preset", "demo", "--no-audit", "--data", address, "--out", "run"),
         4,
         "from a folder, not from an address",
     )

@@ -158,6 +158,7 @@ def test_what_fails_beside_training_is_counted_and_the_run_goes_on(
 
 
 @pytest.mark.row(15)
+@pytest.mark.parametrize("family_shards", ["flow", pytest.param("drift", marks=pytest.mark.slow)], indirect=True)
 def test_sigterm_finishes_the_step_saves_and_exits_143(family_run, family_shards, tmp_path):
     out = tmp_path / "run"
     overrides = [
