@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json as jsonlib
 from enum import Enum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dittool import completion
 from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
+
+if TYPE_CHECKING:
+    from dittool.audit.registry import RuleSet
+    from dittool.audit.report import Audit
 
 
 class Format(str, Enum):
@@ -102,15 +106,19 @@ def main(
 
     form = Format.json if json else format
     console = console_for(form is Format.json, quiet, verbose)
+    opening = {"--preset": preset, "--select": select, "--ignore": ignore, "--kwargs": kwargs, "--example": example}
     rules = load_rules()
     for line in rules.refused:
         console.warn(line)
     if explain is not None:
+        _require_unused("--explain prints a rule's page and audits nothing", {**opening, "--spec": spec}, targets)
         _explain(console, rules, explain)
         return
     if not targets:
         raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
     if spec is not None:
+        reports = {f"--format {form.value}": form in (Format.sarif, Format.junit)}
+        _require_unused("--spec holds a configuration against a published model", {**opening, **reports})
         _show_parity(console, form, targets, spec)
         return
     audits = [
@@ -118,8 +126,18 @@ def main(
         for target in targets
     ]
     _show(console, form, audits)
-    codes = {one.exit_code for one in audits}
+    codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)
+
+
+def _require_unused(what: str, options: dict[str, object], targets: list[str] | None = None) -> None:
+    """Raises `UsageError` for what would be ignored without a word."""
+    from dittool.errors import UsageError
+
+    if given := [*(targets or ()), *(option for option, value in options.items() if value)]:
+        raise UsageError(
+            f"{what}: {', '.join(given)} would be ignored", "leave that out, or make it a command of its own"
+        )
 
 
 def _codes(options: list[str] | None) -> list[str]:
@@ -127,7 +145,7 @@ def _codes(options: list[str] | None) -> list[str]:
     return [code.strip().upper() for option in options or () for code in option.split(",") if code.strip()]
 
 
-def _explain(console: Console, rules: Any, code: str) -> None:
+def _explain(console: Console, rules: RuleSet, code: str) -> None:
     from dittool.audit.report import rule_page, rules_page
 
     page = rules_page() if code == "all" else rule_page(rules.get(code))
@@ -135,26 +153,23 @@ def _explain(console: Console, rules: Any, code: str) -> None:
     console.result(page.rstrip("\n"))
 
 
-def _show(console: Console, form: Format, audits: list[Any]) -> None:
+def _show(console: Console, form: Format, audits: list[Audit]) -> None:
     from dittool.audit import report, sarif
 
     if form is Format.json:
-        each = [report.as_json(one) for one in audits]
-        console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(one.ok for one in audits)})
-        return
-    if form in (Format.sarif, Format.junit):
-        console.result(
-            jsonlib.dumps(sarif.as_sarif(audits), indent=2)
-            if form is Format.sarif
-            else sarif.as_junit(audits).rstrip("\n")
-        )
-        return
-    for one in audits:
-        if form is Format.markdown:
-            console.result(report.as_markdown(one).rstrip("\n"))
-        else:
-            console.table(report.COLUMNS, report.table_rows(one), title=one.target)
-            console.result(report.summary_line(one))
+        each = [report.as_json(result) for result in audits]
+        console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(result.ok for result in audits)})
+    elif form is Format.sarif:
+        console.result(jsonlib.dumps(sarif.as_sarif(audits), indent=2))
+    elif form is Format.junit:
+        console.result(sarif.as_junit(audits).rstrip("\n"))
+    elif form is Format.markdown:
+        for result in audits:
+            console.result(report.as_markdown(result).rstrip("\n"))
+    else:
+        for result in audits:
+            console.table(report.COLUMNS, report.table_rows(result), title=result.target)
+            console.result(report.summary_line(result))
 
 
 def _show_parity(console: Console, form: Format, targets: list[str], name: str) -> None:
@@ -164,13 +179,13 @@ def _show_parity(console: Console, form: Format, targets: list[str], name: str) 
     from dittool.families.family import specimen_of
 
     found = [spec.parity(open_subject(target, specimen_of), name) for target in targets]
-    each = [spec.as_json(one) for one in found]
-    console.json(each[0] if len(each) == 1 else {"parities": each, "ok": all(one.ok for one in found)})
-    for one in found:
+    each = [spec.as_json(result) for result in found]
+    console.json(each[0] if len(each) == 1 else {"parities": each, "ok": all(result.ok for result in found)})
+    for result in found:
         if form is Format.markdown:
-            console.result(spec.as_markdown(one).rstrip("\n"))
+            console.result(spec.as_markdown(result).rstrip("\n"))
         else:
-            console.table(spec.COLUMNS, spec.table_rows(one), title=one.title)
-            console.result(spec.summary_line(one))
-    if not all(one.ok for one in found):
+            console.table(spec.COLUMNS, spec.table_rows(result), title=result.title)
+            console.result(spec.summary_line(result))
+    if not all(result.ok for result in found):
         raise typer.Exit(ANSWER_IS_NO)

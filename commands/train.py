@@ -138,8 +138,8 @@ def main(
 
 def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) -> None:
     """Ends with exit code 1 when a rule fails."""
-    from dittool.audit.before_training import audit_before_training
     from dittool.audit.report import COLUMNS, as_json, summary_line, table_rows
+    from dittool.audit.runner import audit_before_training
     from dittool.errors import ANSWER_IS_NO
     from dittool.families.family import specimen_of
 

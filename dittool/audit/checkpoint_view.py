@@ -19,6 +19,8 @@ from dittool.config.schema import Config
 from dittool.errors import BadDataError, UsageError
 from dittool.objective.schedule import is_decayed
 
+Moments = Mapping[str, Mapping[str, Tensor]]  # AdamW's state of each parameter: step, exp_avg, exp_avg_sq
+
 
 @dataclass(frozen=True)
 class CheckpointView:
@@ -52,35 +54,30 @@ class CheckpointView:
         return "format_version" in self.content
 
     @cached_property
-    def _config_tree(self) -> dict[str, Any] | None:
-        if self.weights_only_file:
-            try:
+    def _remembered(self) -> tuple[AnyConfig | None, str]:
+        """The configuration that the file holds, or why that cannot be used; neither when it holds none."""
+        try:
+            if self.weights_only_file:
                 tree = json.loads(check_safetensors(self.path).metadata.get("config", "null"))
-            except (ValueError, RecursionError):
-                return None  # somebody else's metadata
-        else:
-            tree = self.content.get("config") if self.ours else None
-        return tree if isinstance(tree, dict) else None
+            else:
+                tree = self.content.get("config") if self.ours else None
+            return config_from_dict(tree, str(self.path)) if isinstance(tree, dict) else None, ""
+        except UsageError as error:
+            return None, error.message
+        except (ValueError, RecursionError):
+            return None, ""  # somebody else's metadata
 
-    @cached_property
+    @property
     def config(self) -> AnyConfig | None:
         """What the checkpoint remembers of its configuration; None when that is nothing, or nothing valid (see
         `config_problem`).
         """
-        try:
-            return None if self._config_tree is None else config_from_dict(self._config_tree, str(self.path))
-        except UsageError:
-            return None
+        return self._remembered[0]
 
     @property
     def config_problem(self) -> str:
         """Why the remembered configuration cannot be used, "" when it can or when there is none."""
-        try:
-            if self._config_tree is not None:
-                config_from_dict(self._config_tree, str(self.path))
-        except UsageError as error:
-            return error.message
-        return ""
+        return self._remembered[1]
 
     @cached_property
     def layout(self) -> Layout | None:
@@ -121,7 +118,7 @@ class CheckpointView:
             return self.content[key]
         return self.content if self.weights_only_file else load_weights(self.path)
 
-    def moments(self) -> dict[str, dict[str, Any]] | None:
+    def moments(self) -> Moments | None:
         """AdamW's state of each parameter by name; None when there is none, or its numbers do not fit the parameters.
 
         The optimizer counts parameters through its groups, the decayed ones first (`train/optim.py`).

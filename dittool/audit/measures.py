@@ -53,7 +53,7 @@ def scale_invariance(config: DriftConfig) -> Measured:
 def temperatures(config: DriftConfig) -> Measured:
     return (
         config.drift.temperatures == [0.02, 0.05, 0.2],
-        f"τ = {', '.join(f'{one:g}' for one in config.drift.temperatures)}",
+        f"τ = {', '.join(f'{temperature:g}' for temperature in config.drift.temperatures)}",
     )
 
 

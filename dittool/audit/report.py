@@ -1,18 +1,20 @@
-"""What an audit says: rows of a table, the JSON object of the contract, a compliance review in Markdown, and the
-page of all rules.
+"""What an audit found and how it is said: rows of a table, the JSON object of the contract, a compliance review in
+Markdown, and the page of all rules.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from dittool.audit.registry import built_in_rules
-from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Rule
-from dittool.audit.runner import Audit, Judged
+from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Finding, Rule
 from dittool.errors import ANSWER_IS_NO, BUG, DONE
 
 _MARKS = {PASS: "✔ pass", WARN: "! warn", FAIL: "✘ fail", SKIP: "– skip"}
+_IN_A_REVIEW = {PASS: "Right", FAIL: "Missing", WARN: "Doubtful", SKIP: "Not judged"}
+_FROM_BEST_TO_WORST = (SKIP, PASS, WARN, FAIL)
 _EXIT = {
     DONE: "no rule failed",
     ANSWER_IS_NO: "a rule failed",
@@ -21,18 +23,54 @@ _EXIT = {
 COLUMNS = ("rule", "", "evidence")
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A finding and the rule that made it."""
+
+    rule: Rule
+    finding: Finding
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A rule that could not judge because it is broken itself."""
+
+    rule: Rule
+    error: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the rules say about one target."""
+
+    target: str
+    kind: str
+    findings: list[Judged]
+    crashes: list[Crash]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counts = Counter(judged.finding.status for judged in self.findings)
+        return {status: counts[status] for status in _MARKS}
+
+    @property
+    def ok(self) -> bool:
+        """No rule failed, and none broke."""
+        return not self.counts[FAIL] and not self.crashes
+
+    @property
+    def exit_code(self) -> int:
+        return ANSWER_IS_NO if self.counts[FAIL] else BUG if self.crashes else DONE
+
+
 def table_rows(audit: Audit) -> list[tuple[str, str, str]]:
     """For `COLUMNS`: code and name, status, evidence; the fix of what is not right stands under it."""
-    rows = []
-    for judged in audit.findings:
-        finding = judged.finding
-        fix = f"\n→ {finding.fix}" if finding.fix and finding.status in (WARN, FAIL) else ""
-        rows.append((f"{judged.rule.code} {judged.rule.name}", _MARKS[finding.status], finding.evidence + fix))
-    rows += [
-        (f"{crash.rule.code} {crash.rule.name}", "✘ broke", f"the rule itself is broken: {crash.error}")
-        for crash in audit.crashes
+    rows = [
+        (judged.rule.title, _MARKS[judged.finding.status], judged.finding.with_fix("\n→ ")) for judged in audit.findings
     ]
-    return rows
+    return rows + [
+        (crash.rule.title, "✘ broke", f"the rule itself is broken: {crash.error}") for crash in audit.crashes
+    ]
 
 
 def summary_line(audit: Audit) -> str:
@@ -42,12 +80,14 @@ def summary_line(audit: Audit) -> str:
     return f"{audit.target} ({audit.kind}): {counts}{broken}"
 
 
-def as_json(audit: Audit) -> dict[str, Any]:
+def as_json(audit: Audit) -> dict[str, object]:
     """The object of contracts.md; `errors` lists rules that broke."""
     return {
         "target": audit.target,
         "kind": audit.kind,
-        "findings": [_finding_json(judged) for judged in audit.findings],
+        "findings": [
+            {"code": judged.rule.code, "name": judged.rule.name, **asdict(judged.finding)} for judged in audit.findings
+        ],
         "counts": audit.counts,
         "ok": audit.ok,
         "errors": [{"code": crash.rule.code, "name": crash.rule.name, "error": crash.error} for crash in audit.crashes],
@@ -59,100 +99,43 @@ def as_markdown(audit: Audit) -> str:
     missing, and the fix.
     """
     ends = f"Exit code {audit.exit_code}: {_EXIT[audit.exit_code]}."
-    lines = [
-        f"# Audit of `{audit.target}`",
-        "",
-        f"{summary_line(audit)}. {ends}",
-        "",
-        "| rule | status | evidence |",
-        "| --- | --- | --- |",
-    ]
-    lines += [
-        f"| {_cell(rule)} | {_MARKS[status].split()[1]} | {_cell(evidence)} |"
-        for rule, status, evidence in _summary(audit)
-    ]
-    for rule in dict.fromkeys(judged.rule for judged in audit.findings):
-        findings = [judged.finding for judged in audit.findings if judged.rule is rule]
-        lines += [
-            "",
-            f"## {rule.code} {rule.name}: {_worst(finding.status for finding in findings)}",
-            "",
-            f"**Must hold:** {rule.promise}",
-        ]
-        for title, statuses in (
-            ("Right", (PASS,)),
-            ("Missing", (FAIL,)),
-            ("Doubtful", (WARN,)),
-            ("Not judged", (SKIP,)),
-        ):
-            texts = [finding for finding in findings if finding.status in statuses]
-            lines += [line for finding in texts for line in ("", f"**{title}:** {finding.evidence}")]
-            lines += [line for finding in texts if finding.fix for line in ("", f"**Fix:** {finding.fix}")]
+    summary = ["| rule | status | evidence |", "| --- | --- | --- |"]
+    by_rule: dict[Rule, list[Finding]] = {}
+    for rule, finding in ((judged.rule, judged.finding) for judged in audit.findings):
+        summary.append(f"| {_cell(rule.title)} | {finding.status} | {_cell(finding.evidence)} |")
+        by_rule.setdefault(rule, []).append(finding)
+    paragraphs = [f"# Audit of `{audit.target}`", f"{summary_line(audit)}. {ends}", "\n".join(summary)]
+    for rule, findings in by_rule.items():
+        worst = max((finding.status for finding in findings), key=_FROM_BEST_TO_WORST.index)
+        paragraphs += [f"## {rule.title}: {worst}", f"**Must hold:** {rule.promise}"]
+        for status, title in _IN_A_REVIEW.items():
+            alike = [finding for finding in findings if finding.status == status]
+            paragraphs += [f"**{title}:** {finding.evidence}" for finding in alike]
+            paragraphs += [f"**Fix:** {finding.fix}" for finding in alike if finding.fix]
     for crash in audit.crashes:
-        lines += [
-            "",
-            f"## {crash.rule.code} {crash.rule.name}: not judged",
-            "",
-            f"The rule itself broke: {crash.error}",
-        ]
-    return "\n".join(lines) + "\n"
+        paragraphs += [f"## {crash.rule.title}: not judged", f"The rule itself broke: {crash.error}"]
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def rule_page(rule: Rule) -> str:
-    """One rule's page in Markdown."""
-    needs = " or ".join(rule.scopes)
-    return (
-        f"# {rule.code} {rule.name}\n\n*Judges: {needs}. Severity: {rule.severity}. Since"
-        f" {rule.since}.*\n\n{rule.page}\n"
-    )
+    """A rule's page in Markdown."""
+    facts = f"*Judges: {' or '.join(rule.scopes)}. Severity: {rule.severity}. Since {rule.since}.*"
+    return f"# {rule.title}\n\n{facts}\n\n{rule.page}\n"
 
 
 def rules_page(rules: Sequence[Rule] | None = None) -> str:
     """docs/rules.md: all rules, generated. To make it again: dit audit --explain all > docs/rules.md"""
     rules = built_in_rules() if rules is None else rules
-    lines = [
-        "# The rules of `dit audit`",
-        "",
-        (
-            "Generated from the rules' own pages; do not edit. To make it again: `dit audit --explain all >"
-            " docs/rules.md`."
-        ),
-        "",
-        "| rule | name | judges | must hold |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| [{rule.code}](#{_anchor(rule)}) | {rule.name} | {', '.join(rule.scopes)} | {_cell(rule.promise)} |"
-        for rule in rules
-    ]
-    pages = (rule_page(rule).replace("\n## ", "\n### ").replace("# ", "## ", 1) for rule in rules)
-    return "\n".join(lines) + "\n\n" + "\n".join(pages)
-
-
-def _finding_json(judged: Judged) -> dict[str, str]:
-    finding = judged.finding
-    return {
-        "code": judged.rule.code,
-        "name": judged.rule.name,
-        "status": finding.status,
-        "evidence": finding.evidence,
-        "fix": finding.fix,
-    }
-
-
-def _summary(audit: Audit) -> list[tuple[str, str, str]]:
-    return [
-        (f"{judged.rule.code} {judged.rule.name}", judged.finding.status, judged.finding.evidence)
-        for judged in audit.findings
-    ]
-
-
-def _worst(statuses: Any) -> str:
-    return max(statuses, key=(SKIP, PASS, WARN, FAIL).index)
-
-
-def _anchor(rule: Rule) -> str:
-    return f"{rule.code} {rule.name}".lower().replace(" ", "-")
+    lines = ["| rule | name | judges | must hold |", "| --- | --- | --- | --- |"]
+    for rule in rules:
+        anchor = rule.title.lower().replace(" ", "-")
+        scopes = ", ".join(rule.scopes)
+        lines.append(f"| [{rule.code}](#{anchor}) | {rule.name} | {scopes} | {_cell(rule.promise)} |")
+    pages = "\n".join(rule_page(rule).replace("\n## ", "\n### ").replace("# ", "## ", 1) for rule in rules)
+    how = (
+        "Generated from the rules' own pages; do not edit. To make it again: `dit audit --explain all > docs/rules.md`."
+    )
+    return "\n\n".join(["# The rules of `dit audit`", how, "\n".join(lines), pages])
 
 
 def _cell(text: str) -> str:

@@ -40,6 +40,10 @@ class Finding:
     evidence: str
     fix: str = ""
 
+    def with_fix(self, sign: str) -> str:
+        """The evidence, and behind a sign what to do when something is not right."""
+        return self.evidence + (f"{sign}{self.fix}" if self.fix and self.status in (WARN, FAIL) else "")
+
 
 def passed(evidence: str) -> list[Finding]:
     return [Finding(PASS, evidence)]
@@ -86,6 +90,11 @@ class Rule:
     since: str
     page: str  # the docstring, as Markdown
     check: Callable[[Subject], list[Finding]]
+
+    @property
+    def title(self) -> str:
+        """`E1 zero-init`."""
+        return f"{self.code} {self.name}"
 
     @property
     def promise(self) -> str:

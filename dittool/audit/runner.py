@@ -3,56 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 from dittool.audit.registry import RuleSet, load_rules
+from dittool.audit.report import Audit, Crash, Judged, as_json, as_markdown
 from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, BrokenRule, Finding, Rule, failed, or_skipped, skipped
-from dittool.audit.subject import Subject, fits, why_unfit
-from dittool.audit.targets import SpecimenOf, open_subject
+from dittool.audit.subject import Subject, why_unfit
+from dittool.audit.targets import SpecimenOf, open_subject, preset_subject
+from dittool.ckpt.files import list_checkpoints
+from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk
-from dittool.errors import ANSWER_IS_NO, BUG, DONE, BadDataError
+from dittool.errors import BadDataError
+from dittool.storage import output_folder, write_atomic, write_json
 
-
-@dataclass(frozen=True)
-class Judged:
-    """A finding and the rule that made it."""
-
-    rule: Rule
-    finding: Finding
-
-
-@dataclass(frozen=True)
-class Crash:
-    """A rule that could not judge because it is broken itself."""
-
-    rule: Rule
-    error: str
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What the rules say about one target."""
-
-    target: str
-    kind: str
-    findings: list[Judged]
-    crashes: list[Crash]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {
-            status: sum(judged.finding.status == status for judged in self.findings)
-            for status in (PASS, WARN, FAIL, SKIP)
-        }
-
-    @property
-    def ok(self) -> bool:
-        """No rule failed, and none broke."""
-        return not self.counts[FAIL] and not self.crashes
-
-    @property
-    def exit_code(self) -> int:
-        return ANSWER_IS_NO if self.counts[FAIL] else BUG if self.crashes else DONE
+JSON_NAME, REVIEW_NAME = "audit.json", "audit.md"
 
 
 def audit(
@@ -86,18 +50,30 @@ def audit(
     )
 
 
+def audit_before_training(config: AnyConfig, specimen_of: SpecimenOf, name: str, run: Path, talk: Talk) -> Audit | None:
+    """Audits a configuration that is about to be trained, and leaves audit.json and audit.md in the run's folder. None,
+    and nothing is done, for a folder that already holds checkpoints.
+    """
+    if list_checkpoints(run / "checkpoints"):
+        return None
+    result = audit_subject(preset_subject(name, specimen_of, config), load_rules().rules, talk=talk)
+    write_json(output_folder(run) / JSON_NAME, as_json(result))
+    write_atomic(run / REVIEW_NAME, as_markdown(result).encode())
+    return result
+
+
 def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:
     """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by
     name.
     """
-    fitting = [rule for rule in rules if fits(subject, rule.scopes)]
+    fitting = [rule for rule in rules if not subject.parts.isdisjoint(rule.scopes)]
     findings: list[Judged] = []
     crashes: list[Crash] = []
     with talk.progress(f"audit {subject.target}", len(fitting), "rule") as task:
         for rule in rules:
             if rule not in fitting:
-                reason, told_unasked = why_unfit(subject, rule.scopes)
-                if named or told_unasked:
+                reason, said_unasked = why_unfit(subject, rule.scopes)
+                if named or said_unasked:
                     findings += [Judged(rule, finding) for finding in skipped(reason)]
                 continue
             try:

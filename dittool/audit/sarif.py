@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from dittool import __version__
-from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, Finding, Rule
-from dittool.audit.runner import Audit, Judged
+from dittool.audit.report import Audit, Judged
+from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Rule
 from dittool.audit.subject import FOREIGN, PRESET
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0-rtm.5.json"
 _KIND = {PASS: "pass", WARN: "fail", FAIL: "fail", SKIP: "notApplicable"}  # [3.27.9]
 _LEVEL = {PASS: "none", WARN: "warning", FAIL: "error", SKIP: "none"}  # [3.27.10]
+_FIX = "\nFix: "
 _NOT_XML = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def as_sarif(audits: Sequence[Audit]) -> dict[str, Any]:
+def as_sarif(audits: Sequence[Audit]) -> dict[str, object]:
     """One run for each target."""
     return {"$schema": _SCHEMA, "version": "2.1.0", "runs": [_run(audit) for audit in audits]}
 
 
-def _run(audit: Audit) -> dict[str, Any]:
+def _run(audit: Audit) -> dict[str, object]:
     rules = list(dict.fromkeys([judged.rule for judged in audit.findings] + [crash.rule for crash in audit.crashes]))
     broken = [
         {"level": "error", "message": {"text": f"rule {crash.rule.code} broke: {crash.error}"}}
@@ -48,28 +48,28 @@ def _run(audit: Audit) -> dict[str, Any]:
     }
 
 
-def _rule(rule: Rule) -> dict[str, Any]:
+def _rule(rule: Rule) -> dict[str, object]:
     return {
         "id": rule.code,
         "name": rule.name,
         "shortDescription": {"text": rule.promise},
         "help": {"text": rule.page, "markdown": rule.page},
-        "defaultConfiguration": {"level": "warning" if rule.severity == WARNING else "error"},
+        "defaultConfiguration": {"level": rule.severity},
     }
 
 
-def _result(audit: Audit, judged: Judged, index: int) -> dict[str, Any]:
+def _result(audit: Audit, judged: Judged, index: int) -> dict[str, object]:
     return {
         "ruleId": judged.rule.code,
         "ruleIndex": index,
         "kind": _KIND[judged.finding.status],
         "level": _LEVEL[judged.finding.status],
-        "message": {"text": _message(judged.finding)},
+        "message": {"text": judged.finding.with_fix(_FIX)},
         "locations": [_location(audit)],
     }
 
 
-def _location(audit: Audit) -> dict[str, Any]:
+def _location(audit: Audit) -> dict[str, object]:
     """A file or folder; a preset is none unless its name is a file's."""
     path = audit.target.rpartition(":")[0] if audit.kind == FOREIGN else audit.target
     if (audit.kind == PRESET and not path.lower().endswith(".toml")) or (
@@ -92,12 +92,13 @@ def as_junit(audits: Sequence[Audit]) -> str:
         suite = ElementTree.SubElement(root, "testsuite", {"name": _text(audit.target), **figures})
         for judged in audit.findings:
             finding, case = judged.finding, _case(suite, audit, judged.rule)
+            evidence, text = _text(finding.evidence), _text(finding.with_fix(_FIX))
             if finding.status == FAIL:
-                ElementTree.SubElement(case, "failure", message=_text(finding.evidence)).text = _text(_message(finding))
+                ElementTree.SubElement(case, "failure", message=evidence).text = text
             elif finding.status == SKIP:
-                ElementTree.SubElement(case, "skipped", message=_text(finding.evidence))
+                ElementTree.SubElement(case, "skipped", message=evidence)
             else:
-                ElementTree.SubElement(case, "system-out").text = _text(_message(finding))
+                ElementTree.SubElement(case, "system-out").text = text
         for crash in audit.crashes:
             ElementTree.SubElement(_case(suite, audit, crash.rule), "error", message=_text(crash.error))
     ElementTree.indent(root)
@@ -106,15 +107,7 @@ def as_junit(audits: Sequence[Audit]) -> str:
 
 def _case(suite: ElementTree.Element, audit: Audit, rule: Rule) -> ElementTree.Element:
     return ElementTree.SubElement(
-        suite, "testcase", classname=_text(f"dit.audit.{audit.kind}.{audit.target}"), name=f"{rule.code} {rule.name}"
-    )
-
-
-def _message(finding: Finding) -> str:
-    return (
-        f"{finding.evidence}\nFix: {finding.fix}"
-        if finding.fix and finding.status in (WARN, FAIL)
-        else finding.evidence
+        suite, "testcase", classname=_text(f"dit.audit.{audit.kind}.{audit.target}"), name=rule.title
     )
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from dittool.audit.measures import MEASURES
+from dittool.audit.measures import MEASURES, Measured
 from dittool.audit.registry import built_in_rules
 from dittool.audit.rule import FAIL, PASS
 from dittool.audit.runner import audit_subject
@@ -109,38 +109,29 @@ class _Judge:
     def row(self, component: dict[str, Any]) -> Row:
         """The first form that fits, or what the nearest one lacks."""
         tried = [(form["name"], *self._fit(form)) for form in component["forms"]]
-        form, faults, measured = min(tried, key=lambda one: len(one[1]))
-        evidence = (
-            "; ".join([*(f"not {form}: {fault}" for fault in faults), *measured])
-            if faults
-            else "; ".join([f"as {form}", *measured])
-        )
+        form, faults, measured = min(tried, key=lambda form: len(form[1]))
         shown = {key: component[key] for key in ("status", "statement", "evidence", "code")}
-        return Row(component["name"], **shown, result=FAIL if faults else PASS, measured=evidence)
+        held = [f"not {form}: {fault}" for fault in faults] or [f"as {form}"]
+        return Row(component["name"], **shown, result=FAIL if faults else PASS, measured="; ".join([*held, *measured]))
 
     def _fit(self, form: dict[str, Any]) -> tuple[list[str], list[str]]:
+        """Faults, and what was measured without any."""
         faults: list[str] = []
         measured: list[str] = []
-        wanted = form.get("tensors", {})
-        found = [self._tensors_like(pattern, shape, faults) for pattern, shape in wanted.items()]
-        for key, value in form.get("keys", {}).items():
-            actual = getattr(self._config.model, key)
-            (measured if actual == value else faults).append(
-                f"{key} = {actual}" + ("" if actual == value else f", not {value}")
-            )
-        checks = [self._measure(name) for name in form.get("measures", ())] + [
-            self._rule(code) for code in form.get("rules", ())
-        ]
+        wanted, model = form.get("tensors", {}), self._config.model
+        found = [tensor for pattern, shape in wanted.items() for tensor in self._tensors_like(pattern, shape, faults)]
+        checks = [self._key(key, getattr(model, key), value) for key, value in form.get("keys", {}).items()]
+        checks += [self._measure(name) for name in form.get("measures", ())]
+        checks += [self._rule(code) for code in form.get("rules", ())]
         for holds, text in checks:
             (measured if holds else faults).append(text)
         if wanted and not faults:
-            measured.insert(
-                0,
-                f"{sum(len(one) for one in found)} tensors, {sum(t.parameters for one in found for t in one):,}"
-                " parameters",
-            )
-            self.named |= {tensor.name for one in found for tensor in one}
+            measured.insert(0, f"{len(found)} tensors, {sum(tensor.parameters for tensor in found):,} parameters")
+            self.named |= {tensor.name for tensor in found}
         return faults, measured
+
+    def _key(self, key: str, actual: object, stated: object) -> Measured:
+        return actual == stated, f"{key} = {actual}" + ("" if actual == stated else f", not {stated}")
 
     def _tensors_like(self, pattern: str, shape: str, faults: list[str]) -> list[ParameterTensor]:
         found = [tensor for tensor in self._tensors if fnmatchcase(tensor.name, pattern)]
@@ -156,18 +147,16 @@ class _Judge:
         number, letter = factor.rstrip("DFHK"), factor.lstrip("0123456789")
         return int(number or 1) * self._sizes[letter]
 
-    def _measure(self, name: str) -> tuple[bool, str]:
-        if name == "total":
-            total, key = (
-                sum(tensor.parameters for tensor in self._tensors),
-                "/".join(str(self._sizes[letter]) for letter in "HDF"),
-            )
-            stated = self._totals.get(key)
-            rest = "" if total == stated else f", stated for {key}: {stated or 'nothing'}"
-            return total == stated, f"{total:,} parameters in {len(self._tensors)} tensors{rest}"
-        return MEASURES[name](self._config)
+    def _measure(self, name: str) -> Measured:
+        if name != "total":
+            return MEASURES[name](self._config)
+        total = sum(tensor.parameters for tensor in self._tensors)
+        key = "/".join(str(self._sizes[letter]) for letter in "HDF")
+        stated = self._totals.get(key)
+        rest = "" if total == stated else f", stated for {key}: {stated or 'nothing'}"
+        return total == stated, f"{total:,} parameters in {len(self._tensors)} tensors{rest}"
 
-    def _rule(self, code: str) -> tuple[bool, str]:
+    def _rule(self, code: str) -> Measured:
         (judged,) = audit_subject(self._subject, [self._rules[code]], named=True).findings[:1]
         return judged.finding.status != FAIL, f"{code}: {judged.finding.evidence}"
 
@@ -196,7 +185,7 @@ def summary_line(parity: Parity) -> str:
     )
 
 
-def as_json(parity: Parity) -> dict[str, Any]:
+def as_json(parity: Parity) -> dict[str, object]:
     head = {
         "target": parity.target,
         "title": parity.title,

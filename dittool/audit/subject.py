@@ -86,13 +86,8 @@ class Foreign:
 Subject = Preset | Checkpoint | Data | Foreign
 
 
-def fits(subject: Subject, scopes: Collection[Scope]) -> bool:
-    """Whether a rule of these scopes can judge a subject."""
-    return not subject.parts.isdisjoint(scopes)
-
-
 def why_unfit(subject: Subject, scopes: Collection[Scope]) -> tuple[str, bool]:
-    """Why a rule of these scopes cannot judge a subject, and whether that is said also when nobody asked for it."""
+    """Why a rule cannot judge a subject that has none of its scopes, and whether that is said also unasked."""
     if isinstance(subject, Foreign):
         reason = "a model alone: what this rule judges stands in the training that is planned with it"
         return reason, "preset" in scopes

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dittool.audit.runner import FAIL, Audit, audit
+from dittool.audit.report import Audit
+from dittool.audit.rule import FAIL
+from dittool.audit.runner import audit
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.architectures import ImageConfig, image_config
 from dittool.config.load import load_config

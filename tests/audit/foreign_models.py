@@ -60,7 +60,7 @@ class FusedBlock(nn.Module):
         self.qk_norm = qk_norm
 
     def attend(self, x):
-        q, k, v = (heads(one) for one in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (heads(projected) for projected in self.qkv(x).chunk(3, dim=-1))
         if self.qk_norm:
             q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

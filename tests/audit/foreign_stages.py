@@ -81,7 +81,7 @@ class StagedBlock(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 24, bias=False), nn.Linear(24, WIDTH, bias=False)
 
     def forward(self, x, modulation):
-        scale1, gate1, scale2, gate2 = (one.unsqueeze(1) for one in modulation.chunk(4, dim=1))
+        scale1, gate1, scale2, gate2 = (vector.unsqueeze(1) for vector in modulation.chunk(4, dim=1))
         h = self.norm1(x) * (1 + scale1)
         k, v = self.to_kv(h).chunk(2, dim=-1)
         x = x + gate1 * self.to_out(

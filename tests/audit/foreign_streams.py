@@ -111,8 +111,8 @@ class RotaryBlock(nn.Module):
     def attend(self, x, angles):
         q, k, v = heads(self.wq(x) + self.q_bias), heads(self.wk(x)), heads(self.wv(x))
         q, k = (
-            torch.view_as_real(torch.view_as_complex(one.float().unflatten(-1, (-1, 2))) * angles).flatten(-2)
-            for one in (q, k)
+            torch.view_as_real(torch.view_as_complex(rows.float().unflatten(-1, (-1, 2))) * angles).flatten(-2)
+            for rows in (q, k)
         )
         weights = ((q @ k.transpose(-1, -2)) / q.shape[-1] ** 0.5).softmax(dim=-1)
         return self.wo((weights @ v).transpose(1, 2).flatten(2))
@@ -176,9 +176,9 @@ class JointBlock(nn.Module):
         self.x_qkv, self.c_qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, 3 * WIDTH, bias=False)
         self.x_out, self.c_out = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
         self.x_mod, self.c_mod = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
-        for one in (self.x_mod, self.c_mod):
-            nn.init.zeros_(one.weight)
-            nn.init.zeros_(one.bias)
+        for modulation in (self.x_mod, self.c_mod):
+            nn.init.zeros_(modulation.weight)
+            nn.init.zeros_(modulation.bias)
 
     def forward(self, x, c, vec):
         (xs, xc, xg), (cs, cc, cg) = self.x_mod(vec).chunk(3, -1), self.c_mod(vec).chunk(3, -1)
@@ -189,7 +189,7 @@ class JointBlock(nn.Module):
             ],
             dim=1,
         )
-        q, k, v = (heads(one) for one in qkv.chunk(3, dim=-1))
+        q, k, v = (heads(projected) for projected in qkv.chunk(3, dim=-1))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + xg[:, None] * self.x_out(mixed[:, c.shape[1] :]), c + cg[:, None] * self.c_out(
             mixed[:, : c.shape[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dittool.audit import before_training, runner, targets
+from dittool.audit import runner, targets
 from dittool.families.family import specimen_of
 
 
@@ -14,7 +14,7 @@ def _handed_in(entrance: Callable[..., Any]) -> Callable[..., Any]:
 
 
 audit = _handed_in(runner.audit)
-audit_before_training = _handed_in(before_training.audit_before_training)
+audit_before_training = _handed_in(runner.audit_before_training)
 checkpoint_subject = _handed_in(targets.checkpoint_subject)
 open_subject = _handed_in(targets.open_subject)
 preset_subject = _handed_in(targets.preset_subject)

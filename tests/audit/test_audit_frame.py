@@ -251,7 +251,7 @@ def test_json_is_the_object_of_the_contract(dit):
 
 def test_several_targets_give_one_object(dit, clean):
     answer = json.loads(dit("audit", "demo", clean / "shards", "--select", "E3,D4", "--json").out)
-    assert [one["kind"] for one in answer["audits"]] == ["preset", "shards"] and answer["ok"]
+    assert [result["kind"] for result in answer["audits"]] == ["preset", "shards"] and answer["ok"]
 
 
 def test_markdown_is_a_review_with_a_section_a_rule(dit, workshop):
@@ -287,6 +287,32 @@ def test_a_hostile_file_is_refused_with_4_in_one_line(dit, tmp_path):
 def test_a_wrong_call_exits_with_2_and_a_next_step(arguments, message, dit):
     outcome = dit("audit", *arguments)
     assert outcome.code == 2 and message in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ignored"),
+    [
+        (("X", "--explain", "E1"), "X"),
+        (("--explain", "E1", "--select", "E"), "--select"),
+        (("drift-b2", "--spec", "drifting", "--preset", "demo"), "--preset"),
+        (("drift-b2", "--spec", "drifting", "--format", "sarif"), "--format sarif"),
+    ],
+)
+def test_what_would_be_ignored_is_an_error_of_usage(arguments, ignored, dit):
+    outcome = dit("audit", *arguments)
+    assert outcome.code == 2 and f"{ignored} would be ignored" in outcome.err and not outcome.out
+
+
+def test_a_file_that_is_not_there_is_an_error_of_usage_with_names_near(dit, clean):
+    folder = clean / "run/checkpoints"
+    outcome = dit("audit", folder / "checkpoint_finale.pt")
+    assert (
+        outcome.code == 2
+        and "no such file" in outcome.err
+        and f"did you mean {folder}/checkpoint_final.pt" in outcome.err
+    )
+    outcome = dit("audit", folder / "nope.safetensors")
+    assert outcome.code == 2 and "did you mean" not in outcome.err and "file.py:Name" in outcome.err
 
 
 def test_audit_of_a_name_returns_the_same_as_the_command(dit):

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import pytest
 
 from dittool.audit import sarif
+from dittool.audit.report import Audit, Crash, Judged
 from dittool.audit.rule import HEADINGS, Finding, Rule
-from dittool.audit.runner import Audit, Crash, Judged
 
 HERE, DOCS = Path(__file__).parent, Path(__file__).parents[2] / "docs"
 PAGE = "It holds.\n" + "".join(f"\n## {heading}\nText.\n" for heading in HEADINGS)
@@ -51,7 +51,7 @@ def test_sarif_keeps_to_the_published_schema(every_status, validate):
 
 def test_sarif_has_a_result_a_finding_with_its_level_and_fix(every_status):
     (run,) = sarif.as_sarif([every_status])["runs"]
-    assert [(one["ruleId"], one["kind"], one["level"]) for one in run["results"]] == [
+    assert [(result["ruleId"], result["kind"], result["level"]) for result in run["results"]] == [
         ("X1", "pass", "none"),
         ("X2", "fail", "error"),
         ("X3", "fail", "warning"),
@@ -59,7 +59,7 @@ def test_sarif_has_a_result_a_finding_with_its_level_and_fix(every_status):
     ]
     assert run["results"][1]["message"]["text"].endswith("Fix: remove <it>")
     assert run["results"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "runs/a%20b/c%231.pt"
-    assert [run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] for one in run["results"]] == [
+    assert [run["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] for result in run["results"]] == [
         "X1",
         "X2",
         "X3",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from dittool.audit import before_training
+from dittool.audit import runner
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.config.load import load_config
 from dittool.console import SILENT
@@ -15,7 +15,7 @@ FORGETS_NOTHING = ("-s", "ema.target=0.99999", "-s", "ema.warmup=linear", "-s", 
 
 def use_only(monkeypatch, *codes):
     rules = RuleSet(tuple(rule for rule in load_rules().rules if rule.code in codes), ())
-    monkeypatch.setattr(before_training, "load_rules", lambda: rules)
+    monkeypatch.setattr(runner, "load_rules", lambda: rules)
 
 
 def test_a_plan_that_breaks_a_rule_is_not_trained(dit, tiny_shards, tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_a_plan_that_breaks_a_rule_is_not_trained(dit, tiny_shards, tmp_path, mo
 
 
 def test_without_the_audit_it_is_trained_all_the_same(dit, tiny_shards, tmp_path):
-    overrides = [part for one in tiny_shards.overrides for part in ("-s", one)]
+    overrides = [part for override in tiny_shards.overrides for part in ("-s", override)]
     outcome = dit(
         "train",
         "--preset",
@@ -49,11 +49,14 @@ def test_without_the_audit_it_is_trained_all_the_same(dit, tiny_shards, tmp_path
 
 def test_the_result_lies_in_the_runs_folder(dit, tiny_shards, tmp_path, monkeypatch):
     use_only(monkeypatch, "C3", "C5")
-    overrides = [part for one in tiny_shards.overrides for part in ("-s", one)]
+    overrides = [part for override in tiny_shards.overrides for part in ("-s", override)]
     assert (
         dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", tmp_path / "run", *overrides).code == 0
     )
-    assert [one["code"] for one in json.loads((tmp_path / "run/audit.json").read_text())["findings"]] == ["C3", "C5"]
+    assert [finding["code"] for finding in json.loads((tmp_path / "run/audit.json").read_text())["findings"]] == [
+        "C3",
+        "C5",
+    ]
     assert "## C5 schedule: pass" in (tmp_path / "run/audit.md").read_text()
 
 

@@ -63,8 +63,8 @@ def file(tmp_path):
 def judged(file):
     result = audit_subject(open_subject(f"{file}:Model"), [rule for rule in built_in_rules() if rule.code == "C1"])
     assert not result.crashes
-    return {one.finding.status: [] for one in result.findings} | {
-        status: [one.finding.evidence for one in result.findings if one.finding.status == status]
+    return {judged.finding.status: [] for judged in result.findings} | {
+        status: [judged.finding.evidence for judged in result.findings if judged.finding.status == status]
         for status in ("fail", "skip")
     }
 

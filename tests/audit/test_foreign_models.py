@@ -17,6 +17,7 @@ from dittool.audit.specimens import trial
 from dittool.audit.specimens.foreign import example, model
 from dittool.audit.specimens.foreign.factory import Factory, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
+from dittool.audit.specimens.watching import counted_runs
 from dittool.errors import UsageError
 from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, STREAMS, alarms, matrix_page, models_of
 from tests.audit.opened import open_subject
@@ -82,7 +83,7 @@ def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large,
 
 def test_every_entry_of_a_small_networks_gradients_is_compared(monkeypatch):
     monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
-    foreign = open_subject(f"{MODELS}:streams").specimen
+    foreign = open_subject(f"{STREAMS}:streams").specimen
     network = foreign.awake()
     gradients = foreign.training_pass(network).gradients
     assert gradients
@@ -92,11 +93,61 @@ def test_every_entry_of_a_small_networks_gradients_is_compared(monkeypatch):
 def test_of_a_large_networks_gradients_some_entries_and_their_size_are_compared(monkeypatch, everything_is_large):
     monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
     foreign = open_subject(f"{STREAMS}:streams").specimen
-    one, other = (foreign.training_pass(foreign.awake()) for _ in range(2))
-    assert max(len(gradient.flatten()) for gradient in one.gradients.values()) < 100
-    assert trial.largest_gradient_difference(one, other)[1] == 0
-    moved = {name: gradient * 1.1 for name, gradient in other.gradients.items()}
-    assert trial.largest_gradient_difference(one, replace(other, gradients=moved))[1] > 0.05
+    first, second = (foreign.training_pass(foreign.awake()) for _ in range(2))
+    assert max(len(gradient.flatten()) for gradient in first.gradients.values()) < 100
+    assert trial.largest_gradient_difference(first, second)[1] == 0
+    moved = {name: gradient * 1.1 for name, gradient in second.gradients.items()}
+    assert trial.largest_gradient_difference(first, replace(second, gradients=moved))[1] > 0.05
+
+
+RUN_TWICE = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix, self.gate = nn.LayerNorm(8), nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+
+    def forward(self, x, c):
+        y = self.norm(x)
+        return x + self.gate(c)[:, None] * self.mix(y + y.mean(dim=1, keepdim=True))
+
+
+class Model(nn.Module):
+    def __init__(self, use_checkpoint=False, in_channels=4):
+        super().__init__()
+        self.twice = use_checkpoint
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.inward, self.time, self.out = nn.Linear(in_channels, 8), nn.Linear(1, 8), nn.Linear(8, in_channels)
+
+    def forward(self, x, t):
+        tokens, c = self.inward(x.flatten(2).transpose(1, 2)), self.time(t[:, None])
+        for block in self.blocks:
+            if self.twice:
+                with torch.no_grad():
+                    block(tokens, c)
+            tokens = block(tokens, c)
+        return self.out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+"""
+
+
+def test_a_block_that_runs_twice_before_backward_is_not_recomputed(tmp_path):
+    (tmp_path / "twice.py").write_text(RUN_TWICE)
+    rules = [rule for rule in built_in_rules() if rule.code == "E5"]
+    result = audit_subject(open_subject(f"{tmp_path}/twice.py:Model"), rules)
+    faults = " ".join(judged.finding.evidence for judged in result.findings if judged.finding.status == "fail")
+    assert "blocks.0 runs 2 times before backward, not once" in faults
+    assert "blocks.0 does not run again in backward; 2 of 2 blocks are not recomputed" in faults
+
+
+def test_counting_a_blocks_runs_leaves_a_forward_that_somebody_set():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    replaced = network[0].forward = lambda x: x + 1
+    with counted_runs(network, ["0"]) as runs:
+        network(torch.zeros(2))
+    assert runs["0"] == 1 and network[0].forward is replaced
 
 
 # What is found without names
@@ -132,7 +183,7 @@ def test_a_shared_modulation_is_found_outside_of_the_blocks():
 def test_a_foreign_model_is_audited_from_the_command_line(dit):
     outcome = dit("audit", f"{MODELS}:fused_open_modulation", "--kwargs", '{"depth": 1}', "--json")
     answer = json.loads(outcome.out)
-    found = {one["code"]: one for one in answer["findings"]}
+    found = {finding["code"]: finding for finding in answer["findings"]}
     assert outcome.code == 1 and answer["kind"] == "foreign model"
     assert found["E1"]["status"] == "fail" and "1 in blocks" in found["E1"]["evidence"] and found["E1"]["fix"]
     for code in ("E4", "C2", "C3", "C5", "C7"):
@@ -194,7 +245,7 @@ def test_a_model_without_blocks_is_skipped_and_never_passed(tmp_path):
         "    def forward(self, x, t): return self.a(x) * t[:, None, None, None]\n"
     )
     subject = open_subject(f"{tmp_path}/flat.py:Flat")
-    found = {one.rule.code: one.finding for one in audit_subject(subject, built_in_rules()).findings}
+    found = {judged.rule.code: judged.finding for judged in audit_subject(subject, built_in_rules()).findings}
     for code in ("E1", "E2", "E3", "E5"):
         assert found[code].status == "skip" and "no list of modules" in found[code].evidence
 

@@ -96,9 +96,14 @@ def test_blocks_that_are_open_at_the_start_fail_the_modulation(monkeypatch):
 def test_every_specification_is_well_formed_and_names_measures_that_exist():
     for name in spec.spec_names():
         components = read_toml(spec._FOLDER / f"{name}.toml")["component"]
-        assert len({one["name"] for one in components}) == len(components)
-        assert all(one["status"] in spec.STATUSES and one["evidence"] and one["forms"] for one in components)
-        asked = {measure for one in components for form in one["forms"] for measure in form.get("measures", ())}
+        assert len({component["name"] for component in components}) == len(components)
+        assert all(
+            component["status"] in spec.STATUSES and component["evidence"] and component["forms"]
+            for component in components
+        )
+        asked = {
+            measure for component in components for form in component["forms"] for measure in form.get("measures", ())
+        }
         assert asked == {*MEASURES, "total"}
 
 
@@ -136,16 +141,16 @@ def test_the_command_prints_a_table_markdown_and_json(dit):
 
 def test_a_deviation_exits_with_1(dit, tmp_path):
     (tmp_path / "mine.toml").write_text('base = "drift-b2"\n[model]\nqk_norm = "l2"\n')
-    told = dit("audit", tmp_path / "mine.toml", "--spec", "drifting")
-    assert told.code == 1 and "G1" in told.out
+    outcome = dit("audit", tmp_path / "mine.toml", "--spec", "drifting")
+    assert outcome.code == 1 and "G1" in outcome.out
 
 
 @pytest.mark.parametrize(
     ("preset", "name", "message"), [("drift-b2", "dritfing", "no such specification"), ("nano", "drifting", "one-step")]
 )
 def test_a_wrong_call_exits_with_2(preset, name, message, dit):
-    told = dit("audit", preset, "--spec", name)
-    assert told.code == 2 and message in told.err
+    outcome = dit("audit", preset, "--spec", name)
+    assert outcome.code == 2 and message in outcome.err
 
 
 def test_an_unknown_target_is_told_as_usual():

@@ -53,7 +53,7 @@ class Workshop:
         old = store.read_records()
         new = records(old) if records else old
         for record in new:
-            source = record if record.id in {one.id for one in old} else old[0]
+            source = record if record.id in {kept.id for kept in old} else old[0]
             arrays = {feature.name: store.read(feature, source.id) for feature in FEATURES}
             for name, array in (arrays | (change(record, arrays) if change else {})).items():
                 np.save(derived / name / f"{record.id}.npy", array)

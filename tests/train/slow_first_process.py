@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from dittool.audit import before_training
+from dittool.audit import runner
 from dittool.cli import run
 from dittool.families import flow
 from dittool.train import distributed, loop
@@ -30,7 +30,7 @@ def slowly(work: Callable[..., Any], name: str, *arguments: Any, **options: Any)
 
 if __name__ == "__main__":
     distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=COLLECTIVES_WAIT)
-    before_training.audit_before_training = partial(slowly, lambda *_: None, "audit")
+    runner.audit_before_training = partial(slowly, lambda *_: None, "audit")
     loop.save_checkpoint = partial(slowly, loop.save_checkpoint, "save")
     parts = {name: partial(slowly, getattr(flow.FAMILY, name), name) for name in ("evaluate", "draw", "judge")}
     flow.FAMILY = replace(flow.FAMILY, **parts)

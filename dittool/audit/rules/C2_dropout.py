@@ -33,20 +33,16 @@ _FIX = "choose the mode of a sample with one draw over the four shares (objectiv
 
 
 def check(subject: Preset | Checkpoint) -> list[Finding]:
-    dropout = subject.specimen.flow().dropout
-    shares = dropout.shares
+    shares = subject.specimen.flow().dropout.shares
     uniform = torch.rand(_DRAWS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kept = flow.kept_conditions(flow.dropout_modes(uniform, shares))
-    observed = [int((~kept.text & ~kept.reference).sum()), int((kept.text & ~kept.reference).sum())]
-    observed += [int((~kept.text & kept.reference).sum()), int((kept.text & kept.reference).sum())]
-    seen = ", ".join(
-        f"{name} {count / _DRAWS:.1%} (planned {share:.0%})"
-        for name, count, share in zip(flow.MODES, observed, shares, strict=True)
-    )
-    if stray := [name for name, count, share in zip(flow.MODES, observed, shares, strict=True) if share == 0 and count]:
+    observed = (kept.text.long() + 2 * kept.reference.long()).bincount(minlength=len(flow.MODES)).tolist()
+    modes = list(zip(flow.MODES, observed, shares, strict=True))
+    seen = ", ".join(f"{name} {count / _DRAWS:.1%} (planned {share:.0%})" for name, count, share in modes)
+    if stray := [name for name, count, share in modes if share == 0 and count]:
         return failed(f"mode {stray[0]} comes although its share is 0: {seen}", _FIX)
-    planned = [(count, share) for count, share in zip(observed, shares, strict=True) if share > 0]
-    statistic = sum((count - share * _DRAWS) ** 2 / (share * _DRAWS) for count, share in planned)
+    planned = [(count, share * _DRAWS) for _, count, share in modes if share > 0]
+    statistic = sum((count - expected) ** 2 / expected for count, expected in planned)
     limit = _CHI_SQUARE_999.get(len(planned) - 1, 0.0)
     if statistic > limit:
         return failed(f"of {_DRAWS:,} samples {seen}; chi-square {statistic:.1f}, at most {limit:g}", _FIX)

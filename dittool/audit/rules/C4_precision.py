@@ -23,7 +23,7 @@ from collections import Counter
 
 import torch
 
-from dittool.audit.rule import Finding, failed, or_skipped, passed, skipped
+from dittool.audit.rule import Finding, failed, judged, or_skipped, passed, skipped
 from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 from dittool.ckpt.load import named_tensors
@@ -32,6 +32,7 @@ CODE, NAME, SEVERITY, SCOPE, SINCE = "C4", "precision", "error", ("model", "gene
 
 _FIX = "keep weights, average and moments in fp32; run the model under torch.autocast(device, torch.bfloat16) for bf16"
 _KEPT = ("model", "ema", "optimizer")
+_MASTER = {"float32"}
 
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
@@ -44,24 +45,21 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
 def _check_run(specimen: Specimen) -> list[Finding]:
     found, note = specimen.precision(), specimen.note
     if not found.planned:
-        if set(found.parameters) != {"float32"}:
+        if set(found.parameters) != _MASTER:
             return failed(f"parameters as built are {_counts(found.parameters)}, not all float32", _FIX)
         unknown = "in which precision they will be run is not the model's to say"
         return passed(f"parameters as built: {_counts(found.parameters)}; {unknown}")
     wanted = "bfloat16" if found.planned == "bf16" else "float32"
-    kinds = {"parameters": found.parameters, "gradients": found.gradients}
-    faults = [
-        f"{what} are {_counts(seen)}, not all float32" for what, seen in kinds.items() if set(seen) != {"float32"}
-    ]
+    kept = {"parameters": found.parameters, "gradients": found.gradients}
+    faults = [f"{what} are {_counts(kinds)}, not all float32" for what, kinds in kept.items() if set(kinds) != _MASTER]
     if set(found.linear) != {wanted}:
         given = f"the blocks' linear layers give {_counts(found.linear)}, not all {wanted}"
         faults.append(f"with precision {found.planned} {given}")
     if found.not_finite:
         faults.append(f"{found.not_finite} of {found.values} values of the answer are not finite")
-    if faults:
-        return [finding for fault in faults for finding in failed(fault + note, _FIX)]
-    master = "; ".join(f"{what}: {_counts(seen)}" for what, seen in kinds.items())
-    return passed(f"precision {found.planned}: {_counts(found.linear)} answers of linear layers; {master}{note}")
+    master = "; ".join(f"{what}: {_counts(kinds)}" for what, kinds in kept.items())
+    held = f"precision {found.planned}: {_counts(found.linear)} answers of linear layers; {master}{note}"
+    return judged([fault + note for fault in faults], _FIX, held)
 
 
 def _check_checkpoint(subject: Checkpoint) -> list[Finding]:

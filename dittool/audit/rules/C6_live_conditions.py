@@ -21,7 +21,7 @@ condition vector.
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.rule import Finding, judged
 from dittool.audit.specimens.specimen import Liveness
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
@@ -40,24 +40,17 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
 
 def judge(found: Liveness, answer: str, fault: str = "", more: str = "") -> list[Finding]:
     """What inputs do to an answer, called so; `fault` and `more` are what else was found."""
-    faults = [
-        f"{name}: the {answer} does not change ({change:.1g})"
-        for name, change in found.changes.items()
-        if change < _LEAST
-    ]
-    faults += [
-        f"{name}: shows in the {answer} (relative change {change:.2g})"
-        for name, change in found.leaks.items()
-        if change > _LEAST
-    ]
+    unchanged = {name: change for name, change in found.changes.items() if change < _LEAST}
+    leaking = {name: change for name, change in found.leaks.items() if change > _LEAST}
+    faults = [f"{name}: the {answer} does not change ({change:.1g})" for name, change in unchanged.items()]
+    faults += [f"{name}: shows in the {answer} (relative change {change:.2g})" for name, change in leaking.items()]
     faults += [fault] if fault else []
     if found.dead:
         faults.append(f"no gradient reaches {len(found.dead)} parameters, first {', '.join(found.dead[:3])}")
-    if faults:
-        return [finding for fault in faults for finding in failed(f"{fault}, {found.network}", FIX)]
     shown = ", ".join(f"{name} {change:.2g}" for name, change in found.changes.items())
-    parts = [f"relative change of the {answer}: {shown}", more, "gradient reaches every parameter", found.sealed]
-    return passed("; ".join(part for part in (*parts, found.network) if part))
+    parts = (f"relative change of the {answer}: {shown}", more, "gradient reaches every parameter", found.sealed)
+    held = "; ".join(part for part in (*parts, found.network) if part)
+    return judged([f"{fault}, {found.network}" for fault in faults], FIX, held)
 
 
 def _time_fault(found: Liveness) -> str:

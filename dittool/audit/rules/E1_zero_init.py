@@ -24,7 +24,7 @@ last layer to zero.
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed, warned
+from dittool.audit.rule import Finding, judged, warned
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E1", "zero-init", "error", ("model", "generator"), "0.1"
@@ -40,32 +40,31 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     found, note = specimen.gates(), specimen.note
     left = {name: largest for name, largest in found.modulation.items() if largest}
     first = next(iter(left), "")
-    open_ = f"{len(left)} of {len(found.modulation)} of its tensors are not zero, first {first}"
-    open_ += f" (up to {left[first]:.2g})" if left else ""
+    not_zero = f"{len(left)} of {len(found.modulation)} of its tensors are not zero, first {first}"
+    not_zero += f" (up to {left[first]:.2g})" if left else ""
     worst = max(found.at_start, key=found.at_start.__getitem__)
     gateless = max(found.without_modulation, key=found.without_modulation.__getitem__)
-    ungated = found.without_modulation[gateless]
-    gates = (
+    moved, ungated = found.at_start[worst], found.without_modulation[gateless]
+    no_gate = (
         f"no gate closes {gateless}: with its modulation at zero and its other weights redrawn it still moves tokens"
+        f" by {ungated:.2g}"
     )
 
     faults: list[str] = []
-    if found.at_start[worst] > 0:
-        closed = f"its gates are there but open: {open_ if left else 'the modulation is not zero'}"
-        reason = f"{gates} by {ungated:.2g}" if ungated > 0 else closed
-        faults.append(
-            f"max |block(x) − x| is {found.at_start[worst]:.3g} in {worst}, not 0, of {found.where}; {reason}"
-        )
+    if moved > 0:
+        is_open = f"its gates are there but open: {not_zero if left else 'the modulation is not zero'}"
+        reason = no_gate if ungated > 0 else is_open
+        faults.append(f"max |block(x) − x| is {moved:.3g} in {worst}, not 0, of {found.where}; {reason}")
     elif ungated > 0:
-        faults.append(f"the blocks are the identity only because projections are zero; {gates} by {ungated:.2g}")
+        faults.append(f"the blocks are the identity only because projections are zero; {no_gate}")
     if dead := [name for name, change in found.opened.items() if change == 0]:
         never = "returns its input whatever its weights are: it can never learn"
         faults.append(f"{dead[0]} {never}; {len(dead)} of {len(found.opened)} blocks")
-    if faults:
-        return [finding for fault in faults for finding in failed(fault + note, _FIX)]
-    if left:
-        return warned(f"every block is the identity, yet the modulation is not all zero at step 0: {open_}{note}", _FIX)
-    return passed(
+    if left and not faults:
+        identity = "every block is the identity, yet the modulation is not all zero at step 0"
+        return warned(f"{identity}: {not_zero}{note}", _FIX)
+    held = (
         f"max |block(x) − x| = 0 in {found.where} with all other weights redrawn{found.redrawn};"
-        f" {min(found.opened.values()):.2g} or more with open gates{note}"
+        f" {min(found.opened.values()):.2g} or more with open gates"
     )
+    return judged([fault + note for fault in faults], _FIX, held + note)

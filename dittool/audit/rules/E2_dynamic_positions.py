@@ -21,7 +21,7 @@ Make 2-D sin-cos positions on the fly from the batch's rows and columns (`models
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.rule import Finding, judged
 from dittool.audit.specimens.specimen import Positions
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
@@ -41,12 +41,10 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     faults = [fault for fault in (_stored(found), found.problem) if fault]
     if found.grid != (0, 0):
         faults += _faults_on_a_grid(found, first=not faults)
-    if faults:
-        note = subject.specimen.note
-        return [finding for fault in faults for finding in failed(f"{found.source}{fault}{note}", _FIX)]
-    shapes = ", ".join(f"{rows}×{columns}" for rows, columns in found.ran)
+    shapes, note = ", ".join(f"{rows}×{columns}" for rows, columns in found.ran), subject.specimen.note
     held = "positions are not learned, split into row and column, and bind tokens to places"
-    return passed(f"runs at {shapes} tokens and answers in kind; {held}{subject.specimen.note}")
+    otherwise = f"runs at {shapes} tokens and answers in kind; {held}{note}"
+    return judged([f"{found.source}{fault}{note}" for fault in faults], _FIX, otherwise)
 
 
 def _stored(found: Positions) -> str:

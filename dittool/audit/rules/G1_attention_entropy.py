@@ -3,7 +3,7 @@
 ## What it checks
 In each block the projections of queries and keys are made equal and large, so that every token's own key is the best
 answer to its query, as training could make them. The entropy of attention over tokens, as a share of the largest
-possible, must then be below 0.9 in every block. For a checkpoint the entropy of its own weights on noise is told beside
+possible, must then be below 0.9 in every block. For a checkpoint the entropy of its own weights on noise stands beside
 it.
 
 ## Why it matters

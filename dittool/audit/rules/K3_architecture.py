@@ -22,7 +22,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.rule import Finding, failed, judged, passed, skipped
 from dittool.audit.subject import Checkpoint
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K3", "architecture", "error", ("checkpoint",), "0.1"
@@ -43,17 +43,16 @@ def check(subject: Checkpoint) -> list[Finding]:
         return skipped(
             view.config_problem or "the file does not say which network it belongs to: name one with --preset"
         )
-    findings = []
-    for name, wanted in against.items():
-        for key in keys:
-            if difference := _difference(view.weights(key), wanted):
-                findings += failed(f"{key or 'weights'} against {name}: {difference}", _FIX)
-    if findings:
-        return findings
+    differences = {
+        f"{key or 'weights'} against {name}": _difference(view.weights(key), wanted)
+        for name, wanted in against.items()
+        for key in keys
+    }
     weights = view.weights(keys[0])
     parameters = sum(tensor.numel() for tensor in weights.values())
     what = "raw and averaged, " if len(keys) > 1 else ""
-    return passed(f"{what}{len(weights)} tensors, {parameters:,} parameters, as {' and '.join(against)} says")
+    held = f"{what}{len(weights)} tensors, {parameters:,} parameters, as {' and '.join(against)} says"
+    return judged([f"{which}: {difference}" for which, difference in differences.items() if difference], _FIX, held)
 
 
 def _check_layout(subject: Checkpoint, layout: str) -> list[Finding]:

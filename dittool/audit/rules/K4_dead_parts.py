@@ -19,7 +19,7 @@ Give every mode of `[dropout]` a share; follow the parameter through the model w
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.rule import Finding, failed, judged, passed, skipped
 from dittool.audit.subject import Checkpoint
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K4", "dead-parts", "error", ("checkpoint",), "0.1"
@@ -50,27 +50,18 @@ def check(subject: Checkpoint) -> list[Finding]:
     moments = view.moments() or {}
     untouched = [name for name, state in moments.items() if not state["exp_avg_sq"].any()]
     faults = [f"{len(still_zero)} parts are still zero: {', '.join(still_zero[:_SHOWN])}"] if still_zero else []
-    faults += (
-        [f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}"] if untouched else []
-    )
-    if faults:
-        return [finding for fault in faults for finding in failed(f"after {view.step:,} updates {fault}", _FIX)]
+    if untouched:
+        faults.append(f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}")
     reached = f"gradient has reached all {len(moments)} parameters with moments"
-    return passed(
-        f"all {len(zero_first)} tensors that began at zero have left it; "
-        + (reached if moments else "without an optimizer's state it is not known where gradient came")
-    )
+    unknown = "without an optimizer's state it is not known where gradient came"
+    held = f"all {len(zero_first)} tensors that began at zero have left it; {reached if moments else unknown}"
+    return judged([f"after {view.step:,} updates {fault}" for fault in faults], _FIX, held)
 
 
 def _check_layout(subject: Checkpoint, layout: str) -> list[Finding]:
-    found = subject.specimen.open_gates()
-    closed = [name for name, open_ in found.items() if not open_]
-    if closed:
-        return failed(
-            f"{layout}: {len(closed)} of {len(found)} gates are zero throughout, first {', '.join(closed[:_SHOWN])}",
-            _FIX,
-        )
-    return passed(
-        f"{layout}: all {len(found)} gates of the blocks have left zero; what else was trained, weights alone"
-        " do not tell"
-    )
+    gates = subject.specimen.open_gates()
+    if closed := [name for name, is_open in gates.items() if not is_open]:
+        first = ", ".join(closed[:_SHOWN])
+        return failed(f"{layout}: {len(closed)} of {len(gates)} gates are zero throughout, first {first}", _FIX)
+    unknown = "what else was trained, weights alone do not tell"
+    return passed(f"{layout}: all {len(gates)} gates of the blocks have left zero; {unknown}")

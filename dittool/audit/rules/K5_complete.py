@@ -19,7 +19,8 @@ Start from such weights with `dit train --init`, as a new run; keep full checkpo
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed, skipped
+from dittool.audit.checkpoint_view import Moments
+from dittool.audit.rule import Finding, failed, judged, skipped
 from dittool.audit.subject import Checkpoint
 from dittool.ckpt.files import STATE_KEYS
 from dittool.ckpt.load import FORMAT_VERSION
@@ -47,7 +48,7 @@ def check(subject: Checkpoint) -> list[Finding]:
     raw, ema = ({name: tuple(tensor.shape) for name, tensor in content[key].items()} for key in ("model", "ema"))
     if raw != ema:
         faults.append(f"raw and averaged weights differ in {len(raw.items() ^ ema.items())} names or shapes")
-    moments = view.moments() if content["step"] else {}
+    moments: Moments | None = view.moments() if content["step"] else {}
     if moments is None:
         faults.append(
             f"the optimizer has the state of {len(content['optimizer']['state'])} parameters, not of the model's"
@@ -63,8 +64,7 @@ def check(subject: Checkpoint) -> list[Finding]:
     if view.resolved is not None and view.config is not None:
         lines = differences(config_to_dict(view.resolved), config_to_dict(view.config))
         faults += [f"resolved.toml is not what the checkpoint remembers: {'; '.join(lines[:3])}"] if lines else []
-    if faults:
-        return failed("; ".join(faults), _FIX)
     beside = "; resolved.toml says the same" if view.resolved is not None else ""
     figures = f"{len(raw)} tensors raw and averaged, moments of {len(moments)}"
-    return passed(f"step {content['step']:,}: {figures}, random state, data, configuration{beside}")
+    held = f"step {content['step']:,}: {figures}, random state, data, configuration{beside}"
+    return judged(["; ".join(faults)] if faults else [], _FIX, held)

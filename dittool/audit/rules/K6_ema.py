@@ -18,13 +18,12 @@ Update the average after every optimizer step, and store it under `ema`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from dittool.audit.checkpoint_view import CheckpointView
+from dittool.audit.checkpoint_view import CheckpointView, Moments
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Checkpoint
 from dittool.ckpt.load import is_state_dict
@@ -41,28 +40,22 @@ def check(subject: Checkpoint) -> list[Finding]:
         return _check_foreign(view)
     if not view.ours or not {"model", "ema", "optimizer", "step"} <= view.content.keys():
         return skipped("not both kinds of weights with an optimizer's state: which these are cannot be told")
-    raw, ema = view.weights("model"), view.weights("ema")
-    common = [name for name in raw if name in ema and raw[name].shape == ema[name].shape]
-    moments = view.moments()
+    raw, ema, moments = view.weights("model"), view.weights("ema"), view.moments()
+    common = _common(raw, ema)
     if view.step == 0 or moments is None or len(common) < len(raw):
         return skipped("no update was made, or the tensors do not belong together (see K3 and K5)")
-    differing = [name for name in common if not torch.equal(raw[name], ema[name])]
+    differing = _differing(raw, ema, common)
     if not differing:
         return failed(f"all {len(common)} tensors are equal after {view.step:,} updates: nothing is averaged", _FIX)
-    distance = _norm(raw[name] - ema[name] for name in common) / _norm(raw[name] for name in common)
-    ahead = _ahead(raw, ema, moments, common)
-    figures = f"{len(differing)} of {len(common)} tensors differ, by {distance:.2g} of the raw weights' norm"
-    if ahead < -_CLEAR:
-        return failed(
-            f"{figures}; what is called raw lies behind the last updates (cosine {ahead:+.2g}): the names are"
-            " exchanged",
-            _FIX,
-        )
-    order = (
-        "the raw ones are ahead along the last updates"
-        if ahead > _CLEAR
-        else "the last updates do not tell which is which"
+    figures = (
+        f"{differing} of {len(common)} tensors differ, by {_distance(raw, ema, common):.2g} of the raw weights' norm"
     )
+    ahead = _ahead(raw, ema, moments, common)
+    if ahead < -_CLEAR:
+        behind = f"what is called raw lies behind the last updates (cosine {ahead:+.2g})"
+        return failed(f"{figures}; {behind}: the names are exchanged", _FIX)
+    clear = "the raw ones are ahead along the last updates"
+    order = clear if ahead > _CLEAR else "the last updates do not tell which is which"
     return passed(f"{figures}; {order} (cosine {ahead:+.2g})")
 
 
@@ -71,35 +64,39 @@ def _check_foreign(view: CheckpointView) -> list[Finding]:
     tell.
     """
     raw, ema = view.weights("model"), view.weights("ema")
-    common = [
-        name for name in raw if name in ema and raw[name].shape == ema[name].shape and raw[name].is_floating_point()
-    ]
-    differing = [name for name in common if not torch.equal(raw[name], ema[name])]
+    common = [name for name in _common(raw, ema) if raw[name].is_floating_point()]
+    differing = _differing(raw, ema, common)
     if not differing:
-        return failed(
-            f"all {len(common)} tensors of 'model' and 'ema' are equal: nothing is averaged, or one was saved twice",
-            _FIX,
-        )
-    distance = _norm(raw[name] - ema[name] for name in common) / max(_norm(raw[name] for name in common), 1e-30)
-    return passed(
-        f"{len(differing)} of {len(common)} tensors of 'model' and 'ema' differ, by {distance:.2g} of the raw weights'"
-        " norm"
-    )
+        equal = f"all {len(common)} tensors of 'model' and 'ema' are equal"
+        return failed(f"{equal}: nothing is averaged, or one was saved twice", _FIX)
+    distance = f"by {_distance(raw, ema, common):.2g} of the raw weights' norm"
+    return passed(f"{differing} of {len(common)} tensors of 'model' and 'ema' differ, {distance}")
 
 
-def _ahead(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], moments: Mapping[str, Any], names: list[str]) -> float:
+def _common(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in raw if name in ema and raw[name].shape == ema[name].shape]
+
+
+def _differing(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], names: list[str]) -> int:
+    return sum(not torch.equal(raw[name], ema[name]) for name in names)
+
+
+def _distance(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], names: list[str]) -> float:
+    """Between the two sets, as a share of the raw weights' norm."""
+    return _norm(raw[name] - ema[name] for name in names) / max(_norm(raw[name] for name in names), 1e-30)
+
+
+def _ahead(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], moments: Moments, names: list[str]) -> float:
     """Cosine between raw − ema and the direction of AdamW's last updates, −m/√v."""
-    dot = gap_norm = step_norm = 0.0
+    dot = gap_square = step_square = 0.0
     for name in names:
         gap = (raw[name] - ema[name]).double()
         step = -moments[name]["exp_avg"].double() / (moments[name]["exp_avg_sq"].double().sqrt() + 1e-12)
-        dot, gap_norm, step_norm = (
-            dot + float((gap * step).sum()),
-            gap_norm + float(gap.square().sum()),
-            step_norm + float(step.square().sum()),
-        )
-    return dot / max((gap_norm * step_norm) ** 0.5, 1e-30)
+        dot += float((gap * step).sum())
+        gap_square += float(gap.square().sum())
+        step_square += float(step.square().sum())
+    return dot / max((gap_square * step_square) ** 0.5, 1e-30)
 
 
-def _norm(tensors: Any) -> float:
+def _norm(tensors: Iterable[Tensor]) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors) ** 0.5

@@ -50,7 +50,7 @@ class Biases:
     layers: int  # of attention and MLP
     elsewhere: dict[str, int]
     parameters: int  # of the whole network
-    source: str = ""  # of weights alone: the layout that tells their names
+    source: str = ""  # of weights alone: the layout whose names they have
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Positions:
     by_distance: float | None = None  # … and the same distance in the sequence apart
     strayed: tuple[int, int] | None = None  # a changed token, and another place that answers when blocks are passed by
     reference: float | None = None  # between the reference's patches' positions and the tokens'
-    source: str = ""  # of weights alone: the layout that tells their names
+    source: str = ""  # of weights alone: the layout whose names they have
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,7 @@ def counted_runs(model: nn.Module, blocks: Sequence[str]) -> Iterator[Counter[st
     """Counts how often each block's forward runs, also where it is not called through the module."""
     counts: Counter[str] = Counter()
     modules = {name: model.get_submodule(name) for name in blocks}
+    own = {name: vars(module)["forward"] for name, module in modules.items() if "forward" in vars(module)}
 
     def counting(name: str, forward: Callable[..., object], *args: object, **kwargs: object) -> object:
         counts[name] += 1
@@ -151,8 +152,10 @@ def counted_runs(model: nn.Module, blocks: Sequence[str]) -> Iterator[Counter[st
     try:
         yield counts
     finally:
-        for module in modules.values():
+        for name, module in modules.items():
             del module.forward
+            if name in own:
+                module.forward = own[name]
 
 
 @contextmanager
