@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for, require_effect
 from dittool.console import Console
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Format(str, Enum):
 
 
 def main(
+    context: typer.Context,
     targets: Annotated[
         list[str] | None,
         typer.Argument(
@@ -104,21 +105,19 @@ def main(
     from dittool.errors import ANSWER_IS_NO, BUG, DONE, UsageError
     from dittool.families.family import specimen_of
 
-    form = Format.json if json else format
+    form, rules = Format.json if json else format, load_rules()
     console = console_for(form is Format.json, quiet, verbose)
-    opening = {"--preset": preset, "--select": select, "--ignore": ignore, "--kwargs": kwargs, "--example": example}
-    rules = load_rules()
     for line in rules.refused:
         console.warn(line)
     if explain is not None:
-        _require_unused("--explain prints a rule's page and audits nothing", {**opening, "--spec": spec}, targets)
+        require_effect(context, "--explain", "explain")
         _explain(console, rules, explain)
         return
     if not targets:
         raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
     if spec is not None:
-        reports = {f"--format {form.value}": form in (Format.sarif, Format.junit)}
-        _require_unused("--spec holds a configuration against a published model", {**opening, **reports})
+        printed = [] if form in (Format.sarif, Format.junit) else ["format"]
+        require_effect(context, "--spec", "spec", "targets", *printed)
         _show_parity(console, form, targets, spec)
         return
     audits = [
@@ -128,16 +127,6 @@ def main(
     _show(console, form, audits)
     codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)
-
-
-def _require_unused(what: str, options: dict[str, object], targets: list[str] | None = None) -> None:
-    """Raises `UsageError` for what would be ignored without a word."""
-    from dittool.errors import UsageError
-
-    if given := [*(targets or ()), *(option for option, value in options.items() if value)]:
-        raise UsageError(
-            f"{what}: {', '.join(given)} would be ignored", "leave that out, or make it a command of its own"
-        )
 
 
 def _codes(options: list[str] | None) -> list[str]:
@@ -179,13 +168,13 @@ def _show_parity(console: Console, form: Format, targets: list[str], name: str) 
     from dittool.families.family import specimen_of
 
     found = [spec.parity(open_subject(target, specimen_of), name) for target in targets]
-    each = [spec.as_json(result) for result in found]
-    console.json(each[0] if len(each) == 1 else {"parities": each, "ok": all(result.ok for result in found)})
+    each, ok = [spec.as_json(result) for result in found], all(result.ok for result in found)
+    console.json(each[0] if len(each) == 1 else {"parities": each, "ok": ok})
     for result in found:
         if form is Format.markdown:
             console.result(spec.as_markdown(result).rstrip("\n"))
         else:
             console.table(spec.COLUMNS, spec.table_rows(result), title=result.title)
             console.result(spec.summary_line(result))
-    if not all(result.ok for result in found):
+    if not ok:
         raise typer.Exit(ANSWER_IS_NO)

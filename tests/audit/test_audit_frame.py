@@ -290,28 +290,26 @@ def test_a_wrong_call_exits_with_2_and_a_next_step(arguments, message, dit):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "ignored"),
+    ("arguments", "vain"),
     [
-        (("X", "--explain", "E1"), "X"),
-        (("--explain", "E1", "--select", "E"), "--select"),
-        (("drift-b2", "--spec", "drifting", "--preset", "demo"), "--preset"),
-        (("drift-b2", "--spec", "drifting", "--format", "sarif"), "--format sarif"),
+        (("X", "--explain", "E1"), "TARGET...: no effect with --explain"),
+        (("--explain", "E1", "--select", "E"), "--select: no effect with --explain"),
+        (("--explain", "E1", "--format", "sarif"), "--format: no effect with --explain"),
+        (("drift-b2", "--spec", "drifting", "--preset", "demo"), "--preset: no effect with --spec"),
+        (("drift-b2", "--spec", "drifting", "--format", "sarif"), "--format: no effect with --spec"),
     ],
 )
-def test_what_would_be_ignored_is_an_error_of_usage(arguments, ignored, dit):
+def test_what_would_be_ignored_is_an_error_of_usage(arguments, vain, dit):
     outcome = dit("audit", *arguments)
-    assert outcome.code == 2 and f"{ignored} would be ignored" in outcome.err and not outcome.out
+    assert outcome.code == 2 and vain in outcome.err and not outcome.out
 
 
-def test_a_file_that_is_not_there_is_an_error_of_usage_with_names_near(dit, clean):
-    folder = clean / "run/checkpoints"
-    outcome = dit("audit", folder / "checkpoint_finale.pt")
-    assert (
-        outcome.code == 2
-        and "no such file" in outcome.err
-        and f"did you mean {folder}/checkpoint_final.pt" in outcome.err
-    )
-    outcome = dit("audit", folder / "nope.safetensors")
+def test_a_file_that_is_not_there_is_an_error_of_usage_with_names_near(tmp_path, dit):
+    (tmp_path / "checkpoint_final.pt").touch()
+    outcome = dit("audit", tmp_path / "checkpoint_finale.pt")
+    assert outcome.code == 2 and "no such file" in outcome.err
+    assert f"did you mean {tmp_path}/checkpoint_final.pt" in outcome.err
+    outcome = dit("audit", tmp_path / "nope.safetensors")
     assert outcome.code == 2 and "did you mean" not in outcome.err and "file.py:Name" in outcome.err
 
 

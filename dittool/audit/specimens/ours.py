@@ -272,7 +272,7 @@ class FlowNetwork(OurNetwork[DiT, Config]):
         everything = torch.ones(_BATCH, dtype=torch.bool)
         hidden, dropped = _hidden_texts(inputs["conditions"])
         leaks = changes(model, {**inputs, "kept": Kept(everything, everything)}, hidden)
-        leaks |= changes(model, {**inputs, "kept": Kept(~everything, ~everything)}, dropped)
+        leaks |= changes(model, {**inputs, "kept": Kept(~everything, everything)}, dropped)
         with torch.no_grad():  # before training: a question of the code, not of the weights
             embedding = self.fresh().timestep(torch.linspace(0, 1, 101))
         return Liveness(
