@@ -28,6 +28,7 @@ from torch import Tensor
 from dittool.ckpt.load import FORMAT_VERSION, check_pt, named_tensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
+from dittool.shell import command_line
 from dittool.storage import (
     bytes_text,
     file_sha256,
@@ -116,7 +117,8 @@ def save_checkpoint(
         raise StorageError(
             f"{path}: {error.strerror}: the checkpoint needs {bytes_text(needed)}, the disk has {bytes_text(free)}"
             " free",
-            "older checkpoints are intact; free some space or correct the permissions, then: dit train --resume",
+            "older checkpoints are intact; free some space or correct the permissions, then:"
+            f" {command_line('dit', 'train', '--resume', '--out', run_folder(path))}",
         ) from error
     return path
 

@@ -43,6 +43,7 @@ from dittool.models.build import build_generator
 from dittool.models.drift_dit import DriftDiT
 from dittool.sampling.one_step import OneStepPipeline
 from dittool.sampling.preview import draw_classes
+from dittool.shell import command_line
 
 if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
@@ -178,7 +179,7 @@ def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
     if (vae := shards.card.vae.id) != config.encoders.vae:
         raise BadDataError(
             f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'",
-            f"say it: -s encoders.vae={vae}",
+            f"say it: {command_line('-s', f'encoders.vae={vae}')}",
         )
 
 

@@ -40,6 +40,7 @@ from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, ti
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.preview import draw_preview
 from dittool.seeding import derive_seed
+from dittool.shell import command_line
 from dittool.validate.run import judge_during_training
 from dittool.validate.text_edit import CaptionChecker
 
@@ -238,7 +239,7 @@ def require_features(config: Config, shards: ShardSet) -> None:
             raise BadDataError(
                 f"{shards.folder}: features come from {made.kind} encoder '{made.id}', the configuration says '{name}'",
                 "embed with this preset into another folder, or say what the data are:"
-                f" -s encoders.{made.kind}={made.id}",
+                f" {command_line('-s', f'encoders.{made.kind}={made.id}')}",
             )
     buckets = map(Bucket.from_name, sorted({ref.bucket for ref in shards.samples}))
     require_whole_tokens(buckets, card.vae.stride, config.model.patch_size, str(shards.folder))

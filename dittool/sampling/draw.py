@@ -12,12 +12,12 @@ from PIL import Image
 
 from dittool.config.schema import SampleSettings
 from dittool.console import SILENT, Talk, Task
-from dittool.data.source.captions import CaptionRefused, check_caption
 from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SamplingCost, sampling_cost
 from dittool.sampling.picture_file import free_path, seen_from, write_png
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
+from dittool.sampling.prompts import warn_of_prompt
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
 from dittool.storage import file_sha256, output_folder
@@ -63,7 +63,7 @@ class _PreparedRequest:
         self.bucket = pipeline.sample_size(request.size, reference, pixels)
         self.init = None if pixels is None else pipeline.encode_init(pixels, self.bucket)
         if request.prompt is not None:
-            _warn_of_the_prompt(pipeline, request.prompt, talk)
+            warn_of_prompt(request.prompt, pipeline.text_encoder, talk)
         self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
         self.settings = pipeline.settings.changed(request.changes)
         self.common: dict[str, object] = {
@@ -171,16 +171,3 @@ def _announce(
         talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
     elif request.init is not None and request.strength == 1:
         talk.warn("at --strength 1 nothing of --init is left but its size")
-
-
-def _warn_of_the_prompt(pipeline: Pipeline, prompt: str, talk: Talk) -> None:
-    """What the model cannot have learned from a caption: control characters, and whatever is cut off."""
-    try:
-        check_caption(prompt)
-    except CaptionRefused as error:
-        talk.warn(f"the prompt: {error.detail}; dit embed refuses such captions, so the model has never seen one")
-    tokens, limit = pipeline.text_encoder.count_tokens(prompt), pipeline.text_encoder.card.max_tokens
-    if tokens > limit:
-        talk.warn(
-            f"the prompt has {tokens:,} tokens and the text encoder takes {limit:,}: the rest is cut, it has no effect"
-        )

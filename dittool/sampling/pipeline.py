@@ -16,6 +16,7 @@ from dittool.ckpt.load import load_checkpoint, require_fit
 from dittool.config.architectures import of_kind
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
+from dittool.console import PythonWarnings
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
@@ -33,6 +34,7 @@ from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.flow import interpolate
 from dittool.sampling.latents import sample_latents
+from dittool.sampling.prompts import warn_of_prompt
 from dittool.seeding import derive_seed
 
 AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends on it, so one number for all who draw
@@ -266,6 +268,8 @@ class Pipeline:
                 "neither prompt nor reference: nothing to draw", 'for example: pipe(prompt="a red circle")'
             )
         chosen = self._settings_with(settings)
+        if prompt is not None:
+            warn_of_prompt(prompt, self.text_encoder, PythonWarnings())
         if count < 1 or seed < 0:
             raise UsageError(
                 f"count {count} and seed {seed}: at least one picture, and a seed of at least 0",

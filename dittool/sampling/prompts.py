@@ -1,17 +1,24 @@
-"""A file of prompts: one a line, or `.jsonl` with a prompt, a reference and a seed on each line."""
+"""Prompts: what of one the model cannot follow, and a file of them, one a line, or `.jsonl` with a prompt, a reference
+and a seed on each line.
+"""
 
 from __future__ import annotations
 
 import difflib
 import json
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
+from dittool.console import Talk, escaped
+from dittool.data.source.captions import CaptionRefused, check_caption
+from dittool.encoders.interfaces import TextEncoder
 from dittool.errors import BadDataError, UsageError
 from dittool.storage import utf8_text
 
 _KEYS = {"prompt": str, "ref": str, "seed": int}
 _LARGEST_FILE = 16 << 20  # bytes
+_SHOWN = 40  # characters of what is cut
 _HINT = 'a line of a .jsonl is for example: {"prompt": "a red circle", "ref": "one.png", "seed": 7}'
 
 
@@ -23,6 +30,26 @@ class PromptLine:
     prompt: str | None
     reference: Path | None
     seed: int | None
+
+
+def warn_of_prompt(prompt: str, encoder: TextEncoder, talk: Talk) -> None:
+    """Says what the model cannot have learned from a caption: control characters, and what is cut off."""
+    try:
+        check_caption(prompt)
+    except CaptionRefused as error:
+        talk.warn(f"the prompt: {error.detail}; dit embed refuses such captions, so the model has never seen one")
+    tokens, limit = encoder.count_tokens(prompt), encoder.card.max_tokens
+    if tokens <= limit:
+        return
+
+    def tokens_until(end: int) -> int:
+        return encoder.count_tokens(prompt[: end + 1])
+
+    kept = bisect_right(range(len(prompt)), limit, key=tokens_until)  # characters: not every script has words
+    talk.warn(
+        f"the prompt has {tokens:,} tokens and the text encoder takes {limit:,}: the last {len(prompt) - kept:,} of its"
+        f" {len(prompt):,} characters are cut and have no effect, from '{escaped(prompt[kept:][:_SHOWN])}' on"
+    )
 
 
 def read_prompts(path: Path) -> list[PromptLine]:

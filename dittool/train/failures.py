@@ -75,6 +75,6 @@ def require_finite_step(
     raise NonFiniteError(
         f"step {step}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. "
         f"Samples: {listed(suspects, _SHOWN)}",
-        "check these samples with dit shard --verify and dit audit, lower train.lr, then dit train --resume",
+        "check these samples with dit shard --verify and dit audit, lower train.lr",
         suspects,
     )

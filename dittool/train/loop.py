@@ -28,7 +28,7 @@ from dittool.config.load import config_to_toml
 from dittool.console import SILENT, Talk
 from dittool.errors import DitError, Interrupted, NonFiniteError, UsageError, from_os_error
 from dittool.families.family import Conclusion, MicroBatch, family_of
-from dittool.shell import quoted
+from dittool.shell import command_line, quoted
 from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder, sweep_temporaries, write_atomic
 from dittool.train.beginning import Beginning
 from dittool.train.distributed import gathered, process_group
@@ -318,6 +318,9 @@ def _skip_update(run: _Run, failure: NonFiniteError) -> None:
     """
     state, most = run.state, run.state.config.train.skip_nonfinite
     if state.skipped_updates >= most:
+        if list_checkpoints(run.checkpoints):
+            again = command_line("dit", "train", "--resume", "--out", run.folder)
+            failure.hint = f"{failure.hint}; go on from the last checkpoint with: {again} -s train.lr=N"
         raise failure
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1

@@ -111,7 +111,11 @@ def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path, listen
     ("prompt", "told"),
     [
         ("a red circle", None),
-        ("red " * 5000, r"the prompt has 5,000 tokens and the text encoder takes 512: the rest is cut"),
+        (
+            "red " * 512 + "blue " * 4488,
+            r"5,000 tokens and the text encoder takes 512: the last 22,440 of its 24,488 characters are cut and have no"
+            r" effect, from 'blue blue",
+        ),
         ("a \x07 red circle", r"U\+0007 at character 2 has no place in a caption"),
         ("a \u202e red circle", r"U\+202E at character 2"),
         ("  ", "the caption is empty"),

@@ -154,6 +154,11 @@ def test_without_a_name_the_newest_run_is_loaded_and_a_damaged_checkpoint_is_tol
         assert load().step == 6
 
 
+def test_a_prompt_that_is_cut_is_a_python_warning(pipeline):
+    with pytest.warns(UserWarning, match="the text encoder takes 512: the last 4 of its 2,052 characters are cut"):
+        pipeline(prompt="red " * 513, steps=1)
+
+
 def test_a_reference_may_be_a_picture_that_is_open_already(pipeline, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (60, 90, 4), np.uint8)
     see_through = Image.fromarray(noise, "RGBA")
