@@ -114,7 +114,9 @@ def main(
             console.note(f"{criterion.title} does not decide: {criterion.reason}")
     if done.results["diagnosis"]:
         console.result(done.results["diagnosis"])
-    console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {done.results['data']['described']}")
+    data, left_out = done.results["data"], done.results["left_out"]
+    judged = f"{data['images']} {data['described']}" + (f"; not judged: {', '.join(left_out)}" if left_out else "")
+    console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {judged}")
     console.result(f"look at {done.report}")
     if not done.go:
         raise typer.Exit(ANSWER_IS_NO)
@@ -140,14 +142,7 @@ def _show_comparison(targets: tuple[Path, Path], target: Path | None, out: Path 
         ("", "A", "B", "better"), [(row.title, *map(value_text, row.values), marks[row.better]) for row in found.rows]
     )
     if found.pairs is not None:
-        better, chance = (
-            f"{found.pairs.second_better:.0%} of {len(found.pairs.ids)} images",
-            f"{found.pairs.p_value:.2g}",
-        )
-        console.result(
-            f"B is nearer to the truth in {better} ({found.pairs.metric}); chance of that between models that are alike"
-            f" {chance}"
-        )
+        console.result(found.pairs.line)
     for difference in found.differences:
         console.warn(f"not the models alone differ: {difference}")
     console.result(f"look at {page}")

@@ -70,8 +70,20 @@ class Pairs:
     lower_is_better: bool
     ids: list[str]
     second_better: float  # share of the images
+    equal: float  # share of the images whose figures are the same
     # chance of a mean difference so far from zero between two models that are alike (two-sided permutation test)
     p_value: float
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        if self.equal == 1:
+            return f"all {len(self.ids)} images are as near to the truth in B as in A ({self.metric})"
+        equal = f", {self.equal:.0%} are as near" if self.equal else ""
+        return (
+            f"B is nearer to the truth in {self.second_better:.0%} of {len(self.ids)} images{equal} ({self.metric});"
+            f" chance of that between models that are alike {self.p_value:.2g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,7 @@ class Comparison:
                 "metric": self.pairs.metric,
                 "images": len(self.pairs.ids),
                 "second_better": self.pairs.second_better,
+                "equal": self.pairs.equal,
                 "p_value": self.pairs.p_value,
             },
             "differences": self.differences,
@@ -207,7 +220,8 @@ def _pairs(first: Side, second: Side) -> Pairs | None:
         (images[0][image][metric]["value"] - images[1][image][metric]["value"]) * (1 if lower else -1) for image in ids
     ]
     one_sided = min(sign_flip_p(gains), sign_flip_p([-gain for gain in gains]))
-    return Pairs(metric, lower, ids, sum(gain > 0 for gain in gains) / len(gains), min(1.0, 2 * one_sided))
+    better, equal = (sum(hits) / len(gains) for hits in ([gain > 0 for gain in gains], [gain == 0 for gain in gains]))
+    return Pairs(metric, lower, ids, better, equal, min(1.0, 2 * one_sided))
 
 
 def _differences(first: Results, second: Results) -> list[str]:

@@ -76,6 +76,8 @@ def diagnose(results: Results, passed: Mapping[str, bool | None], go: bool) -> s
             f"{pictures}, and the loss on held-out samples is far above that on training samples: the set is"
             " being learned by heart."
         )
+    if "images" in failed:
+        return f"{pictures}, and too few were judged to say more."
     return "No criterion of what the model draws could decide: set thresholds in the preset, or run more tests."
 
 

@@ -1,14 +1,22 @@
 """`dit validate`: three tests of a checkpoint's EMA weights, the verdict, the report.
 
-RUN/validation/step0001000/  reconstruction/ dino_swap/ text_manip/   strips of pictures
-                             results.json  report.html  contact_sheet.png
+RUN/validation/step0001000/            reconstruction/ dino_swap/ text_manip/   strips of pictures
+                                       results.json  report.html  contact_sheet.png
+RUN/validation/step0001000_dino_swap/  the same of a part: some of the tests, or fewer images than `validate.limit`
+
+A judgement is made in a folder of its own inside and takes the place of an earlier one when it is complete: whatever
+ends it before leaves the earlier one as it was.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +24,22 @@ import torch
 from dittool.ckpt.files import run_folder
 from dittool.ckpt.run_log import read_log
 from dittool.console import SILENT, Talk
-from dittool.data.identity import differences
+from dittool.data.identity import IdentityCard, differences
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, DitError, UsageError, from_os_error
 from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline
-from dittool.storage import folder_lock, output_folder, sweep_temporaries, write_atomic, write_json
+from dittool.storage import (
+    TEMPORARY_PREFIX,
+    folder_lock,
+    nothing_left_of_refusal,
+    output_folder,
+    sync_folder,
+    write_atomic,
+    write_json,
+)
 from dittool.validate.diagnosis import diagnose, training_figures
 from dittool.validate.mode_losses import measure_modes
 from dittool.validate.perceptual import find_inception, find_lpips
@@ -40,6 +56,7 @@ from dittool.whereabouts import find, remembered
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
 OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
 _WITH_PICTURES = TESTS[:3]
+RESULTS = "results.json"
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
 
@@ -71,6 +88,17 @@ class ValidateOptions:
         if self.split not in (None, HOLDOUT, TRAIN):
             raise UsageError(f"no split is called '{self.split}'", f"there are {HOLDOUT} and {TRAIN}")
 
+    @property
+    def left_out(self) -> list[str]:
+        """The tests of a complete judgement that are not asked for."""
+        return [name for name in TESTS if name not in self.tests]
+
+    def part_of(self, configured_limit: int) -> list[str]:
+        """What the name of a part says: its tests, its limit; nothing for a complete judgement."""
+        tests = [name for name in (*TESTS, *OPTIONAL) if name in self.tests] if self.left_out else []
+        fewer = self.limit and (configured_limit == 0 or self.limit < configured_limit)
+        return [*tests, f"limit{self.limit}"] if fewer else tests
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -97,17 +125,19 @@ def validate(
     """Judges a checkpoint's EMA weights on the hold-out of the shards that it was trained on.
 
     `out` is the folder of this validation; by default `validation/stepNNNNNNN` in the checkpoint's run, for the
-    training set when it was asked for `stepNNNNNNN_train`.
+    training set when it was asked for `stepNNNNNNN_train`, and with what was asked for behind it when that is a part.
 
     Raises `BadDataError` when the shards have another identity than the training data or the model draws NaN,
     `WeightsMissingError` for a named LPIPS backbone that cannot serve, `StorageError` for the output folder.
     """
     run = run_folder(checkpoint)
-    output_folder(out if out is not None else run / "validation")  # found unwritable now, not after the work
-    pipeline = Pipeline.load(checkpoint)
-    name = f"step{pipeline.step:07d}{'_train' if options.split == TRAIN else ''}"
-    folder = out if out is not None else run / "validation" / name
-    return validate_pipeline(pipeline, ShardSet.open(shards), folder, options, talk, run, checkpoint)
+    parent = out if out is not None else run / "validation"
+    with nothing_left_of_refusal(parent):
+        output_folder(parent)  # found unwritable now, not after the work
+        opened, pipeline = ShardSet.open(shards), Pipeline.load(checkpoint)
+        kind = ["train"] if options.split == TRAIN else []
+        name = "_".join([f"step{pipeline.step:07d}", *kind, *options.part_of(pipeline.config.validate_.limit)])
+        return validate_pipeline(pipeline, opened, out or parent / name, options, talk, run, checkpoint)
 
 
 # encoders and metrics draw weights before they load them: a training run in this process must not notice
@@ -128,13 +158,11 @@ def validate_pipeline(
     config = pipeline.config.validate_
     _require_same_data(pipeline, shards)
     perceptual = find_lpips(options.lpips_backbone or _backbone(config.lpips_backbone), _smallest_side(shards), talk)
-    output_folder(folder)
-    with folder_lock(folder):
-        _clear(folder)
-        limit = config.limit if options.limit is None else options.limit
-        split, subjects = choose(shards, limit, options.split)
-        trial = Trial(pipeline, shards, split, subjects, limit, folder, perceptual, talk)
-        data = _about_data(trial)
+    limit = config.limit if options.limit is None else options.limit
+    split, subjects = choose(shards, limit, options.split)
+    with nothing_left_of_refusal(folder), folder_lock(output_folder(folder)), _place_to_judge(folder) as place:
+        trial = Trial(pipeline, shards, split, subjects, limit, place, perceptual, talk)
+        data = _about_data(trial, folder)
         talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
         tested = _run_tests(trial, options)
         results: dict[str, object] = {
@@ -142,6 +170,7 @@ def validate_pipeline(
             "weights": "ema",
             "checkpoint": remembered(checkpoint, folder) if checkpoint else "",
             "data": data,
+            "left_out": options.left_out,
             "settings": pipeline.settings.to_json(),
             "training": (
                 training_figures(read_log(run), pipeline.step, pipeline.config.train.warmup_steps) if run else None
@@ -156,10 +185,11 @@ def validate_pipeline(
             "diagnosis": diagnose(results, {criterion.name: criterion.passed for criterion in criteria}, outcome == GO),
             "seconds": round(time.monotonic() - start, 1),
         }
-        write_atomic(folder / "contact_sheet.png", _contact_sheet(tested))
-        report = write_report(folder, results, criteria, tested, pipeline.config, run)
-        write_json(folder / "results.json", results)  # last: where it stands, the rest does too
-    return Validation(outcome, criteria, results, folder, report)
+        write_atomic(place / "contact_sheet.png", _contact_sheet(tested))
+        report = write_report(place, results, criteria, tested, pipeline.config, run)
+        write_json(place / RESULTS, results)
+        _take_the_place(place, folder)
+    return Validation(outcome, criteria, results, folder, folder / report.name)
 
 
 def judge_during_training(
@@ -186,7 +216,7 @@ def judge_during_training(
 
 
 def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
-    if shards.identity_hash != pipeline.data.identity_hash:
+    if shards.identity_hash != pipeline.data.identity_hash and not _is_subset(shards.card, pipeline.data.card):
         found = (
             "; ".join(differences(shards.card.to_json(), pipeline.data.identity.to_json()))
             or "the identity hashes differ"
@@ -197,8 +227,13 @@ def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
         )
 
 
-def _about_data(trial: Trial) -> dict[str, object]:
-    """Which images are judged, and whether it is certain that the model has not seen them."""
+def _is_subset(found: IdentityCard, trained: IdentityCard) -> bool:
+    """Whether features were made as those of the training, of some of its buckets."""
+    return replace(found, buckets=trained.buckets) == trained and set(found.buckets) <= set(trained.buckets)
+
+
+def _about_data(trial: Trial, folder: Path) -> dict[str, object]:
+    """Which images are judged, and whether it is certain that the model has not seen them. `folder`: of the results."""
     pipeline, shards, split, talk = trial.pipeline, trial.shards, trial.split, trial.talk
     same_split = Provenance.of(shards, shards.split(TRAIN), pipeline.config).order_hash == pipeline.data.order_hash
     if split == TRAIN and shards.split(HOLDOUT):
@@ -216,9 +251,10 @@ def _about_data(trial: Trial) -> dict[str, object]:
         described = "held-out images"
     unseen = split == HOLDOUT and same_split
     return {
-        "shards": remembered(shards.folder, trial.folder),
+        "shards": remembered(shards.folder, folder),
         "identity_hash": shards.identity_hash,
         "split": split,
+        "images": len(trial.subjects),
         "unseen": unseen,
         "described": described,
     }
@@ -259,14 +295,34 @@ def _smallest_side(shards: ShardSet) -> int:
     return min(min(parse_size(name)) for name in {ref.bucket for ref in shards.samples})
 
 
-def _clear(folder: Path) -> None:
-    """Removes what an earlier validation of this step left, so that no picture of it stands beside the new ones."""
-    sweep_temporaries(folder)
-    (folder / "results.json").unlink(missing_ok=True)
+@contextmanager
+def _place_to_judge(folder: Path) -> Iterator[Path]:
+    """An empty folder inside, gone at the end; what a killed judgement has left goes first. Call it under the lock."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+    place = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _take_the_place(place: Path, folder: Path) -> None:
+    """Puts a complete judgement where an earlier one was, of which no picture stays. results.json goes first and comes
+    last: where it stands, the rest does too.
+    """
+    (folder / RESULTS).unlink(missing_ok=True)
     for name in _WITH_PICTURES:
         if not (folder / name).is_symlink():
             for picture in (folder / name).glob("*.png"):
                 picture.unlink()
+    (folder / "loss.png").unlink(missing_ok=True)
+    made = sorted((path for path in place.rglob("*") if path.is_file()), key=lambda path: path == place / RESULTS)
+    for path in made:
+        target = folder / path.relative_to(place)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+    sync_folder(folder)
 
 
 def _contact_sheet(tested: Tested) -> bytes:

@@ -37,7 +37,8 @@ CHECKS = {
     ),
 }
 
-_NOT_ENOUGH = {*CHECKS, "grad_norm", "loss_ratio"}  # they can say no; a GO needs pictures
+FEWEST = 8  # judged images of a GO: a model that is right every other time passes all of eight once in 256
+_NOT_ENOUGH = {*CHECKS, "images", "grad_norm", "loss_ratio"}  # they can say no; a GO needs pictures
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def judge(results: Results, thresholds: Thresholds) -> list[Criterion]:
                 lower_is_better=True,
             )
         )
+    if (data := results.get("data")) is not None:
+        criteria.append(Criterion("images", "images judged", data["images"], FEWEST, advice=_IMAGES_ADVICE))
     training = results.get("training")
     criteria.append(
         _criterion(
@@ -161,6 +164,10 @@ _SENSITIVITY_ADVICE = (
     " check that captions name what differs between images, raise sample.cfg_text"
 )
 
+_IMAGES_ADVICE = (
+    "too few for a GO: judge more (--limit 0), hold more out (dit shard --holdout), or judge the training set"
+    " (--split train)"
+)
 _LOSS_RATIO_ADVICE = "the training set is being learned by heart: more images, fewer steps, or a smaller model"
 _GRADIENT_ADVICE = (
     "far below, hardly anything is learned: look for a cut path (dit audit CHECKPOINT) and at train.lr; far above, the"

@@ -153,3 +153,9 @@ def test_the_command_prints_a_table_an_object_and_where_the_page_is(runs, tmp_pa
     assert [side["verdict"] for side in printed["sides"]] == ["NO-GO", "GO"] and printed["pairs"]["images"] == 8
     assert (runs[1] / "validation" / "step0001234" / "compare_with_blind_step0001234.html").is_file()
     assert dit("validate", runs[0], "--compare", *runs).code == 2
+
+
+def test_two_equal_validations_are_as_near_as_each_other(perfect):
+    pairs = compare(perfect.folder, perfect.folder).pairs
+    assert (pairs.second_better, pairs.equal, pairs.p_value) == (0, 1, 1)
+    assert "images are as near to the truth in B as in A" in pairs.line and "0%" not in pairs.line

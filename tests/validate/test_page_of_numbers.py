@@ -7,6 +7,7 @@ from pathlib import Path
 from dittool.config.load import load_config
 from dittool.config.schema import Thresholds, Validate
 from dittool.validate.run import OPTIONAL, TESTS
+from dittool.validate.verdict import FEWEST
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "validation.md").read_text("utf-8")
 
@@ -49,3 +50,7 @@ def test_every_key_of_the_section_is_mentioned():
         for key in Validate.model_fields
         if key not in ("limit", "thresholds")
     )
+
+
+def test_the_number_below_which_there_is_no_go_is_stated():
+    assert f"Of fewer than {FEWEST} images there is no GO" in " ".join(PAGE.split())

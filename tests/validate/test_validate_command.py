@@ -30,7 +30,7 @@ def test_a_checkpoint_with_random_weights_is_judged_from_its_files_and_is_no_go(
     ended = dit("validate", run, "--limit", 3, "--quiet")
     assert ended.code == 1, ended.err
     assert "NO-GO" in ended.out and "report.html" in ended.out
-    folder = run / "validation" / "step0000000"
+    folder = run / "validation" / "step0000000_limit3"
     assert {
         "results.json",
         "report.html",
@@ -65,7 +65,7 @@ def test_a_named_backbone_that_is_not_there_is_exit_code_7_before_anything_is_dr
     checkpoint.touch()
     ended = dit("validate", checkpoint, "--data", drawn[0].folder, "--lpips-backbone", tmp_path / "gone.pth", "--quiet")
     assert ended.code == 7
-    assert not list((tmp_path / "validation").iterdir())
+    assert not (tmp_path / "validation").exists()
 
 
 def test_an_output_folder_that_cannot_be_is_exit_code_5_before_the_checkpoint_is_read(tmp_path, monkeypatch, dit):
@@ -99,4 +99,27 @@ def test_the_training_set_has_a_folder_of_its_own(drawn, oracle, tmp_path, monke
             "--quiet",
             *arguments,
         )
-    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == ["step0001234", "step0001234_train"]
+    assert sorted(path.name for path in (tmp_path / "validation").iterdir()) == [
+        "step0001234_reconstruction_limit2",
+        "step0001234_train_reconstruction_limit2",
+    ]
+
+
+def test_a_part_has_a_place_of_its_own_and_says_what_it_left_out(drawn, oracle, tmp_path, monkeypatch, dit):
+    monkeypatch.setattr(Pipeline, "load", staticmethod(lambda checkpoint: oracle()))
+    (tmp_path / "checkpoint_final.pt").touch()
+    line = ("validate", tmp_path / "checkpoint_final.pt", "--data", drawn[0].folder, "--quiet")
+    ended = dit(*line, "--tests", "dino_swap", "--limit", "1")
+    assert ended.code == 1
+    assert "NO-GO  step 1234, EMA weights, 1 held-out images; not judged: reconstruction, text_manip" in ended.out
+    assert dit(*line, "--tests", "mode_losses").code == 1
+    names = sorted(path.name for path in (tmp_path / "validation").iterdir())
+    assert names == ["step0001234_dino_swap_limit1", "step0001234_mode_losses"]
+    ended = dit("validate", "--compare", tmp_path, tmp_path)
+    assert ended.code == 2 and "no validation here" in ended.err, "a part never passes for the complete judgement"
+
+
+def test_a_comparison_refuses_what_it_would_ignore(tmp_path, dit):
+    for option, value in (("--limit", 3), ("--tests", "dino_swap"), ("--data", tmp_path), ("--split", "train")):
+        ended = dit("validate", "--compare", tmp_path, tmp_path, option, value)
+        assert ended.code == 2 and f"{option}: no effect with --compare" in ended.err

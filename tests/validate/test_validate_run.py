@@ -12,6 +12,7 @@ import torch
 
 from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError
+from dittool.validate import run
 from dittool.validate.verdict import CHECKS
 from tests.validate.oracle import judge
 
@@ -21,7 +22,7 @@ def passed(done):
     return {
         one.name: one.passed
         for one in done.criteria
-        if one.passed is not None and not (one.passed and one.name in CHECKS)
+        if one.passed is not None and not (one.passed and one.name in {*CHECKS, "images"})
     }
 
 
@@ -78,7 +79,7 @@ def test_a_model_that_draws_nan_is_an_error_not_a_picture(drawn, oracle, tmp_pat
 
 
 def test_two_validations_give_the_same_figures_and_pictures(drawn, oracle, perfect, tmp_path):
-    again = judge(oracle(), drawn[0], tmp_path)
+    again = judge(oracle(), drawn[0], tmp_path / "step0001234")  # as deep as the other: paths are seen from there
     assert {**again.results, "seconds": 0} == {**perfect.results, "seconds": 0}
     assert (again.folder / "contact_sheet.png").read_bytes() == (perfect.folder / "contact_sheet.png").read_bytes()
 
@@ -115,3 +116,51 @@ def test_the_files_are_those_of_the_contract(perfect):
         named = {row["file"] for row in on_disk[part][rows]}
         assert named == {path.name for path in (perfect.folder / part).iterdir()}
         assert len(named) == len(on_disk[part][rows]) > 0
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, BadDataError])
+def test_a_judgement_that_does_not_come_to_its_end_leaves_the_earlier_one(drawn, oracle, tmp_path, monkeypatch, ends):
+    earlier = judge(oracle(), drawn[0], tmp_path, tests=["reconstruction", "dino_swap"], limit=4)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def breaks(trial):
+        raise ends("half way")
+
+    monkeypatch.setattr(run, "swap_references", breaks)
+    with pytest.raises(ends):
+        judge(oracle(), drawn[0], tmp_path, tests=["reconstruction", "dino_swap"], limit=2)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert earlier.report in before
+
+
+def test_a_judgement_that_is_refused_leaves_no_folder(drawn, oracle, tmp_path, monkeypatch):
+    def refuses(trial):
+        raise BadDataError("refused")
+
+    monkeypatch.setattr(run, "swap_references", refuses)
+    with pytest.raises(BadDataError):
+        judge(oracle(), drawn[0], tmp_path / "new" / "folder", tests=["dino_swap"], limit=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_than_eight_images_are_no_go_and_the_count_stands_in_the_results(drawn, oracle, tmp_path):
+    few = judge(oracle(), drawn[0], tmp_path / "few", tests=["dino_swap"], limit=7)
+    assert few.verdict == "NO-GO" and few.results["left_out"] == ["reconstruction", "text_manip", "mode_losses"]
+    assert [one.name for one in few.criteria if one.passed is False] == ["images"]
+    assert "too few were judged" in few.results["diagnosis"]
+    enough = judge(oracle(), drawn[0], tmp_path / "enough", tests=["dino_swap"], limit=8)
+    assert enough.verdict == "GO" and enough.results["data"]["images"] == 8
+
+
+def test_data_of_some_of_the_trained_buckets_are_judged_and_of_others_refused(drawn, oracle, tmp_path):
+    shards, model = drawn[0], oracle()
+    name = shards.samples[0].bucket
+
+    def of_buckets(*buckets: str) -> ShardSet:
+        card = replace(shards.card, buckets=buckets)
+        index = replace(shards.index, identity=card, identity_hash=card.sha256)
+        return ShardSet(shards.folder, [ref for ref in shards.samples if ref.bucket == name], index)
+
+    assert judge(model, of_buckets(name), tmp_path, tests=["mode_losses"]).results["data"]["images"] > 0
+    with pytest.raises(BadDataError, match="buckets"):
+        judge(model, of_buckets(name, "64x64"), tmp_path, tests=["mode_losses"])
