@@ -4,24 +4,19 @@ do.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from dittool import completion
-from dittool.commands.options import NONE_GIVEN, JsonOption, OverridesOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import (
+    NONE_GIVEN,
+    JsonOption,
+    OverridesOption,
+    PresetOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+)
 
 
 def main(
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            metavar="P",
-            help="A shipped preset's name, or a path ending in .toml.",
-            autocompletion=completion.presets,
-        ),
-    ] = "nano",
+    preset: PresetOption = "nano",
     overrides: OverridesOption = NONE_GIVEN,
     json: JsonOption = False,
     quiet: QuietOption = False,

@@ -222,8 +222,8 @@ def _plain(error: UnicodeError) -> tuple[str | bytes, int]:
         raise error
     if (word := _WORDS.get(error.object[error.start])) is not None:
         return word, error.start + 1
-    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
-    return codecs.backslashreplace_errors(one)
+    first_letter = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    return codecs.backslashreplace_errors(first_letter)
 
 
 def _in_words(cell: str) -> str:

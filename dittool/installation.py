@@ -29,11 +29,11 @@ def versions(requirements: Sequence[str] | None = None) -> list[Finding]:
     broken, count = [], 0
     for parent, line, need in _tree(wanted):
         count += 1
-        if (there := _distribution(need.name)) is None:
+        if (installed := _distribution(need.name)) is None:
             what, remedy = f"{parent} needs {line}, and it is not installed", _install(line)
-        elif not need.specifier.contains(there.version, prereleases=True):
-            what = f"{parent} needs {line}, and {need.name} {there.version} is installed"
-            remedy = _fitting_torchvision(there.version) if parent.startswith("torchvision ") else _install(line)
+        elif not need.specifier.contains(installed.version, prereleases=True):
+            what = f"{parent} needs {line}, and {need.name} {installed.version} is installed"
+            remedy = _fitting_torchvision(installed.version) if parent.startswith("torchvision ") else _install(line)
         else:
             continue
         broken.append(Finding(need.name, BITES, what, remedy))
@@ -74,9 +74,9 @@ def torchvision_build() -> Finding:
 
 def compiler(wanted: bool) -> Finding:
     """The C++ compiler that `train.compile` calls."""
-    there = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if there or not wanted:
-        return Finding("compiler", OK, there or "none; only train.compile = true would need one")
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if found or not wanted:
+        return Finding("compiler", OK, found or "none; only train.compile = true would need one")
     remedy = "install one (apt-get install g++), or train with -s train.compile=false"
     return Finding("compiler", BITES, "train.compile = true needs a C++ compiler, and there is none", remedy)
 
@@ -102,9 +102,9 @@ def _tree(lines: Sequence[str]) -> Iterator[tuple[str, str, Requirement]]:
             if need.marker is not None and not need.marker.evaluate({"extra": ""}):
                 continue
             yield parent, line.partition(";")[0].strip(), need
-            if need.name not in seen and (there := _distribution(need.name)) is not None:
+            if need.name not in seen and (installed := _distribution(need.name)) is not None:
                 seen.add(need.name)
-                waiting += [(f"{need.name} {there.version}", one) for one in there.requires or []]
+                waiting += [(f"{need.name} {installed.version}", needed) for needed in installed.requires or []]
 
 
 def _distribution(name: str) -> Distribution | None:

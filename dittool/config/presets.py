@@ -47,19 +47,25 @@ def preset_path(name: str) -> Path:
 def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
     """One row of the list of presets. `heads` and `area` are None for a family that has none."""
     from dittool.config.architectures import architecture
+    from dittool.config.drift_schema import DriftConfig
+    from dittool.config.schema import Config
 
-    model, train = config.model, config.train
-    data = getattr(config, "data", None)  # points of the plane come from no data set
-    conditions = list(architecture(config).conditions)
+    train, conditions = config.train, list(architecture(config).conditions)
+    heads: int | None = None
+    area: str | list[str] | None = None
+    if isinstance(config, (Config, DriftConfig)):  # points of the plane have no heads and come from no data set
+        heads, area = config.model.heads, config.data.area or config.data.buckets
+    if isinstance(config, Config) and config.model.patches:
+        conditions.append("patches")
     return {
         "name": name,
         "description": config.description,
-        "arch": model.arch,
-        "depth": getattr(model, "depth", None),
-        "width": getattr(model, "width", None),
-        "heads": getattr(model, "heads", None),
-        "conditions": [*conditions, "patches"] if getattr(model, "patches", False) else conditions,
-        "area": None if data is None else data.area or data.buckets,
+        "arch": config.model.arch,
+        "depth": config.model.depth,
+        "width": config.model.width,
+        "heads": heads,
+        "conditions": conditions,
+        "area": area,
         "precision": train.precision,
         "steps": train.steps,
         "warmup_steps": train.warmup_steps,

@@ -15,14 +15,20 @@ from dittool.errors import BadDataError
 
 
 @dataclass(frozen=True)
-class ImageCard:
-    """Of an image encoder."""
+class _Card:
+    """What every encoder says, before what its kind adds."""
 
-    kind: ClassVar[str] = "image"
     id: str  # hub id, folder or "builtin:…", as the configuration names it
     revision: str  # commit on the hub; "local" for a folder
     weights: str  # SHA-256 of the parameters
     dtype: str  # in which the features were computed
+
+
+@dataclass(frozen=True)
+class ImageCard(_Card):
+    """Of an image encoder."""
+
+    kind: ClassVar[str] = "image"
     width: int  # channels of CLS and patches
     patch_size: int  # pixels
     registers: int  # tokens between CLS and the patches
@@ -30,28 +36,20 @@ class ImageCard:
 
 
 @dataclass(frozen=True)
-class TextCard:
+class TextCard(_Card):
     """Of a text encoder."""
 
     kind: ClassVar[str] = "text"
-    id: str
-    revision: str
-    weights: str
-    dtype: str
     width: int  # channels of a token
     max_tokens: int  # longer captions were cut
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class VaeCard:
+class VaeCard(_Card):
     """Of an autoencoder. Model input by its own numbers: (z − shift)·scale."""
 
     kind: ClassVar[str] = "vae"
-    id: str
-    revision: str
-    weights: str
-    dtype: str
     channels: int
     stride: int  # pixels along one side of a latent cell
     scale: float

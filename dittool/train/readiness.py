@@ -71,7 +71,7 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
         needs = Needs(config.train.workers, 0, 0, 0, 0, 0, config.train.precision == "bf16", config.train.compile)
     shared = machine.shared_memory_needed(needs.batch, needs.workers, AHEAD)
     devices = machine.device(needs.model, needs.bf16)
-    on_gpu = any(one.check.startswith("device: cuda") for one in devices)
+    on_gpu = any(finding.check.startswith("device: cuda") for finding in devices)
     return [
         *found,
         *devices,
