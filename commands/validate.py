@@ -114,8 +114,8 @@ def main(
             console.note(f"{criterion.title} does not decide: {criterion.reason}")
     if done.results["diagnosis"]:
         console.result(done.results["diagnosis"])
-    data, left_out = done.results["data"], done.results["left_out"]
-    judged = f"{data['images']} {data['described']}" + (f"; not judged: {', '.join(left_out)}" if left_out else "")
+    images, left_out = done.results["data"], done.results["left_out"]
+    judged = f"{images['images']} {images['described']}" + (f"; not judged: {', '.join(left_out)}" if left_out else "")
     console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {judged}")
     console.result(f"look at {done.report}")
     if not done.go:

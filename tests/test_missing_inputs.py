@@ -32,6 +32,7 @@ LINES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("{place} demo", (PT,)),
         ("{place} --preset demo", (PT, "gone/shards")),
         ("{place} --spec drifting", (PT,)),
+        ("dittool.models.toy_generator:ToyGenerator --example {place}", ("gone.py:inputs",)),
         ("demo --preset {place}", (TOML,)),
     ],
     "train": [
@@ -44,6 +45,9 @@ LINES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("--preset drift-demo --data {place}", (GONE,)),
         ("--resume --out {place}", (GONE,)),
         ("--resume --preset demo --out {place}", (GONE,)),
+        ("--resume-from {place}", (PT, GONE)),
+        ("--resume-from {place} --out run --preset drift-toy", (PT,)),
+        ("--continue --preset demo --data {place}", (GONE,)),
     ],
     "validate": [
         (PLACE, (PT, GONE)),
