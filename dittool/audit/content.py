@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,6 +27,7 @@ _MOST_ALIGNED, _ALIGNED_CELLS = 256, 32_768  # images; patches of all together: 
 _FEWEST_PATCHES = 16  # of an image, to say where they lie
 _MOST_PAIRED, PAIRED_CELLS = 400, 64  # images, and patches of each
 _MOST_CAPTIONED = 2000
+_MOST_WORDS = 500
 LOOK = (4, 4)  # grid on which two pictures are compared to see whether they are alike
 _WORDS = re.compile(r"[^\W\d_]{3,}")
 
@@ -100,14 +101,25 @@ def captioned_images(data: DataView) -> list[Sighted]:
     return _usual(sighted, _widths)
 
 
-def shared_words(captions: Iterable[str]) -> tuple[int, float]:
-    """How many words could tell images apart, being in three captions at least and in half of them at most; and the
-    share of captions that hold two such words.
-    """
-    words = [set(_WORDS.findall(caption.casefold())) for caption in captions]
-    counts = Counter(word for some in words for word in some)
-    telling = {word for word, count in counts.items() if 3 <= count <= len(words) / 2}
-    return len(telling), sum(len(some & telling) >= 2 for some in words) / max(len(words), 1)
+@dataclass(frozen=True)
+class TellingWords:
+    """The words of captions that could tell images apart: in three captions at least, and in half of them at most."""
+
+    words: tuple[str, ...]  # the most frequent first
+    share: float  # of captions that hold two of them
+
+    @staticmethod
+    def of(captions: Sequence[str]) -> TellingWords:
+        held = [set(_WORDS.findall(caption)) for caption in captions]
+        counts = Counter(word for some in held for word in some)
+        telling = {word: count for word, count in counts.items() if 3 <= count <= len(held) / 2}
+        share = sum(len(some & telling.keys()) >= 2 for some in held) / max(len(held), 1)
+        return TellingWords(tuple(sorted(telling, key=lambda word: (-telling[word], word))), share)
+
+    def in_caption(self, caption: str) -> np.ndarray:
+        """(1, words) float32: 1 for each of the first 500 that the caption holds."""
+        held = set(_WORDS.findall(caption))
+        return np.array([[word in held for word in self.words[:_MOST_WORDS]]], np.float32)
 
 
 def read_image(data: DataView, ref: SampleRef) -> Image | None:

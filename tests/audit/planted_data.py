@@ -15,6 +15,7 @@ from dittool.config.load import load_config
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import json_sha256
 from dittool.data.records import FEATURES
+from dittool.data.shards.index import read_index
 from dittool.data.shards.older_sets import index_older_set
 from dittool.data.shards.write import shard
 from dittool.data.source.scan import load_pixels
@@ -201,6 +202,15 @@ def normalised_twice(shop: Workshop) -> Subject:
     return shop.open(shop.edit_index(shop.shards(), of_a_scaled_codec))
 
 
+@plants("D6", "latents that were normalised channel by channel, and a card that does not say so")
+def normalised_by_channel(shop: Workshop) -> Subject:
+    statistics = read_index(shop.clean / "shards").statistics
+    mean, std = (np.array(values)[:, None, None] for values in (statistics.latent_mean, statistics.latent_std))
+    return shop.open(
+        shop.shards(lambda record, arrays: {"vae_latents": ((arrays["vae_latents"] - mean) / std).astype(np.float16)})
+    )
+
+
 @plants("D6", "statistics that overflowed")
 def wrong_statistics(shop: Workshop) -> Subject:
     return shop.open(shop.edit_index(shop.shards(), lambda index: index["statistics"].update(latent_std=[9.0] * 16)))
@@ -338,6 +348,32 @@ def embed_captions(derived: Path) -> None:
     for record in records:
         np.save(derived / "t5_hidden" / f"{record.id}.npy", encoder.encode([record.caption])[0].hidden.numpy())
     store.append_journal("t5", records)
+
+
+@plants("D10", "captions exchanged after their features were made")
+def exchanged_strings(shop: Workshop) -> Subject:
+    def shift(records):
+        return [
+            replace(own, caption=other.caption) for own, other in zip(records, records[1:] + records[:1], strict=True)
+        ]
+
+    return shop.open(shop.derived(records=shift))
+
+
+@plants("D8", "left and right exchanged in every other caption, after the features were made")
+def mirrored_strings(shop: Workshop) -> Subject:
+    sides = {"left": "right", "right": "left"}
+
+    def mirror(records):
+        def mirrored(record):
+            return replace(
+                record, caption=" ".join(sides.get(w.strip(","), w.strip(",")) for w in record.caption.split())
+            )
+
+        plain = [replace(record, caption=record.caption.replace(",", "")) for record in records]
+        return [mirrored(record) if number % 2 else record for number, record in enumerate(plain)]
+
+    return shop.open(shop.derived(records=mirror))
 
 
 @plants("D9", "one picture many times", status="warn")

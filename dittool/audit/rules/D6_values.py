@@ -3,7 +3,8 @@
 ## What it checks
 In samples spread over the set: no NaN and no infinity; nothing near float16's limit; no constant latent, CLS or
 patches; CLS tokens differ between images and are not the mean of the patches; latents have the spread that raw ones of
-their codec have, so they were not normalised already; the index's statistics are those of its samples.
+their codec have, and not mean 0 and deviation 1 in every channel, so they were not normalised already; the index's
+statistics are those of its samples.
 
 ## Why it matters
 A float16 decoder overflows into NaN, a fallback extractor averages tokens into a wrong CLS, statistics summed in
@@ -14,7 +15,8 @@ Latents stored as (z − shift)·scale would be normalised again in training; wi
 deviation of 0.36 under the codec's scale, 0.45 to 2.2 is usual: normalised already?"
 
 ## Fix
-Embed again, in fp32 if values overflowed: `-s encoders.dtype="fp32"`.
+Embed again, in fp32 if values overflowed: `-s encoders.dtype="fp32"`. Latents are stored as the codec makes them;
+training normalises them by `data.latent_scaling`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ _FIX = 'embed these images again; if values overflowed, with -s encoders.dtype="
 _NEAR_OVERFLOW = 30_000  # float16 ends at 65,504
 _SAME = 0.01  # relative distance below which two vectors are the same
 _PLAUSIBLE_STD = (0.45, 2.2)  # of latents under their codec's own scale and shift
+_STANDARD = 0.1  # from mean 0 and deviation 1, in all of at least so many channels: no codec's own are so
+_FEWEST_CHANNELS, _FEWEST_SAMPLES = 4, 16
 _STATISTICS_TOLERANCE = 0.02  # of the channels' global deviation
 
 
@@ -69,7 +73,8 @@ def check(subject: Data) -> list[Finding]:
     if len(seen.cls_tokens) > 1 and not bad and _all_alike(seen.cls_tokens):
         faults.append(f"the CLS tokens of all {len(seen.cls_tokens)} samples are alike")
     if not bad:
-        faults += _range_faults(data, seen) + _statistics_faults(data, refs, seen)
+        faults += _range_faults(data, seen) or _standardised(data, seen)
+        faults += _statistics_faults(data, refs, seen)
     if faults:
         return [finding for fault in faults for finding in failed(fault, _FIX)]
     if constant:
@@ -124,6 +129,19 @@ def _range_faults(data: DataView, seen: _Kind) -> list[str]:
         return []
     return [
         f"latents have a deviation of {std:.2g} under the codec's scale, {low} to {high} is usual: normalised already?"
+    ]
+
+
+def _standardised(data: DataView, seen: _Kind) -> list[str]:
+    mean, std = np.abs(seen.mean), seen.channel_std
+    enough = len(std) >= _FEWEST_CHANNELS and len(seen.cls_tokens) >= _FEWEST_SAMPLES
+    if not enough or mean.max() > _STANDARD or np.abs(std - 1).max() > _STANDARD:
+        return []
+    codec = data.encoder(VaeCard)
+    card = f"the card of {codec.id} says scale {codec.scale:g}, shift {codec.shift:g}" if codec else "no card says so"
+    return [
+        f"all {len(std)} channels of the latents have mean 0 (within {mean.max():.2g}) and deviation 1"
+        f" ({std.min():.2g} to {std.max():.2g}), and {card}: normalised already, so they cannot be decoded?"
     ]
 
 

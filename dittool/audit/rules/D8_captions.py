@@ -1,7 +1,8 @@
 """Captions are there, differ, are not cut, and their features have the captions' true lengths.
 
 ## What it checks
-No caption is empty; not all are equal; features differ where the words of captions do; how many captions reach the
+No caption is empty; not all are equal; features differ where the words of captions do, and equal captions have equal
+features; how many captions reach the
 token limit, or end at one same length as cut ones do; a mask is a row of ones and then zeros, agrees with the rows that
 hold text, and counts no more tokens than its caption has bytes; no padding is stored without a mask.
 
@@ -43,6 +44,7 @@ _SHORTEST_LIMIT = 32  # tokens; many captions of one length below this are merel
 _MOST_AT_ONE_LENGTH = 0.1  # share that has exactly the set's greatest length
 _FEW = 10  # different captions
 _MOST_SHARED = 0.01  # share of captions that may have the features of another one
+_EQUAL = 0.05  # relative distance of the features of equal captions, at most: half precision, batches of other lengths
 _BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
 _SHOWN = 5  # faults
 _MOST_UNKNOWN = 0.01  # share of captions with words that the tokenizer does not know
@@ -57,6 +59,8 @@ def check(subject: Data) -> list[Finding]:
     refs = data.spread(TEXT)
     lengths, faults = [], []
     words_of: dict[bytes, set[tuple[str, ...]]] = {}  # features → the captions that have them, by their words
+    beside: dict[str, np.ndarray] = {}  # caption → the mean of its features, as they were first seen
+    other_text = []
     for ref in refs:
         text, caption = data.array(ref, TEXT), data.record(ref).caption
         length, fault = _length(text, data.mask(ref), caption)
@@ -64,10 +68,17 @@ def check(subject: Data) -> list[Finding]:
         lengths.append(length)
         features = hashlib.blake2b(text[:length].tobytes(), digest_size=16).digest()
         words_of.setdefault(features, set()).add(tuple(re.findall(r"\w+", caption.casefold())))
+        if text.ndim == 2 and length:
+            mean = text[:length].astype(np.float64).mean(axis=0)
+            first = beside.setdefault(caption, mean)
+            if first.shape == mean.shape and np.linalg.norm(mean - first) > _EQUAL * np.linalg.norm(first):
+                other_text.append(ref.id)
     if empty := [ref.id for ref, caption in zip(data.refs, captions, strict=True) if not caption.strip()]:
         faults.append(f"{len(empty)} captions are empty, first of '{empty[0]}'")
     if distinct == 1 and len(captions) > 1:
         faults.append(f"all {len(captions)} captions are equal: '{captions[0][:60]}'")
+    elif len(other_text) > _MOST_SHARED * len(refs):
+        faults.append(_exchanged(other_text, words_of, len(refs)))
     elif shared := _shared(words_of, len(refs)):
         faults.append(shared)
     if faults:
@@ -123,6 +134,16 @@ def _length(text: np.ndarray, mask: np.ndarray | None, caption: str) -> tuple[in
     )
 
 
+def _exchanged(ids: list[str], words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
+    """What is wrong when equal captions have different features: these are of other captions."""
+    shared = sum(len(words) - 1 for words in words_of.values())
+    also = f", and {shared} have the features of captions of other words" if shared else ""
+    return (
+        f"{len(ids)} of {samples} captions have other features than equal captions{also}: captions were exchanged or"
+        f" edited after their features were made, first of '{ids[0]}'"
+    )
+
+
 def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
     """What is wrong when captions of other words have the same features. Few may: cut ones, or those of words that
     an encoder does not know.
@@ -133,8 +154,9 @@ def _shared(words_of: dict[bytes, set[tuple[str, ...]]], samples: int) -> str:
         return ""
     one, other, *_ = sorted(shared[0])
     return (
-        f"{extra} of {samples} captions have the text features of others, first '{' '.join(one)[:60]}' and"
-        f" '{' '.join(other)[:60]}'"
+        f"{extra} of {samples} captions have the text features of captions of other words, first"
+        f" '{' '.join(one)[:60]}' and '{' '.join(other)[:60]}': edited after their features were made, or words that"
+        " the encoder does not know"
     )
 
 
