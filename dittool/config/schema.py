@@ -103,6 +103,8 @@ class Data(Section):
     image_column: Annotated[str, Field(min_length=1)] | None = None  # of lists, where it has no usual name
     caption_column: Annotated[str, Field(min_length=1)] | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
+    # the same picture saved again, at another size or quality: on one side of the hold-out, or not looked for
+    near_copies: Literal["together", "ignored"] = "together"
     # prepared: every image also mirrored, left and right swapped in its caption: docs/sources.md
     flip: Literal["none", "prepared"] = "none"
     latent_scaling: Literal["card", "measured"] = "card"  # the VAE's own scale and shift, or statistics of this data

@@ -41,6 +41,7 @@ LATENT = Feature("vae_latents", "vae.npy", "vae", ("channels", "h", "w"))
 TEXT = Feature("t5_hidden", "t5h.npy", "t5", ("L", "D"))
 FEATURES = (IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
 STAGES = ("dinov3", "vae", "t5")
+STAGES_OF_IMAGES = STAGES[:2]
 TEXT_MASK_MEMBER = "t5m.npy"  # older sets: (512,) mask beside a padded t5h
 RECORD_MEMBER = "json"
 
@@ -66,6 +67,8 @@ class Record:
     cls: str = ""  # the image's class, where the source has classes: the name of its folder
     # the second variant of an image: the bucketed image mirrored left to right, left and right swapped in the caption
     flipped: bool = False
+    # of near copies: sha256 of the images whose bytes decide on which side of the hold-out it is; none: its own
+    sides_with: tuple[str, ...] = field(default=())
 
     @property
     def used(self) -> bool:
@@ -163,6 +166,10 @@ def _is_text(item: object) -> bool:
     return isinstance(item, str)
 
 
+def _is_texts(item: object) -> bool:
+    return isinstance(item, list) and all(map(_is_text, item))
+
+
 def _is_size(item: object) -> bool:
     return isinstance(item, int) and not isinstance(item, bool) and item >= 0
 
@@ -181,6 +188,7 @@ _FITS: dict[str, Callable[[object], bool]] = {
     "width": _is_size,
     "height": _is_size,
     "crop": _is_box,
-    "flags": lambda item: isinstance(item, list) and all(map(_is_text, item)),
+    "flags": _is_texts,
+    "sides_with": _is_texts,
     "flipped": lambda item: isinstance(item, bool),
 }

@@ -19,11 +19,12 @@ from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
 from dittool.data.features.estimate import disk_rows
 from dittool.data.features.parts import Part, shared_files, writer_lock
-from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass
-from dittool.data.features.pipeline import leave_a_process_that_starts
+from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass, take_thumbnails
+from dittool.data.features.pipeline import decoded, decoders, leave_a_process_that_starts, loaded_ahead
 from dittool.data.features.refusals import found_at_work
+from dittool.data.features.sides import LARGEST_GROUP
 from dittool.data.features.store import FeatureStore
-from dittool.data.records import STAGES, UNKNOWN_WORDS, Record
+from dittool.data.records import STAGES, STAGES_OF_IMAGES, UNKNOWN_WORDS, Record
 from dittool.data.source.item import Pairing, shown
 from dittool.data.source.preview import pairs_to_show
 from dittool.data.source.scan import scan, summary
@@ -34,6 +35,7 @@ from dittool.shell import quoted
 from dittool.storage import nothing_left_of_refusal, output_folder, require_free, write_atomic
 from dittool.whereabouts import find
 
+_THUMBNAILS = 256  # images that are decoded for nothing else, in a batch
 _SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
 
 
@@ -117,7 +119,7 @@ def embed(
     buckets = config.data.bucket_sizes()
     with nothing_left_of_refusal(out), _held(out, part):
         records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data))
-        store = FeatureStore(out, part)
+        store = FeatureStore(out, part, config.data.near_copies == "together")
         _require_usable(source, records, store)
         for record in pairs_to_show(records):
             talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
@@ -131,6 +133,7 @@ def embed(
         store.prune_journal(record for record in records if record.used)
         ready = _first_pass(store, config, stages, records, part, rebuild, talk)
         made, kept, left, cut = {}, {}, {}, 0
+        unseen = store.without_thumbnail(records)
         for stage in stages:
             ready = ready if ready is not None else load_pass(stage, config, talk)
             encoder_changed = store.register_encoder(stage, ready.card, rebuild)
@@ -138,13 +141,16 @@ def embed(
             if rebuild and (encoder_changed or not card_changed):
                 store.drop(stage)
             missing, batches = _work(store, stage, records, part)
-            result = run_pass(ready, batches, store, source, talk)
+            result = run_pass(ready, batches, store, source, talk, unseen)
             ready = None  # two encoders at a time may not fit into memory
             found = {record.id: record for record in (*result.refused, *result.flagged)}
             records = store.merge_records([found.get(record.id, record) for record in records])
             mine = sum(record.used for batch in batches for record in batch)
             made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
             kept[stage] = sum(record.used for record in records) + len(result.refused) - len(missing)
+        if config.data.near_copies == "together" and set(stages) & set(STAGES_OF_IMAGES):
+            _make_thumbnails(store, records, part, source, talk)
+            records = _with_near_copies(store, records, part, talk)
         _require_usable(source, records, store)
         used, others = [record for record in records if record.used], [stage for stage in STAGES if stage not in stages]
         lacking = [stage for stage in others if store.missing(stage, used, store.read_journal())]
@@ -162,6 +168,39 @@ def _moved(before: str, source: Path, out: Path) -> bool:
     """Whether the source of before is gone and `source` is what stands beside `out` in its place: a moved project."""
     found = None if Path(before).exists() else find(before, out)
     return found is not None and found.resolve() == source.resolve()
+
+
+def _make_thumbnails(store: FeatureStore, records: list[Record], part: Part, source: Path, talk: Talk) -> None:
+    """Of images that no pass decoded, because their features were there: this part's share of them."""
+    journal = store.read_journal()
+    made = [record for record in records if record.used and (record.id, STAGES_OF_IMAGES[0]) in journal]
+    unseen = store.without_thumbnail(made)
+    images = list({record.image_sha256: record for record in made if record.image_sha256 in unseen}.values())
+    batches = [images[start : start + _THUMBNAILS] for start in range(0, len(images), _THUMBNAILS)]
+    batches = [batch for number, batch in enumerate(batches) if part.takes(number)]
+    if not batches:
+        return
+    with talk.progress("thumbnails", sum(map(len, batches)), "image") as task, decoders(images) as pool:
+        for batch, loaded in loaded_ahead(batches, decoded, source, pool):
+            store.add_thumbnails(take_thumbnails(batch, loaded, unseen))
+            task.advance(len(batch))
+
+
+def _with_near_copies(store: FeatureStore, records: list[Record], part: Part, talk: Talk) -> list[Record]:
+    """The records with the near copies among them, when the thumbnails of all are there."""
+    if lacking := store.without_thumbnail(records):
+        if part.is_everything:
+            talk.warn(f"near copies are not looked for yet: {len(lacking)} images could not be decoded again")
+        return records
+    found = store.look_for_near_copies()
+    if found.too_many:
+        talk.warn(
+            f"{found.too_many} pairs of near copies may stand on two sides of the hold-out: a group has at most"
+            f" {LARGEST_GROUP} images"
+        )
+    if found.unfinished:
+        talk.warn(f"{found.unfinished} images look so much alike that not all of them were compared with each other")
+    return store.merge_records(records)
 
 
 def _first_pass(

@@ -16,13 +16,12 @@ from typing import Any
 from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
 from dittool.data.features.passes import EmbedPass, Input, batch_size, load_pass
-from dittool.data.features.pipeline import decoder_count
+from dittool.data.features.pipeline import Decoded, decoded, decoder_count
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import STORED_DTYPE, stored_shape
 from dittool.data.records import FEATURES, IMAGE_CLS, STAGES, TEXT, Feature, Record
-from dittool.data.source.images import ImageRefused
 from dittool.data.source.item import Pairing
-from dittool.data.source.scan import load_pixels, scan
+from dittool.data.source.scan import scan
 from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
 from dittool.geometry import Bucket, patch_grid
 
@@ -137,10 +136,8 @@ def _image_time(ready: EmbedPass[Any], records: Sequence[Record], source: Path) 
     chosen = [record for record in records if record.bucket == bucket]
     images, started = [], time.perf_counter()
     for record in chosen[: batch_size(bucket)]:
-        try:
-            images.append(load_pixels(record, source))
-        except ImageRefused:  # counted when it is embedded
-            continue
+        if isinstance(image := decoded(record, source), Decoded):  # what is refused is counted when it is embedded
+            images.append(image)
     decoding = (time.perf_counter() - started) / min(len(chosen), batch_size(bucket)) / decoder_count()
     encoding = _seconds(ready, images) / len(images) if images else 0.0
     area = Bucket.from_name(bucket).area

@@ -18,7 +18,7 @@ import numpy as np
 from dittool.config.architectures import ImageConfig
 from dittool.console import SILENT, Talk
 from dittool.data.features.parts import Part
-from dittool.data.features.pipeline import Arrays, FeatureWriter, Pixels, Refusal, decoded, decoders, loaded_ahead
+from dittool.data.features.pipeline import Arrays, Decoded, FeatureWriter, Refusal, decoded, decoders, loaded_ahead
 from dittool.data.features.refusals import refused_while_decoding, refused_while_encoding, with_unknown_words
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import INT8, decode_patches, encode_patches
@@ -35,7 +35,7 @@ _FEWEST, _MOST = 16, 128  # images in a batch
 # in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
 _PIXELS = 4 << 20
 
-Input = TypeVar("Input")  # what an encoder takes of a record: Pixels or str
+Input = TypeVar("Input")  # what an encoder takes of a record: Decoded or str
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,15 @@ def plan_batches(stage: str, candidates: Sequence[Record], missing: Sequence[Rec
 
 
 def run_pass(
-    ready: EmbedPass[Input], batches: list[list[Record]], store: FeatureStore, source: Path, talk: Talk
+    ready: EmbedPass[Input],
+    batches: list[list[Record]],
+    store: FeatureStore,
+    source: Path,
+    talk: Talk,
+    wanted_thumbnails: set[str],
 ) -> PassResult:
     """Encodes the batches and stores what is used of them. An image or caption that cannot be encoded is refused, and
-    the rest goes on.
+    the rest goes on. Of the images that are decoded on the way, the thumbnails that are wanted are kept.
 
     Raises `StorageError` when the disk is full, `BadDataError` when the encoder fails on everything that it is given.
     """
@@ -138,6 +143,7 @@ def run_pass(
         FeatureWriter(store, ready.stage, task.advance) as writer,
     ):
         for batch, loaded in loaded_ahead(to_load, ready.load, source, pool):
+            store.add_thumbnails(take_thumbnails(batch, loaded, wanted_thumbnails))
             good, bad = _encode_batch(ready, list(zip(batch, loaded, strict=True)), anything_made=writer.written > 0)
             if good:
                 writer.put([record for record, _ in good], [encoded.arrays for _, encoded in good])
@@ -147,6 +153,17 @@ def run_pass(
                 refused += bad
                 task.advance(len(bad), refused=len(refused))
     return PassResult(writer.written, refused, cut, flagged)
+
+
+def take_thumbnails(batch: Sequence[Record], loaded: Sequence[object], wanted: set[str]) -> dict[str, np.ndarray]:
+    """Image (sha256) → thumbnail of what was decoded and is wanted; from then on it is wanted no longer."""
+    made = {
+        record.image_sha256: item.thumbnail
+        for record, item in zip(batch, loaded, strict=True)
+        if record.image_sha256 in wanted and isinstance(item, Decoded)
+    }
+    wanted.difference_update(made)
+    return made
 
 
 def _caption(record: Record, source: Path) -> str:
@@ -218,13 +235,17 @@ def _half(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float16)
 
 
-def _image_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Pixels]:
+def _stacked(images: Sequence[Decoded]) -> np.ndarray:
+    return np.stack([image.pixels for image in images])  # (B, H, W, 3)
+
+
+def _image_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Decoded]:
     encoder = load_image_encoder(config.encoders.image, config.encoders.dtype, talk)
 
-    def encode(images: Sequence[Pixels]) -> list[Encoded]:
-        height, width = images[0].shape[:2]
+    def encode(images: Sequence[Decoded]) -> list[Encoded]:
+        height, width = images[0].pixels.shape[:2]
         grid = patch_grid(width, height, encoder.patch_size)
-        features = encoder.encode(np.stack(images))
+        features = encoder.encode(_stacked(images))
         return [
             Encoded({IMAGE_CLS: _half(cls), IMAGE_PATCHES: encode_patches(patches, grid, config.data.patch_storage)})
             for cls, patches in zip(features.cls.numpy(), features.patches.numpy(), strict=True)
@@ -233,7 +254,7 @@ def _image_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Pixels]:
     return EmbedPass("dinov3", encoder.card, decoded, encode)
 
 
-def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Pixels]:
+def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Decoded]:
     codec = load_codec(config.encoders.vae)
     # the model that the configuration describes could not read what is made
     require_whole_tokens(config.data.bucket_sizes(), codec.card.stride, config.model.patch_size, "data.buckets")
@@ -241,7 +262,7 @@ def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Pixels]:
         "vae",
         codec.card,
         decoded,
-        lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(np.stack(images)).numpy()],
+        lambda images: [Encoded({LATENT: _half(latent)}) for latent in codec.encode(_stacked(images)).numpy()],
     )
 
 

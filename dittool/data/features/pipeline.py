@@ -28,7 +28,8 @@ import numpy as np
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import Feature, Record
 from dittool.data.source.images import ImageRefused
-from dittool.data.source.scan import load_pixels
+from dittool.data.source.scan import bucketed, load_upright
+from dittool.data.source.thumbnail import thumbnail_of
 from dittool.errors import StorageError, UsageError
 from dittool.machine import usable_cores
 
@@ -52,12 +53,21 @@ class Refusal:
     detail: str
 
 
-def decoded(record: Record, source: Path) -> Pixels | Refusal:
-    """The bucketed image of a record. It stands in this file because worker processes import what it stands in: no
-    torch, no encoder.
+@dataclass(frozen=True)
+class Decoded:
+    """An image as the encoders see it, and its thumbnail."""
+
+    pixels: Pixels
+    thumbnail: np.ndarray  # (16, 16, 3) uint8, of the whole image
+
+
+def decoded(record: Record, source: Path) -> Decoded | Refusal:
+    """The image of a record. It stands in this file because worker processes import what it stands in: no torch, no
+    encoder.
     """
     try:
-        return load_pixels(record, source)
+        upright = load_upright(record, source)
+        return Decoded(bucketed(record, upright), thumbnail_of(upright))
     except ImageRefused as error:
         return Refusal(error.reason, error.detail)
 

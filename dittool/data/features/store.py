@@ -8,7 +8,7 @@ line, so it counts whole or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from dittool.data.features.journal import (
 )
 from dittool.data.features.parts import Part, shared_files
 from dittool.data.features.refusals import with_earlier_findings
+from dittool.data.features.sides import Compared, look_for_near_copies, read_sides, with_sides
+from dittool.data.features.thumbnails import append_thumbnails, images_without
 from dittool.data.identity import (
     CARD_OF_STAGE,
     CROP_RULE,
@@ -44,8 +46,11 @@ from dittool.untrusted.npy import npy_bytes, read_npy
 class FeatureStore:
     """A derived folder: records, identity card, features and their journal. Writers hold its `parts.writer_lock`."""
 
-    def __init__(self, folder: Path, part: Part | None = None) -> None:
+    def __init__(self, folder: Path, part: Part | None = None, near_copies_together: bool = True) -> None:
         self.folder = folder
+        self.near_copies_path = folder / "near_copies.jsonl"
+        self._near_copies_together = near_copies_together
+        self._thumbnails_path = folder / "thumbnails.rows"
         self.records_path = folder / "records.jsonl"
         self._identity_path = folder / "identity.json"
         self._source_path = folder / "source.json"
@@ -61,8 +66,8 @@ class FeatureStore:
         write_records(self.records_path, records)
 
     def merge_records(self, records: list[Record], forget: Iterable[str] = ()) -> list[Record]:
-        """Writes the records with the refusals that earlier runs and other parts found, and returns them
-        so.
+        """Writes the records with the refusals and near copies that earlier runs and other parts found, and returns
+        them so.
 
         Refusals by the stages in `forget` are not taken over.
         """
@@ -71,9 +76,29 @@ class FeatureStore:
                 earlier = self.read_records() if self.records_path.is_file() else []
             except BadDataError:  # a damaged file is made again now; what it knew about refusals will be found again
                 earlier = []
-            records = with_earlier_findings(records, earlier, forget)
+            sides = read_sides(self.near_copies_path).of if self._near_copies_together else {}
+            records = with_sides(with_earlier_findings(records, earlier, forget), sides)
             self.write_records(records)
         return records
+
+    # Near copies
+
+    def without_thumbnail(self, records: Iterable[Record]) -> set[str]:
+        """Images (sha256) of used records whose thumbnail is to be made; none where near copies are not looked for."""
+        if not self._near_copies_together:
+            return set()
+        return images_without(self._thumbnails_path, (record.image_sha256 for record in records if record.used))
+
+    def add_thumbnails(self, made: Mapping[str, np.ndarray]) -> None:
+        """Keeps thumbnails, by the sha256 of the image."""
+        if made:
+            with shared_files(self.folder):
+                append_thumbnails(self._thumbnails_path, made)
+
+    def look_for_near_copies(self) -> Compared:
+        """Compares what was not compared yet: once all thumbnails are there. `merge_records` then says it."""
+        with shared_files(self.folder):
+            return look_for_near_copies(self._thumbnails_path, self.near_copies_path)
 
     # Where the images are
 

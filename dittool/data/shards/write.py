@@ -4,8 +4,11 @@
     bucket_WxH/shard-000000.members.json  where each member of the tar begins and how long it is
     shards.jsonl                        while the set is unfinished: one line for each shard that is whole
 
-Which images are held out is a function of their bytes alone, so equal images never stand on both sides, and images that
-are added later move none across. index.json is written last; until then it says that the set is unfinished, and the
+    left_out.jsonl                      records that would join both sides of the hold-out, where there are any
+
+Which images are held out is a function of their bytes, and of near copies together of the bytes of one of them
+(features/sides.py): so neither equal images nor copies stand on both sides, and images that are added later move none
+across. index.json is written last; until then it says that the set is unfinished, and the
 next call goes on where this one stopped: a shard with a line in shards.jsonl is kept when its bytes and what it was
 made from are still those of the line.
 """
@@ -16,7 +19,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,11 +27,22 @@ import numpy as np
 
 from dittool.config.architectures import image_config
 from dittool.config.load import load_config
+from dittool.config.schema import Data
 from dittool.console import SILENT, Talk
 from dittool.data.features.journal import digest_of
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import decode_patches
-from dittool.data.records import FEATURES, IMAGE_PATCHES, RECORD_MEMBER, STAGES, Feature, Record, record_to_bytes
+from dittool.data.records import (
+    FEATURES,
+    IMAGE_PATCHES,
+    RECORD_MEMBER,
+    REFUSED,
+    STAGES,
+    Feature,
+    Record,
+    record_to_bytes,
+    write_records,
+)
 from dittool.data.shards.index import (
     HOLDOUT,
     INDEX_NAME,
@@ -60,6 +74,8 @@ from dittool.storage import (
 from dittool.untrusted.npy import parse_npy, read_npy_bytes
 
 DEFAULT_SHARD_SIZE = 1000
+JOINS_BOTH = "joins-both-sides"  # the reason of a record that is left out
+_LEFT_OUT = "left_out.jsonl"
 _JOURNAL = "shards.jsonl"
 _BLOCK = 512  # of a tar
 
@@ -71,6 +87,7 @@ class ShardSummary:
     folder: Path
     shards: list[ShardRow]
     left_out: int  # used records beyond --limit
+    joining: list[Record]  # refused here: near copies of images that stand on both sides of the hold-out
     kept: int  # shards that an interrupted call had already written
 
 
@@ -96,10 +113,17 @@ def shard(
     store = FeatureStore(derived)
     records = [record for record in store.read_records() if record.used]
     _require_complete(store, records)
+    data = _configured_data(derived)
+    share = data.holdout if holdout is None else holdout
+    if data.near_copies == "together" and not store.near_copies_path.exists():
+        talk.warn(
+            f"{derived}: near copies were not looked for, so a picture that was saved twice may be trained on and held"
+            " out; dit embed with the same source and preset looks for them, and keeps the features"
+        )
+    records, joining = _without_joining(records, share)
     # readers that go through a tar in order see it shuffled
     records.sort(key=lambda record: derive_seed("shard order", seed, record.id))
     chosen = records[:limit]
-    share = configured_holdout(derived) if holdout is None else holdout
     held = _held_out(chosen, share, talk)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         _require_ours(out)
@@ -130,8 +154,12 @@ def shard(
                 seed,
             ),
         )
+        if joining:
+            write_records(out / _LEFT_OUT, joining)
+        else:
+            (out / _LEFT_OUT).unlink(missing_ok=True)
         (out / _JOURNAL).unlink(missing_ok=True)
-    return ShardSummary(out, rows, len(records) - len(chosen), writer.count_kept)
+    return ShardSummary(out, rows, len(records) - len(chosen), joining, writer.count_kept)
 
 
 @dataclass(frozen=True)
@@ -309,15 +337,36 @@ def _require_complete(store: FeatureStore, used: list[Record]) -> None:
 
 def configured_holdout(derived: Path) -> float:
     """`data.holdout` of the configuration that a derived folder was embedded with."""
+    return _configured_data(derived).holdout
+
+
+def _configured_data(derived: Path) -> Data:
     path = derived / "resolved.toml"
-    return image_config(load_config(str(path)), str(path), "images were embedded with it").data.holdout
+    return image_config(load_config(str(path)), str(path), "images were embedded with it").data
+
+
+def _without_joining(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
+    """(the records, those that are left out: near copies of an image in training and of one that is held out)."""
+    kept, joining = [], []
+    for record in records:
+        sides = {_is_held_out(image, share): image for image in record.sides_with}
+        if len(sides) < 2:
+            kept.append(record)
+            continue
+        detail = f"a near copy of image {sides[False][:12]}… in training and of {sides[True][:12]}… in the hold-out"
+        joining.append(replace(record, status=REFUSED, reason=JOINS_BOTH, detail=detail))
+    return kept, joining
+
+
+def _is_held_out(image: str, share: float) -> bool:
+    return unit_interval("holdout", image) < share
 
 
 def _held_out(records: list[Record], share: float, talk: Talk) -> set[str]:
-    """Ids of the hold-out. Each image's bytes decide for it alone: a rule that looked at the others could move it
-    when the set grows.
+    """Ids of the hold-out. The bytes of one image decide, its own or that of which it is a near copy: a rule that
+    looked at the others could move it when the set grows.
     """
-    held = {record.id for record in records if unit_interval("holdout", record.image_sha256) < share}
+    held = {record.id for record in records if _is_held_out((*record.sides_with, record.image_sha256)[0], share)}
     if len(held) == len(records):
         raise BadDataError(
             f"a hold-out share of {share:g} leaves none of {len(records)} images for training",

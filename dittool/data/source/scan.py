@@ -104,6 +104,7 @@ _FLAGS = {  # → what they say in words
     "no-end-chunk": "the file lacks its end",
     "upscaled": "smaller than its bucket",
     "duplicate-of": "the same file as another image",
+    "near-copy-of": "another image, saved again",
     "further-captions": "that were not taken",
     "not-flipped": "has no mirrored variant",
     "unknown-words": "that the tokenizer lacks",
@@ -179,8 +180,18 @@ def _examples(records: Sequence[Record]) -> dict[str, str]:
 
 
 def load_pixels(record: Record, source: Path) -> np.ndarray:
-    """The bucketed image of a used record, mirrored for a flipped one: (bucket height, bucket width, 3) uint8. `source`
-    is what was scanned.
+    """`bucketed` of `load_upright`. Raises as that does."""
+    return bucketed(record, load_upright(record, source))
+
+
+def bucketed(record: Record, upright: np.ndarray) -> np.ndarray:
+    """What the encoders see of a used record, mirrored for a flipped one: (bucket height, bucket width, 3) uint8."""
+    pixels = fit_to_bucket(upright, Bucket.from_name(record.bucket))[0]
+    return np.ascontiguousarray(pixels[:, ::-1]) if record.flipped else pixels
+
+
+def load_upright(record: Record, source: Path) -> np.ndarray:
+    """The whole image of a used record: (H, W, 3) uint8. `source` is what was scanned.
 
     Raises `ImageRefused`: with reason `changed` when the file is not the one that was scanned, else for what decoding
     found.
@@ -193,11 +204,9 @@ def load_pixels(record: Record, source: Path) -> np.ndarray:
             "changed", f"its sha256 is {found[:12]}…, at the scan it was {record.image_sha256[:12]}…", str(path)
         )
     try:
-        opened = decode_image(raw)
+        return decode_image(raw).pixels
     except ImageRefused as refused:
         raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
-    bucketed = fit_to_bucket(opened.pixels, Bucket.from_name(record.bucket))[0]
-    return np.ascontiguousarray(bucketed[:, ::-1]) if record.flipped else bucketed
 
 
 def _read_image(path: Path) -> bytes:
