@@ -9,7 +9,7 @@ one bucket are compared.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,31 +40,32 @@ def coarse(sample_id: str, bucket: str, latent: np.ndarray) -> Coarse:
 
 def near_pairs(some: Iterable[Coarse], others: Iterable[Coarse]) -> list[tuple[str, str]]:
     """(id of one of `some`, id of one of `others`) that are near copies; no sample with itself."""
-    some, others = list(some), list(others)
-    if not some or not others:
-        return []
-    values = np.concatenate([each.means.reshape(len(each.means), -1) for each in (*some, *others)], axis=1)
-    mean, scale = values.mean(1), np.maximum(values.std(1), 1e-6)  # (channels,)
-    return [
-        pair
-        for one, other in _by_bucket(some, others)
-        for pair in _near_pairs(one, other, mean[:, None, None], scale[:, None, None])
-    ]
+    found = []
+    for one, other in _groups(
+        some, others, lambda sample: str(len(sample.means))
+    ):  # latents of another VAE are strangers
+        values = np.concatenate([each.means.reshape(len(each.means), -1) for each in (*one, *other)], axis=1)
+        mean, scale = values.mean(1)[:, None, None], np.maximum(values.std(1), 1e-6)[:, None, None]  # a channel each
+        for first, second in _groups(one, other, lambda sample: f"{sample.bucket} {sample.means.shape}"):
+            found += _near_pairs(first, second, mean, scale)
+    return found
 
 
-def _by_bucket(some: list[Coarse], others: list[Coarse]) -> Iterator[tuple[list[Coarse], list[Coarse]]]:
-    groups: dict[tuple[str, tuple[int, ...]], tuple[list[Coarse], list[Coarse]]] = defaultdict(lambda: ([], []))
+def _groups(
+    some: Iterable[Coarse], others: Iterable[Coarse], kind: Callable[[Coarse], str]
+) -> Iterator[tuple[list[Coarse], list[Coarse]]]:
+    """Those of one kind, where there are some on both sides. What is damaged is left out."""
+    groups: dict[str, tuple[list[Coarse], list[Coarse]]] = defaultdict(lambda: ([], []))
     for side, samples in enumerate((some, others)):
         for sample in samples:
-            groups[sample.bucket, sample.means.shape][side].append(sample)
-    return iter(groups.values())
+            if sample.means.size and np.isfinite(sample.means).all():
+                groups[kind(sample)][side].append(sample)
+    return iter([(one, other) for one, other in groups.values() if one and other])
 
 
 def _near_pairs(
     some: list[Coarse], others: list[Coarse], mean: np.ndarray, scale: np.ndarray
 ) -> Iterator[tuple[str, str]]:
-    if not some or not others:
-        return
     second = np.stack([((other.means - mean) / scale).ravel() for other in others])  # (m, C)
     lengths = np.square(second).sum(1)
     for one in some:
