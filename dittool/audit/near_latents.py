@@ -40,7 +40,7 @@ def coarse(sample_id: str, bucket: str, latent: np.ndarray) -> Coarse:
 
 def near_pairs(some: Iterable[Coarse], others: Iterable[Coarse]) -> list[tuple[str, str]]:
     """(id of one of `some`, id of one of `others`) that are near copies; no sample with itself."""
-    found = []
+    found: list[tuple[str, str]] = []
     for one, other in _groups(
         some, others, lambda sample: str(len(sample.means))
     ):  # latents of another VAE are strangers
