@@ -99,7 +99,6 @@ def main(
         _verify(out, console)
         return
     from dittool.data.shards.write import shard
-    from dittool.data.source.item import shown
 
     done = shard(derived, out, shard_size, limit, holdout, console, seed)
     console.json(
@@ -109,12 +108,6 @@ def main(
     _show_rows(done.shards, console)
     if done.kept:
         console.note(f"{done.kept} shards of an interrupted call were verified and kept")
-    if done.joining:
-        first = done.joining[0]
-        console.warn(
-            f"{len(done.joining)} images are left out, as {shown(first.name)}: {first.detail}; all of them:"
-            f" {out / 'left_out.jsonl'}"
-        )
     if done.left_out:
         console.warn(f"--limit left out {done.left_out} samples")
     console.note(f"shards in {out}; next: dit audit {quoted(out)}, then dit train --preset P --data {quoted(out)}")

@@ -19,7 +19,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +36,6 @@ from dittool.data.records import (
     FEATURES,
     IMAGE_PATCHES,
     RECORD_MEMBER,
-    REFUSED,
     STAGES,
     Feature,
     Record,
@@ -55,10 +54,11 @@ from dittool.data.shards.index import (
     members_path,
     write_index,
 )
+from dittool.data.shards.split import held_out, without_joining
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
-from dittool.seeding import derive_seed, unit_interval
+from dittool.seeding import derive_seed
 from dittool.storage import (
     append_durably,
     folder_lock,
@@ -74,8 +74,11 @@ from dittool.storage import (
 from dittool.untrusted.npy import parse_npy, read_npy_bytes
 
 DEFAULT_SHARD_SIZE = 1000
-JOINS_BOTH = "joins-both-sides"  # the reason of a record that is left out
 _LEFT_OUT = "left_out.jsonl"
+_NOT_LOOKED_FOR = (
+    "near copies were not looked for, so a picture that was saved twice may be trained on and held out; dit embed with"
+    " the same source and preset looks for them, and keeps the features"
+)
 _JOURNAL = "shards.jsonl"
 _BLOCK = 512  # of a tar
 
@@ -116,15 +119,12 @@ def shard(
     data = _configured_data(derived)
     share = data.holdout if holdout is None else holdout
     if data.near_copies == "together" and not store.near_copies_path.exists():
-        talk.warn(
-            f"{derived}: near copies were not looked for, so a picture that was saved twice may be trained on and held"
-            " out; dit embed with the same source and preset looks for them, and keeps the features"
-        )
-    records, joining = _without_joining(records, share)
+        talk.warn(f"{derived}: {_NOT_LOOKED_FOR}")
+    records, joining = without_joining(records, share)
     # readers that go through a tar in order see it shuffled
     records.sort(key=lambda record: derive_seed("shard order", seed, record.id))
     chosen = records[:limit]
-    held = _held_out(chosen, share, talk)
+    held = held_out(chosen, share, talk)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         _require_ours(out)
         sweep_temporaries(out)
@@ -154,10 +154,7 @@ def shard(
                 seed,
             ),
         )
-        if joining:
-            write_records(out / _LEFT_OUT, joining)
-        else:
-            (out / _LEFT_OUT).unlink(missing_ok=True)
+        _write_left_out(out / _LEFT_OUT, joining, talk)
         (out / _JOURNAL).unlink(missing_ok=True)
     return ShardSummary(out, rows, len(records) - len(chosen), joining, writer.count_kept)
 
@@ -345,39 +342,11 @@ def _configured_data(derived: Path) -> Data:
     return image_config(load_config(str(path)), str(path), "images were embedded with it").data
 
 
-def _without_joining(records: list[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """(the records, those that are left out: near copies of an image in training and of one that is held out)."""
-    kept, joining = [], []
-    for record in records:
-        sides = {_is_held_out(image, share): image for image in record.sides_with}
-        if len(sides) < 2:
-            kept.append(record)
-            continue
-        detail = f"a near copy of image {sides[False][:12]}… in training and of {sides[True][:12]}… in the hold-out"
-        joining.append(replace(record, status=REFUSED, reason=JOINS_BOTH, detail=detail))
-    return kept, joining
-
-
-def _is_held_out(image: str, share: float) -> bool:
-    return unit_interval("holdout", image) < share
-
-
-def _held_out(records: list[Record], share: float, talk: Talk) -> set[str]:
-    """Ids of the hold-out. The bytes of one image decide, its own or that of which it is a near copy: a rule that
-    looked at the others could move it when the set grows.
-    """
-    held = {record.id for record in records if _is_held_out((*record.sides_with, record.image_sha256)[0], share)}
-    if len(held) == len(records):
-        raise BadDataError(
-            f"a hold-out share of {share:g} leaves none of {len(records)} images for training",
-            "lower --holdout or add images",
-        )
-    if share > 0 and not held:
-        talk.warn(
-            f"a hold-out share of {share:g} holds out none of {len(records)} images; validation will use training"
-            " images. Raise --holdout"
-        )
-    return held
+def _write_left_out(path: Path, records: list[Record], talk: Talk) -> None:
+    path.unlink(missing_ok=True)
+    if records:
+        write_records(path, records)
+        talk.warn(f"{len(records)} images are left out, as {records[0].id}: {records[0].detail}; all of them: {path}")
 
 
 def _plans(records: list[Record], held: set[str], size: int) -> list[_Plan]:
