@@ -7,10 +7,13 @@ torch would raise it in the midst of an update, where the state is no state to s
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +57,7 @@ def read_ahead(
     or when nothing comes.
     """
     patience = _PATIENCE + item_bytes * max(workers, 1) / _SLOWEST
+    others = set(multiprocessing.active_children())
     with _failures_explained(patience):
         ready = iter(
             DataLoader(
@@ -64,15 +68,21 @@ def read_ahead(
                 pin_memory=pin_memory,
                 prefetch_factor=AHEAD if workers else None,
                 timeout=patience if workers else 0,
+                worker_init_fn=_end_without_descriptors,
                 generator=torch.Generator(),  # the loader would else draw from the global one
             )
         )
+    own = set(multiprocessing.active_children()) - others
     while True:
-        with _failures_explained(patience), _deaths_noticed():
-            try:
+        try:
+            with _failures_explained(patience), _deaths_noticed(), _no_longer_than(patience + 1 if workers else 0):
                 item: T | _Failed = next(ready)
-            except StopIteration:
-                return
+        except StopIteration:
+            return
+        except StorageError:
+            for worker in own:  # one that stands still would be waited for when the loader is closed
+                worker.kill()
+            raise
         if isinstance(item, _Failed):
             raise item.error
         yield item
@@ -129,6 +139,16 @@ class _Failed:
         self.error = error
 
 
+def _end_without_descriptors(_worker: int) -> None:
+    """In a worker, the thread that hands tensors over would try for ever to open what it cannot."""
+
+    def end(_kind: type[BaseException], error: BaseException, _trace: object) -> None:
+        if is_out_of_descriptors(error):
+            os._exit(errno.EMFILE)
+
+    sys.excepthook = end
+
+
 def _no_shared_memory(needed: int) -> StorageError:
     there = shutil.disk_usage(_SHARED_MEMORY)
     return StorageError(
@@ -144,11 +164,13 @@ def _failures_explained(patience: float) -> Iterator[None]:
     """Inside, what torch says of its workers becomes a `StorageError`."""
     try:
         yield
+    except (EOFError, ConnectionError) as error:
+        raise no_descriptor_left("a process that reads batches broke off while it handed one over; mostly") from error
     except (RuntimeError, OSError) as error:
-        if is_out_of_descriptors(error):
-            raise no_descriptor_left("the reader of batches") from error
-        text = str(error).splitlines()[0]
-        if text.startswith(("DataLoader timed out", "Pin memory thread")):
+        if is_out_of_descriptors(error) or f"exit code {errno.EMFILE}." in str(error):
+            raise no_descriptor_left("a process that reads batches") from error
+        text = str(error).partition("\n")[0]
+        if isinstance(error, TimeoutError) or text.startswith(("DataLoader timed out", "Pin memory thread")):
             raise StorageError(
                 f"no batch came from the processes that read them for {patience:.0f} s",
                 "is the disk of the shards there, and fast enough? Look with dit shard --verify, or read without"
@@ -182,3 +204,24 @@ def _deaths_noticed() -> Iterator[None]:
         if callable(handler := signal.getsignal(signal.SIGCHLD)):
             _raise_of_a_death = handler
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """Inside, TimeoutError is raised after so many seconds (0: never), whatever the main thread waits for: torch's own
+    time-out does not hold while a tensor is fetched from the worker that made it.
+    """
+
+    def end(*_: object) -> None:
+        raise TimeoutError
+
+    if not seconds or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
