@@ -36,6 +36,8 @@ _FEWEST = 24  # images
 WEAKEST = 0.05  # share of the variance that the best arrangement must explain to be believed
 _SURE, CLEAR = 3.0, 2.0  # standard errors by which another arrangement must win to fail, and as stored to pass
 
+_RANDOM_CROPS = "A crop of its own for each image, as training pipelines take it, looks so too"
+
 
 def check(subject: Data) -> list[Finding]:
     return alignment_finding(observed(subject.opened))
@@ -61,7 +63,7 @@ def verdict(found: Aligned) -> list[Finding]:
     if score < WEAKEST:
         return skipped(
             f"too weak a signal: the best {among}, {best}, explains {score:.1%} of the latent's variation. Rule D10"
-            " says whether they are of the same images; if so, more of them may tell"
+            f" says whether they are of the same images; if so, more of them may tell. {_RANDOM_CROPS}"
         )
     if best != IDENTITY and sure >= _SURE:
         return failed(
@@ -72,6 +74,7 @@ def verdict(found: Aligned) -> list[Finding]:
     if best != IDENTITY:
         return skipped(
             f"{among}, {best} explains {score:.1%}, as stored {stored:.1%}: not told apart ({sure:.1f} standard errors)"
+            f". {_RANDOM_CROPS}"
         )
     rival = max(found.advantage, key=found.advantage.__getitem__)
     rival_score = f"{rival} {found.scores[rival]:.0%}, {-found.advantage[rival]:.1f} standard errors behind"
