@@ -12,7 +12,15 @@ import typer
 from typer.models import OptionInfo
 
 from dittool import completion
-from dittool.commands.options import NONE_GIVEN, DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import (
+    NONE_GIVEN,
+    DeviceOption,
+    ForceOption,
+    JsonOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+)
 from dittool.config.schema import DEFAULT_STRENGTH, Sample
 
 _OWN = "the run's own"
@@ -30,12 +38,16 @@ def _setting(name: str, metavar: str | None = None) -> OptionInfo:
 
 
 PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="T", help="What to draw.")]
+NegativeOption = Annotated[str | None, typer.Option("--negative", metavar="T", help="What to draw away from.")]
 RefOption = Annotated[Path | None, typer.Option("--ref", metavar="IMG", help="Reference image, of any shape.")]
 PromptsOption = Annotated[
-    Path | None, typer.Option("--prompts", metavar="FILE", help="A prompt a line, or .jsonl with prompt, ref, seed.")
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="FILE", help="A prompt a line, or .jsonl with prompt, ref, seed, size, negative."
+    ),
 ]
 FromOption = Annotated[
-    Path | None, typer.Option("--from", metavar="PNG", help="Draw a picture again; other options change it.")
+    Path | None, typer.Option("--from", metavar="IMG", help="Draw a picture again; other options change it.")
 ]
 CheckpointOption = Annotated[
     Path | None,
@@ -87,6 +99,7 @@ AlphaOption = Annotated[
 
 def main(
     prompt: PromptOption = None,
+    negative: NegativeOption = None,
     ref: RefOption = None,
     prompts: PromptsOption = None,
     again: FromOption = None,
@@ -105,13 +118,16 @@ def main(
     strength: StrengthOption = None,
     classes: ClassOption = NONE_GIVEN,
     alpha: AlphaOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png file, or a folder.")] = Path("samples"),
+    out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png, .jpg or .webp file, or a folder.")] = Path(
+        "samples"
+    ),
+    force: ForceOption = False,
     device: DeviceOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Draw images with a trained model (its EMA weights). Each PNG carries the settings that made it."""
+    """Draw images with a trained model (its EMA weights). Each picture carries the settings that made it."""
     from dittool.sampling.draw import draw_all
     from dittool.sampling.one_step import asks_for_one_step, draw_classes, one_step_request
     from dittool.sampling.request import SampleOptions, plan
@@ -138,11 +154,12 @@ def main(
         grid=grid,
         init=init,
         strength=strength,
+        negative=negative,
     )
     if asks_for_one_step(options, classes, alpha):
-        drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console)
+        drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console, force)
     else:
-        drawn = draw_all(plan(options, console), out, console)
+        drawn = draw_all(plan(options, console), out, console, force)
     console.json({"images": [image.to_json() for image in drawn]})
     for image in drawn:
         console.result(str(image.path))

@@ -91,8 +91,8 @@ def main(
         raise UsageError(f"--out {out}: the name must end in .safetensors", "for example: --out init.safetensors")
 
     from dittool.ckpt.files import resolve_checkpoint
-    from dittool.ckpt.load import load_weights
     from dittool.ckpt.warmstart import is_warm_start, old_configuration, write_init
+    from dittool.ckpt.weights import load_weights
     from dittool.families.warm_start import carried_over
     from dittool.storage import require_replaceable
 

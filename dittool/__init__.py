@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dittool.data.features.embed import embed
     from dittool.data.patch_storage import decode_patches
     from dittool.data.shards.webdataset_pipeline import as_webdataset
+    from dittool.sampling.one_step import OneStepPipeline
     from dittool.sampling.pipeline import Pipeline
 
 __all__ = ["__version__", "as_webdataset", "decode_patches", "embed", "load", "load_config"]
@@ -26,19 +27,25 @@ if __name__ == "dittool" and (_CHECKOUT / "pyproject.toml").is_file() and (_CHEC
     __path__.append(str(_CHECKOUT))
 
 
-def load(run: str | Path | None = None) -> Pipeline:
+def load(run: str | Path | None = None) -> Pipeline | OneStepPipeline:
     """A trained model to be called: `load("runs/nano")(prompt="a red circle", reference="one.png")` is a list of PIL
-    images.
+    images, as is `load("runs/drift-demo")("red-circle", alpha=1.5)` of a one-step generator.
 
-    `run` is a run's folder or a checkpoint file; without it, the newest run in `runs/`. Raises `UsageError` for a path
-    that is not there, `BadDataError` for a run without an undamaged checkpoint. A damaged one that is passed over for
-    an older one becomes a Python warning.
+    `run` is a run's folder, a checkpoint or a file exported from one; without it, the newest run in `runs/`. Raises
+    `UsageError` for a path that is not there, `BadDataError` for a run without an undamaged checkpoint. A damaged one
+    that is passed over for an older one becomes a Python warning.
     """
     from dittool.ckpt.files import resolve_checkpoint
+    from dittool.ckpt.inspect import config_in
+    from dittool.config.load import config_from_dict
     from dittool.console import PythonWarnings
+    from dittool.families.family import family_of
     from dittool.sampling.pipeline import Pipeline
 
-    return Pipeline.load(resolve_checkpoint(None if run is None else Path(run), talk=PythonWarnings()))
+    checkpoint = resolve_checkpoint(None if run is None else Path(run), talk=PythonWarnings())
+    if (tree := config_in(checkpoint)) is None:
+        return Pipeline.load(checkpoint)  # which says what this file is not
+    return family_of(config_from_dict(tree, str(checkpoint))).pipeline(checkpoint)
 
 
 if not TYPE_CHECKING:  # a type checker sees the imports above, and would accept any name after this

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from dittool.audit.specimens.layouts import Layout, find_layout
-from dittool.ckpt.load import check_pt, check_safetensors, load_mapped, load_weights
+from dittool.ckpt.load import check_pt, check_safetensors, load_mapped
+from dittool.ckpt.weights import load_weights
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config

@@ -15,16 +15,12 @@ from dittool.ckpt.files import list_checkpoints, sidecar_path, write_safetensors
 from dittool.ckpt.load import (
     check_pt,
     check_safetensors,
-    find_weights,
-    is_state_dict,
     load_checkpoint,
     load_mapped,
-    load_weights,
     named_tensors,
     non_finite_tensors,
-    value_at,
-    weight_keys,
 )
+from dittool.ckpt.weights import find_weights, is_state_dict, load_weights, value_at, weight_keys
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, listed
 from dittool.untrusted.tensor_spec import TensorSpec
@@ -187,8 +183,9 @@ def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk =
         "format_version": str(state["format_version"]),
         "step": str(state["step"]),
         "weights": weights,
-        "config": json.dumps(state["config"]),
     }
+    # what drawing needs beside the weights
+    metadata |= {key: json.dumps(state[key]) for key in ("config", "data", "classes") if key in state}
     write_safetensors(out, tensors, metadata)
     talk.note(f"wrote {len(tensors)} tensors ('{weights}', step {state['step']}) to {out}")
 

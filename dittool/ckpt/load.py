@@ -11,8 +11,8 @@ do harm is `UnsafeFileError` (4).
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ import torch
 from safetensors.torch import load_file as load_safetensors_file
 from torch import Tensor
 
-from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UnsafeFileError, UsageError, listed
 from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
 from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
@@ -32,10 +31,6 @@ from dittool.untrusted.zip_archive import ends_as_archive, read_archive, unsafe
 
 FORMAT_VERSION = 1
 
-# Where trainers keep their weights beside an average, by any name of `_AVERAGED`, which comes first.
-RAW_KEYS = ("model", "state_dict", "model_state_dict", "module", "weights", "params")
-_AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?)(_|$)", re.IGNORECASE)  # state_dict_ema, ema_model_state_dict, …
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 _BLOCK = 1 << 20
 
@@ -125,33 +120,31 @@ def load_checkpoint(
         )
     if missing := [key for key in require if key not in state]:
         raise BadDataError(
-            f"{path}: lacks {', '.join(missing)}; it has {_keys_of(state)}", "name a checkpoint written by: dit train"
+            f"{path}: lacks {', '.join(missing)}; it has {keys_of(state)}", "name a checkpoint written by: dit train"
         )
     return state
 
 
-def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
-    """The model's tensors by name, on the CPU, from a `.safetensors` file, one of our checkpoints, or a foreign `.pt`.
+def load_to_draw(path: Path) -> dict[str, Any]:
+    """What drawing needs of a checkpoint, or of a file that was exported from one: `config`, `ema` (the exported
+    weights), `step`, `data`, and `classes` of a generator.
 
-    `weights` picks a key ("ema", "model"); by default the averaged weights are taken where there are any, and `talk` is
-    told which. Tensors of a `.pt` are mapped from the file and read when they are used. Raises `BadDataError` and
-    `UnsafeFileError`.
+    Raises `UnsafeFileError` and `BadDataError`.
     """
-    if path.suffix.lower() == ".safetensors":
-        check_safetensors(path)
-        return _strip_wrappers(_load_safetensors(path))
-    report = check_pt(path)
-    keys = find_weights(report.content, path, weights)
-    if keys:
-        talk.note(f"{path}: taking the weights under '{'.'.join(keys)}'")
-    state = value_at(load_mapped(report), keys)
-    if weights is None and not any(map(_AVERAGED.search, keys)):
-        if averaged := _averaged_part(state):
-            talk.note(f"{path}: taking the averaged weights in it, '{averaged}…'")
-            return {name.removeprefix(averaged): state[name] for name in state if name.startswith(averaged)}
-        if keys:
-            talk.warn(f"{path}: holds no averaged (EMA) weights, so the raw ones are taken")
-    return _strip_wrappers(state)
+    if path.suffix.lower() != ".safetensors":
+        return load_checkpoint(path, require=("config", "ema", "step", "data"))
+    metadata = check_safetensors(path).metadata
+    if missing := [key for key in ("config", "step", "data") if key not in metadata]:
+        raise BadDataError(
+            f"{path}: bare weights: its metadata do not hold {', '.join(missing)}",
+            "name the checkpoint itself, or export it again: dit inspect-ckpt CHECKPOINT --export F.safetensors",
+        )
+    described: dict[str, Any]
+    try:
+        described = {key: json.loads(metadata[key]) for key in ("config", "step", "data", "classes") if key in metadata}
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{path}: its metadata are no JSON: {error}", "export the checkpoint again") from error
+    return {**described, "ema": load_safetensors(path)}
 
 
 def load_mapped(report: PtReport) -> Any:
@@ -159,60 +152,6 @@ def load_mapped(report: PtReport) -> Any:
     they are used.
     """
     return _torch_load(report.path, "cpu", mmap=report.aligned)
-
-
-def find_weights(content: object, path: Path, weights: str | None = None) -> tuple[str, ...]:
-    """The keys that lead to a checkpoint's model's tensors, the averaged ones where there are any; () when it is itself
-    a state dict.
-
-    `content` holds tensors or their `TensorSpec`. Raises `BadDataError` when there are none, or none under the key
-    asked for.
-    """
-    if weights is None and is_state_dict(content):
-        return ()
-    for found in weight_keys(content):
-        if weights is None or found[0] == weights:
-            return found
-    wanted = (
-        f"no weights under '{weights}'"
-        if weights
-        else f"no state dict, neither at the top nor under {', '.join(RAW_KEYS)} or a name with ema, swa or average"
-    )
-    raise BadDataError(
-        f"{path}: {wanted}; it has {_keys_of(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
-    )
-
-
-def weight_keys(content: object) -> list[tuple[str, ...]]:
-    """The keys that lead to a model's tensors in a checkpoint's content, averaged ones first. A state dict may lie one
-    level deeper: {"ema": {"decay": 0.999, "state_dict": …}}.
-    """
-    if not isinstance(content, Mapping):
-        return []
-    averaged = [key for key in content if isinstance(key, str) and _AVERAGED.search(key)]
-    found: list[tuple[str, ...]] = []
-    for key in [*averaged, *(key for key in RAW_KEYS if key in content and key not in averaged)]:
-        value = content[key]
-        if is_state_dict(value):
-            found.append((key,))
-        elif isinstance(value, Mapping):
-            inner = [name for name in value if isinstance(name, str) and is_state_dict(value[name])]
-            found += [(key, name) for name in inner if _AVERAGED.search(name) or name in RAW_KEYS]
-    return found
-
-
-def value_at(content: Any, keys: Sequence[str]) -> Any:
-    """What lies under nested keys."""
-    for key in keys:
-        content = content[key]
-    return content
-
-
-def is_state_dict(value: object) -> bool:
-    """Whether a value is tensors (or their specs) by name, at least one."""
-    if not isinstance(value, Mapping) or not value:
-        return False
-    return all(isinstance(name, str) and isinstance(tensor, (Tensor, TensorSpec)) for name, tensor in value.items())
 
 
 def non_finite_tensors(state: object) -> list[str]:
@@ -282,7 +221,7 @@ def _torch_load(path: Path, map_location: str | torch.device, mmap: bool) -> Any
         ) from error
 
 
-def _load_safetensors(path: Path) -> dict[str, Tensor]:
+def load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_safetensors_file(path)
     except OSError:
@@ -293,26 +232,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _averaged_part(state: Mapping[str, Tensor]) -> str:
-    """The prefix of the averaged weights in a state dict that holds them beside the raw ones, as ema-pytorch and
-    Lightning write it: `model.x`, `ema_model.x`; "" where there is no such pair.
-    """
-    prefixes = {name.partition(".")[0] for name in state}
-    for prefix in sorted(filter(_AVERAGED.search, prefixes)):
-        names = {name.removeprefix(f"{prefix}.") for name in state if name.startswith(f"{prefix}.")}
-        if any(names <= {name.removeprefix(f"{raw}.") for name in state} for raw in prefixes - {prefix}):
-            return f"{prefix}."
-    return ""
-
-
-def _strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPER_PREFIXES * 2:  # in either order
-        if state and all(name.startswith(prefix) and name != prefix for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return dict(state)
-
-
-def _keys_of(content: object) -> str:
+def keys_of(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     return listed([str(key) for key in content]) or "nothing"

@@ -19,7 +19,7 @@ from dittool.data.shards.write import shard
 from dittool.demo.class_drawing import Recognised, draw_class_folders, recognise
 from dittool.demo.drawing import COLOURS
 from dittool.sampling.one_step import OneStepPipeline
-from dittool.sampling.picture_file import write_png
+from dittool.sampling.picture_file import write_picture
 
 IMAGES, SEED = 720, 0
 
@@ -52,7 +52,7 @@ def contact_sheet(pipeline: OneStepPipeline, path: Path, count: int, alpha: floa
         np.concatenate(list(pipeline.decode(pipeline.latents([label] * count, alpha, list(range(count))))), axis=1)
         for label in range(len(pipeline.classes))
     ]
-    write_png(
+    write_picture(
         path,
         Image.fromarray(np.concatenate(rows, axis=0)),
         {"step": pipeline.step, "alpha": alpha, "classes": pipeline.classes},

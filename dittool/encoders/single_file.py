@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dittool.ckpt.load import load_weights, require_fit
+from dittool.ckpt.load import require_fit
+from dittool.ckpt.weights import load_weights
 from dittool.encoders.codec import AUTOENCODERS, autoencoder_class
 from dittool.errors import BadDataError, WeightsMissingError
 from dittool.storage import read_json

@@ -204,6 +204,7 @@ FAMILY = Family(
     conclude=conclude,
     largest_batch=largest_batch,
     kinds=kinds,
+    pipeline=OneStepPipeline.load,
     noise=write_class_noise,
     cheap_begin=_cheap_begin,
     specimen=GeneratorNetwork,

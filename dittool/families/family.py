@@ -23,9 +23,12 @@ from dittool.config.architectures import AnyConfig, architecture
 from dittool.console import Talk
 from dittool.data.provenance import Provenance
 from dittool.encoders.cards import FeatureWidths
+from dittool.errors import UsageError
 from dittool.validate.text_edit import CaptionChecker
 
 if TYPE_CHECKING:
+    from dittool.sampling.one_step import OneStepPipeline
+    from dittool.sampling.pipeline import Pipeline
     from dittool.train.distributed import Ranks
 
 Forward = Callable[..., Tensor]  # the network in the run's precision; in training the replica that averages gradients
@@ -121,6 +124,13 @@ def _undescribed(*_: object) -> Specimen:
     return UndescribedNetwork()
 
 
+def _no_pipeline(checkpoint: Path) -> Pipeline:
+    raise UsageError(
+        f"{checkpoint}: nothing to draw pictures with: its network has no images",
+        "its own drawings stand in the run's folder, under samples",
+    )
+
+
 def _concluded(*_: object) -> Conclusion:
     return Conclusion()
 
@@ -153,6 +163,9 @@ class Family(Generic[C, N, D, B, L]):
     judge_every: Callable[[C], int] = lambda _: 0  # steps; 0: never
     judge: Callable[[D, N, int, Path, CaptionChecker | None, Talk], None] = _no_effect  # (…, step, run folder, …)
     conclude: Callable[[D, Mapping[str, float]], Conclusion] = _concluded  # of the last evaluation's figures
+
+    # A checkpoint, or a file exported from one, ready to be called for pictures.
+    pipeline: Callable[[Path], Pipeline | OneStepPipeline] = _no_pipeline
 
     # What the audit's rules ask, with a checkpoint's weights where there are some.
     specimen: Callable[[C, CheckpointView | None], Specimen] = _undescribed

@@ -279,6 +279,7 @@ FAMILY = Family(
     conclude=lambda _data, _figures: Conclusion(next="dit validate"),
     largest_batch=lambda data: BatchBytes(data.stream.largest_batch, data.stream.largest_batch),
     kinds=kinds,
+    pipeline=Pipeline.load,
     noise=write_noise,
     specimen=FlowNetwork,
     batch_bytes=batch_bytes,

@@ -12,10 +12,9 @@ from PIL import Image
 
 from dittool.config.schema import SampleSettings
 from dittool.console import SILENT, Talk, Task
-from dittool.errors import UsageError
 from dittool.sampling.grid import labelled
-from dittool.sampling.latents import SamplingCost, sampling_cost
-from dittool.sampling.picture_file import free_path, seen_from, write_png
+from dittool.sampling.latents import SamplingCost, TextFeatures, sampling_cost
+from dittool.sampling.picture_file import Output, seen_from, write_picture
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.prompts import warn_of_prompt
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
@@ -28,17 +27,16 @@ def draw(request: DrawRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImag
     return draw_all([request], out, talk)
 
 
-def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
-    """Draws and writes the images of requests with one checkpoint. `out` is a `.png` file (for one image) or a folder,
-    where nothing is overwritten.
+def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT, force: bool = False) -> list[DrawnImage]:
+    """Draws and writes the images of requests with one checkpoint. `out` is a file (for one image) or a folder, where
+    nothing is overwritten; `force` replaces a file that is no picture of ours.
 
     Raises `UsageError`, `BadDataError`, `StorageError`.
     """
     count = sum(_pictures(request) for request in requests)
-    single_file = out.suffix.lower() == ".png"
-    if single_file and count > 1:
-        raise UsageError(f"--out {out} names one file for {count} images", "name a folder, or draw one image")
-    folder = output_folder(out.parent if single_file else out)
+    inputs = [path for request in requests for path in (request.reference, request.init, request.checkpoint)]
+    output = Output.of(out, count, inputs, force)
+    output_folder(output.folder)
     pipeline = Pipeline.load(requests[0].checkpoint)
     checkpoint_sha256 = file_sha256(requests[0].checkpoint)
     drawn = []
@@ -46,9 +44,9 @@ def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT) ->
         for request in requests:
             prepared = _PreparedRequest(pipeline, request, checkpoint_sha256, talk)
             for seed, picture, settings in prepared.pictures(task):
-                path = out if single_file else free_path(folder / _name(request, seed))
+                path = output.path(_stem(request, seed))
                 same = compare(request.repeat, np.asarray(picture), made_with(pipeline.device), talk)
-                write_png(path, picture, seen_from(path.parent, settings))
+                write_picture(path, picture, seen_from(path.parent, settings))
                 drawn.append(DrawnImage(path, settings, same))
     return drawn
 
@@ -62,8 +60,11 @@ class _PreparedRequest:
         pixels = named_pixels(request.init) if request.init else None
         self.bucket = pipeline.sample_size(request.size, reference, pixels)
         self.init = None if pixels is None else pipeline.encode_init(pixels, self.bucket)
-        if request.prompt is not None:
-            warn_of_prompt(request.prompt, pipeline.text_encoder, talk)
+        for name, words in (("prompt", request.prompt), ("negative prompt", request.negative)):
+            if words is not None:
+                warn_of_prompt(words, pipeline.text_encoder, talk, name)
+        encoded = None if request.negative is None else pipeline.encode_prompts([request.negative])
+        self.negative = None if encoded is None else TextFeatures(*encoded)
         self.conditions = pipeline.conditions(request.prompt, reference, self.bucket, 1)
         self.settings = pipeline.settings.changed(request.changes)
         self.common: dict[str, object] = {
@@ -72,6 +73,7 @@ class _PreparedRequest:
             "step": pipeline.step,
             "weights": "ema",
             "prompt": request.prompt,
+            **({} if request.negative is None else {"negative": request.negative}),
             **_file("reference", request.reference),
             **_file("init", request.init),
             "strength": request.strength,
@@ -95,7 +97,8 @@ class _PreparedRequest:
     @cached_property
     def cost(self) -> SamplingCost:
         """Of one picture."""
-        there = self.request.prompt is not None, self.request.reference is not None
+        text = self.request.prompt is not None or self.request.negative is not None
+        there = text, self.request.reference is not None
         costs = [sampling_cost(cell, *there, self.request.strength) for row in self.cells for cell in row]
         return SamplingCost(sum(cost.evaluations for cost in costs), sum(cost.passes for cost in costs))
 
@@ -125,19 +128,18 @@ class _PreparedRequest:
 
     def _pixels(self, seeds: list[int], settings: SampleSettings) -> np.ndarray:
         """(len(seeds), H, W, 3) uint8 of one cell."""
-        return self.pipeline.pixels(self.conditions, self.bucket, seeds, settings, self.init, self.request.strength)
+        strength, negative = self.request.strength, self.negative
+        return self.pipeline.pixels(self.conditions, self.bucket, seeds, settings, self.init, strength, negative)
 
 
 def _pictures(request: DrawRequest) -> int:
     return 1 if request.repeat and request.repeat.keep is not None else request.count
 
 
-def _name(request: DrawRequest, seed: int) -> str:
-    return (
-        f"{request.name}.png"
-        if request.repeat and request.repeat.keep is not None
-        else f"{request.name}_seed{seed:06d}.png"
-    )
+def _stem(request: DrawRequest, seed: int) -> str:
+    """Of the file's name in a folder."""
+    alone = request.repeat is not None and request.repeat.keep is not None
+    return request.name if alone else f"{request.name}_seed{seed:06d}"
 
 
 def _file(name: str, path: Path | None) -> dict[str, str | None]:
@@ -167,6 +169,8 @@ def _announce(
             talk.warn(f"{option} has no effect at --{scale.replace('_', '-')} 0")
         if request.grid is not None and scale in request.changes and request.repeat is None:
             talk.warn(f"--{scale.replace('_', '-')} has no effect with --grid, whose axes say the scales")
+    if request.negative is not None and settings.cfg_text == 1 and not (request.reference or request.grid):
+        talk.warn("--negative has no effect at --cfg-text 1: nothing is drawn away from it")
     if request.init is not None and request.strength == 0:
         talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
     elif request.init is not None and request.strength == 1:

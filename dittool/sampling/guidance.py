@@ -5,6 +5,8 @@
 
 Nested guidance is that of InstructPix2Pix (arXiv 2211.09800, eq. 3).
 
+With a negative prompt n, every branch without the caption has n in its place: v_∅ becomes v(n, ∅), v_dino v(n, dino).
+
 With one condition only, both are classifier-free guidance (arXiv 2207.12598) on that condition. Outside of the guidance
 interval (arXiv 2404.07724) v is the conditional branch alone: v_full, or v_text or v_dino where there is one condition.
 """

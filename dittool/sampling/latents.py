@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,6 +23,22 @@ _SLACK = 1e-9  # of a time at the interval's edge: 0.3 of a grid is 0.3000000000
 
 
 @dataclass(frozen=True)
+class TextFeatures:
+    """Encoded captions of a batch."""
+
+    hidden: Tensor  # (B, L, text width), padded
+    mask: Tensor  # (B, L) bool, True on tokens
+
+    def rows(self, rows: slice, device: torch.device) -> TextFeatures:
+        """Some of the samples, on a device."""
+        return TextFeatures(self.hidden[rows].to(device), self.mask[rows].to(device))
+
+    def expand(self, count: int) -> TextFeatures:
+        """The caption of a single sample for each of `count`."""
+        return TextFeatures(self.hidden.expand(count, -1, -1), self.mask.expand(count, -1))
+
+
+@dataclass(frozen=True)
 class SamplingCost:
     """What one image costs, however many are drawn at once."""
 
@@ -31,29 +48,37 @@ class SamplingCost:
 
 @torch.inference_mode()
 def sample_latents(
-    model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSettings, start: float = 1.0
+    model: DiT,
+    conditions: Conditions,
+    noise: Tensor,
+    settings: SampleSettings,
+    start: float = 1.0,
+    negative: TextFeatures | None = None,
 ) -> Tensor:
     """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at
     t = 0.
 
     The context does not depend on t, so its keys and values are computed once. All branches run as one batch; with a
-    reference of many patches as two.
-    With `start` below 1, `noise` is z_t of an image on its way.
+    reference of many patches, or a negative prompt, as two or more.
+
+    Args:
+        start: below 1, `noise` is z_t of an image on its way.
+        negative: of a negative prompt, for each sample. It stands where branches without the caption have its null.
     """
-    inside, outside = _rules(settings, conditions.text is not None, conditions.cls is not None)
+    inside, outside = _rules(settings, conditions.text is not None or negative is not None, conditions.cls is not None)
     ready: dict[bool, _Branches] = {}
 
     def velocity(z: Tensor, t: float) -> Tensor:
         guided = _within(t, settings.guidance_interval)
         if guided not in ready:
-            ready[guided] = _Branches.of(model, conditions, noise, inside if guided else outside)
+            ready[guided] = _Branches.of(model, conditions, noise, inside if guided else outside, negative)
         return ready[guided].velocity(model, z, t)
 
     return SOLVERS[settings.solver](velocity, noise, time_grid(settings.steps, settings.shift, start))
 
 
 def sampling_cost(settings: SampleSettings, has_text: bool, has_reference: bool, start: float = 1.0) -> SamplingCost:
-    """The evaluations of `sample_latents` under these settings."""
+    """The evaluations of `sample_latents` under these settings; a negative prompt counts as text."""
     inside, outside = _rules(settings, has_text, has_reference)
     times = evaluation_times(settings.solver, time_grid(settings.steps, settings.shift, start))
     passes = sum(len((inside if _within(t, settings.guidance_interval) else outside).branches) for t in times)
@@ -69,10 +94,12 @@ class _Batch:
     keys_values: KeysValues
 
     @staticmethod
-    def of(model: DiT, conditions: Conditions, noise: Tensor, names: list[str]) -> _Batch:
+    def of(model: DiT, conditions: Conditions, noise: Tensor, names: list[str], every_text: bool = False) -> _Batch:
+        """`every_text`: all of these branches keep the text that stands in the conditions."""
         rows = len(names) * len(noise)
         repeated = conditions.map(lambda tensor: tensor.repeat(len(names), *[1] * (tensor.dim() - 1)))
-        context = model.context(repeated, _kept(names, len(noise), noise.device), rows, model.token_grid(noise))
+        kept = _kept(names, len(noise), noise.device, every_text)
+        context = model.context(repeated, kept, rows, model.token_grid(noise))
         return _Batch(names, context, model.keys_values(context))
 
     def velocities(self, model: DiT, z: Tensor, t: float) -> Tensor:
@@ -93,12 +120,26 @@ class _Branches:
     batches: list[_Batch]
 
     @staticmethod
-    def of(model: DiT, conditions: Conditions, noise: Tensor, rule: Guidance) -> _Branches:
-        if conditions.patches is None or conditions.patches.shape[1] < _MANY_PATCHES:
+    def of(
+        model: DiT, conditions: Conditions, noise: Tensor, rule: Guidance, negative: TextFeatures | None
+    ) -> _Branches:
+        few_patches = conditions.patches is None or conditions.patches.shape[1] < _MANY_PATCHES
+        if negative is None and few_patches:
             return _Branches(rule, [_Batch.of(model, conditions, noise, rule.branches)])
         batches = []
-        for with_reference in (False, True):
-            if names := [name for name in rule.branches if BRANCHES[name][1] == with_reference]:
+        for text, reference in product(
+            (None,) if negative is None else (False, True), (None,) if few_patches else (False, True)
+        ):
+            names = [
+                name
+                for name in rule.branches
+                if text in (None, BRANCHES[name][0]) and reference in (None, BRANCHES[name][1])
+            ]
+            if names and negative is not None and not text:
+                with_negative = replace(conditions, text=negative.hidden, text_mask=negative.mask)
+                used = _used(with_negative, names, every_text=True)
+                batches.append(_Batch.of(model, used, noise, names, every_text=True))
+            elif names:
                 batches.append(_Batch.of(model, _used(conditions, names), noise, names))
         return _Branches(rule, batches)
 
@@ -112,9 +153,14 @@ class _Branches:
         return self.rule.combine(torch.stack([velocities[name] for name in self.rule.branches]))
 
 
-def _used(conditions: Conditions, names: list[str]) -> Conditions:
+def _among(keeps: tuple[bool, bool], wanted: tuple[bool | None, bool | None]) -> bool:
+    """Whether a branch keeps what is wanted; None: either."""
+    return all(want in (None, keep) for keep, want in zip(keeps, wanted, strict=True))
+
+
+def _used(conditions: Conditions, names: list[str], every_text: bool = False) -> Conditions:
     """Without what none of these branches keeps: then its null is a single token."""
-    if not any(BRANCHES[name][0] for name in names):
+    if not every_text and not any(BRANCHES[name][0] for name in names):
         conditions = replace(conditions, text=None, text_mask=None)
     if not any(BRANCHES[name][1] for name in names):
         conditions = replace(conditions, cls=None, patches=None)
@@ -132,9 +178,9 @@ def _within(t: float, interval: Sequence[float]) -> bool:
     return interval[0] - _SLACK <= t <= interval[1] + _SLACK
 
 
-def _kept(names: list[str], batch: int, device: torch.device) -> Kept:
+def _kept(names: list[str], batch: int, device: torch.device, every_text: bool) -> Kept:
     text, reference = zip(*(BRANCHES[name] for name in names), strict=True)
     return Kept(
-        torch.tensor(text, device=device).repeat_interleave(batch),
+        torch.tensor([True] * len(names) if every_text else text, device=device).repeat_interleave(batch),
         torch.tensor(reference, device=device).repeat_interleave(batch),
     )

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.load import load_checkpoint, require_fit
+from dittool.ckpt.load import load_to_draw, require_fit
 from dittool.config.architectures import of_kind
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
@@ -32,13 +32,14 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError, listed
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import ClassConditions
+from dittool.sampling.arguments import require_seeds
 from dittool.sampling.picture_file import (
+    Output,
     file_of,
-    free_path,
     is_of_one_step,
     read_one_step_settings,
     seen_from,
-    write_png,
+    write_picture,
 )
 from dittool.sampling.repeat import DrawnImage, Repeat, compare, made_with, warn_of_other_files
 from dittool.sampling.request import SampleOptions
@@ -74,7 +75,7 @@ class OneStepPipeline:
         """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError`
         for one of another family.
         """
-        content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
+        content = load_to_draw(checkpoint)
         config = of_kind(
             config_from_dict(content["config"], str(checkpoint)),
             str(checkpoint),
@@ -145,6 +146,37 @@ class OneStepPipeline:
         """Normalised latents → pixels (n, H, W, 3) uint8."""
         return self.codec.decode(self.data.norm.invert(latents))
 
+    def __call__(
+        self,
+        label: str | int | Sequence[str | int] | None = None,
+        alpha: float | None = None,
+        count: int = 1,
+        seed: int = 0,
+        **others: object,
+    ) -> list[Image.Image]:
+        """`count` pictures of each class (None: of every class), as `dit sample --class` draws them. Picture i of a
+        class has seed + i.
+
+        Args:
+            label: name or number of a class, or a list of them.
+            alpha: guidance scale; None: the run's own.
+
+        Raises `UsageError` for what cannot be meant.
+        """
+        if others:
+            raise UsageError(
+                f"{', '.join(others)}: no effect on a one-step generator, which knows classes and neither prompts nor"
+                " references",
+                'for example: pipe("red-circle", alpha=1.5, count=4)',
+            )
+        chosen = label if isinstance(label, (list, tuple)) else self.classes if label is None else [label]
+        seeds, scale = require_seeds(count, seed), self.guidance_scale(alpha)
+        drawn: list[Image.Image] = []
+        for number in [self.label(str(name)) for name in chosen]:
+            for batch in _batches(seeds[0], count):
+                drawn += map(Image.fromarray, self.decode(self.latents([number] * len(batch), scale, batch)))
+        return drawn
+
     def _draws(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Noise (n, C, h, w) and style (n, S): one seed a sample."""
         model = self.config.model
@@ -211,8 +243,9 @@ def _again(
     )
 
 
-def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
-    """Draws and writes the images. `out` is a `.png` file (for one image) or a folder.
+def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT, force: bool = False) -> list[DrawnImage]:
+    """Draws and writes the images. `out` is a file (for one image) or a folder, where nothing is overwritten; `force`
+    replaces a file that is no picture of ours.
 
     Raises `UsageError`, `BadDataError`, `StorageError`.
     """
@@ -220,10 +253,8 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> lis
     alpha, keep = pipeline.guidance_scale(request.alpha), request.repeat.keep if request.repeat else None
     names = [pipeline.classes[pipeline.label(name)] for name in request.classes] or pipeline.classes
     total = 1 if keep is not None else request.count * len(names)
-    single_file = out.suffix.lower() == ".png"
-    if single_file and total > 1:
-        raise UsageError(f"--out {out} names one file for {total} images", "name a folder, or draw one image")
-    folder = output_folder(out.parent if single_file else out)
+    output = Output.of(out, total, [request.checkpoint], force)
+    output_folder(output.folder)
     common: dict[str, Any] = {
         "checkpoint": str(request.checkpoint),
         "checkpoint_sha256": file_sha256(request.checkpoint),
@@ -242,9 +273,9 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT) -> lis
                 if keep not in (None, seed):
                     continue
                 settings = common | {"class": name, "seed": seed, "batch": [seeds[0], len(seeds)]}
-                path = out if single_file else free_path(folder / _name(request, pipeline.label(name), seed))
+                path = output.path(_stem(request, pipeline.label(name), seed))
                 same = compare(request.repeat, pixels, common["made_with"], talk)
-                write_png(path, Image.fromarray(pixels), seen_from(path.parent, settings))
+                write_picture(path, Image.fromarray(pixels), seen_from(path.parent, settings))
                 drawn.append(DrawnImage(path, settings, same))
                 task.advance()
     return drawn
@@ -255,7 +286,7 @@ def _batches(first: int, count: int) -> list[list[int]]:
     return [list(range(start, min(start + _BATCH, first + count))) for start in range(first, first + count, _BATCH)]
 
 
-def _name(request: OneStepRequest, label: int, seed: int) -> str:
+def _stem(request: OneStepRequest, label: int, seed: int) -> str:
     if request.repeat is not None and request.repeat.exact:
-        return f"{request.repeat.path.stem}_again.png"
-    return f"class{label:04d}_seed{seed:06d}.png"
+        return f"{request.repeat.path.stem}_again"
+    return f"class{label:04d}_seed{seed:06d}"

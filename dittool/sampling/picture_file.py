@@ -1,4 +1,5 @@
-"""Pictures as files: each PNG holds, in a text chunk, all that is needed to draw it again.
+"""Pictures as files: each holds all that is needed to draw it again, in a text chunk of a PNG, in the EXIF description
+of a JPEG or a WebP.
 
 What is read back comes from a file that anybody may have written: it is checked field by field before anything is done
 with it.
@@ -6,10 +7,12 @@ with it.
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,14 +21,21 @@ from pydantic import Field, ValidationError, model_validator
 
 from dittool.config.schema import Counted, SampleSettings, Section, Share, Size, require
 from dittool.data.source.images import LARGEST_FILE
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import BadDataError, DitError, UsageError
 from dittool.sampling.grid import parse_grid
-from dittool.storage import write_atomic
+from dittool.storage import require_replaceable, write_atomic
 from dittool.whereabouts import exact_place, find, remembered
 
 SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _PATHS = ("checkpoint", "reference", "init")  # settings that name a file
-_HINT = "--from needs a PNG that dit sample has written, not edited or saved again since"
+_EXIF_DESCRIPTION = 0x010E
+_ENCODING: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True},
+}
+_HINT = "--from needs a picture that dit sample has written, not edited or saved again since"
 
 _MOST_STEPS, _MOST_AT_ONCE = 10_000, 64  # a file that asks for more asks for this machine's time
 
@@ -69,6 +79,7 @@ class PictureSettings(_Drawn, SampleSettings, extra="ignore"):
     init: str | None = None
     init_sha256: _Sha256 | None = None
     strength: Share = 1.0
+    negative: str | None = None
     size: Size
     grid: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # as the option: across, down
 
@@ -91,12 +102,57 @@ class PictureSettings(_Drawn, SampleSettings, extra="ignore"):
 _Settings = TypeVar("_Settings", PictureSettings, OneStepSettings)
 
 
-def write_png(path: Path, image: Image.Image, settings: Mapping[str, object] | None = None) -> None:
-    """A PNG, whole or not at all, with its settings inside."""
-    info = PngInfo()
-    if settings is not None:
-        info.add_text(SETTINGS_KEY, json.dumps(settings, ensure_ascii=True))
-    write_atomic(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go: one file, or a folder in which nothing is overwritten."""
+
+    folder: Path
+    file: Path | None
+
+    @staticmethod
+    def of(out: Path, count: int, inputs: Sequence[Path | None] = (), force: bool = False) -> Output:
+        """What `--out` means for `count` pictures. Nothing is made yet.
+
+        Raises `UsageError` for one file where several pictures are drawn, for a format that cannot be written, and for
+        a file that is an input or, without `force`, no picture of ours.
+        """
+        suffix = out.suffix.lower()
+        if out.is_dir() or suffix not in Image.registered_extensions():
+            return Output(out, None)
+        if suffix not in FORMATS:
+            raise UsageError(
+                f"--out {out}: pictures are written as {', '.join(FORMATS)}", f"for example: --out {out.stem}.png"
+            )
+        if count > 1:
+            raise UsageError(f"--out {out} names one file for {count} images", "name a folder, or draw one image")
+        require_replaceable(out, [path for path in inputs if path], force, has_settings, "--out")
+        return Output(out.parent, out)
+
+    def path(self, stem: str) -> Path:
+        """Of a picture that is called so where the output is a folder."""
+        return self.file or free_path(self.folder / f"{stem}.png")
+
+
+def write_picture(path: Path, image: Image.Image, settings: Mapping[str, object] | None = None) -> None:
+    """A picture in the format of the path's suffix, complete or not at all, with its settings inside. Raises
+    `UsageError` when a JPEG or a WebP has no room for them.
+    """
+    text = None if settings is None else json.dumps(settings, ensure_ascii=True)
+    try:
+        write_atomic(path, lambda file: _encode(file, image, FORMATS[path.suffix.lower()], text))
+    except ValueError as error:  # of Pillow: EXIF has 64 kB
+        raise UsageError(f"{path}: its settings do not fit into it: {error}", "give a .png, which has room") from error
+
+
+def _encode(file: BinaryIO, image: Image.Image, kind: str, text: str | None) -> None:
+    described: dict[str, Any] = {}
+    if text is not None and kind == "PNG":
+        described["pnginfo"] = PngInfo()
+        described["pnginfo"].add_text(SETTINGS_KEY, text)
+    elif text is not None:
+        described["exif"] = Image.Exif()
+        described["exif"][_EXIF_DESCRIPTION] = text
+    image.save(file, format=kind, **_ENCODING[kind], **described)
 
 
 def seen_from(folder: Path, settings: Mapping[str, object]) -> dict[str, object]:
@@ -169,9 +225,24 @@ def _read(path: Path, kind: type[_Settings]) -> _Settings:
 
 
 def same_pixels(path: Path, pixels: np.ndarray) -> bool:
-    """Whether a picture's file holds exactly these pixels, (H, W, 3) uint8."""
-    with Image.open(path, formats=("PNG",)) as image:
+    """Whether a picture's file holds exactly these pixels, (H, W, 3) uint8; of a JPEG, whether it holds what they
+    become in one.
+    """
+    kind = FORMATS.get(path.suffix.lower(), "PNG")
+    if kind == "JPEG":
+        raw = io.BytesIO()
+        _encode(raw, Image.fromarray(pixels), kind, None)
+        pixels = np.asarray(Image.open(raw))
+    with Image.open(path, formats=(kind,)) as image:
         return image.mode == "RGB" and np.array_equal(np.asarray(image), pixels)
+
+
+def has_settings(path: Path) -> bool:
+    """Whether a file is a picture of ours."""
+    try:
+        return bool(_settings_text(path))
+    except DitError:
+        return False
 
 
 def _settings_text(path: Path) -> str:
@@ -179,11 +250,15 @@ def _settings_text(path: Path) -> str:
         raise UsageError(f"--from {path}: no such file", "check the path")
     if path.stat().st_size > LARGEST_FILE:
         raise BadDataError(f"{path}: {path.stat().st_size:,} bytes, a picture has at most {LARGEST_FILE:,}", _HINT)
+    kind = FORMATS.get(path.suffix.lower(), "PNG")
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            text = image.text.get(SETTINGS_KEY)  # reads the file to its end
+        with Image.open(path, formats=(kind,)) as image:
+            image.load()  # reads the file to its end, where PNG may have its text
+            text = image.info.get(SETTINGS_KEY) if kind == "PNG" else image.getexif().get(_EXIF_DESCRIPTION)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadDataError(f"{path}: not a readable PNG: {error}", _HINT) from error
-    if text is None:
-        raise BadDataError(f"{path}: no settings inside: the PNG has no text chunk '{SETTINGS_KEY}'", _HINT)
-    return text
+        raise BadDataError(f"{path}: not a readable {kind}: {error}", _HINT) from error
+    ours = isinstance(text, str) and (kind == "PNG" or text.startswith("{"))  # anybody describes a picture
+    if not ours:
+        place = f"the PNG has no text chunk '{SETTINGS_KEY}'" if kind == "PNG" else "its EXIF has none of dit's"
+        raise BadDataError(f"{path}: no settings inside: {place}", _HINT)
+    return str(text)

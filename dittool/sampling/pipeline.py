@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dittool.ckpt.load import load_checkpoint, require_fit
+from dittool.ckpt.load import load_to_draw, require_fit
 from dittool.config.architectures import of_kind
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
@@ -33,13 +34,15 @@ from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.flow import interpolate
-from dittool.sampling.latents import sample_latents
+from dittool.sampling.arguments import require_prompts, require_seeds, require_size, require_strength
+from dittool.sampling.latents import TextFeatures, sample_latents
 from dittool.sampling.prompts import warn_of_prompt
 from dittool.seeding import derive_seed
 
 AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends on it, so one number for all who draw
 _LARGEST_BATCH = 16
 
+Picture = Path | str | Image.Image | np.ndarray  # an array: (H, W, 3) uint8
 Encoder = TypeVar("Encoder", ImageEncoder, TextEncoder, LatentCodec)
 
 
@@ -53,8 +56,17 @@ class Reference:
     bucket: Bucket
 
 
-def named_pixels(image: Path | str | Image.Image) -> np.ndarray:
-    """An image that somebody wants to draw from, (H, W, 3) uint8. Raises `BadDataError` with what can be read."""
+def named_pixels(image: Picture) -> np.ndarray:
+    """An image that somebody wants to draw from, (H, W, 3) uint8; an array is (H, W), (H, W, 3) or (H, W, 4) uint8.
+    Raises `BadDataError` with what can be read, `UsageError` for an array of another kind.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,), (4,)):
+            raise UsageError(
+                f"an image as an array of shape {image.shape} and type {image.dtype}",
+                "give (H, W, 3) uint8, of 0 to 255: (255 * array).round().astype('uint8') for one of 0 to 1",
+            )
+        image = Image.fromarray(image)
     try:
         return pixels_of(image) if isinstance(image, Image.Image) else open_image(Path(image)).pixels
     except ImageRefused as refused:
@@ -77,10 +89,10 @@ class Pipeline:
 
     @staticmethod
     def load(checkpoint: Path) -> Pipeline:
-        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints, `UsageError`
-        for a one-step generator.
+        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints or exports,
+        `UsageError` for a one-step generator.
         """
-        content = load_checkpoint(checkpoint, require=("config", "ema", "step", "data"))
+        content = load_to_draw(checkpoint)
         config = of_kind(
             config_from_dict(content["config"], str(checkpoint)),
             str(checkpoint),
@@ -112,7 +124,7 @@ class Pipeline:
         card = self.data.card.image
         return _checked(card, load_image_encoder(place_of_weights(card.id), card.dtype))
 
-    def encode_reference(self, image: Path | str | Image.Image) -> Reference:
+    def encode_reference(self, image: Picture) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises
         `BadDataError`.
         """
@@ -206,16 +218,19 @@ class Pipeline:
         settings: SampleSettings | None = None,
         init: Tensor | None = None,
         strength: float = 1.0,
+        negative: TextFeatures | None = None,
     ) -> Tensor:
         """Normalised latents for each row of noise; with `init` (C, h, w) on the way from it: z_t = (1 − t)·init +
-        t·noise at t = strength.
+        t·noise at t = strength. `negative` is of a negative prompt, for each row.
         """
         z = noise if init is None else interpolate(init, noise, noise.new_tensor([strength]))
 
         def drawn(rows: slice) -> Tensor:
             part = conditions.map(lambda tensor: tensor[rows].to(self.device))
+            avoided = None if negative is None else negative.rows(rows, self.device)
+            begin, chosen = z[rows].to(self.device), settings or self.settings
             with as_in_training(self.device, self.config.train.precision):
-                made = sample_latents(self.model, part, z[rows].to(self.device), settings or self.settings, strength)
+                made = sample_latents(self.model, part, begin, chosen, strength, avoided)
             return made.cpu()
 
         return torch.cat([drawn(slice(start, start + _LARGEST_BATCH)) for start in range(0, len(z), _LARGEST_BATCH)])
@@ -228,12 +243,14 @@ class Pipeline:
         settings: SampleSettings,
         init: Tensor | None = None,
         strength: float = 1.0,
+        negative: TextFeatures | None = None,
     ) -> np.ndarray:
-        """(len(seeds), H, W, 3) uint8, drawn from the conditions of one sample. Raises `BadDataError` when the model
-        draws NaN or infinity.
+        """(len(seeds), H, W, 3) uint8, drawn from the conditions, and the negative prompt, of one sample. Raises
+        `BadDataError` when the model draws NaN or infinity.
         """
         repeated = conditions.map(lambda tensor: tensor.expand(len(seeds), *tensor.shape[1:]))
-        return self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), settings, init, strength))
+        avoided = None if negative is None else negative.expand(len(seeds))
+        return self.decode_drawn(self.latents(repeated, self.noise(bucket, seeds), settings, init, strength, avoided))
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) → pixels (B, 8·H, 8·W, 3) uint8."""
@@ -250,38 +267,50 @@ class Pipeline:
 
     def __call__(
         self,
-        prompt: str | None = None,
-        reference: Path | str | Image.Image | Reference | None = None,
+        prompt: str | Sequence[str] | None = None,
+        reference: Picture | Reference | None = None,
         count: int = 1,
         seed: int = 0,
         size: tuple[int, int] | str | None = None,
+        negative: str | None = None,
+        init: Picture | None = None,
+        strength: float | None = None,
         **settings: object,
     ) -> list[Image.Image]:
-        """`count` pictures of a prompt, a reference or both, as `dit sample` draws them. Picture i has seed + i.
+        """`count` pictures of each prompt, of a reference, or of both, as `dit sample` draws them. Picture i of a
+        prompt has seed + i.
 
-        `size` is (width, height) in pixels or "WxH". `settings` are keys of `[sample]` (steps, solver, cfg_text,
-        cfg_dino, guidance, guidance_interval); what is not given is the run's own. Raises `UsageError` for what cannot
-        be meant, `BadDataError` for a reference that cannot be read and a model that draws NaN.
+        Args:
+            prompt: or a list of them, whose pictures follow each other.
+            reference, init: a path, a PIL image or (H, W, 3) uint8. `init` is where drawing begins instead of at noise.
+            size: (width, height) in pixels or "WxH".
+            negative: what to draw away from.
+            strength: how much of `init` is drawn anew, 0 to 1.
+            settings: keys of `[sample]` (steps, solver, cfg_text, cfg_dino, guidance, guidance_interval); what is not
+            given is the run's own.
+
+        Raises `UsageError` for what cannot be meant, `BadDataError` for an image that cannot be read and a model that
+        draws NaN.
         """
-        if prompt is None and reference is None:
-            raise UsageError(
-                "neither prompt nor reference: nothing to draw", 'for example: pipe(prompt="a red circle")'
-            )
-        chosen = self._settings_with(settings)
-        if prompt is not None:
-            warn_of_prompt(prompt, self.text_encoder, PythonWarnings())
-        if count < 1 or seed < 0:
-            raise UsageError(
-                f"count {count} and seed {seed}: at least one picture, and a seed of at least 0",
-                "for example: count=4, seed=7",
-            )
-        seen = self.encode_reference(reference) if isinstance(reference, (Path, str, Image.Image)) else reference
-        bucket = self.sample_size(_size(size), seen)
-        conditions, seeds = self.conditions(prompt, seen, bucket, 1), list(range(seed, seed + count))
-        batches = [seeds[start : start + AT_ONCE] for start in range(0, count, AT_ONCE)]
-        return [
-            Image.fromarray(picture) for batch in batches for picture in self.pixels(conditions, bucket, batch, chosen)
-        ]
+        prompts = require_prompts(prompt, reference is not None)
+        avoiding = [] if negative is None else require_prompts(negative, True)[:1]
+        chosen, strength = self._settings_with(settings), require_strength(strength, init is not None)
+        seeds = require_seeds(count, seed)
+        for words in (*prompts, *avoiding):
+            warn_of_prompt(words, self.text_encoder, PythonWarnings())
+        avoided = TextFeatures(*self.encode_prompts(avoiding)) if avoiding else None
+        seen = reference if reference is None or isinstance(reference, Reference) else self.encode_reference(reference)
+        begin = None if init is None else named_pixels(init)
+        bucket = self.sample_size(require_size(size), seen, begin)
+        latent = None if begin is None else self.encode_init(begin, bucket)
+        drawn = []
+        each: list[str | None] = [*prompts] or [None]
+        for prompt_or_none in each:
+            conditions = self.conditions(prompt_or_none, seen, bucket, 1)
+            for start in range(0, count, AT_ONCE):
+                batch = seeds[start : start + AT_ONCE]
+                drawn += list(self.pixels(conditions, bucket, batch, chosen, latent, strength, avoided))
+        return [Image.fromarray(picture) for picture in drawn]
 
     def _settings_with(self, changes: dict[str, object]) -> SampleSettings:
         """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value
@@ -304,10 +333,3 @@ def _checked(trained: EncoderCard, encoder: Encoder) -> Encoder:
             "restore the encoder's weights of that time, or embed and train again with these",
         )
     return encoder
-
-
-def _size(size: tuple[int, int] | str | None) -> tuple[int, int] | None:
-    try:
-        return parse_size(size) if isinstance(size, str) else size
-    except ValueError as error:
-        raise UsageError(f"size {error}", "give (width, height) in pixels, or text: size='1216x832'") from error

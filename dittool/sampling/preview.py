@@ -12,7 +12,7 @@ from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import collate
 from dittool.geometry import Bucket, parse_size
 from dittool.sampling.one_step import OneStepPipeline
-from dittool.sampling.picture_file import write_png
+from dittool.sampling.picture_file import write_picture
 from dittool.sampling.pipeline import Pipeline
 
 _COLUMNS = 6
@@ -36,7 +36,7 @@ def draw_preview(shards_folder: Path) -> Callable[[Pipeline, Path], None]:
         )
         rows = [np.concatenate(list(pipeline.decode(row)), axis=1) for row in (latents, made)]
         path.parent.mkdir(exist_ok=True)
-        write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), {"step": pipeline.step, "weights": "ema"})
+        write_picture(path, Image.fromarray(np.concatenate(rows, axis=0)), {"step": pipeline.step, "weights": "ema"})
 
     return draw
 
@@ -50,4 +50,4 @@ def draw_classes(pipeline: OneStepPipeline, path: Path) -> None:
         rows.append(np.concatenate(list(images), axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {"step": pipeline.step, "weights": "ema", "alpha": alpha, "classes": classes}
-    write_png(path, Image.fromarray(np.concatenate(rows, axis=0)), settings)
+    write_picture(path, Image.fromarray(np.concatenate(rows, axis=0)), settings)

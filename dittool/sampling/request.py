@@ -19,7 +19,7 @@ from dittool.errors import UsageError
 from dittool.geometry import parse_size
 from dittool.sampling.grid import Grid, parse_grid
 from dittool.sampling.picture_file import file_of, read_settings
-from dittool.sampling.prompts import read_prompts
+from dittool.sampling.prompts import PromptLine, read_prompts
 from dittool.sampling.repeat import Repeat
 
 
@@ -39,6 +39,7 @@ class SampleOptions:
     grid: tuple[str, str] | None = None
     init: Path | None = None
     strength: float | None = None
+    negative: str | None = None
 
     def given(self) -> list[str]:
         """The names of all options that were given."""
@@ -59,6 +60,7 @@ class DrawRequest:
     changes: Mapping[str, object]  # fields of `SampleSettings` that differ from the run's own
     init: Path | None = None  # an image to begin with instead of noise …
     strength: float = 1.0  # … blended with noise as at this t
+    negative: str | None = None  # a prompt to draw away from
     grid: Grid | None = None
     name: str = "sample"  # files are called NAME_seed000000.png
     repeat: Repeat | None = None
@@ -86,30 +88,28 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
                 'for example: dit sample --prompt "a red circle"; with a one-step generator: dit sample --class NAME'
             )
             raise UsageError("neither --prompt nor --ref: nothing to draw", example)
-        wanted = [(name, options.prompt, options.ref, options.seed)]
+        wanted = [(name, PromptLine(0, options.prompt))]
     else:
-        lines = read_prompts(options.prompts)
-        wanted = [
-            (f"{name}_line{line.number:03d}", line.prompt, line.reference or options.ref, line.seed) for line in lines
-        ]
-    for _, prompt, reference, _ in wanted:
-        _require_effect(grid, prompt, reference)
+        wanted = [(f"{name}_line{line.number:03d}", line) for line in read_prompts(options.prompts, talk)]
+    for _, line in wanted:
+        _require_effect(grid, line.prompt, line.reference or options.ref)
     checkpoint = resolve_checkpoint(options.checkpoint, talk=talk)
     return [
         DrawRequest(
             checkpoint=checkpoint,
-            prompt=prompt,
-            reference=reference,
+            prompt=line.prompt,
+            reference=line.reference or options.ref,
             count=options.count or 1,
-            seed=(options.seed or 0) if seed is None else seed,
-            size=size,
+            seed=(options.seed or 0) if line.seed is None else line.seed,
+            size=line.size or size,
             changes=changes,
             init=options.init,
             strength=strength,
+            negative=options.negative if line.negative is None else line.negative,
             grid=grid,
             name=stem,
         )
-        for stem, prompt, reference, seed in wanted
+        for stem, line in wanted
     ]
 
 
@@ -148,6 +148,7 @@ def _again(
         changes=inside.sampling() | changes,
         init=init,
         strength=strength,
+        negative=inside.negative if options.negative is None else options.negative,
         grid=grid,
         name=f"{path.stem}_again",
         repeat=Repeat(path, inside, keep=inside.seed if exact else None, exact=exact),

@@ -17,7 +17,8 @@ from dittool.ckpt.files import (
     run_folder,
     sidecar_path,
 )
-from dittool.ckpt.load import load_checkpoint, load_weights, require_finite, require_fit
+from dittool.ckpt.load import load_checkpoint, require_finite, require_fit
+from dittool.ckpt.weights import load_weights
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import changed
 from dittool.console import Talk

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dittool.ckpt.load import load_weights
+from dittool.ckpt.weights import load_weights
 from dittool.console import SILENT, Talk
 from dittool.devices import device_of_choice
 from dittool.encoders.interfaces import to_signed

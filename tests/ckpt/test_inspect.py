@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from dittool.ckpt.files import save_checkpoint
 from dittool.ckpt.inspect import diff, export_safetensors, inspect, tree
-from dittool.ckpt.load import load_weights
+from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError
 
 
@@ -161,6 +161,7 @@ def test_exported_weights_are_the_averaged_ones_with_step_and_configuration_besi
         "step": "3",
         "weights": "ema",
         "config": json.dumps(state(3)["config"]),
+        "data": json.dumps(state(3)["data"]),
     }
     assert (inspect(out).step, inspect(out).config) == (3, state(3)["config"])
     assert diff(checkpoint, out).config == {}

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from dittool.ckpt.load import check_pt, load_checkpoint, load_weights, non_finite_tensors, require_finite, require_fit
+from dittool.ckpt.load import check_pt, load_checkpoint, non_finite_tensors, require_finite, require_fit
+from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted.handmade import (

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dittool.ckpt.load import load_weights
 from dittool.ckpt.warmstart import FRESH, Features, Meaning, old_feature_widths, warmstart, write_init
+from dittool.ckpt.weights import load_weights
 from dittool.config.load import load_config
 from dittool.errors import BadDataError
 from dittool.models.build import build_model

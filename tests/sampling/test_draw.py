@@ -17,7 +17,7 @@ from dittool.console import SILENT
 from dittool.errors import BadDataError, UsageError
 from dittool.sampling.draw import draw, draw_all
 from dittool.sampling.grid import parse_grid
-from dittool.sampling.picture_file import SETTINGS_KEY, read_settings, seen_from, write_png
+from dittool.sampling.picture_file import SETTINGS_KEY, read_settings, seen_from, write_picture
 from dittool.sampling.request import DrawRequest, SampleOptions, plan
 from dittool.whereabouts import remembered
 
@@ -254,7 +254,7 @@ def test_other_threads_or_libraries_are_named_when_the_pixels_differ(checkpoint,
     (image,) = draw(request(checkpoint), tmp_path / "a.png")
     changed = pixels(image.path).copy()
     changed[0, 0] ^= 1
-    write_png(
+    write_picture(
         image.path,
         Image.fromarray(changed),
         {**image.settings, "made_with": {**image.settings["made_with"], "threads": 64}},
@@ -282,7 +282,7 @@ OF_VERSION_0_1 = (
 def test_a_picture_of_version_0_1_repeats_and_its_settings_are_written_as_then(checkpoint, tmp_path):
     made_with = json.dumps(draw(request(checkpoint), tmp_path / "now.png")[0].settings["made_with"])
     text = OF_VERSION_0_1 % (checkpoint, hashlib.sha256(checkpoint.read_bytes()).hexdigest(), made_with)
-    write_png(tmp_path / "then.png", Image.new("RGB", (128, 128)), json.loads(text))
+    write_picture(tmp_path / "then.png", Image.new("RGB", (128, 128)), json.loads(text))
     (repeated,) = again(tmp_path / "then.png")
     assert repeated.same_pixels is False, "those pixels were made up; all else is as it was"
     seen = json.dumps({**json.loads(text), "checkpoint": remembered(checkpoint, repeated.path.parent)})

@@ -11,9 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dittool import load
+from dittool.ckpt.inspect import export_safetensors
 from dittool.errors import UsageError
 from dittool.sampling.one_step import OneStepPipeline, OneStepRequest, draw_classes
-from dittool.sampling.picture_file import seen_from, write_png
+from dittool.sampling.picture_file import seen_from, write_picture
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def test_every_picture_of_several_batches_is_drawn_again_to_the_same_bits(dit, c
 def test_a_picture_that_has_changed_since_is_not_called_the_same(dit, checkpoint, tmp_path):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 0), tmp_path)
     changed = pixels(image.path) ^ 1
-    write_png(image.path, Image.fromarray(changed), image.settings)
+    write_picture(image.path, Image.fromarray(changed), image.settings)
     told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
     assert json.loads(told.out)["images"][0]["same_pixels"] is False and "the pixels differ" in told.err
 
@@ -125,7 +127,7 @@ def test_another_checkpoint_under_the_same_name_is_told(dit, checkpoint, tmp_pat
 def test_a_picture_from_before_there_were_batches_is_drawn_alone(dit, checkpoint, tmp_path):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
     old = {key: value for key, value in image.settings.items() if key not in ("batch", "made_with")}
-    write_png(image.path, Image.fromarray(pixels(image.path)), old)
+    write_picture(image.path, Image.fromarray(pixels(image.path)), old)
     told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
     assert json.loads(told.out)["images"][0]["same_pixels"] is True
 
@@ -136,7 +138,7 @@ def test_a_picture_from_before_there_were_batches_is_drawn_alone(dit, checkpoint
 )
 def test_settings_that_cannot_be_meant_are_named(dit, checkpoint, tmp_path, change, said):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
-    write_png(image.path, Image.fromarray(pixels(image.path)), image.settings | change)
+    write_picture(image.path, Image.fromarray(pixels(image.path)), image.settings | change)
     told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
     assert told.code == 3 and "the settings inside cannot be used" in told.err and said in told.err
 
@@ -183,3 +185,14 @@ def test_validating_a_one_step_generator_says_what_judges_it_instead(dit, class_
         and "one-step generator" in outcome.err
         and "eval_energy in its log.jsonl" in " ".join(outcome.err.split())
     )
+
+
+def test_from_python_a_generator_draws_what_the_command_draws(checkpoint, tmp_path):
+    export_safetensors(checkpoint, tmp_path / "g.safetensors")
+    drawn = draw_classes(OneStepRequest(checkpoint, ("red-circle", "2"), 1.5, 2, 3), tmp_path / "out")
+    for file in (checkpoint, tmp_path / "g.safetensors"):
+        images = load(file)(["red-circle", 2], alpha=1.5, count=2, seed=3)
+        assert all(np.array_equal(a, pixels(b.path)) for a, b in zip(images, drawn, strict=True))
+    assert len(load(checkpoint)()) == len(load(checkpoint).classes)
+    with pytest.raises(UsageError, match="prompt: no effect on a one-step generator"):
+        load(checkpoint)(prompt="a red circle")

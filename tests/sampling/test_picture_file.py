@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dittool.errors import BadDataError, UsageError
-from dittool.sampling.picture_file import read_settings, same_pixels, write_png
+from dittool.sampling.picture_file import Output, read_settings, same_pixels, write_picture
 
 SETTINGS = {
     "checkpoint": "runs/a/checkpoints/checkpoint_final.pt",
@@ -31,7 +31,7 @@ SETTINGS = {
 
 
 def written(tmp_path, settings):
-    write_png(tmp_path / "a.png", Image.new("RGB", (8, 8)), settings)
+    write_picture(tmp_path / "a.png", Image.new("RGB", (8, 8)), settings)
     return tmp_path / "a.png"
 
 
@@ -119,3 +119,44 @@ def test_pixels_are_compared_one_by_one(tmp_path):
     assert same_pixels(path, pixels)
     pixels[3, 3, 1] = 1
     assert not same_pixels(path, pixels)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.JPEG", "a.webp"])
+def test_every_format_holds_its_settings_and_is_recognised_when_it_is_drawn_again(tmp_path, name):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    write_picture(tmp_path / name, Image.fromarray(pixels), SETTINGS)
+    assert read_settings(tmp_path / name).prompt == "a red circle"
+    assert same_pixels(tmp_path / name, pixels)
+    assert not same_pixels(tmp_path / name, 255 - pixels)
+
+
+def test_settings_that_do_not_fit_into_a_jpeg_are_an_error_that_names_png(tmp_path):
+    with pytest.raises(UsageError, match="do not fit") as raised:
+        write_picture(tmp_path / "a.jpg", Image.new("RGB", (8, 8)), SETTINGS | {"prompt": "word " * 20_000})
+    assert ".png" in raised.value.hint and list(tmp_path.iterdir()) == []
+
+
+def test_where_pictures_go(tmp_path):
+    (tmp_path / "is_a_folder.jpg").mkdir()
+    assert Output.of(tmp_path / "is_a_folder.jpg", 4).file is None
+    assert Output.of(tmp_path / "v1.5", 4).folder == tmp_path / "v1.5"
+    assert Output.of(tmp_path / "a.webp", 1).file == tmp_path / "a.webp"
+    with pytest.raises(UsageError, match="one file for 2 images"):
+        Output.of(tmp_path / "a.jpg", 2)
+    with pytest.raises(UsageError, match=r"written as \.png, \.jpg, \.jpeg, \.webp"):
+        Output.of(tmp_path / "a.tiff", 1)
+    assert not (tmp_path / "v1.5").exists()
+
+
+def test_no_input_and_no_strangers_picture_is_written_over(tmp_path):
+    photo, drawn = tmp_path / "photo.jpg", tmp_path / "drawn.png"
+    Image.new("RGB", (8, 8)).save(photo)
+    write_picture(drawn, Image.new("RGB", (8, 8)), SETTINGS)
+    for force in (False, True):
+        with pytest.raises(UsageError, match="it is the input"):
+            Output.of(photo, 1, [photo], force)
+    with pytest.raises(UsageError, match="another origin"):
+        Output.of(photo, 1)
+    assert Output.of(photo, 1, force=True).file == photo
+    assert Output.of(drawn, 1).file == drawn

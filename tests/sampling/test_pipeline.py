@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dittool import load
+from dittool.ckpt.inspect import export_safetensors
+from dittool.ckpt.weights import load_weights
+from dittool.data.source.images import fit_to_bucket
 from dittool.errors import BadDataError, UsageError
-from dittool.geometry import nearest_bucket
-from dittool.sampling.latents import sample_latents
+from dittool.geometry import Bucket, nearest_bucket
+from dittool.sampling.latents import TextFeatures, sample_latents
 from dittool.sampling.pipeline import Pipeline
 
 
@@ -107,7 +111,82 @@ def test_an_encoder_with_other_weights_than_in_training_is_refused(pipeline):
         pipeline.encode_prompts(["a red circle"])
 
 
+def test_a_negative_prompt_stands_where_the_dropped_caption_had_its_null(pipeline, tiny_shards):
+    """v = v(n, ∅) + s_text·(v(text, ∅) − v(n, ∅)) + s_dino·(v(n, dino) − v(n, ∅)), each computed on its own."""
+    reference = pipeline.encode_reference(min(tiny_shards.images.glob("*.png")))
+    bucket = pipeline.sample_size(None, reference)
+    noise = pipeline.noise(bucket, [0, 1])
+
+    def one_step(prompt, seen, **changes):
+        settings = pipeline.settings.changed({"steps": 1, **changes})
+        conditions = pipeline.conditions(prompt, seen, bucket, 2)
+        return sample_latents(pipeline.model, conditions, noise, settings) - noise
+
+    text = one_step("a red circle", None, cfg_text=1.0)
+    avoided = one_step("a blue square", None, cfg_text=1.0)
+    both = {"cfg_text": 1.0, "cfg_dino": 1.0, "guidance_interval": (0.0, 0.0)}  # outside of it: v(text, dino)
+    avoided_and_seen = one_step("a blue square", reference, **both)
+    settings = pipeline.settings.changed({"steps": 1, "cfg_text": 3.0, "cfg_dino": 2.0})
+    negative = TextFeatures(*pipeline.encode_prompts(["a blue square"])).expand(2)
+    conditions = pipeline.conditions("a red circle", reference, bucket, 2)
+    found = sample_latents(pipeline.model, conditions, noise, settings, negative=negative) - noise
+    expected = avoided + 3 * (text - avoided) + 2 * (avoided_and_seen - avoided)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 # From Python
+
+
+def test_prompts_arrays_and_an_image_to_begin_with_serve_as_on_the_command_line(pipeline, tiny_shards):
+    path = min(tiny_shards.images.glob("*.png"))
+    array = np.array(Image.open(path).convert("RGB"))
+    few = {"steps": 1}
+    each = pipeline(["a red circle", "a blue square"], reference=array, count=2, **few)
+    alone = pipeline("a blue square", reference=path, count=2, **few)
+    assert len(each) == 4 and np.array_equal(each[2], alone[0])
+    kept = pipeline("a red circle", init=array, strength=0.0, **few)[0]
+    fresh = pipeline("a red circle", size=kept.size, **few)[0]
+    fitted, _ = fit_to_bucket(array, Bucket(*kept.size))
+    assert furthest(kept, fitted) < furthest(fresh, fitted)
+    avoiding = pipeline("a red circle", size=kept.size, negative="a blue square", **few)[0]
+    assert not np.array_equal(avoiding, fresh)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"size": (0, 0)}, "size (0, 0)"),
+        ({"size": (-64, 64)}, "size (-64, 64)"),
+        ({"size": (64,)}, "size (64,)"),
+        ({"size": 64}, "size 64"),
+        ({"prompt": []}, "prompt []"),
+        ({"prompt": 3}, "prompt 3"),
+        ({"prompt": ["a", None]}, "prompt ['a', None]"),
+        ({"count": 1.5}, "count 1.5"),
+        ({"seed": -1}, "seed -1"),
+        ({"strength": 0.5}, "strength has no effect without init"),
+        ({"init": np.zeros((8, 8, 3), np.uint8), "strength": 2.0}, "strength 2 is outside"),
+        ({"reference": np.zeros((3, 64, 64), np.float32)}, "an array of shape (3, 64, 64) and type float32"),
+        ({"label": "red-circle"}, "label"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(pipeline, arguments, said):
+    with pytest.raises(UsageError) as raised:
+        pipeline(**{"prompt": "a red circle", **arguments})
+    assert said in raised.value.message
+
+
+def test_an_exported_file_draws_what_its_checkpoint_draws(checkpoint, tmp_path):
+    export_safetensors(checkpoint, tmp_path / "w.safetensors")
+    drawn = load(tmp_path / "w.safetensors")("a red circle", steps=1)
+    assert np.array_equal(drawn[0], load(checkpoint)("a red circle", steps=1)[0])
+
+
+def test_bare_weights_say_how_to_export_them(checkpoint, tmp_path):
+    save_file(load_weights(checkpoint), tmp_path / "bare.safetensors")
+    with pytest.raises(BadDataError, match="bare weights") as raised:
+        load(tmp_path / "bare.safetensors")
+    assert "--export" in raised.value.hint
 
 
 def test_three_lines_draw_what_the_command_draws(tiny_run, tiny_shards, dit, tmp_path):

@@ -140,6 +140,43 @@ def test_the_axes_of_a_grid_are_labelled_and_its_cells_stand_in_their_places():
 # A file of prompts
 
 
+def test_comments_of_a_file_of_prompts_are_said_and_not_drawn(tmp_path, listener):
+    (tmp_path / "p.txt").write_text("# my prompts\na red circle\n#2\n")
+    assert [line.prompt for line in read_prompts(tmp_path / "p.txt", listener)] == ["a red circle"]
+    assert "2 lines that begin with # are comments" in listener.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.txt", "a cat --w 512 --h 512", "p.txt:1: --w: options in a line"),
+        ("p.txt", "ok\na castle --ar 3:2", "p.txt:2: --ar"),
+        ("p.txt", '{"prompt": "a cat"}', "p.txt:1: JSON"),
+        ("p.json", '["a cat"]', "not .json"),
+        ("p.csv", "prompt\na cat", "not .csv"),
+        ("p.jsonl", '{"prompt": "a", "size": "12"}', "p.jsonl:1: size"),
+        ("p.jsonl", '{"prompt": "a", "negative": 3}', "negative is 3"),
+    ],
+)
+def test_what_would_be_drawn_as_words_is_refused(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadDataError) as raised:
+        read_prompts(tmp_path / name)
+    assert said in raised.value.message
+
+
+def test_a_dash_in_prose_is_no_option(tmp_path):
+    (tmp_path / "p.txt").write_text("a dog -- running\na well-kept garden\n")
+    assert len(read_prompts(tmp_path / "p.txt")) == 2
+
+
+def test_a_line_says_its_own_size_and_what_to_draw_away_from(checkpoint, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "size": "64x96", "negative": "b"}\n{"prompt": "c"}\n')
+    own, shared = planned(checkpoint, prompts=tmp_path / "p.jsonl", size="128x128", negative="d")
+    assert (own.size, own.negative) == ((64, 96), "b")
+    assert (shared.size, shared.negative) == ((128, 128), "d")
+
+
 def test_a_text_file_has_a_prompt_a_line(checkpoint, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\n  ein grünes Quadrat \n", encoding="utf-8")
     requests = planned(checkpoint, prompts=tmp_path / "prompts.txt", seed=4, count=2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dittool.ckpt.load import load_weights
+from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError
 from tests.untrusted.handmade import FOUR_FLOATS, pt
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dittool.ckpt.load import check_safetensors, load_weights
+from dittool.ckpt.load import check_safetensors
+from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted.handmade import entry, safetensors
