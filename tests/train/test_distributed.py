@@ -209,3 +209,25 @@ def test_a_failure_of_the_first_process_ends_the_wait_of_the_others():
     first, other = two_processes(fails, fails)
     assert isinstance(first, OSError)
     assert isinstance(other, Interrupted) and "the first process failed" in other.message
+
+
+TOLD = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2", "--shutdown-timeout", "60")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [TOLD, ()], ids=["torchrun hands it on", "torchrun dies of it"])
+def test_a_signal_to_torchrun_saves_the_run(tiny_shards, tmp_path, told):
+    out, words = tmp_path / "run", [word for override in tiny_shards.overrides for word in ("-s", override)]
+    words += ["-s", "train.steps=100000", "-s", "checkpoint.every=100000"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *told]
+    command += ["-m", "dittool", "train", "--no-audit", "--preset", "demo", "--data", str(tiny_shards.folder)]
+    process = subprocess.Popen([*command, "--out", str(out), *words], env=dict(os.environ, OMP_NUM_THREADS="1"))
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or not (out / "log.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=90) != 0
+    while not list_checkpoints(out / "checkpoints") or list_checkpoints(out / "checkpoints")[0].verify():
+        assert time.monotonic() < deadline + 30
+        time.sleep(0.1)

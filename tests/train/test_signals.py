@@ -11,9 +11,7 @@ import pytest
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
-from dittool.train.signals import stop_on_signal
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from dittool.train.signals import STOPPING, launcher_warning, stop_on_signal
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +56,47 @@ def test_a_second_hang_up_does_not_end_the_process_before_it_has_saved(monkeypat
         assert stop.signal_number == signal.SIGHUP and not ended
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [143]
+
+
+def test_what_announces_the_end_is_not_the_first_of_two(monkeypatch):
+    """SLURM sends SIGUSR1, and SIGTERM when time is up: the save that goes on then is finished."""
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal_number == signal.SIGUSR1 and not ended
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [143]
+
+
+def test_what_torchrun_hands_on_once_more_is_no_second_signal(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wanted and not ended
+
+
+def test_a_process_whose_torchrun_is_gone_stops(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with stop_on_signal() as stop:
+        assert not stop.wanted
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert stop.wanted and stop.signal_number == signal.SIGTERM
+
+
+def test_a_run_under_torchrun_says_what_torchrun_was_not_told(monkeypatch):
+    assert launcher_warning() is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT")
+    warning = launcher_warning()
+    assert "SIGUSR1 and SIGUSR2 will end torchrun" in warning and "--shutdown-timeout 600" in warning
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(one.name for one in STOPPING))
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")
+    assert launcher_warning() is None
 
 
 @pytest.mark.row(17)
