@@ -130,7 +130,7 @@ def differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     Each place's difference is held against a noise that grows with the picture's contrast and with the slope there (a
     resize moves edges by parts of a pixel); the worst tenth of places is averaged, so that one object that moved
     counts. A busy picture has more by which it could differ from others, and may differ more from its copy. Figures of
-    copies and of different pictures: docs/results.md.
+    copies and of different pictures: docs/sources.md.
     """
     values = np.empty(len(one))
     for start in range(0, len(one), _CHUNK):

@@ -3,7 +3,7 @@
     near_copies.jsonl       one line each time that near copies were looked for:
                             {"compared": rows of thumbnails.rows that were there, "sides": {IMAGE: [IMAGE, …]}}
 
-An image's bytes decide on which side it is (shards/write.py). Near copies that arrive together form a group, and the
+An image's bytes decide on which side it is (shards/split.py). Near copies that arrive together form a group, and the
 bytes of one of them, the one with the lowest sha256, decide for all. An image that arrives later goes with those that
 it resembles and moves none of them; one that resembles images of several groups names them all, and `dit shard` leaves
 it out where they stand on two sides. So that this holds, what was decided is remembered: rows that were compared before
