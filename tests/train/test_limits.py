@@ -29,7 +29,7 @@ needs_unshare = pytest.mark.skipif(
     reason="this system lets nobody mount a /dev/shm of their own",
 )
 
-# `dit` that is hurt as step 4 begins, and that does not look before its first step
+# `dit` that is hurt as step 1 begins, before all is read ahead, and that does not look before its first step
 PROGRAM = """
 import multiprocessing, os, resource, sys
 from dittool.cli import main
@@ -48,7 +48,7 @@ def starve():
         resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (8, 8))
 
 def step(state, batches, real=loop.train_step):
-    if state.step == 4:
+    if state.step == 1:
         HURT()
     return real(state, batches)
 
