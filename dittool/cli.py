@@ -14,9 +14,10 @@ import os
 import select
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Annotated, Any
 
 import typer
@@ -33,10 +34,13 @@ from dittool.errors import (
     Interrupted,
     StorageError,
     UsageError,
+    described,
     from_os_error,
     is_out_of_descriptors,
     no_descriptor_left,
+    one_line,
 )
+from dittool.plugins import REMEDY, installed, package_of
 
 # In the order of the work. The module is dittool.commands.NAME, and its docstring begins with the line.
 BUILT_IN = {
@@ -76,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     if COMPLETE_VARIABLE in os.environ:
         return _answer_shell()
     try:
-        code = _invoke(build_root(installed_plugins()), arguments)
+        code = _invoke(build_root(installed_commands()), arguments)
         sys.stdout.flush()
         return code if isinstance(code, int) else DONE
     except typer.Exit as stop:
@@ -106,22 +110,20 @@ def build_root(plugins: Iterable[EntryPoint]) -> TyperGroup:
         root.add_command(_Stub(name, line, partial(_built_in_command, name)))
     for plugin in plugins:
         if plugin.name in root.commands:
-            Console().warn(f"{_described(plugin)} is not used: a command of that name exists already")
+            Console().warn(f"{_title(plugin)} is not used: a command of that name exists already")
         else:
-            root.add_command(_Stub(plugin.name, f"({_described(plugin)})", partial(_plugin_command, plugin), plugin))
+            root.add_command(_Stub(plugin.name, f"({_title(plugin)})", partial(_plugin_command, plugin), plugin))
     return root
 
 
-def installed_plugins() -> list[EntryPoint]:
-    """What installed packages offer in the entry-point group `dit.commands`, without importing any of it."""
-    try:
-        return sorted(entry_points(group=PLUGIN_GROUP), key=lambda plugin: plugin.name)
-    except Exception as error:  # one package's unreadable metadata spoils the list for all
-        Console().warn(
-            f"no plugin is used: an installed package's entry points cannot be read: {type(error).__name__}:"
-            f" {_one_line(error)}"
-        )
-        return []
+def installed_commands() -> list[EntryPoint]:
+    """What installed packages offer in the entry-point group `dit.commands`, without importing any of it. Says on
+    stderr whose entry points cannot be read.
+    """
+    plugins, refused = installed(PLUGIN_GROUP)
+    for line in refused:
+        Console().warn(line)
+    return plugins
 
 
 class _Stub(TyperCommand):
@@ -131,12 +133,16 @@ class _Stub(TyperCommand):
         super().__init__(name, help=line)
         self._load, self.plugin = load, plugin
 
-    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **settings: Any) -> Any:
         command = self._load()
         try:
-            return command.make_context(*arguments, **settings)  # the real command's context: it parses, and it is run
+            # the real command's context: it parses, and it is run
+            context: Any = command.make_context(info_name, list(args), *rest, **settings)
         except typer.TyperException as error:
             raise _usage_error(error, command) from error
+        for line in _given_twice(command, context, args):
+            Console().warn(line)
+        return context
 
 
 def _root(
@@ -149,19 +155,37 @@ def _root(
         typer.echo(context.get_help())
 
 
+def _given_twice(command: Loaded, context: typer.Context, arguments: list[str]) -> list[str]:
+    """A line for each option that was given more than once where only the last one counts."""
+    values, _, given = command.make_parser(context).parse_args(list(arguments))
+    lines = []
+    for parameter, times in Counter(given).items():
+        one_counts = (
+            parameter.param_type_name == "option" and not parameter.multiple and not getattr(parameter, "count", 0)
+        )
+        is_switch = getattr(parameter, "is_flag", False) and not parameter.secondary_opts
+        if times > 1 and one_counts and not is_switch:
+            value = values[parameter.name]
+            shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            lines.append(f"{parameter.opts[0]} is given {times} times: the last one holds, {shown}")
+    return lines
+
+
 def _invoke(root: TyperGroup, arguments: Sequence[str]) -> object:
     with root.make_context("dit", list(arguments)) as context:
         try:
             return root.invoke(context)
         except (typer.Exit, BrokenPipeError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             stub = root.commands.get(context.invoked_subcommand or "")
             plugin = stub.plugin if isinstance(stub, _Stub) else None
+            if isinstance(error, SystemExit) and not isinstance(error.code, str):  # a code of the program's own
+                raise typer.Exit(error.code or DONE) from error
             if plugin is None or explain(error).exit_code != BUG:
                 raise
             raise DitError(
-                f"{_described(plugin)} failed: {_named(error)}",
+                f"{_title(plugin)} failed: {described(error)}",
                 "run again with DIT_DEBUG=1 and report it to its authors",
             ) from error
 
@@ -171,7 +195,7 @@ def _answer_shell() -> int:
     would be printed into the line that is being typed.
     """
     try:
-        build_root(installed_plugins()).main([], "dit", complete_var=COMPLETE_VARIABLE, standalone_mode=False)
+        build_root(installed(PLUGIN_GROUP)[0]).main([], "dit", complete_var=COMPLETE_VARIABLE, standalone_mode=False)
     except SystemExit as stop:
         return int(stop.code or 0)
     except Exception:
@@ -223,13 +247,12 @@ def _plugin_command(plugin: EntryPoint) -> Loaded:
             raise TypeError(f"{plugin.value} is a {type(found).__name__}, not a function and not a Typer app")
         return _command(plugin.name, found)
     except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
-        hint = "update or uninstall that package; the other commands are not affected"
-        raise UsageError(f"{_described(plugin)} cannot be loaded: {_named(error)}", hint) from error
+        hint = f"{REMEDY}; the other commands are not affected"
+        raise UsageError(f"{_title(plugin)} cannot be loaded: {described(error)}", hint) from error
 
 
-def _described(plugin: EntryPoint) -> str:
-    package = f"{plugin.dist.name} {plugin.dist.version}" if plugin.dist else plugin.value
-    return f"plugin '{plugin.name}' of {package}"
+def _title(plugin: EntryPoint) -> str:
+    return f"plugin '{plugin.name}' of {package_of(plugin)}"
 
 
 def explain(error: BaseException) -> DitError:
@@ -245,7 +268,7 @@ def explain(error: BaseException) -> DitError:
     if is_out_of_descriptors(error):
         return no_descriptor_left("a socket, a library or a file")
     return _memory_error(error) or DitError(
-        f"internal error: {_named(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it"
+        f"internal error: {described(error)}", "run again with DIT_DEBUG=1 for a traceback, and report it"
     )
 
 
@@ -259,7 +282,7 @@ def _usage_error(error: typer.TyperException, command: Loaded | None = None) -> 
     for parameter in command.params if command else ():
         if option in parameter.opts and parameter.metavar:  # it stands without its value
             see = f"write {option} {parameter.metavar}; {see}"
-    return UsageError(_one_line(error.format_message()), see)
+    return UsageError(one_line(error.format_message()), see)
 
 
 def _options_near(written: str, command: Loaded) -> list[str]:
@@ -277,17 +300,9 @@ def _options_near(written: str, command: Loaded) -> list[str]:
 def _memory_error(error: BaseException) -> StorageError | None:
     if isinstance(error, getattr(sys.modules.get("torch"), "OutOfMemoryError", ())):
         # what was asked for and what the device has; then comes advice to programmers
-        message = ". ".join(_one_line(error).split(". ")[:3])
+        message = ". ".join(one_line(error).split(". ")[:3])
     elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        message = f"out of memory: {_one_line(error) or 'this process could not get more'}"
+        message = f"out of memory: {one_line(error) or 'this process could not get more'}"
     else:
         return None
     return StorageError(message, "make the batch or the model smaller, or set model.gradient_checkpointing = true")
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_one_line(error)}".rstrip(": ")
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

@@ -73,6 +73,16 @@ class Interrupted(DitError):
         self.exit_code = 128 + signal_number
 
 
+def one_line(text: object) -> str:
+    """Any text with every run of blanks and line ends as one blank."""
+    return " ".join(str(text).split())
+
+
+def described(error: BaseException) -> str:
+    """An error's kind and words in one line: `KeyError: 'x'`."""
+    return f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+
+
 def listed(items: Sequence[str], most: int = 10, separator: str = ", ") -> str:
     """The first items of a list and how many are left: `"a, b and 3 more"`."""
     shown = separator.join(items[:most])

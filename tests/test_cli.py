@@ -375,3 +375,23 @@ def test_tensors_of_no_preset_are_told(dit):
 def test_an_override_without_a_preset_is_told(dit):
     told = dit("presets", "-s", "train.lr=1")
     assert told.code == 2 and "no preset is named" in told.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("presets", "nano", "--set", "train.steps=5", "-s", "train.lr=1e-5"), ""),  # repeatable
+        (("presets", "nano", "--json", "--json", "-v", "-v"), ""),  # a switch twice is on
+        (("audit", "demo", "--select", "E4", "--format", "json", "--format", "markdown"), "--format is given 2 times"),
+        (("sample", "--from", "a.png", "--from", "b.png"), "--from is given 2 times: the last one holds, b.png"),
+        (("embed", "none", "--out", "a", "--out=b", "--out", "c"), "--out is given 3 times: the last one holds, c"),
+        (
+            ("sample", "--grid", "a=1", "b=2", "--grid", "c=1", "d=2"),
+            "--grid is given 2 times: the last one holds, c=1",
+        ),
+    ],
+)
+def test_an_option_given_twice_is_said_with_the_value_that_holds(arguments, said, dit, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    warnings = [line for line in dit(*arguments).err.splitlines() if "given" in line and line.startswith("warning: ")]
+    assert len(warnings) == bool(said) and all(said in line for line in warnings)

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
+
+from dittool.audit.registry import BUILT_IN
+from dittool.audit.registry import PLUGIN_GROUP as RULES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """Installs a package with entry points in the group dit.commands: `installed("dit-draw", {"draw":
-    "dit_draw:main"}, source)`.
-    """
+    """Installs a package with entry points: `installed("dit-draw", {"draw": "dit_draw:main"}, source)`."""
 
-    def install(package: str, commands: dict[str, str], source: str = "", version: str = "1.2") -> None:
+    def install(
+        package: str,
+        named: dict[str, str],
+        source: str = "",
+        version: str = "1.2",
+        group: str = "dit.commands",
+    ) -> None:
         module = package.replace("-", "_")
         monkeypatch.delitem(sys.modules, module, raising=False)  # an earlier test's
         (tmp_path / f"{module}.py").write_text(source)
         info = tmp_path / f"{module}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-        lines = [f"{name} = {value}" for name, value in commands.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[dit.commands]", *lines, ""]))
+        lines = [f"{name} = {value}" for name, value in named.items()]
+        (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
 
     monkeypatch.syspath_prepend(tmp_path)
     return install
@@ -129,9 +145,119 @@ def test_of_two_plugins_with_one_name_the_second_is_refused_with_a_line(dit, ins
     assert shown.err.count("is not used: a command of that name exists already") == 1
 
 
-def test_metadata_that_cannot_be_read_costs_the_plugins_and_nothing_else(dit, installed, tmp_path):
+def test_entry_points_that_cannot_be_read_cost_the_plugins_of_that_package_alone(dit, installed, tmp_path):
     installed("dit-torn", {})
     (tmp_path / "dit_torn-1.2.dist-info" / "entry_points.txt").write_text("[dit.commands]\nno equals sign\n")
-    shown = dit("presets", "nano", "--quiet")
-    assert shown.code == 0
-    assert shown.err.startswith("warning: no plugin is used: an installed package's entry points cannot be read: ")
+    installed("dit-draw", {"draw": "dit_draw:main"}, DRAW)
+    shown = dit("draw", "a circle")
+    assert (shown.code, shown.out) == (0, "drawing a circle in red\n")
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("warning: no plugin of dit-torn 1.2 is used: its entry points cannot be read: ")
+
+
+def test_a_plugin_that_leaves_by_itself_keeps_its_code_and_its_words(dit, installed):
+    source = "import sys\ndef three(): sys.exit(3)\ndef words(): sys.exit('no colour left')"
+    installed("dit-leaves", {"three": "dit_leaves:three", "words": "dit_leaves:words"}, source)
+    assert dit("three").code == 3
+    told = dit("words")
+    assert told.code == 70 and "plugin 'words' of dit-leaves 1.2 failed: SystemExit: no colour left" in told.err
+
+
+# Rules
+
+RULE = '''"""It holds.
+
+## What it checks
+A thing.
+
+## Why it matters
+It does.
+
+## Example
+Such.
+
+## Fix
+So.
+"""
+from dittool.audit.rule import Finding, passed
+from dittool.errors import BadDataError
+CODE, NAME, SEVERITY, SCOPE, SINCE = "M1", "mine", "{severity}", ("preset", "plan"), "1"
+def check(subject):
+    {body}
+'''
+BROKEN = [  # a rule's body, and what is said about it
+    ("raise ValueError('oops\\nand more')", "ValueError: oops and more"),
+    ("open('/nowhere/at/all')", "FileNotFoundError: "),
+    ("raise SystemExit(3)", "SystemExit: 3"),
+    ("return None", "BrokenRule: M1 found nothing"),
+    ("return [5]", "AttributeError: "),
+    ("return [Finding('pass', 5)]", "BrokenRule: M1 gave evidence or a fix that is no text"),
+    ("return [Finding('maybe', 'x')]", "gave the status 'maybe'"),
+]
+
+
+def test_a_broken_rule_of_another_package_lets_training_begin_and_is_named(dit, installed, tmp_path):
+    installed("dit-mine", {"mine": "dit_mine"}, RULE.format(severity="warning", body=BROKEN[0][0]), group=RULES)
+    installed("dit-gone", {"gone": "dit_gone"}, "import a_module_that_nobody_has", group=RULES)
+    few = ("drift.generated=8", "drift.positives=8", "train.batch_size=8", "train.steps=20", "train.warmup_steps=1")
+    keys = [word for key in few for word in ("-s", key)]
+    done = dit("train", "--preset", "drift-toy", "--out", tmp_path / "run", *keys)
+    assert done.code == 0, done.err
+    warnings = [line for line in done.err.splitlines() if "dit-mine" in line or "dit-gone" in line]
+    assert len(warnings) == 2 and all(line.startswith("warning: ") for line in warnings)
+    assert "audit rule 'gone' of dit-gone 1.2 cannot be used: ModuleNotFoundError" in warnings[0]
+    assert "rule M1 mine of dit-mine 1.2 broke: ValueError: oops and more" in warnings[1]
+    (error,) = json.loads((tmp_path / "run" / "audit.json").read_text())["errors"]
+    assert error["package"] == "dit-mine 1.2"
+
+
+@pytest.mark.parametrize("severity", ["warning", "error"])
+@pytest.mark.parametrize(("body", "said"), BROKEN)
+def test_a_broken_rule_of_another_package_changes_no_answer_of_an_audit(dit, installed, severity, body, said):
+    installed("dit-mine", {"mine": "dit_mine"}, RULE.format(severity=severity, body=body), group=RULES)
+    done = dit("audit", "drift-toy", "--select", "M1,K1,E4", "--json")
+    assert done.code == 70 and not json.loads(done.out)["ok"]  # asked for by name
+    ignored = ",".join(code for code in BUILT_IN if code != "E4")
+    done = dit("audit", "drift-toy", "--ignore", ignored, "--json")
+    assert done.code == 0 and json.loads(done.out)["ok"], done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert line.startswith("warning: rule M1 mine of dit-mine 1.2 broke: ") and said in line
+
+
+def test_a_sample_that_a_warning_rule_cannot_read_is_a_warning(dit, installed):
+    body = "raise BadDataError('torn', 'mend it')"
+    installed("dit-mine", {"mine": "dit_mine"}, RULE.format(severity="warning", body=body), group=RULES)
+    done = dit("audit", "drift-toy", "--select", "M1", "--json")
+    assert done.code == 0 and json.loads(done.out)["counts"]["warn"] == 1
+
+
+def test_what_a_rule_of_another_package_prints_is_no_part_of_the_answer(dit, installed):
+    body = "print('hello'); return passed('1 of 1')"
+    installed("dit-mine", {"mine": "dit_mine"}, RULE.format(severity="error", body=body), group=RULES)
+    done = dit("audit", "drift-toy", "--select", "M1", "--json")
+    assert done.code == 0 and json.loads(done.out)["ok"] and "hello" in done.err
+
+
+# The page
+
+
+def blocks(page: str, kind: str) -> dict[str, str]:
+    """The files that a page shows, by their names."""
+    return dict(re.findall(rf"^```{kind} (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+
+
+def test_the_package_of_the_page_works_as_it_is_shown(dit, installed, tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
+    project = tomllib.loads(blocks(page, "toml")["pyproject.toml"])
+    assert {f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]} == set(blocks(page, "python"))
+    about = project["project"]
+    for number, (group, named) in enumerate(about["entry-points"].items()):
+        installed(f"{about['name']}{'-' * number}", named, "", about["version"], group)
+    for name, source in blocks(page, "python").items():
+        (tmp_path / name).write_text(source)
+    (console,) = re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    for line in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
+        command, *shown = line.splitlines()
+        done = dit(*shlex.split(command)[1:])
+        assert done.code == 0, done.err
+        assert all(text in done.out for text in shown), (command, done.out)

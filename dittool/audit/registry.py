@@ -8,12 +8,15 @@ gone.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint
 
 from dittool.audit.rule import Rule, rule_from_module
-from dittool.errors import UsageError
+from dittool.errors import UsageError, described
+from dittool.plugins import REMEDY, installed, package_of
 
 PLUGIN_GROUP = "dit.audit_rules"
 
@@ -102,15 +105,18 @@ def load_rules(plugins: Iterable[EntryPoint] | None = None) -> RuleSet:
     """
     rules = built_in_rules()
     refused = []
-    for plugin in entry_points(group=PLUGIN_GROUP) if plugins is None else plugins:
-        package = f" of {plugin.dist.name} {plugin.dist.version}" if plugin.dist else ""
+    for plugin in (
+        installed(PLUGIN_GROUP)[0] if plugins is None else plugins
+    ):  # what is unreadable, the program has said
+        title = f"audit rule '{plugin.name}' of {package_of(plugin)}"
         try:
-            rule = rule_from_module(plugin.load())
+            with redirect_stdout(sys.stderr):  # what it prints is no part of a result
+                rule = replace(rule_from_module(plugin.load()), package=package_of(plugin))
         except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
-            refused.append(f"audit rule '{plugin.name}'{package} cannot be used: {type(error).__name__}: {error}")
+            refused.append(f"{title} cannot be used: {described(error)}; {REMEDY}")
             continue
         if any(rule.code == other.code for other in rules):
-            refused.append(f"audit rule '{plugin.name}'{package} is not used: the code {rule.code} is taken")
+            refused.append(f"{title} is not used: the code {rule.code} is taken")
         else:
             rules.append(rule)
     return RuleSet(tuple(rules), tuple(refused))

@@ -33,10 +33,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Crash:
-    """A rule that could not judge because it is broken itself."""
+    """A rule that could not judge because it is broken itself. `counts`: a plugin's only where it was named."""
 
     rule: Rule
     error: str
+    counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """No rule failed, and none broke."""
-        return not self.counts[FAIL] and not self.crashes
+        """No rule failed, and none that counts broke."""
+        return self.exit_code == DONE
 
     @property
     def exit_code(self) -> int:
-        return ANSWER_IS_NO if self.counts[FAIL] else BUG if self.crashes else DONE
+        broke = any(crash.counts for crash in self.crashes)
+        return ANSWER_IS_NO if self.counts[FAIL] else BUG if broke else DONE
 
 
 def table_rows(audit: Audit) -> list[tuple[str, str, str]]:
@@ -90,7 +92,10 @@ def as_json(audit: Audit) -> dict[str, object]:
         ],
         "counts": audit.counts,
         "ok": audit.ok,
-        "errors": [{"code": crash.rule.code, "name": crash.rule.name, "error": crash.error} for crash in audit.crashes],
+        "errors": [
+            {"code": crash.rule.code, "name": crash.rule.name, "package": crash.rule.package, "error": crash.error}
+            for crash in audit.crashes
+        ],
     }
 
 

@@ -90,6 +90,7 @@ class Rule:
     since: str
     page: str  # the docstring, as Markdown
     check: Callable[[Subject], list[Finding]]
+    package: str = ""  # whose it is, "dit-mine 1.2"; "": our own
 
     @property
     def title(self) -> str:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.audit.report import Audit, Crash, Judged, as_json, as_markdown
-from dittool.audit.rule import FAIL, PASS, SKIP, WARN, WARNING, BrokenRule, Finding, Rule, failed, or_skipped, skipped
+from dittool.audit.rule import (
+    FAIL,
+    PASS,
+    SKIP,
+    WARN,
+    WARNING,
+    BrokenRule,
+    Finding,
+    Rule,
+    failed,
+    or_skipped,
+    skipped,
+    warned,
+)
 from dittool.audit.subject import Subject, why_unfit
 from dittool.audit.targets import SpecimenOf, open_subject, preset_subject
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, described
+from dittool.plugins import REMEDY
 from dittool.storage import output_folder, write_atomic, write_json
 
 JSON_NAME, REVIEW_NAME = "audit.json", "audit.md"
@@ -56,7 +72,10 @@ def audit_before_training(config: AnyConfig, specimen_of: SpecimenOf, name: str,
     """
     if list_checkpoints(run / "checkpoints"):
         return None
-    result = audit_subject(preset_subject(name, specimen_of, config), load_rules().rules, talk=talk)
+    rules = load_rules()
+    for line in rules.refused:
+        talk.warn(line)
+    result = audit_subject(preset_subject(name, specimen_of, config), rules.rules, talk=talk)
     write_json(output_folder(run) / JSON_NAME, as_json(result))
     write_atomic(run / REVIEW_NAME, as_markdown(result).encode())
     return result
@@ -79,22 +98,26 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
             try:
                 findings += [Judged(rule, finding) for finding in _run(rule, subject)]
             except (Exception, SystemExit) as error:
-                if isinstance(error, OSError):
+                if isinstance(error, OSError) and not rule.package:
                     raise  # the disk's fault, not the rule's
-                crashes.append(Crash(rule, f"{type(error).__name__}: {error}"))
-                talk.warn(f"rule {rule.code} {rule.name} broke: {type(error).__name__}: {error}")
+                crashes.append(Crash(rule, described(error), counts=named or not rule.package))
+                owner = f" of {rule.package}" if rule.package else ""
+                talk.warn(f"rule {rule.title}{owner} broke: {described(error)}" + (f"; {REMEDY}" if owner else ""))
             task.advance()
     return Audit(subject.target, subject.kind, findings, crashes)
 
 
 def _run(rule: Rule, subject: Subject) -> list[Finding]:
     try:
-        findings = or_skipped(lambda: rule.check(subject))
+        with redirect_stdout(sys.stderr) if rule.package else nullcontext():  # the result is ours to print
+            findings = list(or_skipped(lambda: rule.check(subject)) or ())
     except BadDataError as error:  # a sample or a tensor that cannot be read
-        return failed(error.message, error.hint)
+        return (warned if rule.severity == WARNING else failed)(error.message, error.hint)
     if not findings:
         raise BrokenRule(f"{rule.code} found nothing, not even that all is well")
     for finding in findings:
+        if not (isinstance(finding.evidence, str) and isinstance(finding.fix, str)):
+            raise BrokenRule(f"{rule.code} gave evidence or a fix that is no text")
         if finding.status not in (PASS, WARN, FAIL, SKIP) or (finding.status == FAIL and rule.severity == WARNING):
             raise BrokenRule(f"{rule.code}, of severity {rule.severity}, gave the status '{finding.status}'")
     return findings

@@ -30,7 +30,10 @@ def as_sarif(audits: Sequence[Audit]) -> dict[str, object]:
 def _run(audit: Audit) -> dict[str, object]:
     rules = list(dict.fromkeys([judged.rule for judged in audit.findings] + [crash.rule for crash in audit.crashes]))
     broken = [
-        {"level": "error", "message": {"text": f"rule {crash.rule.code} broke: {crash.error}"}}
+        {
+            "level": "error" if crash.counts else "warning",
+            "message": {"text": f"rule {crash.rule.code} broke: {crash.error}"},
+        }
         for crash in audit.crashes
     ]
     return {
@@ -42,7 +45,11 @@ def _run(audit: Audit) -> dict[str, object]:
             }
         },
         "invocations": [
-            {"executionSuccessful": not broken, "exitCode": audit.exit_code, "toolExecutionNotifications": broken}
+            {
+                "executionSuccessful": not any(crash.counts for crash in audit.crashes),
+                "exitCode": audit.exit_code,
+                "toolExecutionNotifications": broken,
+            }
         ],
         "results": [_result(audit, judged, rules.index(judged.rule)) for judged in audit.findings],
     }
@@ -86,9 +93,10 @@ def as_junit(audits: Sequence[Audit]) -> str:
         counts = {
             "tests": len(audit.findings) + len(audit.crashes),
             "failures": audit.counts[FAIL],
-            "skipped": audit.counts[SKIP],
+            "skipped": audit.counts[SKIP] + sum(not crash.counts for crash in audit.crashes),
+            "errors": sum(crash.counts for crash in audit.crashes),
         }
-        figures = {name: str(count) for name, count in {**counts, "errors": len(audit.crashes)}.items()}
+        figures = {name: str(count) for name, count in counts.items()}
         suite = ElementTree.SubElement(root, "testsuite", {"name": _text(audit.target), **figures})
         for judged in audit.findings:
             finding, case = judged.finding, _case(suite, audit, judged.rule)
@@ -100,7 +108,8 @@ def as_junit(audits: Sequence[Audit]) -> str:
             else:
                 ElementTree.SubElement(case, "system-out").text = text
         for crash in audit.crashes:
-            ElementTree.SubElement(_case(suite, audit, crash.rule), "error", message=_text(crash.error))
+            kind = "error" if crash.counts else "skipped"
+            ElementTree.SubElement(_case(suite, audit, crash.rule), kind, message=_text(crash.error))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
