@@ -128,6 +128,14 @@ def choose_caption(value: object) -> tuple[str, int]:
     return check_caption(value[0]), len(value) - 1
 
 
+def caption_or_none(caption: object) -> str | None:
+    """The caption as it would be used; None when it could not be."""
+    try:
+        return read_caption_file(caption) if isinstance(caption, Path) else choose_caption(caption)[0]
+    except CaptionRefused:
+        return None
+
+
 def check_caption(value: object) -> str:
     """The caption in a value from a list: NFC, white space collapsed to single spaces. Raises `CaptionRefused`.
 

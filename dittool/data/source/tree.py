@@ -1,0 +1,112 @@
+"""The files below a folder of captioned images, as looking for captions needs them: which are images, which texts lie
+beside them, and which could be lists.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dittool.data.source.captions import LARGEST_JSON
+from dittool.data.source.coco import COCO_SUFFIX
+from dittool.data.source.folder import Walked
+from dittool.data.source.item import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Pairing, nfc, shown, stem_of, suffix_of
+from dittool.data.source.lists import LIST_SUFFIXES
+
+_NAMED = 3  # files that a message names
+
+
+@dataclass
+class Tree:
+    """The files below the source's folder, as looking for captions needs them."""
+
+    folder: Path
+    walked: Walked
+    pairing: Pairing
+
+    @cached_property
+    def images(self) -> list[str]:
+        return self.walked.having(*IMAGE_SUFFIXES)
+
+    @cached_property
+    def others(self) -> list[str]:
+        images = set(self.images)
+        return [path for path in self.walked.files if path not in images]
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """Path without suffix, after NFC → the files beside an image that could be called so."""
+        found = defaultdict(list)
+        for path in self.others:
+            found[nfc(stem_of(path))].append(path)
+        return found
+
+    @cached_property
+    def text_suffixes(self) -> list[str]:
+        """Of the texts that `pairing` lets answer for the image beside them."""
+        return [suffix for suffix in CAPTION_SUFFIXES if self.pairing.reads(suffix.removeprefix("."))]
+
+    @cached_property
+    def text_files(self) -> frozenset[str]:
+        return frozenset(path for path in self.others if suffix_of(path) in self.text_suffixes)
+
+    @cached_property
+    def _by_folded_stem(self) -> dict[str, str]:
+        return {nfc(stem_of(path)).casefold(): path for path in reversed(self.others) if path in self.text_files}
+
+    @cached_property
+    def lists_in(self) -> dict[str, list[str]]:
+        """Folder → files in it that may list images: tables, and JSON that is called like none of them."""
+        images = {nfc(stem_of(image)) for image in self.images} | {nfc(image) for image in self.images}
+        found = defaultdict(list)
+        for path in self.others:
+            if suffix_of(path) in LIST_SUFFIXES or (
+                suffix_of(path) == COCO_SUFFIX and nfc(stem_of(path)) not in images
+            ):
+                found[posixpath.dirname(path)].append(path)
+        return found
+
+    def texts_of(self, image: str) -> list[str]:
+        """The texts beside an image, .txt first."""
+        beside = [path for path in self.by_stem.get(nfc(stem_of(image)), ()) if path in self.text_files]
+        return sorted(beside, key=lambda path: (CAPTION_SUFFIXES.index(suffix_of(path)), path))
+
+    def other_spelling(self, image: str) -> str | None:
+        """A text whose name differs from the image's in upper and lower case only."""
+        return self._by_folded_stem.get(nfc(stem_of(image)).casefold())
+
+    def neighbours(self, image: str, read: set[str]) -> str:
+        """What lies beside an image and is none of the lists that are read, in words; "" when nothing does."""
+        twins = [*self.by_stem.get(nfc(stem_of(image)), ()), *self.by_stem.get(nfc(image), ())]  # a.json, a.jpg.json
+        twins = [path for path in twins if suffix_of(path) not in LIST_SUFFIXES]
+        lists = [path for path in self.lists_in.get(posixpath.dirname(image), []) if path not in read]
+        return ", ".join(self._described(path) for path in [*twins, *lists][:_NAMED])
+
+    def _described(self, path: str) -> str:
+        name = shown(posixpath.basename(path))
+        keys = _json_keys(self.folder / path) if suffix_of(path) == COCO_SUFFIX else []
+        return f"{name} (with {', '.join(shown(key)[:40] for key in keys[:8])})" if keys else name
+
+
+def by_last_part(images: Iterable[str]) -> dict[str, list[str]]:
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        by_name[posixpath.basename(image)].append(image)
+    return by_name
+
+
+def _json_keys(path: Path) -> list[str]:
+    """The keys of a small JSON object, or of the first one in a list; none for anything else."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            return []
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    first = value[0] if isinstance(value, list) and value else value
+    return [str(key) for key in first] if isinstance(first, dict) else []
