@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dittool.data.source.thumbnail import SIDE
+from dittool.storage import full_disk_explained
 
 ROW = np.dtype([("image", np.uint8, (32,)), ("pixels", np.uint8, (SIDE, SIDE, 3))])
 
@@ -28,11 +29,11 @@ def read_thumbnails(path: Path) -> np.ndarray:
 
 
 def append_thumbnails(path: Path, made: Mapping[str, np.ndarray]) -> None:
-    """Adds rows, by the sha256 of the image, behind the last whole one."""
+    """Adds rows, by the sha256 of the image, behind the last whole one. Raises `StorageError` when the disk is full."""
     rows = np.empty(len(made), ROW)
     for row, (image, pixels) in zip(rows, made.items(), strict=True):
         row["image"], row["pixels"] = np.frombuffer(bytes.fromhex(image), np.uint8), pixels
-    with path.open("ab") as file:
+    with full_disk_explained(path, rows.nbytes), path.open("ab") as file:
         file.truncate(file.tell() // ROW.itemsize * ROW.itemsize)
         file.write(rows.tobytes())
         file.flush()

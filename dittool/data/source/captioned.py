@@ -1,9 +1,9 @@
 """A folder of captioned images as a source: from all that may hold a caption, the one that is meant, or none.
 
-A caption stands in a list (metadata in any folder, or COCO captions) or in a text beside the image, NAME.txt or
-NAME.caption. A list speaks for the folders of its images: an image there that it leaves out is refused, and no text
-beside it answers instead. Where a list and a text, or both texts, caption one image and differ, nothing says which is
-meant, and that is an error; `data.captions` says it. A folder's name is never a caption here.
+A caption stands in a list (metadata in any folder, COCO captions, a list in JSON or in a text) or in a text beside the
+image, NAME.txt or NAME.caption. A list speaks for the folders of its images: an image there that it leaves out is
+refused, and no text beside it answers instead. Where a list and a text, or both texts, caption one image and differ,
+nothing says which is meant, and that is an error; `data.captions` says it. A folder's name is never a caption here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dittool.data.source.by_name import ImagesByName
 from dittool.data.source.captions import caption_or_none
 from dittool.data.source.coco import COCO_SUFFIX, coco_captions
 from dittool.data.source.folder import Walked, walk
 from dittool.data.source.item import (
-    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     Pairing,
     Source,
@@ -28,8 +28,8 @@ from dittool.data.source.item import (
     suffix_of,
 )
 from dittool.data.source.listed import Listed, lists_of
-from dittool.data.source.lists import LIST_SUFFIXES, is_metadata
-from dittool.data.source.tree import Tree, by_last_part
+from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, metadata_items
+from dittool.data.source.tree import Tree
 from dittool.errors import BadDataError
 
 _NAMED = 3  # files that a message names
@@ -56,36 +56,44 @@ def captioned_source(folder: Path, walked: Walked, pairing: Pairing) -> Source:
         answered[posixpath.basename(place) if image in listed.rows else suffix_of(place)].append(image)
         conflicts += _conflicts_of(tree, item, place, [text for text in texts if text != place])
     if conflicts:
-        raise _undecided(folder, conflicts)
+        raise _undecided(folder, listed, conflicts)
     if tree.images and all(item.reason in ("no-caption", "no-image") for item in items):
         raise _no_captions(tree, [item for item in items if item.reason == "no-caption"])
     ignored = Counter(walked.ignored) + listed.ignored
     illustrated = {nfc(stem_of(image)) for image in tree.images}
     for path in tree.others:
         if path in tree.text_files and not listed.governing(path):
-            if nfc(stem_of(path)) not in illustrated:
+            if nfc(stem_of(path)) not in illustrated and path not in listed.read:
                 items.append(SourceItem(path, reason="no-image", detail="a caption with no image beside it"))
         elif path not in listed.read:
             ignored[suffix_of(path) or "no suffix"] += 1
     return Source(listed.kind or "folder", folder, items, dict(ignored), dict(answered))
 
 
-def coco_as_source(path: Path, _: Pairing) -> Source:
-    """The images below the folder of a file of COCO captions that it lists. Raises `BadDataError`."""
-    folder = path.parent
-    images = walk(folder).having(*IMAGE_SUFFIXES)
-    found = coco_captions(folder, path.name, images, by_last_part(images))
-    if found is None:
+def file_as_source(path: Path, pairing: Pairing) -> Source:
+    """The images below the folder of a JSON (COCO captions, or a list) or a text that list them. Raises
+    `BadDataError`.
+    """
+    folder, images = path.parent, ImagesByName(walk(path.parent).having(*IMAGE_SUFFIXES))
+    found = coco_captions(folder, path.name, images) if path.suffix.lower() == COCO_SUFFIX else None
+    items = found.items if found is not None else metadata_items(folder, path.name, pairing, images)
+    if not items:
+        lists = (
+            "COCO captions need images (id, file_name) and annotations (image_id, caption); other JSON an image and a"
+            " caption in each object, under usual names or those of data.image_column and data.caption_column"
+            if path.suffix.lower() == COCO_SUFFIX
+            else "a first line that names the columns, or NAME.jpg, a tab and a caption on each line"
+        )
         raise BadDataError(
-            f"{path}: no COCO captions: it needs images (id, file_name) and annotations (image_id, caption)",
+            f"{path}: no list of captions: {lists}",
             "give the folder of the images as SOURCE, or a list as metadata.jsonl, .csv or .parquet",
         )
-    if not found.found:
+    if not any(item.image in images.images for item in items):
         raise BadDataError(
-            f"{path}: none of its {len(found.items)} images lies below {folder}",
+            f"{path}: none of its {len(items)} images lies below {folder}",
             "give the folder that holds both as SOURCE",
         )
-    return Source("coco", folder, found.items)
+    return Source("metadata" if found is None else "coco", folder, items)
 
 
 # --- an image that no list captions ---
@@ -133,23 +141,19 @@ def _conflicts_of(tree: Tree, item: SourceItem, place: str, texts: list[str]) ->
     ]
 
 
-def _undecided(folder: Path, conflicts: list[_Conflict]) -> BadDataError:
+def _undecided(folder: Path, listed: Listed, conflicts: list[_Conflict]) -> BadDataError:
     first = conflicts[0]
     said = " and ".join(
         f"{shown(posixpath.basename(place))} says '{caption[:40]}'"
         for place, caption in zip(first.places, first.captions, strict=True)
     )
-    kinds = dict.fromkeys(_kind_of(place) for conflict in conflicts for place in conflict.places)
+    places = dict.fromkeys(place for conflict in conflicts for place in conflict.places)
+    kinds = dict.fromkeys(listed.kind_of.get(place) or suffix_of(place).removeprefix(".") for place in places)
     return BadDataError(
         f"{folder}: {len({conflict.image for conflict in conflicts})} images have two captions that differ: of"
         f" {shown(first.image)} {said}",
         f"say which is meant: {' or '.join(f'-s data.captions={kind}' for kind in kinds)}",
     )
-
-
-def _kind_of(path: str) -> str:
-    suffix = suffix_of(path)
-    return suffix.removeprefix(".") if suffix in CAPTION_SUFFIXES else "coco" if suffix == COCO_SUFFIX else "metadata"
 
 
 # --- when there are none ---
@@ -159,10 +163,13 @@ def _no_captions(tree: Tree, items: list[SourceItem]) -> BadDataError:
     there = Counter(suffix_of(path) or "no suffix" for path in tree.others)
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(there.items())[:8]) or "nothing but images"
     wanted = {
-        "auto": "NAME.txt or NAME.caption beside an image, metadata.jsonl, .csv, .tsv or .parquet, COCO captions",
+        "auto": (
+            "NAME.txt or NAME.caption beside an image, metadata.jsonl, .csv, .tsv or .parquet, captions.txt, COCO"
+            " captions and other lists in JSON"
+        ),
         "txt": "NAME.txt beside an image",
         "caption": "NAME.caption beside an image",
-        "metadata": "metadata.jsonl, .csv, .tsv or .parquet in any folder",
+        "metadata": "metadata.jsonl, .csv, .tsv or .parquet in any folder, captions.txt, lists in JSON",
         "coco": "COCO captions: a .json with images and annotations",
     }[tree.pairing.captions]
     message = (

@@ -11,7 +11,6 @@ there are is for `[dropout]` to say.
 
 from __future__ import annotations
 
-import json
 import re
 import stat
 import unicodedata
@@ -78,25 +77,6 @@ def read_caption_file(path: Path) -> str:
             str(path),
         )
     return read_caption(raw)
-
-
-def read_caption_json(raw: bytes) -> tuple[str, int]:
-    """`choose_caption` of a `.json` file's bytes: text, a list of texts, or an object with `caption` or `text`.
-    Raises `CaptionRefused`.
-    """
-    if len(raw) > LARGEST_JSON:
-        raise CaptionRefused(
-            "caption-too-long", f"{len(raw):,} bytes, a .json with a caption has at most {LARGEST_JSON:,}"
-        )
-    try:
-        value = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise CaptionRefused(
-            "caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CaptionRefused("caption-not-json", f"not valid JSON: {error}") from error
-    return choose_caption(caption_in(value) if isinstance(value, dict) else value)
 
 
 def caption_in(row: Mapping[str, object], columns: Sequence[str] = ("caption", "text")) -> object:

@@ -1,9 +1,7 @@
 """Captions in the format of COCO: one JSON object with `images` (id, file_name) and `annotations` (image_id, caption).
 
-The file does not say in which folder its images lie. A `file_name` is looked for beside the file, then below the file's
-folder, then anywhere in the source; where several images end with it, those in a folder that the file's name speaks of
-(captions_train2017.json, train2017/) are meant, and when that does not decide, none is. Of several captions of an image
-the first is taken.
+The file does not say in which folder its images lie: by_name.py says which a `file_name` means. Of several captions of
+an image the first is taken.
 """
 
 from __future__ import annotations
@@ -11,11 +9,11 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dittool.data.source.by_name import ImagesByName
 from dittool.data.source.item import SourceItem, shown, stem_of
 from dittool.errors import BadDataError
 
@@ -35,12 +33,8 @@ class CocoCaptions:
     absent: int = 0  # its images that are not in the source
 
 
-def coco_captions(root: Path, path: str, images: Sequence[str], by_name: dict[str, list[str]]) -> CocoCaptions | None:
+def coco_captions(root: Path, path: str, images: ImagesByName) -> CocoCaptions | None:
     """The captions of the file at `path`, relative to the source's root; None when it is another kind of JSON.
-
-    Args:
-        images: paths of the source's images, relative to its root.
-        by_name: the same by the last part of the path.
 
     Raises `BadDataError` for a file that begins as COCO's do and is no JSON, or is too large.
     """
@@ -59,9 +53,9 @@ def coco_captions(root: Path, path: str, images: Sequence[str], by_name: dict[st
     if not captions:
         return None
     ids = Counter(row["id"] for row in value["images"] if isinstance(row, dict) and _is_id(row.get("id")))
-    items, found, listed = [], 0, set(images)
+    items, found = [], 0
     for number, row in enumerate(value["images"]):
-        item, there = _item(f"{path}:images[{number}]", path, row, captions, listed, by_name)
+        item, there = _item(f"{path}:images[{number}]", path, row, captions, images)
         if not item.reason and ids[row["id"]] > 1:
             item = replace(item, reason="bad-line", detail=f"{ids[row['id']]} images have the id {row['id']!r}")
         items.append(item)
@@ -71,7 +65,7 @@ def coco_captions(root: Path, path: str, images: Sequence[str], by_name: dict[st
 
 
 def _item(
-    where: str, path: str, row: Any, captions: dict[Any, list[Any]], listed: set[str], by_name: dict[str, list[str]]
+    where: str, path: str, row: Any, captions: dict[Any, list[Any]], images: ImagesByName
 ) -> tuple[SourceItem, bool]:
     """(one entry of `images` as an item, whether its image is in the source)."""
     name = row.get("file_name") if isinstance(row, dict) else None
@@ -80,7 +74,7 @@ def _item(
     name = posixpath.normpath(name)
     if name.startswith("/") or ".." in name.split("/"):
         return SourceItem(where, reason="outside-source", detail="file_name leads out of the folder"), False
-    meant = _images_meant(path, name, listed, by_name)
+    meant = images.meant(path, name)
     if len(meant) > 1:
         both = f"{shown(meant[0])} and {shown(meant[1])}"
         return SourceItem(where, reason="two-images", detail=f"{shown(name)} may be {both}"), True
@@ -94,25 +88,6 @@ def _item(
     return item, bool(meant)
 
 
-def _images_meant(path: str, name: str, listed: set[str], by_name: dict[str, list[str]]) -> list[str]:
-    """The images that a `file_name` may stand for, by the rules above."""
-    folder = posixpath.dirname(path)
-    if (beside := posixpath.join(folder, name)) in listed:
-        return [beside]
-    found = [image for image in by_name.get(posixpath.basename(name), ()) if f"/{image}".endswith(f"/{name}")]
-    below = [image for image in found if image.startswith(f"{folder}/")] if folder else found
-    found = below or found
-    if len(found) > 1:
-        title = posixpath.basename(stem_of(path)).lower()
-        spoken_of = [image for image in found if any(_speaks_of(title, part) for part in image.split("/")[:-1])]
-        found = spoken_of or found
-    return found
-
-
-def _speaks_of(title: str, folder: str) -> bool:
-    return len(folder) > 2 and folder.lower() in title
-
-
 def _may_be_coco(path: Path) -> bool:
     """A look at the file's bytes: whether it is worth parsing. Files of boxes and masks, which are many times larger,
     hold no captions.
@@ -120,16 +95,21 @@ def _may_be_coco(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        head = file.read(_HEAD)
+        head = _ascii(file.read(_HEAD))
         if b'"images"' not in head and b'"annotations"' not in head:
             return False
         file.seek(0)
         before = b""
-        while block := file.read(_BLOCK):
+        while block := _ascii(file.read(_BLOCK)):
             if b'"caption"' in before + block:
                 return True
             before = block[-10:]
     return False
+
+
+def _ascii(raw: bytes) -> bytes:
+    """Without the zeros that UTF-16 has between letters."""
+    return raw.replace(b"\0", b"")
 
 
 def _parsed(path: Path) -> Any:
@@ -140,7 +120,7 @@ def _parsed(path: Path) -> Any:
             "split it, or write its captions as metadata.jsonl: file_name and text on each line",
         )
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         why = ascii(str(error))[1:-1][:200]
         raise BadDataError(

@@ -7,6 +7,7 @@ a line of JSON.
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import re
@@ -15,8 +16,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from dittool.data.source.captions import CaptionRefused, caption_in
-from dittool.data.source.item import Pairing, SourceItem, shown, stem_of
+from dittool.data.source.captions import LARGEST_JSON, CaptionRefused, caption_in, choose_caption
+from dittool.data.source.item import AUTO, Pairing, SourceItem, shown, stem_of
 from dittool.errors import listed
 
 # The first that is there is read.
@@ -31,6 +32,7 @@ OTHER_CAPTION_COLUMNS = ("description", "sentence", "sentences", "alt_text", "al
 _ID_COLUMN, _BUCKET_COLUMN = "image_id", "aspect_bucket"
 _LONGEST_LISTING = 20  # columns that a message names
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 Row = dict[str, Any]  # column → value
 
 
@@ -78,6 +80,31 @@ def columns_of(present: tuple[str, ...], pairing: Pairing) -> Columns:
     return Columns("".join(paths[:1]), tuple(captions), "".join(ids[:1]), "".join(buckets[:1]))
 
 
+def read_caption_json(raw: bytes, pairing: Pairing = AUTO) -> tuple[str, int]:
+    """`choose_caption` of a `.json` file's bytes: text, a list of texts, or an object with a caption under a usual key.
+    Raises `CaptionRefused`.
+    """
+    if len(raw) > LARGEST_JSON:
+        raise CaptionRefused(
+            "caption-too-long", f"{len(raw):,} bytes, a .json with a caption has at most {LARGEST_JSON:,}"
+        )
+    try:
+        value = json.loads(raw.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise CaptionRefused(
+            "caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CaptionRefused("caption-not-json", f"not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        return choose_caption(value)
+    captions = columns_of(tuple(value), pairing).captions
+    if not captions:
+        keys = listed([shown(key)[:60] for key in value], _LONGEST_LISTING) or "none"
+        raise CaptionRefused("no-caption", f"no caption in it; its keys are {keys}: name one with data.caption_column")
+    return choose_caption(caption_in(value, captions))
+
+
 def what_is_missing(
     columns: Columns, present: Sequence[str], pairing: Pairing, kind: str = "column"
 ) -> tuple[str, str]:
@@ -113,9 +140,14 @@ def row_item(where: str, row: Row | BadRow, pairing: Pairing, folder: str | None
     if not columns.path:
         return SourceItem(where, reason="bad-line", detail=what_is_missing(columns, present, pairing, "key")[0])
     image, hint = row[columns.path], row.get(columns.bucket)
+    if isinstance(image, int) and not isinstance(image, bool):  # a number that names a file
+        image = str(image)
     if not isinstance(image, str) or not image:
         return SourceItem(where, reason="bad-line", detail=f"{columns.path} is missing or not text")
     item = SourceItem(stem_of(image), image, bucket_hint=hint if isinstance(hint, str) else "")
+    if _ADDRESS.match(image):
+        detail = "addresses are not followed: fetch the pictures first (img2dataset does)"
+        return replace(item, reason="no-image", detail=detail)
     if folder is not None:
         inside = posixpath.normpath(image)
         if os.path.isabs(image) or ".." in inside.split("/"):  # it travels with the folder, and so must what it lists

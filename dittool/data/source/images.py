@@ -50,7 +50,7 @@ _UPRIGHT = {  # EXIF orientation → what makes it upright; other values mean no
 }
 _SRGB_GAMMA = 45455  # of a PNG's gAMA chunk
 _SRGB_PRIMARIES = (0, 1, 2)  # by their number in ITU-T H.273: BT.709, or not said
-_BRIGHT_TRANSFERS = (16, 18)  # perceptual quantiser, hybrid log-gamma
+_OTHER_TRANSFERS = (8, 16, 18)  # linear light, perceptual quantiser, hybrid log-gamma
 _NO_PROFILE = b"?"
 _ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # EXIF and TIFF tags
 # What Pillow's parsers raise on damaged files. Flipping and cutting bytes showed OSError, ValueError, IndexError,
@@ -247,7 +247,7 @@ def _plain_png(raw: bytes) -> tuple[bytes, bytes, list[str]]:
             is_srgb = True
         elif name == b"gAMA" and length == 4:
             gamma = int.from_bytes(raw[position + 8 : position + 12], "big")
-        elif name == b"cICP" and raw[position + 8] not in _SRGB_PRIMARIES:
+        elif name == b"cICP" and (raw[position + 8] not in _SRGB_PRIMARIES or raw[position + 9] in _OTHER_TRANSFERS):
             flags.append(colours.IGNORED)
         position = end
     if name != b"IEND" or position > len(raw):
@@ -312,13 +312,13 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _has_other_colours(raw: bytes) -> bool:
-    """Whether an image in the ISO container names primaries other than sRGB's, or the transfer of a bright screen, by
+    """Whether an image in the ISO container names primaries other than sRGB's, or a transfer that is far from it, by
     number and not by a profile.
     """
     place = raw.find(b"colrnclx")
     primaries, transfer = raw[place + 8 : place + 10], raw[place + 10 : place + 12]
     return place >= 0 and (
-        int.from_bytes(primaries, "big") not in _SRGB_PRIMARIES or int.from_bytes(transfer, "big") in _BRIGHT_TRANSFERS
+        int.from_bytes(primaries, "big") not in _SRGB_PRIMARIES or int.from_bytes(transfer, "big") in _OTHER_TRANSFERS
     )
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 
 from dittool.data.source.captions import caption_or_none
 from dittool.data.source.coco import COCO_SUFFIX, coco_captions
-from dittool.data.source.item import SourceItem, nfc, shown, stem_of, suffix_of
+from dittool.data.source.item import SourceItem, shown, suffix_of
 from dittool.data.source.lists import is_metadata, metadata_items
-from dittool.data.source.tree import Tree, by_last_part
+from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
+from dittool.data.source.tree import Tree
 from dittool.errors import BadDataError
 
 
@@ -25,7 +26,13 @@ class Listed:
     read: set[str] = field(default_factory=set)  # paths of the lists
     scopes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # folder → lists that speak for it
     ignored: Counter[str] = field(default_factory=Counter)
-    kind: str = ""  # of the source
+    kind_of: dict[str, str] = field(default_factory=dict)  # list → what `data.captions` calls its kind
+
+    @property
+    def kind(self) -> str:
+        """Of the source."""
+        kinds = set(self.kind_of.values())
+        return "metadata" if "metadata" in kinds else "".join(kinds)
 
     def governing(self, path: str) -> list[str]:
         """The lists that speak for the folder of a path."""
@@ -36,6 +43,12 @@ class Listed:
             if not folder:
                 return list(dict.fromkeys(found))
             folder = posixpath.dirname(folder)
+
+    def speaks_for(self, path: str, folders: Iterable[str], kind: str) -> None:
+        """A list answers for the images of folders."""
+        self.kind_of[path] = kind
+        for folder in folders:
+            self.scopes[folder].append(path)
 
     def add(self, path: str, items: Iterable[SourceItem], images: frozenset[str]) -> None:
         self.read.add(path)
@@ -53,36 +66,51 @@ class Listed:
 
 
 def lists_of(tree: Tree) -> Listed:
-    listed, images = Listed(), frozenset(tree.images)
+    listed = Listed()
+    coco = {path for path in _json_of_no_image(tree) if tree.pairing.reads("coco") and _add_coco(listed, tree, path)}
     if tree.pairing.reads("metadata"):
         for path in filter(is_metadata, tree.others):
             try:
-                listed.add(path, metadata_items(tree.folder, path, tree.pairing), images)
+                items = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
             except BadDataError as error:
                 raise BadDataError(error.message, f"{error.hint}; {left_unread('metadata')}") from error
-            listed.scopes[posixpath.dirname(path)].append(path)
-            listed.kind = "metadata"
-    if tree.pairing.reads("coco"):
-        by_name = by_last_part(tree.images)
-        beside_images = {nfc(stem_of(image)) for image in tree.images} | {nfc(image) for image in tree.images}
-        for path in tree.others:
-            if suffix_of(path) != COCO_SUFFIX or nfc(stem_of(path)) in beside_images:
-                continue
-            found = coco_captions(tree.folder, path, tree.images, by_name)
-            if found is None:
-                continue
-            if not found.found:  # annotations of a part of COCO that is not here
-                listed.read.add(path)
-                listed.ignored[f"COCO captions without their images ({shown(posixpath.basename(path))})"] += 1
-                continue
-            listed.add(path, found.items, images)
-            listed.ignored += Counter({"caption of an image that COCO's file does not list": found.stray})
-            for image in found.items:
-                if image.image in images:
-                    lists = listed.scopes[posixpath.dirname(image.image)]
-                    lists += [] if path in lists else [path]
-            listed.kind = listed.kind or "coco"
+            listed.add(path, items, tree.by_name.images)
+            listed.speaks_for(path, {posixpath.dirname(path), *_folders_of(items, tree)}, "metadata")
+        for path in [path for path in tree.others if path not in coco and _may_be_list(tree, path)]:
+            items = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
+            if folders := _folders_of(items, tree):  # else it lists other images, or is no list
+                listed.add(path, items, tree.by_name.images)
+                listed.speaks_for(path, folders, "metadata")
     return listed
+
+
+def _add_coco(listed: Listed, tree: Tree, path: str) -> bool:
+    """Adds a file of COCO captions; whether it is one."""
+    found = coco_captions(tree.folder, path, tree.by_name)
+    if found is None:
+        return False
+    if found.found:
+        listed.add(path, found.items, tree.by_name.images)
+        listed.ignored += Counter({"caption of an image that COCO's file does not list": found.stray})
+        listed.speaks_for(path, _folders_of(found.items, tree), "coco")
+    else:  # annotations of a part of COCO that is not here
+        listed.read.add(path)
+        listed.ignored[f"COCO captions without their images ({shown(posixpath.basename(path))})"] += 1
+    return True
+
+
+def _json_of_no_image(tree: Tree) -> list[str]:
+    return [path for path in tree.others if suffix_of(path) == COCO_SUFFIX and not tree.is_beside_image(path)]
+
+
+def _may_be_list(tree: Tree, path: str) -> bool:
+    """Whether a file is worth a look: JSON or a text, and not called like an image."""
+    return suffix_of(path) in (COCO_SUFFIX, *TEXT_LIST_SUFFIXES) and not tree.is_beside_image(path)
+
+
+def _folders_of(items: Iterable[SourceItem], tree: Tree) -> set[str]:
+    """The folders of the images in the source that a list names."""
+    return {posixpath.dirname(item.image) for item in items if item.image in tree.by_name.images}
 
 
 def left_unread(kind: str) -> str:

@@ -95,12 +95,12 @@ def _tell(source: Path, listed: Source, talk: Talk) -> None:
 
 _FLAGS = {  # → what they say in words
     "icc-converted": "colours brought to sRGB",
-    "icc-ignored": "colours that could not be brought to sRGB",
+    "icc-ignored": "taken as they stand: a profile that cannot be read, or colours named by number",
     "exif-rotated": "turned upright",
     "alpha-composited": "transparent, shown over white",
     "cmyk-converted": "inks shown as colours",
-    "16-bit-reduced": "to 8 bits",
-    "first-frame-only": "of several",
+    "16-bit-reduced": "to 8 bits a channel",
+    "first-frame-only": "of an animation",
     "no-end-chunk": "the file lacks its end",
     "upscaled": "smaller than its bucket",
     "duplicate-of": "the same file as another image",

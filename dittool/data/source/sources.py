@@ -15,19 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from dittool.data.records import safe_key
-from dittool.data.source.captioned import captioned_source, coco_as_source
+from dittool.data.source.captioned import captioned_source, file_as_source
 from dittool.data.source.coco import COCO_SUFFIX
 from dittool.data.source.columns import CAPTION_COLUMNS, PATH_COLUMNS
 from dittool.data.source.folder import FOLDER_NAMES, classes_source, walk
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
 from dittool.data.source.tar import TAR_SUFFIX, tar_source, tars_source
+from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
 from dittool.errors import BadDataError, UsageError
 
 _READERS: dict[str, Callable[[Path, Pairing], Source]] = {
     **dict.fromkeys(LIST_SUFFIXES, list_as_source),
-    COCO_SUFFIX: coco_as_source,
-    TAR_SUFFIX: lambda path, _: tar_source(path),
+    **dict.fromkeys((COCO_SUFFIX, *TEXT_LIST_SUFFIXES), file_as_source),
+    TAR_SUFFIX: tar_source,
 }
 _ROW_NEEDS = (
     f"needs an image path ({', '.join(PATH_COLUMNS[:3])} …; others: -s data.image_column=NAME) and a caption"
@@ -86,7 +87,7 @@ def _list_folder(folder: Path, pairing: Pairing) -> Source:
     if images and pairing.captions == FOLDER_NAMES:
         return classes_source(folder, walked)
     if tars and not images and not (pairing.reads("metadata") and any(map(is_metadata, walked.files))):
-        return tars_source(folder, tars, walked)
+        return tars_source(folder, tars, walked, pairing)
     return captioned_source(folder, walked, pairing)
 
 
@@ -152,7 +153,7 @@ def _nothing_in(source: Path, listed: Source) -> BadDataError:
         return BadDataError(message, _NEEDED[listed.kind])
     if source.is_file():
         return BadDataError(message, "give a list that names images, or a folder of images with their captions")
-    if lists := sorted(path for path in source.iterdir() if path.suffix.lower() in LIST_SUFFIXES):
+    if lists := sorted(path for path in source.rglob("*") if path.suffix.lower() in LIST_SUFFIXES):
         return BadDataError(message, f"give the list itself as SOURCE: {lists[0]}")
     return BadDataError(
         message, "put NAME.jpg (or .png, .webp …) with its caption in NAME.txt there, or give another folder as SOURCE"

@@ -6,6 +6,7 @@ after broken quotes, so these are an error of the whole table.
 
 from __future__ import annotations
 
+import ast
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any, TextIO
 
 from dittool.data.source.columns import BadRow, Row, columns_of, what_is_missing
 from dittool.data.source.item import LONGEST_LINE, Pairing
+from dittool.data.source.text_files import opened_text
 from dittool.errors import BadDataError, UsageError
 
-_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _USUAL_SEPARATOR = {".csv": ",", ".tsv": "\t"}
 _LONGEST_FIELD = 1 << 17  # characters, twice what a caption may have
 _ROWS_AT_ONCE = 1024
@@ -26,7 +28,7 @@ def table_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow
     """(line or row number, row) of a table. Raises `BadDataError` when it cannot be read or lacks a column,
     `UsageError` when Parquet support is not installed.
     """
-    return _parquet_rows(path, pairing) if path.suffix.lower() == ".parquet" else _csv_rows(path, pairing)
+    return _parquet_rows(path, pairing) if path.suffix.lower() == ".parquet" else csv_rows(path, pairing)
 
 
 def _require_columns(path: Path, present: Sequence[str], pairing: Pairing, remedy: str) -> None:
@@ -45,13 +47,12 @@ def _require_columns(path: Path, present: Sequence[str], pairing: Pairing, remed
 # --- .csv and .tsv ---
 
 
-def _csv_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]]:
+def csv_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]]:
     """(line number, row) for each row that is not empty; `BadRow` for those of another width or with bytes that are
     not UTF-8. Raises `BadDataError`.
     """
     try:
-        # surrogateescape: a wrong byte spoils its own row and not the table
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with opened_text(path) as file:
             lines = _lines(path, file)
             first = next(lines, "")
             skipped = first.startswith("sep=") and len(first.strip()) <= 5  # a line for Excel: it names the separator
@@ -59,7 +60,7 @@ def _csv_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]
             separator = _separator(first, path, pairing)
             reader = csv.reader(_chain(first, lines), delimiter=separator, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            remedy = f"give the columns their names in the first line, with {_SEPARATORS[separator]} between them"
+            remedy = f"give the columns their names in the first line, with {SEPARATORS[separator]} between them"
             _require_columns(path, header, pairing, remedy)
             for fields in reader:
                 if fields:
@@ -70,21 +71,28 @@ def _csv_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]
             " doubled"
         )
         raise BadDataError(f"{path}: cannot be read as a table near line {reader.line_num}: {error}", hint) from error
+    except UnicodeDecodeError as error:
+        raise BadDataError(f"{path}: damaged {error.encoding} text: {error.reason}", "save it as UTF-8") from error
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read: {error.strerror}", "check the path and its permissions") from error
+
+
+def header_fields(line: str, separator: str) -> list[str]:
+    """The names of the columns in the first line of a table, roughly: enough to choose the separator by."""
+    return [name.strip().strip('"') for name in line.split(separator)]
 
 
 def _separator(header: str, path: Path, pairing: Pairing) -> str:
     """What stands between the columns of the first line: what gives it a path and a caption; else what its suffix
     promises.
     """
-    usual = _USUAL_SEPARATOR[path.suffix.lower()]
+    usual = _USUAL_SEPARATOR.get(path.suffix.lower(), ",")
 
     def known(separator: str) -> tuple[int, bool]:
-        columns = columns_of(tuple(name.strip().strip('"') for name in header.split(separator)), pairing)
+        columns = columns_of(tuple(header_fields(header, separator)), pairing)
         return bool(columns.path) + bool(columns.captions), separator == usual
 
-    return max(_SEPARATORS, key=known)
+    return max(SEPARATORS, key=known)
 
 
 def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
@@ -97,8 +105,6 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
     number = 0
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
-        if number == 1 and line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
-            raise BadDataError(f"{path}: UTF-16 text", "save it as UTF-8")
         if len(line) > LONGEST_LINE:
             raise BadDataError(
                 f"{path}: line {number} is longer than {LONGEST_LINE:,} characters",
@@ -115,7 +121,18 @@ def _csv_row(header: list[str], fields: list[str]) -> Row | BadRow:
             return BadRow(f"{column}: byte 0x{ord(strange) - 0xDC00:02x} is not UTF-8")
         if len(text) > _LONGEST_FIELD:
             return BadRow(f"{column}: {len(text):,} characters, a field has at most {_LONGEST_FIELD:,}")
-    return dict(zip(header, fields, strict=True))
+    return {column: _list_in_cell(text) for column, text in zip(header, fields, strict=True)}
+
+
+def _list_in_cell(text: str) -> str | list[str]:
+    """The texts of a list that was written into a cell, as JSON or as Python shows it; any other text as it is."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return text
+    try:
+        found = ast.literal_eval(text)  # JSON's lists of texts are Python's
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return found if isinstance(found, list) and found and all(isinstance(item, str) for item in found) else text
 
 
 # --- .parquet ---
@@ -154,7 +171,8 @@ def _used_columns(path: Path, schema: Any, pairing: Pairing) -> list[str]:
     columns = columns_of(tuple(schema.names), pairing)
     kind = schema.field(columns.path).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+    texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer)  # numbers name files, too
+    if not any(is_kind(kind) for is_kind in texts):
         hint = "pictures inside a table are not read: write them to files, with their paths in the table"
         raise BadDataError(f"{path}: column {columns.path} holds {kind}, not paths as text", hint)
     return columns.read

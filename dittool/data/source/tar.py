@@ -3,8 +3,9 @@ extracted.
 
 A sample is what lies under one key, the text before a member's first dot: one image (KEY.jpg, .png …) with its caption
 in KEY.txt or KEY.caption, which is one caption however many lines it has, or else in KEY.json: text, a list of texts,
-or an object with `caption` or `text`. A .json beside a text is metadata and not looked at. An image's path is written
-NAME.tar/KEY.jpg; a key has the folders before it, where the tar was made of a folder.
+or an object with a caption under a usual key, or the one that `data.caption_column` names. A .json beside a text is
+metadata and not looked at. An image's path is written NAME.tar/KEY.jpg; a key has the folders before it, where the tar
+was made of a folder.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from dittool.data.source.captions import LARGEST_CAPTION, LARGEST_JSON, CaptionRefused, read_caption, read_caption_json
+from dittool.data.source.captions import LARGEST_CAPTION, LARGEST_JSON, CaptionRefused, read_caption
+from dittool.data.source.columns import read_caption_json
 from dittool.data.source.folder import Walked
 from dittool.data.source.images import LARGEST_FILE, ImageRefused
-from dittool.data.source.item import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Source, SourceItem, shown, stem_of, suffix_of
+from dittool.data.source.item import (
+    AUTO,
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    Pairing,
+    Source,
+    SourceItem,
+    shown,
+    stem_of,
+    suffix_of,
+)
 from dittool.errors import BadDataError, DitError
 from dittool.untrusted.tar import Member, group_samples, tar_members
 
@@ -36,6 +48,7 @@ class TarMember:
     name: str  # KEY.SUFFIX
     offset: int
     size: int
+    pairing: Pairing = AUTO  # which key of a .json holds the caption
 
     def read(self) -> bytes:
         """Raises OSError."""
@@ -44,22 +57,22 @@ class TarMember:
             return file.read(self.size)
 
 
-def tar_source(path: Path) -> Source:
+def tar_source(path: Path, pairing: Pairing = AUTO) -> Source:
     """The samples of one tar; an item's name is its key. Raises `BadDataError` for a damaged tar, `UnsafeFileError`
     for an unsafe one.
     """
-    items, ignored = _samples_of(path, path.name)
+    items, ignored = _samples_of(path, path.name, pairing)
     return Source("tar", path.parent, items, dict(ignored))
 
 
-def tars_source(folder: Path, tars: Sequence[str], walked: Walked) -> Source:
+def tars_source(folder: Path, tars: Sequence[str], walked: Walked, pairing: Pairing = AUTO) -> Source:
     """The samples of a folder's tars (relative paths); an item's name is TAR/KEY, because many sets count their
     keys anew in each tar.
     """
     items = list(walked.problems)
     ignored = walked.ignored + Counter(suffix_of(path) or "no suffix" for path in walked.files if path not in tars)
     for tar in tars:
-        found, others = _samples_of(folder / tar, tar)
+        found, others = _samples_of(folder / tar, tar, pairing)
         items += [replace(item, name=f"{stem_of(tar)}/{item.name}") for item in found]
         ignored += others
     return Source("tar", folder, items, dict(ignored))
@@ -107,25 +120,27 @@ def read_caption_member(member: TarMember) -> tuple[str, int]:
         raise CaptionRefused(
             "caption-unreadable", f"the tar cannot be read: {error.strerror}", str(member.tar)
         ) from error
-    return read_caption_json(raw) if is_json else (read_caption(raw), 0)
+    return read_caption_json(raw, member.pairing) if is_json else (read_caption(raw), 0)
 
 
-def _samples_of(path: Path, shown_as: str) -> tuple[list[SourceItem], Counter[str]]:
+def _samples_of(path: Path, shown_as: str, pairing: Pairing) -> tuple[list[SourceItem], Counter[str]]:
     """One item a sample, images written `shown_as`/KEY.jpg; and what other members there are, by suffix."""
     items: list[SourceItem] = []
     ignored: Counter[str] = Counter()
+    endings = {pairing.captions} & set(_TEXTS) or set(_TEXTS)
     samples, strangers = _checked_samples(path)
     ignored.update(strangers)
     for key, members in samples.items():
         images = _ending_in(members, _IMAGE_ENDINGS)
-        texts = _ending_in(members, set(_TEXTS)) or _ending_in(members, {_JSON})
+        texts = _ending_in(members, endings) or _ending_in(members, {_JSON} if endings == set(_TEXTS) else set())
         ignored.update(
             f".{suffix.rpartition('.')[2]}" for suffix in members if suffix not in images and suffix not in texts
         )
         item = SourceItem(key, f"{shown_as}/{key}.{images[0]}" if images else "")
         if texts:
             member = members[texts[0]]
-            item = replace(item, caption=TarMember(path, f"{key}.{texts[0]}", member.offset, member.size))
+            item = replace(item, caption=TarMember(path, f"{key}.{texts[0]}", member.offset, member.size, pairing))
+        which = ': data.captions = "txt" or "caption"' if set(texts) == set(_TEXTS) else ""
         problems = (
             (not images, "no-image", f"no image among its members: {_names(members)}"),
             (len(images) > 1, "two-images", f"{_names(images)}: a key ends at the first dot, so both belong to it"),
@@ -134,7 +149,7 @@ def _samples_of(path: Path, shown_as: str) -> tuple[list[SourceItem], Counter[st
                 "no-caption",
                 f"no {' or '.join(f'{shown(key)}.{ending}' for ending in (*_TEXTS, _JSON))} in the tar",
             ),
-            (len(texts) > 1, "two-captions", f"{_names(texts)} both belong to it"),
+            (len(texts) > 1, "two-captions", f"{_names(texts)} both belong to it{which}"),
         )
         reason, detail = next(((reason, detail) for holds, reason, detail in problems if holds), ("", ""))
         items.append(replace(item, reason=reason, detail=detail))

@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 import posixpath
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dittool.data.source.by_name import ImagesByName
 from dittool.data.source.captions import LARGEST_JSON
 from dittool.data.source.coco import COCO_SUFFIX
 from dittool.data.source.folder import Walked
@@ -32,6 +32,19 @@ class Tree:
     @cached_property
     def images(self) -> list[str]:
         return self.walked.having(*IMAGE_SUFFIXES)
+
+    @cached_property
+    def by_name(self) -> ImagesByName:
+        return ImagesByName(self.images)
+
+    @cached_property
+    def _names_of_images(self) -> frozenset[str]:
+        """Paths of images after NFC, with and without suffix."""
+        return frozenset(nfc(name) for image in self.images for name in (stem_of(image), image))
+
+    def is_beside_image(self, path: str) -> bool:
+        """Whether a file is called like an image: a.json, a.jpg.json."""
+        return nfc(stem_of(path)) in self._names_of_images
 
     @cached_property
     def others(self) -> list[str]:
@@ -62,12 +75,9 @@ class Tree:
     @cached_property
     def lists_in(self) -> dict[str, list[str]]:
         """Folder → files in it that may list images: tables, and JSON that is called like none of them."""
-        images = {nfc(stem_of(image)) for image in self.images} | {nfc(image) for image in self.images}
         found = defaultdict(list)
         for path in self.others:
-            if suffix_of(path) in LIST_SUFFIXES or (
-                suffix_of(path) == COCO_SUFFIX and nfc(stem_of(path)) not in images
-            ):
+            if suffix_of(path) in LIST_SUFFIXES or (suffix_of(path) == COCO_SUFFIX and not self.is_beside_image(path)):
                 found[posixpath.dirname(path)].append(path)
         return found
 
@@ -93,13 +103,6 @@ class Tree:
         return f"{name} (with {', '.join(shown(key)[:40] for key in keys[:8])})" if keys else name
 
 
-def by_last_part(images: Iterable[str]) -> dict[str, list[str]]:
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for image in images:
-        by_name[posixpath.basename(image)].append(image)
-    return by_name
-
-
 def _json_keys(path: Path) -> list[str]:
     """The keys of a small JSON object, or of the first one in a list; none for anything else."""
     try:
@@ -109,4 +112,6 @@ def _json_keys(path: Path) -> list[str]:
     except (OSError, ValueError, RecursionError):
         return []
     first = value[0] if isinstance(value, list) and value else value
+    if isinstance(first, dict) and first and all(isinstance(said, dict) for said in first.values()):
+        first = next(iter(first.values()))  # image → what is said of it
     return [str(key) for key in first] if isinstance(first, dict) else []

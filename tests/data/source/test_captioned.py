@@ -9,6 +9,7 @@ import pytest
 
 from dittool.config.load import load_config
 from dittool.data.features.embed import embed
+from dittool.data.source.by_name import ImagesByName
 from dittool.data.source.coco import coco_captions
 from dittool.data.source.item import Pairing
 from dittool.data.source.scan import scan
@@ -225,7 +226,7 @@ def test_images_that_coco_does_not_caption_are_refused_whatever_lies_beside_them
 def test_coco_captions_may_be_the_source_themselves(tmp_path):
     put(tmp_path, images__0_jpg="", captions_json=coco(["0.jpg"]), other_json={"images": []})
     assert found(tmp_path / "captions.json") == {"images/0": "first of 0.jpg"}
-    assert "no COCO captions" in error_of(tmp_path / "other.json").message
+    assert "no list of captions: COCO captions need images" in error_of(tmp_path / "other.json").message
     put(tmp_path, empty__captions_json=coco(["0.jpg"]))
     assert "none of its 1 images lies below" in error_of(tmp_path / "empty/captions.json").message
 
@@ -272,7 +273,7 @@ def test_damaged_coco_is_an_error_and_other_json_is_passed_over(tmp_path):
 def test_a_file_of_boxes_is_not_parsed(tmp_path, monkeypatch):
     put(tmp_path, a_jpg="", boxes_json={"images": [{"id": 0, "file_name": "a.jpg"}], "annotations": [{"bbox": [1]}]})
     monkeypatch.setattr(json, "loads", lambda *_: pytest.fail("it was parsed"))
-    assert coco_captions(tmp_path, "boxes.json", ["a.jpg"], {"a.jpg": ["a.jpg"]}) is None
+    assert coco_captions(tmp_path, "boxes.json", ImagesByName(["a.jpg"])) is None
 
 
 # --- columns ---
@@ -332,8 +333,10 @@ def test_without_any_caption_the_message_says_what_was_looked_for_and_what_lies_
 
 
 def test_a_list_in_json_that_is_not_read_is_named_with_its_keys(tmp_path):
-    put(tmp_path, x_png="", metadata_json=[{"file": "x.png", "caption": "a dog"}])
-    assert "beside it is metadata.json (with file, caption)" in error_of(tmp_path).message
+    put(tmp_path, x_png="", y_png="", part_json={"x.png": {"p": "a dog", "seed": 3}}, other_json=[{"src": "y.png"}])
+    message = error_of(tmp_path).message
+    assert "part.json (with p, seed)" in message and "other.json (with src)" in message
+    assert found(tmp_path, caption_column="p") == {"x": "a dog", "y": "no-caption"}
 
 
 @pytest.mark.parametrize(("captions", "wanted"), [("txt", "x.txt"), ("caption", "x.caption"), ("coco", "COCO")])

@@ -13,8 +13,8 @@ from dittool.data.source.captions import (
     choose_caption,
     read_caption,
     read_caption_file,
-    read_caption_json,
 )
+from dittool.data.source.columns import read_caption_json
 from dittool.errors import BadDataError
 
 

@@ -172,8 +172,9 @@ def test_an_image_that_is_open_already_is_converted_as_its_file_is(tmp_path):
         (chunk(b"gAMA", struct.pack(">I", 100000)) + chunk(b"sRGB", b"\0"), False),
         (chunk(b"cICP", bytes([9, 16, 0, 1])), True),
         (chunk(b"cICP", bytes([1, 13, 0, 1])), False),
+        (chunk(b"cICP", bytes([1, 18, 0, 1])), True),
     ],
-    ids=["linear", "usual", "linear but sRGB", "BT.2020 for bright screens", "BT.709"],
+    ids=["linear", "usual", "linear but sRGB", "BT.2020 for bright screens", "BT.709", "BT.709 for bright screens"],
 )
 def test_colours_that_a_png_names_by_number_are_flagged_because_they_are_not_converted(before, flagged):
     raw = png(40, 40, 8, 2, [bytes([9] * 120)] * 40, before=before)

@@ -276,7 +276,7 @@ GOOD = {"image_id": "good", "image_path": "good.png", "caption": "x"}
         ('{"image_id": "a", "caption": "x"}', "bad-line"),
         ('{"image_id": "", "image_path": "a.png", "caption": "x"}', "bad-line"),
         ('{"image_id": true, "image_path": "a.png", "caption": "x"}', "bad-line"),
-        ('{"image_id": "a", "image_path": 7, "caption": "x"}', "bad-line"),
+        ('{"image_id": "a", "image_path": 7.5, "caption": "x"}', "bad-line"),
         ('{"image_id": "a", "image_path": "a.png"}', "no-caption"),
     ],
 )
@@ -351,7 +351,7 @@ def test_a_folder_around_a_table_points_to_it(tmp_path):
     assert str(tmp_path / "list.csv") in error_of(tmp_path).hint
 
 
-@pytest.mark.parametrize("name", ["images.zip", "images.tar.gz", "list.txt", "images"])
+@pytest.mark.parametrize("name", ["images.zip", "images.tar.gz", "list.md", "images"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     touch(tmp_path, name)
     message = error_of(tmp_path / name).message

@@ -157,9 +157,23 @@ def test_an_endless_line_is_not_read_to_its_end(tmp_path):
     assert "line 2 is longer than 1,048,576 characters" in error_of(tmp_path / "list.csv").message
 
 
-def test_utf16_tables_are_named_as_such(tmp_path):
-    (tmp_path / "list.csv").write_bytes("path,caption\na.png,x\n".encode("utf-16"))
-    assert "UTF-16" in error_of(tmp_path / "list.csv").message
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_tables_in_utf16_as_spreadsheets_write_it_are_read(tmp_path, kind, encoding):
+    mark = "\t" if kind == "tsv" else ";"
+    text = f"path{mark}caption\r\na.png{mark}größe 猫\r\n"
+    if kind == "jsonl":
+        text = '{"path": "a.png", "caption": "größe 猫"}\r\n'
+    (tmp_path / f"list.{kind}").write_bytes(text.encode(encoding))
+    assert listed(list_source(tmp_path / f"list.{kind}")) == [("a", "a.png", "größe 猫", "")]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_damaged_utf16_is_told_as_such(tmp_path, kind):
+    text = "path,caption\na.png,x\n" if kind == "csv" else '{"path": "a.png", "caption": "x"}\n'
+    (tmp_path / f"list.{kind}").write_bytes(text.encode("utf-16")[:-1])
+    error = error_of(tmp_path / f"list.{kind}")
+    assert "damaged utf-16" in error.message and "save it as UTF-8" in error.hint
 
 
 def test_rows_that_repeat_a_path_are_several_captions_of_one_image(tmp_path):
