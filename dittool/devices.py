@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 
 from dittool.errors import UsageError
+
+Made = TypeVar("Made")
 
 _chosen: torch.device | None = None  # by --device; None: the best there is
 
@@ -60,6 +63,32 @@ def as_in_training(device: torch.device, precision: str) -> Iterator[None]:
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def in_parts(compute: Callable[[slice], Made], count: int, at_once: int) -> list[Made]:
+    """`compute(rows)` for `count` rows, `at_once` of them together, and half as many wherever that did not fit into the
+    memory of the device.
+
+    Raises what `compute` raises, also when a single row does not fit.
+    """
+    made, start = [], 0
+    while start < count:
+        rows = slice(start, min(start + at_once, count))
+        try:
+            made.append(compute(rows))
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error) or rows.stop - rows.start == 1:
+                raise
+            at_once = (rows.stop - rows.start + 1) // 2
+            continue
+        start = rows.stop
+    return made
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for a GPU's memory, and a RuntimeError of its allocator for a CPU's."""
+    cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    return cpu or isinstance(error, torch.OutOfMemoryError)
 
 
 def wait_for(device: torch.device) -> None:

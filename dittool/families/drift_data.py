@@ -21,7 +21,7 @@ from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.read_ahead import read_ahead
-from dittool.devices import as_in_training
+from dittool.devices import as_in_training, in_parts
 from dittool.errors import BadDataError
 from dittool.families.drift_groups import Groups, group_generator, group_numbers
 from dittool.models.drift_dit import ClassConditions
@@ -192,14 +192,14 @@ class LatentEvaluation:
         config, generator = self._config.model, torch.Generator().manual_seed(derive_seed("latent evaluation"))
         noise = torch.randn(self.real.shape, generator=generator)
         style = torch.randint(config.style_codebook, (len(noise), config.style_tokens), generator=generator)
-        parts = []
-        for start in range(0, len(noise), _EVALUATION_BATCH):
-            rows = slice(start, start + _EVALUATION_BATCH)
+
+        def drawn(rows: slice) -> Tensor:
             z, labels, words = (each[rows].to(device) for each in (noise, self.labels, style))
             with as_in_training(device, self._config.train.precision):
-                drawn = model(z, torch.ones(len(z), device=device), ClassConditions(labels, words))
-            parts.append(drawn.float().cpu())
-        return torch.cat(parts)
+                made = model(z, torch.ones(len(z), device=device), ClassConditions(labels, words))
+            return made.float().cpu()
+
+        return torch.cat(in_parts(drawn, len(noise), _EVALUATION_BATCH))
 
 
 @lru_cache(maxsize=4)

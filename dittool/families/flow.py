@@ -26,7 +26,7 @@ from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
-from dittool.devices import as_in_training
+from dittool.devices import as_in_training, in_parts
 from dittool.encoders import known
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
@@ -85,14 +85,21 @@ class Evaluation:
         """Mean velocity error with both conditions kept, over all samples and nine timestep quantiles."""
         total, count = 0.0, 0
         for latents, conditions, noise in self._batches:
-            latents, noise = latents.to(device), noise.to(device)
-            conditions = conditions.map(lambda tensor: tensor.to(device))
-            both = torch.full((len(latents),), MODES.index("both"))
             for t in self._timesteps:
-                with as_in_training(device, self._precision):
-                    loss = flow_loss(model, latents, noise, t.to(device).expand(len(latents)), conditions, both)
-                total, count = total + float(loss.per_sample.sum()), count + len(latents)
+                errors = partial(self._squared_errors, model, device, t, latents, noise, conditions)
+                total += sum(in_parts(errors, len(latents), len(latents)))
+                count += len(latents)
         return total / count
+
+    def _squared_errors(
+        self, model: DiT, device: torch.device, t: Tensor, latents: Tensor, noise: Tensor, c: Conditions, rows: slice
+    ) -> float:
+        """Sum over some samples of a batch."""
+        x, epsilon, conditions = latents[rows].to(device), noise[rows].to(device), c.map(lambda v: v[rows].to(device))
+        both = torch.full((len(x),), MODES.index("both"))
+        with as_in_training(device, self._precision):
+            loss = flow_loss(model, x, epsilon, t.to(device).expand(len(x)), conditions, both)
+        return float(loss.per_sample.sum())
 
 
 @dataclass

@@ -12,7 +12,7 @@ B batch · L text tokens (padded) · N patches · M = L + 1 + N context tokens �
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,15 @@ class Conditions:
             None if tensor is None else change(tensor) for tensor in (self.text, self.text_mask, self.cls, self.patches)
         )
         return Conditions(text, text_mask, cls, patches, self.patch_grid)
+
+    def joined(self, others: Sequence[Conditions]) -> Conditions:
+        """These samples and then the others', which have the same conditions of the same sizes."""
+        alike = [self, *others]
+
+        def joined(name: str) -> Tensor | None:
+            return None if getattr(self, name) is None else torch.cat([getattr(each, name) for each in alike])
+
+        return Conditions(joined("text"), joined("text_mask"), joined("cls"), joined("patches"), self.patch_grid)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
-from dittool.devices import as_in_training, device_of_choice
+from dittool.devices import as_in_training, device_of_choice, in_parts
 from dittool.encoders.interfaces import LatentCodec
 from dittool.encoders.pretrained import place_of_weights
 from dittool.encoders.vae import load_codec
@@ -131,20 +131,21 @@ class OneStepPipeline:
     @torch.inference_mode()
     def latents(self, labels: list[int], alpha: float, seeds: list[int]) -> Tensor:
         """Normalised latents (n, C, h, w), one evaluation each."""
-        parts = []
-        for start in range(0, len(seeds), _BATCH):
-            noise, style = self._draws(seeds[start : start + _BATCH])
-            numbers = torch.tensor(labels[start : start + _BATCH], device=self.device)
-            conditions = ClassConditions(numbers, style.to(self.device))
+
+        def drawn(rows: slice) -> Tensor:
+            noise, style = self._draws(seeds[rows])
+            conditions = ClassConditions(torch.tensor(labels[rows], device=self.device), style.to(self.device))
             scales = torch.full((len(noise),), alpha, device=self.device)
             with as_in_training(self.device, self.config.train.precision):
                 made = self.model(noise.to(self.device), scales, conditions)
-            parts.append(made.float().cpu())
-        return torch.cat(parts)
+            return made.float().cpu()
+
+        return torch.cat(in_parts(drawn, len(seeds), _BATCH))
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Normalised latents → pixels (n, H, W, 3) uint8."""
-        return self.codec.decode(self.data.norm.invert(latents))
+        values = self.data.norm.invert(latents)
+        return np.concatenate(in_parts(lambda rows: self.codec.decode(values[rows]), len(values), _BATCH))
 
     def __call__(
         self,

@@ -21,7 +21,7 @@ from dittool.console import PythonWarnings
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
-from dittool.devices import as_in_training, device_of_choice
+from dittool.devices import as_in_training, device_of_choice, in_parts
 from dittool.encoders.cards import EncoderCard
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
@@ -233,7 +233,7 @@ class Pipeline:
                 made = sample_latents(self.model, part, begin, chosen, strength, avoided)
             return made.cpu()
 
-        return torch.cat([drawn(slice(start, start + _LARGEST_BATCH)) for start in range(0, len(z), _LARGEST_BATCH)])
+        return torch.cat(in_parts(drawn, len(z), _LARGEST_BATCH))
 
     def pixels(
         self,
@@ -254,7 +254,8 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) → pixels (B, 8·H, 8·W, 3) uint8."""
-        return self.codec.decode(self.data.norm.invert(latents))
+        values = self.data.norm.invert(latents)
+        return np.concatenate(in_parts(lambda rows: self.codec.decode(values[rows]), len(values), _LARGEST_BATCH))
 
     def decode_drawn(self, latents: Tensor) -> np.ndarray:
         """`decode` of what the model has drawn. Raises `BadDataError` when that holds NaN or infinity."""

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import HOLDOUT, TRAIN
-from dittool.devices import as_in_training
+from dittool.devices import as_in_training, in_parts
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
+from dittool.models.conditioning import Conditions
 from dittool.objective.flow import MODES, interpolate, kept_conditions, timesteps
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.samples import Trial, bucket_batches, noise_of, normalised_samples
@@ -127,40 +128,55 @@ class _BatchFigures:
     squares: Tensor
 
 
-@torch.inference_mode()
 def _measure_batch(
     pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef], times: Tensor
 ) -> _BatchFigures:
-    model, device, count = pipeline.model, pipeline.device, len(_BRANCH_MODES)
     latents, conditions = normalised_samples(
         pipeline, [shards.read(ref, pipeline.config.model.patches) for ref in refs]
     )
-    latents, noise = latents.to(device), noise_of(pipeline, bucket, [ref.id for ref in refs]).to(device)  # (B, C, H, W)
-    own_and_others = conditions.map(lambda tensor: torch.cat([tensor] * 4 + [tensor.roll(1, dims=0)] * 2).to(device))
-    kept = kept_conditions(torch.tensor(_BRANCH_MODES, device=device).repeat_interleave(len(refs)))
-    precision = pipeline.config.train.precision
-    with as_in_training(device, precision):  # the same at every timestep
-        context = model.context(own_and_others, kept, count * len(refs), model.token_grid(latents))
-        keys_values = model.keys_values(context)
+    noise = noise_of(pipeline, bucket, [ref.id for ref in refs])  # (B, C, H, W)
+    others = conditions.map(lambda tensor: tensor.roll(1, dims=0))
 
-    losses, squares = [], []
-    for t in times.to(device):
-        z = interpolate(latents, noise, t.expand(len(refs)))
-        with as_in_training(device, precision):
-            made = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * len(refs)), context, keys_values)
-        v = made.float().unflatten(0, (count, len(refs)))  # (K, B, C, H, W)
-        losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
-        of_text, of_reference = v[_TEXT] - v[_OTHER_TEXT], v[_REFERENCE] - v[_OTHER_REFERENCE]
-        differences = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
-        squares.append(differences.square().mean(dim=(2, 3, 4)).sum(dim=1))
-    others = len(refs) > 1  # one alone has only itself to be exchanged with
-    found = _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu() * others)
+    def measured(rows: slice) -> _BatchFigures:
+        own, exchanged = conditions.map(lambda tensor: tensor[rows]), others.map(lambda tensor: tensor[rows])
+        return _measure_samples(pipeline, latents[rows], noise[rows], own, exchanged, times)
+
+    parts = in_parts(measured, len(refs), len(refs))
+    losses, squares = sum(part.losses for part in parts), sum(part.squares for part in parts)
+    found = _BatchFigures(losses, squares * (len(refs) > 1))  # a sample alone has only itself to be exchanged with
     if not torch.isfinite(found.losses).all():
         raise BadDataError(
             f"step {pipeline.step}: the velocity of {bucket.name} holds NaN or infinity",
             "audit it: dit audit CHECKPOINT",
         )
     return found
+
+
+@torch.inference_mode()
+def _measure_samples(
+    pipeline: Pipeline, latents: Tensor, noise: Tensor, own: Conditions, others: Conditions, times: Tensor
+) -> _BatchFigures:
+    """Of samples with their own features and those of others that they are exchanged with."""
+    model, device, count, batch = pipeline.model, pipeline.device, len(_BRANCH_MODES), len(latents)
+    latents, noise = latents.to(device), noise.to(device)  # (B, C, H, W)
+    own_and_others = own.joined([own, own, own, others, others]).map(lambda tensor: tensor.to(device))
+    kept = kept_conditions(torch.tensor(_BRANCH_MODES, device=device).repeat_interleave(batch))
+    precision = pipeline.config.train.precision
+    with as_in_training(device, precision):  # the same at every timestep
+        context = model.context(own_and_others, kept, count * batch, model.token_grid(latents))
+        keys_values = model.keys_values(context)
+
+    losses, squares = [], []
+    for t in times.to(device):
+        z = interpolate(latents, noise, t.expand(batch))
+        with as_in_training(device, precision):
+            made = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * batch), context, keys_values)
+        v = made.float().unflatten(0, (count, batch))  # (K, B, C, H, W)
+        losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
+        of_text, of_reference = v[_TEXT] - v[_OTHER_TEXT], v[_REFERENCE] - v[_OTHER_REFERENCE]
+        differences = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
+        squares.append(differences.square().mean(dim=(2, 3, 4)).sum(dim=1))
+    return _BatchFigures(torch.stack(losses, dim=1).cpu(), torch.stack(squares, dim=1).cpu())
 
 
 def _effects(squares: Tensor) -> dict[str, list[float | None]]:
