@@ -55,7 +55,7 @@ class Inspection:
         """Every tensor of the file by its dotted name."""
         return dict(named_tensors(self.content))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         fields = (
             "kind",
@@ -97,7 +97,7 @@ class CheckpointDiff:
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     changed: tuple[TensorDifference, ...]  # same shape, other values; largest relative change first
     equal: int  # tensors with the same values
-    config: dict[str, tuple[Any, Any]]  # dotted key → both values, None where a side has none
+    config: dict[str, tuple[object, object]]  # dotted key → both values, None where a side has none
 
 
 def inspect(path: Path) -> Inspection:
@@ -264,7 +264,7 @@ def _difference(name: str, old: Tensor, new: Tensor) -> TensorDifference:
     return TensorDifference(name, step.abs().max().item(), (step.norm() / torch.maximum(old.norm(), new.norm())).item())
 
 
-def _flat(value: object, prefix: str = "") -> dict[str, Any]:
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(value, Mapping):
         return {prefix: value} if prefix else {}
     return {

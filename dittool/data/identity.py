@@ -44,8 +44,8 @@ class IdentityCard:
     encoders: tuple[EncoderCard, ...] = ()  # in the order of their first passes; a finished set has all three
     crop: str = CROP_RULE
     claimed: bool = False  # by `dit shard --index`, for features that another program made
-    unknown: Mapping[str, Any] = field(default_factory=dict)  # keys of later versions, as they stood
-    unknown_encoders: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, object] = field(default_factory=dict)  # keys of later versions, as they stood
+    unknown_encoders: Mapping[str, object] = field(default_factory=dict)
 
     @staticmethod
     def from_json(value: object, source: str, complete: bool = False) -> IdentityCard:
@@ -71,7 +71,7 @@ class IdentityCard:
             {kind: item for kind, item in encoders.items() if kind not in CARDS},
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As identity.json, index.json and checkpoints hold it."""
         return {
             "version": CARD_VERSION,
@@ -119,12 +119,12 @@ class IdentityCard:
         return card
 
 
-def json_sha256(value: Any) -> str:
+def json_sha256(value: object) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def differences(mine: Any, theirs: Any, path: str = "") -> list[str]:
+def differences(mine: object, theirs: object, path: str = "") -> list[str]:
     """Where two JSON values differ: `encoders.image.id: 'a' here, 'b' there`."""
     if isinstance(mine, dict) and isinstance(theirs, dict):
         keys = list(mine) + [key for key in theirs if key not in mine]

@@ -4,9 +4,8 @@ channel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ class LatentNorm:
         return {"shift": list(self.shift), "scale": list(self.scale)}
 
     @staticmethod
-    def from_json(value: Any, source: str) -> LatentNorm:
+    def from_json(value: Mapping[str, object], source: str) -> LatentNorm:
         """Raises `BadDataError` naming `source`."""
         shift, scale = value.get("shift"), value.get("scale")
         if not isinstance(shift, (list, tuple)) or not isinstance(scale, (list, tuple)) or len(shift) != len(scale):

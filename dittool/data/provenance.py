@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from dittool.config.architectures import ImageConfig
 from dittool.data.identity import IdentityCard, json_sha256
@@ -22,9 +21,9 @@ _OTHER_FILE = "name a checkpoint that this program wrote"
 class ToyCard:
     """The identity of points that are drawn while training: their settings are all that made them."""
 
-    toy: Mapping[str, Any]  # the section [toy]
+    toy: Mapping[str, object]  # the section [toy]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"toy": dict(self.toy)}
 
     @property
@@ -58,7 +57,7 @@ class Provenance:
         return Provenance(shards.card, shards.identity_hash, shards.widths, norm, statistics, order)
 
     @staticmethod
-    def of_toy(settings: Mapping[str, Any]) -> Provenance:
+    def of_toy(settings: Mapping[str, object]) -> Provenance:
         """For points that the section [toy] of a configuration describes."""
         card = ToyCard(settings)
         return Provenance(card, card.sha256, FeatureWidths(), LatentNorm((), ()), None, "")
@@ -70,7 +69,7 @@ class Provenance:
             return self.identity
         raise BadDataError("this checkpoint was trained on a toy's points, which no encoder made", _OTHER_FILE)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "identity": self.identity.to_json(),
             "identity_hash": self.identity_hash,

@@ -75,7 +75,7 @@ class Record:
         return self.status == USED
 
 
-def record_to_json(record: Record) -> dict[str, Any]:
+def record_to_json(record: Record) -> dict[str, object]:
     """Plain values; empty ones are left out, but for the image, which a lonely caption does not have and a record
     must.
     """

@@ -32,7 +32,7 @@ class ImageCard(_Card):
     width: int  # channels of CLS and patches
     patch_size: int  # pixels
     registers: int  # tokens between CLS and the patches
-    unknown: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TextCard(_Card):
     kind: ClassVar[str] = "text"
     width: int  # channels of a token
     max_tokens: int  # longer captions were cut
-    unknown: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class VaeCard(_Card):
     stride: int  # pixels along one side of a latent cell
     scale: float
     shift: float
-    unknown: Mapping[str, Any] = field(default_factory=dict)
+    unknown: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ EncoderCard = ImageCard | TextCard | VaeCard
 CARDS: dict[str, type[EncoderCard]] = {card.kind: card for card in (ImageCard, TextCard, VaeCard)}
 
 
-def card_to_json(card: EncoderCard) -> dict[str, Any]:
+def card_to_json(card: EncoderCard) -> dict[str, object]:
     """The card as identity.json holds it."""
     return {name: getattr(card, name) for name in _names(type(card))} | dict(card.unknown)
 
@@ -106,19 +106,19 @@ def _names(card: type[EncoderCard]) -> list[str]:
     return [item.name for item in fields(card) if item.name != "unknown"]
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _is_count(value: Any, least: int = 1) -> bool:
+def _is_count(value: object, least: int = 1) -> bool:
     return type(value) is int and least <= value < 1 << 31
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_FITS: dict[str, Callable[[Any], bool]] = {
+_FITS: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("width", "patch_size", "max_tokens", "channels", "stride"), _is_count),
     "registers": lambda value: _is_count(value, least=0),
     "scale": _is_number,

@@ -22,7 +22,7 @@ from dittool.errors import BadDataError, WeightsMissingError
 from dittool.storage import read_json
 
 FLUX_FILE_NAME = "ae.safetensors"
-FLUX_CONFIG: dict[str, Any] = {  # vae/config.json of FLUX.1-schnell and -dev
+FLUX_CONFIG: dict[str, object] = {  # vae/config.json of FLUX.1-schnell and -dev
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,

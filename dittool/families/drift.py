@@ -114,7 +114,7 @@ def loss(data: DriftData, model: Forward, groups: Groups) -> DriftLoss:
     return drift_loss(data.config, model, groups, data.features)
 
 
-def state(data: DriftData) -> dict[str, Any]:
+def state(data: DriftData) -> dict[str, object]:
     """The sample numbers in the queues, the names of the classes, and the encoder where one was trained."""
     encoder = {} if data.encoder is None else {"feature_encoder": data.encoder.to_checkpoint()}
     return {"queues": data.stream.state(), "classes": data.classes, **encoder}

@@ -47,7 +47,7 @@ class FeatureEncoder:
             f" patches filled in{named}"
         )
 
-    def to_checkpoint(self) -> dict[str, Any]:
+    def to_checkpoint(self) -> dict[str, object]:
         return {"weights": self.encoder.state_dict(), "figures": self.figures}
 
     @staticmethod

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -138,7 +138,7 @@ def draw(data: ToyData, model: ToyGenerator, step: int, path: Path) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def state(_data: ToyData) -> dict[str, Any]:
+def state(_data: ToyData) -> dict[str, object]:
     """The keys of every checkpoint of the drifting objective."""
     return {"queues": {}, "classes": []}
 

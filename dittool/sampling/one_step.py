@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -256,14 +255,15 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT, force:
     total = 1 if keep is not None else request.count * len(names)
     output = Output.of(out, total, [request.checkpoint], force)
     output_folder(output.folder)
-    common: dict[str, Any] = {
+    drawn_with = made_with(pipeline.device)
+    common: dict[str, object] = {
         "checkpoint": str(request.checkpoint),
         "checkpoint_sha256": file_sha256(request.checkpoint),
         "step": pipeline.step,
         "weights": "ema",
         "alpha": alpha,
         "evaluations": 1,
-        "made_with": made_with(pipeline.device),
+        "made_with": drawn_with,
     }
     warn_of_other_files(request.repeat, common, talk)
     drawn = []
@@ -275,7 +275,7 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT, force:
                     continue
                 settings = common | {"class": name, "seed": seed, "batch": [seeds[0], len(seeds)]}
                 path = output.path(_stem(request, pipeline.label(name), seed))
-                same = compare(request.repeat, pixels, common["made_with"], talk)
+                same = compare(request.repeat, pixels, drawn_with, talk)
                 write_picture(path, Image.fromarray(pixels), seen_from(path.parent, settings))
                 drawn.append(DrawnImage(path, settings, same))
                 task.advance()

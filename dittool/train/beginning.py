@@ -45,7 +45,7 @@ class Beginning:
         return not self.resume and self.resume_from is None
 
     @property
-    def said(self) -> dict[str, Any]:
+    def said(self) -> dict[str, object]:
         """For the first row of a new run's log."""
         return {"init": str(self.init)} if self.is_new and self.init is not None else {}
 

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ class RunLog:
         self._board = TensorBoardFile(folder / "tensorboard", start_step)
         side.log = self
 
-    def write(self, step: int, figures: dict[str, Any]) -> None:
+    def write(self, step: int, figures: Mapping[str, object]) -> None:
         row = {"step": step, **figures}
         self.rows.append(row)
         numbers = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -64,7 +63,7 @@ class TrainSummary:
         verdict = f"; {self.conclusion.verdict}" if self.conclusion.verdict else ""
         return f"step {self.step}: loss {self.loss:.4f}{evaluated}{verdict}, {self.samples_per_second:.3g} samples/s"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "run": str(self.folder),
             "folder": str(self.folder),

@@ -142,7 +142,9 @@ def _measure_batch(
         return _measure_samples(pipeline, latents[rows], noise[rows], own, exchanged, times)
 
     parts = in_parts(measured, len(refs), len(refs))
-    losses, squares = sum(part.losses for part in parts), sum(part.squares for part in parts)
+    losses, squares = (
+        torch.stack(sums).sum(dim=0) for sums in zip(*((p.losses, p.squares) for p in parts), strict=True)
+    )
     found = _BatchFigures(losses, squares * (len(refs) > 1))  # a sample alone has only itself to be exchanged with
     if not torch.isfinite(found.losses).all():
         raise BadDataError(

@@ -141,7 +141,7 @@ class ShardIndex:
             index.get("seed"),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "version": INDEX_VERSION,
             "identity_hash": self.identity_hash,

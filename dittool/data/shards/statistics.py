@@ -109,7 +109,7 @@ class ShardStatistics:
             name = _NAMES[feature]
             self.moments[name] = Moments.joined([self.moments[name], moments]) if name in self.moments else moments
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         moments = {name: channel.to_json() for name, channel in self.moments.items()}
         return {
             "samples": self.samples,
@@ -182,7 +182,7 @@ class SetStatistics:
             tokens_max=tokens["max"],
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         channels = {
             f"{name}_{of}": list(getattr(self, f"{name}_{of}")) for name in _NAMES.values() for of in ("mean", "std")
         }

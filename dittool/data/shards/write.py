@@ -193,7 +193,7 @@ class _Finished:
                 "remove the file and run dit shard again: the shards are written anew",
             ) from error
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"made_from": self.made_from, "row": asdict(self.row), "statistics": self.statistics.to_json()}
 
 
@@ -378,7 +378,7 @@ def tar_member(name: str, data: bytes) -> Iterator[bytes]:
     yield bytes(-len(data) % _BLOCK)
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def _line(value: dict[str, object]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 

@@ -129,5 +129,5 @@ def _parsed(path: Path) -> Any:
         ) from error
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     return isinstance(value, (int, str)) and not isinstance(value, bool)
