@@ -93,9 +93,9 @@ def _tell(source: Path, listed: Source, talk: Talk) -> None:
         talk.warn(f"{source}: {tars} .tar files beside the images are not read; give them a folder of their own")
 
 
-_FLAGS = {  # → what they say in words
+FLAGS = {  # → what they say in words
     "icc-converted": "colours brought to sRGB",
-    "icc-ignored": "taken as they stand: a profile that cannot be read, or colours named by number",
+    "icc-ignored": "profile unusable, or colours named by number: taken as they stand",
     "exif-rotated": "turned upright",
     "alpha-composited": "transparent, shown over white",
     "cmyk-converted": "inks shown as colours",
@@ -108,6 +108,8 @@ _FLAGS = {  # → what they say in words
     "further-captions": "that were not taken",
     "not-flipped": "has no mirrored variant",
     "unknown-words": "that the tokenizer lacks",
+    "bucket-from-manifest": "the bucket that its list asks for, not the nearest",
+    "bucket-hint-unused": "its list asks for a bucket that there is not",
 }
 
 
@@ -135,7 +137,7 @@ class ScanSummary:
 
     def rows_of_flags(self) -> list[tuple[str, int, str]]:
         """(flag and what it says, used images that have it, the first of them)."""
-        said = {flag: f"{flag}: {_FLAGS[flag]}" if flag in _FLAGS else flag for flag in self.flags}
+        said = {flag: f"{flag}: {FLAGS[flag]}" if flag in FLAGS else flag for flag in self.flags}
         return [(said[flag], count, self.examples[flag]) for flag, count in sorted(self.flags.items())]
 
 
