@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dittool.data.source.item import SourceItem, shown, stem_of
 
@@ -46,20 +46,31 @@ class ImagesByName:
         return found
 
 
-def placed(items: Sequence[SourceItem], list_path: str, images: ImagesByName) -> list[SourceItem]:
-    """The items of a list with the images that they mean; as they are where one of its images lies where it says."""
+@dataclass(frozen=True)
+class Placed:
+    """The items of a list with the images that they mean."""
+
+    items: list[SourceItem]
+    example: str = ""  # where they are not those of its paths: one of them, in words
+
+
+def placed(items: Sequence[SourceItem], list_path: str, images: ImagesByName) -> Placed:
+    """The images that the items of a list mean: where one of its images lies where it says, those of its paths."""
+    unchanged = Placed(list(items))
     if any(item.image in images.images for item in items):
-        return list(items)
+        return unchanged
     names = [_relative(item.image, posixpath.dirname(list_path)) for item in items]
     tried = [name for name in names if name][:_ROWS_TRIED]
     deepest = max((name.count("/") for name in tried), default=0)
     for dropped in range(deepest + 1):  # folders at the front that are not in the source
-        if any(images.meant(list_path, shorter) for name in tried if (shorter := _without_first(name, dropped))):
+        if any(images.meant(list_path, end) for name in tried if (end := _without_first(name, dropped))):
             break
     else:
-        return list(items)
-    found = [_without_first(name, dropped) for name in names]
-    return [_with_image(item, list_path, name, images) for item, name in zip(items, found, strict=True)]
+        return unchanged
+    shorter = [_without_first(name, dropped) for name in names]
+    found = [_with_image(item, list_path, name, images) for item, name in zip(items, shorter, strict=True)]
+    moved = next((name, item.image) for name, item in zip(names, found, strict=True) if item.image in images.images)
+    return Placed(found, f"{shown(moved[0])} is {shown(moved[1])}")
 
 
 def _with_image(item: SourceItem, list_path: str, name: str, images: ImagesByName) -> SourceItem:

@@ -9,11 +9,12 @@ nothing says which is meant, and that is an error; `data.captions` says it. A fo
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dittool.data.source.by_name import ImagesByName
+from dittool.data.source.by_name import ImagesByName, Placed
 from dittool.data.source.captions import caption_or_none
 from dittool.data.source.coco import COCO_SUFFIX, coco_captions
 from dittool.data.source.folder import Walked, walk
@@ -67,7 +68,7 @@ def captioned_source(folder: Path, walked: Walked, pairing: Pairing) -> Source:
                 items.append(SourceItem(path, reason="no-image", detail="a caption with no image beside it"))
         elif path not in listed.read:
             ignored[suffix_of(path) or "no suffix"] += 1
-    return Source(listed.kind or "folder", folder, items, dict(ignored), dict(answered))
+    return Source(listed.kind or "folder", folder, items, dict(ignored), dict(answered), listed.elsewhere)
 
 
 def file_as_source(path: Path, pairing: Pairing) -> Source:
@@ -75,8 +76,9 @@ def file_as_source(path: Path, pairing: Pairing) -> Source:
     `BadDataError`.
     """
     folder, images = path.parent, ImagesByName(walk(path.parent).having(*IMAGE_SUFFIXES))
-    found = coco_captions(folder, path.name, images) if path.suffix.lower() == COCO_SUFFIX else None
-    items = found.items if found is not None else metadata_items(folder, path.name, pairing, images)
+    coco = coco_captions(folder, path.name, images) if path.suffix.lower() == COCO_SUFFIX else None
+    found = Placed(coco.items) if coco is not None else metadata_items(folder, path.name, pairing, images)
+    items = found.items
     if not items:
         lists = (
             "COCO captions need images (id, file_name) and annotations (image_id, caption); other JSON an image and a"
@@ -93,7 +95,8 @@ def file_as_source(path: Path, pairing: Pairing) -> Source:
             f"{path}: none of its {len(items)} images lies below {folder}",
             "give the folder that holds both as SOURCE",
         )
-    return Source("metadata" if found is None else "coco", folder, items)
+    elsewhere = {path.name: found.example} if found.example else {}
+    return Source("metadata" if coco is None else "coco", folder, items, elsewhere=elsewhere)
 
 
 # --- an image that no list captions ---
@@ -112,8 +115,9 @@ def _without_row(tree: Tree, listed: Listed, image: str, texts: list[str]) -> So
         return replace(item, caption=tree.folder / texts[0])
     name = shown(posixpath.basename(stem_of(image)))
     wanted = " or ".join(f"{name}{suffix}" for suffix in tree.text_suffixes)
-    near = tree.other_spelling(image)
+    near, far = tree.other_spelling(image), tree.text_elsewhere(image)
     spelling = f"; {shown(near)} differs in upper and lower case" if near else ""
+    spelling += f"; {shown(far)} is called like it and lies in another folder" if far and not near else ""
     looked = f"no {wanted} beside it" if wanted else "in no list"
     return replace(item, reason="no-caption", detail=f"{looked}{spelling}{beside}")
 
@@ -184,6 +188,8 @@ def _no_captions(tree: Tree, items: list[SourceItem]) -> BadDataError:
         ways.insert(0, f"give the list itself as SOURCE: {tree.folder / lists[0]}")
     if tree.pairing.captions != "auto":
         ways.append("or take what is there: -s data.captions=auto")
+    if all(len(re.findall(r"[^\W\d_]{2,}", posixpath.basename(stem_of(image)))) > 1 for image in tree.images):
+        ways.append("names of files are never captions: write each into its NAME.txt")
     if all("/" in image for image in tree.images):
         ways.append("or, where the folders' names are the captions: -s data.captions=folder")
     return BadDataError(message, "; ".join(ways))

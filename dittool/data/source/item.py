@@ -68,6 +68,8 @@ class Source:
     ignored: dict[str, int] = field(default_factory=dict)  # what else lies there: suffix or kind → how many
     # where the captions of a folder stand: ".txt", "metadata.jsonl" … → the images that have theirs there
     answered: dict[str, list[str]] = field(default_factory=dict)
+    # lists whose paths lead nowhere, so that images are found by the ends of their paths → one of them, in words
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
 
 def suffix_of(path: str) -> str:

@@ -3,6 +3,7 @@
     [{"image": "a.jpg", "caption": "…"}, …]                            BLIP, LLaVA and many others; or under one key
     {"a.jpg": "…" or ["…", …] or {"caption": "…"}, …}                  kohya's metadata, whose names may lack suffixes
     {"images": [{"filename": "a.jpg", "sentences": [{"raw": "…"}, …]}, …]}    Karpathy's splits of Flickr and COCO
+    {"image": "a.jpg", "caption": "…"} on each line                    JSON lines under the suffix of JSON
 
 COCO's own format, which keeps images and captions in two lists, is read in coco.py.
 """
@@ -30,13 +31,22 @@ def json_list(path: Path, pairing: Pairing) -> list[Row | BadRow] | None:
     captions under a usual name or the one that `pairing` gives.
     """
     try:
-        value = json.loads(path.read_bytes()) if _is_worth_parsing(path, pairing) else None
+        value = _parsed(path.read_bytes()) if _is_worth_parsing(path, pairing) else None
     except (OSError, ValueError, RecursionError):  # what is no JSON is no list
         return None
     rows = _rows_in(value, pairing)
     first = next((row for row in rows if isinstance(row, dict)), None)
     columns = columns_of(tuple(first), pairing) if first is not None else None
     return rows if columns is not None and columns.path and columns.captions else None
+
+
+def _parsed(raw: bytes) -> Any:
+    """The JSON, or a list of the lines where each is one. Raises ValueError, RecursionError."""
+    try:
+        return json.loads(raw)
+    except json.JSONDecodeError:
+        lines = raw.decode(json.detect_encoding(raw[:4])).split("\n")
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def _rows_in(value: Any, pairing: Pairing) -> list[Row | BadRow]:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from dittool.data.source.by_name import Placed
 from dittool.data.source.captions import caption_or_none
 from dittool.data.source.coco import COCO_SUFFIX, coco_captions
 from dittool.data.source.item import SourceItem, shown, suffix_of
@@ -26,6 +27,7 @@ class Listed:
     read: set[str] = field(default_factory=set)  # paths of the lists
     scopes: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # folder → lists that speak for it
     ignored: Counter[str] = field(default_factory=Counter)
+    elsewhere: dict[str, str] = field(default_factory=dict)  # of the source
     kind_of: dict[str, str] = field(default_factory=dict)  # list → what `data.captions` calls its kind
 
     @property
@@ -50,9 +52,11 @@ class Listed:
         for folder in folders:
             self.scopes[folder].append(path)
 
-    def add(self, path: str, items: Iterable[SourceItem], images: frozenset[str]) -> None:
+    def add(self, path: str, found: Placed, images: frozenset[str]) -> None:
         self.read.add(path)
-        for item in items:
+        if found.example:
+            self.elsewhere[path] = found.example
+        for item in found.items:
             before = self.rows.get(item.image)
             if item.image not in images or (before is not None and before.reason == item.reason == "no-caption"):
                 self.lonely.append(item)
@@ -71,15 +75,15 @@ def lists_of(tree: Tree) -> Listed:
     if tree.pairing.reads("metadata"):
         for path in filter(is_metadata, tree.others):
             try:
-                items = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
+                found = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
             except BadDataError as error:
                 raise BadDataError(error.message, f"{error.hint}; {left_unread('metadata')}") from error
-            listed.add(path, items, tree.by_name.images)
-            listed.speaks_for(path, {posixpath.dirname(path), *_folders_of(items, tree)}, "metadata")
+            listed.add(path, found, tree.by_name.images)
+            listed.speaks_for(path, {posixpath.dirname(path), *_folders_of(found.items, tree)}, "metadata")
         for path in [path for path in tree.others if path not in coco and _may_be_list(tree, path)]:
-            items = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
-            if folders := _folders_of(items, tree):  # else it lists other images, or is no list
-                listed.add(path, items, tree.by_name.images)
+            found = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
+            if folders := _folders_of(found.items, tree):  # else it lists other images, or is no list
+                listed.add(path, found, tree.by_name.images)
                 listed.speaks_for(path, folders, "metadata")
     return listed
 
@@ -90,7 +94,7 @@ def _add_coco(listed: Listed, tree: Tree, path: str) -> bool:
     if found is None:
         return False
     if found.found:
-        listed.add(path, found.items, tree.by_name.images)
+        listed.add(path, Placed(found.items), tree.by_name.images)
         listed.ignored += Counter({"caption of an image that COCO's file does not list": found.stray})
         listed.speaks_for(path, _folders_of(found.items, tree), "coco")
     else:  # annotations of a part of COCO that is not here

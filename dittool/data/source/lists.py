@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from dittool.data.source.by_name import ImagesByName, placed
+from dittool.data.source.by_name import ImagesByName, Placed, placed
 from dittool.data.source.columns import BadRow, Row, columns_of, merged_rows, row_item
 from dittool.data.source.folder import walk
 from dittool.data.source.item import (
@@ -23,7 +24,6 @@ from dittool.data.source.item import (
     LONGEST_LINE,
     Pairing,
     Source,
-    SourceItem,
     stem_of,
     suffix_of,
 )
@@ -51,21 +51,25 @@ def list_as_source(path: Path, pairing: Pairing = AUTO) -> Source:
         (row_item(f"{path.name}:{number}", row, pairing), _has_own_name(row, pairing))
         for number, row in _rows(path, pairing)
     ]
+    elsewhere: dict[str, str] = {}
     first = [item.image for item, _ in items[:_ROWS_TRIED] if item.image]
     if first and not any((path.parent / image).exists() for image in first):
         images = ImagesByName(walk(path.parent).having(*IMAGE_SUFFIXES))
         found = placed([item for item, _ in items], path.name, images)
-        items = [(item, alone) for item, (_, alone) in zip(found, items, strict=True)]
-    return Source("manifest" if path.suffix.lower() == ".jsonl" else "table", path.parent, merged_rows(items))
+        items = [(item, alone) for item, (_, alone) in zip(found.items, items, strict=True)]
+        elsewhere = {path.name: found.example} if found.example else {}
+    kind = "manifest" if path.suffix.lower() == ".jsonl" else "table"
+    return Source(kind, path.parent, merged_rows(items), elsewhere=elsewhere)
 
 
-def metadata_items(root: Path, path: str, pairing: Pairing, images: ImagesByName) -> list[SourceItem]:
+def metadata_items(root: Path, path: str, pairing: Pairing, images: ImagesByName) -> Placed:
     """The rows of a list at `path`, relative to the source's root; none where a JSON or a text is no list. Raises as
     `list_as_source` does.
     """
     folder = posixpath.dirname(path)
     items = [row_item(f"{path}:{number}", row, pairing, folder) for number, row in _rows(root / path, pairing)]
-    return merged_rows([(item, False) for item in placed(items, path, images)])
+    found = placed(items, path, images)
+    return replace(found, items=merged_rows([(item, False) for item in found.items]))
 
 
 def _rows(path: Path, pairing: Pairing) -> Iterable[tuple[int, Row | BadRow]]:

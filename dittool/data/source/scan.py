@@ -77,6 +77,11 @@ def _tell(source: Path, listed: Source, talk: Talk) -> None:
         )
         if {item.cls.lower() for item in listed.items if item.cls} <= _SPLITS:
             talk.warn(f"{source}: its folders are called as splits are; if they are, give one of them as SOURCE")
+        if count == 1 and all("/" in item.image.partition("/")[2] for item in listed.items if item.cls):
+            only = next(item.cls for item in listed.items if item.cls)
+            talk.warn(
+                f"{source}: all images lie in folders of {shown(only)}, which becomes every caption: give it as SOURCE"
+            )
         if any(_REPEATS.match(item.cls) for item in listed.items):
             talk.warn(
                 f"{source}: numbers before its folders' names, as kohya's repeats, are taken as words of the caption"
@@ -87,6 +92,8 @@ def _tell(source: Path, listed: Source, talk: Talk) -> None:
         talk.warn(f"{source}: captions stand in several kinds of places: {counted}; data.captions limits them to one")
     elif counted:
         talk.note(f"{source}: captions: {counted}")
+    for path, example in listed.elsewhere.items():
+        talk.note(f"{source}: the paths in {shown(path)} were written for another folder: {example}")
     if linked := listed.ignored.get("linked folder"):
         talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
     if tars := listed.ignored.get(TAR_SUFFIX):

@@ -62,7 +62,10 @@ def list_source(source: Path, pairing: Pairing = AUTO) -> Source:
         *known, last = _READERS
         raise BadDataError(
             f"{source}: neither a folder nor a {', '.join(known)} or {last} file",
-            "give a folder of images with .txt captions, or a list of images with one of these suffixes",
+            _UNREAD.get(
+                source.suffix.lower(),
+                "give a folder of images with .txt captions, or a list of images with one of these suffixes",
+            ),
         )
     if not any(item.image for item in listed.items):
         raise _nothing_in(source, listed)
@@ -140,6 +143,14 @@ def _where_to_look(source: Path) -> str:
     return "check the path; images are looked for in data/images unless a SOURCE is given"
 
 
+_ARCHIVES = (".zip", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar")
+_CONTAINERS = (".arrow", ".lmdb", ".mdb", ".h5", ".hdf5", ".tfrecord")
+_UNREAD = {  # suffix → what to do with a file of it
+    **dict.fromkeys(_ARCHIVES, "unpack it, and give that folder as SOURCE"),
+    **dict.fromkeys(_CONTAINERS, "write its pictures to files, with their captions, and give their folder as SOURCE"),
+}
+
+
 def _nothing_in(source: Path, listed: Source) -> BadDataError:
     present = Counter(listed.ignored)
     present += Counter(item.reason for item in listed.items if item.reason != "no-image")
@@ -153,6 +164,10 @@ def _nothing_in(source: Path, listed: Source) -> BadDataError:
         return BadDataError(message, _NEEDED[listed.kind])
     if source.is_file():
         return BadDataError(message, "give a list that names images, or a folder of images with their captions")
+    if unread := next((suffix for suffix in listed.ignored if suffix in _UNREAD), ""):
+        return BadDataError(
+            message, f"{unread} is not read: {_UNREAD[unread]} as SOURCE, with a caption for each picture"
+        )
     if lists := sorted(path for path in source.rglob("*") if path.suffix.lower() in LIST_SUFFIXES):
         return BadDataError(message, f"give the list itself as SOURCE: {lists[0]}")
     return BadDataError(

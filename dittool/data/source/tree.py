@@ -90,6 +90,16 @@ class Tree:
         """A text whose name differs from the image's in upper and lower case only."""
         return self._by_folded_stem.get(nfc(stem_of(image)).casefold())
 
+    @cached_property
+    def _text_of_last_stem(self) -> dict[str, str]:
+        return {
+            nfc(posixpath.basename(stem_of(path))): path for path in reversed(self.others) if path in self.text_files
+        }
+
+    def text_elsewhere(self, image: str) -> str | None:
+        """A text that is called like the image and lies in another folder."""
+        return self._text_of_last_stem.get(nfc(posixpath.basename(stem_of(image))))
+
     def neighbours(self, image: str, read: set[str]) -> str:
         """What lies beside an image and is none of the lists that are read, in words; "" when nothing does."""
         twins = [*self.by_stem.get(nfc(stem_of(image)), ()), *self.by_stem.get(nfc(image), ())]  # a.json, a.jpg.json

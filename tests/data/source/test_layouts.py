@@ -191,11 +191,16 @@ def test_simpletuner_textfile(tmp_path):
     assert read(tmp_path) == pairs("abcd")
 
 
-@pytest.mark.parametrize("strategy", ["filename", "instanceprompt"])
-def test_simpletuner_captions_that_stand_in_no_file_are_an_error_that_says_how_to_give_them(tmp_path, strategy):
+def test_simpletuner_without_captions_for_an_instanceprompt_is_an_error(tmp_path):
+    put(tmp_path, {"1.png": DOG, "2.png": CAT})
+    assert "none of 2 images has a caption" in error_of(tmp_path).message
+
+
+def test_simpletuner_captions_in_names_of_files_are_an_error_that_says_how_to_give_them(tmp_path):
     put(tmp_path, {"a_red_dog_asleep.png": DOG, "a_green_cat.png": CAT})
     error = error_of(tmp_path)
     assert "none of 2 images has a caption" in error.message
+    assert "names of files are never captions: write each into its NAME.txt" in error.hint
     assert "a_red_dog_asleep.txt" in error.message or "a_green_cat.txt" in error.message
 
 
@@ -361,7 +366,7 @@ def test_flickr_annotations_whose_cells_hold_lists(tmp_path):
     assert found == pairs(["photos/a", "photos/b"])
 
 
-@pytest.mark.parametrize("shape", ["objects", "texts", "lists of texts", "under a key"])
+@pytest.mark.parametrize("shape", ["objects", "lines", "texts", "lists of texts", "under a key"])
 def test_lists_in_json(tmp_path, shape):
     put(tmp_path, {f"img/{name}.jpg": number for number, name in enumerate("abcd")})
     rows = [{"image": f"img/{name}.jpg", "caption": CAPTIONS[number], "id": 3} for number, name in enumerate("abcd")]
@@ -371,6 +376,7 @@ def test_lists_in_json(tmp_path, shape):
         "lists of texts": {row["image"]: [row["caption"], "another"] for row in rows},
         "under a key": {"info": {"version": 1}, "data": rows},
     }
+    shapes["lines"] = "\n".join(map(json.dumps, rows))  # ControlNet's prompt.json
     put(tmp_path, {"train.json": shapes[shape], "config.json": {"caption": "of nothing", "size": 3}})
     assert read(tmp_path) == read(tmp_path / "train.json") == pairs([f"img/{name}" for name in "abcd"])
 
@@ -385,11 +391,16 @@ def test_a_plain_tar_of_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["img\\{name}.png", "data/set/img/{name}.png", "{name}.png", "img/{name}"])
-def test_lists_written_for_another_place(tmp_path, path):
+def test_lists_written_for_another_place_are_read_and_that_is_said(tmp_path, path, listener):
     put(tmp_path, {f"img/{name}.png": number for number, name in enumerate("abcd")})
     rows = [(path.format(name=name), CAPTIONS[number]) for number, name in enumerate("abcd")]
     table(tmp_path / "metadata.csv", ("file_name", "text"), *reversed(rows))
     assert read(tmp_path) == read(tmp_path / "metadata.csv") == pairs([f"img/{name}" for name in "abcd"])
+    for source in (tmp_path, tmp_path / "metadata.csv"):
+        listener.notes.clear()
+        scan(source, BUCKETS, listener)
+        (note,) = [note for note in listener.notes if "written for another folder" in note]
+        assert "metadata.csv" in note and " is img/d.png" in note
 
 
 def test_a_name_that_two_images_have_is_refused(tmp_path):
@@ -421,3 +432,26 @@ def test_a_list_one_of_whose_images_is_there_looks_for_none_elsewhere(tmp_path):
 def test_texts_that_are_no_lists_of_captions_caption_nothing(tmp_path, text):
     put(tmp_path, {"a.png": DOG, "b.png": CAT, "list.txt": text})
     assert "none of 2 images has a caption" in error_of(tmp_path).message
+
+
+# --- what is told ---
+
+
+def test_captions_in_a_folder_of_their_own_are_named(tmp_path):
+    put(tmp_path, {"images/a.png": DOG, "text/a.txt": CAPTIONS[DOG]})  # as CUB and MM-CelebA have them
+    assert "text/a.txt is called like it and lies in another folder" in error_of(tmp_path).message
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("images.zip", "unpack it"), ("train.tar.gz", "unpack it"), ("data-00000.arrow", "write its pictures to files")],
+)
+def test_archives_and_other_containers_say_what_to_do_with_them(tmp_path, name, advice):
+    put(tmp_path / "set", {name: "x"})
+    assert advice in error_of(tmp_path / "set").hint and advice in error_of(tmp_path / "set" / name).hint
+
+
+def test_one_folder_around_all_classes_is_told(tmp_path, listener):
+    put(tmp_path, {"images/dog/a.png": DOG, "images/cat/b.png": CAT})
+    scan(tmp_path, BUCKETS, listener, pairing=Pairing("folder"))
+    assert any("images, which becomes every caption: give it as SOURCE" in text for text in listener.warnings)
