@@ -20,6 +20,7 @@ from dittool.commands.options import (
     console_for,
 )
 from dittool.console import Console
+from dittool.nearest import did_you_mean
 from dittool.shell import command_line, quoted
 
 if TYPE_CHECKING:
@@ -97,7 +98,9 @@ def main(
     require_one_beginning(preset, resume, continue_, resume_from, init, strict)
     out, own = run_folders(preset, out, resume_from)
     if resume and not out.is_dir():
-        raise UsageError(f"--out {out}: no such run to resume", "check the path, or begin it: leave --resume out")
+        raise UsageError(
+            f"--out {out}: no such run to resume", did_you_mean(out, "check the path, or begin it: leave --resume out")
+        )
     if data is None:
         again = command_line("dit", "train", "--resume", "--out", out)
         data = recorded_data(own, again) if resume or continue_ or resume_from else DEFAULT_DATA

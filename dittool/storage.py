@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dittool.errors import BadDataError, StorageError, UsageError
+from dittool.nearest import did_you_mean
 
 LOCK_NAME = ".lock"  # begins the name of every lock in an output folder
 TEMPORARY_PREFIX = ".tmp-dit-"  # a name that is ours: whatever bears it below an output folder is swept
@@ -102,7 +103,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise BadDataError(f"{path}: no such file", "check the path") from error
+        raise BadDataError(f"{path}: no such file", did_you_mean(path, "check the path")) from error
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path}: not valid JSON: {error}", "restore the file or make it again") from error
 

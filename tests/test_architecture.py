@@ -32,6 +32,7 @@ ROOMS = (
     *(
         "presets",
         "shell",
+        "nearest",
         "errors",
         "plugins",
         "seeding",

@@ -5,7 +5,6 @@ Which specimen a configuration of ours makes, its family knows; the audit is han
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -23,7 +22,7 @@ from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UsageError
-from dittool.shell import quoted
+from dittool.nearest import did_you_mean
 
 # The specimen of a configuration, with a checkpoint's weights where there are some: `families.family.specimen_of`.
 SpecimenOf: TypeAlias = Callable[[AnyConfig, CheckpointView | None], Specimen]
@@ -65,7 +64,7 @@ def open_subject(
         return _open_folder(path, specimen_of, expected, talk)
     if path.suffix.lower() in (".pt", ".safetensors"):
         if not path.exists():
-            raise UsageError(f"{path}: no such file", _names_near(path))
+            raise UsageError(f"{path}: no such file", did_you_mean(path, _KINDS))
         view = CheckpointView(path)
         view.require_safe()
         return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
@@ -96,13 +95,6 @@ def checkpoint_subject(
     return Checkpoint(target, view, specimen, config, wanted, kind)
 
 
-def _names_near(path: Path) -> str:
-    """What stands in that folder under names like this; what may be named when nothing does."""
-    beside = sorted(file.name for file in path.parent.iterdir()) if path.parent.is_dir() else []
-    near = [quoted(path.with_name(name)) for name in difflib.get_close_matches(path.name, beside)]
-    return f"did you mean {' or '.join(near)}?" if near else _KINDS
-
-
 def _names_a_factory(target: str) -> bool:
     """`file.py:Name` or `package.module:Name`."""
     module, colon, name = target.rpartition(":")
@@ -115,7 +107,7 @@ def _names_a_factory(target: str) -> bool:
 
 def _open_preset(target: str, specimen_of: SpecimenOf, expected: AnyConfig | None) -> Preset:
     if "/" in target and not target.lower().endswith(".toml"):
-        raise UsageError(f"{target}: no such file or folder", _names_near(Path(target)))
+        raise UsageError(f"{target}: no such file or folder", did_you_mean(Path(target), _KINDS))
     if expected is not None:
         raise UsageError(
             f"{target}: --preset says what a checkpoint or data should fit, and this is itself a preset",

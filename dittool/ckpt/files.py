@@ -28,6 +28,7 @@ from torch import Tensor
 from dittool.ckpt.load import FORMAT_VERSION, check_pt, named_tensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
+from dittool.nearest import did_you_mean
 from dittool.shell import command_line
 from dittool.storage import (
     bytes_text,
@@ -209,7 +210,7 @@ def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Tal
     if not target.exists():
         raise UsageError(
             f"{target}: no such file or folder",
-            "name a checkpoint file, a run's folder, or leave it out to use the newest run",
+            did_you_mean(target, "name a checkpoint file, a run's folder, or leave it out to use the newest run"),
         )
     return target
 

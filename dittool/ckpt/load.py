@@ -24,6 +24,7 @@ from safetensors.torch import load_file as load_safetensors_file
 from torch import Tensor
 
 from dittool.errors import BadDataError, UnsafeFileError, UsageError, listed
+from dittool.nearest import did_you_mean
 from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
 from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
 from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
@@ -250,7 +251,7 @@ def _open_regular(path: Path) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file", "check the path") from error
+        raise UsageError(f"{path}: no such file", did_you_mean(path, "check the path")) from error
     if stat.S_ISDIR(mode):
         raise BadDataError(f"{path}: a folder, not a checkpoint file", "name the file inside it")
     if not stat.S_ISREG(mode):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dittool.errors import UsageError
+from dittool.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from dittool.config.architectures import AnyConfig
@@ -32,7 +33,8 @@ def preset_path(name: str) -> Path:
     if name.lower().endswith(".toml"):
         if not os.path.isfile(name):
             raise UsageError(
-                f"preset {name}: no such file", "check the path, or see the shipped presets with: dit presets"
+                f"preset {name}: no such file",
+                did_you_mean(Path(name), "check the path, or see the shipped presets with: dit presets"),
             )
         return Path(name)
     if name in preset_names():

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dittool.errors import BadDataError, UsageError
+from dittool.nearest import did_you_mean
+from dittool.shell import quoted
 from dittool.storage import read_json_lines, write_atomic
 
 USED, REFUSED = "used", "refused"
@@ -116,11 +118,15 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.parent.is_dir():
         raise UsageError(
-            f"{path.parent}: no such folder", "check the path, or make one with: dit embed IMAGES --out FOLDER"
+            f"{path.parent}: no such folder",
+            did_you_mean(
+                path.parent, f"check the path, or make one with: dit embed IMAGES --out {quoted(path.parent)}"
+            ),
         )
     if not path.is_file():
         raise BadDataError(
-            f"{path}: no such file, so this is not a derived folder", "make one with: dit embed IMAGES --out FOLDER"
+            f"{path}: no such file, so this is not a derived folder",
+            f"name the folder that dit embed made, or make one: dit embed IMAGES --out {quoted(path.parent)}",
         )
     records = [
         record_from_json(value, f"{path}: record {index}") for index, value in enumerate(read_json_lines(path), start=1)

@@ -22,6 +22,7 @@ from dittool.ckpt.load import check_safetensors
 from dittool.devices import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, DitError, UsageError, WeightsMissingError, from_os_error
+from dittool.nearest import did_you_mean
 from dittool.shell import quoted
 from dittool.storage import read_json
 from dittool.whereabouts import find
@@ -57,7 +58,7 @@ def load_pretrained(kind: str, name: str, load: Callable[[bool], Loaded]) -> Loa
         name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".safetensors")
     ):
         raise WeightsMissingError(
-            f"encoders.{kind}: {name}: no such folder or file", "check the path, or name a hub id"
+            f"encoders.{kind}: {name}: no such folder or file", did_you_mean(local, "check the path, or name a hub id")
         )
     return _load_folder(kind, name, local, load) if local.exists() else _load_hub(kind, name, load)
 

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 from dittool.config.schema import Counted, SampleSettings, Section, Share, Size, require
 from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, DitError, UsageError
+from dittool.nearest import did_you_mean
 from dittool.sampling.grid import parse_grid
 from dittool.storage import require_replaceable, write_atomic
 from dittool.whereabouts import exact_place, find, remembered
@@ -169,7 +170,7 @@ def file_of(picture: Path, text: str | None, given: Path | None, option: str) ->
     """
     if given is not None or text is None:
         if given is not None and not given.exists():
-            raise UsageError(f"{option} {given}: no such file", "check the path")
+            raise UsageError(f"{option} {given}: no such file", did_you_mean(given, "check the path"))
         return given
     found = find(text, picture.parent)
     if found is None:
@@ -247,7 +248,7 @@ def has_settings(path: Path) -> bool:
 
 def _settings_text(path: Path) -> str:
     if not path.is_file():
-        raise UsageError(f"--from {path}: no such file", "check the path")
+        raise UsageError(f"--from {path}: no such file", did_you_mean(path, "check the path"))
     if path.stat().st_size > LARGEST_FILE:
         raise BadDataError(f"{path}: {path.stat().st_size:,} bytes, a picture has at most {LARGEST_FILE:,}", _HINT)
     kind = FORMATS.get(path.suffix.lower(), "PNG")

@@ -16,6 +16,7 @@ from dittool.data.source.captions import CaptionRefused, check_caption
 from dittool.encoders.interfaces import TextEncoder
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size
+from dittool.nearest import did_you_mean
 from dittool.storage import utf8_text
 
 _KEYS = {"prompt": str, "ref": str, "seed": int, "size": str, "negative": str}
@@ -65,7 +66,7 @@ def read_prompts(path: Path, talk: Talk = SILENT) -> list[PromptLine]:
     Raises `UsageError` when there is no such file and `BadDataError` naming the line that cannot be used.
     """
     if not path.is_file():
-        raise UsageError(f"--prompts {path}: no such file", "check the path")
+        raise UsageError(f"--prompts {path}: no such file", did_you_mean(path, "check the path"))
     if path.stat().st_size > _LARGEST_FILE:
         raise BadDataError(
             f"{path}: {path.stat().st_size:,} bytes, a file of prompts has at most {_LARGEST_FILE:,}",
@@ -111,7 +112,8 @@ def _from_json(path: Path, number: int, line: str) -> PromptLine:
     reference = path.parent / value["ref"] if "ref" in value else None
     if reference is not None and not reference.is_file():
         raise BadDataError(
-            f"{where}: ref: {reference}: no such file", "paths are looked for beside the file of prompts"
+            f"{where}: ref: {reference}: no such file",
+            did_you_mean(reference, "paths are looked for beside the file of prompts"),
         )
     try:
         size = parse_size(value["size"]) if "size" in value else None

@@ -17,6 +17,7 @@ from dittool.config.schema import DEFAULT_STRENGTH, Sample
 from dittool.console import SILENT, Talk
 from dittool.errors import UsageError
 from dittool.geometry import parse_size
+from dittool.nearest import did_you_mean
 from dittool.sampling.grid import Grid, parse_grid
 from dittool.sampling.picture_file import file_of, read_settings
 from dittool.sampling.prompts import PromptLine, read_prompts
@@ -73,7 +74,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     """
     for option, path in (("--ref", options.ref), ("--init", options.init)):
         if path is not None and not path.is_file():
-            raise UsageError(f"{option} {path}: no such file", "check the path")
+            raise UsageError(f"{option} {path}: no such file", did_you_mean(path, "check the path"))
     if options.prompts is not None and (options.prompt is not None or options.again is not None):
         other = "--prompt" if options.prompt is not None else "--from"
         raise UsageError(f"--prompts and {other} exclude each other", "give the prompts in the file alone")

@@ -23,6 +23,8 @@ from dittool.config.architectures import AnyConfig
 from dittool.config.load import changed
 from dittool.console import Talk
 from dittool.errors import BadDataError, UsageError
+from dittool.nearest import did_you_mean
+from dittool.shell import quoted
 from dittool.train.distributed import parts_like
 from dittool.train.state import TrainState, require_same_run
 
@@ -54,7 +56,8 @@ class Beginning:
         if self.init is None:
             return config
         if self.is_new and not self.init.exists():
-            raise UsageError(f"--init {self.init}: no such file", "make it with: dit warmstart OLD --preset P --out W")
+            hint = f"make it with: dit warmstart OLD --preset P --out {quoted(self.init)}"
+            raise UsageError(f"--init {self.init}: no such file", did_you_mean(self.init, hint))
         return for_warm_start(config, talk)
 
     def bring(self, state: TrainState, checkpoints: Path, talk: Talk) -> dict[str, Any]:
@@ -181,7 +184,10 @@ def require_one_beginning(
             " whichever is due",
         )
     if resume_from is not None and not resume_from.is_file():
-        raise UsageError(f"--resume-from {resume_from}: no such file", "name a file in runs/NAME/checkpoints")
+        raise UsageError(
+            f"--resume-from {resume_from}: no such file",
+            did_you_mean(resume_from, "name a file in runs/NAME/checkpoints"),
+        )
     if preset is None and not given:
         raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")
     if strict and not (resume or continue_):

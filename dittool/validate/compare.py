@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dittool.errors import BadDataError, UsageError
+from dittool.nearest import did_you_mean
 from dittool.objective.flow import MODES
 from dittool.shell import quoted
 from dittool.storage import read_json
@@ -137,6 +138,8 @@ def newest_results(target: Path) -> Path:
     found = target.glob(f"validation/step*/{RESULTS}")
     steps = {int(match[1]): path for path in found if (match := re.fullmatch(r"step(\d+)", path.parent.name))}
     if not steps:
+        if not target.exists():
+            raise UsageError(f"{target}: no such file or folder", did_you_mean(target, "name a run or a results.json"))
         expected = f"{RESULTS} or validation/stepNNNNNNN/{RESULTS}"
         raise UsageError(
             f"{target}: no validation here, which would be {expected}",

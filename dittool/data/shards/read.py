@@ -42,6 +42,7 @@ from dittool.data.shards.open_files import OpenFiles
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
+from dittool.nearest import did_you_mean
 from dittool.shell import quoted
 from dittool.untrusted.npy import parse_npy
 from dittool.whereabouts import find
@@ -82,7 +83,7 @@ class ShardSet:
         if not folder.is_dir():
             require_local(str(folder))
             hint = "check the path (--data), or make shards with: dit embed IMAGES, then dit shard"
-            raise UsageError(f"{folder}: no such folder of shards", hint)
+            raise UsageError(f"{folder}: no such folder of shards", did_you_mean(folder, hint))
         if not (folder / INDEX_NAME).is_file():
             return ShardSet(folder, _scan(folder), None)
         index = read_index(folder)

@@ -24,6 +24,7 @@ from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
 from dittool.data.source.tar import TAR_SUFFIX, tar_source, tars_source
 from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
 from dittool.errors import BadDataError, UsageError
+from dittool.nearest import did_you_mean
 
 _READERS: dict[str, Callable[[Path, Pairing], Source]] = {
     **dict.fromkeys(LIST_SUFFIXES, list_as_source),
@@ -140,7 +141,7 @@ def _where_to_look(source: Path) -> str:
         return "addresses and commands are not followed: fetch the data first, and give the folder or file on this disk"
     if any(sign in source.name for sign in "{*?["):
         return "patterns are not expanded: give the folder that holds these files"
-    return "check the path; images are looked for in data/images unless a SOURCE is given"
+    return did_you_mean(source, "check the path; images are looked for in data/images unless a SOURCE is given")
 
 
 _ARCHIVES = (".zip", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar")

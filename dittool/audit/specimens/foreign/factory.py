@@ -22,6 +22,7 @@ from torch import nn
 
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import DitError, UsageError
+from dittool.nearest import did_you_mean
 
 _FORMS = "name a class or function as file.py:Name or package.module:Name"
 
@@ -101,7 +102,7 @@ def _module_of(name: str) -> ModuleType:
     """Of `file.py` or `package.module`, whose neighbours can be imported while it is."""
     path, is_file = Path(name), name.endswith(".py")
     if is_file and not path.is_file():
-        raise UsageError(f"{path}: no such file", _FORMS)
+        raise UsageError(f"{path}: no such file", did_you_mean(path, _FORMS))
     folder = str(path.resolve().parent if is_file else Path.cwd())
     sys.path.insert(0, folder)
     try:
