@@ -163,6 +163,7 @@ def _estimate(source: Path, out: Path, config: ImageConfig, stages: tuple[str, .
 
 
 def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
+    from dittool.data.embed_again import embed_again
     from dittool.data.features.verify import verify
 
     found = verify(out, stages, console)
@@ -171,8 +172,8 @@ def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
     console.json({"derived": str(out), "ok": not faults, **facts, "faults": faults})
     if faults:
         console.table(("where", "what is wrong"), [(fault["where"], fault["what"]) for fault in faults])
-        damaged = " ".join(f"--pass {stage}" for stage in sorted({fault["stage"] for fault in faults}))
-        console.note(f"remove what is damaged, then make it again: dit embed {damaged}")
+        again = embed_again(out, sorted({fault["stage"] for fault in faults}))
+        console.note(f"remove what is damaged, then make it again: {again}")
         raise typer.Exit(1)
     console.result(
         f"{out}: {found.features} features of {bytes_text(found.bytes)} are whole, finite, and what the records say"

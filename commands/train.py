@@ -20,7 +20,6 @@ from dittool.commands.options import (
     console_for,
 )
 from dittool.console import Console
-from dittool.nearest import did_you_mean
 from dittool.shell import command_line, quoted
 
 if TYPE_CHECKING:
@@ -90,17 +89,12 @@ def main(
     from dittool.ckpt.run_data import DEFAULT_DATA, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
-    from dittool.errors import UsageError
     from dittool.train.beginning import require_one_beginning, run_folders
     from dittool.train.loop import train
 
     console = console_for(json, quiet, verbose)
     require_one_beginning(preset, resume, continue_, resume_from, init, strict)
-    out, own = run_folders(preset, out, resume_from)
-    if resume and not out.is_dir():
-        raise UsageError(
-            f"--out {out}: no such run to resume", did_you_mean(out, "check the path, or begin it: leave --resume out")
-        )
+    out, own = run_folders(preset, out, resume_from, resume)
     if data is None:
         again = command_line("dit", "train", "--resume", "--out", out)
         data = recorded_data(own, again) if resume or continue_ or resume_from else DEFAULT_DATA

@@ -105,7 +105,21 @@ _STORAGE_ERRNOS = {
     errno.EEXIST,
     errno.ELOOP,
     errno.ENAMETOOLONG,
+    errno.ENOLCK,
+    errno.ENOTSUP,
 }
+_HINTS = {
+    errno.EROFS: "this disk can only be read: choose a folder on another with --out, or mount it for writing",
+    errno.EIO: "the disk or its connection fails, see dmesg: copy what is there while it can be read",
+    errno.ESTALE: "the server of this network folder lost the file: mount it again, then run the same command again",
+    errno.EISDIR: "a folder stands where a file belongs: move it away, or name another file",
+    errno.ENOTDIR: "a file stands where a folder belongs: move it away, or name another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "the links lead in a circle: name the file itself",
+    errno.ENOLCK: "this file system has no locks, which keep two writers apart: choose a folder on another with --out",
+}
+_HINTS[errno.ENOTSUP] = _HINTS[errno.ENOLCK]
+_PERMISSIONS = "check the owner and the permissions; where it was to be written, another folder will do (--out)"
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 # what libraries write where they lose the number; the second: a descriptor sent over a socket found no room
 _OUT_OF_DESCRIPTORS_TEXTS = ("Too many open files", "items of ancdata")
@@ -122,9 +136,7 @@ def from_os_error(error: OSError) -> DitError | None:
         return StorageError(
             f"{where}: {error.strerror}", "free some space or choose another folder, then run the same command again"
         )
-    return StorageError(
-        f"{where}: {error.strerror}", "check the owner and the permissions, or choose another folder with --out"
-    )
+    return StorageError(f"{where}: {error.strerror}", _HINTS.get(error.errno, _PERMISSIONS))
 
 
 def is_out_of_descriptors(error: BaseException) -> bool:

@@ -49,9 +49,11 @@ def write_atomic(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # the kernel names no file when a write fails
         raise
     if name_synced:
         sync_folder(path.parent)
@@ -73,9 +75,10 @@ def append_durably(path: Path, line: bytes) -> None:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        except OSError:
+        except OSError as error:
             with suppress(OSError):
                 os.truncate(path, size)
+            error.filename = error.filename or str(path)
             raise
     if is_new:
         sync_folder(path.parent)
@@ -211,6 +214,12 @@ def nothing_left_of_refusal(folder: Path) -> Iterator[None]:
         raise
 
 
+def free_name_beside(path: Path) -> Path:
+    """A name that nothing has, to move `path` to: `nano.old`, `nano.old2`."""
+    names = (f"{path.name}.old{number or ''}" for number in (0, *range(2, 1_000_000)))
+    return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
+
+
 def require_free(folder: Path, needed: int, what: str) -> None:
     """Raises `StorageError` when the disk under `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
@@ -249,7 +258,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.fstat(file.fileno()).st_nlink:
                 raise BlockingIOError("its last owner has just removed it")
-        except OSError as error:
+        except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise StorageError(

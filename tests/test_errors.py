@@ -52,3 +52,16 @@ def test_an_operating_system_error_without_a_file_still_says_where_to_look():
     assert errors.from_os_error(OSError(errno.ENOSPC, "No space left on device")).message.startswith(
         "the output folder: "
     )
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EISDIR, "move it away"),
+        (errno.EROFS, "another with --out"),
+        (errno.ENOLCK, "locks"),
+        (errno.EIO, "dmesg"),
+    ],
+)
+def test_advice_fits_what_the_file_system_said(number, advice):
+    assert advice in errors.from_os_error(OSError(number, os.strerror(number), "runs/nano")).hint

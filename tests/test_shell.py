@@ -55,8 +55,8 @@ def test_options_and_placeholders_stay():
     assert quoted("-s") == "-s" and quoted("SOURCE") == "SOURCE" and quoted(5) == "5"
 
 
-COMMAND = re.compile(r"(\bdit [a-z-]+|\brm -r|\bdf -h|\bhf download|\bpip install)\b[^;:,.]*$")
-OURS = {"stages", "stage", "feature.stage", "parts", "option", "package", "FORMAT_VERSION"}  # words of ours
+COMMAND = re.compile(r"(\bdit [a-z-]+|\brm -r|\bmv|\bdf -h|\bhf download|\bpip install)\b[^;:,.]*$")
+OURS = {"stages", "stage", "feature.stage", "parts", "option", "package", "FORMAT_VERSION", "options"}  # words of ours
 
 
 def test_every_suggested_command_quotes_what_it_is_given():
@@ -83,4 +83,4 @@ def test_the_advice_about_a_folder_in_use_names_that_folder(dit, tiny_shards, tm
     (out / "checkpoints" / "checkpoint_step0000001.pt").write_bytes(b"x")
     arguments = [word for override in tiny_shards.overrides for word in ("-s", override)]
     told = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--no-audit", *arguments)
-    assert told.code != 0 and f"rm -r '{out}'" in told.err
+    assert told.code != 0 and f"mv '{out}' '{out}.old'" in told.err, "advice never loses a run"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.write import TRAIN
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket, patch_grid
+from dittool.shell import command_line
 
 _MOST_SAMPLES = 2000  # that a rule looks into
 _MOST_BYTES = 1 << 30  # that a rule reads
@@ -79,7 +81,8 @@ def open_shards(folder: Path) -> DataView:
     try:
         shards = ShardSet.open(folder)
     except BadDataError as error:
-        return DataView(folder, [], None, None, _nothing, _nothing, _nothing, error.message)
+        nothing = partial(_nothing, folder)
+        return DataView(folder, [], None, None, nothing, nothing, nothing, error.message)
     card = shards.index.identity if shards.index else None
 
     def array(ref: SampleRef, feature: Feature) -> np.ndarray:
@@ -102,7 +105,8 @@ def open_derived(folder: Path) -> DataView:
         records = {record.id: record for record in store.read_records() if record.used}
         card = store.card()
     except BadDataError as error:
-        return DataView(folder, [], None, None, _nothing, _nothing, _nothing, error.message)
+        nothing = partial(_nothing, folder)
+        return DataView(folder, [], None, None, nothing, nothing, nothing, error.message)
     refs = [SampleRef(record.id, record.bucket, TRAIN, "", {}) for record in records.values()]
 
     def array(ref: SampleRef, feature: Feature) -> np.ndarray:
@@ -120,5 +124,7 @@ def _patch_storage(card: IdentityCard | None) -> str:
     return FP16 if card is None else card.patch_storage  # sets without a card hold plain floats
 
 
-def _nothing(ref: SampleRef, *_: object) -> Any:
-    raise BadDataError(f"{ref.id}: the set could not be opened", "see what rule D7 says")
+def _nothing(folder: Path, ref: SampleRef, *_: object) -> Any:
+    raise BadDataError(
+        f"{ref.id}: the set could not be opened", f"see why: {command_line('dit', 'audit', folder, '--select', 'D7')}"
+    )

@@ -166,7 +166,7 @@ def newest_checkpoint(folder: Path, talk: Talk = SILENT, strict: bool = False) -
     found = "; ".join(f"{file.path.name}: {why}" for file, why in faults)
     raise BadDataError(
         f"{folder}: none of its {len(faults)} checkpoints is valid: {found}",
-        "restore one from a copy, or start a new run",
+        "restore one from a copy, or start a new run in another folder (--out)",
     )
 
 

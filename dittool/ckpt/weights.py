@@ -12,6 +12,7 @@ from torch import Tensor
 from dittool.ckpt.load import check_pt, check_safetensors, keys_of, load_mapped, load_safetensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError
+from dittool.shell import command_line
 from dittool.untrusted.tensor_spec import TensorSpec
 
 # Where trainers keep their weights beside an average, by any name of `_AVERAGED`, which comes first.
@@ -62,7 +63,8 @@ def find_weights(content: object, path: Path, weights: str | None = None) -> tup
         else f"no state dict, neither at the top nor under {', '.join(RAW_KEYS)} or a name with ema, swa or average"
     )
     raise BadDataError(
-        f"{path}: {wanted}; it has {keys_of(content)}", "see what is in it with: dit inspect-ckpt FILE --tree"
+        f"{path}: {wanted}; it has {keys_of(content)}",
+        f"see what is in it with: {command_line('dit', 'inspect-ckpt', path, '--tree')}",
     )
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dittool.data.patch_storage import STORAGES
-from dittool.data.records import STAGES
+from dittool.data.records import IMAGE_CLS, LATENT, STAGES, TEXT
 from dittool.encoders.cards import (
     CARDS,
     EncoderCard,
+    FeatureWidths,
     ImageCard,
     TextCard,
     VaeCard,
@@ -30,7 +31,10 @@ CROP_RULE = "resize-to-cover, centre crop"
 CARD_OF_STAGE: dict[str, type[EncoderCard]] = {"dinov3": ImageCard, "vae": VaeCard, "t5": TextCard}
 IMAGE_STAGES = ("dinov3", "vae")
 _KNOWN = ("version", "crop", "buckets", "patch_storage", "encoders", "claimed")
-_RESTORE = "restore the file from a copy; or remove it and what it describes, and run dit embed and dit shard again"
+_RESTORE = (
+    "restore the file from a copy; without one, nothing says which encoders made these features: embed the images again"
+    " into another folder (dit embed IMAGES --out FOLDER), then dit shard FOLDER"
+)
 
 Card = TypeVar("Card", bound=EncoderCard)
 
@@ -142,6 +146,16 @@ def stages_made_stale(mine: IdentityCard, theirs: IdentityCard) -> tuple[str, ..
     if mine.patch_storage != theirs.patch_storage:
         stale.add("dinov3")
     return tuple(stage for stage in STAGES if stage in stale)
+
+
+def stages_of_other_widths(one: FeatureWidths, other: FeatureWidths) -> list[str]:
+    """The passes that made features of different widths."""
+    differs = {
+        IMAGE_CLS.stage: one.image != other.image,
+        LATENT.stage: one.latent_channels != other.latent_channels,
+        TEXT.stage: one.text != other.text,
+    }
+    return [stage for stage, is_other in differs.items() if is_other]
 
 
 def rebuild_command(stages: Iterable[str]) -> str:

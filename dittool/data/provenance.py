@@ -49,7 +49,7 @@ class Provenance:
             raise BadDataError(
                 f"{shards.folder}: the identity card in its index hashes to {found[:12]}…, when the set was made it was"
                 f" {shards.identity_hash[:12]}…",
-                "make the shards again with: dit shard",
+                "restore index.json from a copy, or make the set again from its features with: dit shard",
             )
         statistics = shards.statistics
         norm = latent_norm(config.data.latent_scaling, shards.card.vae, statistics.latent_mean, statistics.latent_std)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dittool.data.embed_again import embed_again
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean
 from dittool.shell import quoted
@@ -44,6 +45,7 @@ TEXT = Feature("t5_hidden", "t5h.npy", "t5", ("L", "D"))
 FEATURES = (IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
 STAGES = ("dinov3", "vae", "t5")
 STAGES_OF_IMAGES = STAGES[:2]
+_COPY_AGAIN = "copy the set again, or make it again with: dit shard"
 TEXT_MASK_MEMBER = "t5m.npy"  # older sets: (512,) mask beside a padded t5h
 RECORD_MEMBER = "json"
 
@@ -91,9 +93,8 @@ def record_to_bytes(record: Record) -> bytes:
     return json.dumps(record_to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace")
 
 
-def record_from_json(value: object, source: str) -> Record:
+def record_from_json(value: object, source: str, hint: str = _COPY_AGAIN) -> Record:
     """The record behind a JSON object; keys that we do not know are left out. Raises `BadDataError` naming `source`."""
-    hint = "make it again with: dit embed"
     if not isinstance(value, dict):
         raise BadDataError(f"{source}: not a record but {type(value).__name__}", hint)
     known = {key: item for key, item in value.items() if key in Record.__dataclass_fields__}
@@ -128,13 +129,15 @@ def read_records(path: Path) -> list[Record]:
             f"{path}: no such file, so this is not a derived folder",
             f"name the folder that dit embed made, or make one: dit embed IMAGES --out {quoted(path.parent)}",
         )
+    hint = f"make it again, the features stay: {embed_again(path.parent)}"
     records = [
-        record_from_json(value, f"{path}: record {index}") for index, value in enumerate(read_json_lines(path), start=1)
+        record_from_json(value, f"{path}: record {index}", hint)
+        for index, value in enumerate(read_json_lines(path), start=1)
     ]
     if repeated := [record_id for record_id, count in Counter(record.id for record in records).items() if count > 1]:
         raise BadDataError(
             f"{path}: {len(repeated)} ids stand there twice, the first is '{repeated[0]}'",
-            "make it again with: dit embed",
+            hint,
         )
     return records
 

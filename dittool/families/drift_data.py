@@ -19,6 +19,7 @@ from dittool.config.drift_schema import DriftConfig
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
+from dittool.data.shards.index import AGAIN
 from dittool.data.shards.read import SampleRef, ShardSet
 from dittool.data.shards.read_ahead import read_ahead
 from dittool.devices import as_in_training, in_parts
@@ -161,7 +162,7 @@ class ClassSamples(Dataset):
             raise BadDataError(
                 f"{self._shards.folder}: sample '{record.id}' is of class '{record.cls}', which the index does not"
                 " list",
-                "make the shards again with: dit shard",
+                AGAIN,
             )
         return self._numbers[record.cls]
 

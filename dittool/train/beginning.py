@@ -157,11 +157,16 @@ def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
     talk.note(f"{len(newer)} checkpoints after step {step} are kept in {place}")
 
 
-def run_folders(preset: str | None, out: Path | None, resume_from: Path | None) -> tuple[Path, Path]:
-    """The folder of a run, and the one whose `resolved.toml` and data it takes where nothing else is named."""
+def run_folders(preset: str | None, out: Path | None, resume_from: Path | None, resume: bool) -> tuple[Path, Path]:
+    """The folder of a run, and the one whose `resolved.toml` and data it takes where nothing else is named. Raises
+    `UsageError` where there is none to resume.
+    """
     own = out if resume_from is None else run_folder(resume_from)
     if out is None:
         out = own or (newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem)
+    if resume and not out.is_dir():
+        hint = did_you_mean(out, "check the path, or begin it: leave --resume out")
+        raise UsageError(f"--out {out}: no such run to resume", hint)
     return out, own or out
 
 

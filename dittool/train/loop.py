@@ -28,7 +28,14 @@ from dittool.console import SILENT, Talk
 from dittool.errors import DitError, Interrupted, NonFiniteError, UsageError, from_os_error
 from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.shell import command_line, quoted
-from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder, sweep_temporaries, write_atomic
+from dittool.storage import (
+    folder_lock,
+    free_name_beside,
+    nothing_left_of_refusal,
+    output_folder,
+    sweep_temporaries,
+    write_atomic,
+)
 from dittool.train.beginning import Beginning
 from dittool.train.distributed import gathered, process_group
 from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, require_finite_step
@@ -153,7 +160,8 @@ def train(
         if beginning.is_new and list_checkpoints(checkpoints):
             raise UsageError(
                 f"{out}: holds checkpoints of an earlier run",
-                f"go on with --resume, choose another --out, or remove it: rm -r {quoted(out)}",
+                f"go on with --resume, choose another --out, or move it out of the way:"
+                f" {command_line('mv', out, free_name_beside(out))}",
             )
         state = TrainState(config, opened, ranks)
         saved = beginning.bring(state, checkpoints, talk)

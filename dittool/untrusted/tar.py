@@ -95,12 +95,14 @@ def group_samples(path: Path, members: list[Member], adjacent: bool = True) -> d
     for member in members:
         if adjacent and member.key != last and member.key in samples:
             raise BadDataError(
-                f"{path}: members of sample '{member.key}' are not adjacent", "make the shards again with: dit shard"
+                f"{path}: members of sample '{member.key}' are not adjacent",
+                "pack the tar anew with the members of each sample side by side: tar --sort=name",
             )
         sample = samples.setdefault(member.key, {})
         if member.suffix in sample:
             raise BadDataError(
-                f"{path}: member '{member.key}.{member.suffix}' is there twice", "make the shards again with: dit shard"
+                f"{path}: member '{member.key}.{member.suffix}' is there twice",
+                "copy the tar again, or pack it anew without the second",
             )
         sample[member.suffix] = member
         last = member.key
@@ -150,7 +152,8 @@ def _member(path: Path, position: int, name: str, start: int, size: int) -> Memb
     key, dot, suffix = name.partition(".")
     if not key or not dot:
         raise UnsafeFileError(
-            f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX", "make the shards again with: dit shard"
+            f"{path}: member '{name}' at byte {position:,} is not KEY.SUFFIX",
+            "copy the tar again, or leave it out: dit shard wrote no such file",
         )
     return Member(key, suffix.lower(), start, size)
 

@@ -17,6 +17,7 @@ from dittool.config.architectures import AnyConfig, ImageConfig, image_config
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
+from dittool.data.embed_again import CONFIGURATION_NAME, embed_again
 from dittool.data.features.estimate import disk_rows
 from dittool.data.features.parts import Part, shared_files, writer_lock
 from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass, take_thumbnails
@@ -31,7 +32,7 @@ from dittool.data.source.scan import scan, summary
 from dittool.data.source.sources import require_source
 from dittool.encoders.known import KNOW_EVERY_SCRIPT
 from dittool.errors import BadDataError, UsageError
-from dittool.shell import quoted
+from dittool.shell import command_line, quoted
 from dittool.storage import nothing_left_of_refusal, output_folder, require_free, write_atomic
 from dittool.whereabouts import find
 
@@ -78,13 +79,9 @@ class EmbedSummary:
     def next_command(self, part: Part) -> str:
         """What to run after this."""
         if not part.is_everything:
-            return "dit embed --verify, when all parts are done"
+            return f"{command_line('dit', 'embed', '--verify', '--out', self.folder)}, when all parts are done"
         shard_it = "dit shard" if self.folder == Path("data/derived") else f"dit shard {quoted(self.folder)}"
-        return (
-            f"dit embed SOURCE {' '.join(f'--pass {stage}' for stage in self.lacking)}, then {shard_it}"
-            if self.lacking
-            else shard_it
-        )
+        return f"{embed_again(self.folder, self.lacking)}, then {shard_it}" if self.lacking else shard_it
 
 
 def embed(
@@ -128,7 +125,7 @@ def embed(
         if (before := store.write_source(str(source.resolve()))) and not _moved(before, source, out):
             talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
         with shared_files(out):
-            write_atomic(out / "resolved.toml", config_to_toml(config).encode())
+            write_atomic(out / CONFIGURATION_NAME, config_to_toml(config).encode())
         records = store.merge_records(records, forget=stages if rebuild else ())
         store.prune_journal(record for record in records if record.used)
         ready = _first_pass(store, config, stages, records, part, rebuild, talk)

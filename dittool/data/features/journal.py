@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dittool.data.embed_again import embed_again
 from dittool.data.records import Record
 from dittool.data.source.colours import CONVERTED
 from dittool.errors import BadDataError
@@ -70,7 +71,7 @@ def read_journal(path: Path) -> Journal:
         except (TypeError, KeyError, AttributeError) as error:
             raise BadDataError(
                 f"{path}: value {number} is no journal line ({error!r})",
-                "remove that line and run dit embed again: its features are made anew",
+                f"remove that line, then run again: {embed_again(path.parent)} (only its features are made anew)",
             ) from error
     return entries
 

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dittool.data.embed_again import embed_again
 from dittool.data.features.near_copies import differences, perceptual_hashes, proposed_pairs
 from dittool.data.features.thumbnails import read_thumbnails
 from dittool.data.records import Record
 from dittool.errors import BadDataError
+from dittool.shell import command_line
 from dittool.storage import append_durably, read_json_lines
 
 NEAR_COPY = "near-copy-of"  # the flag is NEAR_COPY:ID
@@ -58,7 +60,7 @@ def read_sides(path: Path) -> Sides:
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BadDataError(
                 f"{path}: line {number} does not say which images go together ({error!r})",
-                "remove the file and run dit embed again: near copies are looked for anew",
+                f"near copies are looked for anew after: {command_line('rm', path)} && {embed_again(path.parent)}",
             ) from error
     return Sides(compared, of)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dittool.data.embed_again import SOURCE_NAME, embed_again, source_in
 from dittool.data.features.journal import (
     Digests,
     Journal,
@@ -53,7 +54,7 @@ class FeatureStore:
         self._thumbnails_path = folder / "thumbnails.rows"
         self.records_path = folder / "records.jsonl"
         self._identity_path = folder / "identity.json"
-        self._source_path = folder / "source.json"
+        self._source_path = folder / SOURCE_NAME
         self._journal_path = folder / "journal.jsonl"
         self._part = part or Part()
 
@@ -105,12 +106,11 @@ class FeatureStore:
     @property
     def source(self) -> str:
         """The folder or list that was embedded. Raises `BadDataError`."""
-        value = read_json(self._source_path)
-        if isinstance(value, dict) and isinstance(value.get("folder"), str):
-            return value["folder"]
+        if (source := source_in(self.folder)) is not None:
+            return source
         raise BadDataError(
             f"{self._source_path}: it names no source",
-            "run dit embed again with the same source: it keeps the features",
+            f"say it again, the features stay: {embed_again(self.folder)}",
         )
 
     def write_source(self, source: str) -> str | None:

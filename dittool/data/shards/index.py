@@ -30,7 +30,7 @@ INDEX_NAME = "index.json"
 TRAIN, HOLDOUT = "train", "holdout"
 STEMS = {TRAIN: "shard", HOLDOUT: "holdout"}  # of the names of tars: holdout-000000.tar
 
-_AGAIN = "copy the set again, or make it again with: dit shard"
+AGAIN = "copy the set again; one that was made here is made again with: dit shard"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # http: s3: pipe:
 
 
@@ -66,9 +66,7 @@ class ShardRow:
                 if isinstance(value, dict)
                 else [repr(value)]
             )
-            raise BadDataError(
-                f"{source}: a row of shards that cannot be: {'; '.join(wrong)}", "make the shards again with: dit shard"
-            )
+            raise BadDataError(f"{source}: a row of shards that cannot be: {'; '.join(wrong)}", AGAIN)
         require_local(value["path"])
         path = PurePosixPath(value["path"])
         if path.is_absolute() or ".." in path.parts or "\\" in value["path"]:
@@ -106,7 +104,7 @@ class ShardIndex:
             found = index.get("version") if isinstance(index, dict) else index
             raise BadDataError(
                 f"{path}: index version {found!r}, this program reads {INDEX_VERSION}",
-                "make the shards again with: dit shard",
+                "read it with the dit that wrote it, or make it again from the features with this one: dit shard",
             )
         if index.get("unfinished"):
             raise BadDataError(
@@ -114,21 +112,21 @@ class ShardIndex:
                 "run dit shard again: it goes on where it stopped",
             )
         if wrong := [key for key, kind in _KINDS.items() if not isinstance(index.get(key), kind)]:
-            raise BadDataError(f"{path}: {', '.join(wrong)} missing or of the wrong kind", _AGAIN)
+            raise BadDataError(f"{path}: {', '.join(wrong)} missing or of the wrong kind", AGAIN)
         if not index["shards"]:
-            raise BadDataError(f"{path}: it lists no shard", _AGAIN)
+            raise BadDataError(f"{path}: it lists no shard", AGAIN)
         rows = tuple(ShardRow.from_json(row, str(path)) for row in index["shards"])
         card = IdentityCard.from_json(index["identity"], f"{path}: identity", complete=True)
         widths = FeatureWidths(card.text.width, card.image.width, card.vae.channels)
         # a model is built and normalised by card, widths and statistics, so they must at least fit each other
         if index["dims"] != widths.to_json():
             raise BadDataError(
-                f"{path}: dims = {index['dims']}, by the identity card they are {widths.to_json()}", _AGAIN
+                f"{path}: dims = {index['dims']}, by the identity card they are {widths.to_json()}", AGAIN
             )
         statistics = SetStatistics.from_json(index["statistics"], widths, f"{path}: statistics")
         classes = index.get("classes", [])  # older sets have none
         if not isinstance(classes, list) or not all(map(_is_text, classes)) or len(set(classes)) != len(classes):
-            raise BadDataError(f"{path}: classes is no list of different names", _AGAIN)
+            raise BadDataError(f"{path}: classes is no list of different names", AGAIN)
         return ShardIndex(
             card,
             index["identity_hash"],
@@ -208,7 +206,7 @@ def scan_tar(tar: Path) -> dict[str, dict[str, Member]]:
     """
     samples = group_samples(tar, tar_members(tar))
     if not samples:
-        raise BadDataError(f"{tar}: a tar without any sample", _AGAIN)
+        raise BadDataError(f"{tar}: a tar without any sample", AGAIN)
     return samples
 
 
@@ -230,13 +228,13 @@ def refs_of(folder: Path, index: ShardIndex) -> list[SampleRef]:
         tar = folder / row.path
         if not tar.is_file() or tar.stat().st_size != row.bytes:
             size = f"{tar.stat().st_size:,} bytes" if tar.is_file() else "missing"
-            raise BadDataError(f"{tar}: {size}, the index says {row.bytes:,} bytes", _AGAIN)
+            raise BadDataError(f"{tar}: {size}, the index says {row.bytes:,} bytes", AGAIN)
         members = read_json(members_path(tar))
         if not isinstance(members, dict) or len(members) != row.count:
             listed = (
                 f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"
             )
-            raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row.count}", _AGAIN)
+            raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row.count}", AGAIN)
         for key, places in members.items():
             refs.append(SampleRef(key, row.bucket, row.split, row.path, _checked_places(tar, key, places, row.bytes)))
     return refs
@@ -253,7 +251,7 @@ def _checked_places(tar: Path, key: str, places: Any, size: int) -> dict[str, tu
     except (AttributeError, TypeError, ValueError):
         pass
     raise BadDataError(
-        f"{members_path(tar)}: sample '{key}' has members that do not lie in the {size:,} bytes of the tar", _AGAIN
+        f"{members_path(tar)}: sample '{key}' has members that do not lie in the {size:,} bytes of the tar", AGAIN
     )
 
 

@@ -29,6 +29,7 @@ from dittool.data.records import (
     record_from_json,
 )
 from dittool.data.shards.index import (
+    AGAIN,
     INDEX_NAME,
     SampleRef,
     ShardIndex,
@@ -146,7 +147,7 @@ class ShardSet:
         try:
             value = json.loads(self.read_member(ref, RECORD_MEMBER))
         except (ValueError, RecursionError) as error:
-            raise BadDataError(f"{source}: not valid JSON: {error}", "make the shards again with: dit shard") from error
+            raise BadDataError(f"{source}: not valid JSON: {error}", AGAIN) from error
         # older sets call it differently
         if (self.index is None or self.card.claimed) and isinstance(value, dict):
             value = {"name": ref.id, "image": "", "status": "used", **value, "id": ref.id}
@@ -163,7 +164,7 @@ class ShardSet:
         if absent := [member for member in wanted if member not in ref.members]:
             raise BadDataError(
                 f"{self.folder / ref.shard}: sample '{ref.id}' has no {', '.join(absent)}",
-                "make the shards again with: dit shard",
+                AGAIN,
             )
         found, places = {}, sorted((*ref.members[member], member) for member in wanted)
         while places:
@@ -178,7 +179,7 @@ class ShardSet:
                     present = max(read - offset + start, 0)
                     raise BadDataError(
                         f"{self._name(ref, member)} has {present:,} of {size:,} bytes",
-                        "the shard was cut: make it again",
+                        f"the shard was cut. {AGAIN}",
                     )
                 found[member] = data[offset - start : offset - start + size]
         return found
@@ -241,7 +242,7 @@ def _true_length(text: np.ndarray, mask: np.ndarray, mask_name: str) -> int:
         raise BadDataError(
             f"{mask_name}: a mask of {len(valid)} with {length} ones for a text of {len(text)} rows, where the ones"
             " should come first and be one at least",
-            "make the shards again with: dit shard",
+            AGAIN,
         )
     return length
 

@@ -174,7 +174,10 @@ class SetStatistics:
         if type(value.get("samples")) is not int:
             wrong.append(f"samples = {value.get('samples')!r}")
         if wrong:
-            raise BadDataError(f"{source}: {'; '.join(wrong)}", "copy the set again, or make it again with: dit shard")
+            raise BadDataError(
+                f"{source}: {'; '.join(wrong)}",
+                "copy the set again; one that was made here is made again with: dit shard",
+            )
         return SetStatistics(
             value["samples"],
             **{key: tuple(value[key]) for key in channels},

@@ -29,8 +29,10 @@ from dittool.config.architectures import image_config
 from dittool.config.load import load_config
 from dittool.config.schema import Data
 from dittool.console import SILENT, Talk
+from dittool.data.embed_again import CONFIGURATION_NAME, embed_again
 from dittool.data.features.journal import digest_of
 from dittool.data.features.store import FeatureStore
+from dittool.data.identity import stages_of_other_widths
 from dittool.data.patch_storage import decode_patches
 from dittool.data.records import (
     FEATURES,
@@ -59,6 +61,7 @@ from dittool.data.shards.statistics import SetStatistics, ShardStatistics, width
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
 from dittool.seeding import derive_seed
+from dittool.shell import command_line
 from dittool.storage import (
     append_durably,
     folder_lock,
@@ -256,7 +259,8 @@ class _ShardWriter:
         digest = self._made[record.id, feature.stage].digests.get(feature.name)
         if digest and (found := digest_of(data)) != digest:
             raise BadDataError(
-                f"{path}: its digest is {found}, when it was made it was {digest} ('{record.name}')", _remake(feature)
+                f"{path}: its digest is {found}, when it was made it was {digest} ('{record.name}')",
+                self._remake(feature, path),
             )
         return data
 
@@ -269,15 +273,20 @@ class _ShardWriter:
             if array.ndim != len(feature.axes) or 0 in array.shape:
                 raise BadDataError(
                     f"{path}: shape {array.shape} where ({', '.join(feature.axes)}) belongs ('{record.name}')",
-                    _remake(feature),
+                    self._remake(feature, path),
                 )
             if count := int((~np.isfinite(array)).sum()):
                 raise BadDataError(
-                    f"{path}: {count} of {array.size} values are not finite ('{record.name}')", _remake(feature)
+                    f"{path}: {count} of {array.size} values are not finite ('{record.name}')",
+                    self._remake(feature, path),
                 )
             arrays[feature] = array
         self._require_same_widths(record, arrays)
         statistics.add(arrays)
+
+    def _remake(self, feature: Feature, path: Path) -> str:
+        """What to do about a damaged file of a feature: one that is gone is made again."""
+        return f"make it again: {command_line('rm', path)} && {embed_again(self._store.folder, [feature.stage])}"
 
     def _require_same_widths(self, record: Record, arrays: dict[Feature, np.ndarray]) -> None:
         """Against the first sample that this call has met."""
@@ -285,9 +294,9 @@ class _ShardWriter:
         self._widths = self._widths or found
         if found != self._widths:
             raise BadDataError(
-                f"{self._store.folder}: features of '{record.name}' ({record.id}) have widths {found}; others"
-                f" {self._widths}",
-                "features of two encoders in one folder: remove those of one and run dit embed again",
+                f"{self._store.folder}: features of '{record.name}' have widths {found}; others {self._widths}",
+                f"features of two encoders in one folder; make those of all images again with one:"
+                f" {embed_again(self._store.folder, stages_of_other_widths(found, self._widths), rebuild=True)}",
             )
 
     def _made_from(self, plan: _Plan) -> str:
@@ -328,7 +337,7 @@ def _require_complete(store: FeatureStore, used: list[Record]) -> None:
             raise BadDataError(
                 f"{store.folder}: {len(missing)} of {len(used)} used images have no current {stage} features, the first"
                 f" is '{missing[0].name}'",
-                f"make them with: dit embed --pass {stage}, with the source and preset of before",
+                f"make them with: {embed_again(store.folder, [stage])}",
             )
 
 
@@ -338,7 +347,7 @@ def configured_holdout(derived: Path) -> float:
 
 
 def _configured_data(derived: Path) -> Data:
-    path = derived / "resolved.toml"
+    path = derived / CONFIGURATION_NAME
     return image_config(load_config(str(path)), str(path), "images were embedded with it").data
 
 
@@ -380,10 +389,6 @@ def tar_member(name: str, data: bytes) -> Iterator[bytes]:
 
 def _line(value: dict[str, object]) -> bytes:
     return json.dumps(value).encode() + b"\n"
-
-
-def _remake(feature: Feature) -> str:
-    return f"remove the file and make it again with: dit embed --pass {feature.stage}"
 
 
 def _remove_unlisted(out: Path, rows: list[ShardRow]) -> None:
