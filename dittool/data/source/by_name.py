@@ -69,15 +69,15 @@ def placed(items: Sequence[SourceItem], list_path: str, images: ImagesByName) ->
         return unchanged
     shorter = [_without_first(name, dropped) for name in names]
     found = [_with_image(item, list_path, name, images) for item, name in zip(items, shorter, strict=True)]
-    moved = next((name, item.image) for name, item in zip(names, found, strict=True) if item.image in images.images)
-    return Placed(found, f"{shown(moved[0])} is {shown(moved[1])}")
+    both = ((name, item.image) for name, item in zip(names, found, strict=True) if item.image in images.images)
+    return Placed(found, next((f"{shown(name)} is {shown(image)}" for name, image in both), ""))
 
 
 def _with_image(item: SourceItem, list_path: str, name: str, images: ImagesByName) -> SourceItem:
     meant = images.meant(list_path, name) if name else []
     if len(meant) > 1:
         both = f"{shown(name)} may be {shown(meant[0])} and {shown(meant[1])}"
-        return replace(item, image="", reason="two-images", detail=both)
+        return replace(item, reason="two-images", detail=both)
     if not meant:
         return item
     has_own_name = item.name != stem_of(item.image)

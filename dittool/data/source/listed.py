@@ -74,18 +74,22 @@ def lists_of(tree: Tree) -> Listed:
     coco = {path for path in _json_of_no_image(tree) if tree.pairing.reads("coco") and _add_coco(listed, tree, path)}
     if tree.pairing.reads("metadata"):
         for path in filter(is_metadata, tree.others):
-            try:
-                found = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
-            except BadDataError as error:
-                raise BadDataError(error.message, f"{error.hint}; {left_unread('metadata')}") from error
+            found = _items_of(tree, path)
             listed.add(path, found, tree.by_name.images)
             listed.speaks_for(path, {posixpath.dirname(path), *_folders_of(found.items, tree)}, "metadata")
         for path in [path for path in tree.others if path not in coco and _may_be_list(tree, path)]:
-            found = metadata_items(tree.folder, path, tree.pairing, tree.by_name)
+            found = _items_of(tree, path)
             if folders := _folders_of(found.items, tree):  # else it lists other images, or is no list
                 listed.add(path, found, tree.by_name.images)
                 listed.speaks_for(path, folders, "metadata")
     return listed
+
+
+def _items_of(tree: Tree, path: str) -> Placed:
+    try:
+        return metadata_items(tree.folder, path, tree.pairing, tree.by_name)
+    except BadDataError as error:
+        raise BadDataError(error.message, f"{error.hint}; or leave metadata unread: -s data.captions=txt") from error
 
 
 def _add_coco(listed: Listed, tree: Tree, path: str) -> bool:
@@ -115,7 +119,3 @@ def _may_be_list(tree: Tree, path: str) -> bool:
 def _folders_of(items: Iterable[SourceItem], tree: Tree) -> set[str]:
     """The folders of the images in the source that a list names."""
     return {posixpath.dirname(item.image) for item in items if item.image in tree.by_name.images}
-
-
-def left_unread(kind: str) -> str:
-    return f"or leave {kind} unread: -s data.captions=txt"

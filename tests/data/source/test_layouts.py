@@ -413,6 +413,21 @@ def test_a_name_that_two_images_have_is_refused(tmp_path):
     assert reasons["one/a"] == reasons["two/a"] == "no-caption"
 
 
+def test_where_all_names_are_those_of_two_images_each_is_refused_and_said(tmp_path):
+    put(tmp_path, {"train/0.png": DOG, "test/0.png": CAT, "text/captions.txt": "image,caption\n0.png,a dog\n"})
+    assert "none of 2 images has a caption" in error_of(tmp_path).message
+    table(tmp_path / "list.csv", ("file_name", "text"), ("0.png", "a dog"))
+    (record,) = scan(tmp_path / "list.csv", BUCKETS)
+    assert record.reason == "two-images" and record.detail == "0.png may be test/0.png and train/0.png"
+
+
+def test_a_damaged_list_in_a_text_is_an_error_that_says_how_to_leave_it_unread(tmp_path):
+    put(tmp_path, {"a.png": DOG, "a.txt": "a dog", "captions.txt": 'image,caption\na.png,"a "dog"\n'})
+    error = error_of(tmp_path)
+    assert "captions.txt" in error.message and "-s data.captions=txt" in error.hint
+    assert read(tmp_path, captions="txt")["a"] == ("a dog", DOG)
+
+
 def test_a_list_one_of_whose_images_is_there_looks_for_none_elsewhere(tmp_path):
     put(tmp_path, {"a.png": DOG, "old/b.png": CAT, "metadata.csv": "file_name,text\na.png,a dog\nb.png,a cat\n"})
     assert read(tmp_path) == {"a": ("a dog", DOG), "b": "no-image", "old/b": "no-caption"}
