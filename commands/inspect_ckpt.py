@@ -67,7 +67,7 @@ def main(
         raise UsageError(
             f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors"
         )
-    path = resolve_checkpoint(file, talk=console)
+    path = resolve_checkpoint(file, talk=console, optional=False)
     if export is not None:
         require_replaceable(export, [path], force, ckpt.is_export, "--export")
     found = ckpt.inspect(path)
@@ -78,7 +78,7 @@ def main(
         answer["tree"] = tree_text
         console.result(f"\n{tree_text}")
     if diff is not None:
-        other = resolve_checkpoint(diff, talk=console)
+        other = resolve_checkpoint(diff, talk=console, optional=False)
         change = ckpt.diff(path, other, console)
         answer["diff"] = _diff_dict(change, other)
         _show_diff(console, change, other)

@@ -96,7 +96,7 @@ def main(
     from dittool.families.warm_start import carried_over
     from dittool.storage import require_replaceable
 
-    path = resolve_checkpoint(old, talk=console)
+    path = resolve_checkpoint(old, talk=console, optional=False)
     require_replaceable(out, [path], force, is_warm_start, "--out")
     before = old_configuration(path)
     if before is not None:

@@ -100,3 +100,11 @@ def test_a_missing_input_is_code_2_in_two_lines_and_leaves_nothing_behind(line, 
     message, advice = ended.err.rstrip("\n").split("\n")
     assert "gone" in message and advice
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_only_what_may_be_left_out_is_advised_to_be(optional, dit, tmp_path):
+    """`dit validate` without a run takes the newest; `dit inspect-ckpt` needs its file."""
+    gone = tmp_path / "gone.pt"
+    outcome = dit("validate", gone) if optional else dit("inspect-ckpt", gone)
+    assert outcome.code == 2 and ("leave it out" in outcome.err) == optional

@@ -193,13 +193,16 @@ def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
     return removed
 
 
-def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Talk = SILENT) -> Path:
+def resolve_checkpoint(
+    target: Path | None, runs: Path = Path("runs"), talk: Talk = SILENT, optional: bool = True
+) -> Path:
     """The checkpoint file that is meant by a file, a run's folder, its checkpoints folder, or None: the newest run in
     `runs`.
 
     Within a run the newest is the highest valid step. Between runs only time can tell: the one whose log.jsonl (before
-    the first line, resolved.toml) was written last. Raises `UsageError` for a path that is not there and `BadDataError`
-    when no checkpoint is found.
+    the first line, resolved.toml) was written last. `optional`: whether the caller's user may name none.
+
+    Raises `UsageError` for a path that is not there and `BadDataError` when no checkpoint is found.
     """
     if target is None:
         target = newest_run(runs)
@@ -210,7 +213,11 @@ def resolve_checkpoint(target: Path | None, runs: Path = Path("runs"), talk: Tal
     if not target.exists():
         raise UsageError(
             f"{target}: no such file or folder",
-            did_you_mean(target, "name a checkpoint file, a run's folder, or leave it out to use the newest run"),
+            did_you_mean(
+                target,
+                "name a checkpoint file or a run's folder"
+                + (", or leave it out to use the newest run" if optional else ""),
+            ),
         )
     return target
 

@@ -26,9 +26,10 @@ from torch import Tensor
 from dittool.errors import BadDataError, UnsafeFileError, UsageError, listed
 from dittool.nearest import did_you_mean
 from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
+from dittool.untrusted.refusal import unsafe
 from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
 from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
-from dittool.untrusted.zip_archive import ends_as_archive, read_archive, unsafe
+from dittool.untrusted.zip_archive import ends_as_archive, read_archive
 
 FORMAT_VERSION = 1
 
@@ -83,6 +84,10 @@ def check_safetensors(path: Path) -> SafetensorsHeader:
     """
     with _open_regular(path) as file:
         head = file.read(64)
+        if head.startswith(b"PK\x03\x04"):
+            raise BadDataError(
+                f"{path}: a zip archive, as torch.save writes, and not a safetensors file", "rename it to end in .pt"
+            )
         if (other := _other_kind(head)) or not head:
             raise BadDataError(
                 f"{path}: {other or 'an empty file'}, not a safetensors file",

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +99,23 @@ class Meaning:
 
 
 _UNKNOWN = Meaning()
+
+
+def other_meanings(before: AnyConfig, after: AnyConfig) -> list[str]:
+    """In what the numbers of two models of one architecture mean other things, whether or not their shapes are the
+    same: `model.heads: 2 before, 4 now`.
+    """
+    was, now = (_meaning_of_any(config_to_dict(config)) for config in (before, after))
+    numbers = {"model.heads": (was.heads, now.heads), "model.patch_size": (was.patch_size, now.patch_size)}
+    return [f"{key}: {old} before, {new} now" for key, (old, new) in numbers.items() if old != new] + [
+        f"encoders.{kind}: {why}" for kind in now.features if (why := now.features[kind].differs(was.features[kind]))
+    ]
+
+
+def _meaning_of_any(config: Mapping[str, Any]) -> Meaning:
+    names, model = config.get("encoders", {}), config["model"]
+    features = {kind: Features(names.get(kind), None) for kind in ("text", "image", "vae")}
+    return Meaning(model.get("heads"), model.get("patch_size"), features)
 
 
 @dataclass(frozen=True)

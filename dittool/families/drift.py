@@ -23,6 +23,7 @@ from dittool.console import Talk
 from dittool.data.provenance import Provenance
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
+from dittool.data.shards.stream import require_few_passes
 from dittool.encoders.cards import FeatureWidths
 from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
 from dittool.errors import BadDataError
@@ -76,6 +77,8 @@ def open_data(config: DriftConfig, folder: Path, ranks: Ranks) -> DriftData:
     shards = ShardSet.open(folder)
     refs, held = shards.split(TRAIN), shards.split(HOLDOUT)
     _require_fitting(config, shards)
+    real = config.drift.positives + config.drift.unconditional
+    require_few_passes(batch_size(config) // config.drift.generated * real, "real samples", len(refs))
     provenance = Provenance.of(shards, refs, config)
     stream = LatentStream(config, shards, refs, provenance.norm)
     judged = ClassSamples(shards, held, provenance.norm, config.train.seed, partial=True) if held else stream.samples

@@ -18,13 +18,15 @@ from dittool.ckpt.files import (
     sidecar_path,
 )
 from dittool.ckpt.load import load_checkpoint, require_finite, require_fit
+from dittool.ckpt.warmstart import old_configuration, other_meanings
 from dittool.ckpt.weights import load_weights
 from dittool.config.architectures import AnyConfig
-from dittool.config.load import changed
+from dittool.config.load import changed, config_to_dict
 from dittool.console import Talk
+from dittool.data.identity import differences
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean
-from dittool.shell import quoted
+from dittool.shell import command_line, quoted
 from dittool.train.distributed import parts_like
 from dittool.train.state import TrainState, require_same_run
 
@@ -55,9 +57,11 @@ class Beginning:
         """The configuration of the run. Raises `UsageError` where the weights to begin with are not there."""
         if self.init is None:
             return config
-        if self.is_new and not self.init.exists():
-            hint = f"make it with: dit warmstart OLD --preset P --out {quoted(self.init)}"
-            raise UsageError(f"--init {self.init}: no such file", did_you_mean(self.init, hint))
+        if self.is_new:
+            if not self.init.exists():
+                hint = f"make it with: dit warmstart OLD --preset P --out {quoted(self.init)}"
+                raise UsageError(f"--init {self.init}: no such file", did_you_mean(self.init, hint))
+            require_same_meaning(self.init, config, talk)
         return for_warm_start(config, talk)
 
     def bring(self, state: TrainState, checkpoints: Path, talk: Talk) -> dict[str, Any]:
@@ -86,6 +90,25 @@ def for_warm_start(config: AnyConfig, talk: Talk) -> AnyConfig:
     talk.note(f"--init: train.lr {train.lr:g} becomes {lr:g} (keep it with -s train.lr_halved=true)")
     changes = {"train.lr": lr, "train.min_lr": min(train.min_lr, lr), "train.lr_halved": True}
     return changed(config, changes, "halved for --init")
+
+
+def require_same_meaning(init: Path, config: AnyConfig, talk: Talk) -> None:
+    """Weights of the right shapes may be of a model that computes otherwise with them. Raises `UsageError` for other
+    heads, patches or encoders than the file remembers, and warns of other keys of the model.
+    """
+    before = old_configuration(resolve_checkpoint(init, talk=talk))
+    old, new = ({} if one is None else config_to_dict(one)["model"] for one in (before, config))
+    if before is None or old["arch"] != new["arch"]:
+        return
+    if changes := other_meanings(before, config):
+        carried = command_line("dit", "warmstart", init, "--preset", "P", "--out", "W.safetensors")
+        raise UsageError(
+            f"--init {init}: weights of another model: {'; '.join(changes)}",
+            f"carry them over with: {carried} (a rectified flow's), or train what they are of",
+        )
+    changes = [line for line in differences(new, old) if not line.startswith("gradient_checkpointing")]
+    if changes:
+        talk.warn(f"--init {init}: another model's weights: {'; '.join(f'model.{line}' for line in changes)}")
 
 
 def warm_start(state: TrainState, init: Path) -> None:
@@ -159,15 +182,19 @@ def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
 
 def run_folders(preset: str | None, out: Path | None, resume_from: Path | None, resume: bool) -> tuple[Path, Path]:
     """The folder of a run, and the one whose `resolved.toml` and data it takes where nothing else is named. Raises
-    `UsageError` where there is none to resume.
+    `UsageError` where there is none to resume, and no preset named nor written down.
     """
     own = out if resume_from is None else run_folder(resume_from)
     if out is None:
         out = own or (newest_run(Path("runs")) if preset is None else Path("runs") / Path(preset).stem)
+    own = own or out
     if resume and not out.is_dir():
         hint = did_you_mean(out, "check the path, or begin it: leave --resume out")
         raise UsageError(f"--out {out}: no such run to resume", hint)
-    return out, own or out
+    if preset is None and not (own / "resolved.toml").is_file():
+        hint = did_you_mean(own, "name it: --preset P")
+        raise UsageError(f"{own}: no run there whose resolved.toml says what to train", hint)
+    return out, own
 
 
 def require_one_beginning(

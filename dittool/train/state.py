@@ -137,6 +137,11 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
             "train on the data of before (--data), or start a new run with another --out",
         )
     if old.order_hash != data.order_hash or old.norm != data.norm:
+        if of_data := [line for line in changed if line.startswith("data.")]:
+            raise UsageError(
+                f"{'; '.join(of_data)}: with that the training samples or their statistics are not the checkpoint's",
+                "leave that change out, or start a new run from these weights with --init",
+            )
         raise BadDataError(
             "the training samples or their statistics are not the checkpoint's: images were added, removed, or sharded"
             " differently",

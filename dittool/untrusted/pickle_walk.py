@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dittool.untrusted.refusal import unsafe, unsafe_global
 from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec, is_shape
-from dittool.untrusted.zip_archive import unsafe
 
 # Together they keep what following any file takes below 256 MB; a value takes up to a few hundred bytes, a text four
 # for each of its own.
@@ -51,7 +51,6 @@ _ORDERED_DICT = "collections OrderedDict"
 _TENSOR, _TENSOR_WITH_DTYPE = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"
 _PARAMETER, _SIZE = "torch._utils _rebuild_parameter", "torch Size"
 _GLOBALS = {_ORDERED_DICT, _TENSOR, _TENSOR_WITH_DTYPE, _PARAMETER, _SIZE, *_STORAGES, *_DTYPES}
-
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
 _EMPTY_CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
@@ -239,7 +238,7 @@ class _Reader:
 
     def _global(self, name: str) -> None:
         if name not in _GLOBALS:
-            raise self._refuse(f"global {name.replace(' ', '.', 1):.200}")
+            raise unsafe_global(self._path, *name.split(" ", 1))
         self._stack.append(self._globals.setdefault(name, _Global(name)))
 
     def _persistent_id(self, _: None) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dittool.errors import BadDataError
+from dittool.untrusted.refusal import unsafe
 from dittool.untrusted.tensor_spec import TensorSpec, is_shape
-from dittool.untrusted.zip_archive import unsafe
 
 # bytes; ten thousand tensors take about one megabyte, and parsing takes up to twenty-five times a header's size
 _LARGEST_HEADER = 8 << 20

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dittool.errors import BadDataError, UnsafeFileError
+from dittool.errors import BadDataError
+from dittool.untrusted.refusal import unsafe
 
 _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
@@ -42,14 +43,6 @@ class _Entry:
     method: int
     size: int
     header: int  # offset of its local header
-
-
-def unsafe(path: Path, thing: str) -> UnsafeFileError:
-    """The refusal of a file, naming the thing in it that no honest checkpoint has."""
-    return UnsafeFileError(
-        f"{path}: refused without loading it: {thing}",
-        "do not load this file; ask its maker for the weights as .safetensors",
-    )
 
 
 def read_archive(file: BinaryIO, size: int, path: Path) -> dict[str, Member]:

@@ -132,6 +132,11 @@ def compare(first: Path, second: Path) -> Comparison:
 def newest_results(target: Path) -> Path:
     """The results that a path stands for. A run's newest are those of its highest step, on the hold-out."""
     if target.is_file():
+        if target.suffix.lower() != ".json":
+            raise UsageError(
+                f"{target}: not the {RESULTS} of a validation",
+                f"judge it first with: dit validate {quoted(target)}; then compare what that writes",
+            )
         return target
     if (target / RESULTS).is_file():
         return target / RESULTS

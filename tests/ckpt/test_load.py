@@ -4,6 +4,7 @@ allocates.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import resource
@@ -15,7 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from dittool.ckpt.load import check_pt, load_checkpoint, non_finite_tensors, require_finite, require_fit
+from dittool.ckpt.load import (
+    check_pt,
+    check_safetensors,
+    load_checkpoint,
+    non_finite_tensors,
+    require_finite,
+    require_fit,
+)
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.untrusted.tensor_spec import TensorSpec
@@ -405,3 +413,23 @@ def test_tensors_with_nan_are_named_wherever_they_are():
     assert non_finite_tensors(state) == ["model.a", "list.0", "half"]
     with pytest.raises(BadDataError, match=r"init: 1 tensors hold NaN or infinity: a"):
         require_finite(state["model"], "init")
+
+
+def test_a_zip_named_safetensors_is_to_be_renamed(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.save({"a": torch.zeros(3)}, path)
+    with pytest.raises(BadDataError, match=r"a zip archive, as torch\.save writes") as caught:
+        check_safetensors(path)
+    assert caught.value.hint == "rename it to end in .pt"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [(argparse.Namespace(lr=1), "if it is yours"), (print, "do not load this file; ask its maker")],
+)
+def test_a_training_checkpoint_of_another_program_gets_advice_for_its_maker(settings, says, tmp_path):
+    path = tmp_path / "train.pt"
+    torch.save({"state_dict": {"a": torch.zeros(3)}, "args": settings}, path)
+    with pytest.raises(UnsafeFileError) as caught:
+        check_pt(path)
+    assert caught.value.hint.startswith(says)

@@ -137,3 +137,38 @@ def test_a_checkpoint_of_another_kind_of_model_is_refused(class_run, tiny_shards
     with pytest.raises(BadDataError):
         train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", init=class_run)
     assert load_checkpoint(newest_checkpoint(class_run / "checkpoints").path)["step"] == 6
+
+
+@pytest.mark.parametrize("form", ["run", "checkpoint", "export"])
+def test_weights_of_other_heads_or_patches_are_not_loaded_in_silence(form, tiny_run, tiny_shards, dit, tmp_path):
+    """Every shape fits: attention has as many numbers with 4 heads as with 2."""
+    init = tiny_run if form == "run" else newest_checkpoint(tiny_run / "checkpoints").path
+    if form == "export":
+        assert dit("inspect-ckpt", tiny_run, "--export", tmp_path / "w.safetensors").code == 0
+        init = tmp_path / "w.safetensors"
+    words = [word for key in (*tiny_shards.overrides, "model.heads=4") for word in ("-s", key)]
+    line = ("train", "--no-audit", "--preset", "demo", "--data", tiny_shards.folder, "--init", init)
+    outcome = dit(*line, *words, "--out", tmp_path / "run")
+    assert outcome.code == 2 and not (tmp_path / "run").exists()
+    assert "model.heads: 2 before, 4 now" in outcome.err and f"dit warmstart {init} --preset P" in outcome.err
+
+
+def test_what_else_of_a_model_has_changed_is_said(tiny_run, tiny_shards, dit, tmp_path):
+    words = [word for key in (*tiny_shards.overrides, "model.patch_positions=false") for word in ("-s", key)]
+    line = ("train", "--no-audit", "--preset", "demo", "--data", tiny_shards.folder, "--init", tiny_run)
+    outcome = dit(*line, *words, "-s", "train.steps=1", "-s", "train.warmup_steps=0", "--out", tmp_path / "run")
+    assert outcome.code == 0, outcome.err
+    assert "warning: --init" in outcome.err and "model.patch_positions: False here, True there" in outcome.err
+
+
+def test_latents_that_are_scaled_otherwise_are_named_by_their_key(tiny_run, dit, tmp_path):
+    run = stopped_at(tiny_run, 3, tmp_path / "run")
+    outcome = dit("train", "--resume", "--out", run, "-s", "data.latent_scaling=card")
+    assert outcome.code == 2 and "data.latent_scaling: 'card' here, 'measured' there" in outcome.err
+    assert "images were added" not in outcome.err
+
+
+def test_going_on_without_a_run_and_a_preset_names_the_folder(dit, tmp_path):
+    outcome = dit("train", "--continue", "--out", tmp_path / "nowhere")
+    assert outcome.code == 2 and "--preset P" in outcome.err and "no such file" not in outcome.err
+    assert not (tmp_path / "nowhere").exists()

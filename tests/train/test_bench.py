@@ -83,6 +83,14 @@ def test_the_command_prints_a_table_or_one_object(dit, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_product_is_slower_than_that_of_fp32(monkeypatch):
+    """A CPU without instructions for bf16 multiplies in fp32 faster; shares of its rate above 1 would say nothing."""
+    seconds = {torch.float32: 1.0, torch.bfloat16: 5.0}
+    monkeypatch.setattr(bench_module, "_seconds", lambda run, device: seconds[run().dtype])
+    rates = [bench_module.matrix_product_flops(torch.device("cpu"), precision) for precision in ("fp32", "bf16")]
+    assert rates == [2 * 1024**3, 2 * 1024**3]
+
+
 @pytest.mark.parametrize("preset", ["drift-demo", "drift-toy"])
 def test_one_step_generators_are_measured_too(preset, class_shards):
     sizes = class_shards.overrides if preset == "drift-demo" else ("drift.generated=8", "drift.positives=8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -74,3 +75,17 @@ def test_a_plan_of_a_one_step_generator_adds_up(preset, class_shards, tmp_path):
 def test_a_device_is_called_by_its_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
     assert device_name(torch.device("cuda", 1)) == "GPU 1" and device_name(torch.device("cpu")).startswith("CPU")
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("tiny_shards", r"100,000 samples of bucket \S+ in a batch, and 20 samples"),
+        ("class_shards", "150,000 real samples in a batch, and 90 samples"),
+    ],
+)
+def test_a_batch_far_beyond_the_data_ends_a_dry_run_at_once_with_both_numbers(family, said, dit, request):
+    shards = request.getfixturevalue(family)
+    words = [word for key in (*shards.overrides, "train.batch_size=100000") for word in ("-s", key)]
+    outcome = dit("train", "--preset", shards.preset, "--data", shards.folder, "--dry-run", *words)
+    assert outcome.code == 2 and re.search(said, outcome.err), outcome.err

@@ -87,6 +87,10 @@ def test_what_was_not_validated_cannot_be_compared(runs, tmp_path):
     with pytest.raises(UsageError, match="no validation here") as refused:
         compare(tmp_path, runs[0])
     assert "dit validate" in refused.value.hint
+    (tmp_path / "x.pt").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"not the results\.json of a validation") as refused:
+        compare(runs[0], tmp_path / "x.pt")
+    assert "judge it first with: dit validate" in refused.value.hint
     odd = tmp_path / "results.json"
     odd.write_text('{"step": 3}')
     with pytest.raises(BadDataError, match="verdict"):

@@ -37,6 +37,16 @@ _MOST_PASSES = 100  # over the training set in one batch; a few are asked for wh
 _TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
 
 
+def require_few_passes(size: int, what: str, samples: int) -> None:
+    """Raises `UsageError` for a batch of `size` training samples that holds each of all `samples` absurdly often."""
+    if size > _MOST_PASSES * samples:
+        raise UsageError(
+            f"{size:,} {what} in a batch, and {samples:,} samples to train on: each would be in it"
+            f" {size // samples:,} times",
+            "make train.batch_size or train.tokens_per_batch smaller",
+        )
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one bucket, with the random draws that belong to its samples."""
@@ -175,12 +185,7 @@ class BatchStream(Dataset):
         """
         self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
         for bucket, size in self.plan.sizes.items():
-            if size > _MOST_PASSES * len(refs):
-                raise UsageError(
-                    f"{size:,} samples of bucket {bucket} in a batch, and {len(refs):,} samples to train on: each would"
-                    f" be in it {size // len(refs):,} times",
-                    "make train.batch_size or train.tokens_per_batch smaller",
-                )
+            require_few_passes(size, f"samples of bucket {bucket}", len(refs))
             if size % ranks:
                 where = "" if isinstance(batch_size, int) else f" of bucket {bucket}"
                 key = "train.batch_size" if isinstance(batch_size, int) else "train.batch_multiple"
