@@ -76,9 +76,9 @@ def test_every_command_opens_the_console_that_verbose_acts_on(name):
 
 
 def test_verbose_says_what_runs_and_when_each_remark_was_made(dit):
-    plain, told = dit("presets"), dit("presets", "--verbose")
-    first, *rest = told.err.splitlines()
-    assert first.startswith(f"[0:00] dit {__version__}, Python ") and told.out == plain.out
+    plain, outcome = dit("presets"), dit("presets", "--verbose")
+    first, *rest = outcome.err.splitlines()
+    assert first.startswith(f"[0:00] dit {__version__}, Python ") and outcome.out == plain.out
     assert rest[-1].startswith("[0:0") and "print one with" in rest[-1] and "[" not in plain.err
     assert dit("presets", "--verbose", "--quiet").err == ""
 
@@ -111,9 +111,9 @@ def test_verbose_says_what_runs_and_when_each_remark_was_made(dit):
     ],
 )
 def test_a_mistake_on_the_command_line_is_two_lines_and_exit_code_2(dit, arguments, message, hint):
-    told = dit(*arguments)
-    assert (told.code, told.out) == (2, "")
-    first, second = told.err.splitlines()
+    outcome = dit(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    first, second = outcome.err.splitlines()
     assert first.startswith(f"error: {message}")
     assert second.startswith(f"  next: {hint}")
 
@@ -123,9 +123,9 @@ def test_a_value_of_the_wrong_type_names_its_option(dit, train_is):
         """Train."""
 
     train_is(main)
-    told = dit("train", "--steps", "many")
-    assert told.code == 2
-    assert told.err.splitlines()[0].startswith("error: Invalid value for '--steps': ")
+    outcome = dit("train", "--steps", "many")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[0].startswith("error: Invalid value for '--steps': ")
 
 
 # The error boundary
@@ -169,10 +169,10 @@ def test_a_value_of_the_wrong_type_names_its_option(dit, train_is):
 )
 def test_an_error_ends_as_one_line_and_a_next_step_without_traceback(dit, train_raises, error, code, lines):
     train_raises(error)
-    told = dit("train")
-    assert (told.code, told.out) == (code, "")
-    assert len(told.err.splitlines()) == len(lines)
-    assert all(shown.startswith(wanted) for shown, wanted in zip(told.err.splitlines(), lines, strict=True))
+    outcome = dit("train")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert len(outcome.err.splitlines()) == len(lines)
+    assert all(shown.startswith(wanted) for shown, wanted in zip(outcome.err.splitlines(), lines, strict=True))
 
 
 def test_a_full_gpu_is_one_line_with_what_was_asked_for_and_what_there_is(dit, train_raises):
@@ -183,18 +183,18 @@ def test_a_full_gpu_is_one_line_with_what_was_asked_for_and_what_there_is(dit, t
         " free. Of the allocated"
     )
     train_raises(torch.OutOfMemoryError(f"{text} memory …\nsee documentation"))
-    told = dit("train")
-    assert told.code == 5
-    assert told.err.splitlines()[0] == f"error: {text.removesuffix('. Of the allocated')}"
+    outcome = dit("train")
+    assert outcome.code == 5
+    assert outcome.err.splitlines()[0] == f"error: {text.removesuffix('. Of the allocated')}"
 
 
 def test_debugging_shows_the_traceback_before_the_two_lines(dit, train_raises, monkeypatch):
     monkeypatch.setenv("DIT_DEBUG", "1")
     train_raises(UsageError("wrong", "correct it"))
-    told = dit("train")
-    assert told.code == 2
-    assert told.err.startswith("Traceback (most recent call last)")
-    assert told.err.endswith("error: wrong\n  next: correct it\n")
+    outcome = dit("train")
+    assert outcome.code == 2
+    assert outcome.err.startswith("Traceback (most recent call last)")
+    assert outcome.err.endswith("error: wrong\n  next: correct it\n")
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
@@ -207,8 +207,8 @@ def test_a_command_chooses_its_exit_code(dit, train_is, code):
 
 
 def test_an_error_in_json_mode_leaves_stdout_empty(dit):
-    told = dit("presets", "nonsense", "--json")
-    assert (told.code, told.out) == (2, "")
+    outcome = dit("presets", "nonsense", "--json")
+    assert (outcome.code, outcome.out) == (2, "")
 
 
 def test_a_built_in_command_that_cannot_be_imported_is_a_bug_of_ours_and_harms_no_other(dit, monkeypatch):
@@ -368,13 +368,13 @@ def test_a_presets_tensors_are_listed_with_their_total(dit):
 
 
 def test_tensors_of_no_preset_are_told(dit):
-    told = dit("presets", "--params")
-    assert told.code == 2 and "no preset is named" in told.err
+    outcome = dit("presets", "--params")
+    assert outcome.code == 2 and "no preset is named" in outcome.err
 
 
 def test_an_override_without_a_preset_is_told(dit):
-    told = dit("presets", "-s", "train.lr=1")
-    assert told.code == 2 and "no preset is named" in told.err
+    outcome = dit("presets", "-s", "train.lr=1")
+    assert outcome.code == 2 and "no preset is named" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def test_an_interruption_ends_with_128_plus_the_signal(signal_number, code):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM])
 def test_an_operating_system_error_about_storage_names_the_file_and_the_next_step(number):
-    told = errors.from_os_error(OSError(number, os.strerror(number), "runs/nano/log.jsonl"))
-    assert (told.exit_code, told.message) == (5, f"runs/nano/log.jsonl: {os.strerror(number)}")
-    assert told.hint
+    message = errors.from_os_error(OSError(number, os.strerror(number), "runs/nano/log.jsonl"))
+    assert (message.exit_code, message.message) == (5, f"runs/nano/log.jsonl: {os.strerror(number)}")
+    assert message.hint
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ECONNREFUSED, errno.EPIPE])

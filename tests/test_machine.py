@@ -23,11 +23,11 @@ UNLIMITED = resource.RLIM_INFINITY
 @pytest.fixture
 def limits(monkeypatch):
     """Sets what the system says of its limits: `limits(RLIMIT_NOFILE, soft, hard)`."""
-    real, told = resource.getrlimit, {}
-    monkeypatch.setattr(resource, "getrlimit", lambda which: told.get(which) or real(which))
+    real, message = resource.getrlimit, {}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: message.get(which) or real(which))
 
     def put(which, soft, hard):
-        told[which] = (soft, hard)
+        message[which] = (soft, hard)
 
     return put
 

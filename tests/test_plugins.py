@@ -83,8 +83,8 @@ def test_a_plugin_may_be_a_typer_app_with_commands_of_its_own(dit, installed):
     installed("dit-tree", {"tree": "dit_tree:app"}, TREE)
     assert dit("tree", "grow", "an oak").out == "growing an oak\n"
     assert "Grow a tree." in dit("tree", "--help").out
-    told = dit("tree", "fel")
-    assert told.code == 2 and "Did you mean 'fell'?" in told.err and "see dit tree --help" in told.err
+    outcome = dit("tree", "fel")
+    assert outcome.code == 2 and "Did you mean 'fell'?" in outcome.err and "see dit tree --help" in outcome.err
 
 
 def test_a_plugin_gets_every_argument_as_it_was_typed(dit, installed):
@@ -115,9 +115,9 @@ def test_a_plugin_ends_with_its_own_errors_and_exit_codes(dit, installed):
 )
 def test_a_broken_plugin_is_named_with_its_package_and_harms_nothing_else(dit, installed, source, reason):
     installed("dit-broken", {"broken": "dit_broken:main"}, source)
-    told = dit("broken", "--some-option")
-    assert (told.code, told.out) == (2, "")
-    first, second = told.err.splitlines()
+    outcome = dit("broken", "--some-option")
+    assert (outcome.code, outcome.out) == (2, "")
+    first, second = outcome.err.splitlines()
     assert first.startswith(f"error: plugin 'broken' of dit-broken 1.2 cannot be loaded: {reason}")
     assert second.startswith("  next: update or uninstall that package")
     assert dit("presets").code == 0
@@ -125,9 +125,9 @@ def test_a_broken_plugin_is_named_with_its_package_and_harms_nothing_else(dit, i
 
 def test_a_plugin_that_crashes_is_blamed_by_name(dit, installed):
     installed("dit-crash", {"crash": "dit_crash:main"}, "def main(): raise ValueError('too small')")
-    told = dit("crash")
-    assert told.code == 70
-    assert told.err.splitlines()[0] == "error: plugin 'crash' of dit-crash 1.2 failed: ValueError: too small"
+    outcome = dit("crash")
+    assert outcome.code == 70
+    assert outcome.err.splitlines()[0] == "error: plugin 'crash' of dit-crash 1.2 failed: ValueError: too small"
 
 
 def test_a_plugin_cannot_take_the_place_of_a_built_in_command(dit, installed):
@@ -159,8 +159,8 @@ def test_a_plugin_that_leaves_by_itself_keeps_its_code_and_its_words(dit, instal
     source = "import sys\ndef three(): sys.exit(3)\ndef words(): sys.exit('no colour left')"
     installed("dit-leaves", {"three": "dit_leaves:three", "words": "dit_leaves:words"}, source)
     assert dit("three").code == 3
-    told = dit("words")
-    assert told.code == 70 and "plugin 'words' of dit-leaves 1.2 failed: SystemExit: no colour left" in told.err
+    outcome = dit("words")
+    assert outcome.code == 70 and "plugin 'words' of dit-leaves 1.2 failed: SystemExit: no colour left" in outcome.err
 
 
 # Rules

@@ -82,5 +82,5 @@ def test_the_advice_about_a_folder_in_use_names_that_folder(dit, tiny_shards, tm
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints" / "checkpoint_step0000001.pt").write_bytes(b"x")
     arguments = [word for override in tiny_shards.overrides for word in ("-s", override)]
-    told = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--no-audit", *arguments)
-    assert told.code != 0 and f"mv '{out}' '{out}.old'" in told.err, "advice never loses a run"
+    outcome = dit("train", "--preset", "demo", "--data", tiny_shards.folder, "--out", out, "--no-audit", *arguments)
+    assert outcome.code != 0 and f"mv '{out}' '{out}.old'" in outcome.err, "advice never loses a run"

@@ -29,7 +29,7 @@ def test_an_unknown_arch_is_one_error_that_names_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("preset", "override", "told"),
+    ("preset", "override", "message"),
     [
         ("drift-b2", "flow.shift=2.0", "flow: unknown section"),
         ("drift-b2", "model.mlp_ratio=4.0", "model.mlp_ratio: unknown key"),
@@ -37,8 +37,8 @@ def test_an_unknown_arch_is_one_error_that_names_the_known_ones():
         ("drift-toy", "encoders.vae=builtin:dct", "encoders: unknown section"),
     ],
 )
-def test_what_belongs_to_another_family_is_unknown(preset, override, told):
-    assert any(problem.startswith(told) for problem in problems(preset, override))
+def test_what_belongs_to_another_family_is_unknown(preset, override, message):
+    assert any(problem.startswith(message) for problem in problems(preset, override))
 
 
 def test_a_misspelt_key_is_answered_with_one_of_its_own_family():
@@ -47,7 +47,7 @@ def test_a_misspelt_key_is_answered_with_one_of_its_own_family():
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("model.heads=7", "width 768 is not divisible by heads 7"),
         ("model.heads=384", 'a head of 2 channels is not divisible by 4, which rope = "2d" needs'),
@@ -61,8 +61,8 @@ def test_a_misspelt_key_is_answered_with_one_of_its_own_family():
         ("feature_encoder.width=8", 'feature_encoder has no effect unless drift.encoder = "trained"'),
     ],
 )
-def test_values_that_do_not_fit_each_other_are_refused(override, told):
-    assert any(told in problem for problem in problems("drift-b2", override))
+def test_values_that_do_not_fit_each_other_are_refused(override, message):
+    assert any(message in problem for problem in problems("drift-b2", override))
 
 
 def test_an_encoder_is_trained_only_where_something_is_read_from_it():

@@ -148,7 +148,7 @@ def test_two_broken_rules_of_one_section_are_both_told(preset):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("train.lerning_rate=1", "train.lerning_rate: unknown key"),
         ("train.warmup_step=1", "train.warmup_step: unknown key, did you mean 'train.warmup_steps'?"),
@@ -164,9 +164,9 @@ def test_two_broken_rules_of_one_section_are_both_told(preset):
         ("train.steps=1000000000000000000000", "train.steps: input should be less than"),
     ],
 )
-def test_a_wrong_override_is_told_with_its_key_the_nearest_name_and_the_override(preset, override, told):
+def test_a_wrong_override_is_told_with_its_key_the_nearest_name_and_the_override(preset, override, message):
     (problem,) = problems_of(preset(), override)
-    assert problem.startswith(told)
+    assert problem.startswith(message)
     assert problem.endswith(f"(-s {override})")
 
 
@@ -246,7 +246,7 @@ def test_a_base_that_is_not_a_name_is_told(preset, base):
 
 @pytest.mark.row(60)
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ("true", "valid integer, not True"),
         ("1.5", "valid integer, not 1.5"),
@@ -260,10 +260,12 @@ def test_a_base_that_is_not_a_name_is_told(preset, base):
         ("9223372036854775808", "less than or equal to"),
     ],
 )
-def test_a_value_that_is_no_count_is_told(preset, value, told):
+def test_a_value_that_is_no_count_is_told(preset, value, message):
     path = preset(MINIMAL.replace("steps = 100", f"steps = {value}"))
     (problem,) = problems_of(path)
-    assert problem.startswith("train.steps: input should be") and told in problem and problem.endswith(f"({path}:18)")
+    assert (
+        problem.startswith("train.steps: input should be") and message in problem and problem.endswith(f"({path}:18)")
+    )
 
 
 @pytest.mark.row(60)
@@ -279,7 +281,7 @@ def test_a_value_that_is_no_positive_finite_number_is_told(preset, value):
 
 @pytest.mark.row(60)
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (MINIMAL + "steps = 5\n", r"not valid TOML: .*line 20"),
         (MINIMAL + "[train]\n", r"not valid TOML: .*line 20"),
@@ -293,10 +295,10 @@ def test_a_value_that_is_no_positive_finite_number_is_told(preset, value):
     ],
     ids=["duplicate-key", "duplicate-section", "no-value", "deep", "many-digits", "latin-1", "utf-16", "jpeg", "huge"],
 )
-def test_a_file_that_is_no_readable_toml_is_told(preset, text, told):
+def test_a_file_that_is_no_readable_toml_is_told(preset, text, expected):
     path = preset(text)
     message = message_of(path)
-    assert message.startswith(path) and re.search(told, message) and "\n" not in message
+    assert message.startswith(path) and re.search(expected, message) and "\n" not in message
 
 
 @pytest.mark.row(60)
@@ -348,7 +350,7 @@ def test_one_element_of_a_list_can_be_overridden():
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("validate.edits.9=x", "validate.edits has 4 elements, and the first is number 0; there is no number 9"),
         ("validate.edits.first=x", "validate.edits is a list; its elements are validate.edits.0"),
@@ -356,10 +358,10 @@ def test_one_element_of_a_list_can_be_overridden():
         ("train.lr.0=2", "'lr' is no list in this preset"),
     ],
 )
-def test_an_element_that_is_not_there_is_told(override, told):
+def test_an_element_that_is_not_there_is_told(override, message):
     with pytest.raises(ConfigError) as error:
         load_config("nano", [override])
-    assert told in error.value.message and override in error.value.message
+    assert message in error.value.message and override in error.value.message
 
 
 def test_the_ending_of_a_file_may_be_written_in_capitals(tmp_path):

@@ -205,15 +205,15 @@ def overflowing(encoder, dtype: torch.dtype) -> None:
 
 def test_features_that_overflow_in_bf16_are_computed_again_in_fp32_and_told(folders, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
-    told: list[str] = []
+    message: list[str] = []
     talk = Talk()
-    monkeypatch.setattr(talk, "warn", told.append)
+    monkeypatch.setattr(talk, "warn", message.append)
     encoder = load_image_encoder(str(folders / "dinov3"), "bf16", talk)
     with in_fp32(encoder._model, torch.bfloat16):
         expected = encoder.encode(pixels).patches
     overflowing(encoder, torch.bfloat16)
     torch.testing.assert_close(encoder.encode(pixels).patches, expected)
-    assert len(told) == 1 and "computed again in fp32" in told[0]
+    assert len(message) == 1 and "computed again in fp32" in message[0]
     assert encoder._model.dtype == torch.bfloat16
 
 

@@ -88,7 +88,7 @@ def test_the_audit_of_a_run_is_clean(class_run):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("model.classes=11",), "model.classes is 11, the data have 12"),
         (("model.channels=4",), "model.channels is 4, the data have 16"),
@@ -96,8 +96,8 @@ def test_the_audit_of_a_run_is_clean(class_run):
         (("encoders.vae=some/vae",), "latents come from 'builtin:dct', the configuration says 'some/vae'"),
     ],
 )
-def test_data_that_do_not_fit_are_refused_with_both_sides(overrides, told, class_shards, tmp_path):
-    with pytest.raises(BadDataError, match=told):
+def test_data_that_do_not_fit_are_refused_with_both_sides(overrides, message, class_shards, tmp_path):
+    with pytest.raises(BadDataError, match=message):
         train(class_shards.config_with(*overrides), class_shards.folder, tmp_path / "run")
 
 

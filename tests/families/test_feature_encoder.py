@@ -135,7 +135,7 @@ def test_the_command_says_what_the_encoder_learned(dit, class_shards, tmp_path):
     from dittool.config.load import config_to_toml
 
     (tmp_path / "preset.toml").write_text(config_to_toml(class_shards.config_with(*TRAINED)))
-    told = dit(
+    outcome = dit(
         "train",
         "--no-audit",
         "--preset",
@@ -145,7 +145,7 @@ def test_the_command_says_what_the_encoder_learned(dit, class_shards, tmp_path):
         "--out",
         tmp_path / "run",
     )
-    assert told.code == 0 and "of the variance of hidden patches filled in, the class of" in told.err
+    assert outcome.code == 0 and "of the variance of hidden patches filled in, the class of" in outcome.err
     again = dit(
         "train",
         "--no-audit",
@@ -162,5 +162,5 @@ def test_the_command_says_what_the_encoder_learned(dit, class_shards, tmp_path):
 
 def test_a_checkpoint_with_an_encoder_is_audited_and_inspected_like_any_other(dit, encoder_run):
     assert dit("audit", encoder_run).code == 0
-    told = dit("inspect-ckpt", encoder_run / "checkpoints/checkpoint_final.pt", "--tree")
-    assert told.code == 0 and "feature_encoder" in told.out
+    outcome = dit("inspect-ckpt", encoder_run / "checkpoints/checkpoint_final.pt", "--tree")
+    assert outcome.code == 0 and "feature_encoder" in outcome.out

@@ -55,8 +55,8 @@ def test_a_toy_begins_where_its_key_says(start, mean, spread):
 
 def test_the_command_trains_a_toy_with_a_picture_and_a_verdict(dit, tmp_path):
     overrides = [part for one in (*TOY, "train.sample_every=6") for part in ("-s", one)]
-    told = dit("train", "--preset", "drift-toy", "--out", tmp_path / "run", *overrides)
-    assert told.code == 0 and "does not pass" in told.out, told.err
+    outcome = dit("train", "--preset", "drift-toy", "--out", tmp_path / "run", *overrides)
+    assert outcome.code == 0 and "does not pass" in outcome.out, outcome.err
     assert list((tmp_path / "run/samples").glob("*.png"))
     answer = json.loads(dit("train", "--preset", "drift-toy", "--out", tmp_path / "other", *overrides, "--json").out)
     assert answer["step"] == 6 and answer["faults"] and "eval_energy" in answer["figures"]

@@ -18,34 +18,34 @@ def floors() -> dict[str, Floor]:
     return {name: floor(name) for name in ("two-modes", "checkerboard")}
 
 
-def told(distribution: str, points: torch.Tensor, floors) -> set[str]:
+def verdicts(distribution: str, points: torch.Tensor, floors) -> set[str]:
     return {fault.split()[0] for fault in faults(distribution, judge(distribution, points), floors[distribution])}
 
 
 @pytest.mark.parametrize("distribution", ["two-modes", "checkerboard"])
 def test_real_points_pass_and_their_floor_is_zero_within_its_deviation(distribution, floors):
-    assert told(distribution, real(distribution), floors) == set()
+    assert verdicts(distribution, real(distribution), floors) == set()
     assert abs(floors[distribution].energy_mean) < floors[distribution].energy_std < 0.005
 
 
 def test_one_mode_alone_is_told_by_its_share(floors):
     points = real("two-modes")
-    assert "mode_share" in told("two-modes", points.abs() * torch.tensor([1.0, 1.0]), floors)
+    assert "mode_share" in verdicts("two-modes", points.abs() * torch.tensor([1.0, 1.0]), floors)
 
 
 def test_modes_collapsed_to_points_are_told_by_their_spread(floors):
     points = real("two-modes")
     centres = torch.stack([points[:, 0].sign() * 2.5, torch.zeros(len(points))], dim=1)
-    assert "spread" in told("two-modes", centres + 0.1 * (points - centres), floors)
+    assert "spread" in verdicts("two-modes", centres + 0.1 * (points - centres), floors)
 
 
 def test_points_between_the_modes_are_told_as_off_support(floors):
-    assert told("two-modes", real("two-modes") * torch.tensor([0.3, 1.0]), floors) >= {"energy", "off_support"}
+    assert verdicts("two-modes", real("two-modes") * torch.tensor([0.3, 1.0]), floors) >= {"energy", "off_support"}
 
 
 def test_a_filled_square_is_a_checkerboard_for_energy_and_not_for_its_support(floors):
     filled = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    assert told("checkerboard", filled, floors) == {"off_support"}
+    assert verdicts("checkerboard", filled, floors) == {"off_support"}
 
 
 def test_energy_distance_is_that_of_its_definition():

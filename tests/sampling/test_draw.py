@@ -108,7 +108,7 @@ def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path, listen
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "message"),
     [
         ("a red circle", None),
         (
@@ -122,11 +122,11 @@ def test_what_it_costs_and_an_unusual_size_are_told(checkpoint, tmp_path, listen
     ],
     ids=["plain", "long", "control", "reordering", "empty"],
 )
-def test_a_prompt_that_the_model_cannot_have_learned_is_told(checkpoint, tmp_path, listener, prompt, told):
+def test_a_prompt_that_the_model_cannot_have_learned_is_told(checkpoint, tmp_path, listener, prompt, message):
     draw(request(checkpoint, prompt=prompt), tmp_path, listener)
     about_it = [line for line in listener.warnings if line.startswith("the prompt")]
-    assert len(about_it) == (told is not None)
-    assert told is None or re.search(told, about_it[0])
+    assert len(about_it) == (message is not None)
+    assert message is None or re.search(message, about_it[0])
 
 
 def test_a_scale_without_its_condition_and_a_condition_without_its_scale_are_told(

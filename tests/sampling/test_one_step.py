@@ -90,9 +90,9 @@ def test_every_picture_of_several_batches_is_drawn_again_to_the_same_bits(dit, c
     drawn = draw_classes(OneStepRequest(checkpoint, ("green-square", "0"), 1.5, 4, 7), tmp_path)
     assert [image.settings["batch"] for image in drawn[:4]] == [[7, 3]] * 3 + [[10, 1]]
     for image in (drawn[1], drawn[3], drawn[6]):
-        told = dit("sample", "--from", image.path, "--out", tmp_path / "again", "--json")
-        (again,) = json.loads(told.out)["images"]
-        assert told.code == 0 and again["same_pixels"] is True and again["settings"] == image.settings
+        outcome = dit("sample", "--from", image.path, "--out", tmp_path / "again", "--json")
+        (again,) = json.loads(outcome.out)["images"]
+        assert outcome.code == 0 and again["same_pixels"] is True and again["settings"] == image.settings
         assert again["file"] == str(tmp_path / "again" / f"{image.path.stem}_again.png")
         assert np.array_equal(pixels(again["file"]), pixels(image.path))
 
@@ -101,14 +101,14 @@ def test_a_picture_that_has_changed_since_is_not_called_the_same(dit, checkpoint
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 0), tmp_path)
     changed = pixels(image.path) ^ 1
     write_picture(image.path, Image.fromarray(changed), image.settings)
-    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
-    assert json.loads(told.out)["images"][0]["same_pixels"] is False and "the pixels differ" in told.err
+    outcome = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
+    assert json.loads(outcome.out)["images"][0]["same_pixels"] is False and "the pixels differ" in outcome.err
 
 
 def test_other_options_change_the_picture_and_nothing_else(dit, checkpoint, tmp_path):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.5, 1, 4), tmp_path)
-    told = dit("sample", "--from", image.path, "--alpha", "2", "-n", 2, "--out", tmp_path / "again", "--json")
-    images = json.loads(told.out)["images"]
+    outcome = dit("sample", "--from", image.path, "--alpha", "2", "-n", 2, "--out", tmp_path / "again", "--json")
+    images = json.loads(outcome.out)["images"]
     assert [one["settings"]["seed"] for one in images] == [4, 5] and not any("same_pixels" in one for one in images)
     assert {key for key in image.settings if image.settings[key] != images[0]["settings"][key]} == {"alpha", "batch"}
 
@@ -117,19 +117,19 @@ def test_another_checkpoint_under_the_same_name_is_told(dit, checkpoint, tmp_pat
     own = Path(shutil.copy(checkpoint, tmp_path / "own.pt"))
     (image,) = draw_classes(OneStepRequest(own, ("green-square",), 1.0, 1, 0), tmp_path)
     shutil.copy(checkpoint.parent / "checkpoint_step0000002.pt", own)
-    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
-    assert told.code == 0 and "is not the checkpoint" in " ".join(told.err.split())
+    outcome = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
+    assert outcome.code == 0 and "is not the checkpoint" in " ".join(outcome.err.split())
     own.unlink()
-    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
-    assert told.code == 2 and "--checkpoint PATH" in told.err
+    outcome = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
+    assert outcome.code == 2 and "--checkpoint PATH" in outcome.err
 
 
 def test_a_picture_from_before_there_were_batches_is_drawn_alone(dit, checkpoint, tmp_path):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
     old = {key: value for key, value in image.settings.items() if key not in ("batch", "made_with")}
     write_picture(image.path, Image.fromarray(pixels(image.path)), old)
-    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
-    assert json.loads(told.out)["images"][0]["same_pixels"] is True
+    outcome = dit("sample", "--from", image.path, "--out", tmp_path / "again.png", "--json")
+    assert json.loads(outcome.out)["images"][0]["same_pixels"] is True
 
 
 @pytest.mark.parametrize(
@@ -139,21 +139,21 @@ def test_a_picture_from_before_there_were_batches_is_drawn_alone(dit, checkpoint
 def test_settings_that_cannot_be_meant_are_named(dit, checkpoint, tmp_path, change, said):
     (image,) = draw_classes(OneStepRequest(checkpoint, ("green-square",), 1.0, 1, 5), tmp_path)
     write_picture(image.path, Image.fromarray(pixels(image.path)), image.settings | change)
-    told = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
-    assert told.code == 3 and "the settings inside cannot be used" in told.err and said in told.err
+    outcome = dit("sample", "--from", image.path, "--out", tmp_path / "again.png")
+    assert outcome.code == 3 and "the settings inside cannot be used" in outcome.err and said in outcome.err
 
 
 def test_a_class_has_no_effect_on_a_picture_of_a_prompt(dit, tiny_run, tmp_path):
     assert dit("sample", "--checkpoint", tiny_run, "--prompt", "a red circle", "--out", tmp_path / "a.png").code == 0
-    told = dit("sample", "--from", tmp_path / "a.png", "--class", "green-square")
-    assert told.code == 2 and "drawn from a prompt or a reference" in told.err
+    outcome = dit("sample", "--from", tmp_path / "a.png", "--class", "green-square")
+    assert outcome.code == 2 and "drawn from a prompt or a reference" in outcome.err
 
 
 # What is refused
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("--class", "owl"), "not one of the 12 classes"),
         (("--class", "red-circle", "--alpha", "9"), "trained were scales from 1 to 2"),
@@ -161,9 +161,9 @@ def test_a_class_has_no_effect_on_a_picture_of_a_prompt(dit, tiny_run, tmp_path)
         (("--alpha", "1.5", "--prompt", "a cat"), "--prompt: no effect with --class and --alpha"),
     ],
 )
-def test_a_wrong_call_exits_with_2(arguments, told, dit, checkpoint, tmp_path):
+def test_a_wrong_call_exits_with_2(arguments, message, dit, checkpoint, tmp_path):
     outcome = dit("sample", "--checkpoint", checkpoint, *arguments, "--out", tmp_path / "x")
-    assert outcome.code == 2 and told in outcome.err
+    assert outcome.code == 2 and message in outcome.err
 
 
 def test_a_checkpoint_of_the_first_family_says_so(dit, tiny_run, tmp_path):

@@ -109,6 +109,6 @@ def test_sizes_are_multiples_that_divide_among_processes(tiny_shards):
     assert set(
         training_stream(config, shards, refs, provenance, Ranks(1, 4, torch.device("cpu"))).plan.sizes.values()
     ) == {4}
-    with pytest.raises(UsageError, match="do not divide among 3") as told:
+    with pytest.raises(UsageError, match="do not divide among 3") as message:
         training_stream(config, shards, refs, provenance, Ranks(1, 3, torch.device("cpu")))
-    assert "train.batch_multiple" in told.value.hint
+    assert "train.batch_multiple" in message.value.hint

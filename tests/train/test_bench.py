@@ -78,8 +78,8 @@ def test_the_command_prints_a_table_or_one_object(dit, tmp_path, monkeypatch):
     options = [word for override in SMALL for word in ("-s", override)]
     shown = dit("bench", "--preset", "demo", "--quiet", *options)
     assert shown.code == 0 and "of the product" in shown.out and "matrix product" in shown.out
-    told = json.loads(dit("bench", "--preset", "demo", "--json", "--quiet", *options).out)
-    assert told["preset"] == "demo" and told["tokens"] == 64 and len(told["figures"]) == 6
+    message = json.loads(dit("bench", "--preset", "demo", "--json", "--quiet", *options).out)
+    assert message["preset"] == "demo" and message["tokens"] == 64 and len(message["figures"]) == 6
     assert not list(tmp_path.iterdir())
 
 

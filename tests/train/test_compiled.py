@@ -136,9 +136,9 @@ def test_a_machine_without_a_compiler_is_told_what_to_do(family_shards, tmp_path
 
     torch._dynamo.reset()
     monkeypatch.setattr(state, "COMPILER", backend)
-    with pytest.raises(UsageError, match=r"train\.compile: the model cannot be compiled.*no g\+\+ here") as told:
+    with pytest.raises(UsageError, match=r"train\.compile: the model cannot be compiled.*no g\+\+ here") as message:
         train(family_shards.config_with("train.compile=true"), family_shards.folder, tmp_path / "run")
-    assert "-s train.compile=false" in told.value.hint
+    assert "-s train.compile=false" in message.value.hint
 
 
 def test_other_errors_pass_as_they_are():

@@ -215,11 +215,11 @@ TOLD = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2", "--shutd
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [TOLD, ()], ids=["torchrun hands it on", "torchrun dies of it"])
-def test_a_signal_to_torchrun_saves_the_run(tiny_shards, tmp_path, told):
+@pytest.mark.parametrize("message", [TOLD, ()], ids=["torchrun hands it on", "torchrun dies of it"])
+def test_a_signal_to_torchrun_saves_the_run(tiny_shards, tmp_path, message):
     out, words = tmp_path / "run", [word for override in tiny_shards.overrides for word in ("-s", override)]
     words += ["-s", "train.steps=100000", "-s", "checkpoint.every=100000"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *told]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *message]
     command += ["-m", "dittool", "train", "--no-audit", "--preset", "demo", "--data", str(tiny_shards.folder)]
     process = subprocess.Popen([*command, "--out", str(out), *words], env=dict(os.environ, OMP_NUM_THREADS="1"))
     deadline = time.monotonic() + 120

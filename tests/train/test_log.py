@@ -19,16 +19,16 @@ from dittool.train.loop import train
 @pytest.fixture
 def wandb(monkeypatch):
     """A module `wandb` that writes down what it is told."""
-    told = SimpleNamespace(inits=[], rows=[], finished=[])
+    message = SimpleNamespace(inits=[], rows=[], finished=[])
 
     def init(**settings):
-        told.inits.append(settings)
+        message.inits.append(settings)
         return SimpleNamespace(
-            log=lambda figures, step: told.rows.append((step, figures)), finish=lambda: told.finished.append(True)
+            log=lambda figures, step: message.rows.append((step, figures)), finish=lambda: message.finished.append(True)
         )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    return told
+    return message
 
 
 def test_a_row_holds_what_one_wants_to_see(tiny_run):
@@ -79,6 +79,6 @@ def test_a_resumed_run_goes_on_with_its_own_run_there(tiny_shards, tmp_path, wan
 
 def test_a_missing_package_is_named_before_the_first_step(tiny_shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # import fails
-    with pytest.raises(UsageError, match=r"train\.wandb = \"p\": the package wandb is not installed") as told:
+    with pytest.raises(UsageError, match=r"train\.wandb = \"p\": the package wandb is not installed") as message:
         train(tiny_shards.config_with("train.wandb=p"), tiny_shards.folder, tmp_path / "run")
-    assert "pip install wandb" in told.value.hint and not list((tmp_path / "run").glob("checkpoints/*"))
+    assert "pip install wandb" in message.value.hint and not list((tmp_path / "run").glob("checkpoints/*"))

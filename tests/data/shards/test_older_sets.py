@@ -182,7 +182,7 @@ def test_training_without_the_index_names_the_command_that_makes_it(older, dit, 
 
 
 @pytest.mark.parametrize(
-    ("member", "shape", "told"),
+    ("member", "shape", "message"),
     [
         ("dinov3.npy", (63,), "width of CLS is 63, theirs would be 64"),
         ("dinov3_patches.npy", (60, 64), "shape of the patches is (60, 64)"),
@@ -190,13 +190,13 @@ def test_training_without_the_index_names_the_command_that_makes_it(older, dit, 
         ("t5h.npy", (5, 32), "width of the text is 32"),
     ],
 )
-def test_a_claim_that_the_data_contradict_is_refused(tmp_path, dit, member, shape, told):
+def test_a_claim_that_the_data_contradict_is_refused(tmp_path, dit, member, shape, message):
     shapes = {"dinov3.npy": (64,), "dinov3_patches.npy": (64, 64), "vae.npy": (16, 16, 16), "t5h.npy": (5, 64)} | {
         member: shape
     }
     write_one(tmp_path / "bucket_128x128", {name: np.ones(one, np.float32) for name, one in shapes.items()})
     outcome = index(dit, tmp_path)
-    assert outcome.code == 3 and told in outcome.err
+    assert outcome.code == 3 and message in outcome.err
     assert not (tmp_path / "index.json").exists()
 
 

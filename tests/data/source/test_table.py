@@ -138,17 +138,17 @@ def test_rows_of_another_width_or_with_wrong_bytes_are_refused_by_line_and_the_o
 
 @pytest.mark.row(43)
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         (b'a.png,"no end\nb.png,x\n', "unexpected end of data"),
         (b'a.png,"x" y\n', "expected after"),
         (b'a.png,"' + b"x\n" * 100_000 + b'"\n', "field larger"),
     ],
 )
-def test_broken_quotes_end_the_table_because_the_next_row_is_unknown(tmp_path, rows, told):
+def test_broken_quotes_end_the_table_because_the_next_row_is_unknown(tmp_path, rows, message):
     (tmp_path / "list.csv").write_bytes(b"path,caption\n" + rows)
     error = error_of(tmp_path / "list.csv")
-    assert told in error.message and "near line" in error.message and "double quotes" in error.hint
+    assert message in error.message and "near line" in error.message and "double quotes" in error.hint
 
 
 @pytest.mark.row(43)
