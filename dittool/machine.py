@@ -279,7 +279,7 @@ def _control_groups(controller: str) -> list[Path]:
             if controllers in ("", controller):
                 top = root / controllers
                 inside = top / own.lstrip("/")
-                folders += [one for one in (inside, *inside.parents) if one == top or top in one.parents]
+                folders += [path for path in (inside, *inside.parents) if path == top or top in path.parents]
     return folders
 
 
@@ -289,7 +289,7 @@ def temporary_folder() -> Path:
 
 
 def _nearest_existing(folder: Path) -> Path:
-    return next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
 def _runs_on(code: str, capability: tuple[int, int]) -> bool:

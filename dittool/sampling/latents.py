@@ -146,9 +146,9 @@ class _Branches:
     def velocity(self, model: DiT, z: Tensor, t: float) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         velocities = {
-            name: one
+            name: velocity
             for batch in self.batches
-            for name, one in zip(batch.names, batch.velocities(model, z, t), strict=True)
+            for name, velocity in zip(batch.names, batch.velocities(model, z, t), strict=True)
         }
         return self.rule.combine(torch.stack([velocities[name] for name in self.rule.branches]))
 

@@ -228,7 +228,7 @@ def _again(
         )
     inside = read_one_step_settings(path)
     checkpoint = file_of(path, inside.checkpoint, options.checkpoint, "--checkpoint")
-    exact = not classes and all(one is None for one in (alpha, options.count, options.seed))
+    exact = not classes and all(option is None for option in (alpha, options.count, options.seed))
     if exact:
         seed, count = inside.batch or (inside.seed, 1)
     else:

@@ -169,11 +169,11 @@ class Pipeline:
         """`count` times the same prompt and reference; either may be absent."""
         text, mask = (None, None) if prompt is None else self.encode_prompts([prompt])
         if reference is None:
-            one = Conditions(text, mask, None, None, self.reference_grid(bucket))
+            single = Conditions(text, mask, None, None, self.reference_grid(bucket))
         else:
             patches = reference.patches[None] if self.config.model.patches else None
-            one = Conditions(text, mask, reference.cls[None], patches, reference.grid)
-        return one.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
+            single = Conditions(text, mask, reference.cls[None], patches, reference.grid)
+        return single.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
     def sample_size(
         self, size: tuple[int, int] | None, reference: Reference | None, init: np.ndarray | None = None

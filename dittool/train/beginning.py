@@ -146,7 +146,7 @@ def chosen_checkpoint(path: Path, checkpoints: Path) -> CheckpointFile:
     Raises `UsageError` for a file that is none, or of another run than the one that has checkpoints there already, and
     `BadDataError` for a damaged one.
     """
-    found = next((one for one in list_checkpoints(path.parent) if one.path.name == path.name), None)
+    found = next((file for file in list_checkpoints(path.parent) if file.path.name == path.name), None)
     if found is None:
         raise UsageError(
             f"--resume-from {path}: no checkpoint of a run",
@@ -164,7 +164,7 @@ def chosen_checkpoint(path: Path, checkpoints: Path) -> CheckpointFile:
 
 def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
     """Moves the checkpoints after a step, with a copy of the log, out of the way: the steps to come may differ."""
-    newer = [one for one in list_checkpoints(checkpoints) if one.step is None or one.step > step]
+    newer = [file for file in list_checkpoints(checkpoints) if file.step is None or file.step > step]
     if not newer:
         return
     run, number = checkpoints.parent, 1
@@ -173,8 +173,8 @@ def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
     place.mkdir(parents=True)
     if (run / "log.jsonl").is_file():
         shutil.copy2(run / "log.jsonl", place)
-    for one in newer:
-        for path in (sidecar_path(one.path), one.path):  # in this order it stops to count at once
+    for file in newer:
+        for path in (sidecar_path(file.path), file.path):  # in this order it stops to count at once
             if path.exists():
                 os.replace(path, place / path.name)
     talk.note(f"{len(newer)} checkpoints after step {step} are kept in {place}")

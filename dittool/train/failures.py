@@ -69,7 +69,7 @@ def require_finite_step(
     """
     if torch.isfinite(loss) and torch.isfinite(grad_norm):
         return
-    finite = torch.cat([torch.isfinite(one.per_sample) for one in losses]).tolist()
+    finite = torch.cat([torch.isfinite(part.per_sample) for part in losses]).tolist()
     broken = ranks.gather_names([sample for sample, good in zip(ids, finite, strict=True) if not good])
     suspects = list(dict.fromkeys(broken or ranks.gather_names(ids)))
     raise NonFiniteError(

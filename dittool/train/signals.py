@@ -65,7 +65,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
             request.signal_number = number
 
     terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
-    heard = [one for one in STOPPING if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+    heard = [stop for stop in STOPPING if stop != signal.SIGHUP or signal.getsignal(stop) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, ask) for number in heard}
     try:
         yield request
@@ -83,13 +83,13 @@ def launcher_warning() -> str | None:
     if not under_torchrun():
         return None
     handled = os.environ.get("TORCHELASTIC_SIGNALS_TO_HANDLE", "").split(",")
-    missing = [one.name for one in STOPPING if one.name not in handled]
+    missing = [stop.name for stop in STOPPING if stop.name not in handled]
     lacks = [f"{' and '.join(missing)} will end torchrun before the run is saved by it"] if missing else []
     if not _patience_given():
         lacks.append("30 s after a signal it kills what has not saved")
     if not lacks:
         return None
-    names = ",".join(one.name for one in STOPPING)
+    names = ",".join(stop.name for stop in STOPPING)
     return (
         f"torchrun: {'; '.join(lacks)}; start it as: torchrun --signals-to-handle {names} --shutdown-timeout 600"
         " … -m dittool train …"
