@@ -108,6 +108,13 @@ def choose_caption(value: object) -> tuple[str, int]:
     return check_caption(value[0]), len(value) - 1
 
 
+def are_labels(texts: Sequence[str]) -> bool:
+    """Whether texts that nothing calls captions are names of classes or numbers: most are one word of ASCII. Other
+    scripts have no spaces.
+    """
+    return 2 * sum(" " not in text.strip() and text.isascii() for text in texts) >= len(texts)
+
+
 def caption_or_none(caption: object) -> str | None:
     """The caption as it would be used; None when it could not be."""
     try:

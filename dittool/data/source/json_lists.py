@@ -16,11 +16,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dittool.data.source.captions import are_labels
 from dittool.data.source.columns import CAPTION_COLUMNS, OTHER_CAPTION_COLUMNS, BadRow, Row, columns_of
 from dittool.data.source.item import IMAGE_SUFFIXES, Pairing
 
 _LARGEST = 1 << 30  # bytes; Karpathy's dataset_coco.json has 144 million
 _HEAD = 1 << 16  # bytes that show whether a file is worth parsing
+_TRIED = 1000  # of the texts of names, to see whether they are captions
 _KARPATHY = "sentences"
 _OF_COCO = re.compile(r'"(images|annotations)"\s*:')
 _WINDOWS_DRIVE = re.compile(r"^[A-Za-z]:")
@@ -53,6 +55,9 @@ def _rows_in(value: Any, pairing: Pairing) -> list[Row | BadRow]:
     if isinstance(value, dict):
         lists = [rows for rows in value.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
         if not lists:
+            texts = [said for said in value.values() if isinstance(said, str)][:_TRIED]
+            if texts and are_labels(texts) and pairing.captions == "auto":
+                return []
             return [_named_row(name, said, pairing) for name, said in value.items()]
         value = lists[0] if len(lists) == 1 else next((rows for rows in lists if _KARPATHY in rows[0]), lists[0])
     if not isinstance(value, list):

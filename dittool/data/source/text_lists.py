@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from dittool.data.source.captions import are_labels
 from dittool.data.source.columns import BadRow, Row, columns_of
 from dittool.data.source.item import IMAGE_SUFFIXES, Pairing, shown
 from dittool.data.source.table import SEPARATORS, csv_rows, header_fields
@@ -40,9 +41,8 @@ def text_list(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]
     if lines and _is_header(lines[0], pairing):
         return csv_rows(path, pairing)
     found = [_LINE.fullmatch(line.rstrip("\r")) for line in lines[:_LINES_TRIED] if line.strip()]
-    sentences = sum(match is not None and " " in match[2].strip() for match in found)
-    # labels, which are words or numbers, are no captions
-    return _lines(path) if found and all(found) and sentences > len(found) // 2 else None
+    captions = [match[2] for match in found if match is not None]
+    return _lines(path) if found and len(captions) == len(found) and not are_labels(captions) else None
 
 
 def _is_header(line: str, pairing: Pairing) -> bool:

@@ -449,6 +449,20 @@ def test_texts_that_are_no_lists_of_captions_caption_nothing(tmp_path, text):
     assert "none of 2 images has a caption" in error_of(tmp_path).message
 
 
+def test_names_with_labels_in_json_are_captions_only_when_asked_for(tmp_path):
+    put(tmp_path, {"a.png": DOG, "b.png": CAT, "labels.json": {"a.png": "dog", "b.png": "cat"}})
+    assert "labels.json (with a.png, b.png)" in error_of(tmp_path).message
+    assert read(tmp_path, captions="metadata") == {"a": ("dog", DOG), "b": ("cat", CAT)}
+
+
+@pytest.mark.parametrize("name", ["list.json", "list.txt"])
+def test_captions_in_a_script_without_spaces_are_no_labels(tmp_path, name):
+    pairs_there = {"a.png": "一只黑狗", "b.png": "绿色的猫"}
+    lines = "".join(f"{image}\t{text}\n" for image, text in pairs_there.items())
+    put(tmp_path, {"a.png": DOG, "b.png": CAT, name: pairs_there if name == "list.json" else lines})
+    assert read(tmp_path) == {"a": ("一只黑狗", DOG), "b": ("绿色的猫", CAT)}
+
+
 # --- what is told ---
 
 
