@@ -12,14 +12,27 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from dittool import completion
-from dittool.commands.options import JsonOption, QuietOption, VerboseOption, console_for, require_effect
+from dittool.commands.options import (
+    NONE_GIVEN,
+    JsonOption,
+    OverridesOption,
+    QuietOption,
+    VerboseOption,
+    console_for,
+    require_effect,
+)
 from dittool.console import Console
 
 if TYPE_CHECKING:
     from dittool.audit.registry import RuleSet
     from dittool.audit.report import Audit
+
+
+def _codes_option(name: str, text: str) -> OptionInfo:
+    return typer.Option(name, metavar="CODES", help=text, show_default=False, autocompletion=completion.rule_codes)
 
 
 class Format(str, Enum):
@@ -51,26 +64,8 @@ def main(
             autocompletion=completion.presets,
         ),
     ] = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--select",
-            metavar="CODES",
-            help="Only rules of these codes: E1 or E,K.",
-            show_default=False,
-            autocompletion=completion.rule_codes,
-        ),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ignore",
-            metavar="CODES",
-            help="Not the rules of these codes.",
-            show_default=False,
-            autocompletion=completion.rule_codes,
-        ),
-    ] = None,
+    select: Annotated[list[str] | None, _codes_option("--select", "Only rules of these codes: E1 or E,K.")] = None,
+    ignore: Annotated[list[str] | None, _codes_option("--ignore", "Not the rules of these codes.")] = None,
     kwargs: Annotated[
         str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)
     ] = None,
@@ -94,6 +89,7 @@ def main(
             autocompletion=completion.rule_pages,
         ),
     ] = None,
+    overrides: OverridesOption = NONE_GIVEN,
     format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -120,10 +116,8 @@ def main(
         require_effect(context, "--spec", "spec", "targets", *printed)
         _show_parity(console, form, targets, spec)
         return
-    audits = [
-        audit(target, specimen_of, preset, _codes(select), _codes(ignore), rules, console, kwargs, example)
-        for target in targets
-    ]
+    chosen = _codes(select), _codes(ignore)
+    audits = audit(targets, specimen_of, preset, *chosen, rules, console, kwargs, example, overrides)
     _show(console, form, audits)
     codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)

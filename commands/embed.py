@@ -19,6 +19,7 @@ from dittool.commands.options import (
     QuietOption,
     VerboseOption,
     console_for,
+    require_effect,
 )
 from dittool.console import Console, duration_text
 from dittool.storage import bytes_text
@@ -38,6 +39,7 @@ EVERY_STAGE = [Stage.all]
 
 
 def main(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .parquet), tars.")
     ] = Path("data/images"),
@@ -86,10 +88,12 @@ def main(
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
     if verify:
+        require_effect(context, "--verify", "verify", "out", "stages")
         _verify(out, wanted, console)
         return
     config = image_config(load_config(preset, overrides), f"--preset {preset}", "dit embed makes features of images")
     if preview is not None:
+        require_effect(context, "--preview", "preview", "source", "preset", "overrides")
         _preview(source, preview, config, console)
     elif estimate:
         _estimate(source, out, config, wanted, console)
@@ -123,9 +127,8 @@ def _embed(
         console.table(("no flipped variant because", "images"), sorted(counts.not_flipped.items()))
     console.table(("bucket", "images"), sorted(counts.buckets.items()))
     columns = ("pass", "made now", "already there", *([] if share.is_everything else ["for other parts"]))
-    console.table(
-        columns, [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
-    )
+    rows = [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
+    console.table(columns, rows)
     for text in done.warnings(config.encoders):
         console.warn(text)
     console.note(f"features in {out}; next: {done.next_command(share)}")
@@ -155,11 +158,8 @@ def _estimate(source: Path, out: Path, config: ImageConfig, stages: tuple[str, .
     rows = [(row.feature, row.bucket or "–", row.count, bytes_text(row.bytes)) for row in found.rows]
     console.table(("to be made", "bucket", "files", "on disk"), rows)
     console.table(("pass", "time here"), [(stage, duration_text(seconds)) for stage, seconds in found.seconds.items()])
-    fits = found.bytes <= found.free
-    console.result(
-        f"{bytes_text(found.bytes)} to be written, {bytes_text(found.free)} free"
-        + ("" if fits else ": the disk will not do")
-    )
+    lacking = "" if found.bytes <= found.free else ": the disk will not do"
+    console.result(f"{bytes_text(found.bytes)} to be written, {bytes_text(found.free)} free{lacking}")
 
 
 def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:

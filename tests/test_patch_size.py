@@ -10,7 +10,9 @@ CUT = ("-s", "model.patch_size=3")  # no bucket of the demo has sides of a multi
 
 
 @pytest.mark.parametrize(
-    "command", ["embed", "shard --index", "train", "train --dry-run", "bench", "warmstart"], ids=lambda name: name
+    "command",
+    ["embed", "audit", "shard --index", "train", "train --dry-run", "bench", "warmstart"],
+    ids=lambda name: name,
 )
 def test_a_patch_size_that_cuts_a_bucket_is_code_2_and_names_bucket_and_multiple(
     command, dit, tiny_shards, tiny_run, tmp_path
@@ -19,6 +21,8 @@ def test_a_patch_size_that_cuts_a_bucket_is_code_2_and_names_bucket_and_multiple
     small = [part for override in tiny_shards.overrides for part in ("-s", override)]
     if command == "embed":
         ended = dit("embed", tiny_shards.images, *out, *preset)
+    elif command == "audit":
+        ended = dit("audit", "demo", *CUT)
     elif command == "shard --index":
         older = shutil.copytree(tiny_shards.folder, tmp_path / "older")
         (older / "index.json").unlink()

@@ -36,7 +36,7 @@ JSON_NAME, REVIEW_NAME = "audit.json", "audit.md"
 
 
 def audit(
-    target: str,
+    targets: Sequence[str],
     specimen_of: SpecimenOf,
     preset: str | None = None,
     select: Sequence[str] = (),
@@ -45,25 +45,26 @@ def audit(
     talk: Talk = SILENT,
     kwargs: str | None = None,
     example: str | None = None,
-) -> Audit:
-    """Audits one target.
+    overrides: Sequence[str] = (),
+) -> list[Audit]:
+    """Audits targets, after all of them were opened.
 
     Args:
-        target: a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model
+        targets: each a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model
         factory as `file.py:Name`.
         specimen_of: the specimen of a configuration: `families.family.specimen_of`.
         preset: what a checkpoint or data should fit.
         select, ignore: prefixes of codes.
         kwargs, example: of a model factory, as `open_subject` takes them.
+        overrides: of the preset.
 
     Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for
     one that is none.
     """
     rules = rules or load_rules()
     chosen = rules.selected(select, ignore)
-    return audit_subject(
-        open_subject(target, specimen_of, preset, kwargs, example, talk), chosen, named=bool(select), talk=talk
-    )
+    subjects = [open_subject(target, specimen_of, preset, kwargs, example, talk, overrides) for target in targets]
+    return [audit_subject(subject, chosen, named=bool(select), talk=talk) for subject in subjects]
 
 
 def audit_before_training(config: AnyConfig, specimen_of: SpecimenOf, name: str, run: Path, talk: Talk) -> Audit | None:

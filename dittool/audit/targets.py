@@ -5,7 +5,7 @@ Which specimen a configuration of ours makes, its family knows; the audit is han
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from dittool.audit.specimens.layouts import UnknownWeights, WeightsAlone
 from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
-from dittool.config.architectures import AnyConfig
+from dittool.config.architectures import AnyConfig, require_whole_buckets
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.console import SILENT, Talk
@@ -40,6 +40,7 @@ def open_subject(
     kwargs: str | None = None,
     example: str | None = None,
     talk: Talk = SILENT,
+    overrides: Sequence[str] = (),
 ) -> Subject:
     """The subject that a target's text names.
 
@@ -47,9 +48,12 @@ def open_subject(
         preset: of --preset, what a checkpoint or data should fit.
         kwargs: of --kwargs, a JSON object, the keyword arguments of a model factory.
         example: of --example, `file.py:function` that makes the inputs of the factory's model.
+        overrides: of -s, changes of the preset that is the target or that --preset names.
 
     Raises `UsageError` for a target of no known kind, `BadDataError` and `UnsafeFileError` for a file that is refused.
     """
+    if overrides and preset is None and not _names_a_preset(target):
+        raise UsageError(f"-s: no effect on {target}, which is no preset", "leave it out, or add --preset P")
     if _names_a_factory(target):
         function = None if example is None else load_attribute(example)
         return Foreign(target, ForeignModel(load_factory(target, kwargs), function))
@@ -58,7 +62,7 @@ def open_subject(
             f"{target}: --kwargs and --example belong to a model factory",
             "name it as file.py:Name or package.module:Name",
         )
-    expected = None if preset is None else load_config(preset)
+    expected = None if preset is None else load_config(preset, overrides)
     path = Path(target)
     if path.is_dir():
         return _open_folder(path, specimen_of, expected, talk)
@@ -68,8 +72,8 @@ def open_subject(
         view = CheckpointView(path)
         view.require_safe()
         return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
-    if path.suffix.lower() == ".toml" or target in preset_names() or not path.exists():
-        return _open_preset(target, specimen_of, expected)
+    if _names_a_preset(target) or not path.exists():
+        return _open_preset(target, specimen_of, expected, overrides)
     raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
 
 
@@ -105,7 +109,13 @@ def _names_a_factory(target: str) -> bool:
     )
 
 
-def _open_preset(target: str, specimen_of: SpecimenOf, expected: AnyConfig | None) -> Preset:
+def _names_a_preset(target: str) -> bool:
+    return target.lower().endswith(".toml") or (target in preset_names() and not Path(target).is_dir())
+
+
+def _open_preset(
+    target: str, specimen_of: SpecimenOf, expected: AnyConfig | None, overrides: Sequence[str] = ()
+) -> Preset:
     if "/" in target and not target.lower().endswith(".toml"):
         raise UsageError(f"{target}: no such file or folder", did_you_mean(Path(target), _KINDS))
     if expected is not None:
@@ -113,7 +123,9 @@ def _open_preset(target: str, specimen_of: SpecimenOf, expected: AnyConfig | Non
             f"{target}: --preset says what a checkpoint or data should fit, and this is itself a preset",
             "leave --preset out",
         )
-    return preset_subject(target, specimen_of, load_config(target))
+    config = load_config(target, overrides)
+    require_whole_buckets(config)
+    return preset_subject(target, specimen_of, config)
 
 
 def _open_folder(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None, talk: Talk) -> Subject:

@@ -12,11 +12,13 @@ from typing import TypeVar
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.config.schema import Config
 from dittool.errors import UsageError
+from dittool.geometry import require_whole_tokens
 
 AnyConfig = Config | DriftConfig | ToyConfig
 ImageConfig = Config | DriftConfig  # with [encoders] and [data]: what is embedded and sharded
 Schema = type[AnyConfig]
 C = TypeVar("C")
+_STRIDE = 8  # pixels a latent cell, of a usual codec
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ def of_kind(config: AnyConfig, source: str, what: str, *kinds: type[C], instead:
     if isinstance(config, kinds):
         return config
     raise _of_another_kind(config, source, what, instead)
+
+
+def require_whole_buckets(config: AnyConfig) -> None:
+    """Raises `UsageError` for buckets of the configuration that its patch size cuts."""
+    if isinstance(config, Config):
+        require_whole_tokens(config.data.bucket_sizes(), _STRIDE, config.model.patch_size, "data.buckets")
 
 
 def image_config(config: AnyConfig, source: str, what: str) -> ImageConfig:

@@ -86,7 +86,7 @@ def _stage(demo: Demo, talk: Talk, what: str) -> Iterator[None]:
 
 
 def _audit(demo: Demo, target: str, fits: str | None, talk: Talk) -> None:
-    found = audit(target, specimen_of, fits, talk=talk)
+    (found,) = audit([target], specimen_of, fits, talk=talk)
     demo.audits.append(found)
     broken = [judged for judged in found.findings if judged.finding.status == FAIL]
     if broken:

@@ -13,7 +13,7 @@ def _handed_in(entrance: Callable[..., Any]) -> Callable[..., Any]:
     return lambda target, *others, **named: entrance(target, specimen_of, *others, **named)
 
 
-audit = _handed_in(runner.audit)
+audit = _handed_in(lambda target, *others, **named: runner.audit([target], *others, **named)[0])
 audit_before_training = _handed_in(runner.audit_before_training)
 checkpoint_subject = _handed_in(targets.checkpoint_subject)
 open_subject = _handed_in(targets.open_subject)

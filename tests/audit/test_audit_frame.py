@@ -317,3 +317,15 @@ def test_audit_of_a_name_returns_the_same_as_the_command(dit):
     assert report.as_json(audit("demo", select=["E3"])) == json.loads(
         dit("audit", "demo", "--select", "E3", "--json").out
     )
+
+
+def test_all_targets_are_looked_at_before_the_first_is_audited(dit, tmp_path):
+    outcome = dit("audit", "demo", tmp_path / "missing.pt")
+    assert outcome.code == 2 and "missing.pt: no such file" in outcome.err and "audit demo" not in outcome.err
+
+
+def test_a_preset_is_audited_with_its_changes_and_nothing_else_takes_them(dit, clean):
+    changed = dit("audit", "drift-toy", "--select", "E4", "-s", "train.steps=-1")
+    assert changed.code == 2 and "train.steps" in changed.err
+    vain = dit("audit", clean / "run", "--select", "E4", "-s", "train.steps=9")
+    assert vain.code == 2 and "-s: no effect on" in vain.err
