@@ -106,6 +106,8 @@ def _without_row(tree: Tree, listed: Listed, image: str, texts: list[str]) -> So
     """The item of an image with the text beside it, or refused for having none, or one that may not answer."""
     item, neighbours = SourceItem(stem_of(image), image), tree.neighbours(image, listed.read)
     beside = f"; beside it is {neighbours}" if neighbours else ""
+    if above := tree.lists_above(image, listed.read):
+        beside += f"; above it is {above}"
     if lists := listed.governing(image):
         return replace(item, reason="no-caption", detail=f"not in {', '.join(map(shown, lists[:_NAMED]))}{beside}")
     if len(texts) > 1 and suffix_of(texts[0]) == suffix_of(texts[1]):

@@ -8,8 +8,8 @@ import json
 import posixpath
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
 
 from dittool.data.source.by_name import ImagesByName
 from dittool.data.source.captions import LARGEST_JSON
@@ -107,12 +107,20 @@ class Tree:
         lists = [path for path in self.lists_in.get(posixpath.dirname(image), []) if path not in read]
         return ", ".join(self._described(path) for path in [*twins, *lists][:_NAMED])
 
+    def lists_above(self, image: str, read: set[str]) -> str:
+        """JSON in the folders above an image's that is none of the lists that are read, in words; "" without any."""
+        folders = [folder.as_posix() for folder in PurePosixPath(image).parents[1:]]
+        found = [path for folder in folders for path in self.lists_in.get("" if folder == "." else folder, ())]
+        unread = [path for path in found if path not in read and suffix_of(path) == COCO_SUFFIX]
+        return ", ".join(self._described(path) for path in unread[:_NAMED])
+
     def _described(self, path: str) -> str:
         name = shown(posixpath.basename(path))
         keys = _json_keys(self.folder / path) if suffix_of(path) == COCO_SUFFIX else []
         return f"{name} (with {', '.join(shown(key)[:40] for key in keys[:8])})" if keys else name
 
 
+@lru_cache(maxsize=256)  # many images have the same list above them
 def _json_keys(path: Path) -> list[str]:
     """The keys of a small JSON object, or of the first one in a list; none for anything else."""
     try:

@@ -471,6 +471,11 @@ def test_captions_in_a_folder_of_their_own_are_named(tmp_path):
     assert "text/a.txt is called like it and lies in another folder" in error_of(tmp_path).message
 
 
+def test_json_above_the_images_that_is_not_read_is_named_with_its_keys(tmp_path):
+    put(tmp_path, {"img/a.png": DOG, "train.json": [{"image": "img/a.png", "conversations": []}]})  # LLaVA
+    assert "above it is train.json (with image, conversations)" in error_of(tmp_path).message
+
+
 @pytest.mark.parametrize(
     ("name", "advice"),
     [("images.zip", "unpack it"), ("train.tar.gz", "unpack it"), ("data-00000.arrow", "write its pictures to files")],
