@@ -16,6 +16,7 @@ import numpy as np
 
 from dittool.audit.data_view import DataView
 from dittool.data.alignment import Observed, observe, underneath
+from dittool.data.crops import Sketch, sketch
 from dittool.data.pairing import Sighted
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
@@ -25,6 +26,7 @@ from dittool.geometry import Bucket, patch_grid
 _STRIDE = 8  # of the latent where no card says it
 _MOST_ALIGNED, _ALIGNED_CELLS = 256, 32_768  # images; patches of all together: 1024 wide they take 260 MB
 _FEWEST_PATCHES = 16  # of an image, to say where they lie
+MOST_SKETCHED, _FEWEST_SKETCHED_SIDE = 96, 5  # images; rows and columns of patches, to show a window
 _MOST_PAIRED, PAIRED_CELLS = 400, 64  # images, and patches of each
 _MOST_CAPTIONED = 2000
 _MOST_WORDS = 500
@@ -48,8 +50,7 @@ def observed(data: DataView) -> list[Observed]:
     """What `align` needs of at most 256 images spread over the set. On a grid of a few patches every arrangement looks
     like some other one, so such images are left out.
     """
-    refs = data.spread(IMAGE_PATCHES, LATENT)
-    refs = [refs[i * len(refs) // min(len(refs), _MOST_ALIGNED)] for i in range(min(len(refs), _MOST_ALIGNED))]
+    refs = _spread(data, _MOST_ALIGNED)
     cells = _ALIGNED_CELLS // len(refs)
     seen = [
         observe(
@@ -65,6 +66,16 @@ def observed(data: DataView) -> list[Observed]:
         if image is not None and len(image.patches) >= _FEWEST_PATCHES
     ]
     return _usual(seen, lambda image: (image.features.shape[1], image.targets.shape[2]))
+
+
+def sketched(data: DataView) -> list[Sketch]:
+    """What `own_windows` needs of at most 96 images spread over the set."""
+    seen = [
+        sketch(image.patches, image.latent, image.grid, data.patch_storage)
+        for image in (read_image(data, ref) for ref in _spread(data, MOST_SKETCHED))
+        if image is not None and min(image.grid) >= _FEWEST_SKETCHED_SIDE
+    ]
+    return _usual(seen, lambda one: (one.features.shape[1], one.maps.shape[0]))
 
 
 def paired_images(data: DataView) -> tuple[list[Sighted], list[Sighted]]:
@@ -103,7 +114,7 @@ def captioned_images(data: DataView) -> list[Sighted]:
 
 @dataclass(frozen=True)
 class TellingWords:
-    """The words of captions that could tell images apart: in three captions at least, and in half of them at most."""
+    """The words of captions that could distinguish images: in three captions at least, and in half of them at most."""
 
     words: tuple[str, ...]  # the most frequent first
     share: float  # of captions that hold two of them
@@ -133,6 +144,12 @@ def read_image(data: DataView, ref: SampleRef) -> Image | None:
         if size and data.patch_count(bucket, size) == len(patches):
             return Image(patches, latent, patch_grid(bucket.width, bucket.height, size), bucket)
     return None
+
+
+def _spread(data: DataView, most: int) -> list[SampleRef]:
+    refs = data.spread(IMAGE_PATCHES, LATENT)
+    count = min(len(refs), most)
+    return [refs[i * len(refs) // count] for i in range(count)]
 
 
 def _look(latent: np.ndarray) -> np.ndarray:

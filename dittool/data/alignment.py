@@ -1,4 +1,4 @@
-"""Does a grid of patches lie where the latent says? Told from content alone, without an encoder.
+"""Does a grid of patches lie where the latent says? Content alone says it, without an encoder.
 
 What a patch looks like says something of the latent under it: how bright, how busy. A ridge regression learns that from
 half of the images, and is tested on the other half; it succeeds best when each patch is laid over its own cell. So the
@@ -79,7 +79,7 @@ def observe(
     chosen = np.arange(len(patches))
     if len(chosen) > cells:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, cells, replace=False))
-    ground = _Ground(_statistics(latent), grid, size)
+    ground = _Ground(statistics(latent), grid, size)
     rows = [_stored(arrangement(ground), grid, storage)[chosen] for arrangement in _ARRANGEMENTS.values()]
     return Observed(_centred(torch.from_numpy(patches[chosen].astype(np.float32))), _centred(torch.stack(rows, dim=1)))
 
@@ -93,16 +93,16 @@ def align(seen: Sequence[Observed]) -> Aligned:
             # the same arrangement under another name: the images' own patch size, squares cropped to a square
             del errors[name]
     scores = {name: float(1 - error.mean()) for name, error in errors.items()}
-    advantage = {name: _standard_errors(errors[IDENTITY] - error) for name, error in errors.items() if name != IDENTITY}
+    advantage = {name: standard_errors(errors[IDENTITY] - error) for name, error in errors.items() if name != IDENTITY}
     return Aligned(scores, advantage, len(seen))
 
 
 def underneath(latent: np.ndarray, grid: tuple[int, int], storage: str = FP16) -> np.ndarray:
     """(N, S), or (N', S) pooled: mean and mean magnitude of each latent channel under each stored patch."""
-    return _stored(_Ground(_statistics(latent), grid, (0, 0)).plain, grid, storage).numpy()
+    return _stored(_Ground(statistics(latent), grid, (0, 0)).plain, grid, storage).numpy()
 
 
-def _statistics(latent: np.ndarray) -> Tensor:
+def statistics(latent: np.ndarray) -> Tensor:
     """(S, h, w): each channel, and its magnitude."""
     z = torch.from_numpy(latent.astype(np.float32))
     return torch.cat([z, z.abs()])
@@ -120,7 +120,7 @@ class _Ground:
         """(cells, S): the mean of each map in each cell of a grid over this part of the image, spans in shares of
         its sides.
         """
-        down, across = _overlaps(grid[0], self.maps.shape[1], rows), _overlaps(grid[1], self.maps.shape[2], columns)
+        down, across = overlaps(grid[0], self.maps.shape[1], rows), overlaps(grid[1], self.maps.shape[2], columns)
         return (down @ self.maps @ across.T).flatten(1).T
 
     def on_grid(self) -> Tensor:
@@ -129,7 +129,7 @@ class _Ground:
 
 
 @lru_cache(maxsize=256)  # few shapes occur
-def _overlaps(parts: int, length: int, span: Span) -> Tensor:
+def overlaps(parts: int, length: int, span: Span) -> Tensor:
     """(parts, length): which share of each of so many equal parts of the span lies in each of `length` equal cells
     of [0, 1].
     """
@@ -184,6 +184,12 @@ def _other_grid(ground: _Ground, patch_size: int, cut: bool) -> Tensor:
     return cells.repeat(math.ceil(count / len(cells)), 1)[:count]
 
 
+def _centre_crop(share: float) -> str:
+    return f"centre crop of {share:g}"
+
+
+SHARED_WINDOWS = frozenset({IDENTITY, *map(_centre_crop, _CROPS)})  # one and the same part of every image
+
 # Name → what lies under each stored patch, were they stored so: (N, S)
 _ARRANGEMENTS: dict[str, Callable[[_Ground], Tensor]] = {
     IDENTITY: lambda ground: ground.plain,
@@ -193,7 +199,7 @@ _ARRANGEMENTS: dict[str, Callable[[_Ground], Tensor]] = {
     "flipped top to bottom": lambda ground: ground.on_grid().flip(0).flatten(0, 1),
     "transposed": _transposed,
     "column by column": lambda ground: ground.on_grid().transpose(0, 1).flatten(0, 1),
-    **{f"centre crop of {share:g}": partial(_cropped, share=share) for share in _CROPS},
+    **{_centre_crop(share): partial(_cropped, share=share) for share in _CROPS},
     **{f"centre crop to a square of {share:g}": partial(_square, share=share) for share in (1.0, *_CROPS)},
     **{f"a grid of patch {p}, cut to fit": partial(_other_grid, patch_size=p, cut=False) for p in _OTHER_PATCH_SIZES},
     **{
@@ -233,5 +239,6 @@ def _unexplained(seen: Sequence[Observed]) -> Tensor:
     return errors / total
 
 
-def _standard_errors(gains: Tensor) -> float:
+def standard_errors(gains: Tensor) -> float:
+    """(images,) → their mean in standard errors."""
     return float(gains.mean() / (gains.std() / math.sqrt(len(gains))).clamp_min(1e-12))

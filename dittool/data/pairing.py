@@ -1,4 +1,4 @@
-"""Do two features of a sample come from the same image? Told by retrieval, without an encoder.
+"""Do two features of a sample come from the same image? Retrieval says it, without an encoder.
 
 A ridge regression learned on half of the samples predicts from the first feature what the second one holds. On the
 other half the prediction from sample i is compared with what i and others of its kind hold:
@@ -136,7 +136,7 @@ def _predict(learned: Sequence[Sighted], judged: Sequence[Sighted]) -> tuple[lis
     pairs = [common.removed_from(sample) for sample in learned]
     x, y = (np.concatenate(part) for part in zip(*pairs, strict=True))  # (samples·n, F), (samples·n, S)
     scale = np.maximum(np.sqrt(np.square(y).mean(axis=0)), 1e-6)
-    weights = _ridge(x, y / scale)
+    weights = ridge(x, y / scale)
     pairs = [common.removed_from(sample) for sample in judged]
     return [seen @ weights for seen, _ in pairs], [held / scale for _, held in pairs]
 
@@ -162,7 +162,7 @@ class _Common:
         return sample.seen - seen, sample.held - held
 
 
-def _ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(F, S): min ‖x·w − y‖² + λ‖w‖², by whichever of xᵀx and x·xᵀ is smaller."""
     penalty = max(_RIDGE * float(np.square(x).sum()) / x.shape[1], 1e-9)
     if len(x) < x.shape[1]:

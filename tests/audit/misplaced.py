@@ -6,6 +6,7 @@ Used by the planted older sets and by tests/bench/audit_power.py.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -115,6 +116,32 @@ def row_later(eyes: Eyes, pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([patches[:columns], patches[:-columns]])
 
 
+def random_crop(eyes: Eyes, pixels: np.ndarray) -> np.ndarray:
+    """What trains an encoder: a random half to all of the image's area, of a random shape, as large as the image."""
+    height, width = pixels.shape[:2]
+    chance = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+    area, ratio = chance.uniform(0.5, 1.0), np.exp(chance.uniform(np.log(3 / 4), np.log(4 / 3)))
+    tall, wide = min(np.sqrt(area / ratio), 1.0), min(np.sqrt(area * ratio), 1.0)
+    return _part(eyes, pixels, round(tall * height), round(wide * width), chance)
+
+
+def random_shift(eyes: Eyes, pixels: np.ndarray) -> np.ndarray:
+    """224 of 256 at a random place, where a centre crop was meant."""
+    height, width = pixels.shape[:2]
+    chance = np.random.default_rng(zlib.crc32(pixels.tobytes()))
+    return _part(eyes, pixels, round(0.875 * height), round(0.875 * width), chance)
+
+
+def _part(eyes: Eyes, pixels: np.ndarray, tall: int, wide: int, chance: np.random.Generator) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    top, left = chance.integers(height - tall + 1), chance.integers(width - wide + 1)
+    return clean(eyes, _resized(pixels[top : top + tall, left : left + wide], (width, height)))
+
+
+RANDOMLY_CROPPED: dict[str, Callable[[Eyes, np.ndarray], np.ndarray]] = {
+    "random resized crops": random_crop,
+    "random shifts": random_shift,
+}
 MISPLACED: dict[str, Callable[[Eyes, np.ndarray], np.ndarray]] = {
     "registers stored as patches": registers_as_patches,
     "CLS stored as a patch": cls_as_patch,

@@ -10,9 +10,10 @@ import pytest
 from dittool.audit.rules.D2_registers import by_content
 from dittool.audit.rules.D3_alignment import verdict
 from dittool.data.alignment import IDENTITY, Aligned
+from dittool.data.crops import OwnWindows
 from dittool.demo.drawing import draw_scene, plan_scenes
 from dittool.geometry import buckets_for_area, nearest_bucket
-from tests.audit.misplaced import MISPLACED, builtin_eyes, clean, colour_eyes, textured
+from tests.audit.misplaced import MISPLACED, RANDOMLY_CROPPED, builtin_eyes, clean, colour_eyes, textured
 from tests.audit.older import judge, pack
 
 IMAGES = 64
@@ -69,6 +70,23 @@ def test_a_flip_of_the_latent_only_is_the_same_fault(drawings, eyes, tmp_path):
         pack(tmp_path, drawings, [clean(eyes, np.ascontiguousarray(picture[:, ::-1])) for picture in drawings]), "D3"
     )["D3"]
     assert finding.status == "fail" and "flipped left to right explains" in finding.evidence, finding
+
+
+@pytest.mark.parametrize("kind", ["photographs", "drawings"])
+@pytest.mark.parametrize("fault", RANDOMLY_CROPPED)
+def test_d3_names_random_crops(fault, kind, eyes, request, tmp_path):
+    pictures = request.getfixturevalue(kind)
+    found = judge(
+        pack(tmp_path, pictures, [RANDOMLY_CROPPED[fault](eyes, picture) for picture in pictures]), "D3", "D10"
+    )
+    assert found["D3"].status == "fail" and "made of random crops" in found["D3"].evidence, found
+    assert "different images" not in found["D10"].evidence or found["D10"].status != "fail", found
+
+
+def test_a_centre_crop_is_not_called_random(photographs, eyes, tmp_path):
+    patches = [MISPLACED["centre crop for DINO"](eyes, picture) for picture in photographs]
+    finding = judge(pack(tmp_path, photographs, patches), "D3")["D3"]
+    assert "random" not in finding.evidence, finding
 
 
 def test_d2_counts_the_registers_among_the_patches(drawings, eyes, tmp_path):
@@ -176,8 +194,8 @@ def test_damaged_samples_among_sound_ones_break_no_rule(photographs, eyes, tmp_p
     ("stored", "rival", "advantage", "status", "said"),
     [
         (0.40, 0.10, -9.0, "pass", "next flipped left to right 10%, 9.0 standard errors behind"),
-        (0.40, 0.39, -1.5, "skip", "not told apart from flipped left to right 39%, 1.5 standard errors behind"),
-        (0.39, 0.40, 1.5, "skip", "not told apart (1.5 standard errors)"),
+        (0.40, 0.39, -1.5, "skip", "next flipped left to right 39%, 1.5 standard errors behind: undecided"),
+        (0.39, 0.40, 1.5, "skip", "undecided, 1.5 standard errors apart, 3 would decide"),
         (
             0.02,
             0.40,
@@ -189,7 +207,30 @@ def test_damaged_samples_among_sound_ones_break_no_rule(photographs, eyes, tmp_p
         (0.01, 0.04, 9.0, "skip", "too weak a signal"),
     ],
 )
-def test_d3_passes_and_fails_only_what_is_told_apart(stored, rival, advantage, status, said):
+def test_d3_passes_and_fails_only_what_is_decided(stored, rival, advantage, status, said):
     found = Aligned({IDENTITY: stored, "flipped left to right": rival}, {"flipped left to right": advantage}, 50)
-    (finding,) = verdict(found)
+    (finding,) = verdict(found, None)
     assert finding.status == status and said in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("best", "explained", "advantage", "as_stored", "status", "said"),
+    [
+        (IDENTITY, 0.30, 9.0, 2, "fail", "of 60 images 58 fit a part of their latent better than all of it"),
+        ("centre crop of 0.875", 0.15, 9.0, 2, "fail", "made of random crops"),
+        ("shifted by +1", 0.30, 9.0, 2, "fail", "made of random crops"),
+        ("shifted by +1", 0.15, 9.0, 2, "fail", "shifted by +1 explains 20%"),
+        (IDENTITY, 0.30, 2.5, 2, "skip", "about 90 would decide"),
+        (IDENTITY, 0.07, 2.5, 2, "skip", "more than the 96 that are looked at would be needed"),
+        (IDENTITY, 0.30, 0.5, 2, "skip", "more images would decide"),
+        (IDENTITY, 0.30, 9.0, 40, "skip", "more images would decide"),
+    ],
+)
+def test_random_crops_are_named_only_where_they_explain_most(best, explained, advantage, as_stored, status, said):
+    ahead = -1.0 if best == IDENTITY else 9.0
+    other = "flipped left to right" if best == IDENTITY else best
+    found = Aligned(
+        {IDENTITY: 0.2 if best == IDENTITY else 0.1, other: 0.19 if best == IDENTITY else 0.2}, {other: ahead}, 60
+    )
+    (finding,) = verdict(found, OwnWindows(explained, 0.1, advantage, as_stored, 60))
+    assert finding.status == status and said in finding.evidence, finding

@@ -9,7 +9,7 @@ most others', which right ones hardly ever do: these are counted and named, and 
 when the 99.9% interval of that share leaves what chance explains. At most 400 images chosen by hash are looked at,
 captions of 2,000. No index and no encoder is needed; docs/audit-power.md tells how many samples show which share.
 
-Captions say less of an image than its own features do. They are judged where their words can tell images apart: most
+Captions say less of an image than its own features do. They are judged where their words distinguish images: most
 hold two words that several captions share, and there are five captions for each such word. A part of them that was
 exchanged is found from about a quarter of the set on.
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from dittool.audit.content import TellingWords, captioned_images, observed, paired_images
+from dittool.audit.content import TellingWords, captioned_images, paired_images
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import FAIL, Finding, failed, passed, skipped
 from dittool.audit.rules.D3_alignment import alignment_finding
@@ -46,7 +46,7 @@ _MANY = 0.2  # share of wrong ones, at least, beyond which no tail of right samp
 _NO_FIT = 0.75  # share of comparisons won: what image features that belong together always pass
 _STRAY_CAPTIONS, _NO_FIT_CAPTIONS = 0.05, 0.6
 _CAPTIONS_A_WORD, _FEWEST_CAPTIONS, _MOST_CAPTIONS = 5, 64, 500  # that decide
-_TELLING = 0.8  # share of captions with two words that could tell images apart
+_TELLING = 0.8  # share of captions with two words that distinguish images
 _NAMED = 20  # samples
 _FIX = (
     "look at the samples named, and for what wrote one feature in another order than the others (sorted names, a"
@@ -72,7 +72,7 @@ def _latents_and_patches(data: DataView, found: Paired) -> list[Finding]:
         return too_few(what, found)
     if not wrong(found):
         return passed(f"{what}: {_fits(found)}")
-    if alignment_finding(observed(data))[0].status == FAIL:
+    if alignment_finding(data)[0].status == FAIL:
         return skipped(
             f"{what}: patches lie over other parts of their image (rule D3); to be judged when that is mended"
         )

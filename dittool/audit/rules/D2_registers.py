@@ -6,8 +6,8 @@ nearest token of another place lies, and how near the nearest one at the same pl
 neighbours anywhere. Registers have theirs only among registers of the same number: the first distance is then a
 multiple of the second, from place 0 on and up to their number, and not behind it. A logo that all pictures share at the
 upper left looks the same from there; so where the tokens look like registers, the content decides, as in rule D3: do
-patches fit the latent as stored, or shifted by that number? Images that are alike everywhere cannot tell. No index is
-needed; 24 images are, and docs/audit-power.md tells what they show. Of pooled patches only rule D3 can tell.
+patches fit the latent as stored, or shifted by that number? Images that are alike everywhere show nothing. No index is
+needed; 24 images are, and docs/audit-power.md says what they show. Pooled patches are judged by rule D3 alone.
 
 ## Why it matters
 Encoders with registers give [CLS, registers, patches]. Taking the tokens after CLS takes the registers in: every patch
@@ -74,7 +74,7 @@ def check(subject: Data) -> list[Finding]:
         return skipped("pooled patches hold registers and patches in one token, if at all; rule D3 finds the shift")
     if not ratios:
         return skipped(
-            f"{len(seen)} images of at least {2 * _PLACES} patches are too few to tell registers from patches,"
+            f"{len(seen)} images of at least {2 * _PLACES} patches are too few to distinguish registers from patches,"
             f" {_FEWEST} are needed"
         )
     return passed(f"none among the first {_PLACES} patch tokens of {len(seen)} images: {shown}")

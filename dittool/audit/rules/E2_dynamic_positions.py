@@ -1,7 +1,7 @@
 """Positions follow the latent's own height and width; nothing of them is learned or stored.
 
 ## What it checks
-The network runs at four shapes and answers in each shape. What tells two tokens of equal content apart is the same
+The network runs at four shapes and answers in each shape. What distinguishes two tokens of equal content is the same
 under other weights, so it is not learned, and no tensor in the state dict grows with the grid. Position must split into
 a row's and a column's part on a grid that is not square, which a transposed one does not. With closed blocks, changing
 one token of the input changes that token of the output alone. Exchanging two tokens must not merely exchange the
@@ -70,7 +70,7 @@ def _faults_on_a_grid(found: Positions, first: bool) -> list[str]:
         faults.append(f"exchanging two tokens {merely}")
     if found.by_distance is not None and found.by_step is not None and not (faults and first):
         if found.by_distance <= _OF_LOGITS:
-            alone = "depends on their distance in the sequence alone: rows and columns are not told apart"
+            alone = "depends on their distance in the sequence alone: it knows no rows and columns"
             faults.append(f"attention between equal tokens {alone}")
         elif found.by_step > _OF_LOGITS:
             more = f"depends on more than their distance in rows and columns ({found.by_step:.0%} of its range)"

@@ -34,7 +34,7 @@ def check(subject: Checkpoint) -> list[Finding]:
     if view.layout is not None:
         return _check_layout(subject, view.layout.name)
     if not view.ours or subject.config is None or "model" not in view.content:
-        return skipped("no raw weights of a known network: what has been trained cannot be told")
+        return skipped("no raw weights of a known network: nothing says what has been trained")
     if view.content.get("samples_seen", 0) < _FEWEST_SAMPLES:
         return skipped(
             f"{view.content.get('samples_seen', 0)} samples seen, {_FEWEST_SAMPLES} are needed before every mode must"
@@ -63,5 +63,5 @@ def _check_layout(subject: Checkpoint, layout: str) -> list[Finding]:
     if closed := [name for name, is_open in gates.items() if not is_open]:
         first = ", ".join(closed[:_SHOWN])
         return failed(f"{layout}: {len(closed)} of {len(gates)} gates are zero throughout, first {first}", _FIX)
-    unknown = "what else was trained, weights alone do not tell"
+    unknown = "what else was trained, weights alone do not show"
     return passed(f"{layout}: all {len(gates)} gates of the blocks have left zero; {unknown}")

@@ -39,7 +39,7 @@ def check(subject: Checkpoint) -> list[Finding]:
     if not view.ours and is_state_dict(view.content.get("model")) and is_state_dict(view.content.get("ema")):
         return _check_foreign(view)
     if not view.ours or not {"model", "ema", "optimizer", "step"} <= view.content.keys():
-        return skipped("not both kinds of weights with an optimizer's state: which these are cannot be told")
+        return skipped("not both kinds of weights with an optimizer's state: nothing says which these are")
     raw, ema, moments = view.weights("model"), view.weights("ema"), view.moments()
     common = _common(raw, ema)
     if view.step == 0 or moments is None or len(common) < len(raw):
@@ -55,7 +55,7 @@ def check(subject: Checkpoint) -> list[Finding]:
         behind = f"what is called raw lies behind the last updates (cosine {ahead:+.2g})"
         return failed(f"{figures}; {behind}: the names are exchanged", _FIX)
     clear = "the raw ones are ahead along the last updates"
-    order = clear if ahead > _CLEAR else "the last updates do not tell which is which"
+    order = clear if ahead > _CLEAR else "the last updates do not show which is which"
     return passed(f"{figures}; {order} (cosine {ahead:+.2g})")
 
 

@@ -1,4 +1,4 @@
-"""State dicts of published transformers, known by the names of their tensors, and what weights alone can tell.
+"""State dicts of published transformers, known by the names of their tensors, and what weights alone can show.
 
 D width · n vectors of a modulation, in groups of shift, scale, gate
 """
@@ -193,4 +193,4 @@ class UnknownWeights(Specimen):
 
     def _unanswered(self) -> str:
         known = ", ".join(layout.name for layout in LAYOUTS)
-        return f"the weights have the names of none of the known layouts ({known}), so their parts cannot be told"
+        return f"the weights have the names of none of the known layouts ({known}), so nothing says which part is which"

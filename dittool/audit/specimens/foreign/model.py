@@ -257,7 +257,7 @@ class ForeignModel(Trial[nn.Module]):
         if not example.sizes_can_change or not patch:
             if found.stored:
                 return found
-            unknown = f"{anatomy.tokens} tokens for a latent of {example.size}: the patch size cannot be told"
+            unknown = f"{anatomy.tokens} tokens for a latent of {example.size}: no patch size gives that number"
             why = "--example does not take a height and width, so other shapes cannot be tried"
             raise NotAnswered(unknown if example.sizes_can_change else f"the latent comes as tokens, and {why}")
         ran, problem = grids.grids_that_run(self._usual_grids(patch))
