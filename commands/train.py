@@ -76,7 +76,7 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
     device: DeviceOption = None,
     no_audit: Annotated[
-        bool, typer.Option("--no-audit", help="Train without auditing the configuration first.")
+        bool, typer.Option("--no-audit", help="Train without auditing configuration and data first.")
     ] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -121,7 +121,7 @@ def main(
         strict=strict,
         named_changes=changes,
         init=init,
-        audit=None if no_audit or not begins else partial(_require_audited, config, named, out, console),
+        audit=None if no_audit or not begins else partial(_require_audited, config, named, data, out, console),
         checker=SCENE_CHECKER,
         talk=console,
     )
@@ -133,14 +133,14 @@ def main(
     console.note(f"log, plot and pictures in {done.folder}{following}")
 
 
-def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) -> None:
+def _require_audited(config: AnyConfig, name: str, data: Path, out: Path, console: Console) -> None:
     """Ends with exit code 1 when a rule fails."""
     from dittool.audit.report import COLUMNS, as_json, summary_line, table_rows
     from dittool.audit.runner import audit_before_training
     from dittool.errors import ANSWER_IS_NO
     from dittool.families.family import specimen_of
 
-    if (result := audit_before_training(config, specimen_of, name, out, console)) is None:
+    if (result := audit_before_training(config, specimen_of, name, data, out, console)) is None:
         return
     if result.ok:
         console.note(summary_line(result))
@@ -149,7 +149,7 @@ def _require_audited(config: AnyConfig, name: str, out: Path, console: Console) 
     console.table(COLUMNS, table_rows(result), title=name)
     console.error(
         f"{name}: the audit failed: {summary_line(result)}",
-        "correct the configuration, or train without the audit: --no-audit",
+        "do what stands under the rules that failed, or train without the audit: --no-audit",
     )
     raise typer.Exit(ANSWER_IS_NO)
 

@@ -5,7 +5,7 @@ they are damaged.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class DataView:
     def chosen(self, most: int, purpose: str, *features: Feature) -> list[SampleRef]:
         """At most so many samples by a hash of their ids, of each bucket its share."""
         return representative(self.refs, min(most, self._affordable(*features)), purpose)
+
+    def sampled(self, most: int, purpose: str) -> DataView:
+        """The same set as if it held only so many of its samples, chosen by a hash of their ids."""
+        return replace(self, refs=representative(self.refs, most, purpose))
 
     def _affordable(self, *features: Feature) -> int:
         bytes_each = sum(self.array(self.refs[0], feature).nbytes for feature in features) if self.refs else 0

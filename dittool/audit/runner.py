@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
+from dittool.audit.data_view import open_shards
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.audit.report import Audit, Crash, Judged, as_json, as_markdown
 from dittool.audit.rule import (
@@ -23,16 +25,21 @@ from dittool.audit.rule import (
     skipped,
     warned,
 )
-from dittool.audit.subject import Subject, why_unfit
+from dittool.audit.subject import SHARDS, Data, Subject, why_unfit
 from dittool.audit.targets import SpecimenOf, open_subject, preset_subject
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.architectures import AnyConfig
+from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError, described
+from dittool.errors import BadDataError, DitError, described
 from dittool.plugins import REMEDY
 from dittool.storage import output_folder, write_atomic, write_json
 
 JSON_NAME, REVIEW_NAME = "audit.json", "audit.md"
+
+# Before a training: rules that need no more than a sample of the data, and say in seconds that it is wrong
+_OF_DATA, _OF_PATCHES = frozenset({"D1", "D2", "D3", "D10"}), frozenset({"D2", "D3"})
+_MOST_BEFORE_TRAINING = 200  # samples
 
 
 def audit(
@@ -67,9 +74,13 @@ def audit(
     return [audit_subject(subject, chosen, named=bool(select), talk=talk) for subject in subjects]
 
 
-def audit_before_training(config: AnyConfig, specimen_of: SpecimenOf, name: str, run: Path, talk: Talk) -> Audit | None:
-    """Audits a configuration that is about to be trained, and leaves audit.json and audit.md in the run's folder. None,
-    and nothing is done, for a folder that already holds checkpoints.
+def audit_before_training(
+    config: AnyConfig, specimen_of: SpecimenOf, name: str, data: Path, run: Path, talk: Talk
+) -> Audit | None:
+    """Audits a configuration that is about to be trained and a sample of the data that it is trained on; leaves
+    audit.json and audit.md in the run's folder. None, and nothing is done, for a folder that already holds checkpoints.
+
+    Raises `BadDataError` and `UnsafeFileError` for data that cannot be read.
     """
     if list_checkpoints(run / "checkpoints"):
         return None
@@ -77,14 +88,22 @@ def audit_before_training(config: AnyConfig, specimen_of: SpecimenOf, name: str,
     for line in rules.refused:
         talk.warn(line)
     result = audit_subject(preset_subject(name, specimen_of, config), rules.rules, talk=talk)
+    if isinstance(config, Config):  # one-step generators train on latents alone
+        codes = _OF_DATA if config.model.patches else _OF_DATA - _OF_PATCHES
+        sample = Data(str(data), open_shards(data).sampled(_MOST_BEFORE_TRAINING, "before training"), SHARDS)
+        chosen = [rule for rule in rules.rules if rule.code in codes]
+        found = audit_subject(sample, chosen, talk=talk, damage_ends=True)
+        result = replace(result, findings=result.findings + found.findings, crashes=result.crashes + found.crashes)
     write_json(output_folder(run) / JSON_NAME, as_json(result))
     write_atomic(run / REVIEW_NAME, as_markdown(result).encode())
     return result
 
 
-def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT) -> Audit:
+def audit_subject(
+    subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT, damage_ends: bool = False
+) -> Audit:
     """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by
-    name.
+    name. With `damage_ends` a file that cannot be read is an error, else a finding.
     """
     fitting = [rule for rule in rules if not subject.parts.isdisjoint(rule.scopes)]
     findings: list[Judged] = []
@@ -97,8 +116,10 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
                     findings += [Judged(rule, finding) for finding in skipped(reason)]
                 continue
             try:
-                findings += [Judged(rule, finding) for finding in _run(rule, subject)]
+                findings += [Judged(rule, finding) for finding in _run(rule, subject, damage_ends)]
             except (Exception, SystemExit) as error:
+                if damage_ends and isinstance(error, DitError):
+                    raise
                 if isinstance(error, OSError) and not rule.package:
                     raise  # the disk's fault, not the rule's
                 crashes.append(Crash(rule, described(error), counts=named or not rule.package))
@@ -108,11 +129,13 @@ def audit_subject(subject: Subject, rules: Sequence[Rule], named: bool = False, 
     return Audit(subject.target, subject.kind, findings, crashes)
 
 
-def _run(rule: Rule, subject: Subject) -> list[Finding]:
+def _run(rule: Rule, subject: Subject, damage_ends: bool) -> list[Finding]:
     try:
         with redirect_stdout(sys.stderr) if rule.package else nullcontext():  # the result is ours to print
             findings = list(or_skipped(lambda: rule.check(subject)) or ())
     except BadDataError as error:  # a sample or a tensor that cannot be read
+        if damage_ends:
+            raise
         return (warned if rule.severity == WARNING else failed)(error.message, error.hint)
     if not findings:
         raise BrokenRule(f"{rule.code} found nothing, not even that all is well")

@@ -61,5 +61,5 @@ def test_the_result_lies_in_the_runs_folder(dit, tiny_shards, tmp_path, monkeypa
 
 
 def test_a_folder_with_checkpoints_keeps_its_audit(tiny_run):
-    assert audit_before_training(load_config("demo"), "demo", tiny_run, SILENT) is None
+    assert audit_before_training(load_config("demo"), "demo", tiny_run, tiny_run, SILENT) is None
     assert not (tiny_run / "audit.json").exists()
