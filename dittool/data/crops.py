@@ -120,11 +120,11 @@ def own_windows(seen: Sequence[Sketch]) -> OwnWindows | None:
     spread = _spread([_under_windows(one, only=1) for one in seen])  # each statistic counts alike
     targets = [_under_windows(one) / spread[:, None, None] for one in seen]
     first_half = (torch.arange(2 * channels) % channels) % 2 == 0
-    variances = [_by_halves(some.square().mean(dim=2), first_half) for some in targets]
+    power = torch.stack([_by_halves(some.square().mean(dim=2), first_half) for some in targets])  # (images, 2, K)
     own = [0] * len(seen)
     for _ in range(_ROUNDS):
-        unexplained = _unexplained(seen, targets, own, first_half)
-        errors = torch.stack([e / v.clamp_min(1e-6) for e, v in zip(unexplained, variances, strict=True)])
+        gained = torch.stack(_explained(seen, targets, own, first_half))
+        errors = 1 - gained / power.clamp_min(1e-6)  # shares of the window's variance
         own = errors.mean(dim=1).argmin(dim=1).tolist()
     together = errors.mean(dim=1)  # (images, K)
     fixed = together[:, together.mean(dim=0).argmin()]
@@ -135,13 +135,13 @@ def own_windows(seen: Sequence[Sketch]) -> OwnWindows | None:
     )
 
 
-def _unexplained(
+def _explained(
     seen: Sequence[Sketch], targets: Sequence[Tensor], own: Sequence[int], first_half: Tensor
 ) -> list[Tensor]:
-    """Of each image (2, K): the mean squared error, for each half of the channels, of a regression that was learned
-    from other images under their own windows.
+    """Of each image (2, K): how much less than the variance ‖t‖² the squared error ‖t − p‖² is, for each half of the
+    channels; p is a regression learned from other images under their own windows. It is 2·t·p − ‖p‖².
     """
-    errors = [torch.empty(0)] * len(seen)
+    gained = [torch.empty(0)] * len(seen)
     for fold in (0, 1):
         learned = range(1 - fold, len(seen), 2)
         x, y = (
@@ -151,8 +151,10 @@ def _unexplained(
         weights = torch.from_numpy(ridge(x, y))  # (F, S)
         for i in range(fold, len(seen), 2):
             predicted = (seen[i].features @ weights).T  # (S, n)
-            errors[i] = _by_halves((targets[i] - predicted[:, None]).square().mean(dim=2), first_half)
-    return errors
+            along = (targets[i] @ predicted[:, :, None])[:, :, 0]  # (S, K)
+            each = (2 * along - predicted.square().sum(dim=1, keepdim=True)) / predicted.shape[1]
+            gained[i] = _by_halves(each, first_half)
+    return gained
 
 
 def _by_halves(values: Tensor, first_half: Tensor) -> Tensor:

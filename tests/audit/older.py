@@ -61,6 +61,13 @@ def pack(folder, pictures, patches, cls=None, latents=None, texts=None):
     return folder
 
 
+def judge_all(folder, *codes):
+    """All findings of these rules, or of all of them."""
+    result = audit_subject(open_subject(str(folder)), [RULES[code] for code in codes or RULES])
+    assert not result.crashes
+    return [judged.finding for judged in result.findings]
+
+
 def judge(folder, *codes):
     result = audit_subject(open_subject(str(folder)), [RULES[code] for code in codes or RULES])
     assert not result.crashes

@@ -16,7 +16,7 @@ from dittool.data.records import IMAGE_PATCHES
 from dittool.data.shards.write import shard
 from dittool.data.source.scan import load_pixels
 from tests.audit.misplaced import MISPLACED, builtin_eyes, textured
-from tests.audit.older import judge
+from tests.audit.older import judge, judge_all
 
 IMAGES = 48
 
@@ -60,3 +60,16 @@ def test_registers_among_the_patches_are_found(root, storage, tmp_path):
     assert found["D3"].status == "fail" and "shifted by +4 explains" in found["D3"].evidence, found
     assert found["D1"].status == found["D6"].status == "pass"
     assert found["D2"].status == ("skip" if storage == POOLED else "fail")
+
+
+def test_patches_of_other_images_are_found(root, storage, tmp_path):
+    """Each sample has the patches of the one before it."""
+    store = FeatureStore(shutil.copytree(root / "derived", tmp_path / "derived"))
+    paths = [store.path(IMAGE_PATCHES, record.id) for record in store.read_records()]
+    stored = [np.load(path) for path in paths]
+    for path, other in zip(paths, [stored[-1], *stored[:-1]], strict=True):
+        np.save(path, other)
+    found = judge_all(tmp_path / "derived", "D10")
+    wrong = [finding.evidence for finding in found if finding.status == "fail"]
+    assert len(wrong) == 1 and wrong[0].startswith("latents and patches: of 48 samples"), found
+    assert not [finding for finding in judge_all(root / "derived", "D10") if finding.status == "fail"]
