@@ -28,8 +28,7 @@ from dittool.audit.rule import (
 from dittool.audit.subject import SHARDS, Data, Subject, why_unfit
 from dittool.audit.targets import SpecimenOf, open_subject, preset_subject
 from dittool.ckpt.files import list_checkpoints
-from dittool.config.architectures import AnyConfig
-from dittool.config.schema import Config
+from dittool.config.architectures import AnyConfig, reads_patches
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, described
 from dittool.plugins import REMEDY
@@ -87,9 +86,10 @@ def audit_before_training(
     rules = load_rules()
     for line in rules.refused:
         talk.warn(line)
-    result = audit_subject(preset_subject(name, specimen_of, config), rules.rules, talk=talk)
-    if isinstance(config, Config):  # one-step generators train on latents alone
-        codes = _OF_DATA if config.model.patches else _OF_DATA - _OF_PATCHES
+    plan = preset_subject(name, specimen_of, config)
+    result = audit_subject(plan, rules.rules, talk=talk)
+    if "preset" in plan.parts:  # one-step generators train on latents alone
+        codes = _OF_DATA if reads_patches(config) else _OF_DATA - _OF_PATCHES
         sample = Data(str(data), open_shards(data).sampled(_MOST_BEFORE_TRAINING, "before training"), SHARDS)
         chosen = [rule for rule in rules.rules if rule.code in codes]
         found = audit_subject(sample, chosen, talk=talk, damage_ends=True)

@@ -94,3 +94,8 @@ def image_config(config: AnyConfig, source: str, what: str) -> ImageConfig:
 def _of_another_kind(config: AnyConfig, source: str, what: str, instead: str = "") -> UsageError:
     row = architecture(config)
     return UsageError(f"{source}: {what}, and this is {row.title}", instead or row.served_by)
+
+
+def reads_patches(config: AnyConfig) -> bool:
+    """Whether its model is trained with the reference's patch tokens."""
+    return isinstance(config, Config) and config.model.patches

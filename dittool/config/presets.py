@@ -48,7 +48,7 @@ def preset_path(name: str) -> Path:
 
 def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
     """One row of the list of presets. `heads` and `area` are None for a family that has none."""
-    from dittool.config.architectures import architecture
+    from dittool.config.architectures import architecture, reads_patches
     from dittool.config.drift_schema import DriftConfig
     from dittool.config.schema import Config
 
@@ -57,7 +57,7 @@ def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
     area: str | list[str] | None = None
     if isinstance(config, (Config, DriftConfig)):  # points of the plane have no heads and come from no data set
         heads, area = config.model.heads, config.data.area or config.data.buckets
-    if isinstance(config, Config) and config.model.patches:
+    if reads_patches(config):
         conditions.append("patches")
     return {
         "name": name,
