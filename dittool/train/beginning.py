@@ -18,6 +18,7 @@ from dittool.ckpt.files import (
     sidecar_path,
 )
 from dittool.ckpt.load import load_checkpoint, require_finite, require_fit
+from dittool.ckpt.run_log import read_log
 from dittool.ckpt.warmstart import old_configuration, other_meanings
 from dittool.ckpt.weights import load_weights
 from dittool.config.architectures import AnyConfig
@@ -167,10 +168,8 @@ def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
     newer = [file for file in list_checkpoints(checkpoints) if file.step is None or file.step > step]
     if not newer:
         return
-    run, number = checkpoints.parent, 1
-    while (place := run / SET_ASIDE / f"step{step:07d}_{number}").exists():
-        number += 1
-    place.mkdir(parents=True)
+    run = checkpoints.parent
+    place = _new_place_aside(run, step)
     if (run / "log.jsonl").is_file():
         shutil.copy2(run / "log.jsonl", place)
     for file in newer:
@@ -178,6 +177,31 @@ def set_aside_newer(checkpoints: Path, step: int, talk: Talk) -> None:
             if path.exists():
                 os.replace(path, place / path.name)
     talk.note(f"{len(newer)} checkpoints after step {step} are kept in {place}")
+
+
+def set_aside_log(run: Path, talk: Talk) -> None:
+    """Of a new run in a folder without checkpoints that holds the log of an earlier one: keeps what is left of that."""
+    rows = read_log(run)
+    if not rows:
+        return
+    last = rows[-1]["step"]
+    place = _new_place_aside(run, last)
+    for name in ("log.jsonl", "resolved.toml", "loss.png"):
+        if (run / name).is_file():
+            os.replace(run / name, place / name)
+    talk.warn(
+        f"{run}: the log of an earlier run reaches step {last}, and none of its checkpoints is there: begins anew, and"
+        f" keeps that log in {place}"
+    )
+
+
+def _new_place_aside(run: Path, step: int) -> Path:
+    """A new folder in a run for what its next steps would write over."""
+    number = 1
+    while (place := run / SET_ASIDE / f"step{step:07d}_{number}").exists():
+        number += 1
+    place.mkdir(parents=True)
+    return place
 
 
 def run_folders(preset: str | None, out: Path | None, resume_from: Path | None, resume: bool) -> tuple[Path, Path]:

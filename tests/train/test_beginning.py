@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import pytest
 
@@ -44,6 +45,19 @@ def test_the_line_begins_where_there_is_nothing(tiny_run, tiny_shards, dit, tmp_
     out = tmp_path / "run"
     line = ("train", "--no-audit", "--continue", "--preset", "demo", "--data", tiny_shards.folder, "--out", out)
     assert dit(*line, *words).code == 0
+    assert_same_bits(final_state(tiny_run), final_state(out))
+
+
+def test_a_run_whose_checkpoints_are_gone_begins_anew_and_keeps_their_log(tiny_run, tiny_shards, dit, tmp_path):
+    words = [word for override in tiny_shards.overrides for word in ("-s", override)]
+    out = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    line = ("train", "--no-audit", "--continue", "--preset", "demo", "--data", tiny_shards.folder, "--out", out)
+    told = dit(*line, *words)
+    assert told.code == 0 and "an earlier run reaches step 8" in " ".join(told.err.split())
+    aside = out / "set_aside" / "step0000008_1"
+    assert (aside / "log.jsonl").read_bytes() == (tiny_run / "log.jsonl").read_bytes()
+    assert (aside / "resolved.toml").is_file() and str(aside) in " ".join(told.err.split())
     assert_same_bits(final_state(tiny_run), final_state(out))
 
 
