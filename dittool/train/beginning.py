@@ -77,6 +77,8 @@ class Beginning:
             return restore(newest_checkpoint(checkpoints, talk, self.strict), state, self.named_changes, talk)
         if self.init is not None:
             warm_start(state, resolve_checkpoint(self.init, talk=talk) if self.init.is_dir() else self.init)
+        if state.ranks.first:
+            set_aside_log(checkpoints.parent, talk)
         return {}
 
 

@@ -36,7 +36,7 @@ from dittool.storage import (
     sweep_temporaries,
     write_atomic,
 )
-from dittool.train.beginning import Beginning, set_aside_log
+from dittool.train.beginning import Beginning
 from dittool.train.distributed import gathered, process_group
 from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, require_finite_step
 from dittool.train.log import Meter, RunLog, SideWork, StepFigures
@@ -163,8 +163,6 @@ def train(
                 f"go on with --resume, choose another --out, or move it out of the way:"
                 f" {command_line('mv', out, free_name_beside(out))}",
             )
-        if ranks.first and beginning.is_new:
-            set_aside_log(out, talk)
         state = TrainState(config, opened, ranks)
         saved = beginning.bring(state, checkpoints, talk)
         run = _Run(out, state, checker, talk, SideWork(talk))
