@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from dittool.config.load import load_config
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from dittool.sampling.one_step import OneStepPipeline
     from dittool.sampling.pipeline import Pipeline
 
-__all__ = ["__version__", "as_webdataset", "decode_patches", "embed", "load", "load_config"]
+__all__ = [
+    "OneStepPipeline",
+    "Pipeline",
+    "__version__",
+    "as_webdataset",
+    "decode_patches",
+    "embed",
+    "load",
+    "load_config",
+]
 
 __version__ = "0.2.0.dev0"
 
@@ -27,13 +36,27 @@ if __name__ == "dittool" and (_CHECKOUT / "pyproject.toml").is_file() and (_CHEC
     __path__.append(str(_CHECKOUT))
 
 
-def load(run: str | Path | None = None) -> Pipeline | OneStepPipeline:
+@overload
+def load(run: str | Path | None = None) -> Pipeline: ...
+
+
+@overload
+def load(run: str | Path | None, kind: type[OneStepPipeline]) -> OneStepPipeline: ...
+
+
+def load(
+    run: str | Path | None = None, kind: type[Pipeline] | type[OneStepPipeline] | None = None
+) -> Pipeline | OneStepPipeline:
     """A trained model to be called: `load("runs/nano")(prompt="a red circle", reference="one.png")` is a list of PIL
     images, as is `load("runs/drift-demo")("red-circle", alpha=1.5)` of a one-step generator.
 
-    `run` is a run's folder, a checkpoint or a file exported from one; without it, the newest run in `runs/`. Raises
-    `UsageError` for a path that is not there, `BadDataError` for a run without an undamaged checkpoint. A damaged one
-    that is passed over for an older one becomes a Python warning.
+    Args:
+        run: a run's folder, a checkpoint or a file exported from one; None: the newest run in `runs/`.
+        kind: what it must be, a `Pipeline` or a `OneStepPipeline`. Without it the checkpoint decides, and a type
+        checker takes it for a `Pipeline`.
+
+    Raises `UsageError` for a path that is not there and for a model of another kind, `BadDataError` for a run without
+    an undamaged checkpoint. A damaged one that is passed over for an older one becomes a Python warning.
     """
     from dittool.ckpt.files import resolve_checkpoint
     from dittool.ckpt.inspect import config_in
@@ -43,6 +66,8 @@ def load(run: str | Path | None = None) -> Pipeline | OneStepPipeline:
     from dittool.sampling.pipeline import Pipeline
 
     checkpoint = resolve_checkpoint(None if run is None else Path(run), talk=PythonWarnings())
+    if kind is not None:
+        return kind.load(checkpoint)
     if (tree := config_in(checkpoint)) is None:
         return Pipeline.load(checkpoint)  # which says what this file is not
     return family_of(config_from_dict(tree, str(checkpoint))).pipeline(checkpoint)
@@ -52,6 +77,10 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and would accept
 
     def __getattr__(name: str) -> object:
         match name:
+            case "OneStepPipeline":
+                from dittool.sampling.one_step import OneStepPipeline as found
+            case "Pipeline":
+                from dittool.sampling.pipeline import Pipeline as found
             case "as_webdataset":
                 from dittool.data.shards.webdataset_pipeline import as_webdataset as found
             case "decode_patches":

@@ -166,8 +166,8 @@ def test_control_a_forgotten_average_is_noticed(monkeypatch, family_shards, whol
 def test_control_a_forgotten_place_in_the_data_is_noticed(monkeypatch, tiny_shards, whole, tmp_path):
     from dittool.data.shards.stream import BatchStream
 
-    real = BatchStream.loader
-    monkeypatch.setattr(BatchStream, "loader", lambda self, first, end, *rest: real(self, 0, end - first, *rest))
+    real = BatchStream.batches
+    monkeypatch.setattr(BatchStream, "batches", lambda self, first, end, *rest: real(self, 0, end - first, *rest))
     found = resumed(monkeypatch, tiny_shards, tmp_path / "run", [3], 0)
     assert found.ids != whole.ids and found.digest != whole.digest
 
