@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OneStepPipeline",
-    "Pipeline",
     "__version__",
     "as_webdataset",
     "decode_patches",
@@ -79,8 +78,6 @@ if not TYPE_CHECKING:  # a type checker sees the imports above, and would accept
         match name:
             case "OneStepPipeline":
                 from dittool.sampling.one_step import OneStepPipeline as found
-            case "Pipeline":
-                from dittool.sampling.pipeline import Pipeline as found
             case "as_webdataset":
                 from dittool.data.shards.webdataset_pipeline import as_webdataset as found
             case "decode_patches":
