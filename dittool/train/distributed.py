@@ -10,22 +10,25 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dittool.devices import device_of_choice, device_of_rank
 from dittool.errors import Interrupted
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 _DONE, _FAILED = "done", "failed"  # what the first process says of its work alone
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0  # seconds between two questions to it
@@ -53,6 +56,8 @@ class Ranks:
     def shard(self, model: nn.Module) -> None:
         """Splits a model's parameters over the processes, block by block, so that only one block is whole at a time."""
         if self.sharded:
+            from torch.distributed.fsdp import fully_shard  # a second of imports that one process does not need
+
             for block in model.get_submodule("blocks").children():
                 fully_shard(block)
             fully_shard(model)
@@ -66,8 +71,8 @@ class Ranks:
     @contextmanager
     def local_gradients(self, replica: nn.Module, wanted: bool) -> Iterator[None]:
         """Inside, backward only adds up: for all micro-batches of a step but the last."""
-        if isinstance(replica, FSDPModule):
-            replica.set_requires_gradient_sync(not wanted)
+        if self.sharded:
+            cast("FSDPModule", replica).set_requires_gradient_sync(not wanted)
         with replica.no_sync() if wanted and isinstance(replica, DistributedDataParallel) else nullcontext():
             yield
 
@@ -151,7 +156,7 @@ def _word_of_first(store: dist.Store, key: str) -> str:
 
 def gathered(value: Any) -> Any:
     """A tensor, or dicts and lists of them, with every split tensor in one piece. All processes must ask together."""
-    if isinstance(value, DTensor):
+    if _is_split(value):
         return value.full_tensor()
     if isinstance(value, dict):
         return {key: gathered(item) for key, item in value.items()}
@@ -162,10 +167,19 @@ def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]
     """Whole tensors by name, each split as the tensor of that name in `present` is."""
 
     def part(tensor: Tensor, like: Any) -> Tensor:
-        split = isinstance(like, DTensor) and tensor.shape == like.shape
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements) if split else tensor
+        if not _is_split(like) or tensor.shape != like.shape:
+            return tensor
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
     return {name: part(tensor, present[name]) for name, tensor in saved.items()}
+
+
+def _is_split(value: object) -> TypeGuard[DTensor]:
+    """Whether this process holds a part of a tensor alone. Where its class was never imported there is none."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(value, loaded.DTensor)
 
 
 @contextmanager
