@@ -2,7 +2,7 @@
 
 A file remembers a path relative to the folder in which it stands itself:
 
-    /work/a/runs/nano/run.json     {"data": "../../data/shards"}      is /work/a/data/shards
+    project/runs/nano/run.json     {"data": "../../data/shards"}      is project/data/shards
 
 What is not there any more is looked for beside it: the end of the path, in the file's folder, in the folders around it
 and in the working folder. Files of older versions hold absolute paths, or such as were given; they are found as well.
