@@ -17,12 +17,19 @@ from tests.test_architecture import ROOT
 OTHERS = {
     "--force-reinstall",  # pip
     "--no-deps",
-    "--shm-size", "--ipc", "--ulimit",  # docker run
+    "--shm-size",
+    "--ipc",
+    "--ulimit",  # docker run
     "--sort",  # tar
-    "--force-download", "--local-dir", "--include",  # hf download
-    "--signals-to-handle", "--shutdown-timeout", "--nproc-per-node", "--standalone",  # torchrun
+    "--force-download",
+    "--local-dir",
+    "--include",  # hf download
+    "--signals-to-handle",
+    "--shutdown-timeout",
+    "--nproc-per-node",
+    "--standalone",  # torchrun
     "--signal",  # sbatch
-}  # fmt: skip
+}
 
 
 @cache

@@ -4,6 +4,7 @@ level but dittool.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -271,6 +272,23 @@ def test_the_citation_and_the_changelog_follow_the_version():
 
 
 # docs/dependencies.md
+
+
+def test_every_package_that_the_source_imports_is_declared():
+    """What only another package brings along vanishes with that package's next version."""
+    names_of = {"PIL": "pillow", "skimage": "scikit-image", "fontTools": "fonttools", "pydantic_core": "pydantic"}
+    imported = set()
+    for path in (*(ROOT / "dittool").rglob("*.py"), *(ROOT / "commands").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    others = {names_of.get(name, name.replace("_", "-")) for name in imported - sys.stdlib_module_names - {"dittool"}}
+    project = PROJECT["project"]
+    extras = [needed for name, extra in project["optional-dependencies"].items() if name != "test" for needed in extra]
+    declared = {Requirement(text).name for text in (*project["dependencies"], *extras)}
+    assert others - declared == {"wandb"}  # imported only where train.wandb asks for it
 
 
 def test_the_page_of_dependencies_has_a_row_with_the_floor_of_each():

@@ -34,6 +34,8 @@ _CHROMA = 0.5  # weight of a chroma difference: JPEG halves the chroma's resolut
 _BRIGHTER, _BRIGHTER_COST = 8.0, 0.25  # levels that the whole may be brighter by, and what each of them counts
 _WORST = 0.1  # share of the thumbnail in which the pictures differ most
 _BUSY_EDGE = 4.0  # levels a sixteenth of a side, from where on a place is busy
+# the limit, in noises: of a picture without busy places, and what grows with their share and with its square
+_PLAIN_LIMIT, _BUSY_LIMIT = 1.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -155,4 +157,4 @@ def _differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     ratio = (np.square(changed).sum(-1) / noise).reshape(len(one), -1)  # (M, 256)
     worst = np.sort(ratio, axis=1)[:, -int(_WORST * ratio.shape[1]) :].mean(1)
     busy = np.mean([np.hypot(*slopes[i : i + 2])[..., 0] > _BUSY_EDGE for i in (0, 2)], axis=(0, 2, 3))  # (M,)
-    return np.sqrt(worst + (_BRIGHTER_COST * brighter) ** 2) / (1.5 + 4 * busy * (1 + busy))
+    return np.sqrt(worst + (_BRIGHTER_COST * brighter) ** 2) / (_PLAIN_LIMIT + _BUSY_LIMIT * busy * (1 + busy))

@@ -123,6 +123,7 @@ class _Sent:
     """An item whose tensors lie in shared memory already: queueing it cannot fail any more."""
 
     def __init__(self, item: object) -> None:
+        # read again by the process that started this worker, and by nobody else: no file, no socket
         self._pickled = bytes(ForkingPickler.dumps(item))
         with ExitStack() as spare:  # the thread that hands tensors over needs some descriptors
             for _ in range(_SPARE):

@@ -13,6 +13,18 @@ from PIL import Image
 from dittool.data.source.images import ImageRefused, decode_image
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+# What a file with each orientation holds so that it looks like `picture()`: the quarters as stored, row by row.
+STORED = {
+    1: (RED, GREEN, BLUE, WHITE),
+    2: (GREEN, RED, WHITE, BLUE),
+    3: (WHITE, BLUE, GREEN, RED),
+    4: (BLUE, WHITE, RED, GREEN),
+    5: (RED, BLUE, GREEN, WHITE),
+    6: (GREEN, WHITE, RED, BLUE),
+    7: (WHITE, GREEN, BLUE, RED),
+    8: (BLUE, RED, WHITE, GREEN),
+}
 ORIENTATION = 0x0112
 
 

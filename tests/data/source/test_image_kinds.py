@@ -20,6 +20,7 @@ from tests.data.source.picture_files import (
     BLUE,
     GREEN,
     RED,
+    STORED,
     WHITE,
     chunk,
     colour_at,
@@ -35,18 +36,6 @@ pytestmark = pytest.mark.usefixtures("warnings_are_errors")
 
 
 # --- rows 35 to 38: rotation, frames, formats, profiles ---
-
-# What a file with each orientation holds so that it looks like `picture()`: the quarters as stored, row by row.
-STORED = {
-    1: (RED, GREEN, BLUE, WHITE),
-    2: (GREEN, RED, WHITE, BLUE),
-    3: (WHITE, BLUE, GREEN, RED),
-    4: (BLUE, WHITE, RED, GREEN),
-    5: (RED, BLUE, GREEN, WHITE),
-    6: (GREEN, WHITE, RED, BLUE),
-    7: (WHITE, GREEN, BLUE, RED),
-    8: (BLUE, RED, WHITE, GREEN),
-}
 
 
 def stored_for(orientation):
