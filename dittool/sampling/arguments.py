@@ -1,4 +1,4 @@
-"""Arguments of drawing from Python, checked as the command line's options are: each error says what would serve.
+"""What may be asked of drawing, from Python or on the command line: each error says what would serve.
 
 All raise `UsageError`.
 """
@@ -50,15 +50,18 @@ def require_size(size: object) -> tuple[int, int] | None:
     )
 
 
-def require_strength(strength: float | None, has_init: bool) -> float:
-    """How much of an image to begin with is drawn anew; 1 without one."""
+def require_strength(strength: float | None, has_init: bool, dashes: str = "") -> float:
+    """How much of an image to begin with is drawn anew; 1 without one. `dashes` stand before names in messages: "--" on
+    the command line.
+    """
     if strength is None:
         return DEFAULT_STRENGTH if has_init else 1.0
     if not has_init:
-        raise UsageError("strength has no effect without init", "name the image to begin with: init='sketch.png'")
+        example = f"{dashes}init IMG" if dashes else "init='sketch.png'"
+        raise UsageError(f"{dashes}strength has no effect without {dashes}init", f"name the image: {example}")
     if not 0 <= strength <= 1:
         raise UsageError(
-            f"strength {strength:g} is outside of 0 to 1",
+            f"{dashes}strength {strength:g} is outside of 0 to 1",
             "0 gives the image itself, 1 nothing of it; for example 0.6",
         )
     return strength

@@ -13,11 +13,12 @@ from typing import get_args
 from pydantic import ValidationError
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.config.schema import DEFAULT_STRENGTH, Sample
+from dittool.config.schema import Sample
 from dittool.console import SILENT, Talk
 from dittool.errors import UsageError
 from dittool.geometry import parse_size
 from dittool.nearest import did_you_mean
+from dittool.sampling.arguments import require_strength
 from dittool.sampling.grid import Grid, parse_grid
 from dittool.sampling.picture_file import file_of, read_settings
 from dittool.sampling.prompts import PromptLine, read_prompts
@@ -81,7 +82,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     changes, size, grid = _changes(options), _size(options), parse_grid(options.grid) if options.grid else None
     if options.again is not None:
         return [_again(options.again, options, changes, size, grid, talk)]
-    strength = _strength(options.strength, options.init)
+    strength = require_strength(options.strength, options.init is not None, "--")
     name = "grid" if grid else "sample"
     if options.prompts is None:
         if options.prompt is None and options.ref is None:
@@ -138,7 +139,7 @@ def _again(
     else:
         seed, count = inside.seed if options.seed is None else options.seed, options.count or 1
     same_init = options.strength is None and (init is None or inside.init is not None)
-    strength = inside.strength if same_init else _strength(options.strength, init)
+    strength = inside.strength if same_init else require_strength(options.strength, init is not None, "--")
     return DrawRequest(
         checkpoint=resolve_checkpoint(checkpoint, talk=talk),
         prompt=prompt,
@@ -183,19 +184,6 @@ def _size(options: SampleOptions) -> tuple[int, int] | None:
         return parse_size(options.size) if options.size else None
     except ValueError as error:
         raise UsageError(f"--size {error}", "for example: --size 1216x832") from error
-
-
-def _strength(strength: float | None, init: Path | None) -> float:
-    if strength is None:
-        return 1.0 if init is None else DEFAULT_STRENGTH
-    if init is None:
-        raise UsageError("--strength has no effect without --init", "name the image to begin with: --init IMG")
-    if not 0 <= strength <= 1:
-        raise UsageError(
-            f"--strength {strength:g} is outside of 0 to 1",
-            "0 gives the image itself, 1 nothing of it; for example 0.6",
-        )
-    return strength
 
 
 def _require_effect(grid: Grid | None, prompt: str | None, reference: Path | None) -> None:
