@@ -17,7 +17,7 @@ import numpy as np
 from dittool.audit.data_view import DataView
 from dittool.data.alignment import Observed, observe, underneath
 from dittool.data.crops import Sketch, sketch
-from dittool.data.pairing import Sighted
+from dittool.data.pairing import FeaturePair
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.read import SampleRef
 from dittool.encoders.cards import ImageCard
@@ -78,7 +78,7 @@ def sketched(data: DataView) -> list[Sketch]:
     return _usual(seen, lambda one: (one.features.shape[1], one.maps.shape[0]))
 
 
-def paired_images(data: DataView) -> tuple[list[Sighted], list[Sighted]]:
+def paired_images(data: DataView) -> tuple[list[FeaturePair], list[FeaturePair]]:
     """Of at most 400 images chosen by hash: patches beside the latent under them, CLS tokens beside patches."""
     patches_latents, cls_patches = [], []
     for ref in data.chosen(_MOST_PAIRED, "pairs", IMAGE_CLS, IMAGE_PATCHES, LATENT):
@@ -90,16 +90,16 @@ def paired_images(data: DataView) -> tuple[list[Sighted], list[Sighted]]:
         cells = _cells(len(image.patches))
         below = underneath(image.latent, image.grid, data.patch_storage)[cells]
         patches = image.patches.astype(np.float32)
-        patches_latents.append(Sighted(ref.id, kind, patches[cells], below, look))
+        patches_latents.append(FeaturePair(ref.id, kind, patches[cells], below, look))
         cls_patches.append(
-            Sighted(ref.id, kind, cls[None].astype(np.float32), patches.mean(axis=0, keepdims=True), look)
+            FeaturePair(ref.id, kind, cls[None].astype(np.float32), patches.mean(axis=0, keepdims=True), look)
         )
     return _usual(patches_latents, _widths), _usual(cls_patches, _widths)
 
 
-def captioned_images(data: DataView) -> list[Sighted]:
+def captioned_images(data: DataView) -> list[FeaturePair]:
     """Of at most 2,000 images chosen by hash: the mean of the caption's tokens beside the CLS token."""
-    sighted = []
+    pairs = []
     for ref in data.chosen(_MOST_CAPTIONED, "captions", IMAGE_CLS, LATENT, TEXT):
         cls, latent, text = (data.array(ref, feature) for feature in (IMAGE_CLS, LATENT, TEXT))
         if (cls.ndim, latent.ndim, text.ndim) != (1, 3, 2) or not all(map(_finite, (cls, latent, text))):
@@ -108,8 +108,8 @@ def captioned_images(data: DataView) -> list[Sighted]:
         tokens = text if mask is None or len(mask) != len(text) or not mask.any() else text[mask]
         mean = tokens.astype(np.float32).mean(axis=0, keepdims=True)
         caption = " ".join(data.record(ref).caption.casefold().split())
-        sighted.append(Sighted(ref.id, "", mean, cls[None].astype(np.float32), _look(latent), caption))
-    return _usual(sighted, _widths)
+        pairs.append(FeaturePair(ref.id, "", mean, cls[None].astype(np.float32), _look(latent), caption))
+    return _usual(pairs, _widths)
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def _finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _widths(sample: Sighted) -> tuple[int, ...]:
-    return sample.seen.shape[1], sample.held.shape[1], *sample.look.shape
+def _widths(sample: FeaturePair) -> tuple[int, ...]:
+    return sample.inputs.shape[1], sample.targets.shape[1], *sample.appearance.shape
 
 
 def _usual(items: list[Item], widths_of: Callable[[Item], tuple[int, ...]]) -> list[Item]:

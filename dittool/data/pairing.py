@@ -3,7 +3,7 @@
 A ridge regression learned on half of the samples predicts from the first feature what the second one holds. On the
 other half the prediction from sample i is compared with what i and others of its kind hold:
 
-    S_ij = cos(predicted_i, held_j)
+    S_ij = cos(predicted_i, targets_j)
 
     place_i = ½·(share of j with S_ii > S_ij) + ½·(share of j with S_ii > S_ji)
 
@@ -11,7 +11,7 @@ A sample whose features belong together has a place near 1. One of two different
 half of the time below ½, where others hardly ever are: so these are counted, and twice their number are wrong. Samples
 are compared within a bucket, and never with one that looks the same.
 
-    found = pair_up([Sighted(id, bucket, seen, held, look), …])       # found.wrong_share, found.misfits
+    found = pair_up([FeaturePair(id, bucket, inputs, targets, appearance), …])       # found.wrong_share, found.misfits
 
 n cells of each sample, at the same places for all of one kind · F width of the first feature · S of the second
 """
@@ -33,15 +33,15 @@ _FEWEST_MISFITS = 3
 
 
 @dataclass(frozen=True)
-class Sighted:
+class FeaturePair:
     """What is kept of one sample."""
 
     id: str
     kind: str  # those of one kind are compared: a bucket
-    seen: np.ndarray  # (n, F) from which the other feature is predicted
-    held: np.ndarray  # (n, S) the other feature, or what is known of it
+    inputs: np.ndarray  # (n, F) from which the other feature is predicted
+    targets: np.ndarray  # (n, S) the other feature, or what is known of it
     # (places, statistics), of one shape in all samples: the picture roughly, to know which samples look the same
-    look: np.ndarray
+    appearance: np.ndarray
     text: str = ""  # samples of one and the same text are not compared
 
 
@@ -96,15 +96,15 @@ class Paired:
         return misfits >= _FEWEST_MISFITS and self.wrong_interval[0] > 2 * stray and bool(clear)
 
 
-def pair_up(samples: Sequence[Sighted]) -> Paired:
+def pair_up(samples: Sequence[FeaturePair]) -> Paired:
     """Judges every sample that has others to be compared with."""
     fold = _folds(samples)
     places, others = np.full(len(samples), np.nan), np.zeros(len(samples))
     for number in (0, 1):
         learned, judged = np.flatnonzero(fold != number).tolist(), np.flatnonzero(fold == number).tolist()
         if len(learned) and len(judged):
-            predicted, held = _predict([samples[i] for i in learned], [samples[i] for i in judged])
-            places[judged], others[judged] = _places(predicted, held, _comparable([samples[i] for i in judged]))
+            predicted, targets = _predict([samples[i] for i in learned], [samples[i] for i in judged])
+            places[judged], others[judged] = _places(predicted, targets, _comparable([samples[i] for i in judged]))
     known = np.flatnonzero(~np.isnan(places)).tolist()
     return Paired(
         tuple(samples[i].id for i in known), places[known], float(others[known].mean()) if len(known) else 0.0
@@ -118,7 +118,7 @@ def clopper_pearson(count: int, of: int, confidence: float) -> tuple[float, floa
     return low, 1.0 if count == of else float(beta.ppf(1 - tail, count + 1, of - count))
 
 
-def _folds(samples: Sequence[Sighted]) -> np.ndarray:
+def _folds(samples: Sequence[FeaturePair]) -> np.ndarray:
     """0 or 1 for each sample, in turn within each kind."""
     met: dict[str, int] = defaultdict(int)
     fold = np.zeros(len(samples), int)
@@ -128,7 +128,9 @@ def _folds(samples: Sequence[Sighted]) -> np.ndarray:
     return fold
 
 
-def _predict(learned: Sequence[Sighted], judged: Sequence[Sighted]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _predict(
+    learned: Sequence[FeaturePair], judged: Sequence[FeaturePair]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What the judged samples should hold, and what they hold: (n, S) each, without what all learned ones have in
     common at each place.
     """
@@ -138,28 +140,28 @@ def _predict(learned: Sequence[Sighted], judged: Sequence[Sighted]) -> tuple[lis
     scale = np.maximum(np.sqrt(np.square(y).mean(axis=0)), 1e-6)
     weights = ridge(x, y / scale)
     pairs = [common.removed_from(sample) for sample in judged]
-    return [seen @ weights for seen, _ in pairs], [held / scale for _, held in pairs]
+    return [inputs @ weights for inputs, _ in pairs], [targets / scale for _, targets in pairs]
 
 
 class _Common:
     """The mean of what samples see and hold, by kind and place; of kinds that are too rare, over all."""
 
-    def __init__(self, samples: Sequence[Sighted]) -> None:
+    def __init__(self, samples: Sequence[FeaturePair]) -> None:
         by_kind = defaultdict(list)
         for sample in samples:
             by_kind[sample.kind].append(sample)
         self._overall = tuple(
-            np.concatenate([getattr(sample, name) for sample in samples]).mean(axis=0) for name in ("seen", "held")
+            np.concatenate([getattr(sample, name) for sample in samples]).mean(axis=0) for name in ("inputs", "targets")
         )
         self._of_kind = {
-            kind: tuple(np.mean([getattr(sample, name) for sample in some], axis=0) for name in ("seen", "held"))
+            kind: tuple(np.mean([getattr(sample, name) for sample in some], axis=0) for name in ("inputs", "targets"))
             for kind, some in by_kind.items()
             if len(some) >= _FEWEST_OTHERS
         }
 
-    def removed_from(self, sample: Sighted) -> tuple[np.ndarray, np.ndarray]:
-        seen, held = self._of_kind.get(sample.kind, self._overall)
-        return sample.seen - seen, sample.held - held
+    def removed_from(self, sample: FeaturePair) -> tuple[np.ndarray, np.ndarray]:
+        inputs, targets = self._of_kind.get(sample.kind, self._overall)
+        return sample.inputs - inputs, sample.targets - targets
 
 
 def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -173,13 +175,13 @@ def ridge(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _places(
-    predicted: list[np.ndarray], held: list[np.ndarray], comparable: np.ndarray
+    predicted: list[np.ndarray], targets: list[np.ndarray], comparable: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Place and number of others of each sample; NaN with too few others."""
-    places, others = np.full(len(held), np.nan), comparable.sum(axis=1)
-    for count in {len(some) for some in held}:  # places of one number go into one array
-        rows = np.array([i for i, some in enumerate(held) if len(some) == count])
-        p, h = (np.stack([_unit(some[i]) for i in rows]) for some in (predicted, held))
+    places, others = np.full(len(targets), np.nan), comparable.sum(axis=1)
+    for count in {len(some) for some in targets}:  # places of one number go into one array
+        rows = np.array([i for i, some in enumerate(targets) if len(some) == count])
+        p, h = (np.stack([_unit(some[i]) for i in rows]) for some in (predicted, targets))
         fit, may = p @ h.T, comparable[np.ix_(rows, rows)]  # (samples, samples): S, and whether it counts
         own = np.diag(fit)
         wins = ((own[:, None] > fit) & may).sum(axis=1) + ((own[None] > fit) & may).sum(axis=0)
@@ -193,10 +195,10 @@ def _unit(values: np.ndarray) -> np.ndarray:
     return flat / max(float(np.linalg.norm(flat)), 1e-12)
 
 
-def _comparable(samples: Sequence[Sighted]) -> np.ndarray:
+def _comparable(samples: Sequence[FeaturePair]) -> np.ndarray:
     """(samples, samples) bool: of one kind, of different texts, and different to look at."""
     kinds, texts = (np.array([getattr(sample, name) for sample in samples]) for name in ("kind", "text"))
-    looks = np.stack([sample.look for sample in samples]).astype(np.float64)  # (samples, places, statistics)
+    looks = np.stack([sample.appearance for sample in samples]).astype(np.float64)  # (samples, places, statistics)
     looks -= looks.mean(axis=(0, 1))
     looks = (looks / np.maximum(looks.std(axis=(0, 1)), 1e-9)).reshape(len(samples), -1)
     size = np.square(looks).sum(axis=1)

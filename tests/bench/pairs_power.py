@@ -23,7 +23,7 @@ from dittool.audit.content import LOOK, PAIRED_CELLS
 from dittool.audit.rule import FAIL, PASS, SKIP, Finding
 from dittool.audit.rules import D10_pairs as D10
 from dittool.data.alignment import underneath
-from dittool.data.pairing import Sighted, pair_up
+from dittool.data.pairing import FeaturePair, pair_up
 from dittool.demo.drawing import caption, plan_scenes
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.torchvision_remedy import ensure_torchvision
@@ -103,14 +103,14 @@ class Pool:
             cells = np.random.default_rng(len(patches)).choice(len(patches), min(len(patches), PAIRED_CELLS), False)
             name, kind, look = str(number), str(image.shape), underneath(latent, LOOK)
             below = underneath(latent, eyes.grid(image))[cells]
-            self.latents.append(Sighted(name, kind, patches[cells], below, look))
-            self.cls.append(Sighted(name, kind, cls, patches.mean(axis=0, keepdims=True), look))
+            self.latents.append(FeaturePair(name, kind, patches[cells], below, look))
+            self.cls.append(FeaturePair(name, kind, cls, patches.mean(axis=0, keepdims=True), look))
             if captions is not None:
                 text = words.encode([captions[number]])[0].hidden.numpy().mean(axis=0, keepdims=True)
-                self.captions.append(Sighted(name, "", text, cls, look, captions[number]))
+                self.captions.append(FeaturePair(name, "", text, cls, look, captions[number]))
 
 
-def judge(what: str, drawn: list[Sighted]) -> Finding:
+def judge(what: str, drawn: list[FeaturePair]) -> Finding:
     if what == "captions":
         findings = D10.captions_and_cls(drawn) + D10.captions_and_features(drawn)
         return max(findings, key=lambda finding: (finding.status == FAIL, finding.status == PASS))
@@ -122,7 +122,7 @@ def judge(what: str, drawn: list[Sighted]) -> Finding:
     return Finding(FAIL if D10.wrong(found) else PASS, "")
 
 
-def exchanged(drawn: list[Sighted], share: float, seed: int) -> list[Sighted]:
+def exchanged(drawn: list[FeaturePair], share: float, seed: int) -> list[FeaturePair]:
     """So many samples hold what the next chosen one of their kind should; captions see what it saw."""
     made, chance = list(drawn), np.random.default_rng(seed)
     for kind in {sample.kind for sample in drawn}:
@@ -130,13 +130,14 @@ def exchanged(drawn: list[Sighted], share: float, seed: int) -> list[Sighted]:
         chosen = [int(i) for i in chance.permutation(places)[: round(share * len(places))]]
         for own, other in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
             if drawn[own].text:
-                made[own] = replace(drawn[own], seen=drawn[other].seen, text=drawn[other].text)  # string and features
+                # the string and its features
+                made[own] = replace(drawn[own], inputs=drawn[other].inputs, text=drawn[other].text)
             else:
-                made[own] = replace(drawn[own], held=drawn[other].held)
+                made[own] = replace(drawn[own], targets=drawn[other].targets)
     return made
 
 
-def shares_found(what: str, pool: list[Sighted], count: int) -> None:
+def shares_found(what: str, pool: list[FeaturePair], count: int) -> None:
     for size in (size for size in SIZES if size <= len(pool)):
         row = []
         for share in SHARES:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dittool.data.pairing import Sighted, clopper_pearson, pair_up
+from dittool.data.pairing import FeaturePair, clopper_pearson, pair_up
 
 CELLS, SEEN, HELD = 9, 12, 4
 
 
-def samples(count: int, noise: float = 1.0, kinds: int = 2, seed: int = 0) -> list[Sighted]:
+def samples(count: int, noise: float = 1.0, kinds: int = 2, seed: int = 0) -> list[FeaturePair]:
     """What is held follows from what is seen, and noise comes on top."""
     chance = np.random.default_rng(seed)
     mix = np.random.default_rng(1).normal(size=(SEEN, HELD)) / np.sqrt(SEEN)
@@ -20,11 +20,11 @@ def samples(count: int, noise: float = 1.0, kinds: int = 2, seed: int = 0) -> li
     for number in range(count):
         seen = chance.normal(size=(CELLS, SEEN)).astype(np.float32)
         held = (seen @ mix + noise * chance.normal(size=(CELLS, HELD))).astype(np.float32)
-        made.append(Sighted(str(number), str(number % kinds), seen, held, held[:4]))
+        made.append(FeaturePair(str(number), str(number % kinds), seen, held, held[:4]))
     return made
 
 
-def exchanged(some: list[Sighted], share: float, seed: int = 0) -> tuple[list[Sighted], set[str]]:
+def exchanged(some: list[FeaturePair], share: float, seed: int = 0) -> tuple[list[FeaturePair], set[str]]:
     """So many samples hold what another of their kind should."""
     chance, made = np.random.default_rng(seed), list(some)
     wrong: set[str] = set()
@@ -32,7 +32,7 @@ def exchanged(some: list[Sighted], share: float, seed: int = 0) -> tuple[list[Si
         places = [i for i, sample in enumerate(some) if sample.kind == kind]
         chosen = [int(i) for i in chance.permutation(places)[: round(share * len(places))]]
         for own, other in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
-            made[own] = replace(some[own], held=some[other].held, look=some[other].look)
+            made[own] = replace(some[own], targets=some[other].targets, appearance=some[other].appearance)
             wrong.add(some[own].id)
     return made, wrong
 
@@ -57,7 +57,8 @@ def test_wrong_ones_are_counted_and_named(share):
 def test_off_by_one_is_chance():
     some = samples(120, kinds=1)
     late = [
-        replace(own, held=other.held, look=other.look) for own, other in zip(some, some[1:] + some[:1], strict=True)
+        replace(own, targets=other.targets, appearance=other.appearance)
+        for own, other in zip(some, some[1:] + some[:1], strict=True)
     ]
     found = pair_up(late)
     assert found.interval[0] < 0.5 < found.interval[1] < 0.75 and found.some_are_wrong(0.005)
@@ -75,7 +76,7 @@ def test_samples_that_look_the_same_are_not_compared():
     picture = samples(1)[0]
     chance = np.random.default_rng(0)
     alike = [
-        replace(picture, id=str(n), held=picture.held + 1e-3 * chance.normal(size=picture.held.shape))
+        replace(picture, id=str(n), targets=picture.targets + 1e-3 * chance.normal(size=picture.targets.shape))
         for n in range(60)
     ]
     assert not pair_up(alike).ids
@@ -97,7 +98,8 @@ def test_a_kind_with_few_samples_is_left_out():
 def test_more_values_than_samples_are_learned_too():
     chance = np.random.default_rng(0)
     wide = [
-        replace(one, seen=np.tile(one.seen, (1, 60)) + chance.normal(size=(CELLS, 60 * SEEN))) for one in samples(60)
+        replace(one, inputs=np.tile(one.inputs, (1, 60)) + chance.normal(size=(CELLS, 60 * SEEN)))
+        for one in samples(60)
     ]
     assert pair_up(wide).mean > 0.9
 

@@ -36,7 +36,7 @@ from dittool.audit.data_view import DataView
 from dittool.audit.rule import FAIL, Finding, failed, passed, skipped
 from dittool.audit.rules.D3_alignment import alignment_finding
 from dittool.audit.subject import Data
-from dittool.data.pairing import Paired, Sighted, pair_up
+from dittool.data.pairing import FeaturePair, Paired, pair_up
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D10", "pairs", "error", ("data",), "0.2"
 
@@ -89,40 +89,40 @@ def cls_and_patches(found: Paired) -> list[Finding]:
     return passed(f"{what}: {_fits(found)}")
 
 
-def captions_and_cls(sighted: list[Sighted]) -> list[Finding]:
+def captions_and_cls(pairs: list[FeaturePair]) -> list[Finding]:
     """The caption's features beside the CLS token."""
     return _by_words(
         "captions' features and CLS tokens",
-        sighted,
+        pairs,
         lambda sample, words: sample,
         f"{_FIX}. Captions that do not describe their images look the same",
     )
 
 
-def captions_and_features(sighted: list[Sighted]) -> list[Finding]:
+def captions_and_features(pairs: list[FeaturePair]) -> list[Finding]:
     """The caption as it stands in the record beside its features."""
     return _by_words(
         "captions and their features",
-        sighted,
-        lambda sample, words: replace(sample, seen=words.in_caption(sample.text), held=sample.seen),
+        pairs,
+        lambda sample, words: replace(sample, inputs=words.in_caption(sample.text), targets=sample.inputs),
         "the captions were exchanged or edited after their features were made: dit embed --pass t5, then dit shard",
     )
 
 
 def _by_words(
-    what: str, sighted: list[Sighted], paired: Callable[[Sighted, TellingWords], Sighted], fix: str
+    what: str, pairs: list[FeaturePair], paired: Callable[[FeaturePair, TellingWords], FeaturePair], fix: str
 ) -> list[Finding]:
-    words = TellingWords.of([sample.text for sample in sighted])
+    words = TellingWords.of([sample.text for sample in pairs])
     needed = min(max(_CAPTIONS_A_WORD * len(words.words), _FEWEST_CAPTIONS), _MOST_CAPTIONS)
     if words.share < _TELLING:
-        needed = max(needed, round(len(sighted) * _TELLING / max(words.share, 0.01)))
+        needed = max(needed, round(len(pairs) * _TELLING / max(words.share, 0.01)))
         return skipped(
-            f"{what}: {words.share:.0%} of {len(sighted)} captions hold two words that several share, {_TELLING:.0%}"
+            f"{what}: {words.share:.0%} of {len(pairs)} captions hold two words that several share, {_TELLING:.0%}"
             f" are needed; about {needed:,} images captioned so may decide"
         )
-    if len(sighted) < needed:
-        return skipped(f"{what}: {len(sighted)} samples do not decide, about {needed} would")
-    found = pair_up([paired(sample, words) for sample in sighted])
+    if len(pairs) < needed:
+        return skipped(f"{what}: {len(pairs)} samples do not decide, about {needed} would")
+    found = pair_up([paired(sample, words) for sample in pairs])
     if len(found.ids) < needed / 2:
         return too_few(what, found, needed // 2)
     if found.interval[1] < _NO_FIT_CAPTIONS or found.some_are_wrong(_STRAY_CAPTIONS):
