@@ -8,9 +8,9 @@
 
 Which images are held out is a function of their bytes, and of near copies together of the bytes of one of them
 (features/sides.py): so neither equal images nor copies stand on both sides, and images that are added later move none
-across. index.json is written last; until then it says that the set is unfinished, and the
-next call goes on where this one stopped: a shard with a line in shards.jsonl is kept when its bytes and what it was
-made from are still those of the line.
+across. index.json is written last. From the first shard whose bytes are not those of an earlier set until then it
+says that the set is unfinished, and the next call goes on where this one stopped: a shard with a line in shards.jsonl
+is kept when its bytes and what it was made from are still those of the line.
 """
 
 from __future__ import annotations
@@ -54,12 +54,13 @@ from dittool.data.shards.index import (
     ShardRow,
     index_shard,
     members_path,
+    read_index,
     write_index,
 )
 from dittool.data.shards.split import held_out, without_joining
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
 from dittool.encoders.cards import FeatureWidths
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.seeding import derive_seed
 from dittool.shell import command_line
 from dittool.storage import (
@@ -135,13 +136,15 @@ def shard(
         require_free(
             out, _bytes_needed(store, chosen) - sum(entry.row.bytes for entry in writer.finished.values()), "the shards"
         )
-        write_json(out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
+        if not writer.earlier:
+            writer.mark_unfinished()
         finished = []
         with talk.progress("shard", len(chosen), "sample") as task:
             for plan in _plans(chosen, held, shard_size):
                 finished.append(writer.kept(plan) or writer.write(plan))
                 task.advance(len(plan.records))
         rows, statistics = [entry.row for entry in finished], [entry.statistics for entry in finished]
+        writer.mark_unfinished()
         _remove_unlisted(out, rows)
         write_index(
             out,
@@ -214,6 +217,12 @@ class _ShardWriter:
         write_atomic(self._journal, b"".join(map(_line, lines)))
         entries = [_Finished.from_json(line, str(self._journal)) for line in lines]
         self.finished = {entry.row.path: entry for entry in entries}
+        self.earlier = _digests_of_finished_set(out)
+
+    def mark_unfinished(self) -> None:
+        """Before the first change to the tars that the index lists, which until then are a good set."""
+        write_json(self._out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
+        self.earlier = {}
 
     def kept(self, plan: _Plan) -> _Finished | None:
         """A shard that an interrupted call finished; None when it has to be written."""
@@ -233,6 +242,8 @@ class _ShardWriter:
             for block in self._blocks(plan, statistics):
                 file.write(block)
                 digest.update(block)
+            if self.earlier and self.earlier.get(plan.path) != digest.hexdigest():
+                self.mark_unfinished()
 
         write_atomic(path, write_tar)
         row = index_shard(self._out, path, plan.bucket, plan.split, digest.hexdigest())
@@ -310,6 +321,14 @@ class _ShardWriter:
                 stat = self._store.path(feature, record.id).stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
+
+
+def _digests_of_finished_set(out: Path) -> dict[str, str]:
+    """sha256 of each tar by its path, of the finished set in `out`; nothing where there is none."""
+    try:
+        return {row.path: row.sha256 for row in read_index(out).shards}
+    except (BadDataError, UnsafeFileError):
+        return {}
 
 
 def _require_ours(out: Path) -> None:

@@ -134,6 +134,19 @@ def test_a_shard_whose_features_changed_in_between_is_made_again(older_derived, 
     assert digests(out) == digests(tmp_path / "anew")
 
 
+def test_a_refused_call_leaves_the_finished_set_as_it_was(older_derived, tmp_path):
+    derived, out = older_derived, tmp_path / "shards"
+    shard(derived, out, **SMALL)
+    before = digests(out)
+    last = group_samples(tar := max(out.rglob("*.tar")), tar_members(tar)).popitem()[0]
+    path = derived / "vae_latents" / f"{last}.npy"
+    path.write_bytes(path.read_bytes()[:-2] + b"\x00\x7e")  # not a number
+    with pytest.raises(BadDataError, match="not finite"):
+        shard(derived, out, **SMALL)
+    assert {name: digest for name, digest in digests(out).items() if name != "shards.jsonl"} == before
+    assert verify(out) == []
+
+
 def arguments_for(tiny_shards, out) -> list[object]:
     return ["shard", tiny_shards.store.folder, "--out", out, "--limit", 7, "--shard-size", 3, "--holdout", 0.3]
 
