@@ -96,8 +96,9 @@ def main(
     require_one_beginning(preset, resume, continue_, resume_from, init, strict)
     out, own = run_folders(preset, out, resume_from, resume)
     if data is None:
-        again = command_line("dit", "train", "--resume", "--out", out)
-        data = recorded_data(own, again) if resume or continue_ or resume_from else DEFAULT_DATA
+        going_on = ("--resume-from", resume_from) if resume_from else ("--resume",)
+        again = command_line("dit", "train", *going_on, "--out", out)
+        data = recorded_data(own, again, resume_from) if resume or continue_ or resume_from else DEFAULT_DATA
     named = preset or str(own / "resolved.toml")
     config = load_config(named, overrides)
     if dry_run:

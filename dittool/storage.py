@@ -52,8 +52,8 @@ def write_atomic(
     except BaseException as error:
         with suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # the kernel names no file when a write fails
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # of a write that fails the kernel names no file
         raise
     if name_synced:
         sync_folder(path.parent)
@@ -220,13 +220,15 @@ def free_name_beside(path: Path) -> Path:
     return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
 
 
-def require_free(folder: Path, needed: int, what: str) -> None:
+def require_free(
+    folder: Path, needed: int, what: str, hint: str = "free some space or choose another folder"
+) -> None:
     """Raises `StorageError` when the disk under `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
             f"{folder}: {what} needs {bytes_text(needed)} and the disk has {bytes_text(free)} free",
-            "free some space or choose another folder",
+            hint,
         )
 
 

@@ -106,7 +106,11 @@ def save_checkpoint(
             return path
         _give_step_name(path, existing.sidecar)
     needed = state_bytes(state)
-    require_free(folder, needed, f"the checkpoint of step {step}")
+    again = (
+        "older checkpoints are intact; free some space or correct the permissions, then:"
+        f" {command_line('dit', 'train', '--resume', '--out', run_folder(path))}"
+    )
+    require_free(folder, needed, f"the checkpoint of step {step}", again)
     try:
         digest, size = _write(path, state)
         check_pt(path)  # what this program cannot read back must not count
@@ -118,8 +122,7 @@ def save_checkpoint(
         raise StorageError(
             f"{path}: {error.strerror}: the checkpoint needs {bytes_text(needed)}, the disk has {bytes_text(free)}"
             " free",
-            "older checkpoints are intact; free some space or correct the permissions, then:"
-            f" {command_line('dit', 'train', '--resume', '--out', run_folder(path))}",
+            again,
         ) from error
     return path
 

@@ -303,6 +303,10 @@ def _place_to_judge(folder: Path) -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))
     try:
         yield place
+    except OSError as error:
+        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(place):
+            error.filename = str(folder / Path(error.filename).relative_to(place))  # where the reader would look
+        raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -193,8 +193,9 @@ def test_a_file_that_may_not_grow_further_is_named_as_such_and_not_as_an_error_o
 @pytest.mark.row(9)
 def test_a_disk_without_room_is_noticed_before_anything_is_written(folder, state, monkeypatch):
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: storage.shutil._ntuple_diskusage(100, 99, 1))
-    with pytest.raises(StorageError, match=r"checkpoint of step 5 needs .* and the disk has 1 B free"):
+    with pytest.raises(StorageError, match=r"checkpoint of step 5 needs .* and the disk has 1 B free") as refused:
         save_checkpoint(folder, state(5))
+    assert "dit train --resume --out" in refused.value.hint
     assert names(folder)[-1] == "checkpoint_step0000004.pt"
 
 

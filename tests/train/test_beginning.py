@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,17 @@ def test_a_run_branches_from_a_chosen_checkpoint_of_another(tiny_run, tiny_shard
     assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
     with pytest.raises(UsageError, match="holds checkpoints of its own"):
         train(tiny_shards.config_with(), tiny_shards.folder, tmp_path / "run", resume_from=chosen)
+
+
+def test_a_checkpoint_that_left_its_run_knows_its_data(tiny_run, tiny_shards, dit, tmp_path):
+    alone = tiny_run.with_name(f"{tmp_path.name}-alone") / "checkpoints"
+    alone.mkdir(parents=True)
+    for path in (tiny_run / "checkpoints").glob(f"{Path(step_name(6)).stem}.*"):
+        shutil.copy(path, alone)
+    words = [word for override in tiny_shards.overrides for word in ("-s", override)]
+    chosen = ("--resume-from", alone / step_name(6), "--preset", tiny_shards.preset, *words)
+    assert dit("train", "--no-audit", *chosen, "--out", tmp_path / "run").code == 0
+    assert_same_bits(final_state(tiny_run), final_state(tmp_path / "run"))
 
 
 def test_what_is_no_checkpoint_cannot_be_chosen(tiny_run, tiny_shards, dit, tmp_path):

@@ -4,7 +4,9 @@ is NO-GO.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -131,6 +133,16 @@ def test_a_judgement_that_does_not_come_to_its_end_leaves_the_earlier_one(drawn,
         judge(oracle(), drawn[0], tmp_path, tests=["reconstruction", "dino_swap"], limit=2)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert earlier.report in before
+
+
+def test_a_full_disk_is_said_of_the_folder_that_was_asked_for(drawn, oracle, tmp_path, monkeypatch):
+    def full(trial):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(trial.folder / "dino_swap" / "a.png"))
+
+    monkeypatch.setattr(run, "swap_references", full)
+    with pytest.raises(OSError) as refused:
+        judge(oracle(), drawn[0], tmp_path, tests=["dino_swap"], limit=2)
+    assert refused.value.filename == str(tmp_path / "dino_swap" / "a.png")
 
 
 def test_a_judgement_that_is_refused_leaves_no_folder(drawn, oracle, tmp_path, monkeypatch):
