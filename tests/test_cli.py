@@ -235,7 +235,7 @@ def test_where_there_is_no_unix_a_command_names_wsl_and_the_help_still_shows():
 @pytest.mark.row(17)
 def test_a_reader_that_leaves_ends_nothing_with_a_traceback():
     for arguments, codes in [
-        (["presets", "nano", "--quiet"], (0,)),
+        (["presets", "--quiet"], (0,)),
         (["presets", "--json"], (0,)),
         (["--help"], (141,)),
     ]:
@@ -266,7 +266,7 @@ def test_a_broken_pipe_that_is_not_stdout_is_an_error_like_any_other():
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_streams_end_nothing(closed):
     run = subprocess.run(
-        f"{sys.executable} -m dittool presets nano --quiet {closed}",
+        f"{sys.executable} -m dittool presets --quiet {closed}",
         shell=True,
         capture_output=True,
         text=True,
@@ -275,7 +275,7 @@ def test_closed_streams_end_nothing(closed):
     assert (run.returncode, run.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("arguments", ["presets nano -q", "presets --json", "--help", "train --help", "--version"])
+@pytest.mark.parametrize("arguments", ["presets -q", "presets --json", "--help", "train --help", "--version"])
 def test_a_full_disk_under_stdout_is_told_as_that(arguments):
     run = subprocess.run(
         f"{sys.executable} -m dittool {arguments} > /dev/full",
@@ -292,13 +292,13 @@ def test_a_full_disk_under_stdout_is_told_as_that(arguments):
 
 def test_a_full_disk_under_stderr_ends_no_work():
     run = subprocess.run(
-        f"{sys.executable} -m dittool presets nano 2> /dev/full",
+        f"{sys.executable} -m dittool presets 2> /dev/full",
         shell=True,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert run.returncode == 0 and run.stdout.startswith("description = ")
+    assert run.returncode == 0 and "nano" in run.stdout
 
 
 def test_a_terminal_without_signs_gets_plain_words():

@@ -35,6 +35,7 @@ def stand_in(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_transformers_diffusers_and_lpips_import_after_the_remedy():
     run = python(
         "from dittool.encoders.torchvision_remedy import ensure_torchvision\n"

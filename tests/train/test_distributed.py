@@ -69,7 +69,7 @@ def largest_difference(a: dict, b: dict) -> float:
     ("shards", "parallel"),
     [
         ("tiny_shards", "fsdp"),
-        ("class_shards", "ddp"),
+        pytest.param("class_shards", "ddp", marks=pytest.mark.slow),
         pytest.param("tiny_shards", "ddp", marks=pytest.mark.slow),
         pytest.param("class_shards", "fsdp", marks=pytest.mark.slow),
     ],

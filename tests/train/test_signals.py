@@ -100,6 +100,7 @@ def test_a_run_under_torchrun_says_what_torchrun_was_not_told(monkeypatch):
 
 
 @pytest.mark.row(17)
+@pytest.mark.slow
 def test_a_run_whose_terminal_goes_away_saves(tiny_shards, tmp_path):
     """A real terminal, of which the run is the session leader, is closed under it."""
     out = tmp_path / "run"

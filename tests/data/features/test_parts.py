@@ -65,6 +65,20 @@ def test_a_refused_record_keeps_its_place_so_that_later_batches_stay_the_same():
     assert before[1:] == after[1:] and [r.id for r in after[0]] == [r.id for r in before[0]]
 
 
+def test_parts_one_after_the_other_join_to_the_bytes_of_one_run(images, tmp_path):
+    for path in sorted(images.iterdir()):  # enough images for several batches
+        for copy in range(5):
+            shutil.copy(path, images / f"copy{copy}-{path.name}")
+    config, stages = load_config("demo", ["data.area=256x256"]), ["vae"]
+    together, apart = tmp_path / "together", tmp_path / "apart"
+    embed(images, together, config, stages)
+    made = [embed(images, apart, config, stages, part=Part(i, 2)).made["vae"] for i in (1, 0)]
+    assert sum(made) == 48 and all(made)
+    assert embed(images, apart, config, stages).made["vae"] == 0
+    assert digests(apart) == digests(together)
+
+
+@pytest.mark.slow
 def test_parts_at_the_same_time_join_to_the_bytes_of_one_run(images, tmp_path):
     for path in sorted(images.iterdir()):  # enough images for several batches
         for copy in range(5):
