@@ -220,9 +220,7 @@ def free_name_beside(path: Path) -> Path:
     return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
 
 
-def require_free(
-    folder: Path, needed: int, what: str, hint: str = "free some space or choose another folder"
-) -> None:
+def require_free(folder: Path, needed: int, what: str, hint: str = "free some space or choose another folder") -> None:
     """Raises `StorageError` when the disk under `folder` has fewer than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
