@@ -17,9 +17,8 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.identity import Card, IdentityCard
 from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
-from dittool.data.shards.index import ShardIndex
+from dittool.data.shards.index import TRAIN, ShardIndex
 from dittool.data.shards.read import SampleRef, ShardSet
-from dittool.data.shards.write import TRAIN
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket, patch_grid
 from dittool.shell import command_line

@@ -26,8 +26,8 @@ from dittool.ckpt.run_log import read_log
 from dittool.console import SILENT, Talk
 from dittool.data.identity import IdentityCard, differences
 from dittool.data.provenance import Provenance
+from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import SampleRef, ShardSet
-from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError, DitError, UsageError, from_os_error
 from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline

@@ -17,9 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
+from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import Sample, SampleRef, ShardSet
 from dittool.data.shards.stream import collate
-from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions

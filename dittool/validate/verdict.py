@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dittool.config.schema import Thresholds
-from dittool.data.shards.write import TRAIN
+from dittool.data.shards.index import TRAIN
 
 Results = Mapping[str, Any]  # what stands in results.json (docs/validation.md), or a part of it
 

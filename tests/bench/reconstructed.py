@@ -16,8 +16,9 @@ import torch
 from dittool.config.schema import Config
 from dittool.console import Talk
 from dittool.data.features.embed import embed
+from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
-from dittool.data.shards.write import HOLDOUT, TRAIN, shard
+from dittool.data.shards.write import shard
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.metrics import Metric, gap_closed
 from dittool.validate.perceptual import find_lpips

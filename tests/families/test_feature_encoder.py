@@ -13,8 +13,8 @@ from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
 from dittool.data.provenance import Provenance
+from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
-from dittool.data.shards.write import HOLDOUT, TRAIN
 from dittool.families import drift
 from dittool.families.drift_data import ClassSamples, LatentEvaluation
 from dittool.families.feature_encoder import FeatureEncoder, hidden_patches, train_feature_encoder

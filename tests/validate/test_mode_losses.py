@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from dittool.data.shards.write import HOLDOUT, TRAIN
+from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.errors import BadDataError
 from dittool.models.dit import DiT
 from dittool.objective.flow import MODES

@@ -28,7 +28,7 @@ from dittool.audit.near_latents import Coarse, coarse, near_pairs
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import DERIVED, Data
 from dittool.data.records import LATENT
-from dittool.data.shards.write import HOLDOUT, TRAIN
+from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.shell import quoted
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D5", "holdout", "error", ("data",), "0.1"

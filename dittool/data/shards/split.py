@@ -1,11 +1,14 @@
-"""Which samples are held out: a function of the bytes of an image, its own or that of which it is a near copy."""
+"""Which samples are held out, a function of the bytes of an image, its own or that of which it is a near copy; and so
+which shard holds which samples.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dittool.console import Talk
 from dittool.data.records import REFUSED, Record
+from dittool.data.shards.index import HOLDOUT, STEMS, TRAIN
 from dittool.errors import BadDataError
 from dittool.seeding import unit_interval
 
@@ -45,3 +48,32 @@ def held_out(records: list[Record], share: float, talk: Talk) -> set[str]:
             " images. Raise --holdout"
         )
     return held
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be."""
+
+    bucket: str
+    split: str
+    number: int
+    records: list[Record]
+
+    @property
+    def path(self) -> str:
+        return f"bucket_{self.bucket}/{STEMS[self.split]}-{self.number:06d}.tar"
+
+
+def plan_shards(records: list[Record], held: set[str], size: int) -> list[ShardPlan]:
+    """A bucket's training samples, then its held-out ones, `size` samples to a shard."""
+    plans = []
+    for bucket in sorted({record.bucket for record in records}):
+        for split in (TRAIN, HOLDOUT):
+            members = [
+                record for record in records if record.bucket == bucket and (record.id in held) == (split == HOLDOUT)
+            ]
+            plans += [
+                ShardPlan(bucket, split, start // size, members[start : start + size])
+                for start in range(0, len(members), size)
+            ]
+    return plans

@@ -45,11 +45,9 @@ from dittool.data.records import (
     write_records,
 )
 from dittool.data.shards.index import (
-    HOLDOUT,
     INDEX_NAME,
     INDEX_VERSION,
     STEMS,
-    TRAIN,
     ShardIndex,
     ShardRow,
     index_shard,
@@ -57,7 +55,7 @@ from dittool.data.shards.index import (
     read_index,
     write_index,
 )
-from dittool.data.shards.split import held_out, without_joining
+from dittool.data.shards.split import ShardPlan, held_out, plan_shards, without_joining
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UnsafeFileError, UsageError
@@ -140,7 +138,7 @@ def shard(
             writer.mark_unfinished()
         finished = []
         with talk.progress("shard", len(chosen), "sample") as task:
-            for plan in _plans(chosen, held, shard_size):
+            for plan in plan_shards(chosen, held, shard_size):
                 finished.append(writer.kept(plan) or writer.write(plan))
                 task.advance(len(plan.records))
         rows, statistics = [entry.row for entry in finished], [entry.statistics for entry in finished]
@@ -163,20 +161,6 @@ def shard(
         _write_left_out(out / _LEFT_OUT, joining, talk)
         (out / _JOURNAL).unlink(missing_ok=True)
     return ShardSummary(out, rows, len(records) - len(chosen), joining, writer.count_kept)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One shard to be."""
-
-    bucket: str
-    split: str
-    number: int
-    records: list[Record]
-
-    @property
-    def path(self) -> str:
-        return f"bucket_{self.bucket}/{STEMS[self.split]}-{self.number:06d}.tar"
 
 
 @dataclass(frozen=True)
@@ -224,7 +208,7 @@ class _ShardWriter:
         write_json(self._out / INDEX_NAME, {"version": INDEX_VERSION, "unfinished": True})
         self.earlier = {}
 
-    def kept(self, plan: _Plan) -> _Finished | None:
+    def kept(self, plan: ShardPlan) -> _Finished | None:
         """A shard that an interrupted call finished; None when it has to be written."""
         entry = self.finished.get(plan.path)
         if entry is None or entry.made_from != self._made_from(plan) or not entry.row.is_intact(self._out):
@@ -233,7 +217,7 @@ class _ShardWriter:
         self._widths = self._widths or entry.statistics.widths
         return entry
 
-    def write(self, plan: _Plan) -> _Finished:
+    def write(self, plan: ShardPlan) -> _Finished:
         made_from, statistics, path = self._made_from(plan), ShardStatistics(), self._out / plan.path
         path.parent.mkdir(exist_ok=True)
         digest = hashlib.sha256()
@@ -251,7 +235,7 @@ class _ShardWriter:
         append_durably(self._journal, _line(entry.to_json()))
         return entry
 
-    def _blocks(self, plan: _Plan, statistics: ShardStatistics) -> Iterator[bytes]:
+    def _blocks(self, plan: ShardPlan, statistics: ShardStatistics) -> Iterator[bytes]:
         """The bytes of the tar. Features are copied as they are: they were written by us, and are checked on the
         way.
         """
@@ -310,7 +294,7 @@ class _ShardWriter:
                 f" {embed_again(self._store.folder, stages_of_other_widths(found, self._widths), rebuild=True)}",
             )
 
-    def _made_from(self, plan: _Plan) -> str:
+    def _made_from(self, plan: ShardPlan) -> str:
         """Hash of all that decides a shard's bytes. A feature file is taken at its size and time, as `make` does:
         reading it is the work itself.
         """
@@ -375,20 +359,6 @@ def _write_left_out(path: Path, records: list[Record], talk: Talk) -> None:
     if records:
         write_records(path, records)
         talk.warn(f"{len(records)} images are left out, as {records[0].id}: {records[0].detail}; all of them: {path}")
-
-
-def _plans(records: list[Record], held: set[str], size: int) -> list[_Plan]:
-    plans = []
-    for bucket in sorted({record.bucket for record in records}):
-        for split in (TRAIN, HOLDOUT):
-            members = [
-                record for record in records if record.bucket == bucket and (record.id in held) == (split == HOLDOUT)
-            ]
-            plans += [
-                _Plan(bucket, split, start // size, members[start : start + size])
-                for start in range(0, len(members), size)
-            ]
-    return plans
 
 
 def _bytes_needed(store: FeatureStore, records: list[Record]) -> int:
