@@ -23,7 +23,7 @@ from dittool.errors import Interrupted, UsageError
 from dittool.families.flow import FAMILY
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
-from tests.run_states import same_tensors
+from tests.run_states import assert_same_bits, final_state, same_tensors
 
 pytestmark = pytest.mark.xdist_group("torchrun")  # two of them at once may take one port, and hang
 
@@ -108,6 +108,39 @@ def test_two_processes_take_the_steps_of_one(shards, parallel, request, tmp_path
         assert same_tensors(one["queues"], two["queues"])
         weights = [content["feature_encoder"]["weights"] for content in (one, two)]
         assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-4) for name in weights[0])
+
+
+LONGER = ("train.steps=120", "train.eval_every=40", "checkpoint.every=20")
+
+
+def until_row(out, process: subprocess.Popen, step: int) -> None:
+    """Waits until the log of a run shows this step."""
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or not any(row["step"] >= step for row in read_log(out)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def a_process_of(agent: subprocess.Popen) -> int:
+    children = subprocess.run(["pgrep", "-P", str(agent.pid)], capture_output=True, text=True, check=True).stdout
+    return int(children.split()[-1])
+
+
+@pytest.mark.row(15)
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("hurt", [signal.SIGTERM, signal.SIGKILL], ids=["TERM to torchrun", "KILL to a process"])
+def test_hurt_under_torchrun_a_run_resumes_to_the_same_bits(tiny_shards, tmp_path, parallel, hurt):
+    settings = (*LONGER, f"train.parallel={parallel}")
+    finished(torchrun(2, tmp_path / "unhurt", tiny_shards, *settings))
+    out = tmp_path / "hurt"
+    agent = torchrun(2, out, tiny_shards, *settings)
+    until_row(out, agent, 50)
+    os.kill(agent.pid if hurt == signal.SIGTERM else a_process_of(agent), hurt)
+    agent.communicate(timeout=120)
+    assert agent.returncode != 0 and max(file.step for file in list_checkpoints(out / "checkpoints")) < 120
+    finished(torchrun(2, out, tiny_shards, *settings, resume=True))
+    assert_same_bits(final_state(tmp_path / "unhurt"), final_state(out))
 
 
 def back_to(step: int, run) -> None:
