@@ -37,6 +37,7 @@ from dittool.audit.rule import FAIL, Finding, failed, passed, skipped
 from dittool.audit.rules.D3_alignment import alignment_finding
 from dittool.audit.subject import Data
 from dittool.data.pairing import FeaturePair, Paired, pair_up
+from dittool.errors import listed
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D10", "pairs", "error", ("data",), "0.2"
 
@@ -138,11 +139,10 @@ def wrong(found: Paired, stray: float = _STRAY) -> bool:
 
 def _misfits(found: Paired) -> str:
     low, high = found.wrong_interval
-    more = f" and {len(found.misfits) - _NAMED} more" if len(found.misfits) > _NAMED else ""
     return (
         f"of {len(found.ids)} samples {len(found.misfits)} fit most others better than their own:"
         f" {found.wrong_share:.0%} ({low:.0%} to {high:.0%}) are of different images; own ones win"
-        f" {found.mean:.0%} of comparisons; {', '.join(found.misfits[:_NAMED])}{more}"
+        f" {found.mean:.0%} of comparisons; {listed(found.misfits, _NAMED)}"
     )
 
 
