@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from dittool.audit.specimens.layouts import Layout, find_layout
-from dittool.ckpt.load import check_pt, check_safetensors, load_mapped
+from dittool.ckpt.load import check_pt, check_safetensors
+from dittool.ckpt.parts import entries_of
+from dittool.ckpt.tensors import load_mapped
 from dittool.ckpt.weights import load_weights
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict
@@ -46,8 +48,9 @@ class CheckpointView:
         """The file's dict; of a `.safetensors` file its tensors."""
         if self.weights_only_file:
             return load_weights(self.path)
-        content = load_mapped(check_pt(self.path))
-        return content if isinstance(content, dict) else {"content": content}
+        report = check_pt(self.path)
+        entries = entries_of(report.content)
+        return load_mapped(report, dict(entries) if entries else {"content": report.content})
 
     @property
     def ours(self) -> bool:

@@ -17,6 +17,7 @@ from dittool.audit.specimens.layouts import UnknownWeights, WeightsAlone
 from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
+from dittool.ckpt.load import CHECKPOINT_SUFFIXES
 from dittool.config.architectures import AnyConfig, require_whole_buckets
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
@@ -28,8 +29,8 @@ from dittool.nearest import did_you_mean
 SpecimenOf: TypeAlias = Callable[[AnyConfig, CheckpointView | None], Specimen]
 
 _KINDS = (
-    "audit a preset's name, a .toml, a .pt, a .safetensors, a run's folder, a shards or a derived folder, or a model as"
-    " file.py:Name"
+    "audit a preset's name, a .toml, a checkpoint (.pt, .safetensors and the like), a run's folder, a shards or a"
+    " derived folder, or a model as file.py:Name"
 )
 
 
@@ -66,7 +67,7 @@ def open_subject(
     path = Path(target)
     if path.is_dir():
         return _open_folder(path, specimen_of, expected, talk)
-    if path.suffix.lower() in (".pt", ".safetensors"):
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         if not path.exists():
             raise UsageError(f"{path}: no such file", did_you_mean(path, _KINDS))
         view = CheckpointView(path)
@@ -74,7 +75,7 @@ def open_subject(
         return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
     if _names_a_preset(target) or not path.exists():
         return _open_preset(target, specimen_of, expected, overrides)
-    raise UsageError(f"{target}: not a checkpoint, which ends in .pt or .safetensors", _KINDS)
+    raise UsageError(f"{target}: not a checkpoint, which ends in {', '.join(CHECKPOINT_SUFFIXES)}", _KINDS)
 
 
 def preset_subject(target: str, specimen_of: SpecimenOf, config: AnyConfig, kind: str = PRESET) -> Preset:

@@ -25,7 +25,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from dittool.ckpt.load import FORMAT_VERSION, check_pt, named_tensors
+from dittool.ckpt.load import FORMAT_VERSION, check_own, named_tensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
 from dittool.nearest import did_you_mean
@@ -113,7 +113,7 @@ def save_checkpoint(
     require_free(folder, needed, f"the checkpoint of step {step}", again)
     try:
         digest, size = _write(path, state)
-        check_pt(path)  # what this program cannot read back must not count
+        check_own(path)  # what this program cannot read back must not count
         write_json(sidecar_path(path), asdict(Sidecar(path.name, size, digest, step, summary)))
     except OSError as error:
         if from_os_error(error) is None:

@@ -16,11 +16,12 @@ from dittool.ckpt.load import (
     check_pt,
     check_safetensors,
     load_checkpoint,
-    load_mapped,
     named_tensors,
     non_finite_tensors,
 )
-from dittool.ckpt.weights import find_weights, is_state_dict, load_weights, value_at, weight_keys
+from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts
+from dittool.ckpt.tensors import load_mapped
+from dittool.ckpt.weights import choose_part, load_weights
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, listed
 from dittool.untrusted.tensor_spec import TensorSpec
@@ -117,7 +118,7 @@ def inspect(path: Path) -> Inspection:
         kind=kind,
         bytes=report.bytes,
         content=content,
-        weights=tuple(".".join(keys) for keys in weight_keys(content)),
+        weights=tuple(".".join(keys) for keys in state_dicts(content) if keys),
         parameters=sum(spec.elements for spec in model.values()),
         dtypes=_elements_by_dtype(model),
         format_version=_plain(named.get("format_version"), int),
@@ -175,7 +176,7 @@ def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk =
     Raises `BadDataError` when the file is no checkpoint of ours, or has no such weights.
     """
     state = load_checkpoint(path, require=("format_version", "config", "step"))
-    tensors = value_at(state, find_weights(state, path, weights))
+    tensors = at(state, choose_part(state, path, weights).keys)
     if broken := non_finite_tensors(tensors):
         talk.warn(f"{path}: {len(broken)} tensors under '{weights}' hold NaN or infinity: {listed(broken)}")
     metadata = {
@@ -223,11 +224,11 @@ def _inspect_safetensors(path: Path) -> Inspection:
 def _main_weights(content: Any, path: Path) -> Mapping[str, TensorSpec]:
     """The tensors that sampling would take; of a file without a state dict, all."""
     try:
-        keys = find_weights(content, path)
+        part = choose_part(content, path)
     except BadDataError:
         return dict(named_tensors(content))
-    found: Mapping[str, TensorSpec] = value_at(content, keys)
-    return found
+    state = entries_of(at(content, part.keys))
+    return {short: state[name] for name, short in part.bare.items()}
 
 
 def config_in(path: Path) -> dict[str, Any] | None:

@@ -1,9 +1,10 @@
 """Reading checkpoints and weights that somebody else may have made: first looked at, then loaded.
 
 `check_pt` and `check_safetensors` decide from the bytes alone whether a file is safe; nothing is imported, called or
-allocated for it. Only then does `torch.load(weights_only=True)` or the safetensors library read it, never anything
-else. Both defences stand alone: `weights_only=True` by itself lets a file of 400 bytes allocate a gigabyte (a
-bytearray; torch 2.13).
+allocated for it. Then `ckpt.tensors` builds a `.pt`'s tensors from the bytes of its storages, and the safetensors
+library reads its own. `torch.load(weights_only=True)` reads only checkpoints of ours, which hold tensors and plain
+values alone (`check_own`). Both defences stand alone: `weights_only=True` by itself lets a file of 400 bytes allocate a
+gigabyte (a bytearray; torch 2.13).
 
 Exit codes: no such file is `UsageError` (2); not a checkpoint, or a damaged one, is `BadDataError` (3); one that could
 do harm is `UnsafeFileError` (4).
@@ -23,59 +24,91 @@ import torch
 from safetensors.torch import load_file as load_safetensors_file
 from torch import Tensor
 
-from dittool.errors import BadDataError, UnsafeFileError, UsageError, listed
+from dittool.errors import BadDataError, UsageError, listed
 from dittool.nearest import did_you_mean
-from dittool.untrusted.pickle_walk import LARGEST_PICKLE, read_pickle
-from dittool.untrusted.refusal import unsafe
+from dittool.untrusted.pickle_bounds import LARGEST_PICKLE
+from dittool.untrusted.pickle_walk import OWN_PROTOCOL, PickleContent, read_pickle
+from dittool.untrusted.refusal import unsafe, unsafe_global
 from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
-from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
-from dittool.untrusted.zip_archive import ends_as_archive, read_archive
+from dittool.untrusted.tensor_spec import TensorSpec
+from dittool.untrusted.torch_legacy import read_legacy
+from dittool.untrusted.zip_archive import Member, ends_as_archive, read_archive
 
 FORMAT_VERSION = 1
 
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
 class PtReport:
-    """A `.pt` file that passed: its size in bytes and its content with a `TensorSpec` in place of every tensor."""
+    """A `.pt` file that passed: its size in bytes and its content with a `TensorSpec` in place of every tensor and a
+    `ForeignObject` in place of what is neither a tensor nor a plain value.
+    """
 
     path: Path
     bytes: int
     content: Any
-    aligned: bool  # every storage begins where its dtype may be read in place
+    members: dict[str, Member]  # where each storage lies, by its key
+    foreign: tuple[str, ...]  # names of classes and functions that torch.load would import
+    legacy: bool  # from before PyTorch 1.6, which has no archive
+    protocol: int  # of its pickle
 
 
 def check_pt(path: Path) -> PtReport:
-    """Whether a `.pt` file holds tensors and plain values only, found out without loading it.
+    """Whether nothing in a `.pt` file could run code or exhaust the machine, found out without loading it.
 
     Raises `UnsafeFileError` naming what could do harm and `BadDataError` for what is no PyTorch checkpoint at all.
     """
     with _open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        _require_zip(file, size, path)
-        members = read_archive(file, size, path)
-        if "constants.pkl" in members or any(name.startswith("code/") for name in members):
-            raise unsafe(path, "a TorchScript archive, which holds program code")
-        if "data.pkl" not in members:
-            raise BadDataError(
-                f"{path}: a zip archive without data.pkl, so not a PyTorch checkpoint",
-                "name a file that torch.save wrote",
-            )
-        storages = {name.removeprefix("data/"): member for name, member in members.items() if name.startswith("data/")}
-        if foreign := members.keys() - _RECORDS - {"data.pkl"} - {f"data/{key}" for key in storages}:
-            raise unsafe(path, f"a member {min(foreign)!r}, which torch.save never writes")
-        program = members["data.pkl"]
-        if program.size > LARGEST_PICKLE:
-            raise unsafe(path, f"a pickle of {program.size:,} bytes, the limit is {LARGEST_PICKLE:,}")
-        file.seek(program.offset)
-        content = read_pickle(file.read(program.size), {key: member.size for key, member in storages.items()}, path)
-        for key, dtype in content.storages.items():
-            if dtype == "bool":
-                _require_bools(file, storages[key].offset, storages[key].size, f"storage {key!r}", path)
-    aligned = all(storages[key].offset % DTYPE_BYTES[dtype] == 0 for key, dtype in content.storages.items())
-    return PtReport(path, size, content.value, aligned)
+        if legacy := not _is_zip(file, size, path):
+            content, members = read_legacy(file, path)
+        else:
+            content, members = _read_zip(file, size, path)
+        for key, storage in content.storages.items():
+            if storage.dtype == "bool":
+                _require_bools(file, members[key].offset, members[key].size, f"storage {key!r}", path)
+    return PtReport(path, size, content.value, members, content.foreign, legacy, content.protocol)
+
+
+def check_own(path: Path) -> PtReport:
+    """`check_pt` of a file that `torch.load` is to read: tensors and plain values only. Raises as it does."""
+    report = check_pt(path)
+    if report.foreign:
+        module, _, name = report.foreign[0].rpartition(".")
+        raise unsafe_global(path, module, name)
+    if report.legacy or report.protocol != OWN_PROTOCOL:
+        kind = "a bare pickle, as PyTorch wrote before 1.6" if report.legacy else "a pickle that is not of protocol 2"
+        raise unsafe(
+            path,
+            kind,
+            "look at it with dit inspect-ckpt; to go on from it, convert it where that does no harm:"
+            " torch.save(torch.load(OLD, weights_only=True), NEW)",
+        )
+    return report
+
+
+def _read_zip(file: BinaryIO, size: int, path: Path) -> tuple[PickleContent, dict[str, Member]]:
+    """The content of an archive, and where each storage lies."""
+    members = read_archive(file, size, path)
+    if "constants.pkl" in members or any(name.startswith("code/") for name in members):
+        raise unsafe(path, "a TorchScript archive, which holds program code")
+    if "data.pkl" not in members:
+        raise BadDataError(
+            f"{path}: a zip archive without data.pkl, so not a PyTorch checkpoint",
+            "name a file that torch.save wrote",
+        )
+    storages = {name.removeprefix("data/"): member for name, member in members.items() if name.startswith("data/")}
+    if foreign := members.keys() - _RECORDS - {"data.pkl"} - {f"data/{key}" for key in storages}:
+        raise unsafe(path, f"a member {min(foreign)!r}, which torch.save never writes")
+    program = members["data.pkl"]
+    if program.size > LARGEST_PICKLE:
+        raise unsafe(path, f"a pickle of {program.size:,} bytes, the limit is {LARGEST_PICKLE:,}")
+    file.seek(program.offset)
+    content = read_pickle(file.read(program.size), {key: member.size for key, member in storages.items()}, path)
+    return content, storages
 
 
 def check_safetensors(path: Path) -> SafetensorsHeader:
@@ -112,8 +145,8 @@ def load_checkpoint(
         raise BadDataError(
             f"{path}: weights alone, not a checkpoint with its training state", "name a .pt file that dit train wrote"
         )
-    check_pt(path)
-    state = _torch_load(path, map_location, mmap=False)
+    check_own(path)
+    state = _torch_load(path, map_location)
     if not isinstance(state, dict):
         raise BadDataError(
             f"{path}: holds a {type(state).__name__}, not a dict", "name a checkpoint written by: dit train"
@@ -151,13 +184,6 @@ def load_to_draw(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path}: its metadata are no JSON: {error}", "export the checkpoint again") from error
     return {**described, "ema": load_safetensors(path)}
-
-
-def load_mapped(report: PtReport) -> Any:
-    """The content of a `.pt` that passed `check_pt`, on the CPU; tensors are mapped from the file and read when
-    they are used.
-    """
-    return _torch_load(report.path, "cpu", mmap=report.aligned)
 
 
 def non_finite_tensors(state: object) -> list[str]:
@@ -214,9 +240,9 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
 
 
-def _torch_load(path: Path, map_location: str | torch.device, mmap: bool) -> Any:
+def _torch_load(path: Path, map_location: str | torch.device) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except OSError:
         raise
     # torch raises RuntimeError, ValueError, KeyError, UnpicklingError, AssertionError … for damaged files
@@ -264,23 +290,25 @@ def _open_regular(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _require_zip(file: BinaryIO, size: int, path: Path) -> None:
+def _is_zip(file: BinaryIO, size: int, path: Path) -> bool:
+    """Whether it is an archive; False for a pickle. Raises for every other kind of file."""
     head = file.read(512)
     if head.startswith(b"PK\x03\x04"):
-        return
+        return True
     if not head:
         raise BadDataError(f"{path}: an empty file (0 bytes), not a PyTorch checkpoint", "copy or download it again")
     if ends_as_archive(file, size):
         raise unsafe(path, "a zip archive behind something else, two files in one")
     if other := _other_kind(head):
         raise BadDataError(f"{path}: {other}, not a PyTorch checkpoint", "name another file, or fetch this one again")
-    if head[257:262] == b"ustar" or (head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        kind = "a tar archive" if head[257:262] == b"ustar" else "a bare pickle"
-        raise UnsafeFileError(
-            f"{path}: refused without loading it: {kind}, as PyTorch wrote before 1.6, whose content cannot be checked",
-            "if you trust its maker, convert it where that does no harm: torch.save(torch.load(OLD, weights_only=True),"
-            " NEW)",
+    if head[257:262] == b"ustar":
+        raise unsafe(
+            path,
+            "a tar archive, as PyTorch wrote before 0.1.10, whose content cannot be checked",
+            "if you trust its maker, convert it where that does no harm: torch.save(torch.load(OLD), NEW)",
         )
+    if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return False
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
         raise BadDataError(
             f"{path}: a safetensors file under another name, not a PyTorch checkpoint",

@@ -13,12 +13,23 @@ faster; it ends with a value that describes every byte, or with `BadDataError` (
 `OSError`.
 
     zip_archive          the archive around a `.pt`: both directories agree, members tile the file, nothing is packed
+    torch_legacy         the same content as PyTorch wrote it before 1.6, without an archive
     pickle_walk          the pickle inside, followed on paper: a value with a `TensorSpec` for each tensor
+    pickle_names         the policy: which names a pickle may use, and for what
+    pickle_calls         the policy applied: what a call or a new object gives, nothing being called or made
+    pickle_bounds        how large and deep the content may be
+    torch_values         storages and tensors in it, which must lie in the file
+    numpy_values         numbers and arrays of numpy in it
+    foreign_values       objects of other programs: their class's name, and what the file says is in them
     safetensors_header   the header, and that the tensors it names tile the rest of the file
     npy                  a plain array of numbers whose header fits the file to the byte
     tar                  where the members of a shard lie: plainly named regular files, closed by two zero blocks
-    tensor_spec          what pickle_walk and safetensors_header say of a tensor
+    tensor_spec          what a `.pt` and safetensors_header say of a tensor
 
-Values are not judged: a NaN is for whoever uses it. A library may load a file only after one of these has read it
-(`ckpt.load`).
+A class that a pickle names is never imported, nothing is looked up by its name. Our reader would survive any pickle; it
+refuses those that would run code where somebody unpickles them, because its "nothing wrong here" is taken as leave to
+do that. What counts as running code stands in `pickle_names`, in four steps from a name to a call.
+
+Values are not judged: a NaN is for whoever uses it. Tensors of a `.pt` are built from its storages' bytes
+(`ckpt.tensors`); a library may load a file only after one of these has read it (`ckpt.load`).
 """

@@ -1,110 +1,92 @@
 """The pickle inside a `.pt` file, read without executing it.
 
-Unpickling is running a program. Here the program is only followed on paper: each instruction must be one of the two
-dozen that torch.save writes for tensors and plain values, each global one of the few below, and each tensor must fit
-into a storage that is really in the archive. What comes out is the file's content with a `TensorSpec` in place of every
-tensor; nothing was imported, called or allocated. From `pickletools` come the table of instructions and the readers of
-their numbers and texts; its `genops` is not used, because it decodes the arguments of every instruction, also of those
-that are refused, and resolves escapes in the names of globals.
+Unpickling is running a program. Here the program is only followed on paper: each instruction must be one of those that
+pickling data writes, each name is used only as `pickle_names` allows, and each tensor must fit into a storage that is
+really in the file. What comes out is the file's content with a `TensorSpec` in place of every tensor and a
+`ForeignObject` in place of every object of another program; nothing was imported, called or allocated. From
+`pickletools` come the table of instructions and the readers of their numbers and texts; its `genops` is not used,
+because it decodes the arguments of every instruction, also of those that are refused, and resolves escapes in the names
+of globals.
 """
 
 from __future__ import annotations
 
 import io
 import pickletools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittool.untrusted.refusal import unsafe, unsafe_global
-from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec, is_shape
+from dittool.untrusted import pickle_names as names
+from dittool.untrusted.foreign_values import ClassName, ForeignObject
+from dittool.untrusted.pickle_bounds import LARGEST_PICKLE, MOST_VALUES, require_bounded
+from dittool.untrusted.pickle_calls import Calls
+from dittool.untrusted.refusal import cut_short, unsafe, unsafe_global
+from dittool.untrusted.tensor_spec import TensorSpec
+from dittool.untrusted.torch_values import OrderedDictOfFile, Storage, TorchValues
 
-# Together they keep what following any file takes below 256 MB; a value takes up to a few hundred bytes, a text four
-# for each of its own.
-LARGEST_PICKLE = 16 << 20  # bytes; ten thousand tensors take about one megabyte
+# Together with those of `pickle_bounds` they keep what following any file takes below 256 MB.
 _MOST_INSTRUCTIONS = 2_000_000  # about thirty for a tensor
-# put into dicts and lists, or in all when a shared value is counted as often as it is referred to
-_MOST_VALUES = 400_000
+_MOST_CONTAINERS = 500_000  # about six for a tensor
 _MOST_WAITING = 100_000  # values on the stack; torch.save collects a thousand at a time
-_DEEPEST = 64
 _KEY_RANGE = range(-(2**31), 2**31)  # far larger keys can be chosen to collide in a dict
+_LONGEST_KEY, _LONGEST_PART = 16, 200  # values of a tuple that is a key, characters of each
+_LONGEST_NAME = 300  # characters of a global's module or name; what is longer is cut, and too long for `pickle_names`
 
-_STORAGES = {
-    "torch DoubleStorage": "float64",
-    "torch FloatStorage": "float32",
-    "torch HalfStorage": "float16",
-    "torch BFloat16Storage": "bfloat16",
-    "torch LongStorage": "int64",
-    "torch IntStorage": "int32",
-    "torch ShortStorage": "int16",
-    "torch CharStorage": "int8",
-    "torch ByteStorage": "uint8",
-    "torch BoolStorage": "bool",
-    "torch ComplexFloatStorage": "complex64",
-    "torch ComplexDoubleStorage": "complex128",
-    "torch.storage UntypedStorage": "uint8",
-}
-_DTYPES = {f"torch {name}": name for name in DTYPE_BYTES}
-_ORDERED_DICT = "collections OrderedDict"
-_TENSOR, _TENSOR_WITH_DTYPE = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"
-_PARAMETER, _SIZE = "torch._utils _rebuild_parameter", "torch Size"
-_GLOBALS = {_ORDERED_DICT, _TENSOR, _TENSOR_WITH_DTYPE, _PARAMETER, _SIZE, *_STORAGES, *_DTYPES}
+OWN_PROTOCOL = 2  # torch.save's, where its caller does not choose another
+_IN_A_KEY = {type(None), bool, int, float, str, bytes, ClassName, ForeignObject}
+_PROTOCOLS = range(OWN_PROTOCOL, 6)
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"})
-_EMPTY_CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
+_LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+_LITERALS |= {"SHORT_BINBYTES", "BINBYTES", "SHORT_BINSTRING", "BINSTRING"}
+_EMPTY_CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": list}  # a set is read as its elements
 _SHORT_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _INSTRUCTIONS = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
 @dataclass(frozen=True)
-class _Global:
-    name: str  # "module name", as pickletools gives it
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: str
-    bytes: int
-
-
-class _OrderedDict(dict):
-    """Stands for collections.OrderedDict."""
-
-
-@dataclass(frozen=True)
 class PickleContent:
-    """The file's value with a `TensorSpec` for each tensor, and the storages by key, with the dtype that they are
-    read in.
+    """The file's value with a `TensorSpec` for each tensor, the storages by key, and the names of what is neither a
+    tensor nor a plain value.
     """
 
     value: Any
-    storages: dict[str, str]
+    storages: dict[str, Storage]
+    foreign: tuple[str, ...]
+    protocol: int
+    end: int  # bytes of the pickle
 
 
-def read_pickle(data: bytes, storage_bytes: Mapping[str, int], path: Path) -> PickleContent:
-    """Follows the pickle `data`. `storage_bytes` holds the size of each storage in the archive by its key.
+def read_pickle(
+    data: bytes, storage_bytes: Mapping[str, int] | None, path: Path, largest: int = 0, alone: bool = True
+) -> PickleContent:
+    """Follows the pickle `data`. `storage_bytes` holds the size of each storage in the archive by its key; None where
+    the storages lie behind the pickle, in a file of `largest` bytes. `alone`: nothing may follow the pickle.
 
     Raises `UnsafeFileError` naming the instruction, the global or the tensor that is not allowed.
     """
-    return _Reader(data, storage_bytes, path).run()
+    return _Reader(data, storage_bytes, path, largest, alone).run()
 
 
 class _Reader:
-    def __init__(self, data: bytes, storage_bytes: Mapping[str, int], path: Path) -> None:
-        self._data, self._storage_bytes, self._path = data, storage_bytes, path
+    def __init__(
+        self, data: bytes, storage_bytes: Mapping[str, int] | None, path: Path, largest: int, alone: bool
+    ) -> None:
+        self._data, self._storage_bytes, self._path, self._alone = data, storage_bytes, path, alone
+        self._torch = TorchValues(storage_bytes, largest, path)
+        self._calls = Calls(self._torch, path)
         self._stack: list[object] = []
         self._outer_stacks: list[list[object]] = []  # one for each open MARK
         self._memo: dict[int, object] = {}
+        self._containers = 0
         self._held = 0  # values put into dicts and lists
-        self._globals: dict[str, _Global] = {}
-        self._storages: dict[str, _Storage] = {}
+        self._names: dict[str, ClassName] = {}
         self._attributes: list[object] = []  # _metadata of state dicts: checked with the rest, then left out
+        self._protocol = self._end = 0
 
     def run(self) -> PickleContent:
-        if len(self._data) > LARGEST_PICKLE:
+        if self._alone and len(self._data) > LARGEST_PICKLE:
             raise self._refuse(f"a pickle of {len(self._data):,} bytes, the limit is {LARGEST_PICKLE:,}")
         for name, argument in self._instructions():
             self._step(name, argument)
@@ -113,10 +95,13 @@ class _Reader:
         value = self._pop()
         if self._stack or self._outer_stacks:
             raise self._refuse("a pickle that leaves values on its stack")
-        self._check_value(value)
-        if unused := self._storage_bytes.keys() - self._storages.keys():
+        storages = self._torch.storages
+        held = sum(storage.bytes for storage in storages.values())
+        require_bounded([value, self._attributes], self._calls.objects, held, self._path)
+        if unused := (self._storage_bytes or {}).keys() - storages.keys():
             raise self._refuse(f"storage {min(unused)!r} that no tensor uses")
-        return PickleContent(value, {key: storage.dtype for key, storage in self._storages.items()})
+        foreign = sorted(name for name, kind in self._names.items() if names.canonical(kind) not in names.PLAIN)
+        return PickleContent(value, dict(storages), tuple(foreign), self._protocol, self._end)
 
     def _instructions(self) -> Iterator[tuple[str, Any]]:
         """Names and arguments from behind PROTO to before STOP; the argument of an instruction that is not allowed
@@ -127,7 +112,7 @@ class _Reader:
             offset = stream.tell()
             opcode = _INSTRUCTIONS.get(stream.read(1))
             if opcode is None:
-                raise self._refuse(f"a malformed pickle at byte {offset:,}")
+                raise self._malformed(offset, stream, "")
             if opcode.name not in _ALLOWED or (opcode.name == "PROTO" and count > 0):
                 raise self._refuse(f"pickle instruction {opcode.name}")
             try:
@@ -139,25 +124,39 @@ class _Reader:
                     else None
                 )
             except ValueError as error:  # cut short, or text that is not UTF-8
-                raise self._refuse(f"a malformed pickle at byte {offset:,}, in {opcode.name}") from error
-            if count == 0 and (opcode.name, argument) != ("PROTO", 2):
-                raise self._refuse("a pickle that is not of protocol 2, which torch.save writes")
-            if opcode.name == "STOP":
-                if surplus := len(self._data) - stream.tell():
+                raise self._malformed(offset, stream, f", in {opcode.name}") from error
+            if count == 0:
+                if opcode.name != "PROTO" or not isinstance(argument, int) or argument not in _PROTOCOLS:
+                    raise self._refuse("a pickle that is not of protocol 2 to 5")
+                self._protocol = argument
+            elif opcode.name == "STOP":
+                self._end = stream.tell()
+                if self._alone and (surplus := len(self._data) - self._end):
                     raise self._refuse(f"{surplus:,} bytes behind the pickle's end")
                 return
-            if count > 0:
+            elif opcode.name != "FRAME":  # how much to read ahead
                 yield opcode.name, argument
         raise self._refuse(f"a pickle of more than {_MOST_INSTRUCTIONS:,} instructions")
 
-    def _step(self, name: str, argument: object) -> None:
+    def _malformed(self, offset: int, stream: io.BytesIO, where: str) -> Exception:
+        """Said of a pickle that ends in the middle, too, unless the end is that of a file that was cut."""
+        ended = stream.tell() >= len(self._data)
+        if ended and not self._alone and len(self._data) < LARGEST_PICKLE:
+            return cut_short(self._path, f"it ends at byte {offset:,} of its pickle{where}")
+        return self._refuse(f"a malformed pickle at byte {offset:,}{where}")
+
+    def _step(self, name: str, argument: Any) -> None:
         if name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name])
         elif name in _LITERALS:
             self._stack.append(argument)
+        elif name == "BYTEARRAY8":
+            self._stack.append(bytes(argument))
         elif name in _EMPTY_CONTAINERS:
+            self._count_container()
             self._stack.append(_EMPTY_CONTAINERS[name]())
         elif name in _SHORT_TUPLES:
+            self._count_container()
             self._stack.append(tuple([self._pop() for _ in range(_SHORT_TUPLES[name])][::-1]))
         else:
             _ACTIONS[name](self, argument)
@@ -176,7 +175,8 @@ class _Reader:
         return items
 
     def _top(self, kinds: tuple[type, ...], what: str) -> Any:
-        if not self._stack or type(self._stack[-1]) not in kinds:
+        """The value that an instruction fills: of these kinds, or an object."""
+        if not self._stack or type(self._stack[-1]) not in (*kinds, ForeignObject):
             raise self._refuse(f"a pickle that treats another value as a {what}")
         return self._stack[-1]
 
@@ -185,8 +185,14 @@ class _Reader:
         self._stack = []
 
     def _tuple(self, _: None) -> None:
+        self._count_container()
         items = self._pop_to_mark()
         self._stack.append(tuple(items))
+
+    def _frozen_set(self, _: None) -> None:
+        self._count_container()
+        items = self._pop_to_mark()
+        self._stack.append(items)
 
     def _put(self, index: int) -> None:
         if index > len(self._data):
@@ -194,6 +200,9 @@ class _Reader:
         value = self._pop()
         self._memo[index] = value
         self._stack.append(value)
+
+    def _memoize(self, _: None) -> None:
+        self._put(len(self._memo))
 
     def _get(self, index: int) -> None:
         if index not in self._memo:
@@ -209,7 +218,11 @@ class _Reader:
         self._extend_list(self._pop_to_mark())
 
     def _extend_list(self, items: list[object]) -> None:
-        self._top((list,), "list").extend(items)
+        target = self._top((list,), "list")
+        if type(target) is ForeignObject:
+            target.elements = target.elements or []
+            target = target.elements
+        target.extend(items)
         self._count(items)
 
     def _set_item(self, _: None) -> None:
@@ -220,148 +233,74 @@ class _Reader:
         self._update_dict(self._pop_to_mark())
 
     def _update_dict(self, items: list[object]) -> None:
-        target = self._top((dict, _OrderedDict), "dict")
+        target = self._top((dict, OrderedDictOfFile), "dict")
+        if type(target) is ForeignObject:
+            target.pairs = target.pairs or {}
+            target = target.pairs
         if len(items) % 2:
             raise self._refuse("a dict key without a value")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str and not (type(key) is int and key in _KEY_RANGE):
-                raise self._refuse(f"a dict key that is neither text nor a small number ({type(key).__name__})")
-            target[key] = value
+            target[self._key(key)] = value
         self._count(items)
+
+    def _key(self, key: object) -> str | int:
+        """A key as text or a small number: what else may be one is spelled out, as dicts of chosen keys are slow."""
+        if type(key) is str or (type(key) is int and key in _KEY_RANGE):
+            return key
+        if type(key) is TensorSpec and key.place is not None:  # a parameter that an optimizer has a state for
+            return f"the tensor at {key.place.offset} of storage {key.place.storage}"
+        parts: tuple[object, ...] = key if isinstance(key, tuple) else (key,)
+        long = any(isinstance(part, (str, bytes)) and len(part) > _LONGEST_PART for part in parts)
+        if long or len(parts) > _LONGEST_KEY or not all(type(part) in _IN_A_KEY for part in parts):
+            raise self._refuse(f"a dict key that is neither text nor a number ({type(key).__name__})")
+        return f"{key!r:.100}"
+
+    def _count_container(self) -> None:
+        self._containers += 1
+        if self._containers > _MOST_CONTAINERS:
+            raise self._refuse(f"more than {_MOST_CONTAINERS:,} dicts, lists and tuples")
 
     def _count(self, items: list[object]) -> None:
         self._held += len(items)
-        if self._held > 2 * _MOST_VALUES:  # keys and values
-            raise self._refuse(f"more than {2 * _MOST_VALUES:,} values in dicts and lists")
+        if self._held > 2 * MOST_VALUES:  # keys and values
+            raise self._refuse(f"more than {2 * MOST_VALUES:,} values in dicts and lists")
 
     # What would import or call something
 
-    def _global(self, name: str) -> None:
-        if name not in _GLOBALS:
-            raise unsafe_global(self._path, *name.split(" ", 1))
-        self._stack.append(self._globals.setdefault(name, _Global(name)))
+    def _global(self, module_and_name: tuple[str, str]) -> None:
+        kind = ClassName(*module_and_name)
+        if not names.may_be_named(kind):
+            raise unsafe_global(self._path, kind.module, kind.name)
+        self._stack.append(self._names.setdefault(str(kind), kind))
+
+    def _stack_global(self, _: None) -> None:
+        name, module = self._pop(), self._pop()
+        if type(module) is not str or type(name) is not str:
+            raise self._refuse("a global whose name is not text")
+        self._global((_printable(module[:_LONGEST_NAME]), _printable(name[:_LONGEST_NAME])))
 
     def _persistent_id(self, _: None) -> None:
         pid = self._pop()
-        if (
-            type(pid) is not tuple
-            or len(pid) != 5
-            or pid[0] != "storage"
-            or type(pid[1]) is not _Global
-            or pid[1].name not in _STORAGES
-        ):
-            raise self._refuse("a persistent id that is not a storage")
-        _, kind, key, location, count = pid
-        if type(key) is not str or not re.fullmatch(r"[0-9]{1,20}", key, re.ASCII):
-            raise self._refuse(f"a storage with the key {key!r:.100}")
-        if type(location) is not str or not re.fullmatch(r"[a-z]{1,20}(:[0-9]{1,4})?", location, re.ASCII):
-            raise self._refuse(f"a storage on the device {location!r:.100}")
-        if key not in self._storage_bytes:
-            raise self._refuse(f"storage {key!r}, which is not in the archive")
-        dtype, present = _STORAGES[kind.name], self._storage_bytes[key]
-        if type(count) is not int or count < 0 or count * DTYPE_BYTES[dtype] != present:
-            raise self._refuse(
-                f"storage {key!r} of {count!r:.40} {dtype} values, of which the archive holds {present:,} bytes"
-            )
-        storage = _Storage(key, dtype, present)
-        if self._storages.setdefault(key, storage) != storage:
-            raise self._refuse(f"storage {key!r} with two dtypes")
-        self._stack.append(storage)
+        kind = self._torch.class_of_a_module(pid)
+        self._stack.append(self._torch.storage(pid) if kind is None else kind)
+
+    def _new_object(self, _: None) -> None:
+        arguments, kind = self._pop(), self._pop()
+        self._stack.append(self._calls.made(kind, arguments))
 
     def _reduce(self, _: None) -> None:
         arguments, function = self._pop(), self._pop()
-        name = function.name if type(function) is _Global else None
-        if type(arguments) is not tuple or name is None:
-            raise self._refuse("a call of something that is not a known function")
-        if name == _ORDERED_DICT and arguments == ():
-            self._stack.append(_OrderedDict())
-        elif name == _TENSOR and len(arguments) == 6:
-            self._stack.append(self._tensor(arguments, None))
-        elif (
-            name == _TENSOR_WITH_DTYPE
-            and len(arguments) == 7
-            and type(arguments[6]) is _Global
-            and arguments[6].name in _DTYPES
-        ):
-            self._stack.append(self._tensor(arguments[:6], _DTYPES[arguments[6].name]))
-        elif (
-            name == _PARAMETER
-            and len(arguments) == 3
-            and type(arguments[0]) is TensorSpec
-            and type(arguments[2]) is _OrderedDict
-        ):
-            self._stack.append(arguments[0])
-        elif name == _SIZE and len(arguments) == 1 and is_shape(arguments[0]):
-            self._stack.append(tuple(arguments[0]))
-        else:
-            raise self._refuse(f"a call of {name.replace(' ', '.')} with arguments that torch.save never gives it")
-
-    def _tensor(self, arguments: tuple[object, ...], dtype: str | None) -> TensorSpec:
-        storage, offset, shape, stride, requires_grad, hooks = arguments
-        if (
-            type(storage) is not _Storage
-            or type(offset) is not int
-            or offset < 0
-            or not is_shape(shape)
-            or not is_shape(stride)
-            or len(shape) != len(stride)
-            or type(requires_grad) is not bool
-            or type(hooks) is not _OrderedDict
-            or hooks
-        ):
-            raise self._refuse("a tensor with arguments that torch.save never gives it")
-        spec = TensorSpec(dtype or storage.dtype, tuple(shape))
-        held = storage.bytes // DTYPE_BYTES[spec.dtype]
-        needed = (
-            offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True)) + 1
-            if spec.elements
-            else offset
-        )
-        # More elements than the storage holds: a stride of 0 takes no memory on loading, and terabytes in the first
-        # operation.
-        if max(needed, spec.elements) > held:
-            raise self._refuse(
-                f"a tensor of shape {spec.shape} at {offset} in storage {storage.key!r}, which holds {held:,}"
-                f" {spec.dtype} values"
-            )
-        return spec
+        self._stack.append(self._calls.result(function, arguments))
 
     def _build(self, _: None) -> None:
         state = self._pop()
-        self._top((_OrderedDict,), "state dict")
-        if type(state) is not dict or state.keys() - {"_metadata"}:
+        target = self._top((OrderedDictOfFile,), "state dict")
+        if type(target) is not OrderedDictOfFile:
+            self._count(self._calls.set_state(target, state))
+        elif type(state) is dict and not state.keys() - {"_metadata"}:
+            self._attributes.append(state)
+        else:
             raise self._refuse("a pickle that sets other attributes than a state dict's _metadata")
-        self._attributes.append(state)
-
-    # The result
-
-    def _check_value(self, value: object) -> None:
-        """Nothing but tensors and plain values, no deeper and no larger than honest files, counted as often as it
-        is referred to.
-        """
-        measured: dict[int, tuple[int, int]] = {}  # id of a container → values in it, levels below it
-
-        def measure(item: object, depth: int) -> tuple[int, int]:
-            if depth > _DEEPEST:
-                raise self._refuse(f"values nested deeper than {_DEEPEST} levels")
-            if type(item) is _Storage:
-                raise self._refuse("a bare storage as a value")
-            if type(item) is _Global and item.name not in _DTYPES:
-                raise self._refuse(f"a bare {item.name.replace(' ', '.')} as a value")
-            if not isinstance(item, (dict, list, tuple)):
-                return 1, 0
-            if id(item) not in measured:
-                inner = [measure(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
-                measured[id(item)] = (
-                    1 + sum(count for count, _ in inner),
-                    1 + max((levels for _, levels in inner), default=0),
-                )
-            count, levels = measured[id(item)]
-            if count > _MOST_VALUES or depth + levels > _DEEPEST + 1:
-                raise self._refuse(f"values that unfold to more than {_MOST_VALUES:,} or {_DEEPEST} levels")
-            return count, levels
-
-        measure([value, self._attributes], 0)
 
     def _refuse(self, thing: str) -> Exception:
         return unsafe(self._path, thing)
@@ -372,24 +311,42 @@ _ACTIONS: dict[str, Callable[[_Reader, Any], None]] = {
     "TUPLE": _Reader._tuple,
     "APPEND": _Reader._append,
     "APPENDS": _Reader._appends,
+    "ADDITEMS": _Reader._appends,
+    "FROZENSET": _Reader._frozen_set,
     "SETITEM": _Reader._set_item,
     "SETITEMS": _Reader._set_items,
     "BINPUT": _Reader._put,
     "LONG_BINPUT": _Reader._put,
+    "MEMOIZE": _Reader._memoize,
     "BINGET": _Reader._get,
     "LONG_BINGET": _Reader._get,
     "GLOBAL": _Reader._global,
+    "STACK_GLOBAL": _Reader._stack_global,
     "BINPERSID": _Reader._persistent_id,
+    "NEWOBJ": _Reader._new_object,
     "REDUCE": _Reader._reduce,
     "BUILD": _Reader._build,
 }
-_ALLOWED = {"PROTO", "STOP", *_CONSTANTS, *_LITERALS, *_EMPTY_CONTAINERS, *_SHORT_TUPLES, *_ACTIONS}
+_ALLOWED = {
+    "PROTO",
+    "FRAME",
+    "STOP",
+    "BYTEARRAY8",
+    *_CONSTANTS,
+    *_LITERALS,
+    *_EMPTY_CONTAINERS,
+    *_SHORT_TUPLES,
+    *_ACTIONS,
+}
 
 
-def _global_name(stream: io.BytesIO) -> str:
-    """The two lines behind GLOBAL as "module name", byte by byte as unpicklers take them. Raises ValueError."""
+def _global_name(stream: io.BytesIO) -> tuple[str, str]:
+    """The two lines behind GLOBAL, byte by byte as unpicklers take them. Raises ValueError."""
     module, name = stream.readline(), stream.readline()
     if not name.endswith(b"\n"):
         raise ValueError("cut short")
-    text = f"{module[:-1].decode('ascii')} {name[:-1].decode('ascii')}"
+    return _printable(module[:-1].decode("ascii")), _printable(name[:-1].decode("ascii"))
+
+
+def _printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dittool.errors import UnsafeFileError
+from dittool.errors import BadDataError, UnsafeFileError
 
 # of Python's own modules those whose objects training programs save with their settings; others reach the system
 _HOLDS_VALUES = {
@@ -19,8 +19,9 @@ _HOLDS_VALUES = {
     "pathlib",
     "types",
 }
-_OF_PYTHON_2 = {"__builtin__", "commands", "popen2"}
-_OF_THE_SYSTEM = (sys.stdlib_module_names | _OF_PYTHON_2) - _HOLDS_VALUES
+_OF_PYTHON_2 = {"__builtin__", "commands", "copy_reg", "popen2"}
+OF_PYTHON = sys.stdlib_module_names | _OF_PYTHON_2
+_OF_THE_SYSTEM = OF_PYTHON - _HOLDS_VALUES
 _TO_ITS_READER = "do not load this file; ask its maker for the weights as .safetensors"
 _TO_ITS_MAKER = (
     "if it is yours, save its weights alone where the program that wrote it runs:"
@@ -33,11 +34,16 @@ def unsafe(path: Path, thing: str, advice: str = _TO_ITS_READER) -> UnsafeFileEr
     return UnsafeFileError(f"{path}: refused without loading it: {thing}", advice)
 
 
-def unsafe_global(path: Path, module: str, name: str = "") -> UnsafeFileError:
-    """The refusal of a pickle that names an object to import: an attack's, or a training program's beside the weights
-    that it saved.
+def unsafe_global(path: Path, module: str, name: str, called: bool = False) -> UnsafeFileError:
+    """The refusal of a pickle that names an object to import, or calls it: an attack's, or a training program's beside
+    the weights that it saved.
     """
-    thing = f"global {module}.{name}".rstrip(".")[:207]
+    thing = f"global {module}.{name}"[:207] + (", called" if called else "")
     if module.split(".")[0] in _OF_THE_SYSTEM:
         return unsafe(path, thing)
     return unsafe(path, f"{thing}, an object of another program beside the weights", _TO_ITS_MAKER)
+
+
+def cut_short(path: Path, where: str) -> BadDataError:
+    """What is said of a file that ends too early: that is how downloads fail, and no attack."""
+    return BadDataError(f"{path}: cut short: {where}", "copy or download it again")

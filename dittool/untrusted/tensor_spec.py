@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 MOST_DIMENSIONS = 64  # torch's own limit
@@ -32,12 +32,22 @@ DTYPE_BYTES = {  # torch's names; only dtypes of whole bytes
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's values lie: in which storage of its archive, from which value on, how far apart."""
+
+    storage: str
+    offset: int  # in values
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """`dtype` by torch's name, without the `torch.`; a scalar has the shape ()."""
+    """`dtype` by torch's name, without the `torch.`; a scalar has the shape (). `place` is set in a `.pt`."""
 
     dtype: str
     shape: tuple[int, ...]
+    place: Place | None = field(default=None, compare=False, repr=False)
 
     @property
     def elements(self) -> int:

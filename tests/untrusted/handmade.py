@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import struct
 import zipfile
@@ -24,6 +25,24 @@ def pt(path: Path, program: bytes, storages: dict[str, bytes] | None = None) -> 
         **{f"a/data/{key}": data for key, data in (storages or {}).items()},
     }
     return archive(path, members)
+
+
+def legacy(
+    path: Path,
+    content: bytes,
+    storages: dict[str, bytes] | None = None,
+    magic: int = 0x1950A86A20F9469CFC6C,
+    version: int = 1001,
+    machine: object = None,
+    keys: object = None,
+) -> Path:
+    """A `.pt` as PyTorch wrote it before 1.6, with this pickle and these storages of four-byte numbers."""
+    machine = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}} if machine is None else machine
+    keys = list(storages or {}) if keys is None else keys
+    head = b"".join(pickle.dumps(part, 2) for part in (magic, version, machine))
+    data = b"".join(struct.pack("<q", len(data) // 4) + data for data in (storages or {}).values())
+    path.write_bytes(head + content + pickle.dumps(keys, 2) + data)
+    return path
 
 
 def program(body: bytes) -> bytes:
@@ -80,9 +99,6 @@ def rewritten(raw: bytes, signature: bytes, offset: int, form: str, value: int, 
     """The archive's bytes with one field of its `which`-th header of a kind changed."""
     position = [match.start() for match in re.finditer(re.escape(signature), raw)][which] + offset
     return raw[:position] + struct.pack(form, value) + raw[position + struct.calcsize(form) :]
-
-
-LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
 
 
 LOCAL, CENTRAL, END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"

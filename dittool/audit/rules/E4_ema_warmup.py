@@ -27,7 +27,7 @@ import math
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Checkpoint, Preset
 from dittool.ckpt.load import non_finite_tensors
-from dittool.ckpt.weights import is_state_dict
+from dittool.ckpt.parts import is_state_dict
 from dittool.config.architectures import AnyConfig
 from dittool.objective import schedule
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from dittool.audit.checkpoint_view import CheckpointView, Moments
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Checkpoint
-from dittool.ckpt.weights import is_state_dict
+from dittool.ckpt.parts import is_state_dict
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "K6", "ema-and-raw", "error", ("checkpoint",), "0.1"
 

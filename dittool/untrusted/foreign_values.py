@@ -1,0 +1,65 @@
+"""What a pickle's reader puts where the file has something that is neither a tensor nor a plain value.
+
+Nothing of it is ever imported: a class is its name, an object its class's name with what the file says is in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from dittool.untrusted.tensor_spec import TensorSpec
+
+_SHOWN = 8  # parts of an object in a line of text
+
+
+@dataclass(frozen=True)
+class ClassName:
+    """A class or function that the file names."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+    __repr__ = __str__
+
+
+@dataclass(eq=False, slots=True)
+class ForeignObject:
+    """An object of another program: its class, and what unpickling would have given it. Everything in it has been
+    checked as the rest of the file has.
+    """
+
+    kind: ClassName
+    arguments: tuple[Any, ...] = ()  # of its making
+    attributes: Any = None  # its state: nearly always a dict by name
+    pairs: dict[Any, Any] | None = None  # of a kind of dict
+    elements: list[Any] | None = None  # of a kind of list
+
+    @property
+    def entries(self) -> dict[Any, Any]:
+        """What it holds by name: its pairs, else its attributes, else nothing."""
+        return self.pairs or (self.attributes if isinstance(self.attributes, dict) else {})
+
+    def __repr__(self) -> str:
+        entries = self.entries
+        if entries:
+            parts = [f"{key!s:.40}={_short(value)}" for key, value in islice(entries.items(), _SHOWN)]
+        elif isinstance(self.attributes, TensorSpec):
+            parts = [_short(self.attributes)]
+        else:
+            parts = [_short(part) for part in islice(self.elements or self.arguments, _SHOWN)]
+        hidden = max(len(entries) or len(self.elements or self.arguments), len(parts)) - len(parts)
+        return f"{self.kind}({', '.join(parts)}{f', … {hidden:,} more' if hidden else ''})"
+
+
+def _short(value: object) -> str:
+    """One part, without what is in it, so that the text stays short however parts refer to each other."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:40])
+    if isinstance(value, (dict, list, tuple)):
+        return f"{type(value).__name__} of {len(value):,}"
+    return f"{value.kind}(…)" if isinstance(value, ForeignObject) else repr(value)

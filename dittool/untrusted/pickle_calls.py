@@ -1,0 +1,110 @@
+"""What a pickle's calls and new objects give, without any being called or made: the tables of `pickle_names`, applied.
+
+One instance serves one pickle: what all its calls together may take is counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dittool.untrusted import pickle_names as names
+from dittool.untrusted.foreign_values import ClassName, ForeignObject
+from dittool.untrusted.numpy_values import array_of, scalar, set_array
+from dittool.untrusted.pickle_bounds import LARGEST_PICKLE
+from dittool.untrusted.refusal import unsafe, unsafe_global
+from dittool.untrusted.tensor_spec import is_shape
+from dittool.untrusted.torch_values import OrderedDictOfFile, TorchValues
+
+_MOST_OBJECTS = 100_000
+_MOST_ARGUMENTS = 64
+
+
+class Calls:
+    def __init__(self, torch_values: TorchValues, path: Path) -> None:
+        self._torch, self._path = torch_values, path
+        self._decoded = 0  # bytes that were written as text
+        self.objects: list[ForeignObject] = []
+
+    def made(self, kind: object, arguments: object) -> ForeignObject:
+        """An object of a class, empty as yet: NEWOBJ."""
+        if type(kind) is not ClassName or type(arguments) is not tuple:
+            raise self._refuse("an object of something that is not a class")
+        if not names.may_be_made(kind):
+            raise self._refuse(f"instruction NEWOBJ of {kind}")
+        return self._object(kind, arguments)
+
+    def result(self, function: object, arguments: object) -> object:
+        """What a call gives: REDUCE."""
+        if type(arguments) is not tuple or type(function) is not ClassName:
+            raise self._refuse("a call of something that is not a known function")
+        name = names.canonical(function)
+        if name == names.ORDERED_DICT and arguments == ():
+            return OrderedDictOfFile()
+        if name == names.SIZE and len(arguments) == 1 and is_shape(arguments[0]):
+            return tuple(arguments[0])
+        if name in names.REBUILT_BY_TORCH:
+            return self._torch.rebuilt(name, arguments)
+        if name in names.RECONSTRUCTORS:
+            return self._reconstructed(name, function, arguments)
+        if names.is_enumeration(function, arguments):
+            return self._object(function, arguments)
+        if name in names.PLAIN:
+            raise self._refuse(f"a call of {name} with arguments that torch.save never gives it")
+        raise unsafe_global(self._path, function.module, function.name, called=True)
+
+    def set_state(self, target: ForeignObject, state: object) -> list[object]:
+        """Gives an object its attributes: BUILD. Returns what was copied for it."""
+        name = names.canonical(target.kind)
+        if name == names.NUMPY_ARRAY:
+            if not set_array(target, state):
+                raise self._refuse("a numpy array whose state does not fit it")
+            return []
+        if name != names.NUMPY_DTYPE and not names.may_be_made(target.kind):
+            raise self._refuse(f"a state for {target.kind}, which has none")
+        slots = type(state) is tuple and len(state) == 2 and all(part is None or type(part) is dict for part in state)
+        parts: list[Any] = [part for part in state if part] if isinstance(state, tuple) and slots else [state]
+        if any(isinstance(part, dict) and "__class__" in part for part in parts):
+            raise self._refuse("a pickle that gives an object another class")
+        target.attributes = {**parts[0], **parts[1]} if len(parts) == 2 else parts[0] if parts else {}
+        return list(target.attributes) if len(parts) == 2 else []
+
+    def _object(self, kind: ClassName, arguments: tuple[object, ...] = ()) -> ForeignObject:
+        if len(self.objects) >= _MOST_OBJECTS:
+            raise self._refuse(f"more than {_MOST_OBJECTS:,} objects of other programs")
+        self.objects.append(ForeignObject(kind, arguments))
+        return self.objects[-1]
+
+    def _reconstructed(self, name: str, function: ClassName, arguments: tuple[Any, ...]) -> object:
+        fits = len(arguments) <= _MOST_ARGUMENTS and names.RECONSTRUCTORS[name](*arguments)
+        made: object = None
+        if fits and name == "_codecs.encode":
+            made = self._decode(arguments[0])
+        elif fits and name in names.UNCHANGED:
+            made = arguments[0] if arguments else b""
+        elif fits and name == "numpy.core.multiarray.scalar":
+            made = scalar(arguments)
+        elif fits and name == "numpy.core.numeric._frombuffer":
+            made = array_of(arguments[0], arguments[1], arguments[2])
+        elif fits and name == "numpy.core.multiarray._reconstruct":
+            made = self._object(arguments[0])
+        elif fits:
+            made = self._object(function, arguments)
+            if name == "collections.Counter":
+                made.pairs = arguments[0]
+        if made is None:
+            raise self._refuse(f"a call of {name} with arguments that its own module never gives it")
+        return made
+
+    def _decode(self, text: str) -> bytes:
+        """Bytes as protocol 2 writes them; a text can be referred to many times, so they are counted."""
+        self._decoded += len(text)
+        if self._decoded > LARGEST_PICKLE:
+            raise self._refuse(f"more than {LARGEST_PICKLE:,} bytes written as text")
+        try:
+            return text.encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise self._refuse("bytes written as text of other characters") from error
+
+    def _refuse(self, thing: str) -> Exception:
+        return unsafe(self._path, thing)

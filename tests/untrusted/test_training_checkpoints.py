@@ -1,0 +1,152 @@
+"""Training checkpoints of public trainers are read, and nothing in them is imported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dittool.ckpt.load import check_pt, load_checkpoint
+from dittool.ckpt.tensors import load_mapped
+from dittool.ckpt.weights import load_weights
+from dittool.errors import BadDataError, UnsafeFileError
+from dittool.untrusted.foreign_values import ClassName, ForeignObject
+from dittool.untrusted.tensor_spec import TensorSpec
+from tests.untrusted import benign
+from tests.untrusted.handmade import program, pt, storage, tensor
+from tests.untrusted.hostile import FOREIGN
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[Path, dict[str, torch.Tensor]]:
+    return benign.write(tmp_path_factory.mktemp("benign"))
+
+
+def content_of(files, name: str) -> dict:
+    """Of the legacy file, the oldest form."""
+    return next(check_pt(path).content for path in files if path.name == f"{name}, legacy.pth")
+
+
+def test_no_benign_file_is_refused_and_each_gives_its_weights(files):
+    assert len(files) >= 50
+    for path, weights in files.items():
+        loaded = load_weights(path)
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items()), path
+
+
+def test_no_module_that_a_file_names_is_imported(files):
+    names = {"omegaconf", "lightning", "trainer"}
+    assert not any(module.split(".")[0] in names for module in sys.modules)
+    for path in files:
+        check_pt(path)
+    assert not any(module.split(".")[0] in names for module in sys.modules)
+
+
+def test_the_commands_read_them(dit, files):
+    for path in [path for path in files if path.name.endswith("legacy.pth")]:
+        assert dit("inspect-ckpt", path, "--tree", "--json").code == 0, path
+        assert dit("audit", path, "--select", "K1,K2").code == 0, path
+
+
+def test_settings_are_read_as_names_and_values(files):
+    arguments = content_of(files, "a Namespace")["args"]
+    assert type(arguments) is ForeignObject and str(arguments.kind) == "argparse.Namespace"
+    assert arguments.entries["lr"] == 1e-4 and arguments.entries["betas"] == (0.9, 0.95)
+    assert arguments.entries["out"].arguments == ("runs", "x")
+    config = content_of(files, "OmegaConf")["config"]
+    assert config.entries["_content"]["lr"].entries["_content"] == 1e-4
+    assert config.entries["_content"]["lr"].entries["_parent"] is config  # a circle
+    hyper = content_of(files, "Lightning")["hyper_parameters"]
+    assert hyper.entries["optimizer"] == ClassName("torch.optim.adamw", "AdamW") and hyper.entries["lr"] == 1e-4
+
+
+def test_numbers_of_numpy_are_plain_and_arrays_keep_their_shape(files):
+    content = content_of(files, "numpy")
+    assert (content["step"], content["loss"], content["ok"], content["name"]) == (5, 0.5, True, "run")
+    assert content["history"].attributes == TensorSpec("float64", (2, 3))
+    assert content["order"].attributes == TensorSpec("float16", (2, 3))
+    assert content["rng"][1].attributes == TensorSpec("uint32", (624,))
+
+
+def test_pythons_own_values_are_read(files):
+    content = content_of(files, "Python's own")
+    assert content["bytes"] == b"\x00\xff" and content["array"] == b"ab" and content["set"] == [1, 2]
+    assert content["count"].entries == {"a": 2, "b": 1} and content["default"].entries == {"a": [1]}
+    assert content["meter"].elements == [1.0, 2.0] and content["large"] == 2**70
+    assert {"('a', 1)", "None", "0.5", str(2**40), "True"} <= content.keys()
+
+
+def test_a_trainers_own_classes_are_read(files):
+    content = content_of(files, "a trainer's own")
+    assert content["precision"].arguments == ("bf16",) and content["state"].arguments == (3, 0.5)
+    assert content["ema"].entries == {"decay": 0.999} and content["config"].entries["depth"] == 2
+    assert content["class"] == ClassName("__main__", "Config")
+
+
+def test_tensors_are_built_as_torch_builds_them(tmp_path):
+    """Views, strides, dtypes, empty tensors and shared storages, from both formats."""
+    base = torch.arange(24.0)
+    saved = {
+        "views": [base.view(4, 6), base.view(4, 6).T, base[3:9:2], base],
+        "dtypes": [torch.arange(4).to(getattr(torch, name)) for name in ("float8_e4m3fn", "bfloat16", "int8", "bool")],
+        "complex": torch.complex(torch.ones(3), torch.zeros(3)),
+        "empty": [torch.zeros(0), torch.zeros(2, 0, 3), torch.tensor(1.5)],
+    }
+    for legacy in (False, True):
+        if legacy:
+            saved["dtypes"] = saved["dtypes"][1:]  # torch itself cannot read an 8-bit float back from that format
+        path = tmp_path / f"{legacy}.pt"
+        torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
+        built, loaded = load_mapped(check_pt(path)), torch.load(path)
+        for name in saved:
+            both = (
+                zip(built[name], loaded[name], strict=True)
+                if isinstance(saved[name], list)
+                else [(built[name], loaded[name])]
+            )
+            for one, other in both:
+                assert one.dtype == other.dtype and one.stride() == other.stride()
+                assert torch.equal(
+                    one.view(torch.uint8) if one.element_size() == 1 else one,
+                    other.view(torch.uint8) if one.element_size() == 1 else other,
+                )
+        built["views"][0].zero_()
+        assert not built["views"][3].any()  # they share one storage
+
+
+def test_to_resume_or_draw_from_a_file_it_must_hold_plain_values_alone(files):
+    for path in files:
+        if not path.name.startswith("a scheduler, protocol 2"):  # which has nothing else
+            with pytest.raises(UnsafeFileError):
+                load_checkpoint(path)
+
+
+def test_a_legacy_file_that_was_cut_is_called_so_wherever_it_was_cut(tmp_path):
+    torch.save(
+        {"w": torch.ones(4), "x": "a text of some length"}, tmp_path / "a.pt", _use_new_zipfile_serialization=False
+    )
+    raw = (tmp_path / "a.pt").read_bytes()
+    for length in range(40, len(raw)):
+        (tmp_path / "b.pt").write_bytes(raw[:length])
+        with pytest.raises(BadDataError, match="cut short"):
+            check_pt(tmp_path / "b.pt")
+
+
+def test_objects_in_circles_and_chains_are_read_in_no_time(tmp_path):
+    """Each holds the one before twice: 2^60 if they were unfolded."""
+    body = FOREIGN + b"q\x01"
+    for _ in range(60):
+        body += FOREIGN + b"q\x02}" + b"X\1\0\0\0ah\x01s" + b"X\1\0\0\0bh\x01sbq\x01"
+        body = body + b"\x85"  # in a tuple, so that one value is left
+    content = check_pt(pt(tmp_path / "a.pt", program(b"(" + body + b"t"))).content
+    assert repr(content[-1][0]) == "trainer.state.State(a=trainer.state.State(…), b=trainer.state.State(…))"
+
+
+def test_tensors_that_together_claim_far_more_than_the_file_are_refused(tmp_path):
+    """A million values, referred to two hundred times: hours of work for whoever looks at each."""
+    one = tensor(storage(count=1 << 18), shape=(1 << 18,))
+    for body in (one + b"q\x01(" + b"h\x01" * 200 + b"t\x86", b"(" + one * 200 + b"t"):
+        with pytest.raises(UnsafeFileError, match="tensors that unfold to"):
+            check_pt(pt(tmp_path / "a.pt", program(body), {"0": bytes(1 << 20)}))
