@@ -105,6 +105,10 @@ class IdentityCard:
     def vae(self) -> VaeCard:
         return self._present(VaeCard)
 
+    def names_same_making(self, other: IdentityCard) -> bool:
+        """Whether both cards say the same of how features were made, seen in one and claimed in the other perhaps."""
+        return replace(self, claimed=other.claimed).sha256 == other.sha256
+
     def find(self, kind: type[Card]) -> Card | None:
         """The encoder's card; None while its pass was not begun."""
         return next((card for card in self.encoders if isinstance(card, kind)), None)

@@ -69,6 +69,15 @@ class Provenance:
             return self.identity
         raise BadDataError("this checkpoint was trained on a toy's points, which no encoder made", _OTHER_FILE)
 
+    def is_same_data(self, other: Provenance) -> bool:
+        """Whether nothing but a claim tells them apart: an index that `dit shard --index --preset P` made of the same
+        samples has a card of its own, and with it another identity.
+        """
+        if not (isinstance(self.identity, IdentityCard) and isinstance(other.identity, IdentityCard)):
+            return self == other
+        same_samples = (self.order_hash, self.statistics, self.norm) == (other.order_hash, other.statistics, other.norm)
+        return same_samples and self.identity.names_same_making(other.identity)
+
     def to_json(self) -> dict[str, object]:
         return {
             "identity": self.identity.to_json(),

@@ -111,13 +111,20 @@ def require_readable(config: AnyConfig, data: Provenance) -> None:
     Provenance.from_json(data.to_json(), "the data of this run")
 
 
+INDEX_IS_CLAIM = (
+    "the index of the data is another one, made later (dit shard --index): its samples and statistics are those of the"
+    " checkpoint, and that its encoders made them is a claim in one of the two"
+)
+
+
 def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Provenance, named: set[str]) -> list[str]:
     """The differences between a checkpoint and the run that would continue it, all of them named on the command line.
 
     Args:
         named: dotted keys given with `-s`; one that takes another's place names both.
 
-    Raises `UsageError` for a changed key that was not named and `BadDataError` for other data.
+    Raises `UsageError` for a changed key that was not named and `BadDataError` for other data. Data whose index alone
+    was made again are the same.
     """
     # keys younger than the checkpoint have their defaults
     before = config_from_dict(checkpoint["config"], "the checkpoint's configuration")
@@ -130,7 +137,8 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
             "resume without --preset, or name each change with -s key=value",
         )
     old = Provenance.from_json(checkpoint["data"], "the checkpoint")
-    if old.identity_hash != data.identity_hash:
+    is_claim = old.identity_hash != data.identity_hash and old.is_same_data(data)
+    if old.identity_hash != data.identity_hash and not is_claim:
         raise BadDataError(
             "the data have another identity than the checkpoint's:"
             f" {'; '.join(differences(data.identity.to_json(), old.identity.to_json()))}",
@@ -147,7 +155,7 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
             " differently",
             "train on the shards of before (--data), or start a new run from these weights with --init",
         )
-    return changed
+    return [*changed, INDEX_IS_CLAIM] if is_claim else changed
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -216,7 +216,9 @@ def judge_during_training(
 
 
 def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
-    if shards.identity_hash != pipeline.data.identity_hash and not _is_subset(shards.card, pipeline.data.card):
+    of_now, trained = Provenance.of(shards, shards.split(TRAIN), pipeline.config), pipeline.data
+    same = shards.identity_hash == trained.identity_hash or of_now.is_same_data(trained)
+    if not same and not _is_subset(shards.card, trained.card):
         found = (
             "; ".join(differences(shards.card.to_json(), pipeline.data.identity.to_json()))
             or "the identity hashes differ"
@@ -229,7 +231,9 @@ def _require_same_data(pipeline: Pipeline, shards: ShardSet) -> None:
 
 def _is_subset(found: IdentityCard, trained: IdentityCard) -> bool:
     """Whether features were made as those of the training, of some of its buckets."""
-    return replace(found, buckets=trained.buckets) == trained and set(found.buckets) <= set(trained.buckets)
+    return replace(found, buckets=trained.buckets).sha256 == trained.sha256 and set(found.buckets) <= set(
+        trained.buckets
+    )
 
 
 def _about_data(trial: Trial, folder: Path) -> dict[str, object]:

@@ -198,3 +198,32 @@ def test_going_on_without_a_run_and_a_preset_names_the_folder(dit, tmp_path):
     outcome = dit("train", "--continue", "--out", tmp_path / "nowhere")
     assert outcome.code == 2 and "--preset P" in outcome.err and "no such file" not in outcome.err
     assert not (tmp_path / "nowhere").exists()
+
+
+def _claimed_again(family_shards, folder, dit):
+    """The shards with their index lost, and made again from the tars alone."""
+    shutil.copytree(family_shards.folder, folder)
+    for path in [folder / "index.json", *folder.rglob("*.members.json")]:
+        path.unlink()
+    words = [word for override in family_shards.overrides for word in ("-s", override)]
+    made = dit("shard", "--index", folder, "--preset", family_shards.preset, *words)
+    assert made.code == 0, made.err
+    return folder
+
+
+def test_a_run_goes_on_where_its_index_was_made_again_as_a_claim(family_run, family_shards, dit, tmp_path):
+    run, shards = stopped_at(family_run, 3, tmp_path / "run"), _claimed_again(family_shards, tmp_path / "shards", dit)
+    resumed = dit("train", "--resume", "--out", run, "--data", shards)
+    assert resumed.code == 0 and "a claim" in resumed.err, resumed.err
+    assert_same_bits(final_state(family_run), final_state(run))
+
+
+def test_other_samples_under_a_claimed_index_are_refused(family_run, family_shards, dit, tmp_path):
+    run, shards = stopped_at(family_run, 3, tmp_path / "run"), _claimed_again(family_shards, tmp_path / "shards", dit)
+    for path in [shards / "index.json", *shards.rglob("*.members.json")]:
+        path.unlink()
+    next(shards.rglob("bucket_*/shard-*.tar")).unlink()
+    words = [word for override in family_shards.overrides for word in ("-s", override)]
+    assert dit("shard", "--index", shards, "--preset", family_shards.preset, *words).code == 0
+    resumed = dit("train", "--resume", "--out", run, "--data", shards)
+    assert resumed.code in (2, 3) and resumed.err.count("error: ") == 1, resumed.err

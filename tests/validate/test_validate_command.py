@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from dittool.ckpt.files import run_folder
 from dittool.ckpt.run_data import recorded_data
+from dittool.data.shards.older_sets import index_older_set
 from dittool.errors import UsageError
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import write_json
-from dittool.validate.run import ValidateOptions
+from dittool.validate.run import ValidateOptions, validate
 from tests.run_states import fresh_state
 
 
@@ -123,3 +125,13 @@ def test_a_comparison_refuses_what_it_would_ignore(tmp_path, dit):
     for option, value in (("--limit", 3), ("--tests", "dino_swap"), ("--data", tmp_path), ("--split", "train")):
         ended = dit("validate", "--compare", tmp_path, tmp_path, option, value)
         assert ended.code == 2 and f"{option}: no effect with --compare" in ended.err
+
+
+def test_shards_whose_index_was_made_again_as_a_claim_are_those_of_the_training(tiny_run, tiny_shards, tmp_path):
+    folder = shutil.copytree(tiny_shards.folder, tmp_path / "shards")
+    for path in [folder / "index.json", *folder.rglob("*.members.json")]:
+        path.unlink()
+    index_older_set(folder, tiny_shards.config)
+    checkpoint = tiny_run / "checkpoints" / "checkpoint_final.pt"
+    done = validate(checkpoint, folder, tmp_path / "out", ValidateOptions(["mode_losses"], limit=2))
+    assert done.results["data"]["unseen"]

@@ -15,6 +15,7 @@ program held out, or which are alike, is not known.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.features.passes import encoder_cards
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard
-from dittool.data.patch_storage import FP16, FP32
+from dittool.data.patch_storage import FP16, FP32, INT8, POOLED, STORED_DTYPE, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT
 from dittool.data.shards.index import (
     HOLDOUT,
@@ -65,7 +66,8 @@ def index_older_set(folder: Path, config: ImageConfig, holdout: float | None = N
     card = _claimed_card(shards, config)
     held = _held_out(shards.samples, holdout)
     share = sum(ref.shard in held for ref in shards.samples) / len(shards.samples)
-    return _indexed(shards, card, held, talk, _Making("", None, share, None))
+    classes = tuple(sorted({shards.read_record(ref).cls for ref in shards.samples} - {""}))
+    return _indexed(shards, card, held, talk, _Making("", classes or None, share, None))
 
 
 def index_again(folder: Path, derived: Path, holdout: float | None, seed: int, talk: Talk = SILENT) -> ShardIndex:
@@ -175,12 +177,20 @@ def _indexed(shards: ShardSet, card: IdentityCard, held: set[str], talk: Talk, m
 
 
 def _claimed_card(shards: ShardSet, config: ImageConfig) -> IdentityCard:
-    first = shards.read(shards.samples[0])
-    storage = FP32 if first.arrays()[IMAGE_PATCHES].dtype == np.float32 else FP16
     found = {bucket for ref in shards.samples if (bucket := _bucket_of(ref))}
     configured = {bucket.name for bucket in config.data.bucket_sizes()}
     buckets = [bucket.name for bucket in config.data.bucket_sizes()] if found <= configured else sorted(found)
-    return IdentityCard(tuple(buckets), storage, encoder_cards(config), claimed=True)
+    card = IdentityCard(tuple(buckets), FP16, encoder_cards(config), claimed=True)
+    return replace(card, patch_storage=_storage_of(shards.read(shards.samples[0]), card))
+
+
+def _storage_of(sample: Sample, card: IdentityCard) -> str:
+    """How the patches of a set are stored, as its first sample shows it: by their type and their number."""
+    stored, stride = sample.arrays()[IMAGE_PATCHES], card.vae.stride
+    if stored.dtype != STORED_DTYPE[FP16] or sample.latent.ndim != 3:
+        return FP32 if stored.dtype == STORED_DTYPE[FP32] else INT8 if stored.dtype == STORED_DTYPE[INT8] else FP16
+    grid = patch_grid(sample.latent.shape[2] * stride, sample.latent.shape[1] * stride, card.image.patch_size)
+    return POOLED if len(stored) == math.prod(stored_grid(grid, POOLED)) < math.prod(grid) else FP16
 
 
 def _read_shard(shards: ShardSet, refs: list[SampleRef], card: IdentityCard) -> tuple[str, ShardStatistics]:
@@ -223,11 +233,11 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str, card: Iden
             )
     width, height = parse_size(bucket)
     image, stride = card.image, card.vae.stride
-    rows, columns = patch_grid(width, height, image.patch_size)
+    patches = math.prod(stored_grid(patch_grid(width, height, image.patch_size), card.patch_storage))
     claims = {
         "width of the text": (arrays[TEXT].shape[1], card.text.width),
         "width of CLS": (len(sample.cls), image.width),
-        "shape of the patches": (arrays[IMAGE_PATCHES].shape, (rows * columns, image.width)),
+        "shape of the patches": (arrays[IMAGE_PATCHES].shape, (patches, image.width)),
         "shape of the latent": (sample.latent.shape, (card.vae.channels, height // stride, width // stride)),
     }
     if wrong := [

@@ -34,11 +34,16 @@ from dittool.models.conditioning import Conditions
 from dittool.seeding import derive_seed
 
 _MOST_PASSES = 100  # over the training set in one batch; a few are asked for where one image is learned by heart
+NO_SAMPLES = "no training samples", "add images, or lower the hold-out share"
 _TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
 
 
 def require_few_passes(size: int, what: str, samples: int) -> None:
-    """Raises `UsageError` for a batch of `size` training samples that holds each of all `samples` absurdly often."""
+    """Raises `UsageError` for a batch of `size` training samples that holds each of all `samples` absurdly often,
+    `BadDataError` where there are none.
+    """
+    if not samples:
+        raise BadDataError(*NO_SAMPLES)
     if size > _MOST_PASSES * samples:
         raise UsageError(
             f"{size:,} {what} in a batch, and {samples:,} samples to train on: each would be in it"
@@ -88,7 +93,7 @@ class BatchPlan:
         each bucket.
         """
         if not buckets:
-            raise BadDataError("no training samples", "add images, or lower the hold-out share")
+            raise BadDataError(*NO_SAMPLES)
         self._members = {
             name: [i for i, bucket in enumerate(buckets) if bucket == name] for name in sorted(set(buckets))
         }

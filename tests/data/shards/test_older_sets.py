@@ -82,12 +82,12 @@ def lost(tiny_shards, folder, shard_size=3):
     return index
 
 
-@pytest.mark.parametrize("storage", ["fp16", "int8"])
+@pytest.mark.parametrize("storage", ["fp16", "int8", "pooled"])
 def test_a_lost_index_is_made_again_equal_to_the_old_one(tiny_shards, tmp_path, dit, storage):
     derived = tiny_shards.folder.parent / "derived"
-    if storage == "int8":
+    if storage != "fp16":
         derived = tmp_path / "derived"
-        embed(tiny_shards.images, derived, tiny_shards.config_with("data.patch_storage=int8"))
+        embed(tiny_shards.images, derived, tiny_shards.config_with(f"data.patch_storage={storage}"))
     shard(derived, tmp_path / "set", 3, seed=5)
     before = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
     for path in (tmp_path / "set").rglob("*.json"):
@@ -97,6 +97,18 @@ def test_a_lost_index_is_made_again_equal_to_the_old_one(tiny_shards, tmp_path, 
     after = {path: path.read_bytes() for path in (tmp_path / "set").rglob("*") if path.is_file()}
     assert {path for path in after if path.name != ".lock"} == {path for path in before if path.name != ".lock"}
     assert all(after[path] == before[path] for path in before if path.name != ".lock")
+
+
+@pytest.mark.parametrize("storage", ["int8", "pooled"])
+def test_a_claim_says_how_patches_are_stored(tiny_shards, tmp_path, dit, storage):
+    embed(tiny_shards.images, tmp_path / "derived", tiny_shards.config_with(f"data.patch_storage={storage}"))
+    shard(tmp_path / "derived", tmp_path / "set")
+    made = ShardSet.open(tmp_path / "set")
+    for path in (tmp_path / "set").rglob("*.json"):
+        path.unlink()
+    assert index(dit, tmp_path / "set").code == 0
+    claimed = ShardSet.open(tmp_path / "set")
+    assert claimed.card.claimed and claimed.card.names_same_making(made.card) and claimed.statistics == made.statistics
 
 
 def test_the_folder_of_other_images_makes_no_index(tiny_shards, class_shards, tmp_path, dit):
