@@ -106,14 +106,14 @@ def main(
     for line in rules.refused:
         console.warn(line)
     if explain is not None:
-        require_effect(context, "--explain", "explain")
+        require_effect(context, "with --explain", "explain")
         _explain(console, rules, explain)
         return
     if not targets:
         raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
     if spec is not None:
         printed = [] if form in (Format.sarif, Format.junit) else ["format"]
-        require_effect(context, "--spec", "spec", "targets", *printed)
+        require_effect(context, "with --spec", "spec", "targets", *printed)
         _show_parity(console, form, targets, spec)
         return
     chosen = _codes(select), _codes(ignore)

@@ -88,12 +88,12 @@ def main(
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
     if verify:
-        require_effect(context, "--verify", "verify", "out", "stages")
+        require_effect(context, "with --verify", "verify", "out", "stages")
         _verify(out, wanted, console)
         return
     config = image_config(load_config(preset, overrides), f"--preset {preset}", "dit embed makes features of images")
     if preview is not None:
-        require_effect(context, "--preview", "preview", "source", "preset", "overrides")
+        require_effect(context, "with --preview", "preview", "source", "preset", "overrides")
         _preview(source, preview, config, console)
     elif estimate:
         _estimate(source, out, config, wanted, console)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import ForceOption, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import ForceOption, JsonOption, QuietOption, VerboseOption, console_for, require_effect
 from dittool.console import Console
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ _SHOWN = 20  # rows of a difference
 
 
 def main(
+    context: typer.Context,
     file: Annotated[
         Path,
         typer.Argument(
@@ -63,7 +64,9 @@ def main(
     from dittool.storage import require_replaceable
 
     console = console_for(json, quiet, verbose)
-    if export is not None and export.suffix.lower() != ".safetensors":
+    if export is None:
+        require_effect(context, "without --export", "file", "tree", "diff")
+    elif export.suffix.lower() != ".safetensors":
         raise UsageError(
             f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors"
         )

@@ -70,7 +70,16 @@ NONE_GIVEN: list[str] = []  # default of an option that may be repeated
 
 
 def console_for(json: bool, quiet: bool, verbose: bool) -> Console:
-    """The console behind `--json`, `--quiet` and `--verbose`, which says first what runs."""
+    """The console behind `--json`, `--quiet` and `--verbose`, which says first what runs. Raises `UsageError` for the
+    last two together.
+    """
+    if quiet and verbose:
+        from dittool.errors import UsageError
+
+        raise UsageError(
+            "--quiet and --verbose exclude each other: one leaves remarks out, the other adds to them",
+            "leave one of them out",
+        )
     console = Console(json=json, quiet=quiet, verbose=verbose)
     if verbose:
         console.note(f"dit {__version__}, Python {platform.python_version()}, process {os.getpid()} in {Path.cwd()}")
@@ -81,7 +90,7 @@ def require_effect(context: typer.Context, mode: str, *acting: str) -> None:
     """Refuses arguments that were given and do nothing in this mode of a command: none is ignored in silence.
 
     Args:
-        mode: as it was asked for, "--index".
+        mode: as it was asked for: "with --index", "without --export".
         acting: names of the parameters that act in it; --json, --quiet and --verbose always do.
 
     Raises `UsageError` naming what was given in vain.
@@ -97,4 +106,4 @@ def require_effect(context: typer.Context, mode: str, *acting: str) -> None:
         and given.name == "COMMANDLINE"
     ]
     if vain:
-        raise UsageError(f"{', '.join(vain)}: no effect with {mode}", "leave it out, or run the commands one by one")
+        raise UsageError(f"{', '.join(vain)}: no effect {mode}", "leave it out, or run the commands one by one")

@@ -83,11 +83,11 @@ def main(
 
     console = console_for(json, quiet, verbose)
     if index is not None and preset is not None:
-        require_effect(context, "--index with --preset", "index", "preset", "overrides", "holdout")
+        require_effect(context, "with --index and --preset", "index", "preset", "overrides", "holdout")
         _index(index, preset, overrides, holdout, console)
         return
     if index is not None:
-        require_effect(context, "--index without --preset", "index", "derived", "holdout", "seed")
+        require_effect(context, "with --index without --preset", "index", "derived", "holdout", "seed")
         _index_again(index, derived, holdout, seed, console)
         return
     if preset is not None or overrides:
@@ -95,7 +95,7 @@ def main(
             "--preset and -s belong to --index; shards take their settings from the derived folder", "leave them out"
         )
     if verify:
-        require_effect(context, "--verify", "verify", "out")
+        require_effect(context, "with --verify", "verify", "out")
         _verify(out, console)
         return
     from dittool.data.shards.write import shard

@@ -24,6 +24,7 @@ from dittool.shell import command_line, quoted
 
 if TYPE_CHECKING:
     from dittool.config.architectures import AnyConfig
+    from dittool.train.estimate import Plan
 
 
 def main(
@@ -89,7 +90,9 @@ def main(
     from dittool.ckpt.run_data import DEFAULT_DATA, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
-    from dittool.train.beginning import require_one_beginning, run_folders
+    from dittool.errors import UsageError
+    from dittool.train.beginning import Beginning, require_one_beginning, run_folders
+    from dittool.train.estimate import estimate
     from dittool.train.loop import train
 
     console = console_for(json, quiet, verbose)
@@ -101,9 +104,6 @@ def main(
         data = recorded_data(own, again, resume_from) if resume or continue_ or resume_from else DEFAULT_DATA
     named = preset or str(own / "resolved.toml")
     config = load_config(named, overrides)
-    if dry_run:
-        _show_plan(config, data, console)
-        return
     if continue_ and list_checkpoints(out / "checkpoints"):
         resume, newest = True, newest_checkpoint(out / "checkpoints", strict=strict)
         if newest.step is not None and newest.step >= config.train.steps:
@@ -113,6 +113,13 @@ def main(
             return
     begins = not (resume or resume_from)
     changes = [override.partition("=")[0].strip() for override in overrides]
+    if dry_run:
+        if no_audit:
+            raise UsageError("--no-audit: no effect with --dry-run, which audits nothing", "leave it out")
+        beginning = Beginning(resume, resume_from, strict, set(changes), init)
+        begun = beginning.step(out / "checkpoints", config.train.steps, console)
+        _show_plan(estimate(beginning.configured(config, console), data, console, begun), out, console)
+        return
     done = train(
         config,
         data,
@@ -155,12 +162,11 @@ def _require_audited(config: AnyConfig, name: str, data: Path, out: Path, consol
     raise typer.Exit(ANSWER_IS_NO)
 
 
-def _show_plan(config: AnyConfig, data: Path, console: Console) -> None:
+def _show_plan(plan: Plan, out: Path, console: Console) -> None:
+    from dittool import machine
     from dittool.console import duration_text
     from dittool.storage import bytes_text
-    from dittool.train.estimate import estimate
 
-    plan = estimate(config, data, console)
     console.json(plan.to_json())
     columns = ("bucket", "samples", "batch", "tokens", "context", "of batches", "a step")
     console.table(columns, [one.row for one in plan.buckets])
@@ -168,11 +174,12 @@ def _show_plan(config: AnyConfig, data: Path, console: Console) -> None:
         f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples"
         + ("" if plan.epochs is None else f" = {plan.epochs:.3g} epochs")
     )
-    console.result(
-        f"time    {duration_text(plan.seconds)} at {plan.seconds_per_step:.3g} s a step, measured on {plan.device}"
-    )
+    left = f" for the {plan.steps_left:,} steps after step {plan.begun:,}" if plan.begun else ""
+    a_step = f"{plan.seconds_per_step:.3g} s a step, measured on {plan.device}"
+    console.result(f"time    {duration_text(plan.seconds)}{left} at {a_step}")
     console.result(f"memory  {bytes_text(plan.memory_bytes)}: {plan.memory_from}")
-    console.result(
-        f"disk    {bytes_text(plan.disk_bytes)}: {plan.checkpoints_kept} checkpoints of"
-        f" {bytes_text(plan.checkpoint_bytes)}"
-    )
+    kept = f"{plan.checkpoints_kept} checkpoints of {bytes_text(plan.checkpoint_bytes)} need"
+    found = machine.disk(out, plan.disk_bytes, kept)
+    console.result(f"disk    {out}: {found.what}")
+    if found.status == machine.BITES:
+        console.warn(f"{found.what}; {found.remedy}")

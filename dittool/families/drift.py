@@ -200,6 +200,7 @@ FAMILY = Family(
     batches=batches,
     loss=loss,
     inputs=inputs,
+    fewest=lambda config: config.drift.generated,
     figures=figures,
     state=state,
     evaluate=evaluate,

@@ -174,6 +174,7 @@ class Family(Generic[C, N, D, B, L]):
     kinds: Callable[[D], list[BatchKind[B]]] = lambda _: []
     noise: Callable[[C, Path], None] = _no_effect  # writes a set of noise in the sizes of the configuration
     cheap_begin: Callable[[C], C] = lambda config: config  # the same steps, with little before the first
+    fewest: Callable[[C], int] = lambda _: 1  # samples that a micro-batch can have
     # Of the largest batch as a reading process hands it over; a usual codec, image encoder and caption are assumed.
     batch_bytes: Callable[[C, FeatureWidths], int] = lambda _config, _widths: 0
     codec: Callable[[C], str | None] = lambda _: None  # the codec that its drawings are decoded with

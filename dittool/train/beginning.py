@@ -65,6 +65,19 @@ class Beginning:
             require_same_meaning(self.init, config, talk)
         return for_warm_start(config, talk)
 
+    def step(self, checkpoints: Path, total: int, talk: Talk) -> int:
+        """Where the run of `total` steps begins, by what its checkpoints say of themselves; none is loaded. Raises
+        `UsageError` at its end, `BadDataError` for a damaged checkpoint.
+        """
+        if self.is_new:
+            return 0
+        if self.resume_from is not None:
+            found = chosen_checkpoint(self.resume_from, checkpoints)
+        else:
+            found = newest_checkpoint(checkpoints, talk, self.strict)
+        require_steps_left(found.step or 0, total, found.path)
+        return found.step or 0
+
     def bring(self, state: TrainState, checkpoints: Path, talk: Talk) -> dict[str, Any]:
         """Brings a fresh state to where the run begins, and returns the checkpoint that it came from; {}: none."""
         if self.resume_from is not None:
@@ -134,13 +147,18 @@ def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Ta
         require_fit(content[part], state.model.state_dict(), f"{newest.path}: {part}")
         require_finite(content[part], f"{newest.path}: {part}")
     state.restore(content)
-    if state.step >= total:
-        raise UsageError(
-            f"{newest.path}: step {state.step} of {total} is the end of this run",
-            "train on with -s train.steps=N above that",
-        )
+    require_steps_left(state.step, total, newest.path)
     talk.note(f"resumed from {newest.path} at step {state.step}")
     return content
+
+
+def require_steps_left(step: int, total: int, checkpoint: Path) -> None:
+    """Raises `UsageError` at the end of a run."""
+    if step >= total:
+        raise UsageError(
+            f"{checkpoint}: step {step} of {total} is the end of this run",
+            "train on with -s train.steps=N above that",
+        )
 
 
 def chosen_checkpoint(path: Path, checkpoints: Path) -> CheckpointFile:

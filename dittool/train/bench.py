@@ -29,7 +29,7 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import WeightsMissingError
 from dittool.families.family import MicroBatch, family_of
 from dittool.train.distributed import Ranks, process_group
-from dittool.train.estimate import batch_kinds
+from dittool.train.estimate import batch_kinds, require_memory
 from dittool.train.log import peak_memory_bytes
 from dittool.train.loop import train_step
 from dittool.train.state import TrainState
@@ -87,6 +87,7 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
         talk.progress("measure", 6, "part") as task,
     ):
         folder = Path(scratch) / "shards"
+        _require_memory(config, Path(scratch) / "few", ranks)
         family.noise(config, folder)
         opened = family.open_data(config, folder, ranks)
         state = TrainState(config, opened, ranks)
@@ -107,6 +108,13 @@ def bench(config: AnyConfig, talk: Talk = SILENT) -> Bench:
         peak_memory_bytes(ranks.device),
         _figures(config, rates, product, flops),
     )
+
+
+def _require_memory(config: AnyConfig, folder: Path, ranks: Ranks) -> None:
+    """Before much noise is written: what `require_memory` raises, by a set for as few samples as there can be."""
+    family = family_of(config)
+    family.noise(changed(config, {"train.batch_size": family.fewest(config)}, "for one sample"), folder)
+    require_memory(config, folder, ranks)
 
 
 def _measured(state: TrainState, example: MicroBatch, folder: Path, task: Task) -> _Rates:

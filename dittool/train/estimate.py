@@ -15,11 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dittool import machine
 from dittool.ckpt.files import state_bytes
 from dittool.config.architectures import AnyConfig
+from dittool.config.load import changed
 from dittool.console import SILENT, Talk
 from dittool.devices import as_in_training, device_name, device_of_choice, wait_for
+from dittool.errors import StorageError
 from dittool.families.family import BatchKind, MicroBatch, family_of
+from dittool.storage import bytes_text
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
 from dittool.train.readiness import checkpoints_kept, require_room
@@ -52,7 +56,8 @@ class Plan:
     """The resolved plan of a run."""
 
     parameters: int
-    steps: int
+    steps: int  # of the run
+    begun: int  # the step that it goes on from
     samples_per_step: float  # mean, where each bucket has its own batch size
     epochs: float | None  # None: there is no training set to pass over
     buckets: list[BucketCost]
@@ -68,8 +73,13 @@ class Plan:
         return sum(bucket.share * bucket.seconds for bucket in self.buckets)
 
     @property
+    def steps_left(self) -> int:
+        return max(self.steps - self.begun, 0)
+
+    @property
     def seconds(self) -> float:
-        return self.seconds_per_step * self.steps
+        """For the steps that are left."""
+        return self.seconds_per_step * self.steps_left
 
     @property
     def disk_bytes(self) -> int:
@@ -80,12 +90,15 @@ class Plan:
         return {**asdict(self), **figures}
 
 
-def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
-    """Measures a plan on this machine. Raises what training would raise for the same data and configuration."""
+def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT, begun: int = 0) -> Plan:
+    """Measures a plan on this machine, of a run that goes on from step `begun`. Raises what training would raise for
+    the same data and configuration.
+    """
     family, ranks = family_of(config), Ranks(0, 1, device_of_choice())
     config = family.cheap_begin(config)
     opened = family.open_data(config, data, ranks)
     require_room(config, family.largest_batch(opened), talk)
+    require_memory(config, data, ranks)
     state = TrainState(config, opened, ranks)
     family.begin(opened, {}, talk)
     kinds, buckets, memory = batch_kinds(state), [], (0, "")
@@ -105,6 +118,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
     return Plan(
         parameters=sum(parameter.numel() for parameter in state.model.parameters()),
         steps=train.steps,
+        begun=begun,
         samples_per_step=train.accumulate * sum(kind.share * kind.batch for kind in kinds),
         epochs=train.steps * fresh_per_step / samples if samples else None,
         buckets=sorted(buckets, key=lambda bucket: -bucket.share),
@@ -114,6 +128,35 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT) -> Plan:
         checkpoint_bytes=state_bytes(state.to_checkpoint()),
         checkpoints_kept=checkpoints_kept(config),
     )
+
+
+def require_memory(config: AnyConfig, data: Path, ranks: Ranks) -> None:
+    """Raises `StorageError` when an update of this batch size does not fit into the memory of the device, going by one
+    of as few samples as there can be: what is far too large is not begun.
+    """
+    family = family_of(config)
+    fewest = family.fewest(config)
+    small = changed(config, {"train.batch_size": fewest, "train.accumulate": 1}, "for one sample")
+    opened = family.open_data(small, data, ranks)
+    state = TrainState(small, opened, ranks)
+    family.begin(opened, {}, SILENT)
+    kind = max(batch_kinds(state), key=lambda kind: kind.tokens)
+    weights = 5 * sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
+    with as_in_training(ranks.device, "fp32"):
+        each = max(_memory(state, kind.example)[0] - weights, 0) // len(kind.example)
+    samples = (config.train.batch_size or max(1, (config.train.tokens_per_batch or 0) // kind.tokens)) // ranks.count
+    needed = weights + each * samples
+    if ranks.device.type == "cuda":
+        there = torch.cuda.get_device_properties(ranks.device).total_memory
+        fits, what = needed <= there, f"a run needs about {bytes_text(needed)}, the device has {bytes_text(there)}"
+    else:
+        found = machine.memory(needed)
+        fits, what = found.status != machine.BITES, found.what
+    if not fits:
+        raise StorageError(
+            f"memory: an update with {samples:,} samples in a micro-batch, going by one of {fewest:,}: {what}",
+            "make train.batch_size or train.tokens_per_batch smaller, and train.accumulate larger for the same step",
+        )
 
 
 def batch_kinds(state: TrainState) -> list[BatchKind[MicroBatch]]:

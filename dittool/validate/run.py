@@ -56,6 +56,7 @@ from dittool.whereabouts import find, remembered
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
 OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
 _WITH_PICTURES = TESTS[:3]
+_WITH_LPIPS = {"reconstruction", "text_manip"}
 RESULTS = "results.json"
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
@@ -79,6 +80,11 @@ class ValidateOptions:
         if unknown or not self.tests:
             raise UsageError(
                 f"no test is called '{unknown[0]}'" if unknown else "no test is named", f"there are {', '.join(known)}"
+            )
+        if self.lpips_backbone is not None and not _WITH_LPIPS & set(self.tests):
+            raise UsageError(
+                f"--lpips-backbone: no effect with --tests {','.join(self.tests)}, which measure no LPIPS",
+                f"leave it out, or name one that does: {', '.join(sorted(_WITH_LPIPS))}",
             )
         if self.limit is not None and self.limit < 0:
             raise UsageError(

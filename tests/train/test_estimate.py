@@ -8,9 +8,12 @@ import re
 import pytest
 import torch
 
+from dittool import machine
 from dittool.config.load import load_config
 from dittool.train.estimate import device_name, estimate
 from dittool.train.loop import train
+from tests.conftest import TINY
+from tests.run_states import stopped_at
 
 
 def test_the_plan_adds_up_and_the_checkpoint_has_the_size_it_says(tiny_shards, tiny_run):
@@ -89,3 +92,35 @@ def test_a_batch_far_beyond_the_data_ends_a_dry_run_at_once_with_both_numbers(fa
     words = [word for key in (*shards.overrides, "train.batch_size=100000") for word in ("-s", key)]
     outcome = dit("train", "--preset", shards.preset, "--data", shards.folder, "--dry-run", *words)
     assert outcome.code == 2 and re.search(said, outcome.err), outcome.err
+
+
+def test_the_plan_of_a_run_that_goes_on_is_that_of_the_steps_left(dit, tiny_run, tiny_shards, tmp_path):
+    run = stopped_at(tiny_run, 6, tmp_path / "run")
+    line = ("train", "--out", run, "--data", tiny_shards.folder, "--dry-run", "--json")
+    for goes_on, begun in (
+        (("--resume",), 6),
+        (("--continue",), 6),
+        (("--resume-from", run / "checkpoints" / "checkpoint_step0000003.pt"), 3),
+    ):
+        plan = json.loads(dit(*line, *goes_on).out)
+        assert plan["begun"] == begun and plan["seconds"] == pytest.approx((8 - begun) * plan["seconds_per_step"])
+    at_its_end = dit("train", "--out", tiny_run, "--data", tiny_shards.folder, "--dry-run", "--resume")
+    assert at_its_end.code == 2 and "is the end of this run" in at_its_end.err
+
+
+def test_a_dry_run_looks_at_what_the_run_would_begin_with(dit, tiny_run, tiny_shards, tmp_path):
+    line = ["train", "--preset", "demo", "--data", tiny_shards.folder, "--dry-run", "--out", tmp_path / "new"]
+    words = [word for key in TINY for word in ("-s", key)]
+    assert dit(*line, *words, "--init", tmp_path / "nowhere").code == 2
+    measured = dit(*line, *words, "--init", tiny_run)
+    assert measured.code == 0 and "becomes" in measured.err and str(tmp_path / "new") in measured.out
+    assert dit(*line, *words, "--no-audit").code == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("preset", ["demo", "drift-demo", "drift-toy"])
+def test_memory_that_a_batch_needs_is_told_before_it_is_made(preset, dit, monkeypatch):
+    monkeypatch.setattr(machine, "_memory_limits", lambda: iter([(2 << 30, "the machine has free")]))
+    for command in (["bench"], ["train", "--dry-run"]) if preset == "drift-toy" else (["bench"],):
+        ended = dit(*command, "--preset", preset, "-s", "train.batch_size=102400000")
+        assert ended.code == 5 and "102,400,000 samples" in ended.err and "free 2.1 GB" in ended.err, ended.err
