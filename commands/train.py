@@ -163,23 +163,12 @@ def _require_audited(config: AnyConfig, name: str, data: Path, out: Path, consol
 
 
 def _show_plan(plan: Plan, out: Path, console: Console) -> None:
-    from dittool import machine
-    from dittool.console import duration_text
-    from dittool.storage import bytes_text
-
     console.json(plan.to_json())
     columns = ("bucket", "samples", "batch", "tokens", "context", "of batches", "a step")
     console.table(columns, [one.row for one in plan.buckets])
-    console.result(
-        f"{plan.parameters:,} parameters, {plan.steps:,} steps of {plan.samples_per_step:.4g} samples"
-        + ("" if plan.epochs is None else f" = {plan.epochs:.3g} epochs")
-    )
-    left = f" for the {plan.steps_left:,} steps after step {plan.begun:,}" if plan.begun else ""
-    a_step = f"{plan.seconds_per_step:.3g} s a step, measured on {plan.device}"
-    console.result(f"time    {duration_text(plan.seconds)}{left} at {a_step}")
-    console.result(f"memory  {bytes_text(plan.memory_bytes)}: {plan.memory_from}")
-    kept = f"{plan.checkpoints_kept} checkpoints of {bytes_text(plan.checkpoint_bytes)} need"
-    found = machine.disk(out, plan.disk_bytes, kept)
-    console.result(f"disk    {out}: {found.what}")
-    if found.status == machine.BITES:
-        console.warn(f"{found.what}; {found.remedy}")
+    for line in plan.lines:
+        console.result(line)
+    disk = plan.room_in(out)
+    console.result(f"disk    {out}: {disk.what}")
+    if disk.remedy:
+        console.warn(f"{disk.what}; {disk.remedy}")

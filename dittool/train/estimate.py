@@ -19,10 +19,11 @@ from dittool import machine
 from dittool.ckpt.files import state_bytes
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import changed
-from dittool.console import SILENT, Talk
+from dittool.console import SILENT, Talk, duration_text
 from dittool.devices import as_in_training, device_name, device_of_choice, wait_for
 from dittool.errors import StorageError
 from dittool.families.family import BatchKind, MicroBatch, family_of
+from dittool.machine import Finding
 from dittool.storage import bytes_text
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
@@ -84,6 +85,23 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         return self.checkpoint_bytes * self.checkpoints_kept
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """For people."""
+        epochs = "" if self.epochs is None else f" = {self.epochs:.3g} epochs"
+        left = f" for the {self.steps_left:,} steps after step {self.begun:,}" if self.begun else ""
+        a_step = f"{self.seconds_per_step:.3g} s a step, measured on {self.device}"
+        return (
+            f"{self.parameters:,} parameters, {self.steps:,} steps of {self.samples_per_step:.4g} samples{epochs}",
+            f"time    {duration_text(self.seconds)}{left} at {a_step}",
+            f"memory  {bytes_text(self.memory_bytes)}: {self.memory_from}",
+        )
+
+    def room_in(self, out: Path) -> Finding:
+        """Whether the disk of the run's folder holds its checkpoints."""
+        kept = f"{self.checkpoints_kept} checkpoints of {bytes_text(self.checkpoint_bytes)} need"
+        return machine.disk(out, self.disk_bytes, kept)
 
     def to_json(self) -> dict[str, object]:
         figures = {name: getattr(self, name) for name in ("seconds_per_step", "seconds", "disk_bytes")}
