@@ -20,9 +20,15 @@ from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config
 from dittool.errors import BadDataError, UsageError
-from dittool.objective.schedule import is_decayed
+from dittool.objective.schedule import in_optimizer_order
 
-Moments = Mapping[str, Mapping[str, Tensor]]  # AdamW's state of each parameter: step, exp_avg, exp_avg_sq
+Moments = Mapping[str, Mapping[str, Tensor]]  # what the optimizer keeps of each parameter
+ADAMW, MUON = frozenset({"step", "exp_avg", "exp_avg_sq"}), frozenset({"momentum"})
+
+
+def gradient_mean(moments: Mapping[str, Tensor]) -> Tensor:
+    """The running mean of a parameter's gradients, which both keep."""
+    return moments["momentum"] if "momentum" in moments else moments["exp_avg"]
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,24 @@ class CheckpointView:
         return self.content if self.weights_only_file else load_weights(self.path)
 
     def moments(self) -> Moments | None:
-        """AdamW's state of each parameter by name; None when there is none, or its numbers do not fit the parameters.
+        """What the optimizer keeps of each parameter by name, `ADAMW` or `MUON`; None when there is none, or it does
+        not fit the parameters.
 
-        The optimizer counts parameters through its groups, the decayed ones first (`train/optim.py`).
+        AdamW counts parameters through its groups, the decayed ones first; Muon names them (`train/optim.py`).
         """
-        weights = self.content["model"]
-        order = [name for name in weights if is_decayed(name, weights[name].dim())]
-        order += [name for name in weights if not is_decayed(name, weights[name].dim())]
-        state = self.content.get("optimizer", {}).get("state", {})
+        weights, optimizer = self.content["model"], self.content.get("optimizer", {})
+        of_muon = optimizer.get("muon", {}).get("momentum", {})
+        dimensions = {name: weight.dim() for name, weight in weights.items()}
+        order = in_optimizer_order(dimensions, "muon" if of_muon else "adamw")
+        state = optimizer.get("state", {})
         if sorted(state) != list(range(len(order))):
             return None
         named = {name: state[index] for index, name in enumerate(order)}
-        return named if all(named[name]["exp_avg"].shape == weights[name].shape for name in named) else None
+        named |= {name: {"momentum": momentum} for name, momentum in of_muon.items()}
+        fit = named.keys() == weights.keys() and all(
+            part.shape == weights[name].shape
+            for name, parts in named.items()
+            for key, part in parts.items()
+            if key != "step"
+        )
+        return named if fit else None

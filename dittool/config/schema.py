@@ -144,6 +144,10 @@ class Dropout(Section):
         return self
 
 
+# as torch.optim.Muon's but for the decay; what they gave on the demo: docs/results.md
+MUON_DEFAULTS = {"muon_lr": 0.02, "muon_momentum": 0.95, "muon_weight_decay": 0.003}
+
+
 class Train(Section):
     """A step is one optimizer update, everywhere."""
 
@@ -159,6 +163,10 @@ class Train(Section):
     lr_halved: bool = False  # lr was halved by --init already, which does so once
     warmup_steps: Counted = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the blocks' matrices, AdamW of the rest
+    muon_lr: PositiveFloat | None = None  # peak rate of these matrices, on the schedule of lr
+    muon_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    muon_weight_decay: Annotated[float, Field(ge=0)] | None = None
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     clip: PositiveFloat = 1.0  # largest norm of the whole gradient
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
@@ -174,9 +182,19 @@ class Train(Section):
     # a project of Weights & Biases that gets the log too; needs the package wandb
     wandb: Annotated[str, Field(min_length=1)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _muon_defaults(cls, values: object) -> object:
+        """Its keys have values only where it acts."""
+        if not isinstance(values, dict) or values.get("optimizer") != "muon":
+            return values
+        return values | {key: value for key, value in MUON_DEFAULTS.items() if values.get(key) is None}
+
     @model_validator(mode="after")
     def _schedule(self) -> Train:
+        without_effect = [key for key in MUON_DEFAULTS if self.optimizer == "adamw" and getattr(self, key) is not None]
         require(
+            (not without_effect, f'{", ".join(without_effect)} has no effect without optimizer = "muon"'),
             (
                 self.warmup_steps < self.steps,
                 f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises",

@@ -6,10 +6,13 @@ An update is one optimizer step, however many micro-batches it accumulates; upda
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from dittool.config.schema import Ema, Train
+
+UpdateRule = Literal["muon", "decayed", "plain"]  # plain: AdamW without weight decay
 
 
 def learning_rate(step: int, train: Train) -> float:
@@ -38,3 +41,22 @@ def is_decayed(name: str, dimensions: int) -> bool:
     no meaning.
     """
     return dimensions >= 2 and "null_" not in name
+
+
+def update_rule(name: str, dimensions: int, optimizer: str) -> UpdateRule:
+    """How `train.optimizer` updates a parameter. Muon is for the matrices through which tokens go from block to block,
+    not for those that make scales and gates out of a condition, embed or put out.
+    """
+    if optimizer == "muon" and name.startswith("blocks.") and dimensions == 2 and "modulation" not in name:
+        return "muon"
+    return "decayed" if is_decayed(name, dimensions) else "plain"
+
+
+def in_optimizer_order(dimensions: Mapping[str, int], optimizer: str) -> list[str]:
+    """Names of the parameters that AdamW updates, as its state counts them: the decayed ones first.
+
+    Args:
+        dimensions: of each parameter, in the model's order.
+    """
+    rules = {name: update_rule(name, count, optimizer) for name, count in dimensions.items()}
+    return [name for wanted in ("decayed", "plain") for name, rule in rules.items() if rule == wanted]

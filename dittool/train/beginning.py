@@ -103,8 +103,11 @@ def for_warm_start(config: AnyConfig, talk: Talk) -> AnyConfig:
     if train.lr_halved:
         return config
     lr = train.lr / 2
-    talk.note(f"--init: train.lr {train.lr:g} becomes {lr:g} (keep it with -s train.lr_halved=true)")
+    also = "" if train.muon_lr is None else f", train.muon_lr {train.muon_lr:g} becomes {train.muon_lr / 2:g}"
+    talk.note(f"--init: train.lr {train.lr:g} becomes {lr:g}{also} (keep it with -s train.lr_halved=true)")
     changes = {"train.lr": lr, "train.min_lr": min(train.min_lr, lr), "train.lr_halved": True}
+    if train.muon_lr is not None:
+        changes["train.muon_lr"] = train.muon_lr / 2
     return changed(config, changes, "halved for --init")
 
 

@@ -108,7 +108,7 @@ class Ranks:
         return value
 
     def gather(self, values: Tensor) -> Tensor:
-        """(n,) of each process → (processes · n,) on all of them."""
+        """(n, …) of each process → (processes · n, …) on all of them."""
         if self.count == 1:
             return values
         gathered = [torch.empty_like(values) for _ in range(self.count)]
@@ -174,6 +174,15 @@ def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]
         return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
     return {name: part(tensor, present[name]) for name, tensor in saved.items()}
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that each has in one piece, split as `like` is."""
+    if not _is_split(like):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _is_split(value: object) -> TypeGuard[DTensor]:

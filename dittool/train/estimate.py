@@ -212,8 +212,9 @@ def _memory(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         train_step(state, of_a_step)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
+    moments = state.optimizer.bytes_of_state()
     activations = sum(kept.values()) // state.config.train.accumulate
     return (
-        5 * weights + activations,
-        "5 × weights (weights, gradients, two moments, average) + what autograd kept in one micro-batch",
+        3 * weights + moments + activations,
+        "weights, gradients, average, moments of the optimizer + what autograd kept in one micro-batch",
     )

@@ -2,9 +2,10 @@
 
     commands/train.py → this file → families/flow.py → objective/flow.py → models/dit.py
 
-A step is one optimizer update: `accumulate` micro-batches, one clipped AdamW update, one EMA update. What a step sees
-is a function of its number alone, so stopping and resuming anywhere gives the bits of the uninterrupted run. What a
-micro-batch is, what is minimised on it, and what is shown of it, the family decides (`families/family.py`).
+A step is one optimizer update: `accumulate` micro-batches, one clipped update of the weights, one of their average.
+What a step sees is a function of its number alone, so stopping and resuming anywhere gives the bits of the
+uninterrupted run. What a micro-batch is, what is minimised on it, and what is shown of it, the family decides
+(`families/family.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ from dittool.train.beginning import Beginning
 from dittool.train.distributed import gathered, process_group
 from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, require_finite_step
 from dittool.train.log import Meter, RunLog, SideWork, StepFigures
-from dittool.train.optim import set_learning_rate
 from dittool.train.readiness import require_room, tell_disk
 from dittool.train.signals import StopRequest, launcher_warning, stop_on_signal
 from dittool.train.state import TrainState
@@ -311,9 +311,8 @@ def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:
     mean = state.ranks.mean(torch.stack(weighted).sum())
     state.samples_seen += samples
     require_finite_step(state.step + 1, mean, grad_norm, losses, ids, state.ranks)
-    rate = set_learning_rate(state.optimizer, state.step, config.train)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    rate = state.optimizer.update(state.step)
+    state.model.zero_grad(set_to_none=True)
     state.ema.update(state.model, state.step)
     state.step += 1
     return StepFigures(mean, grad_norm, rate, waited, samples, losses)
@@ -329,7 +328,7 @@ def _skip_update(run: _Run, failure: NonFiniteError) -> None:
             again = command_line("dit", "train", "--resume", "--out", run.folder)
             failure.hint = f"{failure.hint}; go on from the last checkpoint with: {again} -s train.lr=N"
         raise failure
-    state.optimizer.zero_grad(set_to_none=True)
+    state.model.zero_grad(set_to_none=True)
     state.step += 1
     state.skipped_updates += 1
     if run.log is not None:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from dittool.ckpt.files import FORMAT_VERSION
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import EXCLUSIVE
+from dittool.config.schema import EXCLUSIVE, MUON_DEFAULTS
 from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.families.family import TrainingData, family_of
 from dittool.train.distributed import Ranks, gathered, parts_like
-from dittool.train.optim import EmaModel, build_optimizer
+from dittool.train.optim import EmaModel, Optimizer
 
 COMPILER = "inductor"  # backend of torch.compile
 
@@ -39,7 +39,7 @@ class TrainState:
         for model in (self.model, self.ema.model):
             ranks.shard(model)
         self.replica = ranks.replica(self.model)  # the same weights; its backward averages gradients over the processes
-        self.optimizer = build_optimizer(self.model, config.train)
+        self.optimizer = Optimizer(self.model, config.train, ranks)
         self.step = 0  # optimizer updates made
         self.samples_seen = 0  # by all processes together
         self.skipped_updates = 0  # steps without an update, because loss or gradient was not finite
@@ -72,7 +72,7 @@ class TrainState:
             "config": config_to_dict(self.config),
             "model": gathered(self.model.state_dict()),
             "ema": gathered(self.ema.model.state_dict()),
-            "optimizer": gathered(self.optimizer.state_dict()),
+            "optimizer": gathered(self.optimizer.state()),
             "step": self.step,
             "samples_seen": self.samples_seen,
             "skipped_updates": self.skipped_updates,
@@ -87,19 +87,10 @@ class TrainState:
         """
         for model, part in ((self.model, "model"), (self.ema.model, "ema")):
             model.load_state_dict(parts_like(checkpoint[part], model.state_dict()))
-        self.optimizer.load_state_dict(self._moments(checkpoint["optimizer"]))
+        self.optimizer.load(checkpoint["optimizer"])
         self.step, self.samples_seen = checkpoint["step"], checkpoint["samples_seen"]
         self.skipped_updates = checkpoint.get("skipped_updates", 0)  # format version 1 did not always have it
         torch.set_rng_state(checkpoint["rng"]["torch"])
-
-    def _moments(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """The optimizer's state with each moment split as its parameter is."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        parts = {
-            index: parts_like(moments, dict.fromkeys(moments, parameters[index]))
-            for index, moments in saved["state"].items()
-        }
-        return {**saved, "state": parts}
 
 
 def require_readable(config: AnyConfig, data: Provenance) -> None:
@@ -130,6 +121,8 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
     before = config_from_dict(checkpoint["config"], "the checkpoint's configuration")
     changed = differences(config_to_dict(config), config_to_dict(before))
     replaced = {f"{section}.{other}" for (section, key), other in EXCLUSIVE.items() if f"{section}.{key}" in named}
+    if "train.optimizer" in named:
+        replaced |= {f"train.{key}" for key in MUON_DEFAULTS}
     unnamed = [line for line in changed if line.split(":")[0] not in named | replaced]
     if unnamed:
         raise UsageError(

@@ -26,6 +26,7 @@ from dittool.errors import BadDataError, StorageError
 from dittool.storage import folder_lock
 from dittool.train import log, loop
 from dittool.train.loop import train
+from dittool.train.optim import Optimizer
 from dittool.train.signals import stop_on_signal
 from tests.killed import killed_at
 
@@ -264,13 +265,13 @@ def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_that_step(
             kill()
         return real(state, ready)
 
-    def set_rate(optimizer, number, keys, real=loop.set_learning_rate):
+    def update(optimizer, number, real=Optimizer.update):
         if number == 4 and when == "while it computes":
             kill()
-        return real(optimizer, number, keys)
+        return real(optimizer, number)
 
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(loop, "set_learning_rate", set_rate)
+    monkeypatch.setattr(Optimizer, "update", update)
     # torch says "exited unexpectedly" where its watch comes before the signal of the death
     said = r"reads batches is gone: DataLoader worker \(pid.*(killed|exited unexpectedly)"
     with pytest.raises(StorageError, match=said) as lost:

@@ -66,18 +66,21 @@ def largest_difference(a: dict, b: dict) -> float:
 
 
 @pytest.mark.parametrize(
-    ("shards", "parallel"),
+    ("shards", "parallel", "optimizer"),
     [
-        ("tiny_shards", "fsdp"),
-        pytest.param("class_shards", "ddp", marks=pytest.mark.slow),
-        pytest.param("tiny_shards", "ddp", marks=pytest.mark.slow),
-        pytest.param("class_shards", "fsdp", marks=pytest.mark.slow),
+        ("tiny_shards", "fsdp", "muon"),
+        pytest.param("tiny_shards", "fsdp", "adamw", marks=pytest.mark.slow),
+        pytest.param("tiny_shards", "ddp", "muon", marks=pytest.mark.slow),
+        pytest.param("class_shards", "ddp", "adamw", marks=pytest.mark.slow),
+        pytest.param("tiny_shards", "ddp", "adamw", marks=pytest.mark.slow),
+        pytest.param("class_shards", "fsdp", "muon", marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_take_the_steps_of_one(shards, parallel, request, tmp_path):
+def test_two_processes_take_the_steps_of_one(shards, parallel, optimizer, request, tmp_path):
     family_shards = request.getfixturevalue(shards)
     keys = (
         f"parallel={parallel}",
+        f"optimizer={optimizer}",
         "accumulate=2",
         "steps=3",
         "lr=1e-4",

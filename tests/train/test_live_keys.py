@@ -42,6 +42,10 @@ WEIGHTS = {  # changes of which the weights after the last update must tell
     "min_lr": ["train.min_lr=1e-4"],
     "warmup_steps": ["train.warmup_steps=1"],
     "weight_decay": ["train.weight_decay=0.5"],
+    "optimizer": ['train.optimizer="muon"'],
+    "muon_lr": ['train.optimizer="muon"', "train.muon_lr=0.1"],  # each against the same without it
+    "muon_momentum": ['train.optimizer="muon"', "train.muon_momentum=0.5"],
+    "muon_weight_decay": ['train.optimizer="muon"', "train.muon_weight_decay=0.5"],
     "betas": ["train.betas=[0.5, 0.95]"],
     "clip": ["train.clip=0.01"],
     "precision": ['train.precision="bf16"'],

@@ -8,7 +8,8 @@ from torch import nn
 
 from dittool.config.schema import Ema, Train
 from dittool.objective.schedule import ema_decay, learning_rate
-from dittool.train.optim import EmaModel, build_optimizer
+from dittool.train.distributed import Ranks
+from dittool.train.optim import EmaModel, Optimizer
 
 TRAIN = Train(steps=100, batch_size=4, lr=1e-3, min_lr=1e-5, warmup_steps=10)
 
@@ -54,6 +55,6 @@ def test_gains_biases_and_nulls_are_not_decayed():
             self.null_text = nn.Parameter(torch.zeros(4))
 
     model = Model()
-    decayed, kept = build_optimizer(model, TRAIN).param_groups
+    decayed, kept = Optimizer(model, TRAIN, Ranks(0, 1, torch.device("cpu"))).adamw.param_groups
     assert [id(p) for p in decayed["params"]] == [id(model.linear.weight)] and decayed["weight_decay"] == 0.03
     assert len(kept["params"]) == 3 and kept["weight_decay"] == 0

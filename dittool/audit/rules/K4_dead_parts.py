@@ -19,6 +19,7 @@ Give every mode of `[dropout]` a share; follow the parameter through the model w
 
 from __future__ import annotations
 
+from dittool.audit.checkpoint_view import gradient_mean
 from dittool.audit.rule import Finding, failed, judged, passed, skipped
 from dittool.audit.subject import Checkpoint
 
@@ -48,7 +49,7 @@ def check(subject: Checkpoint) -> list[Finding]:
             vectors = raw[name].unflatten(0, (-1, raw[name].shape[1]))  # (9, D, D): shifts, scales and gates
             still_zero += [f"{name} vector {index}" for index, vector in enumerate(vectors) if not vector.any()]
     moments = view.moments() or {}
-    untouched = [name for name, state in moments.items() if not state["exp_avg_sq"].any()]
+    untouched = [name for name, state in moments.items() if not state.get("exp_avg_sq", gradient_mean(state)).any()]
     faults = [f"{len(still_zero)} parts are still zero: {', '.join(still_zero[:_SHOWN])}"] if still_zero else []
     if untouched:
         faults.append(f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}")

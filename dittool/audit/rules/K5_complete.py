@@ -19,7 +19,7 @@ Start from such weights with `dit train --init`, as a new run; keep full checkpo
 
 from __future__ import annotations
 
-from dittool.audit.checkpoint_view import Moments
+from dittool.audit.checkpoint_view import ADAMW, MUON, Moments
 from dittool.audit.rule import Finding, failed, judged, skipped
 from dittool.audit.subject import Checkpoint
 from dittool.ckpt.files import STATE_KEYS
@@ -55,7 +55,7 @@ def check(subject: Checkpoint) -> list[Finding]:
             f" {len(raw)}"
         )
         moments = {}
-    if lacking := [name for name, state in moments.items() if not {"step", "exp_avg", "exp_avg_sq"} <= state.keys()]:
+    if lacking := [name for name, state in moments.items() if not (state.keys() >= ADAMW or state.keys() >= MUON)]:
         faults.append(f"the optimizer lacks moments of {len(lacking)} parameters, first {lacking[0]}")
     if lacking := [key for key in _DATA_KEYS if key not in content["data"]]:
         faults.append(f"of the data it does not remember {', '.join(lacking)}")

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from dittool.audit.checkpoint_view import CheckpointView, Moments
+from dittool.audit.checkpoint_view import CheckpointView, Moments, gradient_mean
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Checkpoint
 from dittool.ckpt.parts import is_state_dict
@@ -87,11 +87,13 @@ def _distance(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], names: list[
 
 
 def _ahead(raw: Mapping[str, Tensor], ema: Mapping[str, Tensor], moments: Moments, names: list[str]) -> float:
-    """Cosine between raw − ema and the direction of AdamW's last updates, −m/√v."""
+    """Cosine between raw − ema and the direction of the last updates: of AdamW −m/√v, of Muon −m of one size."""
     dot = gap_square = step_square = 0.0
     for name in names:
         gap = (raw[name] - ema[name]).double()
-        step = -moments[name]["exp_avg"].double() / (moments[name]["exp_avg_sq"].double().sqrt() + 1e-12)
+        mean = gradient_mean(moments[name]).double()
+        square = moments[name].get("exp_avg_sq", mean.square().mean())
+        step = -mean / (square.double().sqrt() + 1e-12)
         dot += float((gap * step).sum())
         gap_square += float(gap.square().sum())
         step_square += float(step.square().sum())
