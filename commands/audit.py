@@ -17,9 +17,13 @@ from typer.models import OptionInfo
 from dittool import completion
 from dittool.commands.options import (
     NONE_GIVEN,
+    ExampleOption,
     JsonOption,
+    KwargsOption,
+    MemoryLimitOption,
     OverridesOption,
     QuietOption,
+    TimeLimitOption,
     VerboseOption,
     console_for,
     require_effect,
@@ -66,15 +70,10 @@ def main(
     ] = None,
     select: Annotated[list[str] | None, _codes_option("--select", "Only rules of these codes: E1 or E,K.")] = None,
     ignore: Annotated[list[str] | None, _codes_option("--ignore", "Not the rules of these codes.")] = None,
-    kwargs: Annotated[
-        str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)
-    ] = None,
-    example: Annotated[
-        str | None,
-        typer.Option(
-            "--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False
-        ),
-    ] = None,
+    kwargs: KwargsOption = None,
+    example: ExampleOption = None,
+    time_limit: TimeLimitOption = 900.0,
+    memory_limit: MemoryLimitOption = None,
     spec: Annotated[
         str | None,
         typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False),
@@ -96,6 +95,7 @@ def main(
     verbose: VerboseOption = False,
 ) -> None:
     """Check a checkpoint, preset, run, data folder or model."""
+    from dittool.audit.isolation.watched import Limits
     from dittool.audit.registry import load_rules
     from dittool.audit.runner import audit
     from dittool.errors import ANSWER_IS_NO, BUG, DONE, UsageError
@@ -116,8 +116,9 @@ def main(
         require_effect(context, "with --spec", "spec", "targets", *printed)
         _show_parity(console, form, targets, spec)
         return
+    limits = Limits(time_limit) if memory_limit is None else Limits(time_limit, int(memory_limit * 1e9))
     chosen = _codes(select), _codes(ignore)
-    audits = audit(targets, specimen_of, preset, *chosen, rules, console, kwargs, example, overrides)
+    audits = audit(targets, specimen_of, preset, *chosen, rules, console, kwargs, example, overrides, limits)
     _show(console, form, audits)
     codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)

@@ -45,6 +45,29 @@ ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace a file of another origin that stands where the result goes.")
 ]
 
+# Of a stranger's model, which runs in a process of its own
+KwargsOption = Annotated[
+    str | None, typer.Option("--kwargs", metavar="JSON", help="Arguments of a model factory.", show_default=False)
+]
+ExampleOption = Annotated[
+    str | None,
+    typer.Option("--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False),
+]
+TimeLimitOption = Annotated[
+    float,
+    typer.Option("--time-limit", metavar="SECONDS", min=1, help="What a factory's model may take, all rules together."),
+]
+MemoryLimitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="GB",
+        min=0.1,
+        help="Resident memory that a factory's model may take.",
+        show_default="nine tenths of this machine's",
+    ),
+]
+
 
 def _choose_device(name: str | None) -> str | None:
     if name is not None or "dittool.devices" in sys.modules:  # else nothing was chosen, and torch need not be loaded

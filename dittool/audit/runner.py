@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from dittool.audit.data_view import open_shards
+from dittool.audit.isolation.messages import Request
+from dittool.audit.isolation.outside import judge_apart
+from dittool.audit.isolation.watched import Limits
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.audit.report import Audit, Crash, Judged, as_json, as_markdown
 from dittool.audit.rule import (
@@ -26,7 +29,7 @@ from dittool.audit.rule import (
     warned,
 )
 from dittool.audit.subject import SHARDS, Data, Subject, why_unfit
-from dittool.audit.targets import SpecimenOf, open_subject, preset_subject
+from dittool.audit.targets import SpecimenOf, names_a_factory, open_subject, preset_subject
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.architectures import AnyConfig, reads_patches
 from dittool.console import SILENT, Talk
@@ -52,8 +55,9 @@ def audit(
     kwargs: str | None = None,
     example: str | None = None,
     overrides: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> list[Audit]:
-    """Audits targets, after all of them were opened.
+    """Audits targets, after all of them were opened; a model factory is opened and judged in a process of its own.
 
     Args:
         targets: each a preset's name, a `.toml`, a checkpoint, a run's folder, a shards or a derived folder, or a model
@@ -63,14 +67,26 @@ def audit(
         select, ignore: prefixes of codes.
         kwargs, example: of a model factory, as `open_subject` takes them.
         overrides: of the preset.
+        limits: of the process in which a factory's model is judged.
 
     Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for
     one that is none.
     """
     rules = rules or load_rules()
     chosen = rules.selected(select, ignore)
-    subjects = [open_subject(target, specimen_of, preset, kwargs, example, talk, overrides) for target in targets]
-    return [audit_subject(subject, chosen, named=bool(select), talk=talk) for subject in subjects]
+    strangers = [target for target in targets if names_a_factory(target) and (preset is not None or not overrides)]
+    opened = {
+        target: open_subject(target, specimen_of, preset, kwargs, example, talk, overrides)
+        for target in targets
+        if target not in strangers
+    }
+    asked = Request("", [], bool(select), kwargs, example)
+    return [
+        judge_apart(replace(asked, target=target), chosen, limits or Limits(), talk)
+        if target in strangers
+        else audit_subject(opened[target], chosen, named=bool(select), talk=talk)
+        for target in targets
+    ]
 
 
 def audit_before_training(

@@ -55,9 +55,8 @@ def open_subject(
     """
     if overrides and preset is None and not _names_a_preset(target):
         raise UsageError(f"-s: no effect on {target}, which is no preset", "leave it out, or add --preset P")
-    if _names_a_factory(target):
-        function = None if example is None else load_attribute(example)
-        return Foreign(target, ForeignModel(load_factory(target, kwargs), function))
+    if names_a_factory(target):
+        return open_factory(target, kwargs, example)
     if kwargs is not None or example is not None:
         raise UsageError(
             f"{target}: --kwargs and --example belong to a model factory",
@@ -76,6 +75,22 @@ def open_subject(
     if _names_a_preset(target) or not path.exists():
         return _open_preset(target, specimen_of, expected, overrides)
     raise UsageError(f"{target}: not a checkpoint, which ends in {', '.join(CHECKPOINT_SUFFIXES)}", _KINDS)
+
+
+def open_factory(target: str, kwargs: str | None = None, example: str | None = None) -> Foreign:
+    """The model of a factory, built and called in this process. Arguments and errors as of `open_subject`."""
+    function = None if example is None else load_attribute(example)
+    return Foreign(target, ForeignModel(load_factory(target, kwargs), function))
+
+
+def names_a_factory(target: str) -> bool:
+    """Whether a target has the form `file.py:Name` or `package.module:Name`."""
+    module, colon, name = target.rpartition(":")
+    return (
+        bool(colon)
+        and name.isidentifier()
+        and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
+    )
 
 
 def preset_subject(target: str, specimen_of: SpecimenOf, config: AnyConfig, kind: str = PRESET) -> Preset:
@@ -98,16 +113,6 @@ def checkpoint_subject(
         specimen = UnknownWeights() if view.layout is None else WeightsAlone(view.weights(), view.layout)
     wanted = None if expected is None else Preset(PRESET, expected, specimen_of(expected, view))
     return Checkpoint(target, view, specimen, config, wanted, kind)
-
-
-def _names_a_factory(target: str) -> bool:
-    """`file.py:Name` or `package.module:Name`."""
-    module, colon, name = target.rpartition(":")
-    return (
-        bool(colon)
-        and name.isidentifier()
-        and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
-    )
 
 
 def _names_a_preset(target: str) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dittool.audit.specimens.trial import LARGEST_BUILT
 from dittool.audit.specimens.watching import Inputs, answer
-from dittool.errors import UsageError
+from dittool.errors import UsageError, described
 
 _NAMES = {  # of forward's arguments, by what they are
     "latent": (
@@ -176,15 +176,17 @@ class Example:
         if latent is None:
             usual = ", ".join(_NAMES["latent"][:5])
             raise UsageError(f"{forward} has no argument with a usual name of a latent ({usual} …)", _HINT)
-        error: Exception | None = None
+        error: BaseException | None = None
         for values in itertools.islice(itertools.product(*choices.values()), _MOST_TRIALS):
             inputs = _with_positions(dict(zip(choices, values, strict=True)), self._parameters, latent)
             try:
                 answer(model, inputs)
                 return inputs
-            except Exception as raised:  # this guess was wrong
+            except (Exception, SystemExit) as raised:  # this guess was wrong
                 error = raised
-        raise UsageError(f"{forward} runs with none of the guesses; the last says: {error}", _HINT) from error
+        raise UsageError(
+            f"{forward} runs with none of the guesses; the last raises {described(error) if error else None}", _HINT
+        ) from error
 
     def _candidates(self, name: str, model: nn.Module, settings: Mapping[str, object]) -> list[Tensor]:
         """Values to try for an argument, by its name; none for a name that is not known."""
