@@ -17,7 +17,8 @@ from dittool.commands.options import ForceOption, JsonOption, QuietOption, Verbo
 from dittool.console import Console
 
 if TYPE_CHECKING:
-    from dittool.ckpt.inspect import CheckpointDiff, Inspection
+    from dittool.ckpt.difference import CheckpointDiff
+    from dittool.ckpt.inspect import Inspection
 
 _SHOWN = 20  # rows of a difference
 
@@ -28,7 +29,7 @@ def main(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A .pt or .safetensors file, or a run's folder.",
+            help="A file or a folder of weights, or a run's folder.",
             show_default=False,
             autocompletion=completion.runs_and_checkpoints,
         ),
@@ -59,7 +60,8 @@ def main(
     A file that could run code or exhaust the machine is refused with exit code 4, before anything in it is loaded.
     """
     from dittool.ckpt import inspect as ckpt
-    from dittool.ckpt.files import resolve_checkpoint
+    from dittool.ckpt.difference import diff as compare
+    from dittool.ckpt.folders import checkpoint_at
     from dittool.errors import UsageError
     from dittool.storage import require_replaceable
 
@@ -70,7 +72,7 @@ def main(
         raise UsageError(
             f"--export {export}: the name must end in .safetensors", "for example: --export weights.safetensors"
         )
-    path = resolve_checkpoint(file, talk=console, optional=False)
+    path = checkpoint_at(file, console)
     if export is not None:
         require_replaceable(export, [path], force, ckpt.is_export, "--export")
     found = ckpt.inspect(path)
@@ -81,8 +83,8 @@ def main(
         answer["tree"] = tree_text
         console.result(f"\n{tree_text}")
     if diff is not None:
-        other = resolve_checkpoint(diff, talk=console, optional=False)
-        change = ckpt.diff(path, other, console)
+        other = checkpoint_at(diff, console)
+        change = compare(path, other, console)
         answer["diff"] = _diff_dict(change, other)
         _show_diff(console, change, other)
     if export is not None:
@@ -101,6 +103,9 @@ def _show(console: Console, found: Inspection) -> None:
         ("kind", found.kind + (f", format {found.format_version}" if found.format_version is not None else "")),
         ("parameters", f"{found.parameters:,} ({dtypes})"),
         ("weights", ", ".join(found.weights) or "the file itself"),
+        ("taken", found.taken),
+        ("beside it", ", ".join(found.beside) or "–"),
+        ("other programs' classes", ", ".join(found.foreign[:_SHOWN]) or "–"),
         ("tensors in all", f"{len(found.tensors):,}"),
         ("step", "–" if found.step is None else f"{found.step:,}"),
         ("samples seen", "–" if found.samples_seen is None else f"{found.samples_seen:,}"),

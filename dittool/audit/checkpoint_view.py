@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from dittool.audit.specimens.layouts import Layout, find_layout
-from dittool.ckpt.load import check_pt, check_safetensors
-from dittool.ckpt.parts import entries_of
-from dittool.ckpt.tensors import load_mapped
-from dittool.ckpt.weights import load_weights
+from dittool.ckpt.opened import PT, Opened, open_checkpoint
+from dittool.ckpt.parts import Part
+from dittool.ckpt.weights import choose_part, weights_of
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict
 from dittool.config.schema import Config
@@ -33,42 +32,45 @@ def gradient_mean(moments: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """One `.pt` or `.safetensors` file."""
+    """One checkpoint: a file, an index of several, or a folder."""
 
     path: Path
     resolved: AnyConfig | None = None  # what the run's folder says that it trains, where the file stands in one
 
-    def require_safe(self) -> None:
-        """Raises `UnsafeFileError` or `BadDataError` for a file that this program does not load."""
-        if self.weights_only_file:
-            check_safetensors(self.path)
-        else:
-            check_pt(self.path)
+    @cached_property
+    def opened(self) -> Opened:
+        """What was checked. Raises `UnsafeFileError` or `BadDataError` for what this program does not load."""
+        return open_checkpoint(self.path)
 
     @property
     def weights_only_file(self) -> bool:
-        return self.path.suffix.lower() == ".safetensors"
+        return self.opened.kind != PT
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The file's dict; of a `.safetensors` file its tensors."""
-        if self.weights_only_file:
-            return load_weights(self.path)
-        report = check_pt(self.path)
-        entries = entries_of(report.content)
-        return load_mapped(report, dict(entries) if entries else {"content": report.content})
+        """The file's dict; of a `.safetensors` file, or of several files, its tensors."""
+        entries = dict(self.opened.entries)
+        return self.opened.load(entries) if entries else {"content": self.opened.load(self.opened.content)}
+
+    @cached_property
+    def part(self) -> Part | None:
+        """Which part of the file its weights are; None when it has none."""
+        try:
+            return choose_part(self.opened.content, self.path)
+        except BadDataError:
+            return None
 
     @property
     def ours(self) -> bool:
         """Whether `dit train` wrote it, with its training state."""
-        return "format_version" in self.content
+        return "format_version" in self.opened.entries
 
     @cached_property
     def _remembered(self) -> tuple[AnyConfig | None, str]:
         """The configuration that the file holds, or why that cannot be used; neither when it holds none."""
         try:
             if self.weights_only_file:
-                tree = json.loads(check_safetensors(self.path).metadata.get("config", "null"))
+                tree = json.loads(self.opened.metadata.get("config", "null"))
             else:
                 tree = self.content.get("config") if self.ours else None
             return config_from_dict(tree, str(self.path)) if isinstance(tree, dict) else None, ""
@@ -126,7 +128,11 @@ class CheckpointView:
         """The tensors under "ema" or "model"; by default those that sampling takes."""
         if key is not None:
             return self.content[key]
-        return self.content if self.weights_only_file else load_weights(self.path)
+        return self._taken
+
+    @cached_property
+    def _taken(self) -> Mapping[str, Tensor]:
+        return weights_of(self.opened)
 
     def moments(self) -> Moments | None:
         """What the optimizer keeps of each parameter by name, `ADAMW` or `MUON`; None when there is none, or it does

@@ -17,12 +17,13 @@ from dittool.audit.specimens.layouts import UnknownWeights, WeightsAlone
 from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
-from dittool.ckpt.load import CHECKPOINT_SUFFIXES
+from dittool.ckpt.folders import weights_in
+from dittool.ckpt.load import CHECKPOINT_SUFFIXES, INDEX_ENDING
 from dittool.config.architectures import AnyConfig, require_whole_buckets
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.console import SILENT, Talk
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import BadDataError, UsageError, listed
 from dittool.nearest import did_you_mean
 
 # The specimen of a configuration, with a checkpoint's weights where there are some: `families.family.specimen_of`.
@@ -66,12 +67,10 @@ def open_subject(
     path = Path(target)
     if path.is_dir():
         return _open_folder(path, specimen_of, expected, talk)
-    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX_ENDING):
         if not path.exists():
             raise UsageError(f"{path}: no such file", did_you_mean(path, _KINDS))
-        view = CheckpointView(path)
-        view.require_safe()
-        return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
+        return _open_checkpoint(path, specimen_of, expected, talk)
     if _names_a_preset(target) or not path.exists():
         return _open_preset(target, specimen_of, expected, overrides)
     raise UsageError(f"{target}: not a checkpoint, which ends in {', '.join(CHECKPOINT_SUFFIXES)}", _KINDS)
@@ -138,12 +137,26 @@ def _open_folder(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None
     wanted = None if expected is None else preset_subject(PRESET, specimen_of, expected)
     if (path / "records.jsonl").is_file():
         return Data(str(path), open_derived(path), DERIVED, wanted)
-    if (path / "resolved.toml").is_file() or (path / "checkpoints").is_dir() or list_checkpoints(path):
+    ours = (path / "resolved.toml").is_file() or list_checkpoints(path) or list_checkpoints(path / "checkpoints")
+    if ours or ((path / "checkpoints").is_dir() and not weights_in(path)):
         return _open_run(path, specimen_of, expected, talk)
     if (path / "index.json").is_file() or any(path.glob("**/*.tar")):
         return Data(str(path), open_shards(path), SHARDS, wanted)
-    seen = "resolved.toml, index.json, records.jsonl, *.tar"
+    if weights_in(path):
+        return _open_checkpoint(path, specimen_of, expected, talk)
+    seen = "resolved.toml, index.json, records.jsonl, *.tar, weights"
     raise BadDataError(f"{path}: neither a run, nor shards, nor a derived folder: it holds none of {seen}", _KINDS)
+
+
+def _open_checkpoint(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None, talk: Talk) -> Checkpoint:
+    view = CheckpointView(path)
+    if view.ours:
+        return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
+    if view.part is not None and (view.part.keys or view.part.prefix):
+        talk.note(f"{path}: judged are {view.part}")
+    if view.opened.beside:
+        talk.note(f"{path}: judged is {view.opened.path}; beside it lie {listed(view.opened.beside)}")
+    return checkpoint_subject(str(path), specimen_of, view, view.config, expected)
 
 
 def _open_run(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None, talk: Talk) -> Preset | Checkpoint:
@@ -159,5 +172,4 @@ def _open_run(path: Path, specimen_of: SpecimenOf, expected: AnyConfig | None, t
             )
         return preset_subject(str(path), specimen_of, written, RUN)
     view = CheckpointView(newest_checkpoint(folder, talk).path, resolved=written)
-    view.require_safe()
     return checkpoint_subject(str(path), specimen_of, view, view.config or written, expected, RUN)

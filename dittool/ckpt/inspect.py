@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from dittool.ckpt.files import list_checkpoints, sidecar_path, write_safetensors
 from dittool.ckpt.load import (
-    check_pt,
     check_safetensors,
     load_checkpoint,
     named_tensors,
     non_finite_tensors,
 )
+from dittool.ckpt.opened import PARTS, PT, Opened, open_checkpoint
 from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts
-from dittool.ckpt.tensors import load_mapped
-from dittool.ckpt.weights import choose_part, load_weights
+from dittool.ckpt.weights import choose_part
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, listed
+from dittool.untrusted.foreign_values import ForeignObject, plain_values
 from dittool.untrusted.tensor_spec import TensorSpec
 
-OURS, FOREIGN, WEIGHTS, SAFETENSORS = "dit checkpoint", "foreign checkpoint", "state dict", "safetensors weights"
+OURS, FOREIGN, WEIGHTS = "dit checkpoint", "foreign checkpoint", "state dict"
+SAFETENSORS, SHARDED = "safetensors weights", "weights in several files"
+_SETTINGS = ("config", "args", "hyper_parameters", "cfg", "opt")  # of a trainer, an object or a dict
+_STEPS = ("step", "global_step", "train_steps", "steps", "iteration")
 _LONGEST_VALUE = 60  # characters of a plain value in the tree
 
 Plain = TypeVar("Plain", int, str, dict[str, Any])
@@ -37,10 +37,13 @@ class Inspection:
     """What one file holds. Keys that the file does not have are None or empty."""
 
     path: Path
-    kind: str  # one of the four above
+    kind: str  # one of the five above
     bytes: int
     content: Any  # the file's value with a TensorSpec for each tensor
     weights: tuple[str, ...]  # keys that hold a model's tensors
+    taken: str  # which of them sampling would take, in words
+    beside: tuple[str, ...]  # what else of weights lies in the folder
+    foreign: tuple[str, ...]  # classes and functions of other programs, never imported
     parameters: int  # elements of the weights that sampling would take
     dtypes: dict[str, int]  # elements of those weights by dtype
     format_version: int | None
@@ -62,6 +65,9 @@ class Inspection:
             "kind",
             "bytes",
             "weights",
+            "taken",
+            "beside",
+            "foreign",
             "parameters",
             "dtypes",
             "format_version",
@@ -80,54 +86,39 @@ class Inspection:
         }
 
 
-@dataclass(frozen=True)
-class TensorDifference:
-    """How far a tensor moved: the largest |a − b|, and ‖a − b‖ over the larger of ‖a‖ and ‖b‖."""
-
-    name: str
-    largest: float
-    relative: float
-
-
-@dataclass(frozen=True)
-class CheckpointDiff:
-    """What distinguishes the weights and the configuration of b from those of a."""
-
-    missing: tuple[str, ...]  # in a, not in b
-    unexpected: tuple[str, ...]  # in b, not in a
-    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    changed: tuple[TensorDifference, ...]  # same shape, other values; largest relative change first
-    equal: int  # tensors with the same values
-    config: dict[str, tuple[object, object]]  # dotted key → both values, None where a side has none
-
-
 def inspect(path: Path) -> Inspection:
-    """Reads the file's structure, then its values for NaN. Raises `BadDataError` and `UnsafeFileError`."""
-    if path.suffix.lower() == ".safetensors":
-        return _inspect_safetensors(path)
-    report = check_pt(path)
-    content = report.content
-    ours = isinstance(content, dict) and "format_version" in content and is_state_dict(content.get("model"))
-    kind = OURS if ours else WEIGHTS if is_state_dict(content) else FOREIGN
-    model = _main_weights(content, path)
-    named = content if isinstance(content, dict) else {}
-    data = named.get("data")
-    identity = data.get("identity_hash") if isinstance(data, dict) else None
+    """Reads the structure of a file, of an index's files or of a folder, then its values for NaN. Raises `BadDataError`
+    and `UnsafeFileError`.
+    """
+    opened = open_checkpoint(path)
+    content, named = opened.content, opened.entries
+    if opened.kind == PT:
+        ours = "format_version" in named and is_state_dict(named.get("model"))
+        kind = OURS if ours else WEIGHTS if is_state_dict(content) else FOREIGN
+    else:
+        kind = SHARDED if opened.kind == PARTS else SAFETENSORS
+    part, model = _main_weights(opened)
+    data = named.get("data") if kind == OURS else None
+    said = {key: opened.metadata.get(key, "") for key in ("step", "format_version")}
+    numbers = {key: int(text) if text.isdecimal() else _plain(named.get(key), int) for key, text in said.items()}
     return Inspection(
-        path=path,
+        path=opened.path,
         kind=kind,
-        bytes=report.bytes,
+        bytes=opened.bytes,
         content=content,
         weights=tuple(".".join(keys) for keys in state_dicts(content) if keys),
+        taken=part,
+        beside=opened.beside,
+        foreign=opened.foreign,
         parameters=sum(spec.elements for spec in model.values()),
         dtypes=_elements_by_dtype(model),
-        format_version=_plain(named.get("format_version"), int),
-        step=_plain(named.get("step"), int),
+        format_version=numbers["format_version"],
+        step=next((step for key in _STEPS if (step := _plain(named.get(key), int)) is not None), numbers["step"]),
         samples_seen=_plain(named.get("samples_seen"), int),
-        config=_plain(named.get("config"), dict),
-        data_identity=_plain(identity, str),
-        sidecar=_sidecar_state(path),
-        non_finite=tuple(_non_finite_in(path)),
+        config=configuration(opened),
+        data_identity=_plain(data.get("identity_hash"), str) if isinstance(data, dict) else None,
+        sidecar=_sidecar_state(opened.path),
+        non_finite=tuple(non_finite_tensors(opened.load(opened.entries or content))),
     )
 
 
@@ -141,32 +132,6 @@ def tree(content: object) -> str:
     lines: list[str] = []
     _add_lines(nested, 0, lines)
     return "\n".join(lines)
-
-
-def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
-    """Compares the weights that sampling would take, and the configurations. Raises `BadDataError` and
-    `UnsafeFileError`.
-    """
-    old, new = load_weights(a, talk=talk), load_weights(b, talk=talk)
-    common = [name for name in old if name in new]
-    reshaped = {
-        name: (tuple(old[name].shape), tuple(new[name].shape)) for name in common if old[name].shape != new[name].shape
-    }
-    compared = [_difference(name, old[name], new[name]) for name in common if name not in reshaped]
-    changed = [difference for difference in compared if difference.largest != 0]  # NaN is a difference
-    flat_a, flat_b = _flat(config_in(a)), _flat(config_in(b))
-    return CheckpointDiff(
-        missing=tuple(name for name in old if name not in new),
-        unexpected=tuple(name for name in new if name not in old),
-        reshaped=reshaped,
-        changed=tuple(sorted(changed, key=lambda change: -change.relative)),
-        equal=len(compared) - len(changed),
-        config={
-            key: (flat_a.get(key), flat_b.get(key))
-            for key in sorted({*flat_a, *flat_b})
-            if flat_a.get(key) != flat_b.get(key)
-        },
-    )
 
 
 def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk = SILENT) -> None:
@@ -199,54 +164,32 @@ def is_export(path: Path) -> bool:
         return False
 
 
-def _inspect_safetensors(path: Path) -> Inspection:
-    header = check_safetensors(path)
-    step = header.metadata.get("step", "")
-    version = header.metadata.get("format_version", "")
-    return Inspection(
-        path=path,
-        kind=SAFETENSORS,
-        bytes=path.stat().st_size,
-        content=header.tensors,
-        weights=(),
-        parameters=sum(spec.elements for spec in header.tensors.values()),
-        dtypes=_elements_by_dtype(header.tensors),
-        format_version=int(version) if version.isdecimal() else None,
-        step=int(step) if step.isdecimal() else None,
-        samples_seen=None,
-        config=config_in(path),
-        data_identity=None,
-        sidecar="none",
-        non_finite=tuple(_non_finite_in(path)),
-    )
-
-
-def _main_weights(content: Any, path: Path) -> Mapping[str, TensorSpec]:
-    """The tensors that sampling would take; of a file without a state dict, all."""
+def _main_weights(opened: Opened) -> tuple[str, Mapping[str, TensorSpec]]:
+    """Which part sampling would take, in words, and its tensors; of a file without a state dict, all."""
     try:
-        part = choose_part(content, path)
+        part = choose_part(opened.content, opened.path)
     except BadDataError:
-        return dict(named_tensors(content))
-    state = entries_of(at(content, part.keys))
-    return {short: state[name] for name, short in part.bare.items()}
+        return "no state dict", dict(named_tensors(opened.entries or opened.content))
+    state = entries_of(at(opened.content, part.keys))
+    return str(part), {short: state[name] for name, short in part.bare.items()}
 
 
 def config_in(path: Path) -> dict[str, Any] | None:
     """The configuration that a checkpoint of ours or an exported file holds, unchecked; None where there is none."""
-    if path.suffix.lower() == ".safetensors":
+    return configuration(open_checkpoint(path))
+
+
+def configuration(opened: Opened) -> dict[str, Any] | None:
+    """The configuration in a checkpoint: ours under `config`, others' settings by whatever name they have."""
+    if opened.kind != PT:
         try:
-            config = json.loads(check_safetensors(path).metadata.get("config", "null"))
+            return _plain(json.loads(opened.metadata.get("config", "null")), dict)
         except (ValueError, RecursionError):
             return None  # somebody else's key of that name
-        return _plain(config, dict)
-    content = check_pt(path).content
-    return _plain(content.get("config"), dict) if isinstance(content, dict) else None
-
-
-def _non_finite_in(path: Path) -> list[str]:
-    if path.suffix.lower() == ".safetensors":
-        return non_finite_tensors(load_weights(path))
-    return non_finite_tensors(load_mapped(check_pt(path)))
+    for key in _SETTINGS:
+        if settings := entries_of(opened.entries.get(key)):
+            return _plain(plain_values(settings), dict)
+    return None
 
 
 def _sidecar_state(path: Path) -> str:
@@ -254,25 +197,6 @@ def _sidecar_state(path: Path) -> str:
         return "none"
     found = [file for file in list_checkpoints(path.parent) if file.path.name == path.name]
     return (found[0].verify() or "verified") if found else "none"
-
-
-def _difference(name: str, old: Tensor, new: Tensor) -> TensorDifference:
-    wide = torch.complex128 if old.is_complex() or new.is_complex() else torch.float64
-    old, new = old.to(wide), new.to(wide)
-    if torch.equal(old, new):
-        return TensorDifference(name, 0.0, 0.0)
-    step = new - old
-    return TensorDifference(name, step.abs().max().item(), (step.norm() / torch.maximum(old.norm(), new.norm())).item())
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(value, Mapping):
-        return {prefix: value} if prefix else {}
-    return {
-        name: leaf
-        for key, inner in value.items()
-        for name, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
 
 
 def _elements_by_dtype(tensors: Mapping[str, TensorSpec]) -> dict[str, int]:
@@ -293,10 +217,11 @@ def _nested(value: Any) -> Any:
     """Dicts keyed by the parts of dotted names; lists that hold more than plain values become dicts by index."""
     if isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, TensorSpec)) for item in value):
         value = dict(enumerate(value))
-    if not isinstance(value, Mapping):
+    entries = entries_of(value)
+    if not entries and not isinstance(value, Mapping):
         return value
     nested: dict[str, Any] = {}
-    for key, inner in value.items():
+    for key, inner in entries.items():
         *folders, leaf = str(key).split(".")
         node = nested
         for folder in folders:
@@ -304,7 +229,8 @@ def _nested(value: Any) -> Any:
                 node, leaf = nested, str(key)
                 break
             node = node[folder]
-        node[leaf if leaf not in node else f"{key} (itself)"] = _nested(inner)
+        within = isinstance(value, ForeignObject) and isinstance(inner, ForeignObject)  # they may go in circles
+        node[leaf if leaf not in node else f"{key} (itself)"] = repr(inner) if within else _nested(inner)
     return nested
 
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load_file as load_safetensors_file
+from safetensors import safe_open
 from torch import Tensor
 
 from dittool.errors import BadDataError, UsageError, listed
@@ -37,6 +37,7 @@ from dittool.untrusted.zip_archive import Member, ends_as_archive, read_archive
 FORMAT_VERSION = 1
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+INDEX_ENDING = ".index.json"  # of what says which file holds which tensor of a model
 _RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 _BLOCK = 1 << 20
 
@@ -253,9 +254,11 @@ def _torch_load(path: Path, map_location: str | torch.device) -> Any:
         ) from error
 
 
-def load_safetensors(path: Path) -> dict[str, Tensor]:
+def load_safetensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of a file that passed `check_safetensors`: of these names, or all."""
     try:
-        return load_safetensors_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
     except OSError:
         raise
     except Exception as error:  # SafetensorError is not a common base of what torch raises while copying

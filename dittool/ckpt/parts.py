@@ -104,7 +104,7 @@ def find_part(content: object, keys: tuple[str, ...]) -> Part:
     bare = {name: _INSIDE.sub("", name) for name, value in state.items() if isinstance(value, (Tensor, TensorSpec))}
     small = {name for name in bare if state[name].shape in ((), (1,))}
     prefix, averaged = "", is_averaged(keys)
-    while inner := _inner(list(bare.values()), averaged, {bare[name] for name in small}):
+    while inner := _inner(list(bare.values()), averaged, {bare[name] for name in small & bare.keys()}):
         prefix += inner
         averaged = averaged or bool(AVERAGED.search(inner[:-1]))
         bare = {name: short.removeprefix(inner) for name, short in bare.items() if short.startswith(inner)}

@@ -17,13 +17,13 @@ from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
 _TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
 
-def load_mapped(report: PtReport, part: Any = None) -> Any:
+def load_mapped(report: PtReport, part: Any) -> Any:
     """The content of the file, or a part of it, with a tensor on the CPU for each `TensorSpec`; tensors that share a
     storage share it here too.
     """
     with open(report.path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return _Builder(report, mapped).built(report.content if part is None else part)
+    return _Builder(report, mapped).built(part)
 
 
 _ALIGNED = 16  # bytes of the widest number

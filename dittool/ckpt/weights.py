@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from dittool.ckpt.load import check_pt, check_safetensors, keys_of, load_safetensors
+from dittool.ckpt.load import keys_of
+from dittool.ckpt.opened import PT, Opened, open_checkpoint
 from dittool.ckpt.parts import RAW_KEYS, Part, at, entries_of, find_part, state_dicts
-from dittool.ckpt.tensors import load_mapped
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError
 from dittool.shell import command_line
 
 
 def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
-    """The model's tensors by name, on the CPU, from a `.safetensors` file, one of our checkpoints, or a foreign `.pt`.
+    """The model's tensors by name, on the CPU, from one of our checkpoints or of anybody's: a file, an index of several
+    files, or a folder.
 
     `weights` picks a key ("ema", "model"); by default the averaged weights are taken where there are any, and `talk` is
     told which. Wrappers before the names are taken off. Tensors of a `.pt` are mapped from the file and read when they
     are used. Raises `BadDataError` and `UnsafeFileError`.
     """
-    if path.suffix.lower() == ".safetensors":
-        content: Mapping[str, object] = check_safetensors(path).tensors
-        part = choose_part(content, path)
-        return _named(load_safetensors(path), part)
-    report = check_pt(path)
-    part = choose_part(report.content, path, weights)
+    return weights_of(open_checkpoint(path), weights, talk)
+
+
+def weights_of(opened: Opened, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
+    """`load_weights` of a checkpoint that was opened."""
+    part = choose_part(opened.content, opened.path, weights if opened.kind == PT else None)
     if part.keys or part.prefix:
-        talk.note(f"{path}: taking {part}")
+        talk.note(f"{opened.path}: taking {part}")
     if part.keys and weights is None and not part.averaged:
-        talk.warn(f"{path}: holds no averaged (EMA) weights, so the raw ones are taken")
-    state = entries_of(at(report.content, part.keys))
-    return _named(load_mapped(report, {name: state[name] for name in part.bare}), part)
+        talk.warn(f"{opened.path}: holds no averaged (EMA) weights, so the raw ones are taken")
+    state = entries_of(at(opened.content, part.keys))
+    loaded = opened.load({name: state[name] for name in part.bare})
+    return {short: loaded[name] for name, short in part.bare.items()}
 
 
 def choose_part(content: object, path: Path, weights: str | None = None) -> Part:
@@ -54,7 +55,3 @@ def choose_part(content: object, path: Path, weights: str | None = None) -> Part
         f"{path}: {wanted}; it has {keys_of(entries_of(content) or content)}",
         f"see what is in it with: {command_line('dit', 'inspect-ckpt', path, '--tree')}",
     )
-
-
-def _named(state: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:
-    return {short: state[name] for name, short in part.bare.items()}

@@ -12,6 +12,7 @@ from typing import Any
 from dittool.untrusted.tensor_spec import TensorSpec
 
 _SHOWN = 8  # parts of an object in a line of text
+_DEEPEST_SETTINGS, _MOST_SETTINGS = 16, 10_000
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,27 @@ def _short(value: object) -> str:
     if isinstance(value, (dict, list, tuple)):
         return f"{type(value).__name__} of {len(value):,}"
     return f"{value.kind}(…)" if isinstance(value, ForeignObject) else repr(value)
+
+
+def plain_values(value: object) -> Any:
+    """Settings as plain values: an object by its entries, an OmegaConf node by its content, what is not plain as text.
+
+    Objects may refer to each other in circles: what lies deeper than some levels, or beyond some thousand values, is
+    text too.
+    """
+    left = [_MOST_SETTINGS]
+
+    def plain(item: object, depth: int) -> Any:
+        left[0] -= 1
+        if item is None or isinstance(item, (bool, int, float, str)):
+            return item
+        entries = item.entries if isinstance(item, ForeignObject) else item
+        if depth > _DEEPEST_SETTINGS or left[0] < 0 or isinstance(item, (bytes, TensorSpec, ClassName)):
+            return repr(item) if isinstance(item, (ForeignObject, ClassName, TensorSpec)) else _short(item)
+        if isinstance(entries, dict) and entries:
+            if isinstance(item, ForeignObject) and "_content" in entries and "_metadata" in entries:
+                return plain(entries["_content"], depth + 1)
+            return {str(key): plain(inner, depth + 1) for key, inner in entries.items()}
+        return [plain(inner, depth + 1) for inner in item] if isinstance(item, (list, tuple)) else repr(item)
+
+    return plain(value, 0)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from dittool.ckpt.difference import diff
 from dittool.ckpt.files import save_checkpoint
-from dittool.ckpt.inspect import diff, export_safetensors, inspect, tree
+from dittool.ckpt.inspect import export_safetensors, inspect, tree
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError
 

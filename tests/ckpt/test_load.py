@@ -40,7 +40,8 @@ from tests.untrusted.handmade import (
     tensor,
     text,
 )
-from tests.untrusted.hostile import CALLING, HIDDEN, HOSTILE, OTHER_MEMBERS, OVERSIZED, SPOILT_ARCHIVES
+from tests.untrusted.hidden import HIDDEN
+from tests.untrusted.hostile import CALLING, HOSTILE, OTHER_MEMBERS, OVERSIZED, SPOILT_ARCHIVES
 
 # Honest files
 

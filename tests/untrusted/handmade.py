@@ -10,6 +10,16 @@ import zipfile
 from pathlib import Path
 
 
+class Calls:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
 def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
     with zipfile.ZipFile(path, "w", compression) as file:
         for name, data in members.items():

@@ -16,7 +16,7 @@ from dittool.untrusted.foreign_values import ClassName, ForeignObject
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted import benign
 from tests.untrusted.handmade import program, pt, storage, tensor
-from tests.untrusted.hostile import FOREIGN
+from tests.untrusted.hidden import FOREIGN
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,8 @@ def test_tensors_are_built_as_torch_builds_them(tmp_path):
             saved["dtypes"] = saved["dtypes"][1:]  # torch itself cannot read an 8-bit float back from that format
         path = tmp_path / f"{legacy}.pt"
         torch.save(saved, path, _use_new_zipfile_serialization=not legacy)
-        built, loaded = load_mapped(check_pt(path)), torch.load(path)
+        report = check_pt(path)
+        built, loaded = load_mapped(report, report.content), torch.load(path)
         for name in saved:
             both = (
                 zip(built[name], loaded[name], strict=True)

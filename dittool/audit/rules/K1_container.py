@@ -23,7 +23,7 @@ from __future__ import annotations
 from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import Checkpoint
 from dittool.ckpt.files import list_checkpoints, sidecar_path
-from dittool.ckpt.load import check_pt, check_safetensors, named_tensors
+from dittool.ckpt.load import named_tensors
 from dittool.errors import UnsafeFileError, listed
 from dittool.storage import bytes_text
 
@@ -34,21 +34,18 @@ _SHOWN = 5
 
 def check(subject: Checkpoint) -> list[Finding]:
     path = subject.view.path
-    size = bytes_text(path.stat().st_size)
     try:
-        if subject.view.weights_only_file:
-            return passed(
-                f"{size}, a safetensors header of {len(check_safetensors(path).tensors)} tensors without gap, overlap"
-                " or doubled name"
-            )
-        report = check_pt(path)
+        opened = subject.view.opened
     except UnsafeFileError as error:
         return failed(error.message, error.hint)
-    others = f", beside classes of other programs, never imported: {listed(report.foreign, _SHOWN)}"
-    values = f"{size}, {len(named_tensors(report.content))} tensors and plain values"
-    content = f"{values}{others if report.foreign else ' only'}"
+    size, tensors = bytes_text(opened.bytes), len(named_tensors(opened.entries or opened.content))
+    part = f"; judged are {subject.view.part}" if not subject.view.ours and subject.view.part else ""
+    others = f", beside classes of other programs, never imported: {listed(opened.foreign, _SHOWN)}"
+    if subject.view.weights_only_file and not opened.foreign:
+        return passed(f"{size}, {tensors} tensors by headers without gap, overlap or doubled name{part}")
+    content = f"{size}, {tensors} tensors and plain values{others if opened.foreign else ' only'}"
     if not subject.view.ours:
-        return passed(f"{content}; another program's file, without a sidecar")
+        return passed(f"{content}; another program's file, without a sidecar{part}")
     known = [file for file in list_checkpoints(path.parent) if file.path.name == path.name]
     if not known or not sidecar_path(path).exists():
         return warned(
