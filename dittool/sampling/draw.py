@@ -13,7 +13,7 @@ from PIL import Image
 from dittool.config.schema import SampleSettings
 from dittool.console import SILENT, Talk, Task
 from dittool.sampling.grid import labelled
-from dittool.sampling.latents import SamplingCost, TextFeatures, sampling_cost
+from dittool.sampling.latents import SamplingCost, TextFeatures, is_ever_guided, sampling_cost
 from dittool.sampling.picture_file import Output, seen_from, write_picture
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.prompts import warn_of_prompt
@@ -159,18 +159,25 @@ def _announce(
             f"{size} is no size of the training ({', '.join(names)}); positions follow it, what the model learned of"
             " composition may not"
         )
+    asked = request.changes.keys() if request.repeat is None else request.repeat.asked
     for scale, condition, option in (
         ("cfg_text", request.prompt, "--prompt"),
         ("cfg_dino", request.reference, "--ref"),
     ):
-        if condition is None and scale in request.changes and request.repeat is None:
+        if condition is None and scale in asked:
             talk.warn(f"--{scale.replace('_', '-')} has no effect without {option}")
         elif condition is not None and getattr(settings, scale) == 0 and request.grid is None:
             talk.warn(f"{option} has no effect at --{scale.replace('_', '-')} 0")
-        if request.grid is not None and scale in request.changes and request.repeat is None:
+        if request.grid is not None and scale in asked:
             talk.warn(f"--{scale.replace('_', '-')} has no effect with --grid, whose axes say the scales")
     if request.negative is not None and settings.cfg_text == 1 and not (request.reference or request.grid):
         talk.warn("--negative has no effect at --cfg-text 1: nothing is drawn away from it")
+    if not is_ever_guided(settings, request.strength):
+        low, high = settings.guidance_interval
+        talk.warn(
+            f"--guidance-interval {low:g} {high:g}: no step lies in it, so nothing is guided: --cfg-text, --cfg-dino,"
+            " --guidance and --negative have no effect"
+        )
     if request.init is not None and request.strength == 0:
         talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
     elif request.init is not None and request.strength == 1:

@@ -85,6 +85,12 @@ def sampling_cost(settings: SampleSettings, has_text: bool, has_reference: bool,
     return SamplingCost(len(times), passes)
 
 
+def is_ever_guided(settings: SampleSettings, start: float = 1.0) -> bool:
+    """Whether the model is called at a time within the guidance interval, or never called at all."""
+    times = evaluation_times(settings.solver, time_grid(settings.steps, settings.shift, start))
+    return not times or any(_within(t, settings.guidance_interval) for t in times)
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Branches that run together, ready for every t."""

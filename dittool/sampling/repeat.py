@@ -22,6 +22,7 @@ class Repeat:
     settings: PictureSettings | OneStepSettings
     keep: int | None  # the one seed of the batch that is written; None: all
     exact: bool  # False: an option asks for something else than the picture
+    asked: frozenset[str] = frozenset()  # fields of `[sample]` that an option asks for, not the picture
 
 
 @dataclass(frozen=True)

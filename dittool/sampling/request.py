@@ -153,7 +153,7 @@ def _again(
         negative=inside.negative if options.negative is None else options.negative,
         grid=grid,
         name=f"{path.stem}_again",
-        repeat=Repeat(path, inside, keep=inside.seed if exact else None, exact=exact),
+        repeat=Repeat(path, inside, inside.seed if exact else None, exact, frozenset(changes)),
     )
 
 

@@ -149,6 +149,21 @@ def test_settings_that_a_grid_or_the_strength_make_void_are_told(checkpoint, ref
     ]
 
 
+def test_an_interval_without_a_step_in_it_is_told(checkpoint, tmp_path, listener):
+    for interval in ((0.2, 0.4), (0.2, 0.5)):  # two steps: t = 1 and 0.5
+        draw(request(checkpoint, changes={"guidance_interval": interval}), tmp_path, listener)
+    assert [warning[:35] for warning in listener.warnings] == ["--guidance-interval 0.2 0.4: no ste"]
+
+
+def test_a_scale_asked_for_beside_the_grid_of_a_picture_is_told(checkpoint, tmp_path, listener):
+    grid = parse_grid(("cfg-text=1,2", "cfg-dino=0"))
+    (drawn,) = draw(request(checkpoint, grid=grid), tmp_path, listener)
+    draw_all(plan(SampleOptions(again=drawn.path)), tmp_path, listener)
+    assert listener.warnings == []
+    draw_all(plan(SampleOptions(again=drawn.path, settings={"cfg_text": 5.0})), tmp_path, listener)
+    assert [warning.split(",")[0] for warning in listener.warnings] == ["--cfg-text has no effect with --grid"]
+
+
 # Drawn again
 
 
