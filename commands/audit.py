@@ -33,6 +33,7 @@ from dittool.console import Console
 if TYPE_CHECKING:
     from dittool.audit.registry import RuleSet
     from dittool.audit.report import Audit
+    from dittool.audit.rule import Profile as Severity
 
 
 def _codes_option(name: str, text: str) -> OptionInfo:
@@ -45,6 +46,11 @@ class Format(str, Enum):
     markdown = "markdown"
     sarif = "sarif"
     junit = "junit"
+
+
+class Profile(str, Enum):
+    scratch = "scratch"
+    any = "any"
 
 
 def main(
@@ -74,6 +80,18 @@ def main(
     example: ExampleOption = None,
     time_limit: TimeLimitOption = 900.0,
     memory_limit: MemoryLimitOption = None,
+    profile: Annotated[
+        Profile | None,
+        typer.Option(
+            "--profile",
+            help="How severe: scratch, the whole recipe; any, what is broken fails and what is a choice warns. By"
+            " default scratch for our presets and runs, any for a foreign model or weights alone.",
+            show_default=False,
+        ),
+    ] = None,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="A factory's model has trained weights: how it begins is not judged.")
+    ] = False,
     spec: Annotated[
         str | None,
         typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False),
@@ -118,7 +136,21 @@ def main(
         return
     limits = Limits(time_limit) if memory_limit is None else Limits(time_limit, int(memory_limit * 1e9))
     chosen = _codes(select), _codes(ignore)
-    audits = audit(targets, specimen_of, preset, *chosen, rules, console, kwargs, example, overrides, limits)
+    severity: Severity | None = None if profile is None else profile.value
+    audits = audit(
+        targets,
+        specimen_of,
+        preset,
+        *chosen,
+        rules=rules,
+        talk=console,
+        kwargs=kwargs,
+        example=example,
+        overrides=overrides,
+        limits=limits,
+        profile=severity,
+        trained=trained,
+    )
     _show(console, form, audits)
     codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)

@@ -21,6 +21,9 @@ from dittool.plugins import REMEDY, installed, package_of
 PLUGIN_GROUP = "dit.audit_rules"
 
 BUILT_IN = {
+    # it runs at all
+    "R1": "R1_runs",
+    "R2": "R2_same_twice",
     # from-scratch stability
     "E1": "E1_zero_init",
     "E2": "E2_dynamic_positions",
@@ -35,6 +38,7 @@ BUILT_IN = {
     "C5": "C5_schedule",
     "C6": "C6_live_conditions",
     "C7": "C7_guidance",
+    "C8": "C8_independent_samples",
     # the data is what the model thinks it is
     "D1": "D1_grid",
     "D2": "D2_registers",

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from dittool.audit.registry import built_in_rules
-from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Finding, Rule
+from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Finding, Profile, Rule
 from dittool.errors import ANSWER_IS_NO, BUG, DONE
 
 _MARKS = {PASS: "✔ pass", WARN: "! warn", FAIL: "✘ fail", SKIP: "– skip"}
@@ -48,6 +48,7 @@ class Audit:
     kind: str
     findings: list[Judged]
     crashes: list[Crash]
+    profile: Profile = "scratch"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -76,10 +77,11 @@ def table_rows(audit: Audit) -> list[tuple[str, str, str]]:
 
 
 def summary_line(audit: Audit) -> str:
-    """`presets demo: 11 pass, 1 warn, 0 fail, 2 skip`."""
+    """`demo (preset): 11 pass, 1 warn, 0 fail, 2 skip`; a profile that is not our own is named."""
     counts = ", ".join(f"{count} {status}" for status, count in audit.counts.items())
     broken = f", {len(audit.crashes)} rules broke" if audit.crashes else ""
-    return f"{audit.target} ({audit.kind}): {counts}{broken}"
+    profile = f", profile {audit.profile}" if audit.profile != "scratch" else ""
+    return f"{audit.target} ({audit.kind}{profile}): {counts}{broken}"
 
 
 def as_json(audit: Audit) -> dict[str, object]:
@@ -87,9 +89,8 @@ def as_json(audit: Audit) -> dict[str, object]:
     return {
         "target": audit.target,
         "kind": audit.kind,
-        "findings": [
-            {"code": judged.rule.code, "name": judged.rule.name, **asdict(judged.finding)} for judged in audit.findings
-        ],
+        "profile": audit.profile,
+        "findings": [_finding_as_json(judged.rule, judged.finding) for judged in audit.findings],
         "counts": audit.counts,
         "ok": audit.ok,
         "errors": [
@@ -97,6 +98,11 @@ def as_json(audit: Audit) -> dict[str, object]:
             for crash in audit.crashes
         ],
     }
+
+
+def _finding_as_json(rule: Rule, finding: Finding) -> dict[str, str]:
+    said = {"status": finding.status, "evidence": finding.evidence, "fix": finding.fix}
+    return {"code": rule.code, "name": rule.name, **said}
 
 
 def as_markdown(audit: Audit) -> str:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dittool.audit.specimens.specimen import NotAnswered, Scope
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 PASS, WARN, FAIL, SKIP = "pass", "warn", "fail", "skip"
 ERROR, WARNING = "error", "warning"
 HEADINGS = ("What it checks", "Why it matters", "Example", "Fix")
+
+# How severe rules are: under "scratch" every rule of the recipe for training from scratch holds; under "any" what is
+# broken fails, and what is a choice of that recipe is a warning with its cost and who chooses otherwise.
+Profile = Literal["scratch", "any"]
 
 _CODE = re.compile(r"[A-Z]+[0-9]+")
 
@@ -39,6 +43,14 @@ class Finding:
     status: str  # pass, warn, fail or skip
     evidence: str
     fix: str = ""
+    choice: str = ""  # of a failure that is one by the recipe alone: what it costs, and which models do so
+    ends: bool = False  # nothing else of the subject can be judged
+
+    def under(self, profile: Profile) -> Finding:
+        """As severe as a profile has it."""
+        if profile == "any" and self.choice and self.status == FAIL:
+            return Finding(WARN, f"{self.evidence}. {self.choice}", self.fix)
+        return self
 
     def with_fix(self, sign: str) -> str:
         """The evidence, and behind a sign what to do when something is not right."""
@@ -55,6 +67,13 @@ def warned(evidence: str, fix: str) -> list[Finding]:
 
 def failed(evidence: str, fix: str) -> list[Finding]:
     return [Finding(FAIL, evidence, fix)]
+
+
+def chosen(evidence: str, fix: str, choice: str) -> list[Finding]:
+    """What breaks the recipe for training from scratch and nothing else; `choice` is what it costs, and which models do
+    so.
+    """
+    return [Finding(FAIL, evidence, fix, choice)]
 
 
 def judged(faults: Sequence[str], fix: str, otherwise: str) -> list[Finding]:

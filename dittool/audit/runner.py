@@ -22,13 +22,16 @@ from dittool.audit.rule import (
     WARNING,
     BrokenRule,
     Finding,
+    Profile,
     Rule,
     failed,
     or_skipped,
     skipped,
     warned,
 )
-from dittool.audit.subject import SHARDS, Data, Subject, why_unfit
+from dittool.audit.specimens.foreign.blame import strangers_fault
+from dittool.audit.specimens.watching import uncompiled
+from dittool.audit.subject import SHARDS, Data, Foreign, Subject, usual_profile, why_unfit
 from dittool.audit.targets import SpecimenOf, names_a_factory, open_subject, preset_subject
 from dittool.ckpt.files import list_checkpoints
 from dittool.config.architectures import AnyConfig, reads_patches
@@ -56,6 +59,8 @@ def audit(
     example: str | None = None,
     overrides: Sequence[str] = (),
     limits: Limits | None = None,
+    profile: Profile | None = None,
+    trained: bool = False,
 ) -> list[Audit]:
     """Audits targets, after all of them were opened; a model factory is opened and judged in a process of its own.
 
@@ -68,6 +73,8 @@ def audit(
         kwargs, example: of a model factory, as `open_subject` takes them.
         overrides: of the preset.
         limits: of the process in which a factory's model is judged.
+        profile: how severe the rules are; by default `usual_profile` of each subject.
+        trained: whether a factory's model has weights of a training, where that is not to be seen.
 
     Raises `UsageError` for an unknown target or code, `UnsafeFileError` for a file that is refused, `BadDataError` for
     one that is none.
@@ -76,15 +83,15 @@ def audit(
     chosen = rules.selected(select, ignore)
     strangers = [target for target in targets if names_a_factory(target) and (preset is not None or not overrides)]
     opened = {
-        target: open_subject(target, specimen_of, preset, kwargs, example, talk, overrides)
+        target: open_subject(target, specimen_of, preset, kwargs, example, talk, overrides, trained)
         for target in targets
         if target not in strangers
     }
-    asked = Request("", [], bool(select), kwargs, example)
+    asked = Request("", [], bool(select), kwargs, example, profile, trained)
     return [
         judge_apart(replace(asked, target=target), chosen, limits or Limits(), talk)
         if target in strangers
-        else audit_subject(opened[target], chosen, named=bool(select), talk=talk)
+        else audit_subject(opened[target], chosen, named=bool(select), talk=talk, profile=profile)
         for target in targets
     ]
 
@@ -116,11 +123,18 @@ def audit_before_training(
 
 
 def audit_subject(
-    subject: Subject, rules: Sequence[Rule], named: bool = False, talk: Talk = SILENT, damage_ends: bool = False
+    subject: Subject,
+    rules: Sequence[Rule],
+    named: bool = False,
+    talk: Talk = SILENT,
+    damage_ends: bool = False,
+    profile: Profile | None = None,
 ) -> Audit:
     """Runs those rules whose scope the subject has; the others are listed as skipped when they were asked for by
-    name. With `damage_ends` a file that cannot be read is an error, else a finding.
+    name. With `damage_ends` a file that cannot be read is an error, else a finding. A finding that ends the audit
+    stands alone.
     """
+    profile = profile or usual_profile(subject)
     fitting = [rule for rule in rules if not subject.parts.isdisjoint(rule.scopes)]
     findings: list[Judged] = []
     crashes: list[Crash] = []
@@ -132,7 +146,10 @@ def audit_subject(
                     findings += [Judged(rule, finding) for finding in skipped(reason)]
                 continue
             try:
-                findings += [Judged(rule, finding) for finding in _run(rule, subject, damage_ends)]
+                found = [finding.under(profile) for finding in _run(rule, subject, damage_ends)]
+                if any(finding.ends for finding in found):
+                    return Audit(subject.target, subject.kind, [Judged(rule, each) for each in found], [], profile)
+                findings += [Judged(rule, finding) for finding in found]
             except (Exception, SystemExit) as error:
                 if damage_ends and isinstance(error, DitError):
                     raise
@@ -142,17 +159,23 @@ def audit_subject(
                 owner = f" of {rule.package}" if rule.package else ""
                 talk.warn(f"rule {rule.title}{owner} broke: {described(error)}" + (f"; {REMEDY}" if owner else ""))
             task.advance()
-    return Audit(subject.target, subject.kind, findings, crashes)
+    return Audit(subject.target, subject.kind, findings, crashes, profile)
 
 
 def _run(rule: Rule, subject: Subject, damage_ends: bool) -> list[Finding]:
     try:
-        with redirect_stdout(sys.stderr) if rule.package else nullcontext():  # the result is ours to print
+        talking = redirect_stdout(sys.stderr) if rule.package else nullcontext()  # the result is ours to print
+        with talking, uncompiled() if isinstance(subject, Foreign) else nullcontext():
             findings = list(or_skipped(lambda: rule.check(subject)) or ())
     except BadDataError as error:  # a sample or a tensor that cannot be read
         if damage_ends:
             raise
         return (warned if rule.severity == WARNING else failed)(error.message, error.hint)
+    except (Exception, SystemExit) as error:
+        fault = strangers_fault(error) if isinstance(subject, Foreign) else ""
+        if not fault:
+            raise
+        return skipped(f"the model's own code {fault}, so what this rule asks could not be tried")
     if not findings:
         raise BrokenRule(f"{rule.code} found nothing, not even that all is well")
     for finding in findings:

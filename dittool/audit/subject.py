@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import DataView
+from dittool.audit.rule import Profile
 from dittool.audit.specimens.specimen import NotAnswered, Scope, Specimen
 from dittool.config.architectures import AnyConfig
 
@@ -84,6 +85,12 @@ class Foreign:
 
 
 Subject = Preset | Checkpoint | Data | Foreign
+
+
+def usual_profile(subject: Subject) -> Profile:
+    """Somebody else's model and weights of unknown make are not held to our recipe."""
+    foreign = isinstance(subject, Foreign) or (isinstance(subject, Checkpoint) and subject.config is None)
+    return "any" if foreign else "scratch"
 
 
 def why_unfit(subject: Subject, scopes: Collection[Scope]) -> tuple[str, bool]:

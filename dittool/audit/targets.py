@@ -43,6 +43,7 @@ def open_subject(
     example: str | None = None,
     talk: Talk = SILENT,
     overrides: Sequence[str] = (),
+    trained: bool = False,
 ) -> Subject:
     """The subject that a target's text names.
 
@@ -51,16 +52,17 @@ def open_subject(
         kwargs: of --kwargs, a JSON object, the keyword arguments of a model factory.
         example: of --example, `file.py:function` that makes the inputs of the factory's model.
         overrides: of -s, changes of the preset that is the target or that --preset names.
+        trained: of --trained, whether the factory's model has weights of a training.
 
     Raises `UsageError` for a target of no known kind, `BadDataError` and `UnsafeFileError` for a file that is refused.
     """
     if overrides and preset is None and not _names_a_preset(target):
         raise UsageError(f"-s: no effect on {target}, which is no preset", "leave it out, or add --preset P")
     if names_a_factory(target):
-        return open_factory(target, kwargs, example)
-    if kwargs is not None or example is not None:
+        return open_factory(target, kwargs, example, trained)
+    if kwargs is not None or example is not None or trained:
         raise UsageError(
-            f"{target}: --kwargs and --example belong to a model factory",
+            f"{target}: --kwargs, --example and --trained belong to a model factory",
             "name it as file.py:Name or package.module:Name",
         )
     expected = None if preset is None else load_config(preset, overrides)
@@ -76,10 +78,10 @@ def open_subject(
     raise UsageError(f"{target}: not a checkpoint, which ends in {', '.join(CHECKPOINT_SUFFIXES)}", _KINDS)
 
 
-def open_factory(target: str, kwargs: str | None = None, example: str | None = None) -> Foreign:
+def open_factory(target: str, kwargs: str | None = None, example: str | None = None, trained: bool = False) -> Foreign:
     """The model of a factory, built and called in this process. Arguments and errors as of `open_subject`."""
     function = None if example is None else load_attribute(example)
-    return Foreign(target, ForeignModel(load_factory(target, kwargs), function))
+    return Foreign(target, ForeignModel(load_factory(target, kwargs), function, trained))
 
 
 def names_a_factory(target: str) -> bool:

@@ -20,6 +20,19 @@ from tests.audit.planted import plants
 from tests.audit.workshop import Workshop
 
 
+@plants("R1", "a norm's root of what is negative")
+def not_a_number(shop: Workshop) -> Subject:
+    shop.monkeypatch.setattr(dit, "unpatchify", lambda x, *_: x.sum() * math.nan)
+    return shop.preset()
+
+
+@plants("R2", "dropout that evaluation mode does not stop", "warn")
+def dropout_in_evaluation(shop: Workshop) -> Subject:
+    original = dit.unpatchify
+    shop.monkeypatch.setattr(dit, "unpatchify", lambda x, *rest: original(F.dropout(x, 0.1), *rest))
+    return shop.preset()
+
+
 @plants("E1", "six modulation vectors, all zero, and no gates")
 def blocks_without_gates(shop: Workshop) -> Subject:
     def forward(self, x, c, context, bias, keys_values=None):
@@ -227,6 +240,26 @@ def length_leaks(shop: Workshop) -> Subject:
         return tokens, torch.zeros(conditions.text_mask.shape).masked_fill(~conditions.text_mask, -math.inf)
 
     shop.monkeypatch.setattr(conditioning.Conditioning, "_text", with_mask)
+    return shop.preset()
+
+
+@plants("C8", "timesteps that are averaged over the batch")
+def one_time_for_all(shop: Workshop) -> Subject:
+    original = layers.TimestepEmbedding.forward
+    shop.monkeypatch.setattr(
+        layers.TimestepEmbedding, "forward", lambda self, t: original(self, t.mean(0, keepdim=True).expand_as(t))
+    )
+    return shop.preset()
+
+
+@plants("C8", "one sample's text for all")
+def one_text_for_all(shop: Workshop) -> Subject:
+    original = conditioning.Conditioning._text
+
+    def first_only(self, conditions, *rest):
+        return original(self, replace(conditions, text=conditions.text[:1].expand_as(conditions.text)), *rest)
+
+    shop.monkeypatch.setattr(conditioning.Conditioning, "_text", first_only)
     return shop.preset()
 
 

@@ -169,7 +169,7 @@ def test_rules_are_chosen_by_prefixes_of_their_codes():
 
 
 def test_a_rule_of_another_scope_is_left_out_unless_it_was_named(preset):
-    assert {judged.rule.code[0] for judged in audit_subject(preset, RULES, named=False).findings} == {"E", "C"}
+    assert {judged.rule.code[0] for judged in audit_subject(preset, RULES, named=False).findings} == {"R", "E", "C"}
     (judged,) = audit_subject(preset, [rule for rule in RULES if rule.code == "K1"], named=True).findings
     assert judged.finding.status == "skip" and "judges a checkpoint" in judged.finding.evidence
 

@@ -114,4 +114,4 @@ def test_the_example_review_in_the_docs_is_current(dit):
     assert without_figures(example) == without_figures(review), (
         "make it again: dit audit demo --format markdown > docs/audit-example.md"
     )
-    assert "Exit code 0: no rule failed." in review and review.count("**Must hold:** ") == review.count("\n## ") == 12
+    assert "Exit code 0: no rule failed." in review and review.count("**Must hold:** ") == review.count("\n## ") == 15

@@ -2,7 +2,7 @@
 why.
 
 All four classes are made to load weights, so none begins with closed gates: trained from scratch as they stand, that
-would be a fault.
+costs, and it is a warning.
 """
 
 from __future__ import annotations
@@ -19,42 +19,54 @@ from tests.audit.opened import open_subject
 EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons stand beside them
     "DiT, diffusers": {
         # AdaLayerNormZero has gates; its linear layer keeps torch's default initialisation
-        "E1": ("fail", "its gates are there but open"),
-        "E2": ("fail", "does not run"),  # unpatchify takes the square root of the number of tokens for both sides
-        "E3": ("fail", "attn1.to_q.bias"),  # attention_bias=True by default, feed-forward with biases
+        "E1": ("warn", "its gates are there but open"),
+        # unpatchify takes the square root of the number of tokens for both sides, and six times two samples make three
+        "E2": ("fail", "it answers in the shape (3, 4, 4, 4)"),
+        "E3": ("warn", "attn1.to_q.bias"),  # attention_bias=True by default, feed-forward with biases
         "E5": ("pass", "enable_gradient_checkpointing()"),
-        "C1": ("fail", "norm_num_groups"),  # taken, kept in the configuration, never read
+        "C1": ("pass", "num_layers"),
         "C4": ("pass", "float32"),
         "C6": ("pass", "class_labels"),
+        "C8": ("pass", "class_labels"),
     },
     "PixArt, diffusers": {
-        "E1": ("fail", "no gate closes"),  # cross-attention is added without a gate
+        "E1": ("warn", "no gate closes"),  # cross-attention is added without a gate
         # sin-cos for the batch's own grid; the table for the configured one is a buffer that is not saved
         "E2": ("pass", "runs at"),
-        "E3": ("fail", "attn1.to_q.bias"),
+        "E3": ("warn", "attn1.to_q.bias"),
         "E5": ("pass", "enable_gradient_checkpointing()"),
-        "C1": ("fail", "num_embeds_ada_norm"),  # only compared with None
+        "C1": ("pass", "caption_channels"),
         "C4": ("pass", "float32"),
         "C6": ("pass", "encoder_hidden_states"),
+        "C8": ("pass", "timestep"),
     },
     "SD3, diffusers": {
-        "E1": ("fail", "its gates are there but open"),
-        "E2": ("fail", "pos_embed.pos_embed"),  # a table of pos_embed_max_size² positions is saved, and cropped
-        "E3": ("fail", "attn.to_q.bias"),
+        "E1": ("warn", "its gates are there but open"),
+        "E2": ("warn", "pos_embed.pos_embed"),  # a table of pos_embed_max_size² positions is saved, and cropped
+        "E3": ("warn", "attn.to_q.bias"),
         "E5": ("pass", "enable_gradient_checkpointing()"),
         "C1": ("pass", "pos_embed_max_size"),
         "C4": ("pass", "float32"),
-        "C6": ("fail", "add_q_proj"),  # the last block computes queries of the text whose answers nobody takes
+        "C6": ("pass", "pooled_projections"),
+        "C8": ("pass", "pooled_projections"),
     },
     "Flux, diffusers": {
-        "E1": ("fail", "its gates are there but open"),
+        "E1": ("warn", "its gates are there but open"),
         "E2": ("pass", "runs at"),  # rotary angles from the ids of the batch
-        "E3": ("fail", "attn.to_q.bias"),
+        "E3": ("warn", "attn.to_q.bias"),
         "E5": ("pass", "each of 6 blocks"),  # both kinds
         "C1": ("pass", "guidance_embeds"),
         "C4": ("pass", "float32"),
         "C6": ("pass", "pooled_projections"),
+        "C8": ("pass", "encoder_hidden_states"),
     },
+}
+SKIPPED = {  # what is not judged, and a part of the reason
+    # taken, kept in the configuration, and read nowhere in the class
+    "DiT, diffusers": ("C1", "norm_num_groups, upcast_attention (not seen to act here: the model's config keeps it"),
+    "PixArt, diffusers": ("C1", "num_embeds_ada_norm"),  # only compared with None
+    # the last block computes queries of the text whose answers nobody takes
+    "SD3, diffusers": ("C6", "add_q_proj"),
 }
 
 
@@ -68,3 +80,7 @@ def test_each_rule_says_what_reading_the_source_says(layout):
         findings = [judged.finding for judged in result.findings if judged.rule.code == code]
         assert {finding.status for finding in findings} - {"skip"} == {status}, (code, findings)
         assert any(part in finding.evidence for finding in findings if finding.status == status), (code, findings)
+    if layout in SKIPPED:
+        code, part = SKIPPED[layout]
+        skips = [judged.finding for judged in result.findings if judged.rule.code == code]
+        assert any(finding.status == "skip" and part in finding.evidence for finding in skips), skips

@@ -145,7 +145,7 @@ def test_a_block_that_runs_twice_before_backward_is_not_recomputed(tmp_path):
 def test_counting_a_blocks_runs_leaves_a_forward_that_somebody_set():
     network = torch.nn.Sequential(torch.nn.Linear(2, 2))
     replaced = network[0].forward = lambda x: x + 1
-    with counted_runs(network, ["0"]) as runs:
+    with counted_runs(network) as runs:
         network(torch.zeros(2))
     assert runs["0"] == 1 and network[0].forward is replaced
 
@@ -169,8 +169,8 @@ def test_blocks_and_modulation_are_found_by_what_they_do(factory, blocks, last):
 
 
 def test_tokens_in_front_of_the_latents_are_told_apart():
-    anatomy = open_subject(f"{STREAMS}:sequence").specimen.anatomy
-    assert (anatomy.tokens, anatomy.before, anatomy.after) == (64, 8, 0)  # one of time and seven of text in front
+    foreign = open_subject(f"{STREAMS}:sequence").specimen  # one of time and seven of text in front
+    assert foreign._patch_and_grid() == (2, (8, 8))
 
 
 def test_a_shared_modulation_is_found_outside_of_the_blocks():
@@ -181,10 +181,11 @@ def test_a_shared_modulation_is_found_outside_of_the_blocks():
 
 
 def test_a_foreign_model_is_audited_from_the_command_line(dit):
-    outcome = dit("audit", f"{MODELS}:fused_open_modulation", "--kwargs", '{"depth": 1}', "--json")
+    target = ("audit", f"{MODELS}:fused_open_modulation", "--kwargs", '{"depth": 1}', "--json")
+    outcome = dit(*target, "--profile", "scratch")
     answer = json.loads(outcome.out)
     found = {finding["code"]: finding for finding in answer["findings"]}
-    assert outcome.code == 1 and answer["kind"] == "foreign model"
+    assert outcome.code == 1 and answer["kind"] == "foreign model" and answer["profile"] == "scratch"
     assert found["E1"]["status"] == "fail" and "1 in blocks" in found["E1"]["evidence"] and found["E1"]["fix"]
     for code in ("E4", "C2", "C3", "C5", "C7"):
         assert found[code]["status"] == "skip" and "model alone" in found[code]["evidence"]

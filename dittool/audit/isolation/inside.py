@@ -55,7 +55,7 @@ def _judge(request: Request, send: Send) -> None:
     rules, before = {rule.code: rule for rule in load_rules().rules}, _replaceable()
     send({"begin": True})
     try:
-        subject = open_factory(request.target, request.kwargs, request.example)
+        subject = open_factory(request.target, request.kwargs, request.example, request.trained)
     except SystemExit as error:
         message = f"{request.target}: the model's own code calls exit({error.code!r}) where it is called"
         raise UsageError(message, "let it raise an error instead") from error
@@ -65,7 +65,7 @@ def _judge(request: Request, send: Send) -> None:
         send({"warn": f"the model's own code replaces {changed}: it is judged as it runs with that"})
     for code in request.codes:
         send({"rule": code})
-        found = audit_subject(subject, [rules[code]], request.named, _Sending(send))
+        found = audit_subject(subject, [rules[code]], request.named, _Sending(send), profile=request.profile)
         for judged in found.findings:
             send({"finding": asdict(judged.finding)})
         for crash in found.crashes:
@@ -74,6 +74,8 @@ def _judge(request: Request, send: Send) -> None:
                 send({"finding": asdict(Finding(SKIP, why))})
             else:
                 send({"crash": crash.error, "counts": crash.counts})
+        if any(judged.finding.ends for judged in found.findings):
+            return
 
 
 def _replaceable() -> dict[str, object]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from dittool.audit.rule import Finding
+from dittool.audit.rule import Finding, Profile
 from dittool.errors import BadDataError, DitError, StorageError, UnsafeFileError, UsageError
 
 _ERRORS = {kind.exit_code: kind for kind in (UsageError, BadDataError, UnsafeFileError, StorageError)}
@@ -21,6 +21,8 @@ class Request:
     named: bool  # whether somebody asked for these rules
     kwargs: str | None = None
     example: str | None = None
+    profile: Profile | None = None
+    trained: bool = False
 
     def line(self) -> str:
         return json.dumps(asdict(self))
@@ -40,4 +42,5 @@ def error_from_data(data: Mapping[str, object]) -> DitError:
 
 
 def finding_from_data(data: Mapping[str, object]) -> Finding:
-    return Finding(**{name: str(value) for name, value in data.items()})
+    said = {name: str(value) for name, value in data.items() if name != "ends"}
+    return Finding(**said, ends=data.get("ends") is True)

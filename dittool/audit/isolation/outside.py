@@ -47,7 +47,7 @@ def judge_apart(request: Request, rules: Sequence[Rule], limits: Limits, talk: T
             hearing.ended(ending, last=death == _MOST_DEATHS - 1)
             if not hearing.waiting:
                 break
-    return Audit(request.target, FOREIGN, hearing.findings, hearing.crashes)
+    return Audit(request.target, FOREIGN, hearing.findings, hearing.crashes, request.profile or "any")
 
 
 class _Hearing:
@@ -79,7 +79,9 @@ class _Hearing:
         elif "forks" in message:
             self._forks = message["forks"]
         elif self._judging is not None and "finding" in message:
-            self.findings.append(Judged(self._judging, finding_from_data(message["finding"])))
+            finding = finding_from_data(message["finding"])
+            kept = [] if finding.ends else self.findings
+            self.findings = [*kept, Judged(self._judging, finding)]
         elif self._judging is not None and "crash" in message:
             self.crashes.append(Crash(self._judging, message["crash"], message["counts"]))
         return "end" in message

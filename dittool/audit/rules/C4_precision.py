@@ -23,7 +23,7 @@ from collections import Counter
 
 import torch
 
-from dittool.audit.rule import Finding, failed, judged, or_skipped, passed, skipped
+from dittool.audit.rule import Finding, chosen, failed, judged, or_skipped, passed, skipped
 from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 from dittool.ckpt.load import named_tensors
@@ -31,6 +31,7 @@ from dittool.ckpt.load import named_tensors
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C4", "precision", "error", ("model", "generator", "checkpoint"), "0.1"
 
 _FIX = "keep weights, average and moments in fp32; run the model under torch.autocast(device, torch.bfloat16) for bf16"
+_CHOICE = "A choice for drawing, as Flux is published; trained so, updates below a 256th of a weight vanish in bfloat16"
 _KEPT = ("model", "ema", "optimizer")
 _MASTER = {"float32"}
 
@@ -46,7 +47,7 @@ def _check_run(specimen: Specimen) -> list[Finding]:
     found, note = specimen.precision(), specimen.note
     if not found.planned:
         if set(found.parameters) != _MASTER:
-            return failed(f"parameters as built are {_counts(found.parameters)}, not all float32", _FIX)
+            return chosen(f"parameters as built are {_counts(found.parameters)}, not all float32", _FIX, _CHOICE)
         unknown = "in which precision they will be run is not the model's to say"
         return passed(f"parameters as built: {_counts(found.parameters)}; {unknown}")
     wanted = "bfloat16" if found.planned == "bf16" else "float32"

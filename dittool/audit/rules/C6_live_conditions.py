@@ -4,7 +4,9 @@
 On the network with open gates, or with a checkpoint's weights: exchanging the text, the CLS or the patches for others
 changes the prediction; gradient reaches every parameter when all four dropout modes stand in a batch; the timestep's
 embedding varies over [0, 1]; padding and the length of a caption do not show, neither under the mask nor when the text
-is dropped. Of a foreign model each input is exchanged in turn; what dropping a condition means to it cannot be known.
+is dropped. Of a foreign model each tensor of its inputs is exchanged in turn, also inside of dictionaries, lists and
+dataclasses, and it is live if any tensor of the answer moves; what dropping a condition means to it cannot be known. A
+time that is cut to whole numbers is told. Under the profile `any` parameters that no gradient reaches warn.
 
 ## Why it matters
 A condition that is projected and never read trains to an unconditional model without any error. With t fed without its
@@ -21,13 +23,17 @@ condition vector.
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, judged
+from dittool.audit.rule import FAIL, Finding, chosen, judged, passed, skipped, warned
 from dittool.audit.specimens.specimen import Liveness
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C6", "live-conditions", "error", ("model",), "0.1"
 
 FIX = "follow the input through the model's forward: it must reach the blocks or their modulation"
+_DEAD = (
+    "They cost memory and never learn. What the last of two-stream blocks computes for its text is such a part in many"
+    " models; a flag or another size may reach others"
+)
 _LEAST = 1e-5  # relative change that counts as one
 # relative change of t's embedding over a fifth of its range; without the factor of 1000 it is 0.04, with it 1.2
 _LEAST_TURN = 0.2
@@ -40,17 +46,38 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
 
 def judge(found: Liveness, answer: str, fault: str = "", more: str = "") -> list[Finding]:
     """What inputs do to an answer, called so; `fault` and `more` are what else was found."""
-    unchanged = {name: change for name, change in found.changes.items() if change < _LEAST}
-    leaking = {name: change for name, change in found.leaks.items() if change > _LEAST}
+    least = max(_LEAST, 3 * found.unsteady)
+    unchanged = {name: change for name, change in found.changes.items() if change < least}
+    leaking = {name: change for name, change in found.leaks.items() if change > least}
     faults = [f"{name}: the {answer} does not change ({change:.1g})" for name, change in unchanged.items()]
     faults += [f"{name}: shows in the {answer} (relative change {change:.2g})" for name, change in leaking.items()]
     faults += [fault] if fault else []
-    if found.dead:
-        faults.append(f"no gradient reaches {len(found.dead)} parameters, first {', '.join(found.dead[:3])}")
     shown = ", ".join(f"{name} {change:.2g}" for name, change in found.changes.items())
-    parts = (f"relative change of the {answer}: {shown}", more, "gradient reaches every parameter", found.sealed)
+    gradient = "" if found.dead else "gradient reaches every parameter"
+    parts = (f"relative change of the {answer}: {shown}", more, gradient, found.sealed)
     held = "; ".join(part for part in (*parts, found.network) if part)
-    return judged([f"{fault}, {found.network}" for fault in faults], FIX, held)
+    if faults or not found.dead:
+        return judged([f"{fault}, {found.network}" for fault in faults], FIX, held) + _unreached(found)
+    return ([] if found.truncated else passed(held)) + _unreached(found)
+
+
+def _unreached(found: Liveness) -> list[Finding]:
+    """Parameters without a gradient, and times that are cut to whole numbers."""
+    findings: list[Finding] = []
+    if found.truncated:
+        cut = f"{found.time} is cut to whole numbers: two times within one give the same answer"
+        findings += (
+            [Finding(FAIL, cut, FIX)]
+            if found.time_known
+            else warned(f"{cut}; a flow's t in [0, 1] would be lost, steps of 1 to 1000 are not", FIX)
+        )
+    if not found.dead:
+        return findings
+    which = f"no gradient reaches {len(found.dead)} parameters, first {', '.join(found.dead[:3])}"
+    if found.not_fed:
+        why = f"forward's {', '.join(found.not_fed)} were not given, which may be what reaches them"
+        return findings + skipped(f"{which}; {why}: name them in --example")
+    return findings + chosen(f"{which}, {found.network}", FIX, _DEAD)
 
 
 def _time_fault(found: Liveness) -> str:

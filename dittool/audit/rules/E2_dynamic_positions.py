@@ -1,12 +1,16 @@
 """Positions follow the latent's own height and width; nothing of them is learned or stored.
 
 ## What it checks
-The network runs at four shapes and answers in each shape. What distinguishes two tokens of equal content is the same
-under other weights, so it is not learned, and no tensor in the state dict grows with the grid. Position must split into
-a row's and a column's part on a grid that is not square, which a transposed one does not. With closed blocks, changing
-one token of the input changes that token of the output alone. Exchanging two tokens must not merely exchange the
-answers. A reference's patches, on the tokens' grid, must carry the tokens' positions. Where a foreign model turns
-queries and keys instead, attention between equal tokens must depend on their distance in rows and columns alone.
+The network runs at several grids, wide and tall, odd and larger than its own, and answers in each shape. What
+distinguishes two tokens of equal content is the same under other weights, so it is not learned, and no tensor in the
+state dict grows with the grid. On each grid position must split into a row's and a column's part, which a transposed
+one does not, and no two places may be given the same. With closed blocks, changing one token of the input changes that
+token of the output alone. Exchanging two tokens must not merely exchange the answers. A reference's patches, on the
+tokens' grid, must carry the tokens' positions. Where a foreign model turns queries and keys instead, attention of the
+picture's queries over the picture's keys, found by raising patches, must depend on the distance in rows and columns.
+
+Under the profile `any` learned and stored positions, and one size only, are a choice, and warn; positions that are
+exchanged, cut short, the same at two places, or not there fail.
 
 ## Why it matters
 Training runs over seven aspect ratios. A learned table of one size, or height and width exchanged, trains without an
@@ -21,8 +25,8 @@ Make 2-D sin-cos positions on the fly from the batch's rows and columns (`models
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, judged
-from dittool.audit.specimens.specimen import Positions
+from dittool.audit.rule import Finding, chosen, failed, passed
+from dittool.audit.specimens.specimen import OnGrid, Positions
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "weights"), "0.1"
@@ -32,56 +36,81 @@ _FIX = (
     " angles"
 )
 _NOISE = 1e-4  # what rounding may leave of a difference that must be zero, relative to values of about 1
-_OF_LOGITS = 10 * _NOISE  # the same, of attention's logits
+_OF_LOGITS = 0.03  # of attention's logits, whose angles may be rounded to bf16
 _OF_ROUNDING = 16  # times the precision's own
+_STORED = (
+    "A choice: other sizes need the table cut or stretched. U-ViT learns one, DiT, SiT and SD3 keep sin-cos of one size"
+)
+_ONE_SIZE = "A choice: aspect buckets cannot be trained. DiT and U-ViT are made for one size"
 
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
-    found = subject.specimen.positions()
-    faults = [fault for fault in (_stored(found), found.problem) if fault]
-    if found.grid != (0, 0):
-        faults += _faults_on_a_grid(found, first=not faults)
-    shapes, note = ", ".join(f"{rows}×{columns}" for rows, columns in found.ran), subject.specimen.note
-    held = "positions are not learned, split into row and column, and bind tokens to places"
-    otherwise = f"runs at {shapes} tokens and answers in kind; {held}{note}"
-    return judged([f"{found.source}{fault}{note}" for fault in faults], _FIX, otherwise)
-
-
-def _stored(found: Positions) -> str:
-    if not found.stored:
-        return ""
-    name, shape = next(iter(found.stored.items()))
-    return f"{len(found.stored)} tensors of the state dict hold positions of a fixed size, first {name} {shape}"
-
-
-def _faults_on_a_grid(found: Positions, first: bool) -> list[str]:
-    """`first`: whether no fault was found before, for a learned table splits into nothing either."""
-    where, noise = f"on {found.grid[0]}×{found.grid[1]} tokens", max(_NOISE, _OF_ROUNDING * found.rounding)
-    faults = []
-    if found.learned is not None and found.learned > noise:
-        faults.append(
-            f"positions differ by {found.learned:.2g} of their size between two sets of weights: they are learned"
-        )
-    elif found.mixed is not None and found.mixed > noise:
-        rest = f"do not split into row and column (rest {found.mixed:.2g}): height and width are exchanged"
-        faults.append(f"{where} positions {rest}")
-    if found.exchanged is not None and found.exchanged <= _NOISE:
-        merely = f"merely exchanges their answers (relative change {found.exchanged:.1g}): there are no positions"
-        faults.append(f"exchanging two tokens {merely}")
-    if found.by_distance is not None and found.by_step is not None and not (faults and first):
-        if found.by_distance <= _OF_LOGITS:
-            alone = "depends on their distance in the sequence alone: it knows no rows and columns"
-            faults.append(f"attention between equal tokens {alone}")
-        elif found.by_step > _OF_LOGITS:
-            more = f"depends on more than their distance in rows and columns ({found.by_step:.0%} of its range)"
-            exchanged = "height and width are exchanged, or the angles are not 2-D"
-            faults.append(f"{where} attention between equal tokens {more}: {exchanged}")
-    if found.strayed is not None:
-        changed, moved = found.strayed
-        faults.append(
-            f"with its blocks passed by, changing token {changed} of the input changes token {moved} of the output"
-        )
+    found, note = subject.specimen.positions(), subject.specimen.note
+    findings = _of_sizes(found)
+    if found.stored:
+        name, shape = next(iter(found.stored.items()))
+        count = f"{len(found.stored)} tensors of the state dict hold positions of a fixed size, first {name} {shape}"
+        findings += chosen(count, _FIX, _STORED)
+    learned = [on.learned for on in found.grids if on.learned is not None and on.learned > _limit(on)]
+    if learned and not found.stored:
+        size = f"positions differ by {learned[0]:.2g} of their size between two sets of weights: they are learned"
+        findings += chosen(size, _FIX, _STORED)
+    table = bool(found.stored or learned)
+    faults: dict[str, str] = {}  # the first of each kind
+    for on in found.grids:
+        for kind, fault in _faults_on(on, found, table).items():
+            faults.setdefault(kind, fault)
     if found.reference is not None and found.reference > _NOISE:
-        away = f"up to {found.reference:.2g} away from the tokens' at the same places"
-        faults.append(f"the reference's patches carry positions {away}")
+        faults["reference"] = (
+            f"positions of the reference's patches differ from the tokens' by {found.reference:.2g} at the same places"
+        )
+    for fault in faults.values():
+        findings += failed(fault, _FIX)
+    if findings:
+        return [
+            Finding(each.status, f"{found.source}{each.evidence}{note}", each.fix, each.choice) for each in findings
+        ]
+    shapes = ", ".join(f"{rows}×{columns}" for rows, columns in found.ran)
+    held = "positions are not learned, split into row and column, and bind tokens to places"
+    return passed(f"runs at {shapes} tokens and answers in kind; {held}{note}")
+
+
+def _of_sizes(found: Positions) -> list[Finding]:
+    if not found.problems:
+        return []
+    kinds = {problem.kind for problem in found.problems}
+    worst = next((problem for problem in found.problems if problem.kind == "wrong"), found.problems[0])
+    if "wrong" not in kinds and (len(found.ran) < 2 or kinds == {"refused"}):
+        return chosen(worst.evidence, _FIX, _ONE_SIZE)
+    return failed(worst.evidence, _FIX)
+
+
+def _limit(on: OnGrid) -> float:
+    return max(_NOISE, _OF_ROUNDING * on.rounding)
+
+
+def _faults_on(on: OnGrid, found: Positions, table: bool) -> dict[str, str]:
+    """Faults by kind; a table does not split into rows and columns."""
+    where, faults = f"on {on.grid[0]}×{on.grid[1]} tokens", {}
+    if on.mixed is not None and on.mixed > _limit(on) and not table:
+        rest = f"do not split into row and column (rest {on.mixed:.2g}): height and width are exchanged"
+        faults["split"] = f"{where} positions {rest}"
+    if on.exchanged <= max(_NOISE, found.chance):
+        merely = f"merely exchanges their answers (relative change {on.exchanged:.1g}): there are no positions"
+        if found.chance <= _NOISE:
+            faults["none"] = f"exchanging two tokens {merely}"
+    if on.by_distance is not None and on.by_distance <= _OF_LOGITS and 1 not in on.grid:
+        alone = "depends on their distance in the sequence alone: it knows no rows and columns"
+        faults["split"] = f"attention between equal tokens {alone}"
+    elif on.by_step is not None and on.by_step > _OF_LOGITS:
+        more = f"depends on more than their distance in rows and columns ({on.by_step:.0%} of its range)"
+        exchanged = "height and width are exchanged, or the angles are not 2-D"
+        faults["split"] = f"{where} attention between equal tokens {more}: {exchanged}"
+    if on.same_place is not None and "split" not in faults:
+        first, second = (f"{place // on.grid[1]}, {place % on.grid[1]}" for place in on.same_place)
+        faults["same"] = f"{where} the places ({first}) and ({second}) are given the same position"
+    if on.strayed is not None:
+        changed, moved = on.strayed
+        passed_by = f"changing token {changed} of the input changes token {moved} of the output"
+        faults["strayed"] = f"{where}, with the blocks passed by, {passed_by}"
     return faults

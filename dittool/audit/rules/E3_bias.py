@@ -3,7 +3,7 @@
 ## What it checks
 Every bias in the network at its real size: none may stand in a block's q, k, v, attention output or MLP. The evidence
 names those that do and counts what all biases cost. In a foreign model's blocks every layer is looked at but norms and
-what the condition vector feeds.
+what the condition vector feeds. Under the profile `any` biases are a choice, and warn.
 
 ## Why it matters
 The recipe has none there: the modulation's shifts already do what they could do, and weights with them fit no other
@@ -19,20 +19,24 @@ Build those layers with `bias=False`.
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, failed, passed
+from dittool.audit.rule import Finding, chosen, passed
 from dittool.audit.specimens.specimen import Biases
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E3", "bias", "error", ("model", "weights"), "0.1"
 
 _FIX = "build these layers with bias=False"
+_CHOICE = (
+    "A choice: the modulation's shifts already do it, and these weights fit no model of the recipe. DiT, SiT, PixArt,"
+    " SD3 and Flux keep biases; Lumina 2, AuraFlow and Z-Image do without"
+)
 
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     found = subject.specimen.biases()
     if found.wrong:
         which = f"{len(found.wrong)} biases in the blocks' attention and MLP, first {next(iter(found.wrong))}"
-        return failed(f"{found.source}{which}; {_cost(found.wrong, found)}", _FIX)
+        return chosen(f"{found.source}{which}; {_cost(found.wrong, found)}", _FIX, _CHOICE)
     return passed(
         f"{found.source}none in {found.layers} attention and MLP layers; {len(found.elsewhere)} elsewhere,"
         f" {_cost(found.elsewhere, found)}"

@@ -1,27 +1,31 @@
-"""Where a network's blocks, its modulation and its tokens are: known of ours, found by running of any other.
+"""Where a network's blocks and its modulation are: known of ours, found by running of any other.
 
-Blocks are the members of the longest lists of modules that take tokens and give tokens of the same shape, one after
-another, when the tokens depend on the latent. Modulation is what the condition vector feeds inside a block: linear
-layers whose input has no token axis and changes with the timestep or another condition. A parameter that a block holds
-itself, beside its layers, belongs to the modulation too.
+A block takes tokens and gives tokens of the same shape, and its residual stands inside of it: with every weight at zero
+it returns its input. Where a norm after the residual hides that, a block is what takes or gives the tokens of another
+member of its list. Blocks are looked for in lists of modules, then beside them. Those that only see a condition's
+tokens, as a caption's refiner, are kept apart. Modulation is what the condition vector feeds inside a block: linear
+layers whose input stays when the block's tokens change, and changes with the timestep or another condition. A parameter
+that a block holds itself, beside its layers, belongs to the modulation too.
 
 B batch · N tokens · D width
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.watching import Call, Inputs, answer_without_gradient, is_tokens, is_vector, watch
+from dittool.audit.specimens.watching import Call, Inputs, answers_without_gradient, is_tokens, is_vector, watch
 
 _MOST_VECTORS = 12  # of a modulation
+_LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_LEAST_SHARE = 0.02  # of the parameters: a smaller module outside of every list is no block
 
 
 @dataclass(frozen=True)
@@ -33,22 +37,23 @@ class Anatomy:
     modulation: dict[str, tuple[str, ...]]
     inner: dict[str, tuple[str, ...]]  # of each block: all linear layers that a vector feeds
     shared: tuple[str, ...]  # linear layers outside of the blocks whose output a block takes as its modulation
-    tokens: int = 0  # of the latent in the first block's sequence; 0 when they do not stand together
-    before: int = 0  # other tokens of that sequence in front of them …
-    after: int = 0  # … and behind them
-    stream: int = 0  # which of the first block's streams of tokens it is
+    of_conditions: frozenset[str] = field(default_factory=frozenset)  # blocks that the latent does not reach
     why_not: str = ""  # why no blocks were found
 
-    def latent_tokens(self, call: Call) -> Tensor:
-        """(B, N, D): the latent's tokens as the first block takes them in a call."""
-        tokens = call.streams[self.stream][0]
-        return tokens[:, self.before : tokens.shape[1] - self.after]
+    @property
+    def of_latent(self) -> tuple[str, ...]:
+        """Blocks that the latent's tokens pass through."""
+        return tuple(name for name in self.blocks if name not in self.of_conditions)
 
     @cached_property
     def where(self) -> str:
         """`2 in blocks` for the evidence."""
-        counts = Counter(name.rpartition(".")[0] or name for name in self.blocks)
-        return ", ".join(f"{count} in {name}" for name, count in counts.items())
+        return blocks_in_words(self.blocks)
+
+
+def blocks_in_words(blocks: Sequence[str]) -> str:
+    counts = Counter(name.rpartition(".")[0] or name for name in blocks)
+    return ", ".join(f"{count} in {name}" for name, count in counts.items())
 
 
 def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> list[list[str]]:
@@ -79,129 +84,228 @@ def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class Runs:
-    """Three inputs of a model: plain, with the latent exchanged, with time and other conditions exchanged."""
+    """Inputs of a model: plain, with the latent exchanged, with time alone, and with time and other conditions."""
 
     model: nn.Module  # with open gates
     plain: Inputs
     latent: Inputs
+    time: Inputs
     conditions: Inputs
+    batch: int
 
     def calls(self, modules: dict[str, nn.Module], inputs: Inputs) -> dict[str, Call]:
         """The first call of each module."""
-        with watch(modules) as seen:
-            answer_without_gradient(self.model, inputs)
+        with watch(modules, first_only=True) as seen:
+            answers_without_gradient(self.model, inputs)
         return {name: calls[0] for name, calls in seen.items()}
 
 
 def find_anatomy(runs: Runs) -> Anatomy:
     """Blocks and modulation by what they do."""
     modules = dict(runs.model.named_modules())
-    lists = {name: module for name, module in modules.items() if isinstance(module, (nn.ModuleList, nn.Sequential))}
     members = {
-        f"{name}.{i}".lstrip("."): child
-        for name, members in lists.items()
-        for i, child in enumerate(members)
+        f"{name}.{child_name}".lstrip("."): child
+        for name, module in modules.items()
+        if isinstance(module, _LISTS)
+        for child_name, child in module.named_children()
         if any(child.children())
     }
-    plain, transforming = _transforming(runs, members)
-    found: list[str] = []
-    branches: list[str] = []
-    for name in lists:
-        if _inside(name, (*found, *branches)):
-            continue
-        own = [member for member in members if member in transforming and member.rpartition(".")[0] == name]
-        if isinstance(lists[name], nn.Sequential) and not any(_mixes(members[member], plain[member]) for member in own):
-            continue  # an embedding's or an MLP's
-        (found if _chained([plain[member] for member in own]) else branches).extend(own)
-    found = [name for name in plain if name in found]  # in calling order
-    kinds = {type(members[name]) for name in found}
-    outside = [name for name in modules if name not in found and not _inside(name, found)]
-    if alone := {name: modules[name] for name in outside if type(modules[name]) in kinds}:
-        found += _transforming(runs, alone)[1]
-    if found:
-        return _with_modulation(runs, found)
+    search = _Search(runs, modules)
+    branches = search.take(members)
+    kinds = {type(modules[name]) for name in search.found}
+    search.take({name: modules[name] for name in search.outside() if type(modules[name]) in kinds}, sure=True)
+    search.take({name: modules[name] for name in search.outside() if search.is_large(name)}, in_lists=False)
+    if search.found:
+        return _with_modulation(runs, *search.in_order())
     why = "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
     if branches:
         why = f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them"
     return Anatomy((), {}, {}, (), why_not=why)
 
 
-def _with_modulation(runs: Runs, blocks: list[str]) -> Anatomy:
+class _Search:
+    """Blocks among a model's modules, the outer ones first."""
+
+    def __init__(self, runs: Runs, modules: dict[str, nn.Module]) -> None:
+        self._runs, self._modules = runs, modules
+        self.found: dict[str, bool] = {}  # whether the latent reaches a block
+        self._order: dict[str, int] = {}
+        self._all = sum(parameter.numel() for parameter in runs.model.parameters())
+
+    def take(self, candidates: dict[str, nn.Module], sure: bool = False, in_lists: bool = True) -> list[str]:
+        """Adds those that are blocks; gives names of those that transform tokens and are none.
+
+        Args:
+            sure: they are of a class that is known to be a block's.
+            in_lists: they are members of lists; outside of them a residual is asked for.
+        """
+        plain, latent, conditioned = (
+            self._runs.calls(candidates, given)
+            for given in (self._runs.plain, self._runs.latent, self._runs.conditions)
+        )
+        self._order |= {name: len(self._order) + i for i, name in enumerate(plain) if name not in self._order}
+        moved = {name: _moves(plain[name], latent.get(name)) for name in plain}
+        transforming = [
+            name
+            for name in plain
+            if plain[name].streams and (moved[name] or _moves(plain[name], conditioned.get(name)))
+        ]
+        branches: list[str] = []
+        residual: dict[object, bool] = {}
+        for name in sorted(transforming, key=lambda name: name.count(".")):
+            if _inside(name, (*self.found, *branches)):
+                continue
+            siblings = [other for other in transforming if _parent(other) == _parent(name) and other != name]
+            if sure or self._is_block(name, plain, siblings if in_lists else None, residual):
+                self.found[name] = moved[name]
+            else:
+                branches.append(name)
+        return branches
+
+    def _is_block(
+        self, name: str, plain: dict[str, Call], siblings: list[str] | None, residual: dict[object, bool]
+    ) -> bool:
+        module, call = self._modules[name], plain[name]
+        kind = (type(module), tuple(tensor.shape for tensor in module.parameters()))
+        if kind not in residual:
+            residual[kind] = _has_residual(module, call)
+        in_list = siblings is not None and isinstance(self._modules.get(_parent(name)), (nn.ModuleList, nn.ModuleDict))
+        if not residual[kind]:
+            chained = any(_linked(call, plain[other]) or _linked(plain[other], call) for other in siblings or ())
+            if not chained and (siblings or not in_list):
+                return False
+        in_a_row = call.streams[0][0].dim() == 3
+        return (in_list and in_a_row) or _mixes(module, call)
+
+    def outside(self) -> list[str]:
+        """Modules with parts, neither inside of a block nor around one."""
+        return [
+            name
+            for name, module in self._modules.items()
+            if name
+            and any(module.children())
+            and not isinstance(module, _LISTS)
+            and name not in self.found
+            and not _inside(name, list(self.found))
+            and not any(_inside(block, [name]) for block in self.found)
+        ]
+
+    def is_large(self, name: str) -> bool:
+        own = sum(parameter.numel() for parameter in self._modules[name].parameters())
+        return own > _LEAST_SHARE * self._all
+
+    def in_order(self) -> tuple[list[str], frozenset[str]]:
+        """Blocks in the order of their first calls, and those that the latent does not reach."""
+        calls = self._runs.calls({name: self._modules[name] for name in self.found}, self._runs.plain)
+        return list(calls), frozenset(name for name, of_latent in self.found.items() if not of_latent)
+
+
+def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str]) -> Anatomy:
     model = runs.model
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     watched = {**linear, **{name: model.get_submodule(name) for name in blocks}}
-    plain, latent, conditioned = (runs.calls(watched, given) for given in (runs.plain, runs.latent, runs.conditions))
-    batch = len(plain[blocks[0]].tensors[0])
+    plain, timed, conditioned = (runs.calls(watched, given) for given in (runs.plain, runs.time, runs.conditions))
 
-    def fed_by_conditions(name: str) -> bool:
-        if name not in plain or name not in conditioned or not plain[name].tensors:
+    def input_of(calls: dict[str, Call], name: str) -> Tensor | None:
+        return calls[name].tensors[0] if name in calls and calls[name].tensors else None
+
+    def changes(name: str, others: dict[str, Call]) -> bool:
+        before, after = input_of(plain, name), input_of(others, name)
+        return before is not None and after is not None and (before.shape != after.shape or not before.equal(after))
+
+    def fed(name: str) -> bool:
+        """By a vector of conditions, or by one for each token that time is given for."""
+        given = input_of(plain, name)
+        if given is None:
             return False
-        a, b, c = (calls[name].tensors[0] for calls in (plain, conditioned, latent))
-        return is_vector(a, batch) and not torch.equal(a, b) and torch.equal(a, c)
+        by_conditions = is_vector(given, runs.batch) and changes(name, conditioned)
+        return by_conditions or (given.dim() == 3 and changes(name, timed))
 
-    vectors = [name for name in plain if name in linear and fed_by_conditions(name)]
-    inner = {block: tuple(name for name in vectors if _inside(name, [block])) for block in blocks}
+    inner = {}
+    for block in blocks:
+        module, call = model.get_submodule(block), plain[block]
+        own = [name for name in linear if _inside(name, [block]) and fed(name)]
+        inner[block] = _untouched_by_tokens(module, block, own, call)
     last: dict[str, tuple[str, ...]] = {}
     for first, *others in alike_blocks(model, blocks):
         layers = _last_of_chains(model.get_submodule(first), first, inner[first], plain[first])
         for block in (first, *others):
             last[block] = tuple(f"{block}{name.removeprefix(first)}" for name in layers)
-    storages = {_storage(value) for block in blocks if not inner[block] for value in plain[block].tensors}
-    shared = tuple(name for name in vectors if _storage(plain[name].output) in storages and not _inside(name, blocks))
-    return Anatomy(tuple(blocks), last, inner, shared, *_latent_tokens(plain[blocks[0]], latent[blocks[0]]))
+    taken = {_storage(value) for block in blocks if not inner[block] for value in plain[block].tensors}
+    outside = [name for name in plain if name in linear and not _inside(name, blocks) and fed(name)]
+    shared = tuple(name for name in outside if _storage(plain[name].output) in taken)
+    return Anatomy(tuple(blocks), last, inner, shared, of_conditions)
 
 
 def _inside(name: str, modules: Sequence[str]) -> bool:
     return name.startswith(tuple(f"{module}." for module in modules))
 
 
-def _latent_tokens(call: Call, other_latent: Call) -> tuple[int, int, int, int]:
-    """(tokens, before, after, stream) of `Anatomy`, from two calls of the first block under different latents."""
-    for stream, ((tokens, _), (moved, _)) in enumerate(zip(call.streams, other_latent.streams, strict=True)):
-        reached = (tokens - moved).abs().amax(dim=(0, 2)).nonzero().flatten().tolist()
-        if reached:
-            together = reached[-1] - reached[0] + 1 == len(reached)
-            return len(reached) if together else 0, reached[0], tokens.shape[1] - reached[-1] - 1, stream
-    return 0, 0, 0, 0
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
-def _transforming(runs: Runs, modules: dict[str, nn.Module]) -> tuple[dict[str, Call], list[str]]:
-    """The modules' calls, and names of those that take tokens that depend on the latent and give as many of the same
-    width.
-    """
-    plain, latent = (runs.calls(modules, inputs) for inputs in (runs.plain, runs.latent))
+def _moves(plain: Call, other: Call | None) -> bool:
+    """Whether tokens that a module takes differ between two of its calls."""
+    if other is None or len(plain.tensors) != len(other.tensors):
+        return other is not None
+    pairs = zip(plain.tensors, other.tensors, strict=True)
+    return any(is_tokens(a) and (a.shape != b.shape or not torch.equal(a, b)) for a, b in pairs)
 
-    def transforms(name: str) -> bool:
-        if name not in latent or len(plain[name].tensors) != len(latent[name].tensors):
-            return False
-        pairs = zip(plain[name].tensors, latent[name].tensors, strict=True)
-        depends = any(is_tokens(a) and a.shape == b.shape and not torch.equal(a, b) for a, b in pairs)
-        return depends and bool(plain[name].streams)
 
-    return plain, [name for name in plain if transforms(name)]
+def _has_residual(module: nn.Module, call: Call) -> bool:
+    """Whether a module with every weight at zero returns the tokens that it takes."""
+    try:
+        empty = copy.deepcopy(module)
+        with torch.no_grad():
+            for parameter in empty.parameters():
+                parameter.zero_()
+            outputs = call.again(empty).outputs
+    except Exception:  # it cannot be copied, or divides by a weight
+        return False
+    taken = [tensor for tensor in call.tensors if is_tokens(tensor)]
+    return any(given.shape == tokens.shape and torch.equal(given, tokens) for given in outputs for tokens in taken)
 
 
 def _mixes(module: nn.Module, call: Call) -> bool:
-    """Whether a token's answer depends on another token, as an MLP's does not."""
+    """Whether each place's answer depends on far places, as an MLP's or a convolution's does not."""
     tokens = call.streams[0][0]
-    moved = tokens.clone()
-    moved[:, -1] += 1
-    with torch.no_grad():
-        outputs = call.again(module, lambda value: moved if value is tokens else value).outputs
-    pairs = zip(call.outputs, outputs, strict=True)
-    return any(is_tokens(before) and not torch.equal(before[:, :-1], after[:, :-1]) for before, after in pairs)
+    axes = range(1, tokens.dim()) if tokens.dim() > 3 else [0 if tokens.shape[0] > tokens.shape[1] else 1]
+    for axis in axes:
+        moved = tokens.clone()
+        last = moved.select(axis, -1)
+        last += torch.randn(last.shape, generator=torch.Generator().manual_seed(0)).to(last)
+        with torch.no_grad():
+            outputs = call.again(module, {id(tokens): moved}).outputs
+        pairs = zip(call.outputs, outputs, strict=True)
+        if not any(a.shape == tokens.shape and not torch.equal(a.select(axis, 0), b.select(axis, 0)) for a, b in pairs):
+            return False
+    return True
 
 
-def _chained(calls: list[Call]) -> bool:
-    """Whether each call takes what the one before gave."""
-    return all(
-        any(
-            torch.equal(given, taken)
-            for _, given in before.streams
-            for taken in call.tensors
-            if taken.shape == given.shape
-        )
-        for before, call in pairwise(calls)
+def _linked(before: Call, after: Call) -> bool:
+    """Whether one call takes tokens that the other gave."""
+    return any(
+        taken.shape == given.shape and torch.equal(given, taken)
+        for _, given in before.streams
+        for taken in after.tensors
+    )
+
+
+def _untouched_by_tokens(block: nn.Module, name: str, fed: list[str], call: Call) -> tuple[str, ...]:
+    """Those of a block's layers whose input stays when the block's tokens are others: no pooling of the tokens."""
+    if not fed:
+        return ()
+    layers = {layer: block.get_submodule(layer.removeprefix(f"{name}.")) for layer in fed}
+    turned = {id(before): before.flip(-1) for before, _ in call.streams}
+    taken = []
+    for others in ({}, turned):
+        with watch(layers, first_only=True) as seen, torch.no_grad():
+            call.again(block, others)
+        taken.append({layer: calls[0].tensors[0] for layer, calls in seen.items()})
+    plain, moved = taken
+    return tuple(
+        layer for layer in fed if layer in plain and layer in moved and torch.equal(plain[layer], moved[layer])
     )
 
 

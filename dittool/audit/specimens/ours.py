@@ -59,6 +59,7 @@ TWIN_DEPTH, TWIN_HEADS = 2, 2
 _TEXT_TOKENS = 6
 GRID: Grid = (2, 3)  # not square, so that a transposition shows
 _GRIDS: tuple[Grid, ...] = ((3, 3), (2, 4), (4, 2), (1, 6))  # at which it must run
+_MEASURED: tuple[Grid, ...] = ((3, 2), (4, 9))  # beside `GRID`
 _BATCH = 4  # in which every dropout mode stands
 
 
@@ -242,21 +243,25 @@ class FlowNetwork(OurNetwork[DiT, Config]):
 
     def positions(self) -> Positions:
         p = self.config.model.patch_size
-        grids = OnGrids(self.shared_awake, self.anatomy, "z", p, lambda grid: self.inputs(grid=grid, batch=1))
-        ran, problem = grids.grids_that_run(list(_GRIDS))
-        found = Positions(ran=ran, problem=problem)
-        if problem:
+        at_grid = lambda grid: self.inputs(grid=grid, batch=1)  # noqa: E731
+        blank = lambda inputs, _tokens: {**inputs, "z": torch.zeros_like(inputs["z"])}  # noqa: E731
+        grids = OnGrids(self.shared_awake, self.anatomy, "z", p, at_grid, blank)
+        ran, problems = grids.grids_that_run(_GRIDS)
+        found = Positions(ran=ran, problems=problems)
+        if problems:
             return found
-        found = grids.measured(GRID, found, other_weights=lambda: self.awake(seed=1))
-        return replace(found, reference=self._reference_positions(grids))
+        measured = [
+            grids.measured(GRID, other_weights=lambda: self.awake(seed=1)),
+            *(grids.measured(grid, None) for grid in _MEASURED),
+        ]
+        return replace(found, grids=measured, reference=self._reference_positions(grids))
 
     @torch.no_grad()
     def _reference_positions(self, grids: OnGrids) -> float | None:
         """How far the positions of a reference's patches are from those of the tokens at the same places."""
         if not (self.config.model.patches and self.config.model.patch_positions):
             return None
-        inputs = grids.at_grid(GRID)
-        tokens = grids.token_differences(grids.without_content(inputs))  # (N, D)
+        inputs, tokens = grids.at_grid(GRID), grids.token_differences(GRID)  # (N, D)
         context = self.shared_awake.context(inputs["conditions"].map(torch.zeros_like), None, 1, GRID)
         patches = context.tokens[0, -len(tokens) :]  # they come last
         return float((patches - patches[0] - tokens).abs().max())

@@ -1,21 +1,23 @@
 """What makes a network's tokens of equal content differ, measured by running it at several grids.
 
+Which token and which query and key of attention belong to which patch of the latent is found by raising patches, half
+of them at a time: after ⌈log₂(N + 1)⌉ runs each row that answers spells its patch's number.
+
 B batch · C latent channels · N tokens · D width · h w grid in tokens
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy
-from dittool.audit.specimens.specimen import Grid, Positions, relative_change
+from dittool.audit.specimens.specimen import Grid, OnGrid, Problem, relative_change
 from dittool.audit.specimens.watching import (
     AttentionLogits,
     Call,
@@ -23,9 +25,31 @@ from dittool.audit.specimens.watching import (
     answer_without_gradient,
     ending_with,
     hooked,
+    is_tokens,
 )
 
 STORED_MOVES = 1e-4  # relative change of the first tokens by which a redrawn tensor holds positions
+_SAME = 1e-6  # relative difference of two places that are given the same
+_FEW = 64  # patches: where numbers cannot be spelled, each of so few is raised by itself
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a network's first block was given, and the logits of attention up to its end."""
+
+    tokens: list[Tensor]  # each of the block's inputs of tokens, as (rows, D) of the first sample
+    logits: list[Tensor]  # (heads, queries, keys) of each attention
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where patches of the latent stand, in row-major order; None where that was not found."""
+
+    stream: int | None  # which of the first block's inputs of tokens
+    rows: Tensor | None  # (N,) of that input
+    attention: int | None  # which attention
+    queries: Tensor | None  # (N,) of its rows
+    keys: Tensor | None  # (N,) of its columns
 
 
 @dataclass(frozen=True)
@@ -36,104 +60,172 @@ class OnGrids:
     anatomy: Anatomy
     latent: str  # which of forward's arguments
     patch_size: int  # latent cells along one side of a token
-    at_grid: Callable[[Grid], Inputs]  # one sample of this size
+    at_grid: Callable[[Grid], Inputs]  # one batch of this size
+    blank: Callable[[Inputs, int], Inputs]  # the inputs without content, for a number of tokens
 
-    def grids_that_run(self, grids: list[Grid]) -> tuple[list[Grid], str]:
-        """Grids at which the network runs and answers in kind, and the first fault."""
+    def grids_that_run(self, grids: Sequence[Grid]) -> tuple[list[Grid], list[Problem]]:
+        """Grids at which the network runs and answers in kind, and the problems at others."""
         ran: list[Grid] = []
-        problems: list[str] = []
+        problems: list[Problem] = []
         for grid in grids:
             where = f"at {grid[0]}×{grid[1]} tokens"
             try:
                 inputs = self.at_grid(grid)
-                shape = tuple(answer_without_gradient(self.model, inputs).shape)
+                shape = tuple(self._answer(self.model, inputs).shape)
             except Exception as error:  # whatever somebody else's model raises for a shape
                 message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-                problems.append(f"{where} it does not run: {message}")
+                refused = isinstance(error, (AssertionError, ValueError, NotImplementedError))
+                failed = f"{where} it does not run: {message}"
+                problems.append(Problem(grid, failed, "refused" if refused else "broke"))
                 continue
             latent = inputs[self.latent]
-            if shape[-2:] == tuple(latent.shape[-2:]) if latent.dim() == 4 else shape[1] == latent.shape[1]:
+            if shape[-2:] == tuple(latent.shape[-2:]) if latent.dim() >= 4 else set(latent.shape[1:]) & set(shape[1:]):
                 ran.append(grid)
             else:
-                problems.append(f"{where}, a latent of {tuple(latent.shape)}, it answers in the shape {shape}")
-        return ran, next(iter(problems), "")
+                wrong = f"{where}, a latent of {tuple(latent.shape)}, it answers in the shape {shape}"
+                problems.append(Problem(grid, wrong, "wrong"))
+        return ran, problems
 
-    def measured(self, grid: Grid, positions: Positions, other_weights: Callable[[], nn.Module]) -> Positions:
-        """Everything that is to be seen on one grid, which must not be square, added to what is known of other grids.
+    def measured(self, grid: Grid, other_weights: Callable[[], nn.Module] | None) -> OnGrid:
+        """Everything that is to be seen on one grid.
 
         Args:
-            other_weights: makes the network with open gates and other weights.
+            other_weights: makes the network with open gates and other weights; None where what is learned is known.
         """
-        blank = self.without_content(self.at_grid(grid))
-        here = self.token_differences(blank)  # (N, D)
-        largest, learned, mixed = float(here.abs().max()), None, None
-        if largest > 0 and not positions.stored and not positions.problem:
-            elsewhere = replace(self, model=other_weights()).token_differences(blank)
-            learned = float((here - elsewhere).abs().max()) / largest
-            cells = here[self._token_of_patch(grid)].unflatten(0, grid)  # (h, w, D)
-            # zero when f(row, column) = a(row) + b(column)
-            mixed = float((cells - cells[:1] - cells[:, :1] + cells[:1, :1]).abs().max()) / largest
-        by_step, by_distance = (None, None) if largest else self._logit_spreads(grid, blank)
-        return replace(
-            positions,
-            grid=grid,
-            rounding=torch.finfo(here.dtype).eps,
-            learned=learned,
-            mixed=mixed,
-            exchanged=self._exchanged(grid),
-            by_step=by_step,
-            by_distance=by_distance,
-            strayed=self._strayed(grid),
-        )
+        inputs = self.at_grid(grid)
+        blank = self.blank(inputs, math.prod(grid))
+        plain = self._seen(blank)
+        places = self._places(grid, blank, plain)
+        found = OnGrid(grid, exchanged=self._exchanged(grid, inputs), strayed=self._strayed(grid, inputs))
+        if places.rows is None or places.stream is None:
+            return found
+        here = self._differences(plain, places)  # (N, D)
+        largest = float(here.abs().max())
+        found = replace(found, rounding=torch.finfo(here.dtype).eps)
+        if largest > 0:
+            learned = None
+            if other_weights is not None:
+                other = replace(self, model=other_weights())._seen(blank)
+                learned = float((here - self._differences(other, places)).abs().max()) / largest
+            return replace(
+                found, learned=learned, mixed=_mixed(here, grid) / largest, same_place=_same_rows(here, most=0.75)
+            )
+        if places.attention is None or places.queries is None or places.keys is None:
+            return found
+        logits = plain.logits[places.attention].mean(0)[places.queries][:, places.keys]  # (N, N)
+        span = float(logits.max() - logits.min())
+        if span <= 1e-5 * float(logits.abs().max()):
+            return found  # attention knows no places
+        by_step, by_distance = _logit_spreads(logits, grid)
+        by_step = min(by_step, _mixed(logits, grid))  # of positions that are added in a block, queries split
+        either = torch.cat([logits, logits.T], dim=1)
+        return replace(found, by_step=by_step / span, by_distance=by_distance / span, same_place=_same_rows(either))
 
-    def stored_positions(self, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    def stored_positions(self, grid: Grid) -> dict[str, tuple[int, ...]]:
         """Tensors of the state dict that make the first block's tokens differ, or that hold a table of the grid."""
-        blank = self.without_content(inputs)
-        plain, plain_answer = self.token_differences(blank), answer_without_gradient(self.model, blank)
-        stored, sides = {}, {self.anatomy.tokens, math.isqrt(self.anatomy.tokens)}
+        blank = self.blank(self.at_grid(grid), math.prod(grid))
+        plain = self._seen(blank, logits=False)
+        places = self._places(grid, blank, plain)
+        if places.rows is None or places.stream is None:
+            return {}
+        here, plain_answer = self._differences(plain, places), self._answer(self.model, blank)
+        stored, sides = {}, {math.prod(grid), *grid}
         for name, tensor in _loose_tensors(self.model, self.anatomy.blocks):
             turns = not isinstance(tensor, nn.Parameter) and tensor.dim() >= 2 and bool(sides & set(tensor.shape))
             with _redrawn(tensor):
-                other = self.token_differences(blank)
-                moved = relative_change(plain, other) > STORED_MOVES if plain.any() else bool(other.any())
-                if moved or (
-                    turns and relative_change(plain_answer, answer_without_gradient(self.model, blank)) > STORED_MOVES
-                ):
+                other = self._differences(self._seen(blank, logits=False), places)
+                moved = relative_change(here, other) > STORED_MOVES if here.any() else bool(other.any())
+                if moved or (turns and relative_change(plain_answer, self._answer(self.model, blank)) > STORED_MOVES):
                     stored[name] = tuple(tensor.shape)
         return stored
 
-    def without_content(self, inputs: Inputs) -> Inputs:
-        """The inputs with a latent of zeros."""
-        return {**inputs, self.latent: torch.zeros_like(inputs[self.latent])}
+    def tokens_of_latent(self, inputs: Inputs) -> int:
+        """How many rows of the first block's tokens answer to the latent; 0 when none do."""
+        other = {
+            **inputs,
+            self.latent: inputs[self.latent] + torch.randn(inputs[self.latent].shape).to(inputs[self.latent]),
+        }
+        plain, moved = self._seen(inputs, logits=False), self._seen(other, logits=False)
+        counts = [
+            int(((a - b).abs().amax(-1) > 0).sum()) if a.shape == b.shape else 0
+            for a, b in zip(plain.tokens, moved.tokens, strict=True)
+        ]
+        return next((count for count in counts if count), 0)
 
-    def token_differences(self, inputs: Inputs) -> Tensor:
-        """(N, D): the first block's latent tokens, relative to the first of them."""
-        tokens = self._first_tokens(inputs)[0]
+    def token_differences(self, grid: Grid) -> Tensor:
+        """(N, D): what tokens of equal content are given in the first block, relative to the first of them."""
+        blank = self.blank(self.at_grid(grid), math.prod(grid))
+        plain = self._seen(blank, logits=False)
+        return self._differences(plain, self._places(grid, blank, plain))
+
+    def _answer(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        return answer_without_gradient(model, inputs, self.latent)
+
+    def _differences(self, seen: _Seen, places: _Places) -> Tensor:
+        assert places.stream is not None and places.rows is not None
+        tokens = seen.tokens[places.stream][places.rows]
         return tokens - tokens[:1]
 
-    def _first_tokens(self, inputs: Inputs) -> Tensor:
-        """(B, N, D): the latent's tokens as the first block takes them."""
-        with ending_with(self.model.get_submodule(self.anatomy.blocks[0])) as seen:
+    def _seen(self, inputs: Inputs, logits: bool = True) -> _Seen:
+        """Of the first block that the latent passes."""
+        attention = AttentionLogits()
+        first = self.model.get_submodule(self.anatomy.of_latent[0])
+        with ending_with(first) as calls, attention if logits else nullcontext():
             answer_without_gradient(self.model, inputs)
-        return self.anatomy.latent_tokens(seen[0])
+        batch = len(inputs[self.latent])
+        return _Seen([_rows(tensor, batch) for tensor in calls[0].tensors if is_tokens(tensor)], attention.seen)
 
-    def _token_of_patch(self, grid: Grid) -> list[int]:
-        """For each patch of the latent in row-major order, the token that it becomes."""
-        inputs = self.at_grid(grid)
-        plain = self._first_tokens(inputs)
-        changed = (self._raised(inputs, grid, index) for index in range(math.prod(grid)))
-        return [int((self._first_tokens(other) - plain).abs().amax(dim=(0, 2)).argmax()) for other in changed]
+    def _places(self, grid: Grid, blank: Inputs, plain: _Seen) -> _Places:
+        count, logits = math.prod(grid), bool(plain.logits)
+        bits = [[code for code in range(count) if (code + 1) >> bit & 1] for bit in range(count.bit_length())]
+        raised = [self._seen(self._raised(blank, grid, patches), logits) for patches in bits]
 
-    def _raised(self, inputs: Inputs, grid: Grid, index: int) -> Inputs:
-        """The inputs with 1 added to one patch of the latent."""
+        def first(
+            kind: Callable[[_Seen], list[Tensor]], spelled: Callable[[Tensor, Tensor], Tensor]
+        ) -> tuple[int | None, Tensor | None]:
+            """The first tensor of a kind in which every patch answers in one row, and these rows."""
+            for index, tensor in enumerate(kind(plain)):
+                others = [kind(seen)[index] for seen in raised if index < len(kind(seen))]
+                if len(others) == len(raised) and all(other.shape == tensor.shape for other in others):
+                    codes = sum(spelled(tensor, other).long() << bit for bit, other in enumerate(others))
+                    if (rows := _rows_of(codes, count)) is not None:
+                        return index, rows
+            return None, None
+
+        stream, rows = first(lambda seen: seen.tokens, lambda a, b: (a != b).any(-1))
+        if stream is None and count <= _FEW:
+            stream, rows = self._nearest_rows(grid, blank, plain)
+        attention, queries = first(lambda seen: seen.logits, lambda a, b: (a != b).any(0).all(1))
+        keys = None
+        if attention is not None:
+            others = [seen.logits[attention] for seen in raised]
+            changed = [
+                (plain.logits[attention] != other).any(0).all(0).long() << bit for bit, other in enumerate(others)
+            ]
+            keys = _rows_of(sum(changed), count)
+        return _Places(stream, rows, attention, queries, keys)
+
+    def _nearest_rows(self, grid: Grid, blank: Inputs, plain: _Seen) -> tuple[int | None, Tensor | None]:
+        """Where a patch reaches its neighbours' tokens too: of each the row that it moves most."""
+        each = [self._seen(self._raised(blank, grid, [patch]), logits=False) for patch in range(math.prod(grid))]
+        for index, tokens in enumerate(plain.tokens):
+            if all(seen.tokens[index].shape == tokens.shape for seen in each):
+                rows = torch.stack([(seen.tokens[index] - tokens).abs().amax(-1).argmax() for seen in each])
+                if len(rows.unique()) == len(rows):
+                    return index, rows
+        return None, None
+
+    def _raised(self, inputs: Inputs, grid: Grid, patches: Sequence[int]) -> Inputs:
+        """The inputs with 1 added to some patches of the latent, numbered in row-major order."""
         latent = inputs[self.latent].clone()
-        self._patch_of(latent, grid, index).add_(1)
+        for patch in patches:
+            self._patch_of(latent, grid, patch).add_(1)
         return {**inputs, self.latent: latent}
 
     def _patch_of(self, latent: Tensor, grid: Grid, index: int) -> Tensor:
         """A view of patch number `index`, row-major."""
         if latent.dim() == 3:
-            return latent[:, index]
+            return latent[:, index] if latent.shape[1] == math.prod(grid) else latent[..., index]
         (row, column), p = divmod(index, grid[1]), self.patch_size
         return latent[..., row * p : (row + 1) * p, column * p : (column + 1) * p]
 
@@ -144,63 +236,94 @@ class OnGrids:
         self._patch_of(exchanged, grid, last)[...] = self._patch_of(latent, grid, 0)
         return exchanged
 
-    def _exchanged(self, grid: Grid) -> float:
+    def _exchanged(self, grid: Grid, inputs: Inputs) -> float:
         """Relative change between the answer with its ends exchanged and the answer to the ends exchanged."""
-        inputs = self.at_grid(grid)
         swapped = {**inputs, self.latent: self._with_ends_exchanged(inputs[self.latent], grid)}
-        plain, other = (answer_without_gradient(self.model, given) for given in (inputs, swapped))
+        plain, other = (self._answer(self.model, given) for given in (inputs, swapped))
         return relative_change(self._with_ends_exchanged(plain, grid), other)
 
-    def _logit_spreads(self, grid: Grid, blank: Inputs) -> tuple[float | None, float | None]:
-        """How much the first attention's logits between equal tokens vary, as a share of their range, between pairs
-        the same rows and columns apart, and between pairs the same distance in the sequence apart.
+    def _strayed(self, grid: Grid, inputs: Inputs) -> tuple[int, int] | None:
+        """With the blocks replaced by the identity a network answers to a token at the same place; None when it does,
+        or when it does not run so.
         """
-        with AttentionLogits() as attention:
-            answer_without_gradient(self.model, blank)
-        count, columns = math.prod(grid), grid[1]
-        first = next((seen for seen in attention.seen if seen.shape[-1] == seen.shape[-2] >= count), None)
-        if first is None:
-            return None, None
-        # other tokens stand in front, of this stream or of another
-        start = first.shape[-1] - count - self.anatomy.after
-        here = slice(start, start + count)
-        logits = first.reshape(-1, *first.shape[-2:]).mean(dim=0)[here, here]  # (N, N)
-        span = float(logits.max() - logits.min())
-        if span <= 0:
-            return None, None
-
-        def spread(kind: Callable[[int, int], Hashable]) -> float:
-            """Over pairs of the same kind."""
-            groups: dict[Hashable, list[float]] = {}
-            for i, j in product(range(count), repeat=2):
-                groups.setdefault(kind(i, j), []).append(float(logits[i, j]))
-            return max(max(values) - min(values) for values in groups.values()) / span
-
-        by_step = spread(lambda i, j: (j // columns - i // columns, j % columns - i % columns))
-        return by_step, spread(lambda i, j: j - i)
-
-    def _strayed(self, grid: Grid) -> tuple[int, int] | None:
-        """With the blocks replaced by the identity a network answers to a token at the same place; None when it
-        does.
-        """
-        inputs, index = self.at_grid(grid), grid[1] - 1  # the last of the first row
-        changed = self._raised(inputs, grid, index)
-
-        def identity(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
-            before = {id(after): tokens for tokens, after in Call(args, kwargs, output).streams}
-            if isinstance(output, (tuple, list)):
-                return type(output)(before.get(id(part), part) for part in output)
-            return before[id(output)]
-
         blocks = (self.model.get_submodule(name) for name in self.anatomy.blocks)
-        with hooked(block.register_forward_hook(identity, with_kwargs=True) for block in blocks):
-            plain, other = (answer_without_gradient(self.model, given) for given in (inputs, changed))
-        moved = [
-            place
-            for place in range(math.prod(grid))
-            if (self._patch_of(plain, grid, place) - self._patch_of(other, grid, place)).abs().max() > 0
-        ]
-        return None if not moved or index in moved else (index, moved[0])
+        try:
+            with hooked(block.register_forward_hook(_as_identity, with_kwargs=True) for block in blocks):
+                plain = self._answer(self.model, inputs)
+                for index in {grid[1] - 1, math.prod(grid) - grid[1]}:  # ends of the first row and the first column
+                    other = self._answer(self.model, self._raised(inputs, grid, [index]))
+                    change = (plain - other).abs()
+                    moved = [place for place in range(math.prod(grid)) if self._patch_of(change, grid, place).max() > 0]
+                    if moved and index not in moved:
+                        return index, moved[0]
+        except Exception:  # what stands between its blocks needs what they do
+            return None
+        return None
+
+
+def _as_identity(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
+    """A block's output with each stream of tokens as it came in."""
+    before = {id(after): tokens for tokens, after in Call(args, kwargs, output).streams}
+    if isinstance(output, Mapping):
+        return {key: before.get(id(part), part) for key, part in output.items()}
+    if isinstance(output, tuple) and not hasattr(output, "_fields"):
+        return tuple(before.get(id(part), part) for part in output)
+    if isinstance(output, list):
+        return [before.get(id(part), part) for part in output]
+    return before.get(id(output), output)
+
+
+def _rows(tokens: Tensor, batch: int) -> Tensor:
+    """(rows, D) of the first sample; tokens may come in rows and columns, or sequence first."""
+    axis = 1 if tokens.dim() == 3 and tokens.shape[0] != batch and tokens.shape[1] == batch else 0
+    first = tokens.select(axis, 0)
+    return first if first.dim() == 2 else first.flatten(0, -2)
+
+
+def _rows_of(codes: Tensor | int, count: int) -> Tensor | None:
+    """(N,): the row that spells 1, 2, … N; None unless each is spelled by one row."""
+    if isinstance(codes, int):
+        return None
+    rows = ((codes > 0) & (codes <= count)).nonzero().flatten()
+    if len(rows) != count or len(codes[rows].unique()) != count:
+        return None
+    found = torch.empty(count, dtype=torch.long)
+    found[codes[rows] - 1] = rows
+    return found
+
+
+def _mixed(values: Tensor, grid: Grid) -> float:
+    """Of one row of values for each place: zero when f(row, column) = a(row) + b(column)."""
+    cells = values.unflatten(0, grid)  # (h, w, …)
+    return float((cells - cells[:1] - cells[:, :1] + cells[:1, :1]).abs().max())
+
+
+def _same_rows(values: Tensor, most: float = 1.0) -> tuple[int, int] | None:
+    """Two places of the same values; None when there are none, or for more than a share `most` of all places."""
+    distances = torch.cdist(values.float(), values.float(), p=torch.inf)
+    distances.fill_diagonal_(torch.inf)
+    twins = (distances.amin(1) <= _SAME * float(values.abs().max())).nonzero().flatten().tolist()
+    if not twins or len(twins) > most * len(values):
+        return None
+    return twins[0], int(distances[twins[0]].argmin())
+
+
+def _logit_spreads(logits: Tensor, grid: Grid) -> tuple[float, float]:
+    """How much logits (N, N) between equal tokens vary between pairs the same rows and columns apart, and between
+    pairs the same distance in the sequence apart.
+    """
+    (rows, columns), index = grid, torch.arange(math.prod(grid))
+    down = (index // columns)[None] - (index // columns)[:, None] + rows
+    right = (index % columns)[None] - (index % columns)[:, None] + columns
+
+    def spread(kind: Tensor) -> float:
+        """Over pairs of the same kind."""
+        flat, size = kind.flatten(), int(kind.max()) + 1
+        most = torch.full((size,), -torch.inf).scatter_reduce(0, flat, logits.flatten(), "amax")
+        least = torch.full((size,), torch.inf).scatter_reduce(0, flat, logits.flatten(), "amin")
+        return float((most - least)[flat].max())
+
+    return spread(down * 2 * columns + right), spread(index[None] - index[:, None] + len(index))
 
 
 @contextmanager

@@ -40,6 +40,9 @@ class Gates:
     opened: dict[str, float]  # everything that begins at zero drawn at random
     modulation: dict[str, float]  # the largest value of each of its tensors
     redrawn: str = ""  # what of the blocks was tried without modulation, when not all
+    kinds: dict[str, str] = field(default_factory=dict)  # of each block: its class
+    stuck: tuple[str, ...] = ()  # blocks at the identity whose weights and conditions get no gradient whatever follows
+    normalised: frozenset[str] = frozenset()  # blocks that return their tokens normed: a norm behind the residual
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,39 @@ class Biases:
 
 
 @dataclass(frozen=True)
-class Positions:
-    """What makes tokens of equal content differ. Changes are relative; None: not measured."""
+class Problem:
+    """Why a network does not answer in kind at a grid."""
 
-    stored: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a fixed size
-    ran: list[Grid] = field(default_factory=list)  # grids at which the network ran and answered in kind
-    problem: str = ""  # the first at which it did not
-    grid: Grid = (0, 0)  # not square; the following is of it
+    grid: Grid
+    evidence: str
+    kind: Literal["refused", "broke", "wrong"]  # by an error of its own, by another one, or it answers in another shape
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """What makes tokens of equal content differ on one grid. Changes are relative; None: not measured."""
+
+    grid: Grid
+    exchanged: float  # between exchanged answers and the answers to exchanged tokens
+    strayed: tuple[int, int] | None = None  # a changed token, and another place that answers when blocks are passed by
     rounding: float = 0.0  # of the network's precision
     learned: float | None = None  # change of what tokens of equal content differ by, under other weights
     mixed: float | None = None  # what is left of it when a row's and a column's part are taken away
-    exchanged: float | None = None  # between exchanged answers and the answers to exchanged tokens
+    same_place: tuple[int, int] | None = None  # two tokens that are given the same
     by_step: float | None = None  # spread of attention's logits between tokens the same rows and columns apart
     by_distance: float | None = None  # … and the same distance in the sequence apart
-    strayed: tuple[int, int] | None = None  # a changed token, and another place that answers when blocks are passed by
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where positions come from, and what they do on several grids."""
+
+    stored: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a fixed size
+    ran: list[Grid] = field(default_factory=list)  # grids at which the network ran and answered in kind
+    problems: list[Problem] = field(default_factory=list)  # where it did not
+    grids: list[OnGrid] = field(default_factory=list)
     reference: float | None = None  # between the reference's patches' positions and the tokens'
+    chance: float = 0.0  # change of the answer by draws of chance alone
     source: str = ""  # of weights alone: the layout whose names they have
 
 
@@ -76,12 +97,17 @@ class Positions:
 class TrainingPass:
     """One forward and backward in training mode."""
 
-    runs: Counter[str]  # of each block's forward, before backward …
+    runs: Counter[str]  # of each module's forward, before backward …
     again: Counter[str]  # … and in backward
     saved: int  # bytes kept for backward, outside of recomputation
     gradients: dict[str, Tensor]  # of a large network's large parameters some entries
-    answer: Tensor
+    answer: Tensor  # all values that the network gave
     linear: Counter[str]  # kinds of numbers that the blocks' linear layers gave
+
+    def recomputed(self, block: str) -> list[str]:
+        """The outermost modules of a block, or the block itself, that run again in backward."""
+        again = [name for name in self.again if self.again[name] and f"{name}.".startswith(f"{block}.")]
+        return [name for name in again if not any(name.startswith(f"{other}.") for other in again)]
 
 
 @dataclass(frozen=True)
@@ -94,6 +120,8 @@ class Checkpointing:
     blocks: tuple[str, ...]
     gradient: tuple[str, float]  # the parameter whose gradients differ most, and by how much of the largest
     setting: str = ""  # what the configuration says, for the evidence
+    kinds: dict[str, str] = field(default_factory=dict)  # of each block: its list and class
+    broken: str = ""  # what the switch itself does wrong
 
 
 @dataclass(frozen=True)
@@ -121,6 +149,40 @@ class Liveness:
     turns: dict[float, float] = field(default_factory=dict)  # of t's embedding over a fifth of [0, key]
     unit_time: bool = False  # whether t is known to be given in [0, 1]
     time_known: bool = True
+    not_fed: list[str] = field(default_factory=list)  # arguments that the inputs leave out
+    unsteady: float = 0.0  # change between two runs of the same
+    truncated: bool | None = None  # whether t is cut to whole numbers; None when it is given as such
+
+
+@dataclass(frozen=True)
+class ForwardRun:
+    """How the network runs before anything of it is judged. Changes are relative."""
+
+    shapes: list[tuple[int, ...]]  # of its answers
+    not_finite: int
+    values: int  # of all its answers
+    never_written: list[str]  # parameters and buffers whose memory was taken and never filled
+    not_finite_weights: list[str]
+    half: str  # the kind of number of its weights when they are not float32 and the answer is finite with it; else ""
+    chance: float  # change when the same input is given twice, one run after the other
+    unsteady: float  # … with all draws of chance fixed
+    where: str  # the blocks that were found, in words
+    share: float  # of the parameters, in these blocks
+    outside: list[str]  # the largest parts outside of them, with their shares
+    in_training: str = ""  # what the model's own code raises in training mode
+    compiled: str = ""  # what of it torch.compile wraps; run uncompiled
+
+
+@dataclass(frozen=True)
+class Independence:
+    """What one sample's inputs do to the answers of others, and to its own. Changes are relative, by input."""
+
+    others: dict[str, float]  # the largest change of another sample's answer
+    own: dict[str, float]  # the smallest change of the sample's own answer over the samples of a batch
+    most: dict[str, float]  # … and the largest
+    samples: int
+    in_training: dict[str, float] = field(default_factory=dict)  # as `others`, in training mode
+    tolerance: float = 0.0  # of the network's own unsteadiness
 
 
 @dataclass(frozen=True)
@@ -184,6 +246,12 @@ class Specimen(Protocol):
         raise NotAnswered(self._unanswered())
 
     def liveness(self) -> Liveness:
+        raise NotAnswered(self._unanswered())
+
+    def forward_run(self) -> ForwardRun:
+        raise NotAnswered(self._unanswered())
+
+    def independence(self) -> Independence:
         raise NotAnswered(self._unanswered())
 
     def branch(self, text: bool, reference: bool) -> Tensor:

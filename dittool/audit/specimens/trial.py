@@ -9,19 +9,23 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, modulation_tables
+from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, blocks_in_words, modulation_tables
+from dittool.audit.specimens.leaves import leaves, other_value, with_leaves
 from dittool.audit.specimens.specimen import (
     Biases,
     Checkpointing,
+    ForwardRun,
     Gates,
+    Independence,
     NotAnswered,
     Specimen,
     TrainingPass,
@@ -31,9 +35,10 @@ from dittool.audit.specimens.watching import (
     Call,
     Inputs,
     SavedBytes,
-    answer,
-    answer_without_gradient,
+    answers,
+    answers_without_gradient,
     counted_runs,
+    fixed_chance,
     gradients_to,
     hooked,
     watch,
@@ -46,6 +51,8 @@ _WAKING_STD = 0.05  # of parameters that begin at zero
 _ENTRIES_TRIED = 64
 _KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
+_SAMPLES_TRIED = 2
+_SAMPLES_APART = 1e-5  # relative change of another sample's answer that is rounding
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
@@ -56,6 +63,8 @@ class CheckpointingSwitch(Generic[Network]):
     name: str  # in words, with a space behind; "" for the key of our configurations
     build: Callable[[bool], Network]  # the network with open gates, switched on or off
     setting: str = ""  # what the configuration says, for the evidence
+    broken: str = ""  # what the switch itself does wrong
+    offered: bool = True  # by the model itself, not by a part of it alone
 
 
 class Trial(Specimen, Generic[Network]):
@@ -106,25 +115,38 @@ class Trial(Specimen, Generic[Network]):
     # Gates
 
     def gates(self) -> Gates:
-        blocks, model = self.blocks, self.fresh()
+        """Of the blocks that the latent passes, and of those of a condition's tokens that have a modulation."""
+        anatomy, model = self.anatomy, self.fresh()
+        blocks = [name for name in self.blocks if name not in anatomy.of_conditions or anatomy.modulation[name]]
+        if not blocks:
+            raise NotAnswered(f"the blocks found, {anatomy.where}, are of a condition's tokens and have no modulation")
         runs = [self._block_calls(model, self.inputs(seed)) for seed in range(_TRIES_AT_START)]
+        timed = self._block_calls(model, self._at_another_time())
         large = self.parameters > LARGEST_BUILT and not self.note
         tried = [alike[0] for alike in alike_blocks(model, blocks)] if large else blocks
         opened = self._block_calls(self.shared_awake, self.inputs())
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
+        at_start = {name: max(_change(run[name]) for run in runs) for name in blocks}
         return Gates(
-            self.anatomy.where,
-            {name: max(_change(run[name]) for run in runs) for name in blocks},
-            {name: self._change_without_modulation(model, name, runs[0][name]) for name in tried},
-            {name: _change(call) for name, call in opened.items()},
+            blocks_in_words(blocks),
+            at_start,
+            {name: self._change_without_modulation(model, name, runs[0][name], timed[name]) for name in tried},
+            {name: _change(opened[name]) for name in blocks},
             modulation,
             ", tried on one block of each kind" if large else "",
+            {name: type(model.get_submodule(name)).__name__ for name in blocks},
+            tuple(name for name in tried if not at_start[name] and is_stuck(model.get_submodule(name), runs[0][name])),
+            frozenset(name for name in blocks if at_start[name] and is_normed(runs[0][name])),
         )
+
+    def _at_another_time(self) -> Inputs:
+        """The inputs with another timestep; the same where nothing is known of it."""
+        return self.inputs()
 
     def _block_calls(self, model: nn.Module, inputs: Inputs) -> dict[str, Call]:
         """Each block's call while the model runs once."""
-        with watch({name: model.get_submodule(name) for name in self.blocks}) as seen:
-            answer_without_gradient(model, inputs)
+        with watch({name: model.get_submodule(name) for name in self.blocks}, first_only=True) as seen:
+            answers_without_gradient(model, inputs)
         return {name: seen[name][0] for name in self.blocks}
 
     def _modulation(self, model: nn.Module) -> dict[str, Tensor]:
@@ -136,8 +158,13 @@ class Trial(Specimen, Generic[Network]):
         return {f"{place}.{name}": tensor for place, tensors in held for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def _change_without_modulation(self, model: nn.Module, name: str, call: Call) -> float:
-        """How far a block moves tokens when its modulation is zero and every other weight is drawn again."""
+    def _change_without_modulation(self, model: nn.Module, name: str, call: Call, timed: Call) -> float:
+        """How far a block moves tokens when its modulation is zero and every other weight is drawn again.
+
+        Args:
+            call, timed: of the block, the latter at another time: what it is given that differs, and is no tokens, is
+            its modulation too. Vectors are closed first, then tables of a few vectors.
+        """
         block = copy.deepcopy(model.get_submodule(name))
         modulation = {layer.removeprefix(f"{name}.") for layer in self.anatomy.modulation[name]}
         held = set(modulation_tables(block))
@@ -149,16 +176,22 @@ class Trial(Specimen, Generic[Network]):
                 parameter.zero_()
             else:
                 parameter.normal_(std=_WAKING_STD, generator=generator)
-        shared = (model.get_submodule(name) for name in self.anatomy.shared)
-        widths = {layer.out_features for layer in shared if isinstance(layer, nn.Linear)}
-
-        def closed(value: object) -> object:
-            """What shared modulation layers gave is replaced by zeros."""
-            if widths and isinstance(value, Tensor) and value.is_floating_point() and value[0].numel() in widths:
-                return torch.zeros_like(value)
-            return value
-
-        return _change(call.again(block, closed))
+        streams = {id(before) for before, _ in call.streams}
+        given = [
+            value
+            for value, other in zip(call.tensors, timed.tensors, strict=True)
+            if value.is_floating_point() and id(value) not in streams and not torch.equal(value, other)
+        ]
+        vectors = [
+            value
+            for value in given
+            if value.dim() <= 2 or value.numel() == max(value.shape[0], value.shape[1]) * value.shape[-1]
+        ]
+        moved = torch.inf
+        for closing in ([], vectors, given):
+            closed = call.again(block, {id(value): torch.zeros_like(value) for value in closing})
+            moved = min(moved, _change(closed))
+        return moved
 
     # Biases
 
@@ -185,13 +218,18 @@ class Trial(Specimen, Generic[Network]):
     # Training
 
     def checkpointing(self) -> Checkpointing:
-        blocks, switch = self.blocks, self._checkpointing_switch()
+        blocks, switch = self.anatomy.of_latent or self.blocks, self._checkpointing_switch()
         off, on = (self.training_pass(switch.build(wanted)) for wanted in (False, True))
-        return Checkpointing(switch.name, off, on, blocks, largest_gradient_difference(off, on), switch.setting)
+        if not switch.offered and not any(on.again.values()):
+            part = f"parts of the model have {switch.name.strip()}, which nothing was seen to read"
+            raise NotAnswered(f"{part}, and the model itself has no switch for gradient checkpointing")
+        difference = largest_gradient_difference(off, on)
+        kinds = {name: name.rpartition(".")[0] for name in blocks}
+        return Checkpointing(switch.name, off, on, blocks, difference, switch.setting, kinds, switch.broken)
 
     def training_pass(self, model: nn.Module, bf16: bool = False) -> TrainingPass:
         """Forward and backward in training mode, with seeded random draws; under autocast for bf16."""
-        model.train()
+        model.train(not self._fault_in_training)
         large = sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT
         compared = _some if large else torch.Tensor.detach
         # ahead, lest they split the heap
@@ -209,18 +247,18 @@ class Trial(Specimen, Generic[Network]):
         blocks, saved = self.anatomy.blocks, SavedBytes(model)
         layers = [layer for name in blocks for layer in model.get_submodule(name).modules()]
         with (
-            torch.random.fork_rng(devices=[]),
-            counted_runs(model, blocks) as runs,
+            fixed_chance(),
+            counted_runs(model) as runs,
             hooked(layer.register_forward_hook(count) for layer in layers if isinstance(layer, nn.Linear)),
             gradients_to(take, model),
         ):
-            torch.manual_seed(0)
             with saved, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                given = answer(model, self.inputs())
+                given = answers(model, self.inputs())
             forward = runs.copy()
-            given.float().square().sum().backward()
+            backward(given)
         gradients = {name: gradient for name, gradient in kept.items() if name in reached}
-        return TrainingPass(forward, runs - forward, saved.bytes, gradients, given.detach(), linear)
+        values = torch.cat([tensor.detach().flatten() for tensor in given])
+        return TrainingPass(forward, runs - forward, saved.bytes, gradients, values, linear)
 
     def dead_parameters(self, model: nn.Module) -> list[str]:
         """Parameters that no gradient reaches."""
@@ -230,10 +268,9 @@ class Trial(Specimen, Generic[Network]):
             if not is_zero(gradient):
                 without.discard(name)
 
-        with torch.random.fork_rng(devices=[]), gradients_to(take, model):
-            torch.manual_seed(0)
+        with fixed_chance(), gradients_to(take, model):
             for seed in range(self.training_passes):
-                answer(model, self._training_inputs(seed)).float().square().sum().backward()
+                backward(answers(model, self._training_inputs(seed)))
                 if not without:
                     break
         return [name for name, _ in model.named_parameters() if name in without]
@@ -242,17 +279,201 @@ class Trial(Specimen, Generic[Network]):
         """One batch as training has it, with conditions dropped."""
         return self.inputs(seed)
 
+    @property
+    def _fault_in_training(self) -> str:
+        """What the network's own code raises in training mode: it is then run in evaluation mode; "" when nothing."""
+        return ""
+
+    # Before anything is judged
+
+    def forward_run(self) -> ForwardRun:
+        return self._forward_run
+
+    @cached_property
+    def _forward_run(self) -> ForwardRun:
+        """On the network as it begins, and once more with everything that begins at zero drawn at random."""
+        model, awake, inputs = self.fresh(), self.shared_awake, self.inputs()
+        plain = [*answers_without_gradient(model, inputs), *answers_without_gradient(awake, inputs)]
+        not_finite = sum(int((~torch.isfinite(tensor)).sum()) for tensor in plain)
+        real, anatomy = (model, Anatomy((), {}, {}, ())) if not_finite else self.at_real_size()
+        sizes = _sizes_of_parts(real, anatomy.blocks)
+        total = sum(sizes.values()) or 1
+        chance, unsteady = (0.0, 0.0) if not_finite else self._repeated(awake, inputs)
+        return ForwardRun(
+            [tuple(tensor.shape) for tensor in plain[: len(plain) // 2]],
+            not_finite,
+            sum(tensor.numel() for tensor in plain),
+            self._never_written(),
+            [name for name, tensor in model.state_dict().items() if _holds_non_finite(tensor)],
+            self._half_is_to_blame(inputs) if not_finite else "",
+            chance,
+            unsteady,
+            anatomy.where or anatomy.why_not,
+            sizes[""] / total,
+            [f"{name} {size / total:.0%}" for name, size in sizes.most_common(5) if name and size > 0.005 * total],
+            self._fault_in_training,
+            self._compiled(),
+        )
+
+    def _never_written(self) -> list[str]:
+        """Parameters and buffers that hold whatever their memory held."""
+        return []
+
+    def _half_is_to_blame(self, inputs: Inputs) -> str:
+        return ""
+
+    def _compiled(self) -> str:
+        return ""
+
+    @torch.no_grad()
+    def _repeated(self, model: nn.Module, inputs: Inputs) -> tuple[float, float]:
+        """How much the answer changes when the same input is given again: with other draws of chance, with the same."""
+        plain, same = (answers_without_gradient(model, inputs) for _ in range(2))
+        with fixed_chance(seed=1):
+            other = answers(model, inputs)
+        return largest_change(plain, other), largest_change(plain, same)
+
+    @cached_property
+    def unsteadiness(self) -> float:
+        """Change of the answer between two runs that are given the same input and the same draws of chance."""
+        return self._repeated(self.shared_awake, self.inputs())[1]
+
+    # Samples
+
+    def _of_each_sample(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The inputs that differ from sample to sample, by name, each with other values."""
+        return {
+            name: other_value(tensor)
+            for name, tensor in leaves(inputs).items()
+            if tensor.is_floating_point() and tensor.dim() > 0
+        }
+
+    def independence(self) -> Independence:
+        """In each batch one sample's input is exchanged at a time, in evaluation mode and in training mode."""
+        inputs = self.inputs()
+        batch = self._batch(inputs)
+        if batch < 2:
+            raise NotAnswered("the example is a batch of one: give one of two samples or more with --example")
+        model = self.shared_awake
+        shifts = {
+            name: _sample_shifts(model, inputs, name, other, batch)
+            for name, other in self._of_each_sample(inputs).items()
+            if batch in leaves(inputs)[name].shape
+        }
+        found = Independence(
+            {name: shift.others for name, shift in shifts.items()},
+            {name: shift.least for name, shift in shifts.items()},
+            {name: shift.most for name, shift in shifts.items()},
+            batch,
+            tolerance=self.unsteadiness,
+        )
+        if self._fault_in_training:
+            return found
+        training, others = self.awake().train(), self._of_each_sample(inputs)
+        mixed = {name: _sample_shifts(training, inputs, name, others[name], batch).others for name in shifts}
+        return replace(found, in_training=mixed)
+
+    def _batch(self, inputs: Inputs) -> int:
+        return next((len(tensor) for tensor in leaves(inputs).values() if tensor.dim() > 1), 0)
+
     def zero_at_start(self) -> list[str]:
         return [name for name, parameter in self.fresh().named_parameters() if not parameter.any()]
 
 
 def changes(model: nn.Module, inputs: Inputs, others: Mapping[str, Inputs]) -> dict[str, float]:
-    """Relative change of the answer under each of other inputs, of which only what differs is given."""
-    plain = answer_without_gradient(model, inputs).float()
+    """Largest relative change of an answer under each of other inputs, of which only what differs is given."""
+    plain = answers_without_gradient(model, inputs)
     return {
-        name: relative_change(plain, answer_without_gradient(model, {**inputs, **other}).float())
+        name: largest_change(plain, answers_without_gradient(model, {**inputs, **other}))
         for name, other in others.items()
     }
+
+
+def largest_change(plain: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Of several answers that of the one that changes most; other shapes or another number of them count as 1."""
+    if [tensor.shape for tensor in plain] != [tensor.shape for tensor in other]:
+        return 1.0
+    return max(relative_change(a.float(), b.float()) for a, b in zip(plain, other, strict=True))
+
+
+def backward(given: Sequence[Tensor]) -> None:
+    """Gradients of the sum of squares of all answers that have any."""
+    torch.stack([tensor.float().square().sum() for tensor in given if tensor.requires_grad]).sum().backward()
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """Largest change of other samples' answers, and least and largest of the samples' own."""
+
+    others: float
+    least: float
+    most: float
+
+
+def _sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, batch: int) -> _Shift:
+    """What each sample's exchanged input does, along the axis of the input that holds the samples: of several of that
+    length the one whose samples answer to nothing of each other.
+    """
+    tensor, found = leaves(inputs)[name], []
+    plain = answers_without_gradient(model, inputs)
+    for axis in (axis for axis, length in enumerate(tensor.shape) if length == batch):
+        others, own = 0.0, []
+        for sample in range(min(batch, _SAMPLES_TRIED)):
+            changed = tensor.clone()
+            changed.select(axis, sample).copy_(other.select(axis, sample))
+            shifted = answers_without_gradient(model, with_leaves(inputs, {name: changed}))
+            by_sample = [_of_samples(a, b, batch) for a, b in zip(plain, shifted, strict=True) if batch in a.shape]
+            own.append(max(float(each[sample]) for each in by_sample))
+            others = max([others, *(float(each[i]) for each in by_sample for i in range(batch) if i != sample)])
+        found.append(_Shift(others, min(own), max(own)))
+        if found[-1].others <= _SAMPLES_APART:
+            break
+    return min(found, key=lambda shift: shift.others)
+
+
+def _of_samples(plain: Tensor, other: Tensor, batch: int) -> Tensor:
+    """(B,): relative change of each sample's answer."""
+    axis = plain.shape.index(batch)
+    before, after = (tensor.float().movedim(axis, 0).flatten(1) for tensor in (plain, other))
+    return (before - after).square().mean(1).sqrt() / before.square().mean(1).sqrt().clamp_min(1e-30)
+
+
+def is_stuck(block: nn.Module, call: Call) -> bool:
+    """Whether no gradient reaches a block's weights or what it is given beside tokens, whatever stands behind it."""
+    block = copy.deepcopy(block).requires_grad_(True)
+    streams = {id(before) for before, _ in call.streams}
+    beside = [value for value in call.tensors if value.is_floating_point() and id(value) not in streams]
+    leaves_of = {id(value): value.detach().clone().requires_grad_(True) for value in beside}
+    again = call.again(block, leaves_of)
+    drawn = torch.Generator().manual_seed(0)
+    ends = [after for _, after in again.streams if after.requires_grad]
+    if not ends:
+        return True
+    total = torch.stack([(after.float() * torch.randn(after.shape, generator=drawn)).sum() for after in ends]).sum()
+    gradients = torch.autograd.grad(total, [*block.parameters(), *leaves_of.values()], allow_unused=True)
+    return all(gradient is None or is_zero(gradient) for gradient in gradients)
+
+
+def is_normed(call: Call) -> bool:
+    """Whether a block returns its tokens normed and otherwise as they were."""
+    for before, after in call.streams:
+        width = before.shape[-1:]
+        for norm in (F.layer_norm, F.rms_norm):
+            if torch.allclose(norm(before.float(), width), after.float(), atol=1e-3):
+                return True
+    return False
+
+
+def _sizes_of_parts(model: nn.Module, blocks: Sequence[str]) -> Counter[str]:
+    """Parameters in the blocks, under "", and in each of the model's parts outside of them."""
+    inside, sizes = tuple(f"{name}." for name in blocks), Counter[str]()
+    for name, parameter in model.named_parameters():
+        sizes["" if name.startswith(inside) else name.partition(".")[0]] += parameter.numel()
+    return sizes
+
+
+def _holds_non_finite(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
 def wake(model: nn.Module, seed: int) -> None:

@@ -5,14 +5,18 @@ B batch · H heads · N tokens · D width
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,29 +24,96 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 Inputs = dict[str, Any]  # arguments of a network's forward by name
+_DEEPEST = 8  # nesting of what a network returns
 
 
-def answer(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The first tensor that the model returns. What it prints goes to stderr, so that reports are not mixed with it."""
-    with redirect_stdout(sys.stderr):
-        output = model(**inputs)
-    found = next(_tensors(output), None)
-    if found is None:
-        raise TypeError(f"forward returns a {type(output).__name__} without a tensor")
+def answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Every tensor of floating point that the model returns, nested however. What it prints goes to stderr, so that
+    reports are not mixed with it, and that it ends the program is an error of its own.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            output = model(**inputs)
+    except SystemExit as end:
+        raise RuntimeError(f"it ends the program with exit({end.code})") from end
+    found = [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
+    if not found:
+        raise TypeError(f"forward returns a {type(output).__name__} without a tensor of floating point")
     return found
 
 
+def answer(model: nn.Module, inputs: Inputs, latent: str = "") -> Tensor:
+    """What the model predicts: of several tensors the one that is shaped as this input is, else the first."""
+    found = answers(model, inputs)
+    return picture_among(found, inputs[latent]) if latent and isinstance(inputs[latent], Tensor) else found[0]
+
+
+def picture_among(found: Sequence[Tensor], latent: Tensor) -> Tensor:
+    """Of a model's answers the one that is shaped most like the latent."""
+
+    def likeness(tensor: Tensor) -> tuple[bool, int]:
+        alike = tensor.dim() == latent.dim() and len(tensor) == len(latent)
+        return alike, sum(a == b for a, b in zip(tensor.shape, latent.shape, strict=True)) if alike else 0
+
+    return max(found, key=likeness)  # of equals the first
+
+
 @torch.no_grad()
-def answer_without_gradient(model: nn.Module, inputs: Inputs) -> Tensor:
-    return answer(model, inputs)
+def answer_without_gradient(model: nn.Module, inputs: Inputs, latent: str = "") -> Tensor:
+    """`answer` with the draws of chance that every comparison has."""
+    with fixed_chance():
+        return answer(model, inputs, latent)
 
 
-def _tensors(value: object) -> Iterator[Tensor]:
+@torch.no_grad()
+def answers_without_gradient(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """`answers` with the draws of chance that every comparison has."""
+    with fixed_chance():
+        return answers(model, inputs)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside the `with` what torch.compile wraps runs as it is written: in seconds, and with every module called."""
+
+    def as_it_is(model: Any = None, **_settings: object) -> Any:
+        return (lambda given: given) if model is None else model
+
+    # importing dynamo takes seconds, and who has wrapped something has imported it
+    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with stance, patch.object(torch, "compile", as_it_is):
+        yield
+
+
+@contextmanager
+def fixed_chance(seed: int = 0) -> Iterator[None]:
+    """Inside the `with` torch, numpy and random draw from one seed; outside they go on as if nothing had been."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+def _tensors(value: object, depth: int = 0) -> Iterator[Tensor]:
+    """Of nested mappings, sequences, dataclasses and plain objects."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
+        return
+    inner: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, (list, tuple)):
+        inner = value
+    elif not isinstance(value, (type, nn.Module)) and hasattr(value, "__dict__"):
+        inner = vars(value).values()
+    for part in inner if depth < _DEEPEST else ():
+        yield from _tensors(part, depth + 1)
 
 
 @dataclass(frozen=True)
@@ -55,12 +126,12 @@ class Call:
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
+        """Its arguments that are tensors, also those in lists and dictionaries."""
+        return list(_tensors([*self.args, *self.kwargs.values()]))
 
     @property
     def outputs(self) -> list[Tensor]:
-        several = self.output if isinstance(self.output, (tuple, list)) else [self.output]
-        return [value for value in several if isinstance(value, Tensor)]
+        return list(_tensors(self.output))
 
     @property
     def streams(self) -> list[tuple[Tensor, Tensor]]:
@@ -77,20 +148,29 @@ class Call:
                 pairs.append((alike[distances.index(min(distances))], after))
         return pairs
 
-    def again(self, module: nn.Module, change: Callable[[object], object] = lambda value: value) -> Call:
-        """The same call of another module of the kind, with its arguments changed."""
-        args, kwargs = tuple(map(change, self.args)), {name: change(value) for name, value in self.kwargs.items()}
-        return Call(args, kwargs, module(*args, **kwargs))
+    def again(self, module: nn.Module, others: Mapping[int, Tensor] = MappingProxyType({})) -> Call:
+        """The same call of another module of the kind, with others in the place of some tensors, by their id."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return others.get(id(value), value)
+            if type(value) in (list, tuple):
+                return type(value)(map(changed, value))
+            return {key: changed(part) for key, part in value.items()} if type(value) is dict else value
+
+        args, kwargs = changed(self.args), changed(self.kwargs)
+        with fixed_chance():
+            return Call(args, kwargs, module(*args, **kwargs))
 
 
 def is_tokens(tensor: Tensor) -> bool:
-    """(B, N, D) with more than one token."""
-    return tensor.dim() == 3 and tensor.shape[1] > 1 and tensor.is_floating_point()
+    """(B, N, D) with more than one token, or tokens in rows and columns."""
+    return tensor.dim() in (3, 4) and tensor.shape[1] > 1 and tensor.is_floating_point()
 
 
 def is_vector(tensor: Tensor, batch: int) -> bool:
-    """(B, D), or the same with axes of length 1 between."""
-    in_rows = tensor.dim() >= 2 and len(tensor) == batch and tensor.numel() == batch * tensor.shape[-1]
+    """(B, D), or the same with axes of length 1 beside B."""
+    in_rows = tensor.dim() >= 2 and batch in tensor.shape[:-1] and tensor.numel() == batch * tensor.shape[-1]
     return in_rows and tensor.is_floating_point()
 
 
@@ -104,12 +184,13 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 @contextmanager
-def watch(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[Call]]]:
+def watch(modules: dict[str, nn.Module], first_only: bool = False) -> Iterator[dict[str, list[Call]]]:
     """Yields a dict that receives each module's calls, in the order in which modules are first called."""
     seen: dict[str, list[Call]] = {}
 
     def hook(name: str, _module: nn.Module, *call: Any) -> None:
-        seen.setdefault(name, []).append(Call(*call))
+        if not (first_only and name in seen):
+            seen.setdefault(name, []).append(Call(*call))
 
     with hooked(
         module.register_forward_hook(partial(hook, name), with_kwargs=True) for name, module in modules.items()
@@ -137,23 +218,28 @@ def ending_with(module: nn.Module) -> Iterator[list[Call]]:
 
 
 @contextmanager
-def counted_runs(model: nn.Module, blocks: Sequence[str]) -> Iterator[Counter[str]]:
-    """Counts how often each block's forward runs, also where it is not called through the module."""
+def counted_runs(model: nn.Module) -> Iterator[Counter[str]]:
+    """Counts how often each module's forward runs, also where it is not called through the module."""
     counts: Counter[str] = Counter()
-    modules = {name: model.get_submodule(name) for name in blocks}
-    own = {name: vars(module)["forward"] for name, module in modules.items() if "forward" in vars(module)}
+    own: dict[str, Callable[..., object]] = {}
+    modules = dict(model.named_modules())
 
     def counting(name: str, forward: Callable[..., object], *args: object, **kwargs: object) -> object:
         counts[name] += 1
         return forward(*args, **kwargs)
 
     for name, module in modules.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # its forward cannot be set
+        if "forward" in vars(module):
+            own[name] = vars(module)["forward"]
         module.forward = partial(counting, name, module.forward)
     try:
         yield counts
     finally:
         for name, module in modules.items():
-            del module.forward
+            if "forward" in vars(module):
+                del module.forward
             if name in own:
                 module.forward = own[name]
 
@@ -199,13 +285,14 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class AttentionLogits(TorchFunctionMode):
-    """Inside a `with`, `seen` receives (…, N, N) before each softmax: of `scaled_dot_product_attention`, and of a
-    softmax over a square of tokens.
+    """Inside a `with`, `seen` receives (heads, queries, keys) of the first sample before each softmax of attention: of
+    `scaled_dot_product_attention`, and of a softmax over the last of three axes or more. At most `most` of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 8) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
+        self._most = most
 
     def __torch_function__(
         self,
@@ -215,11 +302,18 @@ class AttentionLogits(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
+        if len(self.seen) >= self._most:
+            return function(*args, **kwargs)
         if function is F.scaled_dot_product_attention:
             query, key = (*args, *(kwargs[name] for name in ("query", "key") if name in kwargs))[:2]
-            self.seen.append((query @ key.transpose(-1, -2)).detach())  # (…, N, N)
+            if key.dim() > 2 and query.shape[-3] != key.shape[-3]:  # grouped queries
+                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+            self._keep(query[:1].float() @ key[:1].float().transpose(-1, -2))
         elif function in (torch.softmax, F.softmax, Tensor.softmax):
             logits = args[0] if args else kwargs["input"]
-            if logits.dim() >= 3 and logits.shape[-1] == logits.shape[-2]:
-                self.seen.append(logits.detach())
+            if logits.dim() >= 3:
+                self._keep((logits[:1] if logits.dim() > 3 else logits).float())
         return function(*args, **kwargs)
+
+    def _keep(self, logits: Tensor) -> None:
+        self.seen.append(logits.detach().reshape(-1, *logits.shape[-2:]))

@@ -1,0 +1,80 @@
+"""The network runs, its weights have been given values, and its answer is finite.
+
+## What it checks
+Before anything else the network runs once as it begins and once with everything that begins at zero drawn at random.
+Every value that it answers with must be finite; if one is not, nothing else is judged, and the evidence tells weights
+that are not finite, memory that was taken and never written (`torch.empty`), and half precision apart. It runs once
+more in training mode. The evidence names the blocks that were found and the share of the parameters that stands in
+them: what the rules of structure (E1, E3, E5) look at.
+
+## Why it matters
+On NaN every comparison is silent or false. What raises in training mode, as `.cuda()` on a machine without a GPU,
+keeps from being judged what acts there, and that is said once and here.
+
+## Example
+`nn.Parameter(torch.empty(width))` that nothing fills fails or warns: "scale was never written".
+
+## Fix
+The evidence names the tensor or the line.
+"""
+
+from __future__ import annotations
+
+from dittool.audit.rule import FAIL, Finding, chosen, passed, warned
+from dittool.audit.specimens.specimen import ForwardRun
+from dittool.audit.subject import Checkpoint, Foreign, Preset
+
+CODE, NAME, SEVERITY, SCOPE, SINCE = "R1", "runs", "error", ("model", "generator"), "0.2"
+
+_MOST_OUTSIDE = 0.5  # share of the parameters that may stand outside of the blocks
+
+
+def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
+    found, note = subject.specimen.forward_run(), subject.specimen.note
+    if found.not_finite:
+        many = f"{found.not_finite:,} of {found.values:,} values of the answer are NaN or infinite"
+        why, fix = _why_not_finite(found)
+        return [Finding(FAIL, f"{many}{why}; nothing else can be judged{note}", fix, ends=True)]
+    findings: list[Finding] = []
+    if found.never_written:
+        which = f"{len(found.never_written)} tensors of the weights were never written, first {found.never_written[0]}"
+        fix = "initialise it where it is made"
+        findings += chosen(
+            f"{which}: they hold what their memory held",
+            fix,
+            "A class that is only ever loaded may leave them so; trained from scratch it begins anywhere",
+        )
+    if found.in_training:
+        skipped = "what acts in training mode (E5) is not judged, gradients are those of evaluation mode"
+        findings += warned(
+            f"in training mode the model's own code {found.in_training}: {skipped}",
+            "let it run on a CPU too: take the device from an input, make what a package offers optional",
+        )
+    if found.share < _MOST_OUTSIDE and found.outside:
+        findings += warned(
+            f"only {found.share:.0%} of the parameters stand in blocks that were found ({found.where}), which is all"
+            f" that E1, E3 and E5 look at; outside: {', '.join(found.outside)}",
+            "name a smaller or deeper model with --kwargs, or read what these rules say with that in mind",
+        )
+    outside = f", outside of them {', '.join(found.outside)}" if found.outside else ""
+    looked = f"{found.share:.1%} of the parameters stand in the blocks found ({found.where}){outside}"
+    compiled = f"; compiled code was not run, but what it is made of: {found.compiled}" if found.compiled else ""
+    shapes = ", ".join("×".join(map(str, shape)) for shape in found.shapes)
+    return findings or passed(f"answers {shapes}, all finite; {looked}{compiled}{note}")
+
+
+def _why_not_finite(found: ForwardRun) -> tuple[str, str]:
+    if found.never_written:
+        first = f"{len(found.never_written)} tensors were never written, first {found.never_written[0]}"
+        return f": {first}", "initialise it where it is made: torch.empty gives whatever its memory held"
+    if found.not_finite_weights:
+        first = f"{len(found.not_finite_weights)} tensors of the weights are not finite, first"
+        return f": {first} {found.not_finite_weights[0]}", "look at how this tensor is initialised or loaded"
+    if found.half:
+        cast = f"its weights are {found.half}, and cast to float32 the same network answers with finite values"
+        return f": {cast}", "build it in float32"
+    finite = "its weights are finite, so a computation is not"
+    return (
+        f": {finite}",
+        "look for a division by zero, a root or a logarithm of what may be negative, a row masked whole",
+    )

@@ -1,0 +1,193 @@
+"""What a foreign model is fed with: the example's inputs as a tree of tensors, what each of them is, and other values.
+
+Each tensor is the latent, the time, a mask, a position, or a condition; by its name where that is usual, else by its
+values and by what it does.
+
+B batch · C latent channels · L tokens of a condition · N tokens of the latent · H W latent rows and columns
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from dittool.audit.specimens.foreign.example import Example
+from dittool.audit.specimens.leaves import leaves, other_value, with_leaves
+from dittool.audit.specimens.watching import Inputs
+
+_TIME = re.compile(
+    r"(?:^|[._])(?:t|ts|time|times|timestep|timesteps|time_steps?|t_in|tt|noise_labels?|noise_levels?|sigmas?|"
+    r"(?:c_)?noise_cond|log_?snr|lambdas?|gammas?|noise_steps?|diffusion_steps?)$"
+)
+_MASK = re.compile(r"mask|valid|padding|(?:^|[._])pad|attend|keep", re.IGNORECASE)
+_POSITION = re.compile(r"pos|rope|rotary|freq|coord|(?:^|[._])(?:cos|sin|grid)|(?:img|txt|image|text|latent)_ids?$")
+_HIDDEN = 2  # tokens that are masked to see whether masks act
+_WHOLE_BATCH = 1 << 30  # samples: all that the example has
+
+
+class Feed:
+    """Inputs of any latent size that the model's caller may choose."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self._example, self.latent = example, example.latent
+        self._parameters = inspect.signature(model.forward).parameters
+        base = self.inputs()
+        self.batch = len(base[self.latent])
+        self.time = self._found_time()
+
+    @cached_property
+    def _leaves(self) -> dict[str, Tensor]:
+        return leaves(self._example.inputs(batch=_WHOLE_BATCH))
+
+    @cached_property
+    def positions(self) -> list[str]:
+        """Inputs that say where a token is, not what it is."""
+        return [name for name, value in self._others.items() if _POSITION.search(name) and not _MASK.search(name)]
+
+    @cached_property
+    def masks(self) -> list[str]:
+        """Inputs that may say which of another's tokens count: (B, L) of zeros and ones, beside a (B, L, ·) or so
+        called.
+        """
+        return [name for name, value in self._others.items() if _is_zeros_and_ones(value) and self._may_mask(name)]
+
+    @property
+    def conditions(self) -> list[str]:
+        """Inputs that are neither the latent, the time, a mask nor a position."""
+        return [name for name in self._others if name not in (*self.masks, *self.positions)]
+
+    @property
+    def _others(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._leaves.items() if name not in (self.latent, self.time)}
+
+    @cached_property
+    def not_fed(self) -> list[str]:
+        """Arguments of forward that the example leaves out."""
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        fed = self._example.inputs()
+        return [
+            name
+            for name, parameter in self._parameters.items()
+            if parameter.kind not in kinds and (name not in fed or fed[name] is None) and parameter.default is None
+        ]
+
+    @property
+    def time_is_known(self) -> bool:
+        """Whether the user's own function has said in which range time is."""
+        return self._example.time_is_known
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(H, W) of the latent; None when it comes as tokens."""
+        latent = self._leaves[self.latent]
+        return (latent.shape[-2], latent.shape[-1]) if latent.dim() >= 4 else None
+
+    @property
+    def sizes_can_change(self) -> bool:
+        return self._example.sizes_can_change
+
+    def inputs(self, seed: int = 0, size: tuple[int, int] | None = None) -> Inputs:
+        """One batch with a random latent; `size` in latent cells. What lies on the latent's own cells goes with it."""
+        base = self._example.inputs(seed=seed, size=size, batch=_WHOLE_BATCH)
+        if size is None or self.size is None or size == self.size:
+            return base
+        drawn = torch.Generator().manual_seed(seed)
+        laid = {
+            name: value
+            for name, value in leaves(base).items()
+            if name != self.latent and value.dim() >= 3 and tuple(value.shape[-2:]) == self.size
+        }
+        resized = {
+            name: torch.randn(*value.shape[:-2], *size, generator=drawn).to(value)
+            if value.is_floating_point()
+            else value.flatten(-2)[..., torch.arange(math.prod(size)) % math.prod(self.size)].unflatten(-1, size)
+            for name, value in laid.items()
+        }
+        return with_leaves(base, resized)
+
+    def other(self, inputs: Inputs, name: str) -> Tensor:
+        """Another tensor of the kind of one of these inputs."""
+        value = leaves(inputs)[name]
+        if name != self.time or not value.numel():
+            return other_value(value)
+        if value.is_floating_point() and value.max() <= 1:
+            return value * 0.5 + 0.2
+        return (value.float() * 0.37 + 11).to(value.dtype)
+
+    def changed(self, inputs: Inputs, *names: str) -> Inputs:
+        """The inputs with some of them replaced by others of their kind."""
+        return with_leaves(inputs, {name: self.other(inputs, name) for name in names})
+
+    def without_content(self, inputs: Inputs, tokens: int) -> Inputs:
+        """With a latent of zeros, and the same at every place of any other input that lies on the latent's cells or
+        tokens, as a map of classes does.
+        """
+        others = {self.latent: torch.zeros_like(inputs[self.latent])}
+        cells = tuple(inputs[self.latent].shape[-2:]) if inputs[self.latent].dim() >= 4 else None
+        for name, value in leaves(inputs).items():
+            if name in (self.latent, *self.positions, *self.masks):
+                continue
+            if value.dim() >= 3 and tuple(value.shape[-2:]) == cells:
+                others[name] = value[..., :1, :1].expand_as(value).clone()
+            elif value.dim() >= 2 and value.shape[1] == tokens and name in (*self.conditions, self.time):
+                others[name] = value[:, :1].expand_as(value).clone()
+        return with_leaves(inputs, others)
+
+    def masked(self, inputs: Inputs) -> dict[str, tuple[str, Inputs, Inputs]]:
+        """For each mask and each input of tokens that it may be of: what it masks, the inputs with the last tokens of
+        each sample masked, and these with other content there.
+        """
+        found = {}
+        values = leaves(inputs)
+        for mask in self.masks:
+            marks = values[mask].clone()
+            marks[..., -_HIDDEN:] = 0
+            hidden = marks.reshape(len(marks), -1, marks.shape[-1])[:, 0] == 0 if marks.dim() > 1 else marks == 0
+            for name, value in values.items():
+                if (
+                    name != self.latent
+                    and value.is_floating_point()
+                    and value.dim() == 3
+                    and value.shape[:2] == hidden.shape
+                ):
+                    other = torch.where(hidden[..., None], other_value(value, seed=7), value)
+                    plain = with_leaves(inputs, {mask: marks})
+                    found[f"{name} under its mask"] = (mask, plain, with_leaves(plain, {name: other}))
+        return found
+
+    def is_called_mask(self, name: str) -> bool:
+        return bool(_MASK.search(name))
+
+    def inverted(self, inputs: Inputs, mask: str) -> Inputs:
+        value = leaves(inputs)[mask]
+        return with_leaves(inputs, {mask: ~value if value.dtype == torch.bool else 1 - value})
+
+    def _found_time(self) -> str:
+        """A tensor of one number a sample, or a token, under a usual name, also inside of another; else the first of
+        floating point and one dimension.
+        """
+        fitting = {name: value for name, value in self._leaves.items() if name != self.latent and _is_time(value)}
+        named = [name for name in fitting if _TIME.search(name)]
+        loose = [name for name, value in fitting.items() if value.is_floating_point() and value.dim() <= 1]
+        return next(iter(named or loose), "")
+
+    def _may_mask(self, name: str) -> bool:
+        value = self._leaves[name]
+        if _MASK.search(name):
+            return value.dim() >= 2
+        beside = (other for key, other in self._leaves.items() if key != name and other.dim() >= 3)
+        return value.dim() == 2 and any(other.shape[-2] == value.shape[1] for other in beside)
+
+
+def _is_time(value: Tensor) -> bool:
+    """(), (B,), (B, 1), (B, N) or (B, 1, 1, 1)."""
+    return value.dtype != torch.bool and (value.dim() <= 2 or value.numel() == len(value))
+
+
+def _is_zeros_and_ones(value: Tensor) -> bool:
+    return value.dim() >= 2 and not value.is_complex() and bool(((value == 0) | (value == 1)).all())

@@ -1,0 +1,105 @@
+"""A second look at arguments that changed nothing alone: they may act beside another, or where nothing was run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dittool.audit.specimens.settings import guess_values
+from dittool.audit.specimens.specimen import Effect, Options
+from dittool.audit.specimens.trial import wake
+from dittool.audit.specimens.watching import Inputs, answers, fixed_chance
+
+if TYPE_CHECKING:
+    from dittool.audit.specimens.foreign.model import ForeignModel
+
+_MOST_PAIRS = 24  # of two arguments
+_MOST_VALUES = 3
+_BEYOND = (10, 100)  # times a number's value, for what acts past a threshold
+
+
+def looked_at_again(foreign: ForeignModel, options: Options) -> Options:
+    """Dead arguments that act beside another one, at another size or further away act; those that may act where an
+    audit does not run are not seen to act.
+    """
+    effects = dict(options.effects)
+    if foreign.large:
+        return replace(options, effects={name: _elsewhere(foreign, name, effect) for name, effect in effects.items()})
+    for name, effect in effects.items():
+        if effect.kind == "dead":
+            where = _acts_somewhere(foreign, name, effects)
+            effects[name] = Effect("acts", where) if where else _elsewhere(foreign, name, effect)
+    return replace(options, effects=effects)
+
+
+def _elsewhere(foreign: ForeignModel, name: str, effect: Effect) -> Effect:
+    """A dead argument that an audit cannot call dead, with the reason."""
+    if effect.kind != "dead":
+        return effect
+    if foreign.runs_in_evaluation_only:
+        return Effect("unseen", "not seen to act here: training mode does not run, and it may act there")
+    if foreign.remembers(name):
+        return Effect("unseen", "not seen to act here: the model's config keeps it, where a pipeline may read it")
+    return effect
+
+
+def _acts_somewhere(foreign: ForeignModel, name: str, effects: dict[str, Effect]) -> str:
+    """Beside which other argument, or where, an argument acts; "" when nowhere that was tried."""
+    settings, make = foreign.factory.settings, foreign.factory.make
+    value = settings[name]
+    values = list(guess_values(make, name, value).values)[:_MOST_VALUES]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        values += [type(value)(value * times) for times in _BEYOND if value]
+    inputs = [foreign.inputs(), *([foreign.other_size_inputs] if foreign.other_size_inputs else [])]
+    for other in values:
+        if _differs(foreign, {}, {name: other}, inputs):
+            return f"{value!r} → {other!r} changes the answer" + (
+                " of another size" if other in values[:_MOST_VALUES] else ""
+            )
+    beside = sorted(
+        (other for other in effects if other != name), key=lambda other: not isinstance(settings[other], bool)
+    )
+    pairs = [
+        (other, changed)
+        for other in beside
+        for changed in list(guess_values(make, other, settings[other]).values)[
+            : 1 if isinstance(settings[other], bool) else 2
+        ]
+    ]
+    for other, changed in pairs[:_MOST_PAIRS]:
+        if any(_differs(foreign, {other: changed}, {name: candidate}, inputs) for candidate in values[:_MOST_VALUES]):
+            return f"beside {other}={changed!r}"
+    return ""
+
+
+def _differs(foreign: ForeignModel, beside: dict[str, object], change: dict[str, object], inputs: list[Inputs]) -> bool:
+    """Whether a change shows beside others in shapes, first weights, answers, or answers in training."""
+    try:
+        plain, other = (foreign.fresh(0, **beside, **more) for more in ({}, change))
+    except Exception:  # not legal together
+        return False
+    before, after = plain.state_dict(), other.state_dict()
+    if before.keys() != after.keys() or not all(_same(before[key], after[key]) for key in before):
+        return True
+    try:
+        return not all(map(_same, _all_answers(foreign, plain, inputs), _all_answers(foreign, other, inputs)))
+    except Exception:  # nor does it run so
+        return False
+
+
+def _all_answers(foreign: ForeignModel, model: nn.Module, inputs: list[Inputs]) -> list[torch.Tensor]:
+    wake(model, 0)
+    found = []
+    for training in (False,) if foreign.runs_in_evaluation_only else (False, True):
+        model.train(training)
+        for given in inputs:
+            with torch.no_grad(), fixed_chance():
+                found += answers(model, given)
+    return found
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
