@@ -1,5 +1,4 @@
-"""`dit audit TARGET…` proves that a preset, a checkpoint, a run or data keep the rules that decide whether training is
-wasted.
+"""`dit audit TARGET…` proves that a preset, a checkpoint, a run or data keep the rules that make training worth it.
 
 `dit audit model.py:Model --kwargs '{"depth": 4}'` looks at somebody else's model. `dit audit --explain E1` prints a
 rule's page, `--explain all` every page (that is docs/rules.md). Exit code 1 when a rule fails.
@@ -22,8 +21,10 @@ from dittool.commands.options import (
     KwargsOption,
     MemoryLimitOption,
     OverridesOption,
+    ProfileOption,
     QuietOption,
     TimeLimitOption,
+    TrainedOption,
     VerboseOption,
     console_for,
     require_effect,
@@ -46,11 +47,6 @@ class Format(str, Enum):
     markdown = "markdown"
     sarif = "sarif"
     junit = "junit"
-
-
-class Profile(str, Enum):
-    scratch = "scratch"
-    any = "any"
 
 
 def main(
@@ -80,18 +76,8 @@ def main(
     example: ExampleOption = None,
     time_limit: TimeLimitOption = 900.0,
     memory_limit: MemoryLimitOption = None,
-    profile: Annotated[
-        Profile | None,
-        typer.Option(
-            "--profile",
-            help="How severe: scratch, the whole recipe; any, what is broken fails and what is a choice warns. By"
-            " default scratch for our presets and runs, any for a foreign model or weights alone.",
-            show_default=False,
-        ),
-    ] = None,
-    trained: Annotated[
-        bool, typer.Option("--trained", help="A factory's model has trained weights: how it begins is not judged.")
-    ] = False,
+    profile: ProfileOption = None,
+    trained: TrainedOption = False,
     spec: Annotated[
         str | None,
         typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False),
@@ -134,23 +120,10 @@ def main(
         require_effect(context, "with --spec", "spec", "targets", *printed)
         _show_parity(console, form, targets, spec)
         return
-    limits = Limits(time_limit) if memory_limit is None else Limits(time_limit, int(memory_limit * 1e9))
-    chosen = _codes(select), _codes(ignore)
+    limits = Limits(time_limit, *([] if memory_limit is None else [int(memory_limit * 1e9)]))
     severity: Severity | None = None if profile is None else profile.value
-    audits = audit(
-        targets,
-        specimen_of,
-        preset,
-        *chosen,
-        rules=rules,
-        talk=console,
-        kwargs=kwargs,
-        example=example,
-        overrides=overrides,
-        limits=limits,
-        profile=severity,
-        trained=trained,
-    )
+    asked = (targets, specimen_of, preset, _codes(select), _codes(ignore), rules, console, kwargs, example, overrides)
+    audits = audit(*asked, limits, severity, trained)
     _show(console, form, audits)
     codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,27 @@ MemoryLimitOption = Annotated[
         help="Resident memory that a factory's model may take.",
         show_default="nine tenths of this machine's",
     ),
+]
+
+
+class Profile(str, Enum):
+    """`dittool.audit.rule.Profile`, as an option's choices."""
+
+    scratch = "scratch"
+    any = "any"
+
+
+ProfileOption = Annotated[
+    Profile | None,
+    typer.Option(
+        "--profile",
+        help="scratch: the whole recipe fails; any: what is broken fails, what is a choice warns. By default any for a"
+        " foreign model and weights alone.",
+        show_default=False,
+    ),
+]
+TrainedOption = Annotated[
+    bool, typer.Option("--trained", help="A factory's model has trained weights: how it begins is not judged.")
 ]
 
 

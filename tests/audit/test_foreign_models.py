@@ -170,7 +170,7 @@ def test_blocks_and_modulation_are_found_by_what_they_do(factory, blocks, last):
 
 def test_tokens_in_front_of_the_latents_are_told_apart():
     foreign = open_subject(f"{STREAMS}:sequence").specimen  # one of time and seven of text in front
-    assert foreign._patch_and_grid() == (2, (8, 8))
+    assert foreign.patch_and_grid == (2, (8, 8))
 
 
 def test_a_shared_modulation_is_found_outside_of_the_blocks():

@@ -66,6 +66,14 @@ def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> list[list[str]]:
     return list(groups.values())
 
 
+def sizes_of_parts(model: nn.Module, blocks: Sequence[str]) -> Counter[str]:
+    """Parameters in the blocks, under "", and in each of the model's parts outside of them."""
+    inside, sizes = tuple(f"{name}." for name in blocks), Counter[str]()
+    for name, parameter in model.named_parameters():
+        sizes["" if name.startswith(inside) else name.partition(".")[0]] += parameter.numel()
+    return sizes
+
+
 def modules_in_words(model: nn.Module) -> tuple[tuple[str, type[nn.Module], str], ...]:
     """Name, class and settings of each module."""
     return tuple((name, type(module), module.extra_repr()) for name, module in model.named_modules())

@@ -10,9 +10,9 @@ from typing import ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.specimens.changes import changes
 from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, OurNetwork
 from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, Scope, relative_change
-from dittool.audit.specimens.trial import changes
 from dittool.audit.specimens.watching import Inputs, answer, answer_without_gradient, hooked
 from dittool.config.drift_schema import DriftConfig, ToyConfig
 from dittool.models.build import build_generator, build_toy

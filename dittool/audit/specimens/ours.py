@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.specimens.anatomy import Anatomy
+from dittool.audit.specimens.changes import changes
 from dittool.audit.specimens.our_keys import key_effects
 from dittool.audit.specimens.positions import OnGrids
 from dittool.audit.specimens.specimen import (
@@ -40,7 +41,6 @@ from dittool.audit.specimens.trial import (
     CheckpointingSwitch,
     Network,
     Trial,
-    changes,
     kind_of_number,
     wake,
 )

@@ -6,20 +6,20 @@ answers for nothing: gates, biases, gradient checkpointing, parameters that no g
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, blocks_in_words, modulation_tables
-from dittool.audit.specimens.leaves import leaves, other_value, with_leaves
+from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, blocks_in_words, modulation_tables, sizes_of_parts
+from dittool.audit.specimens.changes import largest_change, sample_shifts
+from dittool.audit.specimens.gates import is_normed, is_stuck, moved_by, moved_without_modulation
+from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (
     Biases,
     Checkpointing,
@@ -29,7 +29,6 @@ from dittool.audit.specimens.specimen import (
     NotAnswered,
     Specimen,
     TrainingPass,
-    relative_change,
 )
 from dittool.audit.specimens.watching import (
     Call,
@@ -51,8 +50,6 @@ _WAKING_STD = 0.05  # of parameters that begin at zero
 _ENTRIES_TRIED = 64
 _KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
-_SAMPLES_TRIED = 2
-_SAMPLES_APART = 1e-5  # relative change of another sample's answer that is rounding
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
@@ -126,12 +123,12 @@ class Trial(Specimen, Generic[Network]):
         tried = [alike[0] for alike in alike_blocks(model, blocks)] if large else blocks
         opened = self._block_calls(self.shared_awake, self.inputs())
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
-        at_start = {name: max(_change(run[name]) for run in runs) for name in blocks}
+        at_start = {name: max(moved_by(run[name]) for run in runs) for name in blocks}
         return Gates(
             blocks_in_words(blocks),
             at_start,
-            {name: self._change_without_modulation(model, name, runs[0][name], timed[name]) for name in tried},
-            {name: _change(opened[name]) for name in blocks},
+            {name: moved_without_modulation(model, anatomy, name, runs[0][name], timed[name]) for name in tried},
+            {name: moved_by(opened[name]) for name in blocks},
             modulation,
             ", tried on one block of each kind" if large else "",
             {name: type(model.get_submodule(name)).__name__ for name in blocks},
@@ -156,42 +153,6 @@ class Trial(Specimen, Generic[Network]):
         tables = {block: modulation_tables(model.get_submodule(block)) for block in anatomy.blocks}
         held = [*own.items(), *tables.items()]
         return {f"{place}.{name}": tensor for place, tensors in held for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def _change_without_modulation(self, model: nn.Module, name: str, call: Call, timed: Call) -> float:
-        """How far a block moves tokens when its modulation is zero and every other weight is drawn again.
-
-        Args:
-            call, timed: of the block, the latter at another time: what it is given that differs, and is no tokens, is
-            its modulation too. Vectors are closed first, then tables of a few vectors.
-        """
-        block = copy.deepcopy(model.get_submodule(name))
-        modulation = {layer.removeprefix(f"{name}.") for layer in self.anatomy.modulation[name]}
-        held = set(modulation_tables(block))
-        generator = torch.Generator().manual_seed(0)
-        for parameter_name, parameter in block.named_parameters():
-            layer = parameter_name.rpartition(".")[0]
-            a_gate_of_its_own = parameter.dim() == 1 and not parameter.any() and not parameter_name.endswith("bias")
-            if layer in modulation or parameter_name in held or a_gate_of_its_own:
-                parameter.zero_()
-            else:
-                parameter.normal_(std=_WAKING_STD, generator=generator)
-        streams = {id(before) for before, _ in call.streams}
-        given = [
-            value
-            for value, other in zip(call.tensors, timed.tensors, strict=True)
-            if value.is_floating_point() and id(value) not in streams and not torch.equal(value, other)
-        ]
-        vectors = [
-            value
-            for value in given
-            if value.dim() <= 2 or value.numel() == max(value.shape[0], value.shape[1]) * value.shape[-1]
-        ]
-        moved = torch.inf
-        for closing in ([], vectors, given):
-            closed = call.again(block, {id(value): torch.zeros_like(value) for value in closing})
-            moved = min(moved, _change(closed))
-        return moved
 
     # Biases
 
@@ -229,7 +190,7 @@ class Trial(Specimen, Generic[Network]):
 
     def training_pass(self, model: nn.Module, bf16: bool = False) -> TrainingPass:
         """Forward and backward in training mode, with seeded random draws; under autocast for bf16."""
-        model.train(not self._fault_in_training)
+        model.train(not self.fault_in_training)
         large = sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT
         compared = _some if large else torch.Tensor.detach
         # ahead, lest they split the heap
@@ -280,7 +241,7 @@ class Trial(Specimen, Generic[Network]):
         return self.inputs(seed)
 
     @property
-    def _fault_in_training(self) -> str:
+    def fault_in_training(self) -> str:
         """What the network's own code raises in training mode: it is then run in evaluation mode; "" when nothing."""
         return ""
 
@@ -296,7 +257,7 @@ class Trial(Specimen, Generic[Network]):
         plain = [*answers_without_gradient(model, inputs), *answers_without_gradient(awake, inputs)]
         not_finite = sum(int((~torch.isfinite(tensor)).sum()) for tensor in plain)
         real, anatomy = (model, Anatomy((), {}, {}, ())) if not_finite else self.at_real_size()
-        sizes = _sizes_of_parts(real, anatomy.blocks)
+        sizes = sizes_of_parts(real, anatomy.blocks)
         total = sum(sizes.values()) or 1
         chance, unsteady = (0.0, 0.0) if not_finite else self._repeated(awake, inputs)
         return ForwardRun(
@@ -311,7 +272,7 @@ class Trial(Specimen, Generic[Network]):
             anatomy.where or anatomy.why_not,
             sizes[""] / total,
             [f"{name} {size / total:.0%}" for name, size in sizes.most_common(5) if name and size > 0.005 * total],
-            self._fault_in_training,
+            self.fault_in_training,
             self._compiled(),
         )
 
@@ -356,7 +317,7 @@ class Trial(Specimen, Generic[Network]):
             raise NotAnswered("the example is a batch of one: give one of two samples or more with --example")
         model = self.shared_awake
         shifts = {
-            name: _sample_shifts(model, inputs, name, other, batch)
+            name: sample_shifts(model, inputs, name, other, batch)
             for name, other in self._of_each_sample(inputs).items()
             if batch in leaves(inputs)[name].shape
         }
@@ -367,10 +328,10 @@ class Trial(Specimen, Generic[Network]):
             batch,
             tolerance=self.unsteadiness,
         )
-        if self._fault_in_training:
+        if self.fault_in_training:
             return found
         training, others = self.awake().train(), self._of_each_sample(inputs)
-        mixed = {name: _sample_shifts(training, inputs, name, others[name], batch).others for name in shifts}
+        mixed = {name: sample_shifts(training, inputs, name, others[name], batch).others for name in shifts}
         return replace(found, in_training=mixed)
 
     def _batch(self, inputs: Inputs) -> int:
@@ -380,96 +341,9 @@ class Trial(Specimen, Generic[Network]):
         return [name for name, parameter in self.fresh().named_parameters() if not parameter.any()]
 
 
-def changes(model: nn.Module, inputs: Inputs, others: Mapping[str, Inputs]) -> dict[str, float]:
-    """Largest relative change of an answer under each of other inputs, of which only what differs is given."""
-    plain = answers_without_gradient(model, inputs)
-    return {
-        name: largest_change(plain, answers_without_gradient(model, {**inputs, **other}))
-        for name, other in others.items()
-    }
-
-
-def largest_change(plain: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Of several answers that of the one that changes most; other shapes or another number of them count as 1."""
-    if [tensor.shape for tensor in plain] != [tensor.shape for tensor in other]:
-        return 1.0
-    return max(relative_change(a.float(), b.float()) for a, b in zip(plain, other, strict=True))
-
-
 def backward(given: Sequence[Tensor]) -> None:
     """Gradients of the sum of squares of all answers that have any."""
     torch.stack([tensor.float().square().sum() for tensor in given if tensor.requires_grad]).sum().backward()
-
-
-@dataclass(frozen=True)
-class _Shift:
-    """Largest change of other samples' answers, and least and largest of the samples' own."""
-
-    others: float
-    least: float
-    most: float
-
-
-def _sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, batch: int) -> _Shift:
-    """What each sample's exchanged input does, along the axis of the input that holds the samples: of several of that
-    length the one whose samples answer to nothing of each other.
-    """
-    tensor, found = leaves(inputs)[name], []
-    plain = answers_without_gradient(model, inputs)
-    for axis in (axis for axis, length in enumerate(tensor.shape) if length == batch):
-        others, own = 0.0, []
-        for sample in range(min(batch, _SAMPLES_TRIED)):
-            changed = tensor.clone()
-            changed.select(axis, sample).copy_(other.select(axis, sample))
-            shifted = answers_without_gradient(model, with_leaves(inputs, {name: changed}))
-            by_sample = [_of_samples(a, b, batch) for a, b in zip(plain, shifted, strict=True) if batch in a.shape]
-            own.append(max(float(each[sample]) for each in by_sample))
-            others = max([others, *(float(each[i]) for each in by_sample for i in range(batch) if i != sample)])
-        found.append(_Shift(others, min(own), max(own)))
-        if found[-1].others <= _SAMPLES_APART:
-            break
-    return min(found, key=lambda shift: shift.others)
-
-
-def _of_samples(plain: Tensor, other: Tensor, batch: int) -> Tensor:
-    """(B,): relative change of each sample's answer."""
-    axis = plain.shape.index(batch)
-    before, after = (tensor.float().movedim(axis, 0).flatten(1) for tensor in (plain, other))
-    return (before - after).square().mean(1).sqrt() / before.square().mean(1).sqrt().clamp_min(1e-30)
-
-
-def is_stuck(block: nn.Module, call: Call) -> bool:
-    """Whether no gradient reaches a block's weights or what it is given beside tokens, whatever stands behind it."""
-    block = copy.deepcopy(block).requires_grad_(True)
-    streams = {id(before) for before, _ in call.streams}
-    beside = [value for value in call.tensors if value.is_floating_point() and id(value) not in streams]
-    leaves_of = {id(value): value.detach().clone().requires_grad_(True) for value in beside}
-    again = call.again(block, leaves_of)
-    drawn = torch.Generator().manual_seed(0)
-    ends = [after for _, after in again.streams if after.requires_grad]
-    if not ends:
-        return True
-    total = torch.stack([(after.float() * torch.randn(after.shape, generator=drawn)).sum() for after in ends]).sum()
-    gradients = torch.autograd.grad(total, [*block.parameters(), *leaves_of.values()], allow_unused=True)
-    return all(gradient is None or is_zero(gradient) for gradient in gradients)
-
-
-def is_normed(call: Call) -> bool:
-    """Whether a block returns its tokens normed and otherwise as they were."""
-    for before, after in call.streams:
-        width = before.shape[-1:]
-        for norm in (F.layer_norm, F.rms_norm):
-            if torch.allclose(norm(before.float(), width), after.float(), atol=1e-3):
-                return True
-    return False
-
-
-def _sizes_of_parts(model: nn.Module, blocks: Sequence[str]) -> Counter[str]:
-    """Parameters in the blocks, under "", and in each of the model's parts outside of them."""
-    inside, sizes = tuple(f"{name}." for name in blocks), Counter[str]()
-    for name, parameter in model.named_parameters():
-        sizes["" if name.startswith(inside) else name.partition(".")[0]] += parameter.numel()
-    return sizes
 
 
 def _holds_non_finite(tensor: Tensor) -> bool:
@@ -512,11 +386,6 @@ def _some(gradient: Tensor) -> Tensor:
         return gradient
     step = gradient.numel() // _KEPT_ENTRIES | 1  # odd, so that widths of an even number do not hide columns
     return torch.cat([gradient.flatten()[::step], gradient.mean()[None]])
-
-
-def _change(call: Call) -> float:
-    """max |block(x) − x| over the streams of tokens; a NaN counts as a change."""
-    return max(float((after - before).abs().max().nan_to_num(torch.inf, torch.inf)) for before, after in call.streams)
 
 
 def _is_bias(name: str) -> bool:

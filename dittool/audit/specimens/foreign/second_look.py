@@ -39,7 +39,7 @@ def _elsewhere(foreign: ForeignModel, name: str, effect: Effect) -> Effect:
     """A dead argument that an audit cannot call dead, with the reason."""
     if effect.kind != "dead":
         return effect
-    if foreign.runs_in_evaluation_only:
+    if bool(foreign.fault_in_training):
         return Effect("unseen", "not seen to act here: training mode does not run, and it may act there")
     if foreign.remembers(name):
         return Effect("unseen", "not seen to act here: the model's config keeps it, where a pipeline may read it")
@@ -93,7 +93,7 @@ def _differs(foreign: ForeignModel, beside: dict[str, object], change: dict[str,
 def _all_answers(foreign: ForeignModel, model: nn.Module, inputs: list[Inputs]) -> list[torch.Tensor]:
     wake(model, 0)
     found = []
-    for training in (False,) if foreign.runs_in_evaluation_only else (False, True):
+    for training in (False,) if bool(foreign.fault_in_training) else (False, True):
         model.train(training)
         for given in inputs:
             with torch.no_grad(), fixed_chance():

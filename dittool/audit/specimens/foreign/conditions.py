@@ -1,0 +1,114 @@
+"""Which inputs of a foreign model move its answer, and what its timestep does."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dittool.audit.specimens.changes import changes
+from dittool.audit.specimens.leaves import leaves, with_leaves
+from dittool.audit.specimens.specimen import Liveness, relative_change
+from dittool.audit.specimens.watching import Inputs, answers_without_gradient, ending_with, is_vector, watch
+
+if TYPE_CHECKING:
+    from dittool.audit.specimens.foreign.model import ForeignModel
+
+_LEAK = 1e-5  # relative change of the answer by what a mask hides
+
+
+def liveness_of(foreign: ForeignModel) -> Liveness:
+    """Each input is exchanged in turn; what dropping a condition means to the model cannot be known."""
+    feed, model, inputs = foreign.feed, foreign.shared_awake, foreign.inputs()
+    names = [feed.latent, *([feed.time] if feed.time else []), *feed.conditions]
+    exchanged = {name: feed.changed(inputs, name) for name in names}
+    leaks: dict[str, float] = {}
+    for leak, (mask, plain, other) in feed.masked(inputs).items():
+        shown = _leak(foreign, mask, plain, other)
+        if shown > _LEAK and not feed.is_called_mask(mask):
+            exchanged[mask] = feed.changed(inputs, mask)  # zeros and ones of another meaning
+        else:
+            leaks[leak], exchanged[mask] = shown, plain
+    turns = _turns(foreign, inputs, feed.time) if feed.time else {}
+    unit = bool(turns) and feed.time_is_known and float(leaves(inputs)[feed.time].max()) <= 1
+    training = foreign.awake().train(not foreign.fault_in_training)
+    return Liveness(
+        changes(model, inputs, exchanged),
+        foreign.dead_parameters(training),
+        "with open gates" + (", in evaluation mode" if foreign.fault_in_training else ""),
+        leaks,
+        f"nothing shows under {len(leaks)} masks" if leaks else "",
+        feed.time,
+        turns,
+        unit,
+        feed.time_is_known,
+        feed.not_fed,
+        foreign.unsteadiness,
+        _truncated(foreign, inputs),
+    )
+
+
+def _leak(foreign: ForeignModel, mask: str, plain: Inputs, other: Inputs) -> float:
+    """How much shows of what a mask hides where it is zero, or where it is one: the less, for both are usual."""
+    model, feed = foreign.shared_awake, foreign.feed
+    shown = changes(model, plain, {"as it is": other})["as it is"]
+    if shown <= _LEAK:
+        return shown
+    try:
+        inverted = feed.inverted(plain, mask), feed.inverted(other, mask)
+        return min(shown, changes(model, inverted[0], {"inverted": inverted[1]})["inverted"])
+    except Exception:  # it takes masks of one kind only
+        return shown
+
+
+def _truncated(foreign: ForeignModel, inputs: Inputs) -> bool | None:
+    """Whether times of one whole number give one answer, and times of others do not; None when time is not of
+    floating point.
+    """
+    time = foreign.feed.time
+    value = leaves(inputs)[time] if time else torch.zeros((), dtype=torch.long)
+    if not value.is_floating_point():
+        return None
+    steps = {step: with_leaves(inputs, {time: value.floor() + step}) for step in (0.2, 0.8, 5.2)}
+    try:
+        moved = changes(foreign.shared_awake, steps[0.2], {"within": steps[0.8], "beyond": steps[5.2]})
+    except Exception:  # such times are refused
+        return False
+    return moved["within"] <= foreign.unsteadiness and moved["beyond"] > foreign.unsteadiness
+
+
+def _turns(foreign: ForeignModel, inputs: Inputs, time: str) -> dict[float, float]:
+    """How far t's embedding moves over a fifth of [0, 1] and of [0, 1000]; empty when no layer before the second
+    block is fed by t alone.
+    """
+    feed, model, value = foreign.feed, foreign.shared_awake, leaves(inputs)[time]
+    if not value.is_floating_point() or value.dim() == 0:
+        return {}
+    linear: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+
+    def seen(given: Inputs) -> dict[str, Tensor]:
+        first = [model.get_submodule(name) for name in foreign.anatomy.of_latent[:1]]
+        with watch(linear) as calls, ending_with(first[0]) if first else nullcontext():
+            answers_without_gradient(model, given)
+        return {name: calls[name][0].outputs[0] for name in calls}
+
+    plain, moved, *rest = (
+        seen(feed.changed(inputs, name) if name else inputs) for name in ("", time, feed.latent, *feed.conditions)
+    )
+    alone = [
+        name
+        for name, output in plain.items()
+        if is_vector(output, len(value))
+        and not torch.equal(output, moved[name])
+        and all(torch.equal(output, other[name]) for other in rest if name in other)
+    ]
+    turns = {}
+    for span in (1.0, 1000.0) if alone else ():
+        points = (with_leaves(inputs, {time: torch.full_like(value, float(t))}) for t in torch.linspace(0, span, 11))
+        embedding = torch.cat([seen(given)[alone[-1]][:1] for given in points])
+        turns[span] = relative_change(embedding[:-2], embedding[2:])
+    return turns

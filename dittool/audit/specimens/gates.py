@@ -1,0 +1,85 @@
+"""What one block of a network does with its gates closed: how far it moves its tokens, and whether it can ever learn.
+
+B batch · N tokens · D width
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dittool.audit.specimens.anatomy import Anatomy, modulation_tables
+from dittool.audit.specimens.watching import Call
+
+_REDRAWN_STD = 0.05  # of weights that are drawn again
+
+
+@torch.no_grad()
+def moved_without_modulation(model: nn.Module, anatomy: Anatomy, name: str, call: Call, timed: Call) -> float:
+    """How far a block moves tokens when its modulation is zero and every other weight is drawn again.
+
+    Args:
+        call, timed: of the block, the latter at another time: what it is given that differs, and is no tokens, is
+        its modulation too. Vectors are closed first, then tables of a few vectors.
+    """
+    block = copy.deepcopy(model.get_submodule(name))
+    modulation = {layer.removeprefix(f"{name}.") for layer in anatomy.modulation[name]}
+    held = set(modulation_tables(block))
+    generator = torch.Generator().manual_seed(0)
+    for parameter_name, parameter in block.named_parameters():
+        layer = parameter_name.rpartition(".")[0]
+        a_gate_of_its_own = parameter.dim() == 1 and not parameter.any() and not parameter_name.endswith("bias")
+        if layer in modulation or parameter_name in held or a_gate_of_its_own:
+            parameter.zero_()
+        else:
+            parameter.normal_(std=_REDRAWN_STD, generator=generator)
+    streams = {id(before) for before, _ in call.streams}
+    given = [
+        value
+        for value, other in zip(call.tensors, timed.tensors, strict=True)
+        if value.is_floating_point() and id(value) not in streams and not torch.equal(value, other)
+    ]
+    vectors = [
+        value
+        for value in given
+        if value.dim() <= 2 or value.numel() == max(value.shape[0], value.shape[1]) * value.shape[-1]
+    ]
+    moved = torch.inf
+    for closing in ([], vectors, given):
+        closed = call.again(block, {id(value): torch.zeros_like(value) for value in closing})
+        moved = min(moved, moved_by(closed))
+    return moved
+
+
+def moved_by(call: Call) -> float:
+    """max |block(x) − x| over the streams of tokens; a NaN counts as a change."""
+    return max(float((after - before).abs().max().nan_to_num(torch.inf, torch.inf)) for before, after in call.streams)
+
+
+def is_stuck(block: nn.Module, call: Call) -> bool:
+    """Whether no gradient reaches a block's weights or what it is given beside tokens, whatever stands behind it."""
+    block = copy.deepcopy(block).requires_grad_(True)
+    streams = {id(before) for before, _ in call.streams}
+    beside = [value for value in call.tensors if value.is_floating_point() and id(value) not in streams]
+    leaves_of = {id(value): value.detach().clone().requires_grad_(True) for value in beside}
+    again = call.again(block, leaves_of)
+    drawn = torch.Generator().manual_seed(0)
+    ends = [after for _, after in again.streams if after.requires_grad]
+    if not ends:
+        return True
+    total = torch.stack([(after.float() * torch.randn(after.shape, generator=drawn)).sum() for after in ends]).sum()
+    gradients = torch.autograd.grad(total, [*block.parameters(), *leaves_of.values()], allow_unused=True)
+    return all(gradient is None or not gradient.any() for gradient in gradients)
+
+
+def is_normed(call: Call) -> bool:
+    """Whether a block returns its tokens normed and otherwise as they were."""
+    for before, after in call.streams:
+        width = before.shape[-1:]
+        for norm in (F.layer_norm, F.rms_norm):
+            if torch.allclose(norm(before.float(), width), after.float(), atol=1e-3):
+                return True
+    return False
