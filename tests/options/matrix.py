@@ -44,7 +44,7 @@ _VOLATILE = (  # what no two runs have in common
     (re.compile(r" \n"), "\n"),
     (re.compile(r"─+"), "─"),
 )
-_LOOSE = {"out", "talk", "files", "gone"}  # what was said, and where it went: of no account where content differs
+_LOOSE = {"out", "talk", "files", "gone"}  # what was said, and where it went: that it differs at all is enough
 _MEASURES = ("bench", "train")  # commands whose figures are times
 
 
@@ -108,7 +108,7 @@ class Matrix:
             alone, here = self.effect(situation, option), self.effect(situation, option, frozenset({beside}))
             if self.observed(situation, frozenset({option})).code not in ENDED:
                 alone = set()  # here it is not: it acts beside the other
-            missing = alone - here - (set() if alone <= _LOOSE else _LOOSE)
+            missing = alone - here - _LOOSE
             if not here and option not in situation.idle:
                 return f"{WRONG}: {option} has no effect beside {beside}, and nothing says so"
             if missing and option not in situation.idle and not _says(done.err, option):

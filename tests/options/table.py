@@ -84,7 +84,7 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "DERIVED": ("derived-again",),
         "--out": ("--out", "packed"),
         "--shard-size": ("--shard-size", "2"),
-        "--limit": ("--limit", "5"),
+        "--limit": ("--limit", "20"),
         "--holdout": ("--holdout", "0.5"),
         "--seed": ("--seed", "3"),
         "--verify": ("--verify",),
@@ -183,7 +183,7 @@ SITUATIONS = (
         HERE,
         paired=False,
     ),
-    Situation("a checkpoint", "inspect-ckpt", {"FILE": ("run",)}, NO_REMARK),
+    Situation("a checkpoint", "inspect-ckpt", {"FILE": ("run",)}, NO_REMARK | NOTHING_THERE),
     Situation(
         "an export", "inspect-ckpt", {"FILE": ("run",), "--export": ("--export", "w.safetensors")}, NOTHING_THERE
     ),

@@ -118,6 +118,7 @@ def _cheap_copy(run: Path, copy: Path, shards: Path, step: int | None) -> None:
         state["ema"] = {name: tensor * 0.9 for name, tensor in state["ema"].items()}
     save_checkpoint(copy / "checkpoints", state, final=True)
     state["step"], state["ema"] = 2, state["model"]
+    state["model"] = {name: tensor * 1.1 for name, tensor in state["model"].items()}
     save_checkpoint(copy / "checkpoints", state)
     record_data(copy, shards, state["data"]["identity_hash"])
     validate(copy / "checkpoints" / "checkpoint_final.pt", shards)
