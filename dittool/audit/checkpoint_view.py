@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dittool.audit.specimens.layouts import Layout, find_layout
+from dittool.audit.specimens.known_layouts import Layout, find_layout
+from dittool.audit.specimens.layouts import describe
 from dittool.ckpt.opened import PT, Opened, open_checkpoint
 from dittool.ckpt.parts import Part
 from dittool.ckpt.weights import choose_part, weights_of
@@ -98,6 +99,11 @@ class CheckpointView:
             return None if self.ours or self.config is not None else find_layout(self.weights())
         except BadDataError:
             return None  # no weights under any usual key
+
+    @property
+    def structure(self) -> str:
+        """What the shapes of its weights tell of the network."""
+        return describe(self.weights())
 
     @property
     def step(self) -> int:

@@ -111,7 +111,8 @@ def checkpoint_subject(
     if config is not None:
         specimen = specimen_of(config, view)
     else:
-        specimen = UnknownWeights() if view.layout is None else WeightsAlone(view.weights(), view.layout)
+        known, found = view.layout, view.part is not None
+        specimen = WeightsAlone(view.weights(), known) if known else UnknownWeights(view.weights() if found else {})
     wanted = None if expected is None else Preset(PRESET, expected, specimen_of(expected, view))
     return Checkpoint(target, view, specimen, config, wanted, kind)
 

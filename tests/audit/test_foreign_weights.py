@@ -10,8 +10,17 @@ from safetensors.torch import save_file
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.specimens.layouts import WeightsAlone, find_layout
-from tests.audit.foreign_weights import DIFFUSERS, ORIGINAL, diffusers_weights, original
+from dittool.audit.specimens.known_layouts import LAYOUTS, find_layout
+from dittool.audit.specimens.layouts import WeightsAlone
+from tests.audit.foreign_weights import (
+    DIFFUSERS,
+    ORIGINAL,
+    OTHERS,
+    D,
+    diffusers_weights,
+    original,
+    other_weights,
+)
 from tests.audit.opened import open_subject
 
 # positions are made, not stored
@@ -108,8 +117,50 @@ def test_a_pipelines_prefix_does_not_hide_the_layout(weights_of):
     )
 
 
-def test_unknown_names_are_no_layout_and_the_rules_name_the_known_ones(tmp_path):
-    torch.save({"layers.0.weight": torch.ones(2, 2)}, tmp_path / "weights.pt")
+def test_an_unknown_layout_is_described_by_its_structure(tmp_path):
+    weights = {f"trunk.{index}.{part}": torch.ones(12, 4) for index in range(5) for part in ("mix", "out")}
+    torch.save(weights | {"trunk.5.mix": torch.ones(2, 4), "table": torch.ones(100, 4)}, tmp_path / "weights.pt")
     found = audit(tmp_path / "weights.pt")
-    assert found["E2"].status == found["E3"].status == found["K4"].status == "skip"
-    assert "none of the known layouts" in found["E3"].evidence and "Flux" in found["E3"].evidence
+    assert found["E2"].status == found["E3"].status == found["K3"].status == found["K4"].status == "skip"
+    for code in ("E3", "K3"):
+        assert "5 × trunk of 2 tensors, 1 of other shapes, 12 tensors, width 4" in found[code].evidence
+        assert "widest table 100×4" in found[code].evidence
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 4, 6, 9])
+def test_which_vectors_of_a_modulation_are_gates(vectors, tmp_path):
+    """Two are shift and scale alone; four are scale and gate twice."""
+    modulation = torch.ones(vectors * D, 4)
+    gates = {1: [], 2: [], 4: [1, 3], 6: [2, 5], 9: [2, 5, 8]}[vectors]
+    for gate in gates:
+        modulation[gate * D : (gate + 1) * D] = 0
+    block = {"adaLN_modulation.1.weight": modulation, "attn.qkv.weight": torch.ones(3 * D, D)}
+    weights = {f"blocks.{index}.{name}": tensor for index in range(2) for name, tensor in block.items()}
+    torch.save(weights | {"t_embedder.mlp.0.weight": torch.ones(D, 4)}, tmp_path / "weights.pt")
+    finding = audit(tmp_path / "weights.pt")["K4"]
+    assert finding.status == ("fail" if gates else "skip")
+    assert not gates or f"{2 * len(gates)} of {2 * len(gates)} gates are zero throughout" in finding.evidence
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "model.diffusion_model.", "ema_model.transformer.", "some.where.else."]
+)
+@pytest.mark.parametrize("layout", OTHERS)
+def test_other_published_layouts_are_known_by_their_names(layout, prefix):
+    weights = {f"{prefix}{name}": tensor for name, tensor in other_weights(layout).items()}
+    assert find_layout(weights).name == layout
+
+
+@pytest.mark.parametrize("layout", OTHERS)
+def test_other_published_layouts_are_judged(layout, tmp_path):
+    torch.save(other_weights(layout), tmp_path / "weights.pt")
+    statuses = {code: finding.status for code, finding in audit(tmp_path / "weights.pt").items()}
+    gates = not layout.startswith(("U-ViT", "Hunyuan-DiT"))
+    assert statuses["K3"] == "pass" and statuses["K4"] == ("pass" if gates else "skip")
+    assert statuses["E3"] in ("pass", "fail", "warn")
+
+
+def test_every_layout_has_a_state_dict_in_the_tests():
+    tried = {found.name for found in map(find_layout, map(original, ORIGINAL))}
+    tried |= {find_layout(diffusers_weights(layout)).name for layout in DIFFUSERS}
+    assert tried | set(OTHERS) == {layout.name for layout in LAYOUTS}

@@ -3,7 +3,8 @@
 ## What it checks
 Names and shapes of the raw and of the averaged weights against the network of the checkpoint's own configuration and
 data, built without memory; with `--preset`, against the preset's. Somebody else's weights in a known layout (DiT, SiT,
-PixArt, SD3, Flux) must have the same tensors in every block.
+REPA, LightningDiT, DDT, PixArt, SD3, Flux, Sana, PRX, U-ViT, MDT, minRF, Lumina, F5, Hunyuan) must have the same
+tensors in every block; an unknown layout is described: repeated blocks, width, widest matrices.
 
 ## Why it matters
 Loading in part, with what is missing left at random, gives a model that runs and was never trained.
@@ -40,9 +41,8 @@ def check(subject: Checkpoint) -> list[Finding]:
     if not against and view.layout is not None:
         return _check_layout(subject, view.layout.name)
     if not against:
-        return skipped(
-            view.config_problem or "the file does not say which network it belongs to: name one with --preset"
-        )
+        unknown = "the file does not say which network it belongs to: name one with --preset"
+        return skipped(view.config_problem or unknown + (f"; it holds {view.structure}" if view.part else ""))
     differences = {
         f"{key or 'weights'} against {name}": _difference(view.weights(key), wanted)
         for name, wanted in against.items()

@@ -1,113 +1,23 @@
-"""State dicts of published transformers, known by the names of their tensors, and what weights alone can show.
+"""State dicts without a network: of a known family by the names of their tensors, of an unknown one by its structure,
+and what weights alone can show.
 
-D width · n vectors of a modulation, in groups of shift, scale, gate
+D width · n vectors of a modulation, in groups of shift, scale, gate; four are scale, gate, scale, gate
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dittool.audit.specimens.known_layouts import Layout, bare_names
 from dittool.audit.specimens.specimen import Biases, NotAnswered, Positions, Scope, Specimen
 
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "net.")
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one family names its tensors. Patterns are regular expressions, `block` with the block's number as its
-    group.
-    """
-
-    name: str
-    marks: tuple[str, ...]  # a state dict of this family has a name for each
-    block: str
-    modulation: str  # within a block: the layer whose output, or the table whose rows, are shift, scale, gate, …
-    positions: tuple[str, ...] = ()  # tensors of a fixed size that hold positions
-    shared: str = ""  # a modulation of all blocks together
-
-
-LAYOUTS = (  # the more special first
-    Layout(
-        "PixArt, original names",
-        (r"^t_block\.1\.weight$", r"^blocks\.\d+\.scale_shift_table$"),
-        r"^blocks\.(\d+)\.",
-        r"scale_shift_table$",
-        (r"^pos_embed$",),
-        r"^t_block\.1\.",
-    ),
-    Layout(
-        "DiT or SiT, original names (the two are the same)",
-        (r"^blocks\.\d+\.adaLN_modulation\.1\.weight$", r"^t_embedder\.mlp\.0\.weight$"),
-        r"^blocks\.(\d+)\.",
-        r"adaLN_modulation\.1\.",
-        (r"^pos_embed$",),
-    ),
-    Layout(
-        "SD3, original names",
-        (r"^joint_blocks\.\d+\.x_block\.attn\.qkv\.weight$",),
-        r"^joint_blocks\.(\d+)\.",
-        r"adaLN_modulation\.1\.",
-        (r"^pos_embed$",),
-    ),
-    Layout(
-        "Flux, original names",
-        (r"^double_blocks\.\d+\.img_mod\.lin\.weight$",),
-        r"^(?:double|single)_blocks\.(\d+)\.",
-        r"(?:img_mod|txt_mod|modulation)\.lin\.",
-    ),
-    Layout(
-        "PixArt, diffusers",
-        (r"^adaln_single\.linear\.weight$", r"^transformer_blocks\.\d+\.scale_shift_table$"),
-        r"^transformer_blocks\.(\d+)\.",
-        r"scale_shift_table$",
-        (r"^pos_embed\.pos_embed$",),
-        r"^adaln_single\.linear\.",
-    ),
-    Layout(
-        "DiT, diffusers",
-        (r"^transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.", r"^proj_out_1\.weight$"),
-        r"^transformer_blocks\.(\d+)\.",
-        r"norm1\.linear\.",
-        (r"^pos_embed\.pos_embed$",),
-    ),
-    Layout(
-        "Flux, diffusers",
-        (r"^single_transformer_blocks\.\d+\.proj_mlp\.weight$", r"^x_embedder\.weight$"),
-        r"^(?:single_)?transformer_blocks\.(\d+)\.",
-        r"(?:norm1|norm1_context|norm)\.linear\.",
-    ),
-    Layout(
-        "SD3, diffusers",
-        (r"^transformer_blocks\.\d+\.norm1_context\.linear\.weight$", r"^pos_embed\.proj\.weight$"),
-        r"^transformer_blocks\.(\d+)\.",
-        r"(?:norm1|norm1_context)\.linear\.",
-        (r"^pos_embed\.pos_embed$",),
-    ),
-)
-
-
-def bare_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix under which a whole pipeline keeps its transformer; of such a file the transformer alone."""
-    for prefix in _PREFIXES:
-        if any(name.startswith(prefix) for name in weights):
-            return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    return dict(weights)
-
-
-def find_layout(weights: Mapping[str, Tensor]) -> Layout | None:
-    """The family whose names these are; None for no known one."""
-    names = list(bare_names(weights))
-    for layout in LAYOUTS:
-        if all(any(re.search(mark, name) for name in names) for mark in layout.marks):
-            return layout
-    return None
+_SHOWN = 3  # lists of blocks, matrices
 
 
 class WeightsAlone(Specimen):
@@ -151,25 +61,29 @@ class WeightsAlone(Specimen):
 
     def open_gates(self) -> dict[str, bool]:
         layout, found = self._layout, {}
-        stacked = self._like(layout.block, layout.modulation)
-        width = next(tensor.shape[1] for tensor in stacked.values() if tensor.dim() == 2)  # D, of a weight or a table
-
-        def vectors(tensor: Tensor) -> Tensor:
-            """(n, D) or (n, D, D)."""
-            return tensor.unflatten(0, (-1, width))
-
-        shared = [vectors(tensor) for tensor in self._like(layout.shared).values()] if layout.shared else []
+        stacked = self._like(layout.block, layout.modulation) if layout.modulation else {}
+        width = self._width(stacked)
+        shared = [_vectors(tensor, width) for tensor in self._like(layout.shared).values()] if layout.shared else []
         layers: dict[str, list[Tensor]] = {}
         for name, tensor in stacked.items():
-            layer = name.removesuffix("weight").removesuffix("bias")
-            layers.setdefault(layer, []).append(tensor if layer == name else vectors(tensor))  # or a table (n, D)
+            layers.setdefault(re.sub(r"(weight|bias)$", "", name), []).append(_vectors(tensor, width))
         for layer, own in layers.items():
-            if len(own[0]) % 3:
-                continue  # scale and shift alone, as the last block of SD3 has for its text
-            for index in range(2, len(own[0]), 3):
-                is_open = any(bool(tensor[index].any()) for tensor in (*own, *shared))
-                found[f"{layer.rstrip('.')} vector {index}"] = is_open
+            held = [vectors for vectors in (*own, *shared) if len(vectors) == len(own[0])]
+            for index in _gates(len(own[0])):
+                found[f"{layer.rstrip('.')} vector {index}"] = any(bool(vectors[index].any()) for vectors in held)
+        if not found:
+            raise NotAnswered(f"{layout.name}: its blocks have no gates that a modulation opens")
         return found
+
+    def _width(self, modulation: Collection[str]) -> int:
+        """D: the number of columns that most matrices of the blocks have."""
+        inside = self._like(self._layout.block)
+        columns = Counter(
+            tensor.shape[1] for name, tensor in inside.items() if tensor.dim() == 2 and name not in modulation
+        )
+        if not columns:
+            raise NotAnswered(f"{self._layout.name}: no matrices in its blocks")
+        return columns.most_common(1)[0][0]
 
     def incomplete_blocks(self) -> tuple[int, list[str]]:
         lists: dict[str, dict[int, list[tuple[str, torch.Size]]]] = {}
@@ -186,11 +100,49 @@ class WeightsAlone(Specimen):
         return sum(map(len, lists.values())), lacking
 
 
+def _vectors(tensor: Tensor, width: int) -> Tensor:
+    """A modulation's n vectors: (n, D) of a table or a bias, (n, D, C) of a weight, none of another form."""
+    if tensor.dim() == 2 and tensor.shape[1] == width and tensor.shape[0] % width:
+        return tensor
+    if tensor.dim() not in (1, 2) or not width or tensor.shape[0] % width:
+        return tensor.new_empty(0)
+    return tensor.unflatten(0, (-1, width))
+
+
+def _gates(vectors: int) -> range:
+    """Which vectors of a modulation are gates. Two are shift and scale alone, one a shift, as Hunyuan-DiT has."""
+    return range(1, 4, 2) if vectors == 4 else range(2, vectors, 3) if vectors % 3 == 0 else range(0)
+
+
 class UnknownWeights(Specimen):
-    """A state dict whose names say nothing."""
+    """A state dict whose names no known family has: its structure is told."""
 
     scopes: ClassVar[frozenset[Scope]] = frozenset({"weights"})
 
+    def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
+        self._structure = describe(weights or {})
+
     def _unanswered(self) -> str:
-        known = ", ".join(layout.name for layout in LAYOUTS)
-        return f"the weights have the names of none of the known layouts ({known}), so nothing says which part is which"
+        return f"an unknown layout ({self._structure}): nothing says which part is which"
+
+
+def describe(weights: Mapping[str, Tensor]) -> str:
+    """Depth, width and the widest matrices, from the shapes of repeated groups: `28 × layers (12 tensors each), …`."""
+    lists: dict[str, dict[str, list[torch.Size]]] = {}
+    for name, tensor in weights.items():
+        if found := re.match(r"(.*?)(?:^|\.)(\d+)\.", name):
+            lists.setdefault(found[1], {}).setdefault(found[2], []).append(tensor.shape)
+    repeated = []
+    for prefix, blocks in sorted(lists.items(), key=lambda item: -len(item[1])):
+        forms = Counter(tuple(sorted(map(tuple, shapes))) for shapes in blocks.values())
+        form, alike = forms.most_common(1)[0]
+        if alike > 1 and len(form) > 1:
+            others = f", {len(blocks) - alike} of other shapes" if alike < len(blocks) else ""
+            repeated.append(f"{alike} × {prefix or 'numbers'} of {len(form)} tensors{others}")
+    matrices = {name: tensor.shape for name, tensor in weights.items() if tensor.dim() == 2}
+    widest = sorted(matrices, key=lambda name: -matrices[name].numel())[:_SHOWN]
+    width = Counter(shape[1] for shape in matrices.values()).most_common(1)
+    parts = ["; ".join(repeated[:_SHOWN]) or "no blocks that repeat", f"{len(weights)} tensors"]
+    parts += [f"width {width[0][0]}"] if width else []
+    shapes = ", ".join(f"{name} {matrices[name][0]}×{matrices[name][1]}" for name in widest)
+    return ", ".join(parts) + (f", widest {shapes}" if shapes else "")
