@@ -138,10 +138,20 @@ def _show_diff(console: Console, change: CheckpointDiff, other: Path) -> None:
         for moved in change.changed
     ]
     rows += [("configuration", key, f"{old!r} → {new!r}") for key, (old, new) in change.config.items()]
+    rows += [
+        ("other name", " + ".join(pair.old), f"{' + '.join(pair.new)}{f' ({pair.how})' if pair.how else ''}")
+        for pair in change.paired
+    ]
     if rows:
         console.table(("difference", "name", "how"), rows[:_SHOWN], title=f"against {other}")
     if len(rows) > _SHOWN:
         console.result(f"and {len(rows) - _SHOWN} more differences (all of them with --json)")
+    if change.paired:
+        fused = sum(pair.how == "fused" for pair in change.paired)
+        console.result(
+            f"the files name their tensors in two ways: {len(change.paired)} were paired by equal values,"
+            f" {fused} of them fused layers with their parts"
+        )
     console.result(
         f"{change.equal} tensors equal, {len(change.changed)} changed, {len(change.reshaped)} of another shape,"
         f" {len(change.missing)} missing, {len(change.unexpected)} unexpected; {len(change.config)} configuration keys"
@@ -157,6 +167,7 @@ def _diff_dict(change: CheckpointDiff, other: Path) -> dict[str, object]:
         "other": str(other),
         "missing": change.missing,
         "unexpected": change.unexpected,
+        "paired": [{"old": pair.old, "new": pair.new, "how": pair.how} for pair in change.paired],
         "reshaped": change.reshaped,
         "changed": [
             {"name": moved.name, "largest": number(moved.largest), "relative": number(moved.relative)}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dittool.ckpt.inspect import configuration
 from dittool.ckpt.opened import open_checkpoint
+from dittool.ckpt.pairing import Pair, pair_by_content
 from dittool.ckpt.weights import weights_of
 from dittool.console import SILENT, Talk
 
@@ -30,6 +31,7 @@ class CheckpointDiff:
 
     missing: tuple[str, ...]  # in a, not in b
     unexpected: tuple[str, ...]  # in b, not in a
+    paired: tuple[Pair, ...]  # the same values under other names
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     changed: tuple[TensorDifference, ...]  # same shape, other values; largest relative change first
     equal: int  # tensors with the same values
@@ -49,9 +51,14 @@ def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
     compared = [_difference(name, old[name], new[name]) for name in common if name not in reshaped]
     changed = [difference for difference in compared if difference.largest != 0]  # NaN is a difference
     flat_a, flat_b = _flat(configuration(first)), _flat(configuration(second))
+    missing = {name: tensor for name, tensor in old.items() if name not in new}
+    unexpected = {name: tensor for name, tensor in new.items() if name not in old}
+    paired = pair_by_content(missing, unexpected)
+    known = {name for pair in paired for name in (*pair.old, *pair.new)}
     return CheckpointDiff(
-        missing=tuple(name for name in old if name not in new),
-        unexpected=tuple(name for name in new if name not in old),
+        missing=tuple(name for name in missing if name not in known),
+        unexpected=tuple(name for name in unexpected if name not in known),
+        paired=tuple(paired),
         reshaped=reshaped,
         changed=tuple(sorted(changed, key=lambda change: -change.relative)),
         equal=len(compared) - len(changed),

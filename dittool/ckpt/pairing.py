@@ -1,0 +1,144 @@
+"""Tensors of equal values under other names: an original repository's layout beside the one of diffusers.
+
+A layer may be fused in one of the two: `qkv.weight` (3·D, D) holds `to_q`, `to_k` and `to_v` one below the other,
+Flux's `linear1` also an MLP. The last modulation of some has its two halves, shift and scale, exchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tensor of one side and one or more of the other that hold the same values."""
+
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+    how: str  # "", "reshaped", "halves exchanged" or "fused"
+
+
+def pair_by_content(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[Pair]:
+    """Pairs of tensors that hold the same values, where the two sides' precisions differ in the coarser of both. Each
+    tensor is used once; of several with equal values (biases of zero) the one beside what its neighbours were paired
+    with. Nothing is paired where nothing but constants is equal.
+    """
+    coarser = _coarser(old.values(), new.values())
+    sides = _Side(old, coarser), _Side(new, coarser)
+    pairs = _whole(*sides)
+    pairs += [Pair((name,), parts, "fused") for name, parts in _fused(*sides)]
+    pairs += [Pair(parts, (name,), "fused") for name, parts in _fused(*reversed(sides))]
+    return pairs if any(_tells(old[name]) for pair in pairs for name in pair.old) else []
+
+
+class _Side:
+    """The tensors of one file that have no partner yet."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], coarser: torch.dtype) -> None:
+        self.tensors = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+        self._coarser = coarser
+        self.partners: dict[str, list[str]] = {}  # layer → layers of the other side that it was paired with
+
+    @property
+    def order(self) -> list[str]:
+        """Names of matrices first, because more of them differ from each other than of biases."""
+        return sorted(self.tensors, key=lambda name: (self.tensors[name].dim() < 2, _natural(name)))
+
+    def digest(self, tensor: Tensor) -> bytes:
+        """Of the values in the coarser precision; a flat tensor and a folded one are the same."""
+        values = tensor.to(self._coarser) if tensor.is_floating_point() else tensor
+        raw = values.contiguous().view(-1).view(torch.uint8).numpy().data
+        return hashlib.blake2b(raw, digest_size=16).digest()
+
+    def by_digest(self) -> dict[bytes, list[str]]:
+        found: dict[bytes, list[str]] = {}
+        for name in self.order:
+            found.setdefault(self.digest(self.tensors[name]), []).append(name)
+        return found
+
+
+def _whole(old: _Side, new: _Side) -> list[Pair]:
+    found, pairs = new.by_digest(), []
+    for name in old.order:
+        tensor = old.tensors[name]
+        how = ""
+        candidates = found.get(old.digest(tensor), [])
+        if not candidates and tensor.shape[:1] and tensor.shape[0] % 2 == 0:
+            candidates, how = found.get(old.digest(torch.cat(tensor.chunk(2)[::-1])), []), "halves exchanged"
+        if partner := _nearest(candidates, old.partners.get(_layer(name), [])):
+            candidates.remove(partner)
+            reshaped = not how and new.tensors[partner].shape != tensor.shape
+            pairs.append(Pair((name,), (partner,), "reshaped" if reshaped else how))
+            _take(old, [name], new, [partner])
+    return pairs
+
+
+def _fused(whole: _Side, parts: _Side) -> list[tuple[str, tuple[str, ...]]]:
+    """Tensors of one side that are several of the other, one below the other."""
+    found, fused = parts.by_digest(), []
+    rows = {(tensor[0].numel(), len(tensor)) for tensor in parts.tensors.values() if tensor.dim()}
+    for name in whole.order:
+        tensor = whole.tensors[name]
+        if not tensor.dim():
+            continue
+        heights = sorted((height for width, height in rows if width == tensor[0].numel()), reverse=True)
+        taken: list[str] = []
+        begin = 0
+        while begin < len(tensor):
+            for height in (height for height in heights if begin + height <= len(tensor)):
+                left = [one for one in found.get(whole.digest(tensor[begin : begin + height]), []) if one not in taken]
+                near = whole.partners.get(_layer(name), [])[len(taken) :]
+                if partner := _nearest(left, near):
+                    taken.append(partner)
+                    begin += height
+                    break
+            else:
+                break
+        if begin == len(tensor) and len(taken) > 1:
+            for one in taken:
+                found[parts.digest(parts.tensors[one])].remove(one)
+            fused.append((name, tuple(taken)))
+            _take(whole, [name], parts, taken)
+    return fused
+
+
+def _tells(tensor: Tensor) -> bool:
+    """Whether its values say which tensor it is: zeros and ones are everywhere."""
+    return tensor.numel() > 1 and not bool((tensor == tensor.flatten()[0]).all())
+
+
+def _take(one: _Side, names: list[str], other: _Side, partners: list[str]) -> None:
+    for side, own, others in ((one, names, partners), (other, partners, names)):
+        for name in own:
+            side.partners.setdefault(_layer(name), [_layer(partner) for partner in others])
+            del side.tensors[name]
+
+
+def _nearest(candidates: list[str], layers: list[str]) -> str | None:
+    """The first that belongs to the first of these layers, else the first."""
+    beside = [name for layer in layers[:1] for name in candidates if _layer(name) == layer]
+    return next(iter([*beside, *candidates]), None)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _natural(name: str) -> list[str]:
+    """For an order in which block 10 follows block 9."""
+    return [f"{int(part):09d}" if part.isdigit() and len(part) < 10 else part for part in re.split(r"(\d+)", name)]
+
+
+def _coarser(*sides: Iterable[Tensor]) -> torch.dtype:
+    """The coarser of the two files' usual precisions."""
+    usual = []
+    for side in sides:
+        kinds = [tensor.dtype for tensor in side if tensor.is_floating_point() and tensor.element_size() > 1]
+        usual.append(max(kinds, key=kinds.count, default=torch.float32))
+    return min(usual, key=lambda kind: torch.finfo(kind).bits)
