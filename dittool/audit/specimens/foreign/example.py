@@ -10,43 +10,26 @@ B batch · C latent channels · L text tokens · H W latent rows and columns
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.specimens.foreign.attempt import Attempt, written_example
+from dittool.audit.specimens.foreign.forms import BATCH, NAMES
+from dittool.audit.specimens.foreign.search import Search, latent_forms
+from dittool.audit.specimens.foreign.search import largest_label as labels
 from dittool.audit.specimens.trial import LARGEST_BUILT
-from dittool.audit.specimens.watching import Inputs, answer
-from dittool.errors import UsageError, described
+from dittool.audit.specimens.watching import Inputs
+from dittool.errors import UsageError
 
-_NAMES = {  # of forward's arguments, by what they are
-    "latent": (
-        *("x", "z", "hidden_states", "sample", "latent", "latents", "x_t", "xt", "z_t", "zt", "img", "noisy_latents"),
-        *("inputs", "input"),
-    ),
-    "time": ("t", "timestep", "timesteps", "time", "sigma", "noise_labels", "time_step"),
-    "label": ("y", "class_labels", "labels", "label", "class_label"),
-    "text": (
-        *("text", "context", "encoder_hidden_states", "txt", "caption", "captions", "text_embeds", "prompt_embeds"),
-        *("text_tokens", "tokens", "cond"),
-    ),
-    "mask": ("mask", "text_mask", "encoder_attention_mask", "context_mask", "txt_mask", "caption_mask"),
-    "vector": ("pooled_projections", "pooled", "vec", "vector", "cls", "clip_pooled"),
-}
-_WIDTHS = {  # parts of settings' names that say how wide an argument is
-    "latent": ("in_channels",),
-    "vector": ("pool", "vec"),
-    "text": ("text", "caption", "context", "joint", "cross"),
-    "label": ("text", "caption", "context", "joint", "cross"),
-}
+_WIDTHS = "text|caption|context|joint|cross|pool|vec"  # parts of settings' names that say how wide an argument is
 _SIZES = ("input_size", "sample_size", "img_size", "image_size", "latent_size", "img_resolution", "resolution")
 POSITIONS = ("img_ids", "txt_ids")  # of the Flux family: they say where a token is, not what it is
 
-BATCH, TEXT_TOKENS = 2, 7
-_GUESSED_TOKENS = 16  # of a latent that comes as tokens
-_MOST_TRIALS = 2000
 _FEW = 4  # tokens along a side, for a large network
 _LARGEST_GUESS = 16  # tokens along a side, of a size that the model itself names
 _HINT = (
@@ -63,11 +46,13 @@ class Example:
     ) -> None:
         self._model, self._function = model if function else None, function  # a large one is not kept for nothing
         self._parameters = inspect.signature(model.forward).parameters
+        self._found: Attempt | None = None  # of a guess
+        self._dtype = torch.float32
         self._base = self._called(function) if function else self._guessed(model, settings)
-        latent = self._named("latent", lambda value: value.dim() in (3, 4))
+        latent = self._found.latent if self._found else self._named("latent", lambda value: value.dim() in (3, 4, 5))
         if latent is None:
             raise UsageError(
-                f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 or 4 dimensions", _HINT
+                f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 to 5 dimensions", _HINT
             )
         self.latent = latent
         self.time = self._named("time", lambda value: value.dim() <= 1)
@@ -104,26 +89,30 @@ class Example:
     def size(self) -> tuple[int, int] | None:
         """(H, W) of the latent; None when it comes as tokens."""
         latent = self._base[self.latent]
-        return tuple(latent.shape[-2:]) if latent.dim() == 4 else None
+        return (latent.shape[-2], latent.shape[-1]) if latent.dim() >= 4 else None
 
     @property
     def sizes_can_change(self) -> bool:
-        return self.size is not None or self._function_takes_a_size or "img_ids" in self._base
+        lies_on_a_grid = "img_ids" in self._base or (self._found is not None and self._found.lies_on_a_grid)
+        return self.size is not None or self._function_takes_a_size or lies_on_a_grid
 
     def inputs(self, seed: int = 0, size: tuple[int, int] | None = None, batch: int = BATCH) -> Inputs:
         """One batch with a random latent; `size` in latent cells."""
         function = self._function if size and self._function_takes_a_size else None
-        base = self._called(function, size) if function else dict(self._base)
+        if self._found is not None:
+            base = self._found.inputs(self._dtype, size)
+        else:
+            base = self._called(function, size) if function else dict(self._base)
         shape = list(base[self.latent].shape)
-        if size and len(shape) == 4:
+        if size and len(shape) >= 4:
             shape[-2:] = size
-        elif size and not self._function_takes_a_size and "img_ids" in base:
+        elif size and self._function and not self._function_takes_a_size and "img_ids" in base:
             shape[1], base["img_ids"] = math.prod(size), _coordinates(size)
         base[self.latent] = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(
             base[self.latent].dtype
         )
         if batch < (rows := len(base[self.latent])):
-            base |= {name: value[:batch] for name, value in base.items() if _has_rows(name, value, rows)}
+            base = {name: _first_rows(value, batch, rows, name) for name, value in base.items()}
         return base
 
     def changed(self, inputs: Inputs, name: str) -> Inputs:
@@ -156,84 +145,45 @@ class Example:
     def _named(self, kind: str, fits: Callable[[Tensor], bool]) -> str | None:
         """The fitting input with a usual name of its kind, else the first of floating point."""
         fitting = [name for name, value in self._tensors.items() if fits(value)]
-        known = [name for name in _NAMES[kind] if name in fitting]
+        known = [name for name in NAMES[kind] if name in fitting]
         floating = [name for name in fitting if self._base[name].is_floating_point()]
         return next(iter(known or floating), None)
 
     # Guessing
 
     def _guessed(self, model: nn.Module, settings: Mapping[str, object]) -> Inputs:
-        forward = f"forward({', '.join(self._parameters)})"
-        choices: dict[str, list[Tensor]] = {}
-        for name, parameter in self._parameters.items():
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                continue
-            if found := self._candidates(name, model, settings):
-                choices[name] = found
-            elif parameter.default is parameter.empty:
-                raise UsageError(f"{forward}: what '{name}' is cannot be guessed", _HINT)
-        latent = next((name for name in choices if name in _NAMES["latent"]), None)
-        if latent is None:
-            usual = ", ".join(_NAMES["latent"][:5])
-            raise UsageError(f"{forward} has no argument with a usual name of a latent ({usual} …)", _HINT)
-        error: BaseException | None = None
-        for values in itertools.islice(itertools.product(*choices.values()), _MOST_TRIALS):
-            inputs = _with_positions(dict(zip(choices, values, strict=True)), self._parameters, latent)
-            try:
-                answer(model, inputs)
-                return inputs
-            except (Exception, SystemExit) as raised:  # this guess was wrong
-                error = raised
-        raise UsageError(
-            f"{forward} runs with none of the guesses; the last raises {described(error) if error else None}", _HINT
-        ) from error
-
-    def _candidates(self, name: str, model: nn.Module, settings: Mapping[str, object]) -> list[Tensor]:
-        """Values to try for an argument, by its name; none for a name that is not known."""
-        kind = next((kind for kind, names in _NAMES.items() if name in names), "")
-        generator = torch.Generator().manual_seed(0)
-        dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(dtype)
-
-        modules = list(model.modules())
-        named = [value for setting, value in settings.items() if any(part in setting for part in _WIDTHS.get(kind, ()))]
-        fed = [module.in_features for module in modules if isinstance(module, nn.Linear)]
-        widths = list(dict.fromkeys([*(width for width in named if type(width) is int), *fed]))
-        vectors = [normal(BATCH, width) for width in widths]
-        tokens = [normal(BATCH, TEXT_TOKENS, width) for width in widths]
-        if kind == "latent":
-            in_tokens = [normal(BATCH, _GUESSED_TOKENS, width) for width in widths]
-            return in_tokens if "img_ids" in self._parameters else _latents(model, settings, widths, normal) + in_tokens
-        if kind == "time":
-            t = torch.linspace(0.15, 0.85, BATCH) * 1000
-            return [t, t.long()]
-        if kind == "label":
-            tables = [module.num_embeddings for module in modules if isinstance(module, nn.Embedding)]
-            labels = [torch.arange(BATCH) % max(min(tables) - 1, 1)] if tables else []
-            return labels + tokens + [value[:, None] for value in tokens] + vectors
-        if kind == "mask":
-            keep = torch.arange(TEXT_TOKENS)[None] < torch.tensor([TEXT_TOKENS - 2 * i for i in range(BATCH)])[:, None]
-            return [keep, keep.float(), keep.long()]
-        return {"text": tokens + vectors, "vector": vectors}.get(kind, [])
+        fed = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
+        named = [value for name, value in settings.items() if type(value) is int and re.search(_WIDTHS, name)]
+        widths = list(dict.fromkeys([*named, *fed]))
+        search = Search(
+            model, latent_forms(*_sides_and_channels(model, settings, widths), widths), widths, labels(model)
+        )
+        if search.found is None:
+            came = search.best[1] if search.best else None
+            how = f"; the attempt that came furthest ended in {came.where or 'forward'}: {came.error}" if came else ""
+            raise UsageError(
+                f"forward({', '.join(self._parameters)}) runs with none of the guesses{how}",
+                f"{_HINT}. What came furthest:\n\n{written_example(search.best, search.parameters)}",
+            )
+        self._found, self._dtype = search.found, search.dtype
+        return search.found.inputs(search.dtype)
 
 
-def _latents(
-    model: nn.Module, settings: Mapping[str, object], widths: list[int], normal: Callable[..., Tensor]
-) -> list[Tensor]:
-    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+def _sides_and_channels(
+    model: nn.Module, settings: Mapping[str, object], widths: list[int]
+) -> tuple[list[int], list[int]]:
+    """Sides of a square latent in cells, and its channels, the likely ones first."""
+    convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
     patch = _side(convolution.stride if convolution else settings.get("patch_size", 2)) or 2
     channels = [convolution.in_channels] if convolution else []
     named = (settings.get(name) for name in ("in_channels", "channels", "latent_channels"))
     channels += [count for count in named if isinstance(count, int)]
-    channels += [width // patch**2 for width in widths if width % patch**2 == 0]
     sides = [side for name in _SIZES if (side := _side(settings.get(name, vars(model).get(name))))]
     if sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT:
         sides.insert(0, patch * _FEW)  # few tokens first: a network of this size takes its time
     largest = patch * _LARGEST_GUESS
     sides = [side for side in sides if side <= largest] + [8 * patch] + [side for side in sides if side > largest]
-    return [normal(BATCH, count, side, side) for count in dict.fromkeys(channels) for side in dict.fromkeys(sides)]
+    return list(dict.fromkeys(sides)), list(dict.fromkeys(channels))
 
 
 def _side(size: object) -> int:
@@ -242,21 +192,17 @@ def _side(size: object) -> int:
     return first if isinstance(first, int) else 0
 
 
-def _with_positions(inputs: Inputs, parameters: Collection[str], latent: str) -> Inputs:
-    """Adds the token coordinates of the Flux family where forward asks for them."""
-    if "img_ids" in parameters:
-        side = math.isqrt(inputs[latent].shape[1])
-        inputs["img_ids"] = _coordinates((side, side))
-    if "txt_ids" in parameters:
-        inputs["txt_ids"] = torch.zeros(TEXT_TOKENS, 3)
-    return inputs
-
-
 def _coordinates(grid: tuple[int, int]) -> Tensor:
     """(h·w, 3): zero, row and column of each token in row-major order."""
     index = torch.arange(math.prod(grid))
     return torch.stack([torch.zeros_like(index), index // grid[1], index % grid[1]], dim=1).float()
 
 
-def _has_rows(name: str, value: object, rows: int) -> bool:
-    return isinstance(value, Tensor) and name not in POSITIONS and value.dim() > 0 and len(value) == rows
+def _first_rows(value: Any, batch: int, rows: int, name: str = "") -> Any:
+    """The first samples of whatever is a batch of `rows`."""
+    if isinstance(value, Tensor):
+        cut = name not in POSITIONS and value.dim() > 0 and len(value) == rows
+        return value[:batch] if cut else value
+    if isinstance(value, dict):
+        return {key: _first_rows(part, batch, rows) for key, part in value.items()}
+    return value

@@ -1,0 +1,273 @@
+"""What an argument of a foreign forward may be: tensors to be made, by its name, its annotation and what the source
+reads of it.
+
+B batch · C latent channels · L text tokens · N latent tokens · D width · H W latent rows and columns
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import chain, count
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+BATCH, TEXT_TOKENS, SIDE_IN_TOKENS = 2, 7, 4
+Grid = tuple[int, int]
+Content = Literal["noise", "time", "label", "mask", "place", "count", "pixels"]
+
+NAMES: Mapping[str, tuple[str, ...]] = {  # of forward's arguments, by what they are
+    "latent": (
+        *("x", "z", "hidden_states", "sample", "latent", "latents", "x_t", "xt", "z_t", "zt", "img", "noisy_latents"),
+        *("inputs", "input", "noise", "image", "images"),
+    ),
+    "time": ("t", "timestep", "timesteps", "time", "sigma", "noise_labels", "time_step", "noise_level", "log_snr"),
+    "label": ("y", "class_labels", "labels", "label", "class_label"),
+    "text": (
+        *("text", "context", "encoder_hidden_states", "txt", "caption", "captions", "text_embeds", "prompt_embeds"),
+        *("text_tokens", "tokens", "cond"),
+    ),
+    "mask": ("mask", "text_mask", "encoder_attention_mask", "context_mask", "txt_mask", "caption_mask"),
+    "vector": ("pooled_projections", "pooled", "vec", "vector", "cls", "clip_pooled"),
+}
+_LIKE = (  # parts of other names, the first that fits
+    ("ignored", r"kwargs$|return_|cache|controlnet|skip_layers|interpolation|^callback"),
+    ("mask", r"mask|valid|padding"),
+    ("rows", r"^(?:height|h|rows)$"),
+    ("columns", r"^(?:width|w|columns|cols)$"),
+    ("frames", r"^(?:num_)?frames$|^f$"),
+    ("shapes", r"img_shapes|image_shapes"),
+    ("count", r"_lens?$|lengths?$|seqlens?"),
+    ("pixels", r"size|coords|crop|resolution"),
+    ("text place", r"(?:txt|text).*(?:ids|pos)"),
+    ("place", r"ids$|pos|coord|grid"),
+    ("scale", r"guidance|scale|cfg|fps|aspect|ratio|strength"),
+    ("time", r"time|sigma|noise_l"),
+    ("vector", r"pool|vec|global|clip|cls|style_emb"),
+    ("label", r"label|class|style|_id$|token_id"),
+    ("text", r"text|txt|caption|prompt|context|cond|encoder|emb|feat|token|states"),
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A tensor to be made. Sizes behind the batch may be changed by what the model says of them."""
+
+    sizes: tuple[int, ...]
+    content: Content = "noise"
+    numbers: Literal["float", "int", "bool"] = "float"
+    below: int = 2  # of labels
+    listed: bool = False  # a list of samples
+
+    def made(self, grid: Grid, dtype: torch.dtype, seed: int = 0) -> Tensor:
+        kind = {"float": torch.float32 if self.content == "time" else dtype, "int": torch.long, "bool": torch.bool}
+        return self._values(grid, seed).to(kind[self.numbers])
+
+    def _values(self, grid: Grid, seed: int) -> Tensor:
+        sizes, rows = self.sizes, torch.arange(self.sizes[0] if self.sizes else 1)
+        if self.content == "noise":
+            return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
+        if self.content == "place":
+            return _places(grid, sizes)
+        along = sizes[1:] or (1,)
+        if self.content == "mask":
+            kept = torch.arange(sizes[-1]) < sizes[-1] - 2 * rows[:, None]  # the second sample's last two are masked
+            return kept.reshape(len(rows), *(1,) * (len(sizes) - 2), -1).expand(sizes)
+        values = {
+            "time": torch.linspace(150, 850, len(rows)),
+            "label": (rows + 1) % self.below,
+            "count": torch.full((len(rows),), TEXT_TOKENS),
+            "pixels": torch.full((len(rows),), 64),
+        }[self.content]
+        return values.reshape(-1, *(1,) * len(along)).expand(len(rows), *along).reshape(sizes).clone()
+
+    def written(self) -> str:
+        """As a line of Python that makes it."""
+        return f"list({self._written()})" if self.listed else self._written()
+
+    def _written(self) -> str:
+        shape = ", ".join(map(str, self.sizes))
+        if self.content == "noise":
+            return f"torch.randn({shape})"
+        if self.content == "mask":
+            return f"torch.ones({shape}{', dtype=torch.bool' if self.numbers == 'bool' else ''})"
+        if self.content == "time":
+            return f"torch.full(({shape},), 500{'.0' if self.numbers == 'float' else ''})"
+        if self.content == "label":
+            return f"torch.randint({self.below}, ({shape},))"
+        return f"torch.zeros({shape}{', dtype=torch.long' if self.numbers == 'int' else ''})"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Something that is no tensor, and may depend on the latent's tokens."""
+
+    make: Callable[[Grid], object]
+    text: str
+
+    def written(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A dictionary or a dataclass with parts."""
+
+    kind: type
+    items: tuple[tuple[str, Node], ...]
+
+    def written(self) -> str:
+        if self.kind is dict:
+            return "{" + ", ".join(f'"{name}": {part.written()}' for name, part in self.items) + "}"
+        return f"{self.kind.__name__}({', '.join(f'{name}={part.written()}' for name, part in self.items)})"
+
+
+Node = Form | Plain | Parts
+
+
+def built(node: Node, grid: Grid, dtype: torch.dtype) -> Any:
+    if isinstance(node, Form):
+        return list(node.made(grid, dtype)) if node.listed else node.made(grid, dtype)
+    if isinstance(node, Plain):
+        return node.make(grid)
+    made = {name: built(part, grid, dtype) for name, part in node.items}
+    return node.kind(**made)
+
+
+def forms_in(node: Node, path: str) -> Iterator[tuple[str, Form]]:
+    """Every tensor of an argument with its name, `cond.text`."""
+    if isinstance(node, Form):
+        yield path, node
+    elif isinstance(node, Parts):
+        for name, part in node.items:
+            yield from forms_in(part, f"{path}.{name}")
+
+
+def exchanged(node: Node, path: str, at: str, other: Node) -> Node:
+    """The argument with another part at a name."""
+    if path == at:
+        return other
+    if not isinstance(node, Parts) or not at.startswith(f"{path}."):
+        return node
+    return replace(node, items=tuple((name, exchanged(part, f"{path}.{name}", at, other)) for name, part in node.items))
+
+
+def kind_of(name: str) -> str:
+    """What an argument is by its name, "" when it does not say."""
+    known = next((kind for kind, names in NAMES.items() if name in names), "")
+    return known or next((kind for kind, pattern in _LIKE if re.search(pattern, name)), "")
+
+
+class Widths:
+    """A width of its own for every tensor: what the model says of it tells which tensor it met."""
+
+    def __init__(self) -> None:
+        self._next = chain((37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97), count(1009, 10))
+
+    def __call__(self) -> int:
+        return next(self._next)
+
+
+def alternatives(kind: str, width: int, labels: int) -> list[Node]:
+    """What an argument of a kind may be, the usual first."""
+    tokens, vector = Form((BATCH, TEXT_TOKENS, width)), Form((BATCH, width))
+    number, index = Form((BATCH,), "time"), Form((BATCH,), "label", "int", labels)
+    mask = Form((BATCH, TEXT_TOKENS), "mask", "bool")
+    cells = SIDE_IN_TOKENS**2
+    made: dict[str, list[Node]] = {
+        "time": [
+            number,
+            replace(number, numbers="int"),
+            replace(number, sizes=(BATCH, 1)),
+            replace(number, sizes=(1,)),
+        ],
+        "label": [index, tokens, Form((BATCH, 1, width)), vector, replace(index, sizes=(BATCH, TEXT_TOKENS))],
+        "text": [tokens, vector, replace(index, sizes=(BATCH, TEXT_TOKENS)), Form((BATCH, 1, TEXT_TOKENS, width))],
+        "vector": [vector, tokens],
+        "mask": [mask, replace(mask, numbers="float"), replace(mask, numbers="int")],
+        "scale": [replace(number, sizes=(BATCH,)), vector],
+        "place": [
+            *(Form((cells, 3), "place"), Form((BATCH, cells, 3), "place"), Form((cells, 4), "place")),
+            *(Form((TEXT_TOKENS + cells, 3), "place"), Form((BATCH, TEXT_TOKENS + cells, 3), "place")),
+        ],
+        "text place": [Form((TEXT_TOKENS, 3), "place"), Form((BATCH, TEXT_TOKENS, 3), "place")],
+        "count": [Form((BATCH,), "count", "int")],
+        "pixels": [Form((BATCH, 2), "pixels"), Form((BATCH, 6), "pixels")],
+        "rows": [Plain(lambda grid: grid[0], "height")],
+        "columns": [Plain(lambda grid: grid[1], "width")],
+        "frames": [Plain(lambda grid: 1, "1")],
+        "shapes": [Plain(lambda grid: [[(1, *grid)]] * BATCH, f"[[(1, height, width)]] * {BATCH}")],
+    }
+    return made.get(kind, [tokens, vector, number, index, mask])
+
+
+def from_annotation(hint: object, name: str, source: str, width: Widths, labels: int) -> Node | None:
+    """A dictionary, list or dataclass, where the annotation or what the source reads of the argument says so."""
+    options = [option for option in typing.get_args(hint) or (hint,) if option is not type(None)]
+    for option in [hint, *options]:
+        origin = typing.get_origin(option) or option
+        if isinstance(origin, type) and is_dataclass(origin):
+            names = [field.name for field in fields(origin) if field.init]
+            return _parts(origin, names, width, labels)
+        if isinstance(origin, type) and origin is not dict and issubclass(origin, dict) and origin.__annotations__:
+            return _parts(dict, list(origin.__annotations__), width, labels)
+        if origin in (list, tuple) and Tensor in typing.get_args(option):
+            return Form((BATCH, TEXT_TOKENS, width()), listed=True)
+    keys = _keys_read(source, name)
+    return _parts(dict, keys, width, labels) if keys else None
+
+
+def _parts(kind: type, names: list[str], width: Widths, labels: int) -> Parts:
+    return Parts(kind, tuple((name, alternatives(kind_of(name) or "text", width(), labels)[0]) for name in names))
+
+
+def with_key(node: Node | None, key: str, width: Widths, labels: int) -> Parts:
+    """A dictionary with one key more."""
+    items = node.items if isinstance(node, Parts) and node.kind is dict else ()
+    return Parts(dict, (*items, *_parts(dict, [key], width, labels).items))
+
+
+def _keys_read(source: str, name: str) -> list[str]:
+    """The texts with which `name` is subscripted: `cond["text"]`, `cond.get("text")`; and attributes that no tensor
+    has are left to the annotation.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:
+        return []
+    keys = []
+    for node in ast.walk(tree):
+        held, key = None, None
+        if isinstance(node, ast.Subscript):
+            held, key = node.value, node.slice
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
+            held, key = node.func.value, next(iter(node.args), None)
+        if isinstance(held, ast.Name) and held.id == name and isinstance(key, ast.Constant) and type(key.value) is str:
+            keys.append(key.value)
+    return list(dict.fromkeys(keys))
+
+
+def source_of(model: nn.Module) -> str:
+    try:
+        return inspect.getsource(type(model))
+    except (OSError, TypeError):
+        return ""
+
+
+def _places(grid: Grid, sizes: tuple[int, ...]) -> Tensor:
+    """(…, N, A): zero, row and column of each latent token in row-major order; zeros for other tokens."""
+    tokens, axes = sizes[-2], sizes[-1]
+    found = torch.zeros(tokens, axes)
+    if tokens == math.prod(grid):
+        index = torch.arange(tokens)
+        for axis, values in zip((1, 2) if axes > 2 else (0, 1), (index // grid[1], index % grid[1]), strict=True):
+            found[:, axis] = values
+    return found.expand(sizes).clone()

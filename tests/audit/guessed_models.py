@@ -1,0 +1,127 @@
+"""Models whose inputs nobody describes: each asks for something that a name alone does not tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+WIDTH = 16
+
+
+class _Model(nn.Module):
+    """Tokens of a latent of 4 channels, moved by a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.mix, self.out = nn.Linear(16, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 16)
+        self.time = nn.Linear(1, WIDTH)
+
+    def run(self, x: Tensor, t: Tensor, c: Tensor | float = 0.0) -> Tensor:
+        tokens = self.inward(nn.functional.unfold(x, 2, stride=2).transpose(1, 2))  # (B, N, D)
+        tokens = tokens + self.mix(tokens) * (self.time(t[:, None].float() / 1000) + c)[:, None]
+        return nn.functional.fold(self.out(tokens).transpose(1, 2), x.shape[-2:], 2, stride=2)
+
+
+class NoConvolution(_Model):
+    """Channels that only a product of matrices tells."""
+
+    def forward(self, x, t):
+        return self.run(x, t)
+
+
+class OptionalMask(_Model):
+    """A mask that may be left out, and that is refused in any usual shape."""
+
+    def forward(self, x, t, mask=None):
+        if mask is not None and mask.shape[1:] != (3, *x.shape[-2:]):
+            raise ValueError("mask must be (B, 3, H, W)")
+        return self.run(x, t)
+
+
+class NeededOption(_Model):
+    """A text that has a default, and is needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.Linear(23, WIDTH)
+
+    def forward(self, x, t, prompt_features=None):
+        return self.run(x, t, self.text(prompt_features).mean(1))
+
+
+class TwoWidths(_Model):
+    """Two texts of different widths, keyword only, one of them pooled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(23, WIDTH), nn.LayerNorm(WIDTH)
+
+    def forward(self, x, t, *, text_tokens, pooled_text):
+        return self.run(x, t, self.first(text_tokens).mean(1) + self.second(pooled_text))
+
+
+class Keys(_Model):
+    """A dictionary whose keys stand in the source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.label = nn.Linear(23, WIDTH), nn.Embedding(11, WIDTH)
+
+    def forward(self, x, t, cond):
+        return self.run(x, t, self.text(cond["text"]).mean(1) + self.label(cond.get("label")))
+
+
+@dataclass
+class Condition:
+    text: Tensor
+    pooled: Tensor
+
+
+class Annotated(_Model):
+    """A dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.pooled = nn.Linear(23, WIDTH), nn.Linear(29, WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.run(x, t, self.text(condition.text).mean(1) + self.pooled(condition.pooled))
+
+
+class Listed(_Model):
+    """A list of one text a sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.Linear(23, WIDTH)
+
+    def forward(self, x: Tensor, t: Tensor, texts: list[Tensor]) -> Tensor:
+        return self.run(x, t, torch.stack([self.text(text).mean(0) for text in texts]))
+
+
+class Frames(_Model):
+    """A video, of which one frame is taken."""
+
+    def forward(self, hidden_states, timestep):
+        _batch, _channels, _frames, _height, _width = hidden_states.shape
+        return self.run(hidden_states[:, :, 0], timestep)[:, :, None]
+
+
+class Words(_Model):
+    """Numbers of words, of a table that the labels' is smaller than."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, WIDTH)
+
+    def forward(self, x, t, prompt):
+        return self.run(x, t, self.table(prompt).mean(1))
+
+
+class Never(_Model):
+    """Cannot be guessed."""
+
+    def forward(self, x, t, secret):
+        return self.run(x, t, len(secret.sesame))
