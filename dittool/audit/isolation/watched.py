@@ -136,10 +136,17 @@ class _Child:
                     self._first = self._first or monotonic()
                     *lines, self._open_answer = (self._open_answer + content).split(b"\n")
                     if any(on_line(line.decode()) for line in lines):
+                        self._take_last_prints(on_print)
                         return True
             if wait:
                 return False
         return False
+
+    def _take_last_prints(self, on_print: Callable[[str], None]) -> None:
+        """What was printed before the last line of the answer, and came by the other pipe."""
+        with suppress(BlockingIOError):
+            while content := os.read(self._prints, 1 << 16):
+                self._take_prints(content, on_print)
 
     def _take_prints(self, content: bytes, on_print: Callable[[str], None]) -> None:
         *lines, rest = (self._open_print + content).split(b"\n")
