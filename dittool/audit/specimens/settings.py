@@ -79,7 +79,8 @@ def neighbours(value: object, least: int = 1) -> list[object]:
 
 
 def guess_values(make: Callable[..., object], name: str, value: object) -> Guess:
-    """Other values for the argument `name` of a factory, which has `value`."""
+    """Other values for the argument `name` of a factory, or the field `config.name` of one, which has `value`."""
+    name = name.rpartition(".")[2]
     if isinstance(value, str) or value is None:
         return _of_text_or_none(make, name, value)
     kind = type(value).__name__

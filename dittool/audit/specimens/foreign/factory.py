@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +19,12 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from dittool.audit.specimens.foreign.arguments import call_with, settings_of
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import DitError, UsageError
 from dittool.nearest import did_you_mean
 
+_loaded: dict[Path, tuple[int, ModuleType]] = {}  # files with the time at which they were written
 _FORMS = "name a class or function as file.py:Name or package.module:Name"
 
 
@@ -39,25 +40,24 @@ class Factory:
         """A new model in evaluation mode, with seeded weights. Whatever the factory raises comes through."""
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
             torch.manual_seed(seed)
-            model = self.make(**{**self.kwargs, **changes})
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"{self.target}: returns a {type(model).__name__}, not a torch.nn.Module", _FORMS)
-        return model.eval()
+            return self.made(**changes).eval()
+
+    def made(self, **changes: object) -> nn.Module:
+        """What the factory returns, or the one module that is in it: `return model, config`."""
+        made = call_with(self.make, {**self.kwargs, **changes})
+        if isinstance(made, nn.Module):
+            return made
+        parts = made.values() if isinstance(made, dict) else made if isinstance(made, (tuple, list)) else ()
+        models = [part for part in parts if isinstance(part, nn.Module)]
+        if len(models) != 1:
+            held = f" with {len(models)} modules" if models else ""
+            raise UsageError(f"{self.target}: returns a {type(made).__name__}{held}, not a torch.nn.Module", _FORMS)
+        return models[0]
 
     @cached_property
     def settings(self) -> dict[str, object]:
-        """Every keyword argument with the value that it has: as given, else the default of the signature."""
-        try:
-            parameters = list(inspect.signature(self.make).parameters.values())
-        except (TypeError, ValueError):
-            parameters = []
-        defaults = {
-            parameter.name: parameter.default
-            for parameter in parameters
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and parameter.default is not parameter.empty
-        }
-        return defaults | self.kwargs
+        """Every argument with the value that it has: as given, else the default; of a configuration each field."""
+        return settings_of(self.make, self.kwargs)
 
 
 def load_factory(target: str, kwargs: str | None = None) -> Factory:
@@ -86,7 +86,7 @@ def load_attribute(target: str) -> Callable[..., object]:
     except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
         raise UsageError(
             f"{target}: importing it raises {type(error).__name__}: {error}",
-            "run it on its own, or in its own environment",
+            _how_to_import(module_name, error),
         ) from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -98,24 +98,74 @@ def load_attribute(target: str) -> Callable[..., object]:
     return found
 
 
+def _how_to_import(name: str, error: BaseException) -> str:
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing is None:
+        return "run it on its own, or in its own environment"
+    where = f"put the folder that holds {missing} in PYTHONPATH, or install it"
+    return f"{where}; name the model from its package's root as package.module:Name" if name.endswith(".py") else where
+
+
 def _module_of(name: str) -> ModuleType:
-    """Of `file.py` or `package.module`, whose neighbours can be imported while it is."""
+    """Of `file.py` or `package.module`, whose neighbours can be imported while it is, and later behind all others."""
     path, is_file = Path(name), name.endswith(".py")
     if is_file and not path.is_file():
         raise UsageError(f"{path}: no such file", did_you_mean(path, _FORMS))
-    folder = str(path.resolve().parent if is_file else Path.cwd())
-    sys.path.insert(0, folder)
+    folder = path.resolve().parent if is_file else Path.cwd()
+    with _importing_from(folder):
+        return _module_of_file(path.resolve()) if is_file else importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
     try:
-        return _module_of_file(path) if is_file else importlib.import_module(name)
+        yield
     finally:
-        sys.path.remove(folder)
+        sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # what is imported when the model is built or called
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    name = f"audited_{path.stem}"
+    """Alone, else as a part of the package around it, where it imports from that; once for factory and example."""
+    written = path.stat().st_mtime_ns
+    if path in _loaded and _loaded[path][0] == written:
+        return _loaded[path][1]
+    try:
+        module = _executed(f"audited_{path.stem}", path)
+    except ImportError as error:
+        module = _as_part(path, error)
+    _loaded[path] = written, module
+    return module
+
+
+def _as_part(path: Path, error: ImportError) -> ModuleType:
+    """A file that could not be imported alone, from the folder above its package (relative imports), or beside the
+    nearest folder above that holds what was missing. Raises the error where there is none.
+    """
+    if "relative import" not in str(error):
+        missing = (error.name or path.stem).partition(".")[0]
+        for root in path.parents if missing != path.stem else ():
+            if (root / missing).is_dir() or (root / f"{missing}.py").is_file():
+                with _importing_from(root):
+                    return _executed(f"audited_{path.stem}", path)
+        raise error
+    inside = [folder.parent for folder in path.parents if (folder / "__init__.py").is_file()]
+    for root in [*inside[-1:], *path.parents[1:4]]:
+        with _importing_from(root), contextlib.suppress(ImportError):
+            return importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
+    raise error
+
+
+def _executed(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # as of every .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, Runs, find_anatomy
+from dittool.audit.specimens.foreign.arguments import what_is_needed
 from dittool.audit.specimens.foreign.blame import strangers_fault
 from dittool.audit.specimens.foreign.conditions import liveness_of
 from dittool.audit.specimens.foreign.example import Example
@@ -95,7 +96,7 @@ class ForeignModel(Trial[nn.Module]):
             given = ", ".join(f"{name}={value!r}" for name, value in factory.kwargs.items())
             raise UsageError(
                 f"{factory.target}({given}) raises {type(error).__name__}: {error}",
-                """give its arguments with --kwargs '{"depth": 4}'""",
+                f"give its arguments with {what_is_needed(factory.make)}",
             ) from error
         if meta := [name for name, tensor in model.named_parameters() if tensor.is_meta]:
             raise UsageError(

@@ -71,8 +71,8 @@ def loaded(factory: Factory) -> str:
                 stack.enter_context(patch.object(place, name, reading(name, getattr(place, name))))
             stack.enter_context(fixed_chance(seed))
             stack.enter_context(redirect_stdout(sys.stderr))
-            model = factory.make(**factory.kwargs)
-        if not read or not isinstance(model, nn.Module):
+            model = factory.made()
+        if not read:
             return ""
         weights.append(dict(model.named_parameters()))
     drawn = [name for name, weight in weights[0].items() if weight.dim() >= 2 and not _is_constant(weight)]
