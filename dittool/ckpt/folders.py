@@ -43,7 +43,9 @@ def weights_in(folder: Path) -> FolderWeights | None:
             "if it is yours, convert it where it was written: python -m torch.distributed.checkpoint.format_utils"
             " dcp_to_torch FOLDER FILE.pt",
         )
-    folders = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    folders = sorted(
+        child.name for child in folder.iterdir() if child.is_dir() and not child.is_symlink() and child.name[0] != "."
+    )
     wanted = [name for name in folders if _AVERAGED.search(name)] + [name for name in _NETWORKS if name in folders]
     own = None if (folder / "model_index.json").is_file() else _in_this(folder)
     for name in wanted if own is None or not _AVERAGED.search(own.path.name) else ():

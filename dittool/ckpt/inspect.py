@@ -20,7 +20,7 @@ from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts
 from dittool.ckpt.weights import choose_part
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, listed
-from dittool.untrusted.foreign_values import ForeignObject, plain_values
+from dittool.untrusted.foreign_values import ForeignObject, plain_values, short
 from dittool.untrusted.tensor_spec import TensorSpec
 
 OURS, FOREIGN, WEIGHTS = "dit checkpoint", "foreign checkpoint", "state dict"
@@ -28,6 +28,8 @@ SAFETENSORS, SHARDED = "safetensors weights", "weights in several files"
 _SETTINGS = ("config", "args", "hyper_parameters", "cfg", "opt")  # of a trainer, an object or a dict
 _STEPS = ("step", "global_step", "train_steps", "steps", "iteration")
 _LONGEST_VALUE = 60  # characters of a plain value in the tree
+_MOST_DOTS = 64  # in a name that is shown as nested
+_MOST_SETTINGS = 16  # objects of other programs that are shown with what is in them
 
 Plain = TypeVar("Plain", int, str, dict[str, Any])
 
@@ -126,7 +128,11 @@ def tree(content: object) -> str:
     """The keys of a file's content as indented text, with shapes and counts; numbered siblings that are alike are
     shown once.
     """
-    nested = _nested(content)
+    top = dict(entries_of(content)) or content
+    if isinstance(top, dict):
+        settings = [key for key, value in top.items() if isinstance(value, ForeignObject) and value.entries]
+        top |= {key: plain_values(top[key]) for key in settings[:_MOST_SETTINGS]}
+    nested = _nested(top)
     if not isinstance(nested, dict):
         return _leaf_text(nested)
     lines: list[str] = []
@@ -217,20 +223,18 @@ def _nested(value: Any) -> Any:
     """Dicts keyed by the parts of dotted names; lists that hold more than plain values become dicts by index."""
     if isinstance(value, (list, tuple)) and any(isinstance(item, (Mapping, TensorSpec)) for item in value):
         value = dict(enumerate(value))
-    entries = entries_of(value)
-    if not entries and not isinstance(value, Mapping):
+    if not isinstance(value, Mapping):
         return value
     nested: dict[str, Any] = {}
-    for key, inner in entries.items():
-        *folders, leaf = str(key).split(".")
+    for key, inner in value.items():
+        *folders, leaf = str(key).split(".") if str(key).count(".") <= _MOST_DOTS else [str(key)]
         node = nested
         for folder in folders:
             if not isinstance(node.setdefault(folder, {}), dict):  # "a" is a tensor, and there is an "a.b"
                 node, leaf = nested, str(key)
                 break
             node = node[folder]
-        within = isinstance(value, ForeignObject) and isinstance(inner, ForeignObject)  # they may go in circles
-        node[leaf if leaf not in node else f"{key} (itself)"] = repr(inner) if within else _nested(inner)
+        node[leaf if leaf not in node else f"{key} (itself)"] = _nested(inner)
     return nested
 
 
@@ -276,7 +280,10 @@ def _form(node: object) -> object:
 def _leaf_text(value: object) -> str:
     if isinstance(value, TensorSpec):
         return f"{value.dtype} {'×'.join(map(str, value.shape)) or 'scalar'}"
-    if isinstance(value, (list, tuple)) and len(repr(value)) > _LONGEST_VALUE:
-        return f"{type(value).__name__} of {_counted(len(value), 'value')}"
-    text = repr(value)
+    if isinstance(value, (list, tuple)):
+        text = f"[{', '.join(map(short, value[:_LONGEST_VALUE]))}]"  # each is short, whatever it refers to
+        if len(value) > _LONGEST_VALUE or len(text) > _LONGEST_VALUE:
+            return f"{type(value).__name__} of {_counted(len(value), 'value')}"
+        return text if isinstance(value, list) else f"({text[1:-1]}{',' if len(value) == 1 else ''})"
+    text = repr(value[: 2 * _LONGEST_VALUE] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"

@@ -24,6 +24,8 @@ RAW_KEYS = (
     *("dit", "denoiser", "generator", "backbone", "unet"),
 )
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|shadow)(_|$)", re.IGNORECASE)  # state_dict_ema, ema_model, …
+_MOST_PREFIXES = 12  # before one name
+_MOST_KEYS = 1_000_000  # that are looked at in search of state dicts; objects may refer to each other in circles
 _DEEPEST = 4  # keys that lead to a state dict: {"ema": {"module": {"state_dict": …}}}
 # Wherever in a name they stand
 _INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_flat_param)\.")
@@ -68,7 +70,7 @@ def state_dicts(content: object) -> list[tuple[str, ...]]:
     """The keys that lead to a model's tensors in a checkpoint's content, averaged ones first; () when it is itself a
     state dict.
     """
-    found = list(_state_dicts(content, ())) or _unusual(content)
+    found = list(_state_dicts(content, (), [_MOST_KEYS])) or _unusual(content)
     order = {key: index for index, key in enumerate(RAW_KEYS)}
 
     def rank(keys: tuple[str, ...]) -> tuple[bool, int, int]:
@@ -77,14 +79,19 @@ def state_dicts(content: object) -> list[tuple[str, ...]]:
     return sorted(found, key=rank)
 
 
-def _state_dicts(content: object, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if is_state_dict(entries := entries_of(content)):
+def _state_dicts(content: object, keys: tuple[str, ...], left: list[int]) -> Iterator[tuple[str, ...]]:
+    """The keys that lead to state dicts below these keys; `left`: how many keys may still be looked at."""
+    entries = entries_of(content)
+    left[0] -= len(entries)
+    if left[0] < 0:
+        return
+    if is_state_dict(entries):
         yield keys
     elif len(keys) < _DEEPEST:
         for key, value in entries.items():
             usual = isinstance(key, str) and (AVERAGED.search(key) or key in RAW_KEYS)
             if usual:
-                yield from _state_dicts(value, (*keys, key))
+                yield from _state_dicts(value, (*keys, key), left)
 
 
 def _unusual(content: object) -> list[tuple[str, ...]]:
@@ -92,7 +99,7 @@ def _unusual(content: object) -> list[tuple[str, ...]]:
     found = [
         (str(key),)
         for key, value in entries_of(content).items()
-        if isinstance(key, str) and not _NO_NETWORK.search(key) and is_state_dict(entries_of(value))
+        if isinstance(key, str) and not _NO_NETWORK.search(key) and is_state_dict(value)
     ]
     return sorted(found, key=lambda keys: -len(entries_of(at(content, keys))))
 
@@ -104,7 +111,10 @@ def find_part(content: object, keys: tuple[str, ...]) -> Part:
     bare = {name: _INSIDE.sub("", name) for name, value in state.items() if isinstance(value, (Tensor, TensorSpec))}
     small = {name for name in bare if state[name].shape in ((), (1,))}
     prefix, averaged = "", is_averaged(keys)
-    while inner := _inner(list(bare.values()), averaged, {bare[name] for name in small & bare.keys()}):
+    for _ in range(_MOST_PREFIXES):
+        inner = _inner(list(bare.values()), averaged, {bare[name] for name in small & bare.keys()})
+        if not inner:
+            break
         prefix += inner
         averaged = averaged or bool(AVERAGED.search(inner[:-1]))
         bare = {name: short.removeprefix(inner) for name, short in bare.items() if short.startswith(inner)}

@@ -12,7 +12,7 @@ from typing import Any
 from dittool.untrusted.tensor_spec import TensorSpec
 
 _SHOWN = 8  # parts of an object in a line of text
-_DEEPEST_SETTINGS, _MOST_SETTINGS = 16, 10_000
+_DEEPEST_SETTINGS, _MOST_SETTINGS, _LONGEST_TEXT = 16, 10_000, 4_000
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class ForeignObject:
     def __repr__(self) -> str:
         entries = self.entries
         if entries:
-            parts = [f"{key!s:.40}={_short(value)}" for key, value in islice(entries.items(), _SHOWN)]
+            parts = [f"{key!s:.40}={short(value)}" for key, value in islice(entries.items(), _SHOWN)]
         elif isinstance(self.attributes, TensorSpec):
-            parts = [_short(self.attributes)]
+            parts = [short(self.attributes)]
         else:
-            parts = [_short(part) for part in islice(self.elements or self.arguments, _SHOWN)]
+            parts = [short(part) for part in islice(self.elements or self.arguments, _SHOWN)]
         hidden = max(len(entries) or len(self.elements or self.arguments), len(parts)) - len(parts)
         return f"{self.kind}({', '.join(parts)}{f', … {hidden:,} more' if hidden else ''})"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """One part, without what is in it, so that the text stays short however parts refer to each other."""
     if isinstance(value, (str, bytes)):
         return repr(value[:40])
@@ -77,14 +77,17 @@ def plain_values(value: object) -> Any:
     def plain(item: object, depth: int) -> Any:
         left[0] -= 1
         if item is None or isinstance(item, (bool, int, float, str)):
-            return item
+            return item[:_LONGEST_TEXT] if isinstance(item, str) else item
         entries = item.entries if isinstance(item, ForeignObject) else item
         if depth > _DEEPEST_SETTINGS or left[0] < 0 or isinstance(item, (bytes, TensorSpec, ClassName)):
-            return repr(item) if isinstance(item, (ForeignObject, ClassName, TensorSpec)) else _short(item)
+            return repr(item) if isinstance(item, (ForeignObject, ClassName, TensorSpec)) else short(item)
         if isinstance(entries, dict) and entries:
             if isinstance(item, ForeignObject) and "_content" in entries and "_metadata" in entries:
                 return plain(entries["_content"], depth + 1)
-            return {str(key): plain(inner, depth + 1) for key, inner in entries.items()}
-        return [plain(inner, depth + 1) for inner in item] if isinstance(item, (list, tuple)) else repr(item)
+            shown = islice(entries.items(), max(left[0], 0))
+            return {str(key): plain(inner, depth + 1) for key, inner in shown}
+        if isinstance(item, (list, tuple)):
+            return [plain(inner, depth + 1) for inner in islice(item, max(left[0], 0))]
+        return item if item == {} else repr(item)
 
     return plain(value, 0)

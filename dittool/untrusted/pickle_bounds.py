@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple
 
 from dittool.untrusted.foreign_values import ClassName, ForeignObject
 from dittool.untrusted.pickle_names import may_stand_as_value
@@ -16,6 +18,16 @@ MOST_VALUES = 400_000
 _DEEPEST = 64
 _MOST_COPIES = 64  # of the file's storages, that all its tensors together may stand for
 _FREE_BYTES = 1 << 20  # of tensors, in any file
+_LONGEST_NAMES = 64 << 20  # characters; ten thousand tensors of a trained network take about three million
+
+
+class _Size(NamedTuple):
+    """Of a value with everything in it, what is shared counted as often as it is referred to."""
+
+    values: int = 1
+    levels: int = 0  # below it
+    bytes: int = 0  # of tensors
+    names: int = 0  # characters of the dotted names of everything in it
 
 
 def require_bounded(value: object, objects: list[ForeignObject], storage_bytes: int, path: Path) -> None:
@@ -24,33 +36,42 @@ def require_bounded(value: object, objects: list[ForeignObject], storage_bytes: 
     is bounded by itself.
     """
     most_bytes = _MOST_COPIES * (storage_bytes + _FREE_BYTES)
-    measured: dict[int, tuple[int, int, int]] = {}  # id of a container → values in it, levels below it, tensors' bytes
+    measured: dict[int, _Size] = {}  # by id of a container
 
-    def measure(item: object, depth: int) -> tuple[int, int, int]:
+    def measure(item: object, depth: int) -> _Size:
         if depth > _DEEPEST:
             raise unsafe(path, f"values nested deeper than {_DEEPEST} levels")
         if type(item) is Storage:
             raise unsafe(path, "a bare storage as a value")
         if type(item) is ClassName and not may_stand_as_value(item):
             raise unsafe(path, f"a bare {item} as a value")
+        if type(item) is TensorSpec:
+            return _Size(bytes=item.bytes)
         if not isinstance(item, (dict, list, tuple)):
-            return 1, 0, item.bytes if type(item) is TensorSpec else 0
-        if id(item) not in measured:
+            return _LEAF
+        size = measured.get(id(item))
+        if size is None:
             inner = [measure(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
-            measured[id(item)] = (
-                1 + sum(count for count, _, _ in inner),
-                1 + max((levels for _, levels, _ in inner), default=0),
-                sum(size for _, _, size in inner),
+            keys = item if isinstance(item, dict) else repeat("", len(item))
+            size = measured[id(item)] = _Size(
+                1 + sum(one.values for one in inner),
+                1 + max((one.levels for one in inner), default=0),
+                sum(one.bytes for one in inner),
+                sum(len(str(key)) * one.values + one.names for key, one in zip(keys, inner, strict=True)),
             )
-        count, levels, size = measured[id(item)]
-        if count > MOST_VALUES or depth + levels > _DEEPEST + 1:
+        if size.values > MOST_VALUES or depth + size.levels > _DEEPEST + 1:
             raise unsafe(path, f"values that unfold to more than {MOST_VALUES:,} or {_DEEPEST} levels")
-        if size > most_bytes:
-            raise unsafe(path, f"tensors that unfold to {size:,} bytes, {_MOST_COPIES} times what the file holds")
-        return count, levels, size
+        if size.bytes > most_bytes:
+            raise unsafe(path, f"tensors that unfold to {size.bytes:,} bytes, {_MOST_COPIES} times what the file holds")
+        if size.names > _LONGEST_NAMES:
+            raise unsafe(path, f"names that unfold to more than {_LONGEST_NAMES:,} characters")
+        return size
 
     measure(value, 0)
     for one in objects:
         for part in (one.arguments, one.attributes, one.pairs, one.elements):
             if part:
                 measure(part, 0)
+
+
+_LEAF = _Size()

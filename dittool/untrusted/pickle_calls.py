@@ -32,6 +32,9 @@ class Calls:
             raise self._refuse("an object of something that is not a class")
         if not names.may_be_made(kind):
             raise self._refuse(f"instruction NEWOBJ of {kind}")
+        if any(type(argument) is ClassName for argument in arguments):
+            # another package's alias of `map` would hold the function, and the next one call it
+            raise self._refuse(f"an object of {kind} that is made of a function or a class")
         return self._object(kind, arguments)
 
     def result(self, function: object, arguments: object) -> object:

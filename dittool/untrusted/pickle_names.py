@@ -9,6 +9,7 @@ four ways, from harmless to dangerous:
 2. An object of it is made empty and given its state (NEWOBJ, BUILD), as unpickling makes objects of ordinary classes.
    Only the class's own `__new__` and `__setstate__` could run. Of Python's own modules, torch and numpy only `OBJECTS`
    and what lies below `OBJECT_PREFIXES` may, of other programs any class: `ForeignObject` stands for it.
+   Never with a function or a class as an argument of its making.
 3. It is called with arguments (REDUCE). Only what `RECONSTRUCTORS` names may, each with the arguments that its own
    module gives it. Every other call is refused, whatever it is called, with one exception:
 4. A class of another program with a single small number or a single word, which is how members of an enumeration are

@@ -68,6 +68,10 @@ HIDDEN = {
     "BUILD on a module's class": (b"crandom\nRandom\n)\x81}b", "global random.Random"),
     "BUILD of a partial": (b"cfunctools\npartial\n)\x81(cos\nsystem\n)}Ntb", "global functools.partial"),
     "NEWOBJ of map": (b"c__builtin__\nmap\ncos\nsystem\n](" + text("id") + b"e\x86\x81", "global __builtin__.map"),
+    "NEWOBJ of another package's map": (
+        b"csix.moves\nmap\nctrainer\nrun\n](" + text("id") + b"e\x86\x81",
+        "an object of six.moves.map that is made of a function or a class",
+    ),
     "NEWOBJ of bytes": (
         b"c__builtin__\nbytes\n" + number(2**40) + b"\x85\x81",
         "instruction NEWOBJ of __builtin__.bytes",

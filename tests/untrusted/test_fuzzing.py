@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError
-from tests.untrusted.handmade import FOUR_FLOATS, pt
+from tests.untrusted import benign
+from tests.untrusted.handmade import FOUR_FLOATS, archive, pt
 
 
 @pytest.fixture(autouse=True)
@@ -78,10 +79,29 @@ def fuzzed_safetensors(tmp_path: Path, count: int) -> int:
     return fuzz(tmp_path / "fuzzed.safetensors", [mutated(raw, source) for _ in range(count)])
 
 
+def fuzzed_training_checkpoints(tmp_path: Path, count: int) -> int:
+    """Of files with objects of other programs in them: their pickles in an archive of their own, and legacy files."""
+    source, variants = random.Random(4), []
+    (tmp_path / "benign").mkdir()
+    honest = [path for path in benign.write(tmp_path / "benign") if "protocol 2" in path.name or path.suffix == ".pth"]
+    for index in range(count):
+        raw = honest[index % len(honest)].read_bytes()
+        if raw.startswith(b"PK"):
+            with zipfile.ZipFile(io.BytesIO(raw)) as file:
+                members = {name: file.read(name) for name in file.namelist()}
+            program = next(name for name in members if name.endswith("data.pkl"))
+            raw = archive(tmp_path / "made.pt", members | {program: mutated(members[program], source)}).read_bytes()
+        else:
+            raw = mutated(raw, source)
+        variants.append(raw)
+    return fuzz(tmp_path / "fuzzed.pt", variants)
+
+
 def test_mutations_of_honest_files_load_or_are_refused_and_nothing_else(tmp_path, valid, tripwire):
     assert fuzzed_pickles(tmp_path, 150) < 150
     assert fuzzed_files(tmp_path, valid, 150) < 150
     assert fuzzed_safetensors(tmp_path, 150) < 150
+    assert fuzzed_training_checkpoints(tmp_path, 150) < 150
 
 
 @pytest.mark.slow
@@ -89,3 +109,4 @@ def test_thousands_of_mutations_load_or_are_refused_and_nothing_else(tmp_path, v
     assert fuzzed_pickles(tmp_path, 10_000) < 5_000
     assert fuzzed_files(tmp_path, valid, 10_000) < 10_000
     assert fuzzed_safetensors(tmp_path, 10_000) < 5_000
+    assert fuzzed_training_checkpoints(tmp_path, 10_000) < 5_000

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from dittool.ckpt.load import check_pt, load_checkpoint
+from dittool.ckpt.parts import state_dicts
 from dittool.ckpt.tensors import load_mapped
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.untrusted.foreign_values import ClassName, ForeignObject
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted import benign
-from tests.untrusted.handmade import program, pt, storage, tensor
+from tests.untrusted.handmade import FOUR_FLOATS, program, pt, storage, tensor, text
 from tests.untrusted.hidden import FOREIGN
 
 
@@ -143,6 +144,39 @@ def test_objects_in_circles_and_chains_are_read_in_no_time(tmp_path):
         body = body + b"\x85"  # in a tuple, so that one value is left
     content = check_pt(pt(tmp_path / "a.pt", program(b"(" + body + b"t"))).content
     assert repr(content[-1][0]) == "trainer.state.State(a=trainer.state.State(…), b=trainer.state.State(…))"
+
+
+def test_objects_in_circles_through_dicts_are_shown(dit, tmp_path):
+    body = b"}" + text("w") + tensor(storage()) + b"s" + text("args") + FOREIGN + b"q\1}" + text("x")
+    body += b"}" + text("y") + b"h\1ssbs"
+    shown = dit("inspect-ckpt", pt(tmp_path / "a.pt", program(body), FOUR_FLOATS), "--tree", "--json")
+    assert shown.code == 0 and "trainer.state.State" in shown.out
+
+
+def test_names_of_thousands_of_parts_are_shown_as_they_are(dit, tmp_path):
+    torch.save({"a." * 3000 + "w": torch.ones(2)}, tmp_path / "a.pt")
+    torch.save({"model": {"module." * 3000 + "w": torch.ones(2)}}, tmp_path / "b.pt")
+    for name in "ab":
+        assert dit("inspect-ckpt", tmp_path / f"{name}.pt", "--tree").code == 0
+        assert dit("audit", tmp_path / f"{name}.pt", "--select", "K").code == 0
+
+
+def test_state_dicts_are_looked_for_among_a_million_keys_at_most(tmp_path):
+    """Four levels of two thousand averages each, all of them the same objects: 2000^4 if each were opened."""
+    body = FOREIGN + b"q\1"
+    for _ in range(5):
+        names = b"".join(text(f"ema_{index}") + b"h\1" for index in range(2000))
+        body += FOREIGN + b"q\2}(" + names + b"ubq\1"
+    path = pt(tmp_path / "a.pt", program(b"(" + body + b"}" + text("model") + b"h\1st"))
+    assert state_dicts(check_pt(path).content[-1]) == []
+
+
+def test_names_that_unfold_beyond_measure_are_refused(tmp_path):
+    body = b"(" + text("k" * 5000) + b"q\1" + tensor(storage()) + b"q\2}("
+    body += b"".join(text(f"n{index}") + b"h\2" for index in range(5000)) + b"uq\3"
+    body += b"}h\1h\3sq\3" * 55
+    with pytest.raises(UnsafeFileError, match="names that unfold to more than"):
+        check_pt(pt(tmp_path / "a.pt", program(body + b"t"), {"0": bytes(16)}))
 
 
 def test_tensors_that_together_claim_far_more_than_the_file_are_refused(tmp_path):
