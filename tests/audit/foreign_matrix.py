@@ -5,17 +5,22 @@ To make docs/audit-matrix.md again: python -m tests.audit.foreign_matrix > docs/
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
+from dittool.audit.subject import Subject
+from tests.audit import foreign_habits
+from tests.audit.foreign_habits import HABITS, STYLES
 from tests.audit.opened import open_subject
 
 MODELS = Path(__file__).with_name("foreign_models.py")
 STREAMS = MODELS.with_name("foreign_streams.py")
 MODEL_FILES = (MODELS, STREAMS, MODELS.with_name("foreign_stages.py"))
-JUDGED = ("E1", "E2", "E3", "E5", "C1", "C4", "C6")
+HABITS_FILE = MODELS.with_name("foreign_habits.py")
+JUDGED = ("R1", "R2", "E1", "E2", "E3", "E5", "C1", "C4", "C6", "C8")
 CLEAN = ("fused", "text", "single", "sequence", "rotary", "streams", "parallel", "staged")
 FAULTS = {  # factory → the rules that must find its fault, and what it is
     "fused_open_modulation": ({"E1"}, "the final layer is zero, the blocks' modulation is not"),
@@ -62,12 +67,20 @@ def alarms(factory: str) -> frozenset[str]:
     judges.
     """
     example = f"{MODELS}:{EXAMPLES[factory]}" if factory in EXAMPLES else None
-    result = audit_subject(
-        open_subject(f"{models_of(factory)}:{factory}", example=example),
-        [rule for rule in built_in_rules() if rule.code in JUDGED],
-    )
+    return _alarms_of(open_subject(f"{models_of(factory)}:{factory}", example=example))
+
+
+@cache
+def alarms_of_habit(style: str, habit: str) -> frozenset[str]:
+    """The same of a clean model of a style with one habit."""
+    kwargs = json.dumps({"style": style, "habit": habit})
+    return _alarms_of(open_subject(f"{HABITS_FILE}:with_habit", kwargs=kwargs))
+
+
+def _alarms_of(subject: Subject) -> frozenset[str]:
+    result = audit_subject(subject, [rule for rule in built_in_rules() if rule.code in JUDGED])
     assert not result.crashes, result.crashes
-    assert result.counts["pass"]
+    assert result.counts["pass"] or any(judged.finding.ends for judged in result.findings)
     return frozenset(judged.rule.code for judged in result.findings if judged.finding.status in ("fail", "warn"))
 
 
@@ -108,7 +121,31 @@ def matrix_page() -> str:
             for code in JUDGED
         ]
         lines.append(f"| {factory if fault else f'**{factory}**'} | {fault} | {' | '.join(marks)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_habits()]) + "\n"
+
+
+def _habits() -> list[str]:
+    """The second table: habits and faults in each of three styles."""
+    found = {habit: {style: alarms_of_habit(style, habit) for style in STYLES} for habit in HABITS}
+    missed = sum(len(HABITS[habit] - seen) for habit, by_style in found.items() for seen in by_style.values())
+    false = sum(len(seen - HABITS[habit]) for habit, by_style in found.items() for seen in by_style.values())
+    sound = sum(not wanted for wanted in HABITS.values())
+    lines = [
+        "## Habits of any style",
+        "",
+        (
+            f"{len(HABITS) - sound} faults and {sound} sound habits (in bold), each put into the clean models of"
+            f" {len(STYLES)} styles. **{missed} missed, {false} false alarms.** A cell names the rules that alarm."
+        ),
+        "",
+        f"| habit | must alarm | {' | '.join(STYLES)} |",
+        f"| --- | --- |{' --- |' * len(STYLES)}",
+    ]
+    for habit, wanted in HABITS.items():
+        text = (getattr(foreign_habits, habit).__doc__ or "").rstrip(".")
+        seen = [", ".join(sorted(found[habit][style])) for style in STYLES]
+        lines.append(f"| {text if wanted else f'**{text}**'} | {', '.join(sorted(wanted))} | {' | '.join(seen)} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -19,7 +19,17 @@ from dittool.audit.specimens.foreign.factory import Factory, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
 from dittool.audit.specimens.watching import counted_runs
 from dittool.errors import UsageError
-from tests.audit.foreign_matrix import CLEAN, FAULTS, MODELS, STREAMS, alarms, matrix_page, models_of
+from tests.audit.foreign_habits import HABITS, STYLES
+from tests.audit.foreign_matrix import (
+    CLEAN,
+    FAULTS,
+    MODELS,
+    STREAMS,
+    alarms,
+    alarms_of_habit,
+    matrix_page,
+    models_of,
+)
 from tests.audit.opened import open_subject
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -35,6 +45,15 @@ def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
     assert alarms(factory) == FAULTS[factory][0]
 
 
+@pytest.mark.parametrize(
+    "style", [style if style == "fused" else pytest.param(style, marks=pytest.mark.slow) for style in STYLES]
+)
+@pytest.mark.parametrize("habit", HABITS)
+def test_a_habit_alarms_the_rules_that_it_breaks_and_no_other(habit, style):
+    assert alarms_of_habit(style, habit) == HABITS[habit]
+
+
+@pytest.mark.slow
 def test_the_matrix_in_the_docs_is_what_is_found():
     assert (DOCS / "audit-matrix.md").read_text() == matrix_page(), (
         "python -m tests.audit.foreign_matrix > docs/audit-matrix.md"

@@ -11,8 +11,11 @@ Of a foreign model's factory each keyword argument, as given or by default, is s
 with one element changed, a text to the literals that the file compares it with, None to what its annotation says. The
 model is built again, a very large one with fewer blocks, and compared: names and shapes of its tensors, its first
 weights, its answer, its answer in training, the bytes that it keeps for backward, its gradients. An argument that
-changes none of them, at any value that the factory takes, fails. One without another value to try, or whose other
-values are refused or may not be legal, is named as not judged.
+changes none of them, at any value that the factory takes, is tried beside the others, at another size, and further up
+and down; if it acts nowhere it fails. What may act where an audit does not run, in training mode that raises or in a
+pipeline that reads the model's own config, is named as not seen to act. A switch whose other value raises an error that
+is no refusal warns. An argument without another value to try, or whose other values are refused or may not be legal, is
+named as not judged.
 
 ## Why it matters
 A flag that is parsed and never read makes runs that differ in name only. Gradient checkpointing, dropout and
@@ -28,12 +31,13 @@ Let the argument act, or remove it.
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, judged, skipped
+from dittool.audit.rule import Finding, judged, skipped, warned
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "C1", "live-keys", "error", ("model",), "0.1"
 
 _FIX = "let it act, or remove it"
+_MEND = "mend what its other value reaches, or refuse it with an error that says what it needs"
 _MOST_NAMED = 24  # settings that act; a configuration has more
 
 
@@ -45,6 +49,8 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     named = f": {', '.join(acting)}" if len(acting) <= _MOST_NAMED else ""
     act = f"{len(acting)} of {len(effects)} {options.kind} change what is built or drawn{named}{note}"
     findings = judged(dead, _FIX, act) if dead or acting else []
+    broken = [f"{name}: {effect.evidence}{note}" for name, effect in effects.items() if effect.kind == "broken"]
+    findings += [finding for fault in broken for finding in warned(fault, _MEND)]
     reasons: dict[str, list[str]] = {}
     for name, effect in effects.items():
         if effect.kind == "unseen":

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -100,6 +102,9 @@ def _of_text_or_none(make: Callable[..., object], name: str, value: str | None) 
     texts = [text for text in dict.fromkeys([*texts, *compared_texts(make, name)]) if text != value]
     if texts:
         return Guess(texts, isinstance(value, str))
+    near = compared_texts(make, name, beside=True) if isinstance(value, str) else []
+    if others := [text for text in near if text != value]:
+        return Guess(others, False)
     if isinstance(value, str):
         return Guess([], False, "a text that its file compares with no other")
     plain = [other for kind in annotated for other in _PLAIN.get(kind, [])]
@@ -116,13 +121,31 @@ def _annotated(make: Callable[..., object], name: str) -> Sequence[object]:
     return typing.get_args(hint) if is_union else [hint]
 
 
-def compared_texts(make: Callable[..., object], name: str) -> list[str]:
-    """The literals that the factory's file compares with something called `name`, in their order; none when there
-    is no source.
+def compared_texts(make: Callable[..., object], name: str, beside: bool = False) -> list[str]:
+    """The literals that the factory's file, or other files of its package or folder that were imported, compare with
+    something called `name`, in their order; none when there is no source.
     """
     try:
-        tree = ast.parse(Path(inspect.getsourcefile(inspect.unwrap(make)) or "").read_text(encoding="utf-8"))
-    except (OSError, TypeError, ValueError, SyntaxError):
+        path = Path(inspect.getsourcefile(inspect.unwrap(make)) or "")
+    except TypeError:
+        return []
+    files = [path]
+    if beside:
+        package = f"{make.__module__.partition('.')[0]}."
+        loaded = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
+        near = {
+            Path(file) for name, file in loaded.items() if name.startswith(package) or path.parent in Path(file).parents
+        }
+        files = sorted(near - {path})
+    return list(dict.fromkeys(text for file in files for text in _compared_in(file, name)))
+
+
+@cache
+def _compared_in(path: Path, name: str) -> Sequence[str]:
+    try:
+        source = path.read_text(encoding="utf-8")
+        tree = ast.parse(source if name in source else "")
+    except (OSError, ValueError, SyntaxError):
         return []
     tables = {
         node.targets[0].id: node.value

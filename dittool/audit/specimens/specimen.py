@@ -189,7 +189,7 @@ class Independence:
 class Effect:
     """What became of one setting that was changed."""
 
-    kind: Literal["acts", "dead", "unseen"]
+    kind: Literal["acts", "dead", "unseen", "broken"]
     evidence: str  # what changed, or which values were tried, or why it cannot be judged
 
 

@@ -47,6 +47,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is not built again and again
 _WAKING_STD = 0.05  # of parameters that begin at zero
+_NEARLY_CLOSED = 1e-3  # a LayerScale begins at 1e-4 to 1e-6
 _ENTRIES_TRIED = 64
 _KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
@@ -351,12 +352,20 @@ def _holds_non_finite(tensor: Tensor) -> bool:
 
 
 def wake(model: nn.Module, seed: int) -> None:
-    """Draws every parameter that is zero throughout from N(0, 0.05²)."""
+    """Draws every parameter that is zero throughout, or as small as a LayerScale begins, from N(0, 0.05²)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if is_zero(parameter):
+            if is_closed(parameter):
                 parameter.normal_(std=_WAKING_STD, generator=generator)
+
+
+def is_closed(parameter: Tensor) -> bool:
+    """Whether a parameter is zero throughout, or one small number."""
+    first = float(parameter.flatten()[0]) if parameter.numel() else 1.0
+    if first == 0 or abs(first) > _NEARLY_CLOSED or parameter.numel() == 1:
+        return is_zero(parameter)
+    return not bool((parameter != first).any())
 
 
 def is_zero(tensor: Tensor) -> bool:

@@ -46,7 +46,7 @@ from dittool.audit.specimens.trial import (
     CheckpointingSwitch,
     Trial,
     backward,
-    is_zero,
+    is_closed,
     kind_of_number,
     wake,
 )
@@ -282,7 +282,7 @@ def _sharing_weights(model: nn.Module, own: Set[str] = frozenset()) -> nn.Module
     """A copy whose parameters, but for its own, are those of the model; so are not the ones that are zero throughout,
     which `wake` writes to.
     """
-    shared = [tensor for name, tensor in model.named_parameters() if name not in own and not is_zero(tensor)]
+    shared = [tensor for name, tensor in model.named_parameters() if name not in own and not is_closed(tensor)]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 

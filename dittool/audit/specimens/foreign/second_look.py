@@ -3,36 +3,56 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from dittool.audit.specimens.foreign.blame import strangers_fault
 from dittool.audit.specimens.settings import guess_values
 from dittool.audit.specimens.specimen import Effect, Options
 from dittool.audit.specimens.trial import wake
-from dittool.audit.specimens.watching import Inputs, answers, fixed_chance
+from dittool.audit.specimens.watching import Inputs, answers, answers_without_gradient, fixed_chance
+from dittool.errors import UsageError
 
 if TYPE_CHECKING:
     from dittool.audit.specimens.foreign.model import ForeignModel
 
 _MOST_PAIRS = 24  # of two arguments
+_SECONDS = 12.0  # for all second looks of a model
 _MOST_VALUES = 3
-_BEYOND = (10, 100)  # times a number's value, for what acts past a threshold
+_BEYOND = (10, 100, 0.1, 0.01, 0.001)  # times a number's value, for what acts past a threshold
+_REFUSALS = (ValueError, AssertionError, ImportError, UsageError)  # what may be said of a value that does not go
 
 
 def looked_at_again(foreign: ForeignModel, options: Options) -> Options:
     """Dead arguments that act beside another one, at another size or further away act; those that may act where an
     audit does not run are not seen to act.
     """
-    effects = dict(options.effects)
+    effects, until = dict(options.effects), monotonic() + _SECONDS
     if foreign.large:
         return replace(options, effects={name: _elsewhere(foreign, name, effect) for name, effect in effects.items()})
     for name, effect in effects.items():
         if effect.kind == "dead":
-            where = _acts_somewhere(foreign, name, effects)
+            where = _acts_somewhere(foreign, name, effects) if monotonic() < until else ""
             effects[name] = Effect("acts", where) if where else _elsewhere(foreign, name, effect)
+        elif effect.kind == "unseen" and isinstance(foreign.factory.settings[name], bool):
+            effects[name] = _raised(foreign, name) or effect
     return replace(options, effects=effects)
+
+
+def _raised(foreign: ForeignModel, name: str) -> Effect | None:
+    """What a switch's other value raises where it is no refusal."""
+    value = not foreign.factory.settings[name]
+    try:
+        answers_without_gradient(foreign.fresh(0, **{name: value}), foreign.inputs())
+    except _REFUSALS:
+        return None
+    except Exception as error:
+        fault = strangers_fault(error)
+        return Effect("broken", f"{not value} → {value} {fault}") if fault and "CUDA" not in fault else None
+    return None
 
 
 def _elsewhere(foreign: ForeignModel, name: str, effect: Effect) -> Effect:
@@ -50,15 +70,14 @@ def _acts_somewhere(foreign: ForeignModel, name: str, effects: dict[str, Effect]
     """Beside which other argument, or where, an argument acts; "" when nowhere that was tried."""
     settings, make = foreign.factory.settings, foreign.factory.make
     value = settings[name]
-    values = list(guess_values(make, name, value).values)[:_MOST_VALUES]
+    values: list[object] = list(guess_values(make, name, value).values)[:_MOST_VALUES]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        values += [type(value)(value * times) for times in _BEYOND if value]
+        further = (type(value)(value * times) for times in _BEYOND)
+        values += [number for number in further if number]
     inputs = [foreign.inputs(), *([foreign.other_size_inputs] if foreign.other_size_inputs else [])]
-    for other in values:
-        if _differs(foreign, {}, {name: other}, inputs):
-            return f"{value!r} → {other!r} changes the answer" + (
-                " of another size" if other in values[:_MOST_VALUES] else ""
-            )
+    for candidate in values:
+        if _differs(foreign, {}, {name: candidate}, inputs):
+            return f"{value!r} → {candidate!r} changes the answer, further away or at another size"
     beside = sorted(
         (other for other in effects if other != name), key=lambda other: not isinstance(settings[other], bool)
     )
