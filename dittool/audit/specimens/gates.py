@@ -9,11 +9,13 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, modulation_tables
 from dittool.audit.specimens.watching import Call
 
+_NEARLY_CLOSED = 1e-3  # a LayerScale begins at 1e-4 to 1e-6
+_ENTRIES_TRIED = 64
 _REDRAWN_STD = 0.05  # of weights that are drawn again
 
 
@@ -72,7 +74,7 @@ def is_stuck(block: nn.Module, call: Call) -> bool:
         return True
     total = torch.stack([(after.float() * torch.randn(after.shape, generator=drawn)).sum() for after in ends]).sum()
     gradients = torch.autograd.grad(total, [*block.parameters(), *leaves_of.values()], allow_unused=True)
-    return all(gradient is None or not gradient.any() for gradient in gradients)
+    return all(gradient is None or is_zero(gradient) for gradient in gradients)
 
 
 def is_normed(call: Call) -> bool:
@@ -83,3 +85,16 @@ def is_normed(call: Call) -> bool:
             if torch.allclose(norm(before.float(), width), after.float(), atol=1e-3):
                 return True
     return False
+
+
+def is_closed(parameter: Tensor) -> bool:
+    """Whether a parameter is zero throughout, or one small number."""
+    first = float(parameter.flatten()[0]) if parameter.numel() else 1.0
+    if first == 0 or abs(first) > _NEARLY_CLOSED or parameter.numel() == 1:
+        return is_zero(parameter)
+    return not bool((parameter != first).any())
+
+
+def is_zero(tensor: Tensor) -> bool:
+    """Whether a tensor is zero throughout; of one that is not, most often a few entries are read."""
+    return not tensor.flatten()[:_ENTRIES_TRIED].any() and not tensor.any()

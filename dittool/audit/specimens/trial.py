@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, blocks_in_words, modulation_tables, sizes_of_parts
 from dittool.audit.specimens.changes import largest_change, sample_shifts
-from dittool.audit.specimens.gates import is_normed, is_stuck, moved_by, moved_without_modulation
+from dittool.audit.specimens.gates import is_closed, is_normed, is_stuck, is_zero, moved_by, moved_without_modulation
 from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (
     Biases,
@@ -47,8 +47,6 @@ Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is not built again and again
 _WAKING_STD = 0.05  # of parameters that begin at zero
-_NEARLY_CLOSED = 1e-3  # a LayerScale begins at 1e-4 to 1e-6
-_ENTRIES_TRIED = 64
 _KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
@@ -358,19 +356,6 @@ def wake(model: nn.Module, seed: int) -> None:
         for parameter in model.parameters():
             if is_closed(parameter):
                 parameter.normal_(std=_WAKING_STD, generator=generator)
-
-
-def is_closed(parameter: Tensor) -> bool:
-    """Whether a parameter is zero throughout, or one small number."""
-    first = float(parameter.flatten()[0]) if parameter.numel() else 1.0
-    if first == 0 or abs(first) > _NEARLY_CLOSED or parameter.numel() == 1:
-        return is_zero(parameter)
-    return not bool((parameter != first).any())
-
-
-def is_zero(tensor: Tensor) -> bool:
-    """Whether a tensor is zero throughout; of one that is not, most often a few entries are read."""
-    return not tensor.flatten()[:_ENTRIES_TRIED].any() and not tensor.any()
 
 
 def largest_gradient_difference(a: TrainingPass, b: TrainingPass) -> tuple[str, float]:

@@ -28,6 +28,7 @@ from dittool.audit.specimens.foreign.keywords import keyword_effects
 from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
+from dittool.audit.specimens.gates import is_closed
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.audit.specimens.specimen import (
     Checkpointing,
@@ -46,7 +47,6 @@ from dittool.audit.specimens.trial import (
     CheckpointingSwitch,
     Trial,
     backward,
-    is_closed,
     kind_of_number,
     wake,
 )
