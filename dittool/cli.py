@@ -49,6 +49,7 @@ BUILT_IN = {
     "shard": "Pack features into shards per bucket, or verify a set.",
     "audit": "Check a checkpoint, preset, run, data folder or model.",
     "train": "Train a model.",
+    "ablate": "Train the same run with one thing changed, pair by pair.",
     "validate": "Judge a checkpoint: three tests, a verdict, a report.",
     "sample": "Draw images with a trained model (its EMA weights).",
     "inspect-ckpt": "Show what is in a checkpoint without running any of it.",

@@ -175,6 +175,8 @@ class Train(Section):
     # so many updates whose loss or gradient is not finite are left out; the next one ends the run
     skip_nonfinite: Counted = 0
     seed: Counted = 0
+    # another number draws other first weights; order of data, noise, timesteps and dropout stay those of seed
+    init_draw: Counted = 0
     workers: Counted = 0  # processes that read batches; 0 reads in the training process
     log_every: Positive = 10
     eval_every: Counted = 0  # steps between evaluation losses on the hold-out; 0: none

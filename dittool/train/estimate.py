@@ -128,7 +128,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT, begun: int = 0)
                 BucketCost(kind.name, kind.samples, kind.batch, kind.tokens, kind.context_tokens, kind.share, seconds)
             )
             if kind.tokens == largest:
-                memory = _memory(state, kind.example)
+                memory = memory_of_update(state, kind.example)
             task.advance()
     train = config.train
     samples = sum(kind.samples for kind in kinds)
@@ -159,9 +159,9 @@ def require_memory(config: AnyConfig, data: Path, ranks: Ranks) -> None:
     state = TrainState(small, opened, ranks)
     family.begin(opened, {}, SILENT)
     kind = max(batch_kinds(state), key=lambda kind: kind.tokens)
-    weights = 5 * sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
+    weights = _bytes_beside_activations(state)
     with as_in_training(ranks.device, "fp32"):
-        each = max(_memory(state, kind.example)[0] - weights, 0) // len(kind.example)
+        each = max(memory_of_update(state, kind.example)[0] - weights, 0) // len(kind.example)
     samples = (config.train.batch_size or max(1, (config.train.tokens_per_batch or 0) // kind.tokens)) // ranks.count
     needed = weights + each * samples
     if ranks.device.type == "cuda":
@@ -196,7 +196,7 @@ def _seconds_per_step(state: TrainState, batch: MicroBatch) -> float:
     return min(times[1:])
 
 
-def _memory(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
+def memory_of_update(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
     """Bytes of one update and how they were found."""
     of_a_step = iter([batch] * state.config.train.accumulate)
     if state.device.type == "cuda":
@@ -211,10 +211,13 @@ def _memory(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         train_step(state, of_a_step)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
-    moments = state.optimizer.bytes_of_state()
     activations = sum(kept.values()) // state.config.train.accumulate
     return (
-        3 * weights + moments + activations,
+        _bytes_beside_activations(state) + activations,
         "weights, gradients, average, moments of the optimizer + what autograd kept in one micro-batch",
     )
+
+
+def _bytes_beside_activations(state: TrainState) -> int:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
+    return 3 * weights + state.optimizer.bytes_of_state()  # themselves, gradients, average

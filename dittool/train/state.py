@@ -16,6 +16,7 @@ from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.families.family import TrainingData, family_of
+from dittool.seeding import derive_seed
 from dittool.train.distributed import Ranks, gathered, parts_like
 from dittool.train.optim import EmaModel, Optimizer
 
@@ -29,7 +30,8 @@ class TrainState:
 
     def __init__(self, config: AnyConfig, data: TrainingData, ranks: Ranks) -> None:
         require_readable(config, data.provenance)
-        torch.manual_seed(config.train.seed)
+        keys = config.train
+        torch.manual_seed(derive_seed("first weights", keys.seed, keys.init_draw) if keys.init_draw else keys.seed)
         self.family, self.config, self.data = family_of(config), config, data
         self.ranks, self.device = ranks, ranks.device
         self.model = self._build()

@@ -111,7 +111,7 @@ def measure_modes(trial: Trial, refs: Mapping[str, Sequence[SampleRef]]) -> Mode
             losses = torch.zeros(len(MODES), len(times))
             for bucket, batch in bucket_batches(members, lambda ref: ref):
                 found = _measure_batch(pipeline, trial.shards, bucket, batch, times)
-                losses += found.losses
+                losses += found.losses.sum(dim=-1)
                 squares += found.squares if name == split else 0
                 task.advance(len(batch))
             rows = (losses.double() / len(members)).tolist()
@@ -119,12 +119,24 @@ def measure_modes(trial: Trial, refs: Mapping[str, Sequence[SampleRef]]) -> Mode
     return ModeLosses(split, times.tolist(), splits, _effects(squares))
 
 
+def sample_losses(pipeline: Pipeline, shards: ShardSet, refs: Sequence[SampleRef], times: Tensor) -> Tensor:
+    """(samples, 4 modes, timesteps): loss(mode, t) of each sample by itself, in the order of `refs`, at the noise that
+    belongs to its id. Raises as `measure_modes` does.
+    """
+    found: dict[str, Tensor] = {}
+    for bucket, batch in bucket_batches(refs, lambda ref: ref):
+        losses = _measure_batch(pipeline, shards, bucket, batch, times).losses.permute(2, 0, 1)
+        found |= {ref.id: own for ref, own in zip(batch, losses, strict=True)}
+    return torch.stack([found[ref.id] for ref in refs])
+
+
 @dataclass(frozen=True)
 class _BatchFigures:
-    """Sums over the samples of a batch, for each timestep."""
+    """For each timestep."""
 
-    losses: Tensor  # (K, timesteps)
-    # (5, timesteps): text − other text, reference − other reference, text − reference, none, both; 0 for a sample alone
+    losses: Tensor  # (4, timesteps, B): of each mode and sample
+    # (5, timesteps), summed over the samples: text − other text, reference − other reference, text − reference,
+    # none, both; 0 for a sample alone
     squares: Tensor
 
 
@@ -142,9 +154,8 @@ def _measure_batch(
         return _measure_samples(pipeline, latents[rows], noise[rows], own, exchanged, times)
 
     parts = in_parts(measured, len(refs), len(refs))
-    losses, squares = (
-        torch.stack(sums).sum(dim=0) for sums in zip(*((p.losses, p.squares) for p in parts), strict=True)
-    )
+    losses = torch.cat([part.losses for part in parts], dim=-1)
+    squares = torch.stack([part.squares for part in parts]).sum(dim=0)
     found = _BatchFigures(losses, squares * (len(refs) > 1))  # a sample alone has only itself to be exchanged with
     if not torch.isfinite(found.losses).all():
         raise BadDataError(
@@ -174,7 +185,7 @@ def _measure_samples(
         with as_in_training(device, precision):
             made = model.velocity(z.repeat(count, 1, 1, 1), t.expand(count * batch), context, keys_values)
         v = made.float().unflatten(0, (count, batch))  # (K, B, C, H, W)
-        losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)).sum(dim=1))
+        losses.append((v[: len(MODES)] - (noise - latents)).square().mean(dim=(2, 3, 4)))
         of_text, of_reference = v[_TEXT] - v[_OTHER_TEXT], v[_REFERENCE] - v[_OTHER_REFERENCE]
         differences = torch.stack([of_text, of_reference, v[_TEXT] - v[_REFERENCE], v[_NONE], v[_BOTH]])
         squares.append(differences.square().mean(dim=(2, 3, 4)).sum(dim=1))

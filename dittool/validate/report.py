@@ -73,10 +73,10 @@ def write_report(
     return path
 
 
-def environment() -> Environment:
-    """The template's surroundings: escaping on, unknown names an error."""
+def environment(*folders: Path) -> Environment:
+    """The surroundings of templates, here and in `folders`: escaping on, unknown names an error."""
     surroundings = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

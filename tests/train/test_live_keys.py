@@ -50,6 +50,7 @@ WEIGHTS = {  # changes of which the weights after the last update must tell
     "clip": ["train.clip=0.01"],
     "precision": ['train.precision="bf16"'],
     "seed": ["train.seed=7"],
+    "init_draw": ["train.init_draw=7"],
 }
 SHOWN_ELSEWHERE = {  # and what each of the others changes, in a test of its own below or in the file that is named
     "steps",

@@ -1,0 +1,1 @@
+"""The same run with one thing changed, compared pair by pair."""

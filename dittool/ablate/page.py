@@ -1,0 +1,235 @@
+"""`results.json` for machines and `report.html` for people: one page that loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dittool import __version__
+from dittool.ablate.plan import BASE
+from dittool.ablate.results import Compared, Results, Row, decisive
+from dittool.ablate.runs import Run
+from dittool.ckpt.run_log import read_log
+from dittool.storage import write_atomic, write_json
+from dittool.validate.pictures import png_uri
+from dittool.validate.report import environment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SMOOTHED = 0.9  # of the plotted training losses: shown ← 0.9·shown + 0.1·loss
+_LARGEST_PICTURE = 4_000_000  # bytes of a sheet that the page takes in
+
+
+def write_results(results: Results) -> None:
+    """For machines. Raises OSError with the old file untouched."""
+    write_json(results.out / "results.json", to_json(results))
+
+
+def write_page(results: Results) -> None:
+    """Both files. Raises OSError with the old ones untouched."""
+    write_results(results)
+    template = environment(Path(__file__).parent).get_template("ablate.html")
+    page = template.render(
+        results=results,
+        rows=[shown_row(row, results) for row in results.rows],
+        best=results.best() if results.complete else None,
+        plots=[uri for uri in (_differences(results), _curves(results), _by_timestep(results)) if uri],
+        sheets=_sheets(results),
+        version=__version__,
+    )
+    write_atomic(results.out / "report.html", page.encode("utf-8", "backslashreplace"))
+
+
+def to_json(results: Results) -> dict[str, object]:
+    return {
+        "base": results.plan.plan.base,
+        "updates": results.plan.updates,
+        "seeds": list(results.plan.plan.seeds),
+        "rows_tried": results.tried,
+        "complete": results.complete,
+        "runs_done": results.runs_done,
+        "runs_planned": results.runs_planned,
+        "base_loss": results.base_loss,
+        "rows": [_row_json(row, results.complete) for row in results.rows],
+    }
+
+
+def _row_json(row: Row, complete: bool) -> dict[str, object]:
+    told = decisive(row)
+    return {
+        "name": row.name,
+        "keys": dict(row.keys),
+        "failed": row.failed or None,
+        "time": row.cost.time if row.cost else None,
+        "memory": row.cost.memory if row.cost else None,
+        "seconds_per_update": row.cost.seconds if row.cost else None,
+        "equal_updates": _compared_json(row.equal_updates),
+        "equal_time": _compared_json(row.equal_time),
+        "shorter": [_compared_json(one) for one in row.shorter],
+        "updates_to_base_loss": row.updates_to_base,
+        "confirmed": _compared_json(row.confirmed),
+        "verdict": told.words() if told and complete else None,
+    }
+
+
+def _compared_json(compared: Compared | None) -> dict[str, object] | None:
+    if compared is None:
+        return None
+    told = compared.difference
+    interval = None if np.isnan(told.low) else [told.low, told.high]
+    return {
+        "updates": compared.updates,
+        "difference": told.mean,
+        "interval": interval,
+        "seeds": told.seeds,
+        "samples": told.samples,
+        "narrower_by_pairing": told.narrower if np.isfinite(told.narrower) else None,
+        "by_column": {name: part.mean for name, part in compared.parts.items()},
+    }
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row of the table, as text."""
+
+    name: str
+    keys: str
+    equal_updates: str
+    time: str
+    memory: str
+    equal_time: str
+    reaches: str
+    verdict: str
+
+
+def shown_row(row: Row, results: Results) -> ShownRow:
+    keys = ", ".join(f"{key} = {json.dumps(value)}" for key, value in row.keys.items())
+    if row.name == BASE:
+        loss = "–" if results.base_loss is None else f"loss {results.base_loss:.4f}"
+        return ShownRow(BASE, f"{results.plan.plan.base}, {results.plan.updates:,} updates", loss, "1", "1", "", "", "")
+    told = decisive(row)
+    verdict = row.failed or (told.words() if told and results.complete else "runs")
+    if row.confirmed:
+        verdict += f"; on unseen seeds {interval_text(row.confirmed)}: {row.confirmed.difference.words()}"
+    time = (f"{row.cost.time:.2f} ×", f"{row.cost.memory:.2f} ×") if row.cost else ("–", "–")
+    reaches = f"{row.updates_to_base:,}" if row.updates_to_base else "–"
+    return ShownRow(
+        row.name, keys, interval_text(row.equal_updates), *time, interval_text(row.equal_time), reaches, verdict
+    )
+
+
+def interval_text(compared: Compared | None) -> str:
+    """`−0.0123 (−0.0150 … −0.0096)`, with the number of updates where it is the row's own."""
+    if compared is None:
+        return "–"
+    told = compared.difference
+    interval = "" if np.isnan(told.low) else f" ({told.low:+.4f} … {told.high:+.4f})"
+    return f"{told.mean:+.4f}{interval}, {compared.updates:,} updates"
+
+
+def _plot(draw: Callable[[Axes], bool], height: float) -> str:
+    """A picture of what `draw` draws; "" where it has nothing."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, height), layout="constrained")
+    try:
+        if not draw(axis):
+            return ""
+        axis.grid(alpha=0.3)
+        png = io.BytesIO()
+        figure.savefig(png, dpi=110, metadata={"Software": None})
+        return png_uri(png.getvalue())
+    finally:
+        plt.close(figure)
+
+
+def _differences(results: Results) -> str:
+    """Each row's difference to the base with its interval, at equal updates and at equal time."""
+    rows = [row for row in results.rows if row.equal_updates or row.equal_time]
+
+    def draw(axis: Axes) -> bool:
+        for place, row in enumerate(reversed(rows)):
+            for compared, colour, shift in ((row.equal_updates, "C0", 0.12), (row.equal_time, "C1", -0.12)):
+                if compared:
+                    told = compared.difference
+                    half = 0.0 if np.isnan(told.low) else told.high - told.mean
+                    axis.errorbar(told.mean, place + shift, xerr=half, fmt="o", color=colour, capsize=3)
+        axis.axvline(0, color="0.5", linewidth=1)
+        axis.set(
+            yticks=range(len(rows)),
+            yticklabels=[row.name for row in reversed(rows)],
+            xlabel="loss of the row − loss of the base; left is better. Blue: equal updates, orange: equal time",
+        )
+        return bool(rows)
+
+    return _plot(draw, 1.2 + 0.5 * len(rows))
+
+
+def _curves(results: Results) -> str:
+    """Training losses of the first seed's runs at equal updates, smoothed."""
+    seed, updates = results.plan.plan.seeds[0], results.plan.updates
+
+    def draw(axis: Axes) -> bool:
+        drawn = False
+        for row in results.rows:
+            folder = results.measured.get(Run(row.name, seed, updates))
+            points = [(line["step"], line["loss"]) for line in read_log(folder) if "loss" in line] if folder else []
+            if points:
+                steps, losses = zip(*points, strict=True)
+                axis.plot(steps, _smooth(losses), label=row.name, linewidth=1.2)
+                drawn = True
+        axis.set(xlabel=f"update, seed {seed}", ylabel="training loss, smoothed", ylim=(0, None))
+        if drawn:
+            axis.legend()
+        return drawn
+
+    return _plot(draw, 4)
+
+
+def _smooth(losses: tuple[float, ...]) -> list[float]:
+    shown = [losses[0]]
+    for loss in losses[1:]:
+        shown.append(_SMOOTHED * shown[-1] + (1 - _SMOOTHED) * loss)
+    return shown
+
+
+def _by_timestep(results: Results) -> str:
+    """Differences at equal updates by timestep, one line a row, of the mode that sees both conditions."""
+
+    def draw(axis: Axes) -> bool:
+        drawn = False
+        for row in results.rows:
+            parts = row.equal_updates.parts if row.equal_updates else {}
+            both = {name.split()[1]: part for name, part in parts.items() if name.startswith("both ")}
+            if both:
+                axis.plot(list(map(float, both)), [part.mean for part in both.values()], "o-", label=row.name)
+                drawn = True
+        axis.axhline(0, color="0.5", linewidth=1)
+        axis.set(xlabel="timestep t (1 is noise), both conditions", ylabel="difference to the base")
+        if drawn:
+            axis.legend()
+        return drawn
+
+    return _plot(draw, 3.2)
+
+
+def _sheets(results: Results) -> list[tuple[str, str]]:
+    """(Row, its last picture): drawn from the same noise and conditions, first seed, equal updates."""
+    seed, updates = results.plan.plan.seeds[0], results.plan.updates
+    sheets = []
+    for row in results.rows:
+        folder = results.measured.get(Run(row.name, seed, updates))
+        picture = folder and folder / "samples" / f"step{updates:07d}_ema.png"
+        if picture and picture.is_file() and picture.stat().st_size <= _LARGEST_PICTURE:
+            sheets.append((row.name, png_uri(picture.read_bytes())))
+    return sheets

@@ -1,0 +1,128 @@
+"""What is compared: a base, its variants, seeds and updates. Read from a TOML file, checked before the first hour.
+
+base = "demo"                       a preset, or a path ending in .toml
+updates = 1100                      of the base; by default its train.steps
+seeds = [0, 1, 2]
+
+[set]                               keys of every run, the base's too
+"train.batch_size" = 16
+
+[variant.muon]                      what this row changes
+"train.optimizer" = "muon"
+
+[grid]                              or each value of a key, a row each
+"train.lr" = [1e-3, 3e-3]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from dittool.config.architectures import AnyConfig
+from dittool.config.load import load_config, read_toml
+from dittool.config.schema import Config, Counted, Positive, Section, Share, require
+from dittool.errors import UsageError, listed
+
+BASE = "base"  # the row that the others are compared with
+_NAME = re.compile(r"[\w][\w .=+-]{0,60}")  # a folder's, too
+Keys = dict[str, object]  # dotted keys and their values
+
+
+class Plan(Section):
+    """A plan as it stands in its file."""
+
+    base: str
+    updates: Positive | None = None
+    seeds: list[Counted] = Field(default=[0], min_length=1)
+    set: Keys = Field(default={})
+    variant: dict[str, Keys] = Field(default={})
+    grid: dict[str, list[object]] = Field(default={})
+    samples: Positive = 64  # of the hold-out, on which all runs are measured
+    equal_time: bool = True  # run each variant once more, with a schedule as short as its cost asks
+    shorter: list[Annotated[Share, Field(gt=0, lt=1)]] = Field(
+        default=[]
+    )  # run it to its end in such shares of the updates, too
+    confirm_seeds: list[Counted] = Field(default=[])  # on which the best row is run again, with the base
+
+    @model_validator(mode="after")
+    def _rows(self) -> Plan:
+        names = [*self.variant, *self.grid_rows()]
+        odd = [name for name in names if name == BASE or not _NAME.fullmatch(name)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        shared = sorted(set(self.seeds) & set(self.confirm_seeds))
+        require(
+            (bool(names), "no row: give a [variant.NAME] with the keys that it changes, or a [grid]"),
+            (not odd, f"{listed(odd)}: a row's name is letters, digits, spaces and . = + -, and not '{BASE}'"),
+            (not twice, f"{listed(twice)}: named twice"),
+            (len(self.grid) < 2, f"grid has {len(self.grid)} keys; one is compared at a time"),
+            (len(set(self.seeds)) == len(self.seeds), "seeds: one stands twice"),
+            (not shared, f"confirm_seeds: {listed(list(map(str, shared)))} of seeds; no choice may have seen them"),
+        )
+        return self
+
+    def grid_rows(self) -> dict[str, Keys]:
+        """`train.lr=0.003` → the key and value, for each value of the grid."""
+        return {
+            f"{key.split('.')[-1]}={json.dumps(value)}".replace('"', ""): {key: value}
+            for key, values in self.grid.items()
+            for value in values
+        }
+
+    def rows(self) -> dict[str, Keys]:
+        """What each row changes, the base (nothing) first."""
+        return {BASE: {}, **self.variant, **self.grid_rows()}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A plan whose every configuration has been read."""
+
+    plan: Plan
+    changes: Mapping[str, Keys]
+    updates: int
+    full: AnyConfig  # the base as the preset has it, with the keys of [set]
+
+    def config(self, row: str, seed: int, updates: int) -> AnyConfig:
+        """Of a run. A warm-up is shortened with the schedule, and nothing is evaluated or judged on the way."""
+        keys = {**self.plan.set, **self.changes[row]}
+        full = load_config(self.plan.base, _overrides(keys))
+        warmup = min(round(full.train.warmup_steps * updates / full.train.steps), updates - 1)
+        ours: Keys = {
+            "train.steps": updates,
+            "train.warmup_steps": warmup,
+            "train.seed": seed,
+            "train.sample_every": updates,
+            "train.eval_every": updates,
+            "checkpoint.every": max(updates // 4, 1),
+        }
+        judged: Keys = {"validate.every": 0} if isinstance(full, Config) else {}
+        return load_config(self.plan.base, _overrides({**keys, **ours, **judged}))
+
+
+def read_plan(path: Path) -> Rows:
+    """Raises `UsageError` naming every mistake of the plan, and what `load_config` raises for a row's keys."""
+    tree = read_toml(path)
+    try:
+        plan = Plan.model_validate(tree)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, mistake['loc'])) or 'plan'}: {mistake['msg']}" for mistake in error.errors()]
+        raise UsageError(f"{path}: {'; '.join(problems)}", "docs/ablate.md shows a plan") from error
+    full = load_config(plan.base, _overrides(plan.set))
+    rows = Rows(plan, plan.rows(), plan.updates or full.train.steps, full)
+    for row in rows.changes:
+        try:
+            rows.config(row, plan.seeds[0], rows.updates)
+        except UsageError as error:
+            raise UsageError(f"{path}: row '{row}': {error.message}", error.hint) from error
+    return rows
+
+
+def _overrides(keys: Mapping[str, object]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]

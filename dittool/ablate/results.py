@@ -1,0 +1,185 @@
+"""From a plan to its table: every row beside the base, at equal updates and at equal time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dittool.ablate.cost import Cost
+from dittool.ablate.plan import BASE, Keys, Rows
+from dittool.ablate.runs import Run, Work, claim
+from dittool.ablate.statistics import BETTER, Difference, difference
+from dittool.console import SILENT, Talk
+from dittool.devices import device_of_choice
+from dittool.families.family import family_of
+from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder
+from dittool.train.distributed import Ranks
+
+_SECONDS_BETWEEN_PAGES = 30
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A variant after some updates beside the base after all of them."""
+
+    updates: int
+    difference: Difference
+    parts: dict[str, Difference]  # by column: mode and timestep
+
+
+@dataclass
+class Row:
+    """What is known of a row."""
+
+    name: str
+    keys: Keys
+    cost: Cost | None = None
+    failed: str = ""
+    equal_updates: Compared | None = None
+    equal_time: Compared | None = None
+    shorter: list[Compared] = field(default_factory=list)
+    confirmed: Compared | None = None  # on seeds that no choice has seen
+
+    @property
+    def updates_to_base(self) -> int | None:
+        """The fewest updates of a schedule of its own that reach the base's loss; None: none of those tried."""
+        tried = [one for one in (self.equal_updates, self.equal_time, *self.shorter) if one]
+        return min((one.updates for one in tried if one.difference.mean <= 0), default=None)
+
+
+@dataclass
+class Results:
+    """Of a plan, or of what has been done of it."""
+
+    plan: Rows
+    out: Path
+    rows: list[Row]
+    base_loss: float | None
+    runs_done: int
+    runs_planned: int
+    measured: dict[Run, Path]  # folder of each finished run
+
+    @property
+    def complete(self) -> bool:
+        return self.runs_done == self.runs_planned
+
+    @property
+    def tried(self) -> int:
+        return len(self.rows) - 1
+
+    def best(self) -> Row | None:
+        """The row that is better by the most, at equal time where that was run."""
+        judged = [(row, found) for row in self.rows if (found := decisive(row)) and found.verdict == BETTER]
+        return min(judged, key=lambda pair: pair[1].mean)[0] if judged else None
+
+
+def decisive(row: Row) -> Difference | None:
+    """By what a row is judged: the difference at equal time, or at equal updates where that alone was run."""
+    compared = row.equal_time or row.equal_updates
+    return compared.difference if compared else None
+
+
+def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT) -> Results:
+    """Does what is left of a plan, and writes `results.json` after each run and `report.html` now and then.
+
+    Raises what `train` raises for the base; a variant that fails is a row with its reason.
+    """
+    from dittool.ablate.page import write_page, write_results
+
+    first = rows.config(BASE, rows.plan.seeds[0], rows.updates)
+    family_of(first).open_data(first, data, Ranks(0, 1, device_of_choice()))  # or refuse before anything is written
+    with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
+        claim(out, rows, data)
+        work = Work(rows, data, out, talk)
+        work.measure_costs()
+        shown = time.monotonic()
+        for run in planned(work):
+            work.do([run])
+            write_results(summarised(work))
+            if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
+                write_page(summarised(work))
+                shown = time.monotonic()
+        results = summarised(work)
+        best = results.best()
+        if rows.plan.confirm_seeds and best is not None:
+            work.do(_confirming(work, best.name))
+            results = summarised(work, best.name)
+        write_page(results)
+        return results
+
+
+def duration(rows: Rows, data: Path, talk: Talk = SILENT) -> tuple[int, float]:
+    """(Runs, seconds that they will take) of a plan, from a few updates of each row. Nothing is written."""
+    work = Work(rows, data, Path(), talk)
+    work.measure_costs(remember=False)
+    runs = planned(work)
+    return len(runs), sum(run.updates * work.costs[run.row].seconds for run in runs)
+
+
+def planned(work: Work) -> list[Run]:
+    """All runs but those that confirm, in order: a seed after the other, the base first, so that pairs end early."""
+    plan, updates = work.rows.plan, work.rows.updates
+    full = [Run(row, seed, updates) for seed in plan.seeds for row in work.rows.changes]
+    short = [
+        Run(row, seed, fewer)
+        for seed in plan.seeds
+        for row in work.rows.changes
+        if row != BASE
+        for fewer in _schedules(work, row)
+    ]
+    return list(dict.fromkeys(run for run in full + short if run.row not in work.failed))
+
+
+def _schedules(work: Work, row: str) -> list[int]:
+    """Other numbers of updates that a row is run to: as many as take the base's time, and the plan's shares."""
+    own = [updates_at_equal_time(work, row)] if work.rows.plan.equal_time else []
+    return [*own, *(max(2, round(share * work.rows.updates)) for share in work.rows.plan.shorter)]
+
+
+def updates_at_equal_time(work: Work, row: str) -> int:
+    return max(2, round(work.rows.updates / (work.costs[row].time if row in work.costs else 1.0)))
+
+
+def _confirming(work: Work, row: str) -> list[Run]:
+    fewer = updates_at_equal_time(work, row) if work.rows.plan.equal_time else work.rows.updates
+    pairs = [(Run(BASE, seed, work.rows.updates), Run(row, seed, fewer)) for seed in work.rows.plan.confirm_seeds]
+    return [run for pair in pairs for run in pair]
+
+
+def summarised(work: Work, confirmed: str = "") -> Results:
+    """What is known so far."""
+    plan, updates = work.rows.plan, work.rows.updates
+    rows = []
+    for name, keys in work.rows.changes.items():
+        row = Row(name, keys, work.costs.get(name), work.failed.get(name, ""))
+        if name != BASE:
+            row.equal_updates = _compared(work, name, updates, plan.seeds)
+            if plan.equal_time:
+                row.equal_time = _compared(work, name, updates_at_equal_time(work, name), plan.seeds)
+            shares = [max(2, round(share * updates)) for share in plan.shorter]
+            row.shorter = [one for fewer in shares if (one := _compared(work, name, fewer, plan.seeds))]
+        if name == confirmed:
+            fewer = updates_at_equal_time(work, name) if plan.equal_time else updates
+            row.confirmed = _compared(work, name, fewer, plan.confirm_seeds)
+        rows.append(row)
+    runs_of_base = [Run(BASE, seed, updates) for seed in plan.seeds]
+    of_base = [work.measured[run].losses.mean() for run in runs_of_base if run in work.measured]
+    runs = planned(work)
+    done = sum(run in work.measured for run in runs)
+    folders = {run: work.out / run.path for run in work.measured}
+    return Results(work.rows, work.out, rows, float(np.mean(of_base)) if of_base else None, done, len(runs), folders)
+
+
+def _compared(work: Work, row: str, updates: int, seeds: Sequence[int]) -> Compared | None:
+    """Over the seeds of which both runs are done; None without one."""
+    pairs = [(Run(BASE, seed, work.rows.updates), Run(row, seed, updates)) for seed in seeds]
+    both = [(work.measured[a], work.measured[b]) for a, b in pairs if a in work.measured and b in work.measured]
+    if not both:
+        return None
+    base, variant = (np.stack([pair[side].losses for pair in both]) for side in (0, 1))  # (seeds, samples, columns)
+    columns = {name: difference(base[..., place], variant[..., place]) for place, name in enumerate(both[0][0].columns)}
+    return Compared(updates, difference(base.mean(axis=-1), variant.mean(axis=-1)), columns)

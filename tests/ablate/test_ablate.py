@@ -1,0 +1,173 @@
+"""A plan from its file to its page: which runs are made, that pairs are pairs, and that it may be killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from dittool.ablate import runs
+from dittool.ablate.plan import BASE, read_plan
+from dittool.ablate.results import ablate, duration
+from dittool.ckpt.files import resolve_checkpoint
+from dittool.ckpt.load import load_checkpoint
+from dittool.errors import Interrupted, UsageError
+from tests.run_states import assert_same_bits
+
+PLAN = """
+base = "{base}"
+updates = 4
+samples = 3
+{keys}
+
+[set]
+"train.lr" = 0.002
+{small}
+
+{rows}
+"""
+ROWS = """
+[variant.same]
+"train.init_draw" = 0
+
+[variant.muon]
+"train.optimizer" = "muon"
+
+[variant.broken]
+"train.lr" = 1e30
+"train.clip" = 1e30
+"""
+
+
+def toml(override: str) -> str:
+    key, _, value = override.partition("=")
+    try:
+        json.loads(value)
+    except ValueError:
+        value = json.dumps(value)
+    return f'"{key}" = {value}'
+
+
+def written(shards, path, rows: str = ROWS, keys: str = "seeds = [0, 1]"):
+    """The file of a plan on the small preset of these shards."""
+    chosen = {line.partition("=")[0]: line for line in shards.overrides}
+    for key in ("train.steps", "train.lr", "checkpoint.every", "train.eval_every", "train.sample_every"):
+        chosen.pop(key, None)
+    small = "\n".join(toml(line) for line in chosen.values())
+    path.write_text(PLAN.format(base=shards.preset, keys=keys, small=small, rows=rows))
+    return path
+
+
+@pytest.fixture
+def plan(tiny_shards, tmp_path):
+    """`plan(rows, keys)`"""
+    return lambda *words: written(tiny_shards, tmp_path / "plan.toml", *words)
+
+
+def folder(out, row, seed=0, updates=4):
+    return out / "runs" / row / f"seed{seed}_updates{updates}"
+
+
+def state(run):
+    return load_checkpoint(resolve_checkpoint(run))
+
+
+def test_a_plan_ends_in_a_table_and_a_page(family_shards, tmp_path, listener):
+    out, path = tmp_path / "out", written(family_shards, tmp_path / "plan.toml")
+    results = ablate(read_plan(path), family_shards.folder, out, listener)
+    rows = {row["name"]: row for row in json.loads((out / "results.json").read_text())["rows"]}
+    assert results.complete and results.tried == 3
+    # the same recipe is the same run, bit by bit, and so no difference
+    assert_same_bits(state(folder(out, BASE, 1)), state(folder(out, "same", 1)))
+    assert rows["same"]["equal_updates"]["difference"] == 0
+    assert rows["muon"]["equal_updates"]["difference"] != 0 and rows["muon"]["equal_updates"]["seeds"] == 2
+    assert rows["muon"]["time"] > 0 and rows["muon"]["verdict"]
+    assert rows["broken"]["failed"] and rows["broken"]["equal_updates"] is None
+    page = (out / "report.html").read_text()
+    assert "muon" in page and "data:image/png" in page and not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_killed_on_the_way_the_same_call_ends_with_the_same_table(plan, tiny_shards, tmp_path, monkeypatch):
+    rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "seeds = [0]\nequal_time = false"))
+    ablate(rows, tiny_shards.folder, tmp_path / "straight")
+    genuine, calls = runs.train, []
+
+    def stopped(*arguments, **options):
+        calls.append(options["resume"])
+        if len(calls) == 2:
+            raise Interrupted("stopped at step 1 of 4, state saved", "dit train --resume", 15)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(runs, "train", stopped)
+    with pytest.raises(Interrupted) as stop:
+        ablate(rows, tiny_shards.folder, tmp_path / "killed")
+    assert "same dit ablate command" in stop.value.hint
+    so_far = json.loads((tmp_path / "killed" / "results.json").read_text())
+    assert not so_far["complete"] and so_far["runs_done"] == 1 and so_far["rows"][1]["verdict"] is None
+    ablate(rows, tiny_shards.folder, tmp_path / "killed")
+    assert len(calls) == 3, "the finished run is not made again"
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("straight", "killed"))
+    assert one["rows"][1]["equal_updates"] == two["rows"][1]["equal_updates"]
+
+
+def test_the_best_row_is_run_again_on_seeds_that_no_choice_has_seen(plan, tiny_shards, tmp_path, monkeypatch):
+    rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "confirm_seeds = [7]\nequal_time = false"))
+    monkeypatch.setattr("dittool.ablate.results.Results.best", lambda self: self.rows[1])
+    results = ablate(rows, tiny_shards.folder, tmp_path / "out")
+    assert results.rows[1].confirmed is not None and results.rows[1].confirmed.difference.seeds == 1
+    assert folder(tmp_path / "out", BASE, 7).is_dir() and folder(tmp_path / "out", "muon", 7).is_dir()
+
+
+def test_a_folder_belongs_to_one_plan_and_takes_further_rows(plan, tiny_shards, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    runs.claim(out, read_plan(plan()), tiny_shards.folder)
+    more = ROWS + "[variant.further]\n'train.init_draw' = 3\n"
+    runs.claim(out, read_plan(plan(more)), tiny_shards.folder)
+    with pytest.raises(UsageError, match=r"another plan.*muon"):
+        runs.claim(out, read_plan(plan("[variant.muon]\n'train.lr' = 0.1")), tiny_shards.folder)
+
+
+def test_runs_of_a_row_differ_from_the_base_by_its_keys_alone(plan):
+    rows = read_plan(plan("[grid]\n'train.lr' = [0.001, 0.01]"))
+    assert list(rows.changes) == [BASE, "lr=0.001", "lr=0.01"]
+    base, row = rows.config(BASE, 3, 4), rows.config("lr=0.01", 3, 4)
+    assert row.train.lr == 0.01 and row.train.model_copy(update={"lr": base.train.lr}) == base.train
+    assert row.train.seed == 3 and row.train.steps == 4
+
+
+def test_a_shorter_schedule_warms_up_in_the_same_share(plan):
+    rows = read_plan(plan("[variant.a]\n'train.steps' = 100\n'train.warmup_steps' = 50"))
+    assert rows.config("a", 0, 10).train.warmup_steps == 5
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "said"),
+    [
+        ("", "", "no row"),
+        ("[variant.base]\n'train.lr' = 1", "", "base"),
+        ("[variant.'../x']\n'train.lr' = 1", "", "letters, digits"),
+        ("[variant.a]\n'train.lrr' = 1", "", "row 'a'.*train.lrr"),
+        ("[variant.a]\n'train.lr' = 1", "seeds = [1, 1]", "stands twice"),
+        ("[variant.a]\n'train.lr' = 1", "confirm_seeds = [0]", "no choice may have seen"),
+        ("[variant.a]\n'train.lr' = 1", "seedz = [1]", "seedz"),
+    ],
+)
+def test_mistakes_of_a_plan_are_said_before_the_first_hour(plan, rows, keys, said):
+    with pytest.raises(UsageError, match=said):
+        read_plan(plan(rows, keys))
+
+
+def test_how_long_it_takes_is_said_and_nothing_is_written(plan, tiny_shards, dit, tmp_path):
+    path = plan("[variant.muon]\n'train.optimizer' = 'muon'", "equal_time = false")
+    count, seconds = duration(read_plan(path), tiny_shards.folder)
+    assert count == 2 and seconds > 0
+    shown = dit("ablate", path, "--data", tiny_shards.folder, "--out", tmp_path / "out", "--dry-run")
+    assert shown.code == 0 and shown.out.startswith("2 runs") and not (tmp_path / "out").exists()
+
+
+def test_a_missing_plan_or_set_is_2(plan, dit, tmp_path):
+    assert dit("ablate", tmp_path / "no.toml").code == 2
+    assert dit("ablate", plan(), "--data", tmp_path / "nowhere", "--out", tmp_path / "out").code in (2, 3)
+    assert not (tmp_path / "out").exists()
