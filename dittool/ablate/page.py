@@ -188,7 +188,7 @@ def _curves(results: Results) -> str:
                 steps, losses = zip(*points, strict=True)
                 axis.plot(steps, _smooth(losses), label=row.name, linewidth=1.2)
                 drawn = True
-        axis.set(xlabel=f"update, seed {seed}", ylabel="training loss, smoothed", ylim=(0, None))
+        axis.set(xlabel=f"update, seed {seed}", ylabel="training loss, smoothed")
         if drawn:
             axis.legend()
         return drawn
