@@ -23,14 +23,14 @@ def main(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare changes of a recipe, pair by pair.
+    """Train the same run with one thing changed, pair by pair.
 
     Runs of one seed see the same samples, noise, timesteps and dropout, so a difference is the change's. Interrupted,
     the same command goes on where it stopped.
     """
     from dittool.ablate.page import to_json
     from dittool.ablate.plan import read_plan
-    from dittool.ablate.results import ablate, duration
+    from dittool.ablate.work_through import ablate, duration
 
     console = console_for(json, quiet, verbose)
     rows = read_plan(plan)

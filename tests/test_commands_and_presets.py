@@ -50,7 +50,7 @@ BY_RUN = {
     "train --resume": lambda run, place: ["train", "--resume", "--out", run],
     "warmstart": lambda run, place: ["warmstart", run, "--preset", "demo", "--out", place / "init.safetensors"],
 }
-WITHOUT_A_FAMILY = {"demo"}  # takes neither a preset nor a run
+WITHOUT_A_FAMILY = {"demo", "ablate"}  # take neither a preset nor a run
 
 
 def small(preset: str) -> list[str]:

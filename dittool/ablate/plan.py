@@ -26,8 +26,8 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from dittool.config.architectures import AnyConfig
-from dittool.config.load import load_config, read_toml
-from dittool.config.schema import Config, Counted, Positive, Section, Share, require
+from dittool.config.load import config_to_dict, load_config, read_toml
+from dittool.config.schema import Counted, Positive, Section, Share, require
 from dittool.errors import UsageError, listed
 
 BASE = "base"  # the row that the others are compared with
@@ -102,7 +102,7 @@ class Rows:
             "train.eval_every": updates,
             "checkpoint.every": max(updates // 4, 1),
         }
-        judged: Keys = {"validate.every": 0} if isinstance(full, Config) else {}
+        judged: Keys = {"validate.every": 0} if "validate" in config_to_dict(full) else {}
         return load_config(self.plan.base, _overrides({**keys, **ours, **judged}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +10,8 @@ import numpy as np
 
 from dittool.ablate.cost import Cost
 from dittool.ablate.plan import BASE, Keys, Rows
-from dittool.ablate.runs import Run, Work, claim
+from dittool.ablate.runs import Run, Work
 from dittool.ablate.statistics import BETTER, Difference, difference
-from dittool.console import SILENT, Talk
-from dittool.devices import device_of_choice
-from dittool.families.family import family_of
-from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder
-from dittool.train.distributed import Ranks
-
-_SECONDS_BETWEEN_PAGES = 30
 
 
 @dataclass(frozen=True)
@@ -83,43 +75,6 @@ def decisive(row: Row) -> Difference | None:
     return compared.difference if compared else None
 
 
-def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT) -> Results:
-    """Does what is left of a plan, and writes `results.json` after each run and `report.html` now and then.
-
-    Raises what `train` raises for the base; a variant that fails is a row with its reason.
-    """
-    from dittool.ablate.page import write_page, write_results
-
-    first = rows.config(BASE, rows.plan.seeds[0], rows.updates)
-    family_of(first).open_data(first, data, Ranks(0, 1, device_of_choice()))  # or refuse before anything is written
-    with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
-        claim(out, rows, data)
-        work = Work(rows, data, out, talk)
-        work.measure_costs()
-        shown = time.monotonic()
-        for run in planned(work):
-            work.do([run])
-            write_results(summarised(work))
-            if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
-                write_page(summarised(work))
-                shown = time.monotonic()
-        results = summarised(work)
-        best = results.best()
-        if rows.plan.confirm_seeds and best is not None:
-            work.do(_confirming(work, best.name))
-            results = summarised(work, best.name)
-        write_page(results)
-        return results
-
-
-def duration(rows: Rows, data: Path, talk: Talk = SILENT) -> tuple[int, float]:
-    """(Runs, seconds that they will take) of a plan, from a few updates of each row. Nothing is written."""
-    work = Work(rows, data, Path(), talk)
-    work.measure_costs(remember=False)
-    runs = planned(work)
-    return len(runs), sum(run.updates * work.costs[run.row].seconds for run in runs)
-
-
 def planned(work: Work) -> list[Run]:
     """All runs but those that confirm, in order: a seed after the other, the base first, so that pairs end early."""
     plan, updates = work.rows.plan, work.rows.updates
@@ -142,12 +97,6 @@ def _schedules(work: Work, row: str) -> list[int]:
 
 def updates_at_equal_time(work: Work, row: str) -> int:
     return max(2, round(work.rows.updates / (work.costs[row].time if row in work.costs else 1.0)))
-
-
-def _confirming(work: Work, row: str) -> list[Run]:
-    fewer = updates_at_equal_time(work, row) if work.rows.plan.equal_time else work.rows.updates
-    pairs = [(Run(BASE, seed, work.rows.updates), Run(row, seed, fewer)) for seed in work.rows.plan.confirm_seeds]
-    return [run for pair in pairs for run in pair]
 
 
 def summarised(work: Work, confirmed: str = "") -> Results:

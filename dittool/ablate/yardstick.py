@@ -1,8 +1,5 @@
-"""How good a run has become, measured for all rows of a plan in one way, whatever they train with.
-
-A rectified flow: loss(mode, t) of its averaged weights on held-out samples, at the quantiles of one density of
-timesteps (logit-normal, no shift) and with the noise that belongs to each sample's id. The run's own
-`flow.timestep_sampling`, `flow.shift` and shares of dropout have no say. Other families: what they evaluate by.
+"""How good a run has become, measured in one way for all rows of a plan, whatever they train with: sample by sample
+where the family can (`Family.losses`), else by the first figure that it evaluates by.
 """
 
 from __future__ import annotations
@@ -12,25 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dittool.config.architectures import AnyConfig
-from dittool.config.schema import Config
-from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError
-from dittool.objective.flow import MODES, timesteps
-from dittool.sampling.pipeline import Pipeline
+from dittool.families.family import family_of
 from dittool.storage import write_atomic
-from dittool.validate.mode_losses import QUANTILES, sample_losses
-from dittool.validate.samples import choose
 
 
 @dataclass(frozen=True)
 class Measured:
     """Losses of a run; lower is better."""
 
-    ids: list[str]  # of the samples; one "" where a family has figures of the whole alone
-    columns: list[str]  # `both 0.3`: mode and timestep; or the names of figures
+    ids: list[str]  # of the samples; one "" where a family has figures of all together alone
+    columns: list[str]  # `both 0.30`: mode and timestep; or the name of the figure
     losses: np.ndarray  # (samples, columns)
 
     def save(self, path: Path) -> None:
@@ -54,19 +45,12 @@ def measure(config: AnyConfig, checkpoint: Path, figures: Mapping[str, float], d
 
     Raises `BadDataError` for losses that are not finite.
     """
-    if not isinstance(config, Config):
-        first = dict(list(figures.items())[:1])
-        return _finite(Measured([""], list(first), np.array([list(first.values())], dtype=np.float64)), checkpoint)
-    shards = ShardSet.open(data)
-    refs = [subject.ref for subject in choose(shards, samples)[1]]
-    times = timesteps(torch.tensor(QUANTILES), "logit_normal", 1.0)
-    losses = sample_losses(Pipeline.load(checkpoint), shards, refs, times)
-    columns = [f"{mode} {float(t):.2f}" for mode in MODES for t in times]
-    table = losses.flatten(start_dim=1).double().numpy()
-    return _finite(Measured([ref.id for ref in refs], columns, table), checkpoint)
-
-
-def _finite(measured: Measured, checkpoint: Path) -> Measured:
-    if not measured.losses.size or not np.isfinite(measured.losses).all():
+    if (found := family_of(config).losses(checkpoint, data, samples)) is not None:
+        ids, columns, losses = found
+        measured = Measured(ids, columns, losses.double().numpy())
+    else:
+        name, value = next(iter(figures.items()), ("", np.nan))
+        measured = Measured([""], [name], np.array([[value]], dtype=np.float64))
+    if not np.isfinite(measured.losses).all():
         raise BadDataError(f"{checkpoint}: its losses are not finite", "lower the rate of this row")
     return measured

@@ -131,6 +131,10 @@ def _no_pipeline(checkpoint: Path) -> Pipeline:
     )
 
 
+def _no_losses(*_: object) -> None:
+    return None
+
+
 def _concluded(*_: object) -> Conclusion:
     return Conclusion()
 
@@ -160,6 +164,9 @@ class Family(Generic[C, N, D, B, L]):
     # On the way, with the averaged weights, in the first process.
     evaluate: Callable[[D, N, torch.device], dict[str, float]] = _nothing
     draw: Callable[[D, N, int, Path], None] = _no_effect  # (…, step, file)
+    # Of a run's end, sample by sample, whatever it was trained with; None: only what `evaluate` gives.
+    # (checkpoint, shards, at most so many samples) → (ids, columns, (samples, columns))
+    losses: Callable[[Path, Path, int], tuple[list[str], list[str], Tensor] | None] = _no_losses
     judge_every: Callable[[C], int] = lambda _: 0  # steps; 0: never
     judge: Callable[[D, N, int, Path, CaptionChecker | None, Talk], None] = _no_effect  # (…, step, run folder, …)
     conclude: Callable[[D, Mapping[str, float]], Conclusion] = _concluded  # of the last evaluation's figures

@@ -41,11 +41,12 @@ from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.preview import draw_preview
 from dittool.seeding import derive_seed
 from dittool.shell import command_line
+from dittool.validate.mode_losses import QUANTILES, sample_losses
 from dittool.validate.run import judge_during_training
+from dittool.validate.samples import choose
 from dittool.validate.text_edit import CaptionChecker
 
 if TYPE_CHECKING:
-    from dittool.train.distributed import Ranks
 
 QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
 _LARGEST_EVALUATION, _EVALUATION_BATCH = 64, 16  # hold-out samples, and those judged at once
@@ -216,6 +217,19 @@ def judge(data: FlowData, model: DiT, step: int, run: Path, checker: CaptionChec
     judge_during_training(Pipeline(model, data.config, data.provenance, step), data.folder, run, checker, talk)
 
 
+def losses(checkpoint: Path, shards: Path, most: int) -> tuple[list[str], list[str], Tensor]:
+    """loss(mode, t) of held-out samples at the quantiles of one density of timesteps, logit-normal without shift, and
+    with the noise that belongs to each id: `flow.*` and shares of dropout of the run have no say. One column for each
+    mode and timestep, `both 0.50`.
+    """
+    opened = ShardSet.open(shards)
+    refs = [subject.ref for subject in choose(opened, most)[1]]
+    times = timesteps(torch.tensor(QUANTILES), "logit_normal", 1.0)
+    found = sample_losses(Pipeline.load(checkpoint), opened, refs, times)  # (samples, modes, timesteps)
+    columns = [f"{mode} {float(t):.2f}" for mode in MODES for t in times]
+    return [ref.id for ref in refs], columns, found.flatten(start_dim=1)
+
+
 def kinds(data: FlowData) -> list[BatchKind[Batch]]:
     """One for each bucket that comes."""
     stream, refs, found = data.stream, data.refs, []
@@ -281,6 +295,7 @@ FAMILY = Family(
     figures=figures,
     evaluate=evaluate,
     draw=draw,
+    losses=losses,
     judge_every=lambda config: config.validate_.every,
     judge=judge,
     conclude=lambda _data, _figures: Conclusion(next="dit validate"),
