@@ -47,8 +47,8 @@ from dittool.validate.samples import choose
 from dittool.validate.text_edit import CaptionChecker
 
 if TYPE_CHECKING:
+    from dittool.train.distributed import Ranks
 
-QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution of timesteps
 _LARGEST_EVALUATION, _EVALUATION_BATCH = 64, 16  # hold-out samples, and those judged at once
 _LOOKED_AT = 2000  # micro-batches, to see how often each bucket comes
 
