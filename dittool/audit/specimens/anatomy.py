@@ -92,12 +92,15 @@ def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class Runs:
-    """Inputs of a model: plain, with the latent exchanged, with time alone, and with time and other conditions."""
+    """Inputs of a model: plain, and with others in the place of the latent, of time, of conditions that come as tokens,
+    and of time and all conditions.
+    """
 
     model: nn.Module  # with open gates
     plain: Inputs
     latent: Inputs
     time: Inputs
+    texts: Inputs
     conditions: Inputs
     batch: int
 
@@ -147,16 +150,13 @@ class _Search:
             sure: they are of a class that is known to be a block's.
             in_lists: they are members of lists; outside of them a residual is asked for.
         """
-        plain, latent, conditioned = (
-            self._runs.calls(candidates, given)
-            for given in (self._runs.plain, self._runs.latent, self._runs.conditions)
+        plain, latent, texts = (
+            self._runs.calls(candidates, given) for given in (self._runs.plain, self._runs.latent, self._runs.texts)
         )
         self._order |= {name: len(self._order) + i for i, name in enumerate(plain) if name not in self._order}
         moved = {name: _moves(plain[name], latent.get(name)) for name in plain}
         transforming = [
-            name
-            for name in plain
-            if plain[name].streams and (moved[name] or _moves(plain[name], conditioned.get(name)))
+            name for name in plain if plain[name].streams and (moved[name] or _moves(plain[name], texts.get(name)))
         ]
         branches: list[str] = []
         residual: dict[object, bool] = {}

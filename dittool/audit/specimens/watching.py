@@ -89,15 +89,16 @@ def uncompiled() -> Iterator[None]:
 def fixed_chance(seed: int = 0) -> Iterator[None]:
     """Inside the `with` torch, numpy and random draw from one seed; outside they go on as if nothing had been."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
+    torch_state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a while
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
 
 
 def _tensors(value: object, depth: int = 0) -> Iterator[Tensor]:

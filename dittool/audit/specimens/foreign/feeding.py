@@ -62,6 +62,14 @@ class Feed:
         return [name for name in self._others if name not in (*self.masks, *self.positions)]
 
     @property
+    def texts(self) -> list[str]:
+        """Conditions that come as tokens, or as the words of a text."""
+        words = (value for value in self.conditions)
+        return [
+            name for name in words if self._leaves[name].dim() >= (3 if self._leaves[name].is_floating_point() else 2)
+        ]
+
+    @property
     def _others(self) -> dict[str, Tensor]:
         return {name: value for name, value in self._leaves.items() if name not in (self.latent, self.time)}
 

@@ -138,9 +138,8 @@ class ForeignModel(Trial[nn.Module]):
     def anatomy(self) -> Anatomy:
         inputs, feed = self.inputs(), self.feed
         latent, timed = feed.changed(inputs, feed.latent), self._at_another_time()
-        return find_anatomy(
-            Runs(self.shared_awake, inputs, latent, timed, feed.changed(timed, *feed.conditions), feed.batch)
-        )
+        texts, conditions = feed.changed(inputs, *feed.texts), feed.changed(timed, *feed.conditions)
+        return find_anatomy(Runs(self.shared_awake, inputs, latent, timed, texts, conditions, feed.batch))
 
     def inputs(self, seed: int = 0) -> Inputs:
         return self.feed.inputs(seed=seed)

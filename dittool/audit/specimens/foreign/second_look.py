@@ -35,7 +35,8 @@ def looked_at_again(foreign: ForeignModel, options: Options) -> Options:
         return replace(options, effects={name: _elsewhere(foreign, name, effect) for name, effect in effects.items()})
     for name, effect in effects.items():
         if effect.kind == "dead":
-            where = _acts_somewhere(foreign, name, effects) if monotonic() < until else ""
+            looked = monotonic() < until and not foreign.remembers(name)
+            where = _acts_somewhere(foreign, name, effects) if looked else ""
             effects[name] = Effect("acts", where) if where else _elsewhere(foreign, name, effect)
         elif effect.kind == "unseen" and isinstance(foreign.factory.settings[name], bool):
             effects[name] = _raised(foreign, name) or effect
