@@ -157,7 +157,8 @@ def _show(console: Console, form: Format, audits: list[Audit]) -> None:
             console.result(report.as_markdown(result).rstrip("\n"))
     else:
         for result in audits:
-            console.table(report.COLUMNS, report.table_rows(result), title=result.target)
+            console.result(f"{result.target}: {report.verdict(result)}")
+            console.table(report.COLUMNS, report.table_rows(result))
             console.result(report.summary_line(result))
 
 

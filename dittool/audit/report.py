@@ -13,7 +13,6 @@ from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Finding, Profile, Rule
 from dittool.errors import ANSWER_IS_NO, BUG, DONE
 
 _MARKS = {PASS: "✔ pass", WARN: "! warn", FAIL: "✘ fail", SKIP: "– skip"}
-_IN_A_REVIEW = {PASS: "Right", FAIL: "Missing", WARN: "Doubtful", SKIP: "Not judged"}
 _FROM_BEST_TO_WORST = (SKIP, PASS, WARN, FAIL)
 _EXIT = {
     DONE: "no rule failed",
@@ -67,13 +66,45 @@ class Audit:
 
 
 def table_rows(audit: Audit) -> list[tuple[str, str, str]]:
-    """For `COLUMNS`: code and name, status, evidence; the fix of what is not right stands under it."""
-    rows = [
-        (judged.rule.title, _MARKS[judged.finding.status], judged.finding.with_fix("\n→ ")) for judged in audit.findings
-    ]
-    return rows + [
-        (crash.rule.title, "✘ broke", f"the rule itself is broken: {crash.error}") for crash in audit.crashes
-    ]
+    """For `COLUMNS`: what is to be changed first, with the fix under it, then what is right, then what was not judged,
+    each reason once.
+    """
+    judged = sorted(
+        (judged for judged in audit.findings if judged.finding.status != SKIP),
+        key=lambda judged: -_FROM_BEST_TO_WORST.index(judged.finding.status),
+    )
+    rows = [(each.rule.title, _MARKS[each.finding.status], each.finding.with_fix("\n→ ")) for each in judged]
+    broke = [(crash.rule.title, "✘ broke", f"the rule itself is broken: {crash.error}") for crash in audit.crashes]
+    return broke + rows + [(_titles(rules), _MARKS[SKIP], reason) for reason, rules in _unjudged(audit).items()]
+
+
+def _unjudged(audit: Audit) -> dict[str, list[Rule]]:
+    """The rules that were skipped, by the reason."""
+    reasons: dict[str, list[Rule]] = {}
+    for judged in audit.findings:
+        if judged.finding.status == SKIP:
+            reasons.setdefault(judged.finding.evidence, []).append(judged.rule)
+    return reasons
+
+
+def _titles(rules: Sequence[Rule]) -> str:
+    """`E1 zero-init` of one rule, the codes of several."""
+    return rules[0].title if len(rules) == 1 else ", ".join(rule.code for rule in rules)
+
+
+def verdict(audit: Audit) -> str:
+    """`2 rules fail (E1, C6), 1 warns (E3)`."""
+    parts = []
+    for status, one, many in ((FAIL, "fails", "fail"), (WARN, "warns", "warn")):
+        codes = list(dict.fromkeys(each.rule.code for each in audit.findings if each.finding.status == status))
+        rules = "1 rule" if len(codes) == 1 else f"{len(codes)} rules"
+        if codes:
+            parts.append(f"{rules} {one if len(codes) == 1 else many} ({', '.join(codes)})")
+        elif status == FAIL:
+            parts.append("no rule fails")
+    if audit.crashes:
+        parts.append(f"{len(audit.crashes)} broke")
+    return ", ".join(parts)
 
 
 def summary_line(audit: Audit) -> str:
@@ -102,30 +133,40 @@ def as_json(audit: Audit) -> dict[str, object]:
 
 def _finding_as_json(rule: Rule, finding: Finding) -> dict[str, str]:
     said = {"status": finding.status, "evidence": finding.evidence, "fix": finding.fix}
+    said |= {"where": finding.where} if finding.where else {}
     return {"code": rule.code, "name": rule.name, **said}
 
 
 def as_markdown(audit: Audit) -> str:
-    """A compliance review to paste: a summary table, then each rule with its evidence, what is right, what is
-    missing, and the fix.
+    """A review to paste into a pull request: the verdict, what to change and where, what is right, and what was not
+    judged, each reason once.
     """
+    judged = {status: [each for each in audit.findings if each.finding.status == status] for status in _MARKS}
     ends = f"Exit code {audit.exit_code}: {_EXIT[audit.exit_code]}."
-    summary = ["| rule | status | evidence |", "| --- | --- | --- |"]
-    by_rule: dict[Rule, list[Finding]] = {}
-    for rule, finding in ((judged.rule, judged.finding) for judged in audit.findings):
-        summary.append(f"| {_cell(rule.title)} | {finding.status} | {_cell(finding.evidence)} |")
-        by_rule.setdefault(rule, []).append(finding)
-    paragraphs = [f"# Audit of `{audit.target}`", f"{summary_line(audit)}. {ends}", "\n".join(summary)]
-    for rule, findings in by_rule.items():
-        worst = max((finding.status for finding in findings), key=_FROM_BEST_TO_WORST.index)
-        paragraphs += [f"## {rule.title}: {worst}", f"**Must hold:** {rule.promise}"]
-        for status, title in _IN_A_REVIEW.items():
-            alike = [finding for finding in findings if finding.status == status]
-            paragraphs += [f"**{title}:** {finding.evidence}" for finding in alike]
-            paragraphs += [f"**Fix:** {finding.fix}" for finding in alike if finding.fix]
-    for crash in audit.crashes:
-        paragraphs += [f"## {crash.rule.title}: not judged", f"The rule itself broke: {crash.error}"]
+    paragraphs = [f"# Audit of `{audit.target}`", f"**{_capital(verdict(audit))}.** {summary_line(audit)}. {ends}"]
+    if judged[FAIL] or judged[WARN]:
+        paragraphs.append("## To change")
+    for each in (*judged[FAIL], *judged[WARN]):
+        at = f" At `{each.finding.where}`." if each.finding.where else ""
+        paragraphs += [f"### {each.rule.title}: {each.finding.status}", f"{_sentence(each.finding.evidence)}{at}"]
+        paragraphs += [f"**Fix:** {_sentence(each.finding.fix)}"] if each.finding.fix else []
+        paragraphs.append(f"*Must hold: {each.rule.promise}*")
+    if judged[PASS]:
+        rows = [f"| {_cell(each.rule.title)} | {_cell(each.finding.evidence)} |" for each in judged[PASS]]
+        paragraphs += ["## Right", "\n".join(["| rule | evidence |", "| --- | --- |", *rows])]
+    if audit.crashes or judged[SKIP]:
+        lines = [f"- {crash.rule.title}: the rule itself broke, {crash.error}" for crash in audit.crashes]
+        lines += [f"- {_titles(rules)}: {reason}" for reason, rules in _unjudged(audit).items()]
+        paragraphs += ["## Not judged", "\n".join(lines)]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def rule_page(rule: Rule) -> str:

@@ -45,6 +45,7 @@ class Finding:
     fix: str = ""
     choice: str = ""  # of a failure that is one by the recipe alone: what it costs, and which models do so
     ends: bool = False  # nothing else of the subject can be judged
+    where: str = ""  # of a stranger's source, `models.py:31`
 
     def under(self, profile: Profile) -> Finding:
         """As severe as a profile has it."""
@@ -54,7 +55,8 @@ class Finding:
 
     def with_fix(self, sign: str) -> str:
         """The evidence, and behind a sign what to do when something is not right."""
-        return self.evidence + (f"{sign}{self.fix}" if self.fix and self.status in (WARN, FAIL) else "")
+        at = f" ({self.where})" if self.where else ""
+        return self.evidence + (f"{sign}{self.fix}{at}" if self.fix and self.status in (WARN, FAIL) else at)
 
 
 def passed(evidence: str) -> list[Finding]:

@@ -72,8 +72,17 @@ def _result(audit: Audit, judged: Judged, index: int) -> dict[str, object]:
         "kind": _KIND[judged.finding.status],
         "level": _LEVEL[judged.finding.status],
         "message": {"text": judged.finding.with_fix(_FIX)},
-        "locations": [_location(audit)],
+        "locations": [_line(judged.finding.where) or _location(audit)],
     }
+
+
+def _line(where: str) -> dict[str, object] | None:
+    """Of `models.py:31`, where the file lies in the folder that is checked out."""
+    path, _, line = where.rpartition(":")
+    if not path or path.startswith("/") or not line.isdigit():
+        return None
+    place = {"artifactLocation": {"uri": quote(path)}, "region": {"startLine": int(line)}}
+    return {"physicalLocation": place}
 
 
 def _location(audit: Audit) -> dict[str, object]:

@@ -254,11 +254,11 @@ def test_several_targets_give_one_object(dit, clean):
     assert [result["kind"] for result in answer["audits"]] == ["preset", "shards"] and answer["ok"]
 
 
-def test_markdown_is_a_review_with_a_section_a_rule(dit, workshop):
+def test_markdown_is_a_review_with_a_section_for_what_is_to_change(dit, workshop):
     path = workshop.checkpoint(lambda content: content["ema"]["output.weight"].fill_(float("nan")))
     review = dit("audit", path, "--select", "K2,K3", "--format", "markdown").out
-    assert "| K2 finite | fail |" in review and "## K2 finite: fail" in review and "## K3 architecture: pass" in review
-    assert "**Missing:** " in review and "**Fix:** go back" in review
+    assert "## To change\n\n### K2 finite: fail" in review and "**Fix:** go back" in review
+    assert review.index("## Right") < review.index("| K3 architecture |")
 
 
 def test_data_are_compared_with_the_preset_that_is_named(dit, clean):

@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dittool.audit import sarif
+from dittool.audit import report, sarif
 from dittool.audit.report import Audit, Crash, Judged
 from dittool.audit.rule import HEADINGS, Finding, Rule
+from dittool.audit.specimens.foreign.sources import line_of
+from tests.audit import foreign_models
 
 HERE, DOCS = Path(__file__).parent, Path(__file__).parents[2] / "docs"
 PAGE = "It holds.\n" + "".join(f"\n## {heading}\nText.\n" for heading in HEADINGS)
@@ -114,4 +116,48 @@ def test_the_example_review_in_the_docs_is_current(dit):
     assert without_figures(example) == without_figures(review), (
         "make it again: dit audit demo --format markdown > docs/audit-example.md"
     )
-    assert "Exit code 0: no rule failed." in review and review.count("**Must hold:** ") == review.count("\n## ") == 15
+    assert review.startswith("# Audit of `demo`\n\n**No rule fails.** demo (preset)")
+    assert "Exit code 0: no rule failed." in review and review.count("\n| ") == 2 + 15  # a line a rule, under a head
+
+
+# For a person: the verdict, what to change and where, what was not judged
+
+
+def test_the_page_begins_with_what_is_to_be_changed_and_says_a_reason_once(every_status):
+    findings = [*every_status.findings, Judged(rule("X6"), Finding("skip", "no data"))]
+    audit = Audit("m.py:F", "foreign model", findings, [])
+    assert [(title, mark[2:]) for title, mark, _ in report.table_rows(audit)] == [
+        ("X2 name-of-X2", "fail"),
+        ("X3 name-of-X3", "warn"),
+        ("X1 name-of-X1", "pass"),
+        ("X4, X6", "skip"),
+    ]
+    assert report.verdict(audit) == "1 rule fails (X2), 1 rule warns (X3)"
+    assert report.as_markdown(audit).count("no data") == 1
+
+
+def test_a_review_names_the_line_and_sarif_shows_it_there(validate):
+    finding = Finding("fail", "blocks.0 is open", "close it", where="models/dit.py:31")
+    audit = Audit("models/dit.py:DiT", "foreign model", [Judged(rule("X1"), finding)], [])
+    review = report.as_markdown(audit)
+    assert "**1 rule fails (X1).**" in review and "blocks.0 is open. At `models/dit.py:31`." in review
+    validate(document := sarif.as_sarif([audit]))
+    (location,) = document["runs"][0]["results"][0]["locations"]
+    assert location["physicalLocation"]["artifactLocation"]["uri"] == "models/dit.py"
+    assert location["physicalLocation"]["region"]["startLine"] == 31
+
+
+@pytest.mark.parametrize(
+    ("evidence", "text"),
+    [
+        ("max |block(x) − x| is 2 in blocks.1, first blocks.1.mlp.0.weight (up to 1)", "self.mlp ="),
+        ("qk_norm: False → True changes none of 7 things", "qk_norm"),
+        ("y: the prediction does not change", "class FusedDeafToClass"),
+    ],
+)
+def test_the_line_is_that_of_the_class_which_makes_what_the_evidence_names(evidence, text, monkeypatch):
+    monkeypatch.chdir(HERE)
+    model = foreign_models.fused_deaf_to_class()
+    make = foreign_models.fused_ignored_qk_norm if evidence.startswith("qk") else foreign_models.fused_deaf_to_class
+    file, _, line = line_of(model, make, evidence).rpartition(":")
+    assert file == "foreign_models.py" and text in (HERE / file).read_text().splitlines()[int(line) - 1]

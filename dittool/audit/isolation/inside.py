@@ -13,7 +13,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from inspect import getattr_static
 
 import torch
@@ -21,8 +21,11 @@ import torch
 from dittool.audit.isolation.messages import Request, error_as_data
 from dittool.audit.isolation.watched import MOST_PROCESSES
 from dittool.audit.registry import load_rules
-from dittool.audit.rule import SKIP, Finding
+from dittool.audit.rule import FAIL, SKIP, WARN, Finding
 from dittool.audit.runner import audit_subject
+from dittool.audit.specimens.foreign.model import ForeignModel
+from dittool.audit.specimens.foreign.sources import line_of
+from dittool.audit.subject import Foreign
 from dittool.audit.targets import open_factory
 from dittool.console import Talk
 from dittool.errors import DitError, UsageError, described
@@ -67,7 +70,7 @@ def _judge(request: Request, send: Send) -> None:
         send({"rule": code})
         found = audit_subject(subject, [rules[code]], request.named, _Sending(send), profile=request.profile)
         for judged in found.findings:
-            send({"finding": asdict(judged.finding)})
+            send({"finding": asdict(_with_line(judged.finding, subject))})
         for crash in found.crashes:
             if changed:
                 why = f"the model's own code replaces {changed}, and with that this rule raises {crash.error}"
@@ -76,6 +79,17 @@ def _judge(request: Request, send: Send) -> None:
                 send({"crash": crash.error, "counts": crash.counts})
         if any(judged.finding.ends for judged in found.findings):
             return
+
+
+def _with_line(finding: Finding, subject: Foreign) -> Finding:
+    """What is to be changed, with the line of the stranger's source."""
+    if finding.status not in (FAIL, WARN) or not isinstance(subject.specimen, ForeignModel):
+        return finding
+    try:
+        model, make = subject.specimen.shared_awake, subject.specimen.factory.make
+        return replace(finding, where=line_of(model, make, finding.evidence))
+    except Exception:  # a stranger's classes may answer anything
+        return finding
 
 
 def _replaceable() -> dict[str, object]:

@@ -1,0 +1,57 @@
+"""The line of a stranger's source at which something stands that a rule's evidence names: a tensor, a module, an
+argument.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+_NAMES = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
+
+
+def line_of(model: nn.Module, make: Callable[..., object], evidence: str) -> str:
+    """`models.py:31`, for the first module or tensor in the evidence that a class outside of torch makes; else of the
+    first argument of the factory that it names; else of the model's class. "" where there is no source.
+    """
+    names = _NAMES.findall(evidence)
+    modules = dict(model.named_modules())
+    for name in names:
+        owner, _, attribute = name.rpartition(".")
+        if owner in modules and ("." in name or attribute in modules) and (line := _where_made(modules, name)):
+            return line
+    arguments = inspect.signature(make).parameters if callable(make) else {}
+    for name in names:
+        if name.rpartition(".")[2] in arguments and (line := _line(make, rf"\b{name.rpartition('.')[2]}\b\s*[:=]")):
+            return line
+    return _line(type(model), "")
+
+
+def _where_made(modules: dict[str, nn.Module], name: str) -> str:
+    """The line in the nearest class around it that is none of torch's, where `self.part` is set."""
+    while name:
+        name, _, part = name.rpartition(".")
+        owner = modules.get(name)
+        if owner is None or type(owner).__module__.startswith("torch"):
+            continue
+        if line := _line(type(owner), rf"self\.{re.escape(part)}\b.*=|{re.escape(part)}"):
+            return line
+    return ""
+
+
+def _line(thing: Callable[..., object], pattern: str) -> str:
+    try:
+        lines, first = inspect.getsourcelines(inspect.unwrap(thing))
+        file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
+    except (OSError, TypeError):
+        return ""
+    found = next((number for number, line in enumerate(lines) if re.search(pattern, line)), None)
+    if found is None:
+        return ""
+    inside = Path.cwd() in file.resolve().parents
+    return f"{os.path.relpath(file.resolve()) if inside else file}:{first + found}"
