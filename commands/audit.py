@@ -6,7 +6,6 @@ rule's page, `--explain all` every page (that is docs/rules.md). Exit code 1 whe
 
 from __future__ import annotations
 
-import json as jsonlib
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -143,23 +142,19 @@ def _explain(console: Console, rules: RuleSet, code: str) -> None:
 
 
 def _show(console: Console, form: Format, audits: list[Audit]) -> None:
-    from dittool.audit import report, sarif
+    from dittool.audit import report
+    from dittool.audit.formats import as_text
 
     if form is Format.json:
         each = [report.as_json(result) for result in audits]
         console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(result.ok for result in audits)})
-    elif form is Format.sarif:
-        console.result(jsonlib.dumps(sarif.as_sarif(audits), indent=2))
-    elif form is Format.junit:
-        console.result(sarif.as_junit(audits).rstrip("\n"))
-    elif form is Format.markdown:
-        for result in audits:
-            console.result(report.as_markdown(result).rstrip("\n"))
-    else:
+    elif form is Format.table:
         for result in audits:
             console.result(f"{result.target}: {report.verdict(result)}")
             console.table(report.COLUMNS, report.table_rows(result))
             console.result(report.summary_line(result))
+    else:
+        console.result(as_text(audits, form.value))
 
 
 def _show_parity(console: Console, form: Format, targets: list[str], name: str) -> None:
