@@ -6,6 +6,7 @@ Values are mapped from the file, privately: they are read when they are used, an
 from __future__ import annotations
 
 import mmap
+from io import BufferedReader
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from dittool.untrusted.tensor_spec import DTYPE_BYTES, TensorSpec
 
 _TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_BYTES}
 
+_ALIGNED = 16  # bytes of the widest number
+
 
 def load_mapped(report: PtReport, part: Any) -> Any:
     """The content of the file, or a part of it, with a tensor on the CPU for each `TensorSpec`; tensors that share a
@@ -23,15 +26,12 @@ def load_mapped(report: PtReport, part: Any) -> Any:
     """
     with open(report.path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return _Builder(report, mapped).built(part)
-
-
-_ALIGNED = 16  # bytes of the widest number
+        return _Builder(report, file, mapped).built(part)
 
 
 class _Builder:
-    def __init__(self, report: PtReport, mapped: mmap.mmap) -> None:
-        self._members, self._mapped = report.members, mapped
+    def __init__(self, report: PtReport, file: BufferedReader, mapped: mmap.mmap) -> None:
+        self._members, self._file, self._mapped = report.members, file, mapped
         self._storages: dict[str, Tensor] = {}
 
     def built(self, value: Any) -> Any:
@@ -54,12 +54,12 @@ class _Builder:
     def _bytes(self, key: str) -> Tensor:
         """A storage's bytes, (n,) uint8; copied where they do not lie as numbers must, as in a legacy file."""
         if key not in self._storages:
-            begin, end = self._members[key].offset, self._members[key].offset + self._members[key].size
-            with memoryview(self._mapped) as view:
-                if begin % _ALIGNED:
-                    self._storages[key] = torch.frombuffer(bytearray(view[begin:end]), dtype=torch.uint8)
-                else:
-                    self._storages[key] = torch.frombuffer(
-                        self._mapped, dtype=torch.uint8, count=end - begin, offset=begin
-                    )
+            begin, size = self._members[key].offset, self._members[key].size
+            if begin % _ALIGNED:
+                copied = bytearray(size)
+                self._file.seek(begin)
+                self._file.readinto(copied)
+                self._storages[key] = torch.frombuffer(copied, dtype=torch.uint8)
+            else:
+                self._storages[key] = torch.frombuffer(self._mapped, dtype=torch.uint8, count=size, offset=begin)
         return self._storages[key]
