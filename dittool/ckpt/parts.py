@@ -162,8 +162,10 @@ def at(content: Any, keys: Sequence[str]) -> Any:
 
 
 def entries_of(value: object) -> Mapping[Any, Any]:
-    """What a dict, or an object that is a kind of dict or has attributes, holds by name."""
-    return value if isinstance(value, Mapping) else value.entries if isinstance(value, ForeignObject) else {}
+    """What a dict, or an object with pairs or attributes, holds by name; of a network its state dict."""
+    if isinstance(value, ForeignObject):
+        return value.state_dict() if value.is_network else value.entries
+    return value if isinstance(value, Mapping) else {}
 
 
 def is_state_dict(value: object) -> bool:

@@ -11,6 +11,8 @@ from typing import Any
 
 from dittool.untrusted.tensor_spec import TensorSpec
 
+_LONGEST_PART, _LONGEST_PREFIX = 100, 1_000  # characters of a module's name, alone and with those it lies in
+_MOST_PARTS = 400_000  # of a network
 _SHOWN = 8  # parts of an object in a line of text
 _DEEPEST_SETTINGS, _MOST_SETTINGS, _LONGEST_TEXT = 16, 10_000, 4_000
 
@@ -39,11 +41,38 @@ class ForeignObject:
     attributes: Any = None  # its state: nearly always a dict by name
     pairs: dict[Any, Any] | None = None  # of a kind of dict
     elements: list[Any] | None = None  # of a kind of list
+    _state: dict[str, TensorSpec] | None = None
 
     @property
     def entries(self) -> dict[Any, Any]:
         """What it holds by name: its pairs, else its attributes, else nothing."""
         return self.pairs or (self.attributes if isinstance(self.attributes, dict) else {})
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a torch.nn.Module that was pickled whole."""
+        return {"_parameters", "_buffers", "_modules"} <= self.entries.keys()
+
+    def state_dict(self) -> dict[str, TensorSpec]:
+        """Parameters and buffers of a network by the names of its state dict. Modules may refer to each other in
+        circles: each is entered once, and not those whose names or number no network has.
+        """
+        if self._state is None:
+            self._state, left, seen, waiting = {}, _MOST_PARTS, {id(self)}, [("", self)]
+            while waiting and left > 0:
+                prefix, module = waiting.pop()
+                tensors = {**_dict(module.entries["_parameters"]), **_dict(module.entries["_buffers"])}
+                modules = _dict(module.entries["_modules"])
+                left -= 1 + len(tensors) + len(modules)
+                names = {f"{prefix}{name!s:.{_LONGEST_PART}}": one for name, one in tensors.items()}
+                self._state |= {name: one for name, one in names.items() if isinstance(one, TensorSpec)}
+                for name, inner in reversed(modules.items()):
+                    longer = f"{prefix}{name!s:.{_LONGEST_PART}}."
+                    entered = id(inner) in seen or len(longer) > _LONGEST_PREFIX
+                    if isinstance(inner, ForeignObject) and inner.is_network and not entered:
+                        seen.add(id(inner))
+                        waiting.append((longer, inner))
+        return self._state
 
     def __repr__(self) -> str:
         entries = self.entries
@@ -55,6 +84,10 @@ class ForeignObject:
             parts = [short(part) for part in islice(self.elements or self.arguments, _SHOWN)]
         hidden = max(len(entries) or len(self.elements or self.arguments), len(parts)) - len(parts)
         return f"{self.kind}({', '.join(parts)}{f', … {hidden:,} more' if hidden else ''})"
+
+
+def _dict(value: object) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def short(value: object) -> str:

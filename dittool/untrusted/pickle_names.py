@@ -58,17 +58,9 @@ FACTORIES = {f"builtins.{name}" for name in _BUILT_IN} | {ORDERED_DICT}  # of a 
 NUMPY_ARRAY, NUMPY_DTYPE = "numpy.ndarray", "numpy.dtype"
 _NUMPY_SCALARS = {f"numpy.{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)}
 VALUES = {
-    *(
-        *FACTORIES,
-        *_NUMPY_SCALARS,
-        *DTYPES,
-        NUMPY_ARRAY,
-        "numpy.bool_",
-        "numpy.str_",
-        "torch.Tensor",
-        "torch._tensor.Tensor",
-    ),
-    *("torch.nn.parameter.Parameter", "pathlib.Path", "pathlib.PosixPath", "argparse.Namespace", "builtins.NoneType"),
+    *(*FACTORIES, *_NUMPY_SCALARS, *DTYPES, NUMPY_ARRAY, "numpy.bool_", "numpy.str_", "torch.Tensor"),
+    *("torch._tensor.Tensor", "torch.nn.parameter.Parameter", "pathlib.Path", "pathlib.PosixPath"),
+    *("argparse.Namespace", "builtins.NoneType", "builtins.Ellipsis", "builtins.NotImplemented"),
 }
 VALUE_PREFIXES = ("typing.", "torch.nn.", "torch._C._nn.", "torch.optim.")
 OBJECTS = {"argparse.Namespace", "uuid.UUID", "types.SimpleNamespace"}
@@ -167,12 +159,14 @@ def _is_type(value: object) -> bool:
     """A type, the type of None, or one made of types: `Optional[int]`."""
     if type(value) is ClassName:
         return may_stand_as_value(value)
-    return _is_object(value, "_operator.getitem") or _is_object(value, "builtins.type")
+    return any(_is_object(value, kind) for kind in ("_operator.getitem", "types.GenericAlias", "builtins.type"))
 
 
 def _of_typing(*values: object) -> bool:
-    """`Optional` and the types in its brackets."""
-    if len(values) != 2 or type(values[0]) is not ClassName or values[0].module != "typing":
+    """`Optional` or `list` and the types in its brackets."""
+    if len(values) != 2 or type(values[0]) is not ClassName:
+        return False
+    if values[0].module != "typing" and canonical(values[0]) not in FACTORIES:
         return False
     types = values[1] if type(values[1]) is tuple else values[1:]
     return len(types) <= _MOST_TYPES and all(map(_is_type, types))
@@ -211,6 +205,7 @@ RECONSTRUCTORS: dict[str, Callable[..., bool]] = {
     "builtins.frozenset": _one_list,
     "builtins.type": lambda *values: values == (None,),
     "_operator.getitem": _of_typing,
+    "types.GenericAlias": _of_typing,
     "types.SimpleNamespace": lambda *values: not values,
     "collections.defaultdict": _factory,
     "collections.Counter": _counts,

@@ -198,6 +198,7 @@ def contents() -> dict[str, Any]:
             "range": range(3),
             "slice": slice(1, 2),
             "none": type(None),
+            "types": [list[int], dict[str, int], typing.Any, ...],
             "large": 2**70,
             "random": random.Random(0).getstate(),
             ("a", 1): 1,

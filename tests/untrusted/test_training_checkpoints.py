@@ -71,6 +71,19 @@ def test_numbers_of_numpy_are_plain_and_arrays_keep_their_shape(files):
     assert content["rng"][1].attributes == TensorSpec("uint32", (624,))
 
 
+@pytest.mark.parametrize("key", ["", "model", "ema"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_network_that_was_pickled_whole_gives_its_state_dict(tmp_path, key, legacy, dit):
+    model = torch.nn.Sequential(
+        torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Sequential(torch.nn.Linear(2, 2))
+    )
+    torch.save({key: model} if key else model, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    loaded = load_weights(tmp_path / "a.pt")
+    assert list(loaded) == list(model.state_dict())
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+    assert dit("inspect-ckpt", tmp_path / "a.pt", "--tree").code == 0 and dit("audit", tmp_path / "a.pt").code == 0
+
+
 def test_pythons_own_values_are_read(files):
     content = content_of(files, "Python's own")
     assert content["bytes"] == b"\x00\xff" and content["array"] == b"ab" and content["set"] == [1, 2]
