@@ -163,12 +163,12 @@ def _require_audited(config: AnyConfig, name: str, data: Path, out: Path, consol
 
 
 def _show_plan(plan: Plan, out: Path, console: Console) -> None:
-    console.json(plan.to_json())
+    disk = plan.room_in(out)
+    console.json(plan.to_json() | {"out": str(out), "disk": disk.what})
     columns = ("bucket", "samples", "batch", "tokens", "context", "of batches", "a step")
     console.table(columns, [one.row for one in plan.buckets])
     for line in plan.lines:
         console.result(line)
-    disk = plan.room_in(out)
     console.result(f"disk    {out}: {disk.what}")
     if disk.remedy:
         console.warn(f"{disk.what}; {disk.remedy}")

@@ -21,6 +21,7 @@ def test_a_patch_size_that_cuts_a_bucket_is_code_2_and_names_bucket_and_multiple
     small = [part for override in tiny_shards.overrides for part in ("-s", override)]
     if command == "embed":
         ended = dit("embed", tiny_shards.images, *out, *preset)
+        assert not (tmp_path / "out").exists()
     elif command == "audit":
         ended = dit("audit", "demo", *CUT)
     elif command == "shard --index":

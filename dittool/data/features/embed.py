@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittool.config.architectures import AnyConfig, ImageConfig, image_config
+from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets
 from dittool.config.load import config_to_toml
 from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
@@ -113,6 +113,8 @@ def embed(
         )
     stages = [stage for stage in STAGES if stage in stages]
     require_source(source)
+    if "vae" in stages:
+        require_whole_buckets(config)  # before a folder is made; the codec that is loaded is asked again
     buckets = config.data.bucket_sizes()
     with nothing_left_of_refusal(out), _held(out, part):
         records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data))

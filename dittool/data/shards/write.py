@@ -44,6 +44,7 @@ from dittool.data.records import (
     record_to_bytes,
     write_records,
 )
+from dittool.data.shards.earlier import digests_of_finished_set, require_ours, require_same_images
 from dittool.data.shards.index import (
     INDEX_NAME,
     INDEX_VERSION,
@@ -52,13 +53,12 @@ from dittool.data.shards.index import (
     ShardRow,
     index_shard,
     members_path,
-    read_index,
     write_index,
 )
 from dittool.data.shards.split import ShardPlan, held_out, plan_shards, without_joining
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
 from dittool.encoders.cards import FeatureWidths
-from dittool.errors import BadDataError, UnsafeFileError, UsageError
+from dittool.errors import BadDataError
 from dittool.seeding import derive_seed
 from dittool.shell import command_line
 from dittool.storage import (
@@ -66,7 +66,6 @@ from dittool.storage import (
     folder_lock,
     nothing_left_of_refusal,
     output_folder,
-    read_json,
     read_json_lines,
     require_free,
     sweep_temporaries,
@@ -128,7 +127,8 @@ def shard(
     chosen = records[:limit]
     held = held_out(chosen, share, talk)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
-        _require_ours(out)
+        require_ours(out, out / _JOURNAL)
+        require_same_images(out, store.source, chosen)
         sweep_temporaries(out)
         writer = _ShardWriter(store, out)
         require_free(
@@ -201,7 +201,7 @@ class _ShardWriter:
         write_atomic(self._journal, b"".join(map(_line, lines)))
         entries = [_Finished.from_json(line, str(self._journal)) for line in lines]
         self.finished = {entry.row.path: entry for entry in entries}
-        self.earlier = _digests_of_finished_set(out)
+        self.earlier = digests_of_finished_set(out)
 
     def mark_unfinished(self) -> None:
         """Before the first change to the tars that the index lists, which until then are a good set."""
@@ -305,30 +305,6 @@ class _ShardWriter:
                 stat = self._store.path(feature, record.id).stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
-
-
-def _digests_of_finished_set(out: Path) -> dict[str, str]:
-    """sha256 of each tar by its path, of the finished set in `out`; nothing where there is none."""
-    try:
-        return {row.path: row.sha256 for row in read_index(out).shards}
-    except (BadDataError, UnsafeFileError):
-        return {}
-
-
-def _require_ours(out: Path) -> None:
-    """Tars that stand in the folder already must be of an earlier call: they will be replaced and removed."""
-    foreign = next(out.glob("bucket_*/*.tar"), None)
-    index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).exists() else None
-    ours = (
-        (out / _JOURNAL).exists()
-        if index is None
-        else not (isinstance(index, dict) and index.get("identity", {}).get("claimed"))
-    )
-    if foreign and not ours:
-        raise UsageError(
-            f"{out}: holds shards that dit shard did not write, such as {foreign.name}",
-            "choose another folder with --out",
-        )
 
 
 def _require_complete(store: FeatureStore, used: list[Record]) -> None:

@@ -20,7 +20,7 @@ from dittool.data.shards.statistics import Moments
 from dittool.data.shards.stream import collate
 from dittool.data.shards.verify import verify
 from dittool.data.shards.write import shard
-from dittool.errors import BadDataError, UnsafeFileError
+from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.geometry import parse_size, patch_grid
 from dittool.storage import read_json, write_json
 from dittool.untrusted.npy import npy_bytes, parse_npy
@@ -198,6 +198,29 @@ def test_patches_come_back_from_every_storage_on_their_grid(tiny_shards, older_d
         np.testing.assert_allclose(shards.statistics.patch_mean, pooled.mean(axis=0), atol=1e-9)
     else:
         np.testing.assert_allclose(conditions.patches[0], original, atol=0.01 * np.abs(original).max())
+
+
+def of_other_images(folder) -> None:
+    """Makes a set one of images with other names, from another folder."""
+    index = read_json(folder / "index.json")
+    write_json(folder / "index.json", {**index, "source": "/elsewhere"})
+    for path in folder.rglob("*.members.json"):
+        write_json(path, {f"other-{name}": places for name, places in read_json(path).items()})
+
+
+def test_shards_of_other_images_are_not_replaced(copy, tiny_shards):
+    of_other_images(copy)
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="holds shards of other images, of /elsewhere; these are of ") as refused:
+        shard(tiny_shards.store.folder, copy, limit=3)
+    assert refused.value.hint.count("mv ") == 1
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
+def test_shards_of_images_that_were_moved_are_made_anew(copy, tiny_shards):
+    write_json(copy / "index.json", {**read_json(copy / "index.json"), "source": "/elsewhere"})
+    shard(tiny_shards.store.folder, copy)
+    assert read_json(copy / "index.json")["source"] == tiny_shards.store.source
 
 
 def test_a_smaller_set_leaves_no_shard_of_the_larger_one(copy, tiny_shards):
