@@ -114,16 +114,14 @@ def embed(
     stages = [stage for stage in STAGES if stage in stages]
     require_source(source)
     require_whole_buckets(config)  # before a folder is made; the codec that is loaded is asked again
-    buckets = config.data.bucket_sizes()
     with nothing_left_of_refusal(out), _held(out, part):
-        records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data))
+        records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
         store = FeatureStore(out, part, config.data.near_copies == "together")
         _require_usable(source, records, store)
         for record in pairs_to_show(records):
             talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
-        card_changed = store.open_card(
-            [bucket.name for bucket in buckets], config.data.patch_storage, stages if rebuild else ()
-        )
+        names = [bucket.name for bucket in config.data.bucket_sizes()]
+        card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
         if (before := store.write_source(str(source.resolve()))) and not _moved(before, source, out):
             talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
         with shared_files(out):
