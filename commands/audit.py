@@ -6,7 +6,8 @@ rule's page, `--explain all` every page (that is docs/rules.md). Exit code 1 whe
 
 from __future__ import annotations
 
-from enum import Enum
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,9 @@ from typer.models import OptionInfo
 from dittool import completion
 from dittool.commands.options import (
     NONE_GIVEN,
+    AuditFormat,
     ExampleOption,
+    FailOnOption,
     JsonOption,
     KwargsOption,
     MemoryLimitOption,
@@ -38,14 +41,6 @@ if TYPE_CHECKING:
 
 def _codes_option(name: str, text: str) -> OptionInfo:
     return typer.Option(name, metavar="CODES", help=text, show_default=False, autocompletion=completion.rule_codes)
-
-
-class Format(str, Enum):
-    table = "table"
-    json = "json"
-    markdown = "markdown"
-    sarif = "sarif"
-    junit = "junit"
 
 
 def main(
@@ -73,10 +68,11 @@ def main(
     ignore: Annotated[list[str] | None, _codes_option("--ignore", "Not the rules of these codes.")] = None,
     kwargs: KwargsOption = None,
     example: ExampleOption = None,
-    time_limit: TimeLimitOption = 900.0,
+    time_limit: TimeLimitOption = None,
     memory_limit: MemoryLimitOption = None,
     profile: ProfileOption = None,
     trained: TrainedOption = False,
+    fail_on: FailOnOption = None,
     spec: Annotated[
         str | None,
         typer.Option("--spec", metavar="S", help="Hold it against a published model: drifting.", show_default=False),
@@ -92,45 +88,50 @@ def main(
         ),
     ] = None,
     overrides: OverridesOption = NONE_GIVEN,
-    format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    format: Annotated[AuditFormat, typer.Option("--format", help="How to print.")] = AuditFormat.table,
     json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Check a checkpoint, preset, run, data folder or model."""
-    from dittool.audit.isolation.watched import Limits
+    from dittool.audit.isolation.watched import limits_of
+    from dittool.audit.project import codes_of, read_project
     from dittool.audit.registry import load_rules
+    from dittool.audit.report import require_fail_on
     from dittool.audit.runner import audit
     from dittool.errors import ANSWER_IS_NO, BUG, DONE, UsageError
     from dittool.families.family import specimen_of
 
-    form, rules = Format.json if json else format, load_rules()
-    console = console_for(form is Format.json, quiet, verbose)
+    form, rules = AuditFormat.json if json else format, load_rules()
+    console = console_for(form is AuditFormat.json, quiet, verbose)
     for line in rules.refused:
         console.warn(line)
     if explain is not None:
         require_effect(context, "with --explain", "explain")
         _explain(console, rules, explain)
         return
+    own = read_project(Path.cwd())
+    if own.file:
+        console.note(f"settings of {own.file}, where no option says otherwise")
+    if not targets or set(targets) <= set(own.targets):  # what the project says of its own
+        targets, kwargs, example = targets or own.targets, kwargs or own.kwargs, example or own.example
+        trained = trained or own.trained
     if not targets:
         raise UsageError("nothing to audit is named", "for example: dit audit demo, or dit audit data/shards")
     if spec is not None:
-        printed = [] if form in (Format.sarif, Format.junit) else ["format"]
+        printed = [] if form in (AuditFormat.sarif, AuditFormat.junit) else ["format"]
         require_effect(context, "with --spec", "spec", "targets", *printed)
         _show_parity(console, form, targets, spec)
         return
-    limits = Limits(time_limit, *([] if memory_limit is None else [int(memory_limit * 1e9)]))
-    severity: Severity | None = None if profile is None else profile.value
-    asked = (targets, specimen_of, preset, _codes(select), _codes(ignore), rules, console, kwargs, example, overrides)
-    audits = audit(*asked, limits, severity, trained)
+    limits = limits_of(time_limit or own.time_limit, memory_limit or own.memory_limit)
+    severity: Severity | None = own.profile if profile is None else profile.value
+    hangs_on = require_fail_on(codes_of(fail_on or own.fail_on), rules)
+    chosen = codes_of(select or own.select), codes_of(ignore or own.ignore)
+    asked = (targets, specimen_of, preset, *chosen, rules, console, kwargs, example, overrides)
+    audits = [replace(result, fail_on=hangs_on) for result in audit(*asked, limits, severity, trained)]
     _show(console, form, audits)
     codes = {result.exit_code for result in audits}
     raise typer.Exit(ANSWER_IS_NO if ANSWER_IS_NO in codes else BUG if BUG in codes else DONE)
-
-
-def _codes(options: list[str] | None) -> list[str]:
-    """`["e1,K"]` → `["E1", "K"]`."""
-    return [code.strip().upper() for option in options or () for code in option.split(",") if code.strip()]
 
 
 def _explain(console: Console, rules: RuleSet, code: str) -> None:
@@ -141,14 +142,14 @@ def _explain(console: Console, rules: RuleSet, code: str) -> None:
     console.result(page.rstrip("\n"))
 
 
-def _show(console: Console, form: Format, audits: list[Audit]) -> None:
+def _show(console: Console, form: AuditFormat, audits: list[Audit]) -> None:
     from dittool.audit import report
     from dittool.audit.formats import as_text
 
-    if form is Format.json:
+    if form is AuditFormat.json:
         each = [report.as_json(result) for result in audits]
         console.json(each[0] if len(each) == 1 else {"audits": each, "ok": all(result.ok for result in audits)})
-    elif form is Format.table:
+    elif form is AuditFormat.table:
         for result in audits:
             console.result(f"{result.target}: {report.verdict(result)}")
             console.table(report.COLUMNS, report.table_rows(result))
@@ -157,7 +158,7 @@ def _show(console: Console, form: Format, audits: list[Audit]) -> None:
         console.result(as_text(audits, form.value))
 
 
-def _show_parity(console: Console, form: Format, targets: list[str], name: str) -> None:
+def _show_parity(console: Console, form: AuditFormat, targets: list[str], name: str) -> None:
     from dittool.audit import spec
     from dittool.audit.targets import open_subject
     from dittool.errors import ANSWER_IS_NO
@@ -167,7 +168,7 @@ def _show_parity(console: Console, form: Format, targets: list[str], name: str) 
     each, ok = [spec.as_json(result) for result in found], all(result.ok for result in found)
     console.json(each[0] if len(each) == 1 else {"parities": each, "ok": ok})
     for result in found:
-        if form is Format.markdown:
+        if form is AuditFormat.markdown:
             console.result(spec.as_markdown(result).rstrip("\n"))
         else:
             console.table(spec.COLUMNS, spec.table_rows(result), title=result.title)

@@ -55,8 +55,14 @@ ExampleOption = Annotated[
     typer.Option("--example", metavar="FILE.PY:F", help="Makes the inputs of a factory's model.", show_default=False),
 ]
 TimeLimitOption = Annotated[
-    float,
-    typer.Option("--time-limit", metavar="SECONDS", min=1, help="What a factory's model may take, all rules together."),
+    float | None,
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        min=1,
+        help="What a factory's model may take, all rules together.",
+        show_default="900",
+    ),
 ]
 MemoryLimitOption = Annotated[
     float | None,
@@ -70,9 +76,26 @@ MemoryLimitOption = Annotated[
 ]
 
 
-class Profile(str, Enum):
-    """`dittool.audit.rule.Profile`, as an option's choices."""
+FailOnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-on",
+        metavar="WHAT",
+        help="What makes the exit code 1: fail, warn (warnings too), never, or codes of rules.",
+        show_default="fail",
+    ),
+]
 
+
+class AuditFormat(str, Enum):
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+    sarif = "sarif"
+    junit = "junit"
+
+
+class Profile(str, Enum):
     scratch = "scratch"
     any = "any"
 

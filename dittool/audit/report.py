@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dittool.audit.registry import built_in_rules
+from dittool.audit.registry import RuleSet, built_in_rules
 from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Finding, Profile, Rule
 from dittool.errors import ANSWER_IS_NO, BUG, DONE
 
@@ -19,6 +19,8 @@ _EXIT = {
     ANSWER_IS_NO: "a rule failed",
     BUG: "a rule is broken itself, so not everything was judged",
 }
+NEVER = "never"
+FAIL_ON = (FAIL, WARN, NEVER)  # words of --fail-on; the others are codes
 COLUMNS = ("rule", "", "evidence")
 
 
@@ -48,6 +50,7 @@ class Audit:
     findings: list[Judged]
     crashes: list[Crash]
     profile: Profile = "scratch"
+    fail_on: Sequence[str] = (FAIL,)  # what makes the answer no: fail, warn, never, or codes of rules
 
     @property
     def counts(self) -> dict[str, int]:
@@ -56,13 +59,26 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """No rule failed, and none that counts broke."""
+        """Nothing failed that the answer hangs on, and no rule that counts broke."""
         return self.exit_code == DONE
 
     @property
     def exit_code(self) -> int:
         broke = any(crash.counts for crash in self.crashes)
-        return ANSWER_IS_NO if self.counts[FAIL] else BUG if broke else DONE
+        return ANSWER_IS_NO if any(map(self._counts_against, self.findings)) else BUG if broke else DONE
+
+    def _counts_against(self, judged: Judged) -> bool:
+        codes = tuple(word for word in self.fail_on if word not in FAIL_ON)
+        statuses = (FAIL, WARN) if WARN in self.fail_on else (FAIL,)
+        of_those = not codes or judged.rule.code in codes or judged.rule.code.startswith(codes)
+        return NEVER not in self.fail_on and judged.finding.status in statuses and of_those
+
+
+def require_fail_on(words: Sequence[str], rules: RuleSet) -> Sequence[str]:
+    """What --fail-on names: `FAIL` by default, statuses, or codes. Raises `UsageError` for what is none of them."""
+    known = [word.lower() if word.lower() in FAIL_ON else word for word in words]
+    rules.selected([word for word in known if word not in FAIL_ON])
+    return known or (FAIL,)
 
 
 def table_rows(audit: Audit) -> list[tuple[str, str, str]]:
@@ -142,7 +158,8 @@ def as_markdown(audit: Audit) -> str:
     judged, each reason once.
     """
     judged = {status: [each for each in audit.findings if each.finding.status == status] for status in _MARKS}
-    ends = f"Exit code {audit.exit_code}: {_EXIT[audit.exit_code]}."
+    why = _EXIT[audit.exit_code] if tuple(audit.fail_on) == (FAIL,) else f"--fail-on {','.join(audit.fail_on)}"
+    ends = f"Exit code {audit.exit_code}: {why}."
     paragraphs = [f"# Audit of `{audit.target}`", f"**{_capital(verdict(audit))}.** {summary_line(audit)}. {ends}"]
     if judged[FAIL] or judged[WARN]:
         paragraphs.append("## To change")

@@ -40,6 +40,12 @@ class Limits:
     memory: int = field(default_factory=lambda: int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
 
 
+def limits_of(seconds: float | None, gigabytes: float | None) -> Limits:
+    """The limits that somebody chose, each other one as it is by default."""
+    usual = Limits()
+    return Limits(seconds or usual.seconds, usual.memory if gigabytes is None else int(gigabytes * 1e9))
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a process ended, and in words that follow "the code"."""
