@@ -235,6 +235,40 @@ class ExchangedWhenLarge(Net):
         return sincos(rows, columns, swapped=rows * columns > 100)
 
 
+class TurningBlock(Block):
+    """Rotary angles of rows and columns instead of added positions."""
+
+    columns, swapped = 0, False
+
+    def attend(self, x):
+        q, k, v = (part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        rows, index, half = x.shape[1] // self.columns, torch.arange(x.shape[1]), q.shape[-1] // 4
+        row, column = (index % rows, index // rows) if self.swapped else (index // self.columns, index % self.columns)
+        turns = 0.2 ** (torch.arange(half) / half)
+        angle = torch.cat([row[:, None] * turns, column[:, None] * turns], 1)
+
+        def turned(part):
+            a, b = part.chunk(2, -1)
+            return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
+
+        return self.out(F.scaled_dot_product_attention(turned(q), turned(k), v).transpose(1, 2).flatten(2))
+
+
+class Turning(Net):
+    block = TurningBlock
+
+    def positions(self, rows, columns):
+        for block in self.blocks:
+            block.columns = columns
+        return torch.zeros(1, 1, WIDTH)
+
+
+class ExchangedInTheLastBlock(Turning):
+    def __init__(self, depth=3):
+        super().__init__(depth)
+        self.blocks[-1].swapped = True
+
+
 # Checkpointing
 
 
@@ -376,6 +410,8 @@ KINDS: dict[str, dict[str, str]] = {  # what must be answered; all else passes o
     "IndicesClamped": {"E2": "fail"},
     "ExchangedWhenTall": {"E2": "fail"},
     "ExchangedWhenLarge": {"E2": "fail"},
+    "Turning": {},
+    "ExchangedInTheLastBlock": {"E2": "fail"},
     "RecomputedInPairs": {},
     "EverySecondRecomputed": {"E5": "warn"},
     "NeverOffAgain": {"E5": "fail"},

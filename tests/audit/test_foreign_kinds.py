@@ -18,7 +18,13 @@ from tests.audit.opened import open_subject
 FILE = Path(__file__).with_name("foreign_kinds.py")
 RULES = built_in_rules()
 QUICK = {"Net", "ScaleWithoutOne", "TableOfVectors", "TokensJoinMidway", "UShapedWithAnOpenMiddle", "NeverOffAgain"}
-QUICK |= {"ExchangedWhenTall", "PooledOfADataclassUnread", "LabelAveragedOverTheBatch", "ArgumentBesideAnother"}
+QUICK |= {
+    "ExchangedInTheLastBlock",
+    "ExchangedWhenTall",
+    "PooledOfADataclassUnread",
+    "LabelAveragedOverTheBatch",
+    "ArgumentBesideAnother",
+}
 
 
 def opened(kind, **options):

@@ -7,7 +7,8 @@ state dict grows with the grid. On each grid position must split into a row's an
 one does not, and no two places may be given the same. With closed blocks, changing one token of the input changes that
 token of the output alone. Exchanging two tokens must not merely exchange the answers. A reference's patches, on the
 tokens' grid, must carry the tokens' positions. Where a foreign model turns queries and keys instead, attention of the
-picture's queries over the picture's keys, found by raising patches, must depend on the distance in rows and columns.
+picture's queries over the picture's keys, found by raising patches, must depend on the distance in rows and columns; of
+each list of blocks the first and the last are looked at, with all others passed by.
 
 Under the profile `any` learned and stored positions, and one size only, are a choice, and warn; positions that are
 exchanged, cut short, the same at two places, or not there fail.
@@ -91,17 +92,17 @@ def _limit(on: OnGrid) -> float:
 
 def _faults_on(on: OnGrid, found: Positions, table: bool) -> dict[str, str]:
     """Faults by kind; a table does not split into rows and columns."""
-    where, faults = f"on {on.grid[0]}×{on.grid[1]} tokens", {}
+    where, faults = f"on {on.grid[0]}×{on.grid[1]} tokens" + (f" in {on.block}" if on.block else ""), {}
     if on.mixed is not None and on.mixed > _limit(on) and not table:
         rest = f"do not split into row and column (rest {on.mixed:.2g}): height and width are exchanged"
         faults["split"] = f"{where} positions {rest}"
-    if on.exchanged <= max(_NOISE, found.chance):
+    if on.exchanged is not None and on.exchanged <= max(_NOISE, found.chance):
         merely = f"merely exchanges their answers (relative change {on.exchanged:.1g}): there are no positions"
         if found.chance <= _NOISE:
             faults["none"] = f"exchanging two tokens {merely}"
     if on.by_distance is not None and on.by_distance <= _OF_LOGITS and 1 not in on.grid:
         alone = "depends on their distance in the sequence alone: it knows no rows and columns"
-        faults["split"] = f"attention between equal tokens {alone}"
+        faults["split"] = f"{where} attention between equal tokens {alone}"
     elif on.by_step is not None and on.by_step > _OF_LOGITS:
         more = f"depends on more than their distance in rows and columns ({on.by_step:.0%} of its range)"
         exchanged = "height and width are exchanged, or the angles are not 2-D"

@@ -62,6 +62,8 @@ class OnGrids:
     patch_size: int  # latent cells along one side of a token
     at_grid: Callable[[Grid], Inputs]  # one batch of this size
     blank: Callable[[Inputs, int], Inputs]  # the inputs without content, for a number of tokens
+    block: str = ""  # whose tokens and attention are looked at; by default the first that the latent passes
+    passed_by: bool = False  # whether all other blocks are replaced by the identity
 
     def grids_that_run(self, grids: Sequence[Grid]) -> tuple[list[Grid], list[Problem]]:
         """Grids at which the network runs and answers in kind, and the problems at others."""
@@ -93,7 +95,7 @@ class OnGrids:
             other_weights: makes the network with open gates and other weights; None where what is learned is known.
         """
         inputs = self.at_grid(grid)
-        blank = self.blank(inputs, math.prod(grid))
+        blank = self._equal(inputs, grid)
         plain = self._seen(blank)
         places = self._places(grid, blank, plain)
         found = OnGrid(grid, exchanged=self._exchanged(grid, inputs), strayed=self._strayed(grid, inputs))
@@ -110,6 +112,10 @@ class OnGrids:
             return replace(
                 found, learned=learned, mixed=_mixed(here, grid) / largest, same_place=_same_rows(here, most=0.75)
             )
+        return self._of_attention(found, plain, places)
+
+    def _of_attention(self, found: OnGrid, plain: _Seen, places: _Places) -> OnGrid:
+        grid = found.grid
         if places.attention is None or places.queries is None or places.keys is None:
             return found
         logits = plain.logits[places.attention].mean(0)[places.queries][:, places.keys]  # (N, N)
@@ -123,7 +129,7 @@ class OnGrids:
 
     def stored_positions(self, grid: Grid) -> dict[str, tuple[int, ...]]:
         """Tensors of the state dict that make the first block's tokens differ, or that hold a table of the grid."""
-        blank = self.blank(self.at_grid(grid), math.prod(grid))
+        blank = self._equal(self.at_grid(grid), grid)
         plain = self._seen(blank, logits=False)
         places = self._places(grid, blank, plain)
         if places.rows is None or places.stream is None:
@@ -154,7 +160,7 @@ class OnGrids:
 
     def token_differences(self, grid: Grid) -> Tensor:
         """(N, D): what tokens of equal content are given in the first block, relative to the first of them."""
-        blank = self.blank(self.at_grid(grid), math.prod(grid))
+        blank = self._equal(self.at_grid(grid), grid)
         plain = self._seen(blank, logits=False)
         return self._differences(plain, self._places(grid, blank, plain))
 
@@ -166,11 +172,40 @@ class OnGrids:
         tokens = seen.tokens[places.stream][places.rows]
         return tokens - tokens[:1]
 
+    def measured_in_block(self, grid: Grid) -> OnGrid:
+        """What attention of a later block knows of places, with all other blocks passed by."""
+        inputs = self.at_grid(grid)
+        blank = self._equal(inputs, grid)
+        plain = self._seen(blank)
+        places, found = self._places(grid, blank, plain), OnGrid(grid, block=self.block)
+        if places.rows is None or bool(self._differences(plain, places).any()):
+            return found  # its tokens are not of equal content
+        return self._of_attention(found, plain, places)
+
+    def _equal(self, inputs: Inputs, grid: Grid) -> Inputs:
+        """The inputs with equal content everywhere: zero, or where that makes tokens of zero, which know no angles, one
+        number a channel.
+        """
+        blank = self.blank(inputs, math.prod(grid))
+        if any(bool(tokens.any()) for tokens in self._seen(blank, logits=False).tokens):
+            return blank
+        latent = blank[self.latent]
+        axis = 2 if latent.dim() == 3 and latent.shape[1] == math.prod(grid) else 1
+        shape = [length if i == axis else 1 for i, length in enumerate(latent.shape)]
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(latent)
+        return {**blank, self.latent: drawn.expand_as(latent).clone()}
+
     def _seen(self, inputs: Inputs, logits: bool = True) -> _Seen:
-        """Of the first block that the latent passes."""
-        attention = AttentionLogits()
-        first = self.model.get_submodule(self.anatomy.of_latent[0])
-        with ending_with(first) as calls, attention if logits else nullcontext():
+        """Of the block that is looked at."""
+        attention, name = AttentionLogits(), self.block or self.anatomy.of_latent[0]
+        looked_at = self.model.get_submodule(name)
+        others = [self.model.get_submodule(other) for other in self.anatomy.blocks if other != name and self.passed_by]
+        with (
+            hooked(block.register_forward_hook(_as_identity, with_kwargs=True) for block in others),
+            looked_at.register_forward_pre_hook(attention.begin),
+            ending_with(looked_at) as calls,
+            attention if logits else nullcontext(),
+        ):
             answer_without_gradient(self.model, inputs)
         batch = len(inputs[self.latent])
         return _Seen([_rows(tensor, batch) for tensor in calls[0].tensors if is_tokens(tensor)], attention.seen)

@@ -70,7 +70,7 @@ class OnGrid:
     """What makes tokens of equal content differ on one grid. Changes are relative; None: not measured."""
 
     grid: Grid
-    exchanged: float  # between exchanged answers and the answers to exchanged tokens
+    exchanged: float | None = None  # between exchanged answers and the answers to exchanged tokens
     strayed: tuple[int, int] | None = None  # a changed token, and another place that answers when blocks are passed by
     rounding: float = 0.0  # of the network's precision
     learned: float | None = None  # change of what tokens of equal content differ by, under other weights
@@ -78,6 +78,7 @@ class OnGrid:
     same_place: tuple[int, int] | None = None  # two tokens that are given the same
     by_step: float | None = None  # spread of attention's logits between tokens the same rows and columns apart
     by_distance: float | None = None  # … and the same distance in the sequence apart
+    block: str = ""  # in which it was seen, when that is not the first
 
 
 @dataclass(frozen=True)

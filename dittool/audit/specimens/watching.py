@@ -286,14 +286,18 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
 
 
 class AttentionLogits(TorchFunctionMode):
-    """Inside a `with`, `seen` receives (heads, queries, keys) of the first sample before each softmax of attention: of
-    `scaled_dot_product_attention`, and of a softmax over the last of three axes or more. At most `most` of them.
+    """Inside a `with`, after `begin`, `seen` receives (heads, queries, keys) of the first sample before each softmax of
+    attention: of `scaled_dot_product_attention`, and of a softmax over the last of three axes or more. At most `most`.
     """
 
     def __init__(self, most: int = 8) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
-        self._most = most
+        self._most, self._begun = most, False
+
+    def begin(self, *_call: object) -> None:
+        """From here on: a hook in front of the module whose attention is wanted."""
+        self._begun = True
 
     def __torch_function__(
         self,
@@ -303,7 +307,7 @@ class AttentionLogits(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        if len(self.seen) >= self._most:
+        if len(self.seen) >= self._most or not self._begun:
             return function(*args, **kwargs)
         if function is F.scaled_dot_product_attention:
             query, key = (*args, *(kwargs[name] for name in ("query", "key") if name in kwargs))[:2]

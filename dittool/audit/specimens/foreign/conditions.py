@@ -108,7 +108,9 @@ def _turns(foreign: ForeignModel, inputs: Inputs, time: str) -> dict[float, floa
     ]
     turns = {}
     for span in (1.0, 1000.0) if alone else ():
-        points = (with_leaves(inputs, {time: torch.full_like(value, float(t))}) for t in torch.linspace(0, span, 11))
+        points = (
+            with_leaves(inputs, {time: torch.full_like(value, float(t))}) for t in torch.linspace(span / 1000, span, 11)
+        )
         embedding = torch.cat([seen(given)[alone[-1]][:1] for given in points])
         turns[span] = relative_change(embedding[:-2], embedding[2:])
     return turns

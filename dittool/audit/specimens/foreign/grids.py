@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dittool.audit.specimens.positions import OnGrids
-from dittool.audit.specimens.specimen import Grid, NotAnswered, Positions
+from dittool.audit.specimens.specimen import Grid, NotAnswered, OnGrid, Positions
 
 if TYPE_CHECKING:
     from dittool.audit.specimens.foreign.model import ForeignModel
 
 _SHAPES_WANTED = 3
+_MOST_BLOCKS = 6  # of a model's lists, whose attention is looked at beside the first block's
+_USUAL_TOKENS = 32  # of the grid on which that is
 _GRIDS_OF_LARGE = 1  # more, on which positions of a large model are measured
 
 
@@ -46,7 +48,34 @@ def positions_of(foreign: ForeignModel) -> Positions:
     first = min(oblong or ran, key=math.prod)
     others = sorted(set(ran) - {first}, key=math.prod)[: _GRIDS_OF_LARGE if foreign.large else None]
     measured = [grids.measured(first, weights), *(grids.measured(grid, None) for grid in others)]
+    if oblong:
+        measured += _in_other_blocks(foreign, grids, min(oblong, key=lambda grid: abs(math.prod(grid) - _USUAL_TOKENS)))
     return replace(found, ran=ran, problems=problems, grids=measured)
+
+
+def _in_other_blocks(foreign: ForeignModel, grids: OnGrids, grid: Grid) -> list[OnGrid]:
+    """What attention of other blocks knows of places: of the first and the last of each list, all others passed by."""
+    lists: dict[str, list[str]] = {}
+    for block in foreign.anatomy.of_latent:
+        lists.setdefault(block.rpartition(".")[0], []).append(block)
+    others = [block for blocks in lists.values() for block in dict.fromkeys([blocks[0], *blocks[:-2:-1]])]
+    inputs, found = grids.at_grid(grid), []
+    for block in others[1 : _MOST_BLOCKS + 1]:
+        at = replace(grids, block=block, passed_by=True)
+        try:
+            tokens = at.tokens_of_latent(inputs)
+            size = [side * grids.patch_size for side in grid]
+            patch = math.isqrt(math.prod(size) // max(tokens, 1))  # a stage may have merged tokens
+            if patch % grids.patch_size or patch**2 * tokens != math.prod(size) or not all(size):
+                continue
+            merged = patch // grids.patch_size
+            if merged > 1 and (foreign.feed.size is None or any(side % merged for side in grid)):
+                continue
+            at = replace(at, patch_size=patch, at_grid=lambda _grid: inputs)
+            found.append(at.measured_in_block((grid[0] // merged, grid[1] // merged)))
+        except Exception:  # what stands between the blocks needs what they do
+            continue
+    return found
 
 
 def patch_and_grid(foreign: ForeignModel) -> tuple[int, Grid]:
