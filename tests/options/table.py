@@ -219,8 +219,13 @@ SITUATIONS = (
     Situation(
         "a plan of a run",
         "train",
-        {"--out": ("--out", "run"), "--resume": ("--resume",), "--dry-run": ("--dry-run",)},
-        HERE,
+        {
+            "--out": ("--out", "run"),
+            "--resume": ("--resume",),
+            "--dry-run": ("--dry-run",),
+            "--set": ("-s", "train.steps=2000"),  # the run has ended
+        },
+        HERE | {"--strict": "the newest checkpoint is valid"},
     ),
 )
 
