@@ -341,6 +341,40 @@ class PooledOfADataclassUnread(ConditionsInADataclass):
     pooled_acts = False
 
 
+class MaskOfPadding(ConditionsInADataclass):
+    """Ones hide, as of a key_padding_mask."""
+
+    def forward(self, x, t, given):
+        return super().forward(x, t, Given(given.text, given.pooled, ~given.mask))
+
+
+class ClassesOfPlaces(Net):
+    """A map of classes, looked up for each token: no position."""
+
+    def forward(self, x, t, segmentation):
+        rows, columns = x.shape[-2] // 2, x.shape[-1] // 2
+        z = self.patches(x).flatten(2).transpose(1, 2) + self.labels(segmentation).flatten(1, 2)
+        z = self.head(self.run(z + self.positions(rows, columns), self.times(t)))
+        return F.fold(z.transpose(1, 2), x.shape[-2:], 2, stride=2)
+
+
+class CountsItsCalls(Net):
+    calls = 0
+
+    def run(self, z, c):
+        self.calls += 1
+        return super().run(z, c) * (1 + 0.01 * self.calls)
+
+
+class SwitchThatCrashes(Net):
+    def __init__(self, depth=3, fast=False):
+        super().__init__(depth)
+        self.fast = fast
+
+    def run(self, z, c):
+        return self.run_fast(z, c) if self.fast else super().run(z, c)
+
+
 class LabelAveragedOverTheBatch(Net):
     def condition(self, t, y):
         return super().condition(t, y) + self.labels(y).mean(0)
@@ -417,6 +451,10 @@ KINDS: dict[str, dict[str, str]] = {  # what must be answered; all else passes o
     "NeverOffAgain": {"E5": "fail"},
     "ConditionsInADataclass": {},
     "PooledOfADataclassUnread": {"C6": "fail"},
+    "MaskOfPadding": {},
+    "ClassesOfPlaces": {},
+    "CountsItsCalls": {"R2": "warn"},
+    "SwitchThatCrashes": {"C1": "warn"},
     "LabelAveragedOverTheBatch": {"C8": "fail"},
     "NormOverTheBatch": {"C8": "fail"},
     "DeviceInTraining": {"R1": "warn"},
@@ -437,7 +475,20 @@ def given(model, height=None, width=None):
     return {"x": torch.randn(2, 4, height or 16, width or 16), "t": torch.tensor([200.0, 700.0]), "given": conditions}
 
 
+def padded(model, height=None, width=None):
+    inputs = given(model, height, width)
+    return inputs | {"given": Given(inputs["given"].text, inputs["given"].pooled, ~inputs["given"].mask)}
+
+
+def classes(model, height=None, width=None):
+    rows, columns = (height or 16) // 2, (width or 16) // 2
+    x, segmentation = torch.randn(2, 4, rows * 2, columns * 2), torch.arange(rows * columns).view(rows, columns) % 11
+    return {"x": x, "t": torch.tensor([200.0, 700.0]), "segmentation": segmentation.expand(2, -1, -1)}
+
+
 EXAMPLES = {
+    "MaskOfPadding": "padded",
+    "ClassesOfPlaces": "classes",
     "TimeOfEachToken": "time_of_each_token",
     "ConditionsInADataclass": "given",
     "PooledOfADataclassUnread": "given",

@@ -89,7 +89,7 @@ def is_normed(call: Call) -> bool:
 
 def is_closed(parameter: Tensor) -> bool:
     """Whether a parameter is zero throughout, or one small number."""
-    first = float(parameter.flatten()[0]) if parameter.numel() else 1.0
+    first = float(parameter.detach().flatten()[0]) if parameter.numel() else 1.0
     if first == 0 or abs(first) > _NEARLY_CLOSED or parameter.numel() == 1:
         return is_zero(parameter)
     return not bool((parameter != first).any())

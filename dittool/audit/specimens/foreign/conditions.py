@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,13 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
     names = [feed.latent, *([feed.time] if feed.time else []), *feed.conditions]
     exchanged = {name: feed.changed(inputs, name) for name in names}
     leaks: dict[str, float] = {}
-    for leak, (mask, plain, other) in feed.masked(inputs).items():
-        shown = _leak(foreign, mask, plain, other)
-        if shown > _LEAK and not feed.is_called_mask(mask):
+    for leak, (mask, pairs) in feed.masked(inputs).items():
+        shown = [_leak(foreign, plain, other) for plain, other in pairs]
+        least = min(range(len(pairs)), key=shown.__getitem__)  # to hide with zeros or with ones are both usual
+        if shown[least] > _LEAK and not feed.is_called_mask(mask):
             exchanged[mask] = feed.changed(inputs, mask)  # zeros and ones of another meaning
         else:
-            leaks[leak], exchanged[mask] = shown, plain
+            leaks[leak], exchanged[mask] = shown[least], pairs[least][0]
     turns = _turns(foreign, inputs, feed.time) if feed.time else {}
     unit = bool(turns) and feed.time_is_known and float(leaves(inputs)[feed.time].max()) <= 1
     training = foreign.awake().train(not foreign.fault_in_training)
@@ -50,17 +52,13 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
     )
 
 
-def _leak(foreign: ForeignModel, mask: str, plain: Inputs, other: Inputs) -> float:
-    """How much shows of what a mask hides where it is zero, or where it is one: the less, for both are usual."""
-    model, feed = foreign.shared_awake, foreign.feed
-    shown = changes(model, plain, {"as it is": other})["as it is"]
-    if shown <= _LEAK:
-        return shown
+def _leak(foreign: ForeignModel, plain: Inputs, other: Inputs) -> float:
+    """How much shows of what a mask hides."""
     try:
-        inverted = feed.inverted(plain, mask), feed.inverted(other, mask)
-        return min(shown, changes(model, inverted[0], {"inverted": inverted[1]})["inverted"])
-    except Exception:  # it takes masks of one kind only
-        return shown
+        shown = changes(foreign.shared_awake, plain, {"hidden": other})["hidden"]
+    except Exception:  # everything of a sample would be hidden
+        return torch.inf
+    return torch.inf if math.isnan(shown) else shown
 
 
 def _truncated(foreign: ForeignModel, inputs: Inputs) -> bool | None:

@@ -140,40 +140,36 @@ class Feed:
         for name, value in leaves(inputs).items():
             if name in (self.latent, *self.positions, *self.masks):
                 continue
-            if value.dim() >= 3 and tuple(value.shape[-2:]) == cells:
+            if (value.dim() >= 3 and tuple(value.shape[-2:]) == cells) or (
+                value.dim() >= 3 and not value.is_floating_point() and math.prod(value.shape[-2:]) == tokens
+            ):
                 others[name] = value[..., :1, :1].expand_as(value).clone()
             elif value.dim() >= 2 and value.shape[1] == tokens and name in (*self.conditions, self.time):
                 others[name] = value[:, :1].expand_as(value).clone()
         return with_leaves(inputs, others)
 
-    def masked(self, inputs: Inputs) -> dict[str, tuple[str, Inputs, Inputs]]:
-        """For each mask and each input of tokens that it may be of: what it masks, the inputs with the last tokens of
-        each sample masked, and these with other content there.
+    def masked(self, inputs: Inputs) -> dict[str, tuple[str, list[tuple[Inputs, Inputs]]]]:
+        """For each mask and each input of tokens that it may be of: the mask, and where it hides with zeros, or with
+        ones, the inputs with the last tokens of each sample hidden, and these with other content there.
         """
-        found = {}
+        found: dict[str, tuple[str, list[tuple[Inputs, Inputs]]]] = {}
         values = leaves(inputs)
+        of_tokens = [name for name, value in values.items() if value.is_floating_point() and value.dim() == 3]
         for mask in self.masks:
-            marks = values[mask].clone()
-            marks[..., -_HIDDEN:] = 0
-            hidden = marks.reshape(len(marks), -1, marks.shape[-1])[:, 0] == 0 if marks.dim() > 1 else marks == 0
-            for name, value in values.items():
-                if (
-                    name != self.latent
-                    and value.is_floating_point()
-                    and value.dim() == 3
-                    and value.shape[:2] == hidden.shape
-                ):
-                    other = torch.where(hidden[..., None], other_value(value, seed=7), value)
-                    plain = with_leaves(inputs, {mask: marks})
-                    found[f"{name} under its mask"] = (mask, plain, with_leaves(plain, {name: other}))
+            for hiding in (0, 1):
+                marks = values[mask].clone()
+                marks[..., -_HIDDEN:] = hiding
+                hidden = marks.reshape(len(marks), -1, marks.shape[-1])[:, 0] == hiding  # (B, L)
+                plain = with_leaves(inputs, {mask: marks})
+                for name in of_tokens:
+                    if name != self.latent and values[name].shape[:2] == hidden.shape:
+                        other = torch.where(hidden[..., None], other_value(values[name], seed=7), values[name])
+                        pairs = found.setdefault(f"{name} under its mask", (mask, []))[1]
+                        pairs.append((plain, with_leaves(plain, {name: other})))
         return found
 
     def is_called_mask(self, name: str) -> bool:
         return bool(_MASK.search(name))
-
-    def inverted(self, inputs: Inputs, mask: str) -> Inputs:
-        value = leaves(inputs)[mask]
-        return with_leaves(inputs, {mask: ~value if value.dtype == torch.bool else 1 - value})
 
     def _found_time(self) -> str:
         """A tensor of one number a sample, or a token, under a usual name, also inside of another; else the first of
