@@ -53,8 +53,9 @@ def test_weight_only_rules_judge_each_layout_and_the_rest_says_why_not(layout, s
     found = audit(path)
     statuses = {code: finding.status for code, finding in found.items()}
     assert statuses["K1"] == statuses["K2"] == statuses["K3"] == statuses["K4"] == "pass"
-    assert statuses["E3"] == "fail"  # all of them have biases in attention
-    assert statuses["E2"] == ("skip" if layout in NOT_STORED else "fail")
+    # Biases in attention and stored positions are their authors' choice: the profile of foreign weights warns.
+    assert statuses["E3"] == "warn"
+    assert statuses["E2"] == ("skip" if layout in NOT_STORED else "warn")
     assert {statuses[code] for code in ("E1", "E4", "E5", "C1", "C2", "C3", "C4", "C5", "C6", "C7", "K5", "K6")} == {
         "skip"
     }

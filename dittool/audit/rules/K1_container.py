@@ -40,6 +40,7 @@ def check(subject: Checkpoint) -> list[Finding]:
         return failed(error.message, error.hint)
     size, tensors = bytes_text(opened.bytes), len(named_tensors(opened.entries or opened.content))
     part = f"; judged are {subject.view.part}" if not subject.view.ours and subject.view.part else ""
+    part += f"; beside it lie {listed(opened.beside, _SHOWN)}" if opened.beside else ""
     others = f", beside classes of other programs, never imported: {listed(opened.foreign, _SHOWN)}"
     if subject.view.weights_only_file and not opened.foreign:
         return passed(f"{size}, {tensors} tensors by headers without gap, overlap or doubled name{part}")
