@@ -40,7 +40,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # of forward's arguments, by what they
 }
 _LIKE = (  # parts of other names, the first that fits
     ("ignored", r"kwargs$|return_|cache|controlnet|skip_layers|interpolation|^callback"),
-    ("mask", r"mask|valid|padding"),
+    ("mask", r"mask|valid|padding|drop$"),
     ("rows", r"^(?:height|h|rows)$"),
     ("columns", r"^(?:width|w|columns|cols)$"),
     ("frames", r"^(?:num_)?frames$|^f$"),
