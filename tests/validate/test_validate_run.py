@@ -66,7 +66,7 @@ def test_a_model_trained_on_shuffled_conditions_is_no_go(drawn, oracle, tmp_path
 def test_shards_of_another_identity_are_refused_with_the_difference(drawn, oracle, tmp_path):
     shards, _ = drawn
     card = shards.card.with_encoder(replace(shards.card.image, registers=0))
-    other = ShardSet(shards.folder, shards.samples, replace(shards.index, identity=card, identity_hash="0" * 64))
+    other = ShardSet(shards.folder, shards.samples, replace(shards.index, identity=card, identity_hash=card.sha256))
     with pytest.raises(BadDataError, match=r"encoders\.image\.registers: 0 here, 4 there"):
         judge(oracle(), other, tmp_path)
     assert not list(tmp_path.iterdir())

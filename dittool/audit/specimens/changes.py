@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.leaves import leaves, with_leaves
-from dittool.audit.specimens.specimen import relative_change
+from dittool.audit.specimens.specimen import NotAnswered, relative_change
 from dittool.audit.specimens.watching import Inputs, answers_without_gradient
 
 _TRIED = 2  # samples of a batch
@@ -42,17 +43,20 @@ class Shift:
 
 def sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, batch: int) -> Shift:
     """What each sample's exchanged input does, along the axis of the input that holds the samples: of several of that
-    length the one whose samples answer to nothing of each other.
+    length the one whose samples answer to nothing of each other. Raises `NotAnswered` for answers that do not tell the
+    samples apart.
     """
     tensor, found = leaves(inputs)[name], []
     plain = answers_without_gradient(model, inputs)
+    if not _by_sample(plain, plain, batch):
+        raise NotAnswered("no answer has an axis of the batch's length")
     for axis in (axis for axis, length in enumerate(tensor.shape) if length == batch):
         others, own = 0.0, []
         for sample in range(min(batch, _TRIED)):
             changed = tensor.clone()
             changed.select(axis, sample).copy_(other.select(axis, sample))
             shifted = answers_without_gradient(model, with_leaves(inputs, {name: changed}))
-            by_sample = [_of_samples(a, b, batch) for a, b in zip(plain, shifted, strict=True) if batch in a.shape]
+            by_sample = _by_sample(plain, shifted, batch)
             own.append(max(float(each[sample]) for each in by_sample))
             others = max([others, *(float(each[i]) for each in by_sample for i in range(batch) if i != sample)])
         found.append(Shift(others, min(own), max(own)))
@@ -62,6 +66,14 @@ def sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, ba
     # of a network that keeps something between calls
     drift = largest_change(plain, answers_without_gradient(model, inputs))
     return least if least.others > 2 * drift else replace(least, others=0.0)
+
+
+def _by_sample(plain: Sequence[Tensor], other: Sequence[Tensor], batch: int) -> list[Tensor]:
+    """(B,) of each answer: relative changes of the samples' parts. Samples lie along an axis, or each is an answer."""
+    found = [_of_samples(a, b, batch) for a, b in zip(plain, other, strict=True) if batch in a.shape]
+    if not found and len(plain) == batch:
+        found = [torch.tensor([relative_change(a.float(), b.float()) for a, b in zip(plain, other, strict=True)])]
+    return found
 
 
 def _of_samples(plain: Tensor, other: Tensor, batch: int) -> Tensor:

@@ -362,8 +362,9 @@ def largest_gradient_difference(a: TrainingPass, b: TrainingPass) -> tuple[str, 
     """The parameter whose gradients differ most between two passes, and by how much of the largest gradient."""
     if missing := a.gradients.keys() ^ b.gradients.keys():
         return min(missing), float("inf")
-    largest = max(float(gradient.abs().max()) for gradient in a.gradients.values())
-    differences = {name: float((a.gradients[name] - b.gradients[name]).abs().max()) for name in a.gradients}
+    filled = {name: gradient for name, gradient in a.gradients.items() if gradient.numel()}
+    largest = max(float(gradient.abs().max()) for gradient in filled.values())
+    differences = {name: float((gradient - b.gradients[name]).abs().max()) for name, gradient in filled.items()}
     name = max(differences, key=differences.__getitem__)
     return name, differences[name] / max(largest, 1e-30)
 
