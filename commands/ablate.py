@@ -28,9 +28,9 @@ def main(
     Runs of one seed see the same samples, noise, timesteps and dropout, so a difference is the change's. Interrupted,
     the same command goes on where it stopped.
     """
+    from dittool.ablate.ablation import ablate, duration
     from dittool.ablate.page import to_json
     from dittool.ablate.plan import read_plan
-    from dittool.ablate.work_through import ablate, duration
 
     console = console_for(json, quiet, verbose)
     rows = read_plan(plan)
@@ -46,12 +46,12 @@ def main(
 
 def _show(results: Results, console: Console) -> None:
     from dittool.ablate.page import shown_row
+    from dittool.ablate.results import summary
 
     rows = [shown_row(row, results) for row in results.rows]
     console.table(
         ("row", "at equal updates", "time", "memory", "at equal time", "updates to base's loss", "verdict"),
         [(r.name, r.equal_updates, r.time, r.memory, r.equal_time, r.reaches, r.verdict) for r in rows],
     )
-    best = results.best()
-    console.result(f"better by the most: {best.name}" if best else "no row is told to be better than the base")
+    console.result(summary(results))
     console.result(str(results.out / "report.html"))

@@ -36,6 +36,7 @@ from dittool.errors import (
     UsageError,
     described,
     from_os_error,
+    is_debugging,
     is_out_of_descriptors,
     no_descriptor_left,
     one_line,
@@ -90,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             abandon(sys.stdout)
             return BROKEN_PIPE
-        if os.environ.get("DIT_DEBUG", "0") not in ("", "0"):
+        if is_debugging():
             import traceback
 
             traceback.print_exception(error)
@@ -200,7 +201,7 @@ def _answer_shell() -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     except Exception:
-        if os.environ.get("DIT_DEBUG", "0") not in ("", "0"):
+        if is_debugging():
             raise
     return ANSWER_IS_NO
 

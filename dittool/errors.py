@@ -7,6 +7,7 @@ escapes is a bug of ours and exits with 70. The codes are a contract: scripts br
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 
 DONE, ANSWER_IS_NO, BUG = 0, 1, 70
@@ -76,6 +77,11 @@ class Interrupted(DitError):
 def one_line(text: object) -> str:
     """Any text with every run of blanks and line ends as one blank."""
     return " ".join(str(text).split())
+
+
+def is_debugging() -> bool:
+    """Whether somebody wants tracebacks: `DIT_DEBUG=1`."""
+    return os.environ.get("DIT_DEBUG", "0") not in ("", "0")
 
 
 def described(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dittool import __version__
 from dittool.ablate.plan import BASE
-from dittool.ablate.results import Compared, Results, Row, decisive
+from dittool.ablate.results import Compared, Results, Row, decisive, summary
 from dittool.ablate.runs import Run
 from dittool.ckpt.run_log import read_log
 from dittool.storage import write_atomic, write_json
@@ -39,7 +39,7 @@ def write_page(results: Results) -> None:
     page = template.render(
         results=results,
         rows=[shown_row(row, results) for row in results.rows],
-        best=results.best() if results.complete else None,
+        summary=summary(results),
         plots=[uri for uri in (_differences(results), _curves(results), _by_timestep(results)) if uri],
         sheets=_sheets(results),
         version=__version__,
@@ -62,7 +62,7 @@ def to_json(results: Results) -> dict[str, object]:
 
 
 def _row_json(row: Row, complete: bool) -> dict[str, object]:
-    told = decisive(row)
+    judged = decisive(row)
     return {
         "name": row.name,
         "keys": dict(row.keys),
@@ -75,22 +75,22 @@ def _row_json(row: Row, complete: bool) -> dict[str, object]:
         "shorter": [_compared_json(one) for one in row.shorter],
         "updates_to_base_loss": row.updates_to_base,
         "confirmed": _compared_json(row.confirmed),
-        "verdict": told.words() if told and complete else None,
+        "verdict": judged.words() if judged and complete else None,
     }
 
 
 def _compared_json(compared: Compared | None) -> dict[str, object] | None:
     if compared is None:
         return None
-    told = compared.difference
-    interval = None if np.isnan(told.low) else [told.low, told.high]
+    found = compared.difference
+    interval = None if np.isnan(found.low) else [found.low, found.high]
     return {
         "updates": compared.updates,
-        "difference": told.mean,
+        "difference": found.mean,
         "interval": interval,
-        "seeds": told.seeds,
-        "samples": told.samples,
-        "narrower_by_pairing": told.narrower if np.isfinite(told.narrower) else None,
+        "seeds": found.seeds,
+        "samples": found.samples,
+        "narrower_by_pairing": found.narrower if np.isfinite(found.narrower) else None,
         "by_column": {name: part.mean for name, part in compared.parts.items()},
     }
 
@@ -114,8 +114,8 @@ def shown_row(row: Row, results: Results) -> ShownRow:
     if row.name == BASE:
         loss = "–" if results.base_loss is None else f"loss {results.base_loss:.4f}"
         return ShownRow(BASE, f"{results.plan.plan.base}, {results.plan.updates:,} updates", loss, "1", "1", "", "", "")
-    told = decisive(row)
-    verdict = row.failed or (told.words() if told and results.complete else "runs")
+    judged = decisive(row)
+    verdict = row.failed or (judged.words() if judged and results.complete else "runs")
     if row.confirmed:
         verdict += f"; on unseen seeds {interval_text(row.confirmed)}: {row.confirmed.difference.words()}"
     time = (f"{row.cost.time:.2f} ×", f"{row.cost.memory:.2f} ×") if row.cost else ("–", "–")
@@ -129,9 +129,9 @@ def interval_text(compared: Compared | None) -> str:
     """`−0.0123 (−0.0150 … −0.0096)`, with the number of updates where it is the row's own."""
     if compared is None:
         return "–"
-    told = compared.difference
-    interval = "" if np.isnan(told.low) else f" ({told.low:+.4f} … {told.high:+.4f})"
-    return f"{told.mean:+.4f}{interval}, {compared.updates:,} updates"
+    found = compared.difference
+    interval = "" if np.isnan(found.low) else f" ({found.low:+.4f} … {found.high:+.4f})"
+    return f"{found.mean:+.4f}{interval}, {compared.updates:,} updates"
 
 
 def _plot(draw: Callable[[Axes], bool], height: float) -> str:
@@ -161,9 +161,9 @@ def _differences(results: Results) -> str:
         for place, row in enumerate(reversed(rows)):
             for compared, colour, shift in ((row.equal_updates, "C0", 0.12), (row.equal_time, "C1", -0.12)):
                 if compared:
-                    told = compared.difference
-                    half = 0.0 if np.isnan(told.low) else told.high - told.mean
-                    axis.errorbar(told.mean, place + shift, xerr=half, fmt="o", color=colour, capsize=3)
+                    found = compared.difference
+                    half = 0.0 if np.isnan(found.low) else found.high - found.mean
+                    axis.errorbar(found.mean, place + shift, xerr=half, fmt="o", color=colour, capsize=3)
         axis.axvline(0, color="0.5", linewidth=1)
         axis.set(
             yticks=range(len(rows)),

@@ -46,9 +46,8 @@ class Plan(Section):
     grid: dict[str, list[object]] = Field(default={})
     samples: Positive = 64  # of the hold-out, on which all runs are measured
     equal_time: bool = True  # run each variant once more, with a schedule as short as its cost asks
-    shorter: list[Annotated[Share, Field(gt=0, lt=1)]] = Field(
-        default=[]
-    )  # run it to its end in such shares of the updates, too
+    # and to its end in such shares of the updates, too
+    shorter: list[Annotated[Share, Field(gt=0, lt=1)]] = Field(default=[])
     confirm_seeds: list[Counted] = Field(default=[])  # on which the best row is run again, with the base
 
     @model_validator(mode="after")
@@ -87,10 +86,9 @@ class Rows:
     plan: Plan
     changes: Mapping[str, Keys]
     updates: int
-    full: AnyConfig  # the base as the preset has it, with the keys of [set]
 
     def config(self, row: str, seed: int, updates: int) -> AnyConfig:
-        """Of a run. A warm-up is shortened with the schedule, and nothing is evaluated or judged on the way."""
+        """Of a run. A warm-up is shortened with the schedule; evaluated and drawn is at the end, judged never."""
         keys = {**self.plan.set, **self.changes[row]}
         full = load_config(self.plan.base, _overrides(keys))
         warmup = min(round(full.train.warmup_steps * updates / full.train.steps), updates - 1)
@@ -114,8 +112,8 @@ def read_plan(path: Path) -> Rows:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, mistake['loc'])) or 'plan'}: {mistake['msg']}" for mistake in error.errors()]
         raise UsageError(f"{path}: {'; '.join(problems)}", "docs/ablate.md shows a plan") from error
-    full = load_config(plan.base, _overrides(plan.set))
-    rows = Rows(plan, plan.rows(), plan.updates or full.train.steps, full)
+    updates = plan.updates or load_config(plan.base, _overrides(plan.set)).train.steps
+    rows = Rows(plan, plan.rows(), updates)
     for row in rows.changes:
         try:
             rows.config(row, plan.seeds[0], rows.updates)

@@ -64,9 +64,17 @@ class Results:
         return len(self.rows) - 1
 
     def best(self) -> Row | None:
-        """The row that is better by the most, at equal time where that was run."""
+        """The row that is better by the most, at equal time where that was run; on too few seeds, by what they show."""
         judged = [(row, found) for row in self.rows if (found := decisive(row)) and found.verdict == BETTER]
         return min(judged, key=lambda pair: pair[1].mean)[0] if judged else None
+
+
+def summary(results: Results) -> str:
+    """What came out, in a line."""
+    best = results.best()
+    if best is None or (found := decisive(best)) is None:
+        return "no row is shown to be better than the base"
+    return f"by the most: {best.name}, {found.words()}"
 
 
 def decisive(row: Row) -> Difference | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dittool.audit.data_view import open_shards
 from dittool.audit.isolation.messages import Request
-from dittool.audit.isolation.outside import judge_apart
+from dittool.audit.isolation.outside import judge_elsewhere
 from dittool.audit.isolation.watched import Limits
 from dittool.audit.registry import RuleSet, load_rules
 from dittool.audit.report import Audit, Crash, Judged, as_json, as_markdown
@@ -89,7 +89,7 @@ def audit(
     }
     asked = Request("", [], bool(select), kwargs, example, profile, trained)
     return [
-        judge_apart(replace(asked, target=target), chosen, limits or Limits(), talk)
+        judge_elsewhere(replace(asked, target=target), chosen, limits or Limits(), talk)
         if target in strangers
         else audit_subject(opened[target], chosen, named=bool(select), talk=talk, profile=profile)
         for target in targets

@@ -144,7 +144,7 @@ class Dropout(Section):
         return self
 
 
-# as torch.optim.Muon's but for the decay; what they gave on the demo: docs/results.md
+# of the run in docs/results.md; nothing else was tried
 MUON_DEFAULTS = {"muon_lr": 0.02, "muon_momentum": 0.95, "muon_weight_decay": 0.003}
 
 

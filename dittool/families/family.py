@@ -167,6 +167,7 @@ class Family(Generic[C, N, D, B, L]):
     # Of a run's end, sample by sample, whatever it was trained with; None: only what `evaluate` gives.
     # (checkpoint, shards, at most so many samples) → (ids, columns, (samples, columns))
     losses: Callable[[Path, Path, int], tuple[list[str], list[str], Tensor] | None] = _no_losses
+    measured_on_holdout: bool = False  # whether `losses` takes held-out samples, and so needs some
     judge_every: Callable[[C], int] = lambda _: 0  # steps; 0: never
     judge: Callable[[D, N, int, Path, CaptionChecker | None, Talk], None] = _no_effect  # (…, step, run folder, …)
     conclude: Callable[[D, Mapping[str, float]], Conclusion] = _concluded  # of the last evaluation's figures

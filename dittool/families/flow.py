@@ -223,7 +223,7 @@ def losses(checkpoint: Path, shards: Path, most: int) -> tuple[list[str], list[s
     mode and timestep, `both 0.50`.
     """
     opened = ShardSet.open(shards)
-    refs = [subject.ref for subject in choose(opened, most)[1]]
+    refs = [subject.ref for subject in choose(opened, most, HOLDOUT)[1]]
     times = timesteps(torch.tensor(QUANTILES), "logit_normal", 1.0)
     found = sample_losses(Pipeline.load(checkpoint), opened, refs, times)  # (samples, modes, timesteps)
     columns = [f"{mode} {float(t):.2f}" for mode in MODES for t in times]
@@ -296,6 +296,7 @@ FAMILY = Family(
     evaluate=evaluate,
     draw=draw,
     losses=losses,
+    measured_on_holdout=True,
     judge_every=lambda config: config.validate_.every,
     judge=judge,
     conclude=lambda _data, _figures: Conclusion(next="dit validate"),

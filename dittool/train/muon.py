@@ -1,8 +1,9 @@
 """Muon: the momentum of a matrix, made orthogonal, is its update (Jordan et al., https://kellerjordan.github.io/posts/muon).
 
 It acts on the matrices of the blocks (`objective/schedule.py:update_rule`); AdamW does the rest (`train/optim.py`).
-torch's own, `torch.optim.Muon`, computes in bf16 on every device and one matrix after the other: on a CPU without bf16
-instructions that is twelve times slower than fp32, and it knows nothing of matrices that lie on several processes.
+torch's own, `torch.optim.Muon`, computes in bf16 on every device, one matrix after the other, and knows nothing of
+matrices that lie on several processes. On a CPU without bf16 instructions its update of the demo's blocks was measured
+at 3.2 s where fp32 takes 0.25 s; on one that has them it takes 0.7 to 0.8 of the time of what stands here.
 """
 
 from __future__ import annotations

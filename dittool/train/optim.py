@@ -93,9 +93,9 @@ class Optimizer:
     def _handed_over(self, saved: Mapping[str, Any], muon: Muon) -> dict[str, Any]:
         """Gives Muon its momentum out of the state of a run of AdamW alone; returns what stays with AdamW."""
         dimensions = {name: parameter.dim() for name, parameter in self._named.items()}
-        moments = dict(zip(in_optimizer_order(dimensions, "adamw"), saved["state"].values(), strict=True))
+        order, stay = (in_optimizer_order(dimensions, optimizer) for optimizer in ("adamw", "muon"))
+        moments = {name: saved["state"][index] for index, name in enumerate(order)}
         muon.load({name: moments[name]["exp_avg"] for name in muon.matrices})
-        stay = in_optimizer_order(dimensions, "muon")
         groups = [
             {**old, "params": new["params"]}
             for old, new in zip(saved["param_groups"], self.adamw.state_dict()["param_groups"], strict=True)

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from dittool.ablate import runs
+from dittool.ablate.ablation import ablate, duration
 from dittool.ablate.plan import BASE, read_plan
-from dittool.ablate.work_through import ablate, duration
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.errors import Interrupted, UsageError

@@ -28,7 +28,7 @@ from dittool.audit.specimens.foreign.sources import line_of
 from dittool.audit.subject import Foreign
 from dittool.audit.targets import open_factory
 from dittool.console import Talk
-from dittool.errors import DitError, UsageError, described
+from dittool.errors import DitError, UsageError, described, is_debugging
 
 Send = Callable[[Mapping[str, object]], None]
 
@@ -48,7 +48,7 @@ def main(asked: int, answering: int) -> None:
     except DitError as error:
         send({"error": error_as_data(error)})
     except BaseException as error:  # a stranger's code may raise anything
-        if "DIT_DEBUG" in os.environ:
+        if is_debugging():
             traceback.print_exc()
         send({"broke": described(error)})
     send({"end": True})

@@ -28,7 +28,7 @@ _MORE = {  # what to do where a limit was met
 _FIX_OF_DEATH = "let it raise an error instead, or keep this code from running where the model is called"
 
 
-def judge_apart(request: Request, rules: Sequence[Rule], limits: Limits, talk: Talk) -> Audit:
+def judge_elsewhere(request: Request, rules: Sequence[Rule], limits: Limits, talk: Talk) -> Audit:
     """What the rules say about the factory that a request names.
 
     Raises `UsageError` for a factory that cannot be opened, or whose code dies or exceeds a limit before the first
@@ -64,14 +64,19 @@ class _Hearing:
     def on_line(self, line: str) -> bool:
         try:
             message = json.loads(line)
-        except ValueError:  # of the model's own code, which found the pipe
+        except ValueError:
+            message = None
+        if not isinstance(message, dict):  # of the model's own code, which found the pipe
             return False
         if "error" in message:
             raise error_from_data(message["error"])
         if "broke" in message:
             raise RuntimeError(message["broke"])
         if "rule" in message:
-            self._judging = next(rule for rule in self.waiting if rule.code == message["rule"])
+            begun = [rule for rule in self.waiting if rule.code == message["rule"]]
+            if not begun:
+                return False
+            self._judging = begun[0]
             self.waiting.remove(self._judging)
             self._task.advance()
         elif "warn" in message:

@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Literal
 
+from dittool.errors import is_debugging
 from dittool.storage import bytes_text
 
 _LOOK_EVERY = 0.2  # seconds
@@ -110,7 +111,7 @@ class _Child:
             ending = self._watched(limits, on_line, on_print)
             return replace(ending, seconds=monotonic() - self._first if self._first else 0.0)
         finally:
-            if self._lines > _SHOWN_LINES and not _debugging():
+            if self._lines > _SHOWN_LINES and not is_debugging():
                 on_print(f"… and {self._lines - _SHOWN_LINES:,} more lines")
             self._pipes.close()
 
@@ -141,7 +142,7 @@ class _Child:
                 else:
                     self._first = self._first or monotonic()
                     *lines, self._open_answer = (self._open_answer + content).split(b"\n")
-                    if any(on_line(line.decode()) for line in lines):
+                    if any(on_line(line.decode(errors="replace")) for line in lines):
                         self._take_last_prints(on_print)
                         return True
             if wait:
@@ -158,7 +159,7 @@ class _Child:
         *lines, rest = (self._open_print + content).split(b"\n")
         self._open_print = rest[-_KEPT_BYTES:]
         for line in filter(bytes.strip, lines):
-            if self._lines < _SHOWN_LINES or _debugging():
+            if self._lines < _SHOWN_LINES or is_debugging():
                 on_print(line.decode(errors="replace"))
             self._lines += 1
         self._printed = (self._printed + content)[-_KEPT_BYTES:]
@@ -180,10 +181,6 @@ class _Child:
         while monotonic() < until and not _last_place(self._printed):
             self._read(_LOOK_EVERY, lambda line: False, lambda line: None)
         return _last_place(self._printed)
-
-
-def _debugging() -> bool:
-    return os.environ.get("DIT_DEBUG", "0") not in ("", "0")
 
 
 def _last_place(printed: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, redirect_stdout
 from unittest.mock import patch
 
@@ -57,10 +58,10 @@ def loaded(factory: Factory) -> str:
     """Says so where the factory reads weights, and what it draws is the same under two seeds; else ""."""
     read: list[str] = []
 
-    def reading(name: str, original: object) -> object:
+    def reading(name: str, original: Callable[..., object]) -> Callable[..., object]:
         def called(*args: object, **kwargs: object) -> object:
             read.append(name)
-            return original(*args, **kwargs)  # type: ignore[operator]
+            return original(*args, **kwargs)
 
         return called
 

@@ -9,9 +9,14 @@ from dittool.ablate.page import write_page, write_results
 from dittool.ablate.plan import BASE, Rows
 from dittool.ablate.results import Results, planned, summarised, updates_at_equal_time
 from dittool.ablate.runs import Run, Work, claim
+from dittool.config.architectures import AnyConfig
 from dittool.console import SILENT, Talk
+from dittool.data.shards.index import HOLDOUT
+from dittool.data.shards.read import ShardSet
 from dittool.devices import device_of_choice
+from dittool.errors import BadDataError
 from dittool.families.family import family_of
+from dittool.shell import command_line
 from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder
 from dittool.train.distributed import Ranks
 
@@ -24,7 +29,7 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT) -> Results:
     Raises what `train` raises for the base; a variant that fails is a row with its reason.
     """
     first = rows.config(BASE, rows.plan.seeds[0], rows.updates)
-    family_of(first).open_data(first, data, Ranks(0, 1, device_of_choice()))  # or refuse before anything is written
+    _require_measurable(first, data)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         claim(out, rows, data)
         work = Work(rows, data, out, talk)
@@ -43,6 +48,19 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT) -> Results:
             results = summarised(work, best.name)
         write_page(results)
         return results
+
+
+def _require_measurable(config: AnyConfig, data: Path) -> None:
+    """Before anything is written. Raises what `open_data` raises, and `BadDataError` where nothing is held out though
+    the family measures by that.
+    """
+    family = family_of(config)
+    family.open_data(config, data, Ranks(0, 1, device_of_choice()))
+    if family.measured_on_holdout and not ShardSet.open(data).split(HOLDOUT):
+        raise BadDataError(
+            f"{data}: nothing is held out, and on training samples no row could be compared",
+            f"hold some out: {command_line('dit', 'shard', '--holdout', '0.05', '--out', data)}",
+        )
 
 
 def duration(rows: Rows, data: Path, talk: Talk = SILENT) -> tuple[int, float]:
