@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from dittool.ablate import runs
 from dittool.ablate.ablation import ablate, duration
 from dittool.ablate.plan import BASE, read_plan
+from dittool.ablate.results import summary
+from dittool.ablate.statistics import Difference
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
-from dittool.errors import Interrupted, UsageError
+from dittool.data.shards.write import shard
+from dittool.errors import BadDataError, Interrupted, UsageError
 from tests.run_states import assert_same_bits
 
 PLAN = """
@@ -165,6 +169,22 @@ def test_how_long_it_takes_is_said_and_nothing_is_written(plan, tiny_shards, dit
     assert count == 2 and seconds > 0
     shown = dit("ablate", path, "--data", tiny_shards.folder, "--out", tmp_path / "out", "--dry-run")
     assert shown.code == 0 and shown.out.startswith("2 runs") and not (tmp_path / "out").exists()
+
+
+def test_without_held_out_samples_nothing_is_begun(plan, tiny_shards, tmp_path):
+    shard(tiny_shards.store.folder, tmp_path / "shards", holdout=0)
+    rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'"))
+    with pytest.raises(BadDataError, match="nothing is held out"):
+        ablate(rows, tmp_path / "shards", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_best_row_of_one_seed_is_said_to_decide_nothing(plan, tiny_shards, tmp_path, monkeypatch):
+    rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "equal_time = false"))
+    results = ablate(rows, tiny_shards.folder, tmp_path / "out")
+    better = replace(results.rows[1].equal_updates, difference=Difference(-1.0, -1.5, -0.5, 1, 3, 1.0))
+    monkeypatch.setattr(results.rows[1], "equal_updates", better)
+    assert summary(results) == "by the most: muon, better on one seed, 3 decide"
 
 
 def test_a_missing_plan_or_set_is_2(plan, dit, tmp_path):

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -96,6 +98,18 @@ class Prints(_Wrapped):
     def happens(self):
         print('{"finding": {}}', flush=True)
         os.write(1, b"written past Python\n")
+
+
+class WritesIntoEveryPipe(_Wrapped):
+    """Among them the one through which findings are sent: text, numbers, bytes and a rule that there is not."""
+
+    in_training_only = False
+
+    def happens(self):
+        for pipe in range(3, 30):
+            with suppress(OSError):
+                if stat.S_ISFIFO(os.fstat(pipe).st_mode):
+                    os.write(pipe, b'1\n"text"\n\xff\xfe\n{"rule": "Z9"}\n')
 
 
 class Seeds(_Wrapped):

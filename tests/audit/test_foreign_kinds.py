@@ -12,10 +12,14 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.errors import UsageError
-from tests.audit.foreign_kinds import EXAMPLES, KINDS, Given, Net
+from tests.audit import foreign_inputs, foreign_kinds
+from tests.audit.foreign_inputs import Given
+from tests.audit.foreign_kinds import Net
 from tests.audit.opened import open_subject
 
-FILE = Path(__file__).with_name("foreign_kinds.py")
+FILE = Path(foreign_kinds.__file__)
+KINDS = foreign_kinds.KINDS | foreign_inputs.KINDS
+EXAMPLES = foreign_kinds.EXAMPLES | foreign_inputs.EXAMPLES
 RULES = built_in_rules()
 QUICK = {"Net", "ScaleWithoutOne", "TableOfVectors", "TokensJoinMidway", "UShapedWithAnOpenMiddle", "NeverOffAgain"}
 QUICK |= {
@@ -28,8 +32,9 @@ QUICK |= {
 
 
 def opened(kind, **options):
-    example = f"{FILE}:{EXAMPLES[kind]}" if kind in EXAMPLES else None
-    return open_subject(f"{FILE}:{kind}", example=example, **options)
+    file = foreign_inputs.__file__ if kind in vars(foreign_inputs) and kind != "Net" else FILE
+    example = f"{file}:{EXAMPLES[kind]}" if kind in EXAMPLES else None
+    return open_subject(f"{file}:{kind}", example=example, **options)
 
 
 def judged(subject, codes=(), profile=None):
@@ -66,7 +71,7 @@ def test_a_choice_warns_under_any_and_fails_under_scratch_with_what_it_costs():
 def test_what_the_models_own_code_raises_is_told_with_its_line_and_skips_what_depends_on_it():
     result = judged(opened("DeviceInTraining"), ["R1", "E5", "C6"])
     found = {each.rule.code: each.finding for each in result.findings}
-    assert found["R1"].status == "warn" and "foreign_kinds.py:" in found["R1"].evidence
+    assert found["R1"].status == "warn" and "foreign_inputs.py:" in found["R1"].evidence
     assert "in condition" in found["R1"].evidence and found["C6"].status == "pass"
 
 

@@ -116,7 +116,7 @@ def test_what_ends_the_process_is_said_at_the_rule_and_of_the_rules_behind_it(na
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Forks", "Prints", "Seeds"])
+@pytest.mark.parametrize("name", ["Forks", "Prints", "Seeds", "WritesIntoEveryPipe"])
 def test_what_does_no_harm_is_judged_as_if_nothing_happened(name):
     assert judged(name, "E1,C4") == judged("_Wrapped", "E1,C4")
 
