@@ -243,9 +243,14 @@ class FlowNetwork(OurNetwork[DiT, Config]):
 
     def positions(self) -> Positions:
         p = self.config.model.patch_size
-        at_grid = lambda grid: self.inputs(grid=grid, batch=1)  # noqa: E731
-        blank = lambda inputs, _tokens: {**inputs, "z": torch.zeros_like(inputs["z"])}  # noqa: E731
-        grids = OnGrids(self.shared_awake, self.anatomy, "z", p, at_grid, blank)
+        grids = OnGrids(
+            self.shared_awake,
+            self.anatomy,
+            "z",
+            p,
+            at_grid=lambda grid: self.inputs(grid=grid, batch=1),
+            blank=lambda inputs, _tokens: {**inputs, "z": torch.zeros_like(inputs["z"])},
+        )
         ran, problems = grids.grids_that_run(_GRIDS)
         found = Positions(ran=ran, problems=problems)
         if problems:
