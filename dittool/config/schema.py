@@ -280,6 +280,9 @@ class Thresholds(Section):
     gap_closed: Share | None = None  # reconstruction between ceiling (0) and codec floor (1), at least
     swap_closer: Share | None = None  # share of pairs nearer to the swapped-in reference, at least
     edit_shown: Share | None = None  # share of edited captions whose edit a checker sees, at least
+    edit_shown_least: Share | None = None  # the same, of the attribute whose edits show least often, at least
+    known_captions: Share | None = None  # share of trained captions, drawn alone, whose pictures show all, at least
+    new_captions: Share | None = None  # the same of captions that no training picture had
     sensitivity: PositiveFloat | None = None  # change under an edit over change under another seed, at least
     swap_p: Share | None = None  # chance of the swap margins without any influence of the reference, at most
     loss_ratio: PositiveFloat | None = None  # loss on held-out over training samples, at most

@@ -19,9 +19,22 @@ import numpy as np
 from PIL import Image, ImageFilter
 from skimage.measure import label
 
-from dittool.demo.drawing import BACKGROUNDS, COLOURS, PLACES, POSITIONS, SHAPES, draw_coverage
+from dittool.demo.drawing import (
+    BACKGROUNDS,
+    COLOURS,
+    KNOWN,
+    NEW,
+    PLACES,
+    POSITIONS,
+    SHAPES,
+    caption,
+    draw_coverage,
+    draw_scene,
+    plan_scenes,
+)
 from dittool.errors import BadDataError, UsageError
-from dittool.validate.text_edit import CaptionChecker
+from dittool.seeding import derive_seed
+from dittool.validate.text_edit import AskedScene, CaptionChecker
 
 ATTRIBUTES = ("colour", "shape", "position", "background")
 UNKNOWN = ""
@@ -76,27 +89,38 @@ def parse_caption(text: str) -> ParsedCaption | None:
     return ParsedCaption(**match.groupdict()) if match else None
 
 
-def shows(pixels: np.ndarray, caption: str) -> dict[str, bool]:
+def shows(pixels: np.ndarray, text: str) -> dict[str, bool]:
     """For each attribute, whether the pixels show what the caption says. `pixels` as for `see`.
 
     Raises `UsageError` when the caption does not describe a drawn scene (`parse_caption` tells beforehand).
     """
-    said = parse_caption(caption)
+    said = parse_caption(text)
     if said is None:
         raise UsageError(
-            f"'{caption}' does not describe a drawn scene",
+            f"'{text}' does not describe a drawn scene",
             "the checker reads captions as `dit demo` writes them, nothing else",
         )
     seen = see(pixels)
     return {name: getattr(seen, name) == getattr(said, name) for name in ATTRIBUTES}
 
 
-def _attributes_of(caption: str) -> dict[str, str] | None:
-    said = parse_caption(caption)
+def _attributes_of(text: str) -> dict[str, str] | None:
+    said = parse_caption(text)
     return None if said is None else asdict(said)
 
 
-SCENE_CHECKER = CaptionChecker(ATTRIBUTES, _attributes_of, shows)  # for validations of a model that draws such scenes
+def scenes_to_ask_for(count: int = 36, seed: int = 1) -> list[AskedScene]:
+    """`count` of known combinations and as many of those that no data set holds, in no data set themselves."""
+    asked = []
+    for known, combinations in ((True, KNOWN), (False, NEW)):
+        for number, scene in enumerate(plan_scenes(count, derive_seed("asked", seed, known), combinations)):
+            name = f"{'known' if known else 'new'}-{seed}-{number:04d}"
+            asked.append(AskedScene(name, caption(scene), np.asarray(draw_scene(scene)), known))
+    return asked
+
+
+# for validations of a model that draws such scenes
+SCENE_CHECKER = CaptionChecker(ATTRIBUTES, _attributes_of, shows, scenes_to_ask_for)
 
 
 def see(pixels: np.ndarray) -> Seen:

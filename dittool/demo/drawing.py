@@ -9,7 +9,9 @@ them ("red" for "blue") changes the object and nothing else, and however soft an
 into the object never turns its hue: a reader of the pixels can tell the two apart.
 
 Images of one caption still differ, in size, exact place, shade and aspect: that is what a reference image can add to a
-caption. Nothing depends on anything but the seed and the scene's number, so a larger set begins with the smaller one.
+caption. A quarter of the combinations of colour, shape and place (`NEW`) is in no data set: only from these can be told
+whether a model has learned the words or the captions. Nothing depends on anything but the seed and the scene's number,
+so a larger set begins with the smaller one.
 """
 
 from __future__ import annotations
@@ -49,6 +51,19 @@ SHAPES: dict[str, tuple[Point, ...]] = {  # outlines around the centre of their 
 }
 PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
 
+Combination = tuple[str, str, str, str]  # colour, shape, position, background
+COMBINATIONS: list[Combination] = list(product(COLOURS, SHAPES, POSITIONS, BACKGROUNDS))
+
+
+def _kept_out(combination: Combination) -> bool:
+    """One colour of each shape at each place, so that every two of the three words are seen together."""
+    places = zip(combination, (COLOURS, SHAPES, POSITIONS), strict=False)
+    return sum(list(names).index(word) for word, names in places) % len(COLOURS) == 0
+
+
+KNOWN = [combination for combination in COMBINATIONS if not _kept_out(combination)]  # 108, that data sets are drawn of
+NEW = [combination for combination in COMBINATIONS if _kept_out(combination)]  # 36
+
 # Width over height, once for each image of a block of 20: mostly square and 3:2 either way, a few wide ones.
 _ASPECTS = (1.0,) * 8 + (3 / 2,) * 5 + (2 / 3,) * 5 + (16 / 9,) * 2
 _SIDES = (128, 192)  # square root of the area in pixels, least and most
@@ -81,11 +96,11 @@ def caption(scene: Scene) -> str:
     return f"a {scene.colour} {scene.shape} {PLACES[scene.position]}, a {scene.background} background"
 
 
-def plan_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes. Each run of 144 holds every colour, shape, position and background together exactly once;
-    each run of 20 the same aspects.
+def plan_scenes(count: int, seed: int, of: Sequence[Combination] = COMBINATIONS) -> list[Scene]:
+    """`count` scenes. Each run of as many as there are combinations holds each of them exactly once; each run of 20
+    the same aspects.
     """
-    combinations = _dealt(list(product(COLOURS, SHAPES, POSITIONS, BACKGROUNDS)), count, seed, "combination")
+    combinations = _dealt(of, count, seed, "combination")
     aspects = _dealt(_ASPECTS, count, seed, "aspect")
     return [
         _scene(combination, aspect, index, seed)
@@ -113,7 +128,8 @@ def draw_coverage(shape: str, width: int, height: int, centre: Point, size: floa
 
 
 def draw_dataset(folder: Path, count: int, seed: int, talk: Talk = SILENT) -> list[Scene]:
-    """Writes `scene-0001.png` and `scene-0001.txt` and so on, and returns the scenes in that order.
+    """Writes `scene-0001.png` and `scene-0001.txt` and so on, of known combinations, and returns the scenes in that
+    order.
 
     Drawing again what is there already changes nothing. Raises `UsageError` when `count` is not positive or when the
     folder holds other files (hidden ones aside), which would become part of the data set, and `StorageError` when it
@@ -121,7 +137,7 @@ def draw_dataset(folder: Path, count: int, seed: int, talk: Talk = SILENT) -> li
     """
     if count < 1:
         raise UsageError(f"cannot draw {count} images", "ask for at least one")
-    scenes = plan_scenes(count, seed)
+    scenes = plan_scenes(count, seed, KNOWN)
     names = [f"scene-{number:04d}" for number in range(1, count + 1)]
     _refuse_strangers(output_folder(folder), {f"{name}{suffix}" for name in names for suffix in (".png", ".txt")})
     with talk.progress("draw", count, "images") as task:
@@ -134,7 +150,7 @@ def draw_dataset(folder: Path, count: int, seed: int, talk: Talk = SILENT) -> li
     return scenes
 
 
-def _scene(combination: tuple[str, str, str, str], aspect: float, index: int, seed: int) -> Scene:
+def _scene(combination: Combination, aspect: float, index: int, seed: int) -> Scene:
     colour, shape, position, background = combination
 
     def between(low: float, high: float, what: str) -> float:

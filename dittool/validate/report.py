@@ -17,6 +17,7 @@ from dittool.config.load import config_to_toml
 from dittool.config.schema import Config
 from dittool.console import duration_text, escaped
 from dittool.storage import write_atomic
+from dittool.validate.captions import Captions
 from dittool.validate.metrics import Metric
 from dittool.validate.mode_losses import ModeLosses
 from dittool.validate.pictures import data_uri, png_uri
@@ -37,15 +38,17 @@ class Tested:
     reconstruction: Reconstruction | None = None
     swap: Swap | None = None
     text: TextEdits | None = None
+    captions: Captions | None = None
     modes: ModeLosses | None = None
     sets: SetMetrics | None = None
 
-    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | ModeLosses | SetMetrics | None]:
+    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | Captions | ModeLosses | SetMetrics | None]:
         """By the name in `results.json`."""
         return {
             "reconstruction": self.reconstruction,
             "dino_swap": self.swap,
             "text_manip": self.text,
+            "captions": self.captions,
             "mode_losses": self.modes,
             "set_metrics": self.sets,
         }

@@ -40,6 +40,7 @@ from dittool.storage import (
     write_atomic,
     write_json,
 )
+from dittool.validate.captions import ALONE, draw_captions
 from dittool.validate.diagnosis import diagnose, training_figures
 from dittool.validate.mode_losses import measure_modes
 from dittool.validate.perceptual import find_inception, find_lpips
@@ -271,7 +272,7 @@ def _about_data(trial: Trial, folder: Path) -> dict[str, object]:
 
 
 def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
-    reconstruction = swap = text = modes = sets = None
+    reconstruction = swap = text = captions = modes = sets = None
     tests, config = options.tests, trial.pipeline.config.validate_
     if "reconstruction" in tests:
         reconstruction = reconstruct(trial)
@@ -279,6 +280,8 @@ def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
         swap = swap_references(trial)
     if "text_manip" in tests:
         text = edit_captions(trial, find_edits(trial, config.edits), options.checker)
+        if options.checker and options.checker.scenes:
+            captions = draw_captions(trial.pipeline, options.checker, options.checker.scenes(), trial.talk)
     if "mode_losses" in tests:  # for the loss ratio on as many of the other split
         judged = [subject.ref for subject in trial.subjects[:_MODE_SAMPLES]]
         modes = measure_modes(trial, {trial.split: judged} | _of_other_split(trial, len(judged)))
@@ -286,7 +289,7 @@ def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
         judged = [subject.ref for subject in choose(trial.shards, config.set_images, trial.split)[1]]
         others = [ref for refs in _of_other_split(trial, len(judged)).values() for ref in refs]
         sets = measure_set(trial, judged, others, find_inception(trial.talk))
-    return Tested(reconstruction, swap, text, modes, sets)
+    return Tested(reconstruction, swap, text, captions, modes, sets)
 
 
 def _of_other_split(trial: Trial, count: int) -> dict[str, list[SampleRef]]:
@@ -352,4 +355,8 @@ def _contact_sheet(tested: Tested) -> bytes:
     if tested.text and tested.text.images:
         groups = [[image.pictures[key] for key in ("original", "edited", "other")] for image in tested.text.images]
         sections.append(("text: original caption, one word exchanged, original caption with other noise", groups))
+    if tested.captions:
+        for known, kind in ((True, "trained on"), (False, "never seen")):
+            groups = [[one.picture] for one in tested.captions.of(known, ALONE)]
+            sections.append((f"captions that were {kind}, drawn alone", groups))
     return contact_sheet(sections)

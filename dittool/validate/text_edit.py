@@ -31,12 +31,23 @@ from dittool.validate.samples import Subject, Trial, bucket_batches, draw, noise
 
 
 @dataclass(frozen=True)
+class AskedScene:
+    """A picture that a model is to draw, made for the purpose: no data set holds it."""
+
+    name: str  # its noise is a function of it
+    caption: str
+    pixels: np.ndarray  # (H, W, 3) uint8: as the reference, and for the size
+    known: bool  # whether training has seen the caption, with other pictures
+
+
+@dataclass(frozen=True)
 class CaptionChecker:
     """What reads drawn pictures back, where captions follow a wording that it knows."""
 
     attributes: tuple[str, ...]  # that such a caption names, in the report's order
     parse: Callable[[str], Mapping[str, str] | None]  # a caption's attributes; None: of another wording
     shows: Callable[[np.ndarray, str], Mapping[str, bool]]  # (H, W, 3) uint8, caption → whether each attribute shows
+    scenes: Callable[[], Sequence[AskedScene]] | None = None  # of captions known and new, for `captions.py`
 
     def changed(self, edit: Edit) -> tuple[str, ...]:
         """The attributes in which the captions differ; none where it cannot read both."""
@@ -94,6 +105,12 @@ class TextEdits:
     def edit_shown(self) -> float | None:
         return _share([image.shown for image in self.images])
 
+    @property
+    def shown_by_attribute(self) -> dict[str, float]:
+        """The same of the edits that change one attribute, by its name."""
+        found = {name: _share([one.shown for one in self.images if name in one.changed]) for name in self.attributes}
+        return {name: share for name, share in found.items() if share is not None}
+
     def to_json(self) -> dict[str, object]:
         checked = [image for image in self.images if image.shown is not None]
         return {
@@ -105,11 +122,7 @@ class TextEdits:
             "checked": len(checked),
             "edit_shown": self.edit_shown,
             "unedited_shown": _share([image.original_shown for image in self.images]),
-            "edit_shown_by_attribute": {
-                name: _share([image.shown for image in checked if name in image.changed])
-                for name in self.attributes
-                if any(name in image.changed for image in checked)
-            },
+            "edit_shown_by_attribute": self.shown_by_attribute,
             "per_pair": [
                 {
                     "id": image.edit.subject.ref.id,

@@ -95,6 +95,7 @@ def judge(results: Results, thresholds: Thresholds) -> list[Criterion]:
         criteria += _judge_swap(part, thresholds)
     if (part := results.get("text_manip")) is not None:
         criteria += _judge_text(part, thresholds)
+        criteria += _judge_captions(results.get("captions"), thresholds)
     if (part := results.get("mode_losses")) is not None:
         criteria.append(
             _criterion(
@@ -164,6 +165,10 @@ _SENSITIVITY_ADVICE = (
     " check that captions name what differs between images, raise sample.cfg_text"
 )
 
+_NEW_CAPTION_ADVICE = (
+    "captions are known by heart and not by their words: more samples with the caption alone (dropout.text_only), more"
+    " different captions, fewer updates"
+)
 _IMAGES_ADVICE = (
     "too few for a GO: judge more (--limit 0), hold more out (dit shard --holdout), or judge the training set"
     " (--split train)"
@@ -239,12 +244,22 @@ def _judge_swap(part: Results, thresholds: Thresholds) -> list[Criterion]:
 
 def _judge_text(part: Results, thresholds: Thresholds) -> list[Criterion]:
     no_edits = "" if part["pairs"] else "no caption holds a word of validate.edits"
+    by_attribute: Mapping[str, float] = part["edit_shown_by_attribute"]
+    least = min(by_attribute, key=by_attribute.__getitem__, default="")
     return [
         _criterion(
             "edit_shown",
             "edited captions whose edit shows",
             part["edit_shown"],
             thresholds.edit_shown,
+            no_edits or "the checker reads captions of the drawn set only",
+            _EDIT_ADVICE,
+        ),
+        _criterion(
+            "edit_shown_least",
+            f"the same, of the attribute whose edits show least{f': {least}' if least else ''}",
+            by_attribute.get(least),
+            thresholds.edit_shown_least,
             no_edits or "the checker reads captions of the drawn set only",
             _EDIT_ADVICE,
         ),
@@ -257,6 +272,24 @@ def _judge_text(part: Results, thresholds: Thresholds) -> list[Criterion]:
             _SENSITIVITY_ADVICE,
             metric=part["distance"],
         ),
+    ]
+
+
+def _judge_captions(part: Results | None, thresholds: Thresholds) -> list[Criterion]:
+    asked = (
+        ("known_captions", "known", "trained captions", thresholds.known_captions, _EDIT_ADVICE),
+        ("new_captions", "new", "captions never trained on", thresholds.new_captions, _NEW_CAPTION_ADVICE),
+    )
+    return [
+        _criterion(
+            name,
+            f"{title}, drawn alone, whose pictures show all that they say",
+            part[group]["text_only"]["all"]["share"] if part else None,
+            threshold,
+            "the checker reads captions of the drawn set only",
+            advice,
+        )
+        for name, group, title, threshold, advice in asked
     ]
 
 

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dittool.console import Talk
-from dittool.demo.drawing import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, caption, draw_dataset, draw_scene, plan_scenes
+from dittool.demo.drawing import (
+    BACKGROUNDS,
+    COLOURS,
+    COMBINATIONS,
+    KNOWN,
+    NEW,
+    POSITIONS,
+    SHAPES,
+    caption,
+    draw_dataset,
+    draw_scene,
+    plan_scenes,
+)
 from dittool.errors import UsageError
 
 SCENES = plan_scenes(144, seed=7)
@@ -41,8 +53,23 @@ def test_every_combination_appears_once_before_any_appears_twice():
     assert set(map(named, SCENES)) == set(product(COLOURS, SHAPES, POSITIONS, BACKGROUNDS))
 
 
-def test_every_value_gets_its_even_share():
-    scenes = plan_scenes(400, seed=0)
+def test_a_quarter_of_the_combinations_is_kept_out_though_every_two_words_are_seen_together():
+    assert sorted(KNOWN + NEW) == sorted(COMBINATIONS)
+    assert len(NEW) * 4 == len(COMBINATIONS)
+    for first, second in combinations(range(4), 2):
+        pairs = {(one[first], one[second]) for one in COMBINATIONS}
+        assert {(one[first], one[second]) for one in KNOWN} == pairs
+    for place in range(4):  # and no word is rarer in what is new
+        assert len(set(Counter(one[place] for one in NEW).values())) == 1
+
+
+def test_a_data_set_holds_no_new_combination(tmp_path):
+    assert {named(scene) for scene in draw_dataset(tmp_path, 110, seed=0)} == set(KNOWN)
+
+
+@pytest.mark.parametrize("of", [COMBINATIONS, KNOWN], ids=["all", "known"])
+def test_every_value_gets_its_even_share(of):
+    scenes = plan_scenes(400, 0, of)
     for attribute, values in (
         ("colour", COLOURS),
         ("shape", SHAPES),

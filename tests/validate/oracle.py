@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,16 @@ from dittool.models.dit import DiT, DiTConfig
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.run import ValidateOptions, Validation, validate_pipeline
 from dittool.validate.samples import Trial, choose
+from dittool.validate.text_edit import CaptionChecker
+
+READER = replace(SCENE_CHECKER, scenes=None)  # asks for no scenes of its own: quick
 
 
-def judge(pipeline: Pipeline, shards: ShardSet, folder: Path, **options: object) -> Validation:
-    """A validation of a model that is loaded, as `dit validate` judges it: with the checker of drawn scenes."""
-    return validate_pipeline(pipeline, shards, folder, ValidateOptions(checker=SCENE_CHECKER, **options))
+def judge(
+    pipeline: Pipeline, shards: ShardSet, folder: Path, checker: CaptionChecker = READER, **options: object
+) -> Validation:
+    """A validation of a model that is loaded, as `dit demo` judges it: with the checker of drawn scenes."""
+    return validate_pipeline(pipeline, shards, folder, ValidateOptions(checker=checker, **options))
 
 
 def trial_of(pipeline: Pipeline, shards: ShardSet, folder: Path = Path(), limit: int = 0, talk: Talk = SILENT) -> Trial:

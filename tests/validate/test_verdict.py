@@ -16,6 +16,9 @@ ALL = Thresholds(
     swap_p=0.05,
     loss_ratio=1.5,
     grad_norm=[0.1, 10.0],
+    edit_shown_least=0.6,
+    known_captions=0.9,
+    new_captions=0.5,
 )
 
 
@@ -31,6 +34,9 @@ def results(
     p=0.004,
     ratio=1.1,
     gradient=0.5,
+    least=0.8,
+    known=0.95,
+    new=0.75,
 ):
     metrics = {"ssim": {"value": 0.8, "floor": 0.9}, "psnr": {"value": 20.0, "floor": 30.0}}
     if lpips is not None:
@@ -44,7 +50,16 @@ def results(
             "checks": {"truth_as_result": path, "stored_latents": stored},
         },
         "dino_swap": {"pairs": pairs, "closer_to_source": closer, "p_value": p},
-        "text_manip": {"pairs": pairs, "edit_shown": shown, "sensitivity": sensitivity, "distance": "pixel-rms"},
+        "text_manip": {
+            "pairs": pairs,
+            "edit_shown": shown,
+            "edit_shown_by_attribute": {} if shown is None else {"colour": 1.0, "shape": least},
+            "sensitivity": sensitivity,
+            "distance": "pixel-rms",
+        },
+        "captions": {
+            group: {"text_only": {"all": {"share": share}}} for group, share in (("known", known), ("new", new))
+        },
         "mode_losses": {"loss_ratio": {"none": ratio, "both": ratio}, "effect": {"text": 0.4, "reference": 0.5}},
         "training": {"grad_norm": gradient},
     }
@@ -73,6 +88,9 @@ def test_all_criteria_met_is_go_with_a_line_for_each_threshold():
         ({"stored": 0.4}, "stored_latents"),
         ({"p": 0.06}, "swap_p"),
         ({"ratio": 1.6}, "loss_ratio"),
+        ({"least": 0.59}, "edit_shown_least"),
+        ({"known": 0.89}, "known_captions"),
+        ({"new": 0.49}, "new_captions"),
         ({"gradient": 0.09}, "grad_norm"),
         ({"gradient": 10.1}, "grad_norm"),
     ],
@@ -82,6 +100,17 @@ def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
     assert verdict(criteria) == "NO-GO"
     assert [one.name for one in criteria if one.passed is False] == [name]
     assert row(criteria, name).to_json()["advice"]
+
+
+def test_the_attribute_whose_edits_show_least_is_named():
+    assert row(judge(results(least=0.3), ALL), "edit_shown_least").title.endswith("least: shape")
+
+
+def test_a_model_whose_captions_no_checker_reads_is_not_judged_by_captions():
+    unread = {name: part for name, part in results().items() if name != "captions"}
+    criteria = judge(unread, ALL)
+    assert verdict(criteria) == "GO"
+    assert {row(criteria, name).passed for name in ("known_captions", "new_captions")} == {None}
 
 
 def test_a_value_exactly_at_its_threshold_passes():
@@ -97,6 +126,7 @@ def test_what_could_not_be_measured_does_not_decide_and_says_why():
     assert verdict(criteria) == "GO"
     assert row(criteria, "lpips").passed is None and "AlexNet" in row(criteria, "lpips").reason
     assert row(criteria, "edit_shown").passed is None and "checker" in row(criteria, "edit_shown").reason
+    assert row(criteria, "edit_shown_least").passed is None
     assert row(criteria, "stored_latents").passed is None and "originals" in row(criteria, "stored_latents").reason
     assert row(criteria, "gap_closed").metric == "ssim"
 
