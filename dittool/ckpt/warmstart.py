@@ -41,6 +41,7 @@ WARM_START = "warm start"  # the key `weights` in the metadata of a file that `w
 Shape = tuple[int, ...]
 
 _STACKED = {"qkv": 3, "kv": 2, "modulation": 9, "output_modulation": 2}  # matrices along the rows, by the layer's name
+_MLP = {0: "other layers", 1: "GELU", 2: "SwiGLU"}  # by the matrices in `mlp.up`
 _OF_ENCODER = {
     "conditioning.text_proj": "text",
     "conditioning.null_text": "text",
@@ -156,8 +157,8 @@ def warmstart(
     """
     require_finite(old, "old weights")
     weights, report = {}, []
-    for name, fresh in target.items():
-        weights[name], row = _carried(name, old, fresh, before, after)
+    for name in target:
+        weights[name], row = _carried(name, old, target, before, after)
         report.append(row)
     report += [
         TensorReport(name, SKIPPED, tuple(tensor.shape), None) for name, tensor in old.items() if name not in target
@@ -224,12 +225,12 @@ def is_warm_start(path: Path) -> bool:
 
 
 def _carried(
-    name: str, old: Mapping[str, Tensor], fresh: Tensor, before: Meaning, after: Meaning
+    name: str, old: Mapping[str, Tensor], target: Mapping[str, Tensor], before: Meaning, after: Meaning
 ) -> tuple[Tensor, TensorReport]:
     """One tensor of the new model, and what became of it."""
-    given = old.get(name)
+    given, fresh = old.get(name), target[name]
     was, now = None if given is None else tuple(given.shape), tuple(fresh.shape)
-    if given is None or (why := _without_counterpart(name, old, fresh, before, after)):
+    if given is None or (why := _without_counterpart(name, old, target, before, after)):
         return fresh.clone(), TensorReport(name, FRESH, was, now, why="not in the old model" if given is None else why)
     axes = tuple(axis for axis in range(fresh.dim()) if given.shape[axis] != fresh.shape[axis])
     p, q = before.patch_size, after.patch_size
@@ -237,7 +238,8 @@ def _carried(
         resized, why = _patches_resized(name, given, p, q), f"patches of {p}×{p} cells become {q}×{q}"
         return _corner(resized, fresh, 1), TensorReport(name, RESIZED, was, now, axes, why)
     if axes:
-        return _corner(given, fresh, _stacked(name)), TensorReport(name, RESIZED, was, now, axes)
+        stacked = _parts_of_mlp(name, target) or _STACKED.get(_layer(name), 1)
+        return _corner(given, fresh, stacked), TensorReport(name, RESIZED, was, now, axes)
     copied = given.to(fresh.dtype, copy=True)
     if "attention." in name and before.heads and after.heads and before.heads != after.heads:
         why = f"{before.heads} heads become {after.heads}: the same numbers attend otherwise"
@@ -245,15 +247,19 @@ def _carried(
     return copied, TensorReport(name, COPIED, was, now)
 
 
-def _without_counterpart(name: str, old: Mapping[str, Tensor], fresh: Tensor, before: Meaning, after: Meaning) -> str:
+def _without_counterpart(
+    name: str, old: Mapping[str, Tensor], target: Mapping[str, Tensor], before: Meaning, after: Meaning
+) -> str:
     """Why the old tensor of this name means something else than the new one; "" when it means the same."""
-    given = old[name]
+    given, fresh = old[name], target[name]
     if given.dim() != fresh.dim():
         return f"of {given.dim()} axes in the old model, {fresh.dim()} in the new one"
     kind = _OF_ENCODER.get(name.removesuffix(".weight").removesuffix(".bias"))
     known = kind in before.features and kind in after.features
     if kind and known and after.features[kind].differs(before.features[kind]):
         return f"other {kind} features"
+    if (was := _parts_of_mlp(name, old)) != (now := _parts_of_mlp(name, target)):
+        return f"an MLP of {_MLP[was]} in the old model, of {_MLP[now]} in the new one"
     matrices, weight = _STACKED.get(_layer(name)), old.get(f"{name.rpartition('.')[0]}.weight")
     if matrices and weight is not None and weight.dim() == 2:
         found = weight.shape[0] / weight.shape[1]
@@ -298,6 +304,10 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0].rpartition(".")[2]
 
 
-def _stacked(name: str) -> int:
-    """How many matrices the layer of a tensor stacks along its rows: `blocks.0.attention.qkv.weight` → 3."""
-    return _STACKED.get(_layer(name), 1)
+def _parts_of_mlp(name: str, tensors: Mapping[str, Tensor]) -> int:
+    """How many matrices `mlp.up` stacks along its rows, told by the columns of `mlp.down`: 1 of GELU, 2 of SwiGLU; 0
+    for the name of another tensor.
+    """
+    mlp, found, _ = name.partition(".mlp.")
+    up, down = (tensors.get(f"{mlp}.mlp.{layer}.weight") for layer in ("up", "down"))
+    return up.shape[0] // down.shape[1] if found and up is not None and down is not None else 0

@@ -64,7 +64,8 @@ class Model(Section):
     width: Positive  # divisible by heads and, for the sin-cos positions, by 4
     heads: Positive
     patch_size: Positive = 2  # latent cells along one side of a token
-    mlp_ratio: PositiveFloat = 4.0
+    mlp: Literal["gelu", "swiglu"] = "gelu"  # swiglu: a gate beside each hidden value, with as many parameters
+    mlp_ratio: PositiveFloat = 4.0  # hidden width of gelu over the model's
     qk_norm: bool = False  # RMS-norm of queries and keys
     patches: bool = True  # the reference's patch tokens join the cross-attention context
     patch_positions: bool = True  # sin-cos positions added to those tokens

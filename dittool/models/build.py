@@ -28,6 +28,7 @@ def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: 
             depth=m.depth,
             width=m.width,
             heads=m.heads,
+            mlp=m.mlp,
             mlp_ratio=m.mlp_ratio,
             patch_size=m.patch_size,
             qk_norm=m.qk_norm,

@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dittool.models.conditioning import Conditioning, Conditions, Context, Kept
-from dittool.models.layers import MLP, CrossAttention, SelfAttention, TimestepEmbedding, gated, layer_norm, modulate
+from dittool.models.layers import (
+    MLP,
+    CrossAttention,
+    SelfAttention,
+    SwiGLU,
+    TimestepEmbedding,
+    gated,
+    layer_norm,
+    modulate,
+    swiglu_width,
+)
 from dittool.models.positions import cached_positions
 
 KeysValues = list[tuple[Tensor, Tensor]]  # for each block, 2 × (B, heads, M, D/heads)
@@ -31,6 +41,7 @@ class DiTConfig:
     depth: int
     width: int
     heads: int
+    mlp: str
     mlp_ratio: float
     patch_size: int
     qk_norm: bool
@@ -49,7 +60,9 @@ class Block(nn.Module):
         super().__init__()
         self.attention = SelfAttention(config.width, config.heads, config.qk_norm)
         self.cross_attention = CrossAttention(config.width, config.heads, config.qk_norm)
-        self.mlp = MLP(config.width, int(config.width * config.mlp_ratio))
+        hidden = int(config.width * config.mlp_ratio)
+        swiglu = config.mlp == "swiglu"
+        self.mlp = SwiGLU(config.width, swiglu_width(hidden)) if swiglu else MLP(config.width, hidden)
         self.modulation = nn.Linear(config.width, 9 * config.width)
 
     def forward(

@@ -95,7 +95,7 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, GELU, Linear. No biases."""
+    """down·GELU(up·x). No biases."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -104,6 +104,28 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, N, D) → (B, N, D)
         return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """down·(value·SiLU(gate)), value and gate two linear layers of x in one matrix (arXiv 2002.05202, eq. 6). No
+    biases.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) → (B, N, D)
+        value, gate = self.up(x).chunk(2, dim=-1)  # (B, N, F) each
+        return self.down(value * F.silu(gate))
+
+
+def swiglu_width(gelu_width: int) -> int:
+    """The hidden width at which `SwiGLU` has the parameters of an `MLP` of this one, 3·D·F' = 2·D·F (the same, section
+    2), as the nearest multiple of 8: within a percent from F = 512.
+    """
+    return max(8, 8 * round(gelu_width / 12))
 
 
 class TimestepEmbedding(nn.Module):

@@ -43,6 +43,7 @@ NANO = DiTConfig(
     depth=12,
     width=384,
     heads=6,
+    mlp="gelu",
     mlp_ratio=4.0,
     patch_size=2,
     qk_norm=False,

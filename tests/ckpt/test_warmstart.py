@@ -202,6 +202,19 @@ def test_a_modulation_of_another_number_of_parts_starts_fresh():
     assert result.report[0].why == "6 matrices in the old model, 9 in the new one"
 
 
+def test_another_kind_of_mlp_starts_fresh_and_one_of_another_width_keeps_gates_gates():
+    gelu, swiglu = tiny().state_dict(), tiny("model.mlp=swiglu").state_dict()
+    result = warmstart(gelu, swiglu)
+    fresh = {row.name: row.why for row in result.report if row.status != "copied"}
+    reason = "an MLP of GELU in the old model, of SwiGLU in the new one"
+    assert fresh == {f"blocks.0.mlp.{layer}.weight": reason for layer in ("up", "down")}
+    wider = warmstart(swiglu, tiny("model.mlp=swiglu", "model.mlp_ratio=8.0").state_dict()).weights
+    for old, new in zip(
+        swiglu["blocks.0.mlp.up.weight"].chunk(2), wider["blocks.0.mlp.up.weight"].chunk(2), strict=True
+    ):
+        assert torch.equal(new[: len(old)], old)
+
+
 # The command
 
 

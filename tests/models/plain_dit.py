@@ -86,6 +86,9 @@ class PlainDiT:
 
     def mlp(self, name, x, _context):
         hidden = x @ self.w[name + "up.weight"].T
+        if hidden.shape[1] == 2 * self.w[name + "down.weight"].shape[1]:
+            value, gate = hidden.split(hidden.shape[1] // 2, dim=1)
+            return (value * silu(gate)) @ self.w[name + "down.weight"].T
         gelu = 0.5 * hidden * (1 + torch.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
         return gelu @ self.w[name + "down.weight"].T
 

@@ -16,7 +16,9 @@ from tests.models.test_dit import build, conditions
 PARTS = ((True, True), (True, False), (False, True), (False, False))  # (text, reference) kept, one sample each
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"patches": False}, {"depth": 1, "heads": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": False}, {"patches": False}, {"depth": 1, "heads": 2}, {"mlp": "swiglu"}]
+)
 # latent (H, W), patches (rows, columns)
 @pytest.mark.parametrize("grids", [((4, 6), (2, 3)), ((6, 4), (5, 3)), ((4, 4), (1, 7))])
 def test_the_model_computes_what_the_design_says(changes, grids):

@@ -14,6 +14,7 @@ CONFIG = DiTConfig(
     depth=3,
     width=32,
     heads=4,
+    mlp="gelu",
     mlp_ratio=2.0,
     patch_size=2,
     qk_norm=True,

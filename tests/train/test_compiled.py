@@ -27,6 +27,7 @@ CONFIG = DiTConfig(
     depth=2,
     width=32,
     heads=4,
+    mlp="gelu",
     mlp_ratio=4.0,
     patch_size=2,
     qk_norm=True,
