@@ -157,7 +157,7 @@ TINY: dict[str, dict[str, Any]] = {
         "text_emb_dim": 40,
         "axes_dims_rope": (4, 6, 6),
         "max_resolution": (16, 16),
-        "llama_layers": [0, 1],
+        "llama_layers": [0, 0, 1, 1],
     },
     "PRXTransformer2DModel": {
         "in_channels": 4,

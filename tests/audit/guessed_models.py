@@ -120,6 +120,75 @@ class Words(_Model):
         return self.run(x, t, self.table(prompt).mean(1))
 
 
+class LayerByLayer(_Model):
+    """A text's states, one tensor for each block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts = nn.ModuleList([nn.Linear(23, WIDTH) for _ in range(5)])
+
+    def forward(self, x, t, text_layers: list):
+        return self.run(x, t, sum(project(text_layers[i]).mean(1) for i, project in enumerate(self.texts)))
+
+
+class OfSamples(_Model):
+    """A latent that comes, and is answered, as a list of samples."""
+
+    def forward(self, x: list[Tensor], t: Tensor) -> list[Tensor]:
+        return [answer for sample, time in zip(x, t, strict=True) for answer in self.run(sample[None], time[None])]
+
+
+def turned(tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, N, D) rotated by angles (N, D), neighbours in pairs."""
+    pairs = tokens.unflatten(-1, (-1, 2))
+    return tokens * cos + torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2) * sin
+
+
+class RotaryPair(_Model):
+    """Cosines and sines of rotary angles, which may be left out."""
+
+    def forward(self, x, t, image_rotary_emb: tuple[Tensor, Tensor] | None = None):
+        if image_rotary_emb is not None:
+            cos, sin = image_rotary_emb
+            t = t + turned(torch.ones(1, x.shape[-2] * x.shape[-1] // 4, WIDTH), cos, sin).mean()
+        return self.run(x, t)
+
+
+class RotaryTable(_Model):
+    """A table of complex turns by rows and columns, and keyword arguments that must be given."""
+
+    def forward(self, x, t, freqs_cis: Tensor, attention_kwargs=None):
+        options = dict(**attention_kwargs)
+        turns = freqs_cis[: x.shape[-2] // 2, : x.shape[-1] // 2].flatten(0, 1) * torch.ones(WIDTH // 2)
+        assert torch.is_complex(turns) and len(turns) == x.shape[-2] * x.shape[-1] // 4 and not options
+        return self.run(x, t + turns.real.mean())
+
+
+class References(_Model):
+    """Pictures beside the latent, of which there may be none, and where they belong."""
+
+    def forward(self, x, t, input_images: list[Tensor], places: dict[int, list[int]], dropped):
+        for sample in list(places.keys()):
+            t = t + input_images[sample].mean()
+        c = torch.ones(len(x), WIDTH)
+        c[dropped] *= 0
+        assert dropped.dtype == torch.bool
+        return self.run(x, t, c)
+
+
+class Joint(_Model):
+    """Places of the text's tokens and the latent's in one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.place = nn.Linear(23, WIDTH), nn.Linear(3, WIDTH)
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states, position_ids):
+        tokens = torch.cat([self.text(encoder_hidden_states), self.inward(hidden_states)], dim=1)
+        tokens = tokens + self.place(position_ids[None]) + self.time(timestep[:, None] / 1000)[:, None]
+        return self.out(self.mix(tokens))[:, encoder_hidden_states.shape[1] :]
+
+
 class Never(_Model):
     """Cannot be guessed."""
 

@@ -12,7 +12,18 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from dittool.audit.specimens.foreign.forms import Form, Grid, Node, Plain, built, exchanged, forms_in
+from dittool.audit.specimens.foreign.forms import (
+    BATCH,
+    POSITIONAL,
+    Form,
+    Grid,
+    Node,
+    Plain,
+    built,
+    exchanged,
+    forms_in,
+    grid_of_tokens,
+)
 from dittool.audit.specimens.watching import Inputs, answer_without_gradient
 from dittool.errors import described
 
@@ -26,19 +37,22 @@ class Attempt:
 
     def inputs(self, dtype: torch.dtype, size: Grid | None = None) -> Inputs:
         """One batch; `size` in latent cells, or in tokens where the latent comes as tokens."""
-        node = self[self.latent]
+        resized = self.of_size(size) if size else self
         grid = size or self.grid
-        if size and isinstance(node, Form):
-            sizes = (
-                (*node.sizes[:-2], *size) if len(node.sizes) > 3 else (node.sizes[0], math.prod(size), *node.sizes[2:])
-            )
-            moved = self.with_form(self.latent, replace(node, sizes=sizes))
-            old, new = math.prod(self.grid), math.prod(size)
-            for path, form in moved.forms() if len(node.sizes) == 3 else ():
-                if form.content == "place" and form.sizes[-2] == old:
-                    moved = moved.with_form(path, replace(form, sizes=(*form.sizes[:-2], new, form.sizes[-1])))
-            return {name: built(part, grid, dtype) for name, part in moved.nodes}
-        return {name: built(part, grid, dtype) for name, part in self.nodes}
+        return {name: built(part, grid, dtype) for name, part in resized.nodes}
+
+    def of_size(self, size: Grid) -> Attempt:
+        """With a latent of another size, and what lies on its cells or tokens as large as that."""
+        latent = self[self.latent]
+        if not isinstance(latent, Form) or size == self.grid:
+            return self
+        as_tokens = len(latent.sizes) == 3
+        sizes = (latent.sizes[0], math.prod(size), latent.sizes[2]) if as_tokens else (*latent.sizes[:-2], *size)
+        moved = self.with_form(self.latent, replace(latent, sizes=sizes))
+        for path, form in self.forms():
+            if form.content in POSITIONAL and (other := _positions_of_size(form, self.grid, size, as_tokens)):
+                moved = moved.with_form(path, replace(form, sizes=other))
+        return moved
 
     @property
     def grid(self) -> Grid:
@@ -52,8 +66,8 @@ class Attempt:
     @property
     def lies_on_a_grid(self) -> bool:
         """Whether tokens are said to lie in rows and columns."""
-        by_grid = any(form.content == "place" for _, form in self.forms())
-        return by_grid or any(isinstance(node, Plain) for _, node in self.nodes)
+        by_grid = any(form.content in POSITIONAL for _, form in self.forms())
+        return by_grid or any(isinstance(node, Plain) and node.of_grid for _, node in self.nodes)
 
     def __getitem__(self, name: str) -> Node:
         return dict(self.nodes)[name]
@@ -69,6 +83,33 @@ class Attempt:
 
     def with_form(self, path: str, form: Node) -> Attempt:
         return replace(self, nodes=tuple((name, exchanged(node, name, path, form)) for name, node in self.nodes))
+
+    def with_sizes(self, path: str, sizes: tuple[int, ...]) -> Attempt:
+        """With one tensor of other sizes; of a pair of cosines and sines both."""
+        named, changed = dict(self.forms()), self
+        of_pair = path.rpartition(".")[0] if named[path].content in ("cos", "sin") else ""
+        for other, form in named.items():
+            if other == path or (of_pair and other.startswith(f"{of_pair}.") and form.sizes == named[path].sizes):
+                changed = changed.with_form(other, replace(form, sizes=sizes))
+        return changed
+
+
+def _positions_of_size(form: Form, grid: Grid, size: Grid, beside: bool) -> tuple[int, ...] | None:
+    """Sizes of positions for a latent of another size, with `beside` also of tokens beside the latent's; None where
+    they do not follow it.
+    """
+    sizes = form.sizes
+    if len(sizes) == 3 and sizes[0] != BATCH and form.content in ("cos", "sin", "turn"):  # (rows, columns, D)
+        patch = grid[0] // sizes[0]
+        fits = patch and (sizes[0] * patch, sizes[1] * patch) == grid and not (size[0] % patch or size[1] % patch)
+        return (size[0] // patch, size[1] // patch, sizes[2]) if fits else None
+    axis = len(sizes) - 1 if form.content == "index" else len(sizes) - 2
+    now = grid_of_tokens(grid, sizes[axis])
+    if now is None and not beside:
+        return None
+    patch = grid[0] // now[0] if now else 1
+    others = 0 if now else sizes[axis] - math.prod(grid)
+    return (*sizes[:axis], others + math.prod(size) // patch**2, *sizes[axis + 1 :]) if others >= 0 else None
 
 
 @dataclass(frozen=True)

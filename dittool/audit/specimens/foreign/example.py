@@ -13,6 +13,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from dittool.audit.specimens.foreign.attempt import Attempt, written_example
 from dittool.audit.specimens.foreign.forms import BATCH, NAMES
+from dittool.audit.specimens.foreign.resizing import follows_the_latent
 from dittool.audit.specimens.foreign.search import Search, latent_forms
 from dittool.audit.specimens.foreign.search import largest_label as labels
 from dittool.audit.specimens.trial import LARGEST_BUILT
@@ -47,8 +49,11 @@ class Example:
         self._model, self._function = model if function else None, function  # a large one is not kept for nothing
         self._parameters = inspect.signature(model.forward).parameters
         self._found: Attempt | None = None  # of a guess
+        self._search: Search | None = None  # … whose positions depend on the latent's size
         self._dtype = torch.float32
         self._base = self._called(function) if function else self._guessed(model, settings)
+        self._listed = [name for name, value in self._base.items() if self._is_listed_latent(name, value)]
+        self._base = self._stacked(self._base)
         latent = self._found.latent if self._found else self._named("latent", lambda value: value.dim() in (3, 4, 5))
         if latent is None:
             raise UsageError(
@@ -100,9 +105,11 @@ class Example:
         """One batch with a random latent; `size` in latent cells."""
         function = self._function if size and self._function_takes_a_size else None
         if self._found is not None:
-            base = self._found.inputs(self._dtype, size)
+            found = self._search.at_size(size) if self._search and size else self._found
+            base = found.inputs(self._dtype, size)
         else:
             base = self._called(function, size) if function else dict(self._base)
+        base = self._stacked(base)
         shape = list(base[self.latent].shape)
         if size and len(shape) >= 4:
             shape[-2:] = size
@@ -126,6 +133,25 @@ class Example:
         else:
             other = torch.where(value > 0, value - 1, value + 1).to(value.dtype)
         return {**inputs, name: other}
+
+    def prepared(self, model: nn.Module) -> nn.Module:
+        """The model, which where it takes its latent as a list of samples, and answers with one, takes and gives them
+        as one tensor from here on.
+        """
+        if self._listed:
+            model.register_forward_pre_hook(partial(_unstack, names=tuple(self._listed)), with_kwargs=True)
+            model.register_forward_hook(_stack_samples)
+        return model
+
+    def _is_listed_latent(self, name: str, value: object) -> bool:
+        """Whether an argument is a latent sample by sample."""
+        is_latent = self._found.latent == name if self._found else name in NAMES["latent"]
+        shapes = {_shape(part) for part in value} if isinstance(value, (list, tuple)) else set()
+        return is_latent and len(shapes) == 1 and len(shapes.pop() or ()) >= 2
+
+    def _stacked(self, base: Inputs) -> Inputs:
+        tensors = {name: torch.stack(list(base[name])) for name in self._listed if not isinstance(base[name], Tensor)}
+        return {**base, **tensors}
 
     @property
     def _function_takes_a_size(self) -> bool:
@@ -165,8 +191,10 @@ class Example:
                 f"forward({', '.join(self._parameters)}) runs with none of the guesses{how}",
                 f"{_HINT}. What came furthest:\n\n{written_example(search.best, search.parameters)}",
             )
-        self._found, self._dtype = search.found, search.dtype
-        return search.found.inputs(search.dtype)
+        self._found = search.found
+        self._search = search if any(follows_the_latent(form) for _, form in search.found.forms()) else None
+        self._dtype = search.dtype
+        return self._found.inputs(search.dtype)
 
 
 def _sides_and_channels(
@@ -196,6 +224,29 @@ def _coordinates(grid: tuple[int, int]) -> Tensor:
     """(h·w, 3): zero, row and column of each token in row-major order."""
     index = torch.arange(math.prod(grid))
     return torch.stack([torch.zeros_like(index), index // grid[1], index % grid[1]], dim=1).float()
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _unstack(
+    _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {name: list(value) if name in names else value for name, value in kwargs.items()}
+
+
+def _stack_samples(_model: nn.Module, _args: object, output: object) -> object:
+    """What a model answers with, its lists of samples of one shape as one tensor."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (list, tuple)):
+        shapes = {_shape(part) for part in output}
+        if len(shapes) == 1 and None not in shapes:
+            return torch.stack(list(output))
+        return [_stack_samples(_model, _args, part) for part in output]
+    parts = output if isinstance(output, Mapping) else getattr(output, "__dict__", None)
+    return {key: _stack_samples(_model, _args, part) for key, part in parts.items()} if parts else output
 
 
 def _first_rows(value: Any, batch: int, rows: int, name: str = "") -> Any:

@@ -12,7 +12,7 @@ import math
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import chain, count
 from typing import Any, Literal
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 BATCH, TEXT_TOKENS, SIDE_IN_TOKENS = 2, 7, 4
+_LAYERS, _LARGE_TABLE = 3, 64  # of a list of a text's layers; places along a side of a table that is cut to size
 Grid = tuple[int, int]
-Content = Literal["noise", "time", "label", "mask", "place", "count", "pixels"]
+Content = Literal["noise", "time", "label", "mask", "place", "index", "cos", "sin", "turn", "count", "pixels"]
+POSITIONAL = ("place", "index", "cos", "sin", "turn")  # contents that say where a token is
 
 NAMES: Mapping[str, tuple[str, ...]] = {  # of forward's arguments, by what they are
     "latent": (
@@ -40,14 +42,18 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # of forward's arguments, by what they
 }
 _LIKE = (  # parts of other names, the first that fits
     ("ignored", r"kwargs$|return_|cache|controlnet|skip_layers|interpolation|^callback"),
-    ("mask", r"mask|valid|padding|drop$"),
+    ("drop", r"drop(?:ped)?(?:_ids)?$"),
+    ("mask", r"mask|valid|padding"),
     ("rows", r"^(?:height|h|rows)$"),
     ("columns", r"^(?:width|w|columns|cols)$"),
     ("frames", r"^(?:num_)?frames$|^f$"),
     ("shapes", r"img_shapes|image_shapes"),
+    ("rotary", r"rotary|rope|freqs|(?:^|_)(?:cos|sin)$"),
     ("count", r"_lens?$|lengths?$|seqlens?"),
     ("pixels", r"size|coords|crop|resolution"),
     ("text place", r"(?:txt|text).*(?:ids|pos)"),
+    ("words", r"(?:^|_)(?:input|token|word|prompt|text_token)_ids$"),
+    ("sequence", r"position_ids?$|^pos_ids$"),
     ("place", r"ids$|pos|coord|grid"),
     ("scale", r"guidance|scale|cfg|fps|aspect|ratio|strength"),
     ("time", r"time|sigma|noise_l"),
@@ -63,12 +69,17 @@ class Form:
 
     sizes: tuple[int, ...]
     content: Content = "noise"
-    numbers: Literal["float", "int", "bool"] = "float"
+    numbers: Literal["float", "int", "bool", "complex"] = "float"
     below: int = 2  # of labels
-    listed: bool = False  # a list of samples
+    listed: bool = False  # a list of samples, or of layers, along the first axis
 
     def made(self, grid: Grid, dtype: torch.dtype, seed: int = 0) -> Tensor:
-        kind = {"float": torch.float32 if self.content == "time" else dtype, "int": torch.long, "bool": torch.bool}
+        kind = {
+            "float": torch.float32 if self.content == "time" else dtype,
+            "int": torch.long,
+            "bool": torch.bool,
+            "complex": torch.complex64,
+        }
         return self._values(grid, seed).to(kind[self.numbers])
 
     def _values(self, grid: Grid, seed: int) -> Tensor:
@@ -77,8 +88,18 @@ class Form:
             return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
         if self.content == "place":
             return _places(grid, sizes)
+        if self.content in ("cos", "sin", "turn"):
+            angles = _angles(grid, sizes, paired=self.content != "turn")
+            turns = {"cos": torch.cos, "sin": torch.sin, "turn": lambda angle: torch.polar(torch.ones(sizes), angle)}
+            return turns[self.content](angles)
+        if self.content == "index":
+            return torch.arange(sizes[-1]).expand(sizes).clone()
         along = sizes[1:] or (1,)
         if self.content == "mask":
+            if len(sizes) < 2:
+                return rows > 0  # of whole samples
+            if sizes[-1] == sizes[-2]:
+                return torch.ones(sizes)  # of queries and keys
             kept = torch.arange(sizes[-1]) < sizes[-1] - 2 * rows[:, None]  # the second sample's last two are masked
             return kept.reshape(len(rows), *(1,) * (len(sizes) - 2), -1).expand(sizes)
         values = {
@@ -103,6 +124,10 @@ class Form:
             return f"torch.full(({shape},), 500{'.0' if self.numbers == 'float' else ''})"
         if self.content == "label":
             return f"torch.randint({self.below}, ({shape},))"
+        if self.content == "index":
+            return f"torch.arange({self.sizes[-1]}).expand({shape})"
+        if self.content in ("cos", "turn"):  # of the angle 0
+            return f"torch.ones({shape}{', dtype=torch.complex64' if self.numbers == 'complex' else ''})"
         return f"torch.zeros({shape}{', dtype=torch.long' if self.numbers == 'int' else ''})"
 
 
@@ -112,6 +137,7 @@ class Plain:
 
     make: Callable[[Grid], object]
     text: str
+    of_grid: bool = True
 
     def written(self) -> str:
         return self.text
@@ -119,7 +145,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Parts:
-    """A dictionary or a dataclass with parts."""
+    """A dictionary, a tuple or a dataclass with parts."""
 
     kind: type
     items: tuple[tuple[str, Node], ...]
@@ -127,10 +153,18 @@ class Parts:
     def written(self) -> str:
         if self.kind is dict:
             return "{" + ", ".join(f'"{name}": {part.written()}' for name, part in self.items) + "}"
+        if self.kind is tuple:
+            return f"({', '.join(part.written() for _, part in self.items)},)"
         return f"{self.kind.__name__}({', '.join(f'{name}={part.written()}' for name, part in self.items)})"
 
 
 Node = Form | Plain | Parts
+
+NOTHING = Plain(lambda _grid: None, "None", of_grid=False)
+EMPTY: dict[type, Node] = {
+    dict: Plain(lambda _grid: {}, "{}", of_grid=False),
+    list: Plain(lambda _grid: [], "[]", of_grid=False),
+}
 
 
 def built(node: Node, grid: Grid, dtype: torch.dtype) -> Any:
@@ -139,7 +173,7 @@ def built(node: Node, grid: Grid, dtype: torch.dtype) -> Any:
     if isinstance(node, Plain):
         return node.make(grid)
     made = {name: built(part, grid, dtype) for name, part in node.items}
-    return node.kind(**made)
+    return tuple(made.values()) if node.kind is tuple else node.kind(**made)
 
 
 def forms_in(node: Node, path: str) -> Iterator[tuple[str, Form]]:
@@ -176,6 +210,11 @@ class Widths:
         return next(self._next)
 
 
+def _layers(width: int) -> Form:
+    """A text's states, one tensor a layer of its encoder."""
+    return Form((_LAYERS, BATCH, TEXT_TOKENS, width), listed=True)
+
+
 def alternatives(kind: str, width: int, labels: int) -> list[Node]:
     """What an argument of a kind may be, the usual first."""
     tokens, vector = Form((BATCH, TEXT_TOKENS, width)), Form((BATCH, width))
@@ -190,22 +229,36 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
             replace(number, sizes=(1,)),
         ],
         "label": [index, tokens, Form((BATCH, 1, width)), vector, replace(index, sizes=(BATCH, TEXT_TOKENS))],
-        "text": [tokens, vector, replace(index, sizes=(BATCH, TEXT_TOKENS)), Form((BATCH, 1, TEXT_TOKENS, width))],
+        "text": [
+            *(tokens, vector, replace(index, sizes=(BATCH, TEXT_TOKENS)), _layers(width)),
+            Form((BATCH, 1, TEXT_TOKENS, width)),
+        ],
         "vector": [vector, tokens],
-        "mask": [mask, replace(mask, numbers="float"), replace(mask, numbers="int")],
+        "mask": [
+            *(mask, replace(mask, numbers="float"), replace(mask, numbers="int")),
+        ],
+        "drop": [replace(mask, sizes=(BATCH,)), replace(index, below=2), mask],
         "scale": [replace(number, sizes=(BATCH,)), vector],
         "place": [
             *(Form((cells, 3), "place"), Form((BATCH, cells, 3), "place"), Form((cells, 4), "place")),
             *(Form((TEXT_TOKENS + cells, 3), "place"), Form((BATCH, TEXT_TOKENS + cells, 3), "place")),
+            Form((BATCH, TEXT_TOKENS + cells), "index", "int"),
+        ],
+        "words": [replace(index, sizes=(BATCH, TEXT_TOKENS)), index],
+        "rotary": [
+            Parts(tuple, (("0", Form((cells, width), "cos")), ("1", Form((cells, width), "sin")))),
+            *(Form((side, side, width), "turn", "complex") for side in (SIDE_IN_TOKENS, _LARGE_TABLE)),
+            Form((cells, width), "turn", "complex"),
         ],
         "text place": [Form((TEXT_TOKENS, 3), "place"), Form((BATCH, TEXT_TOKENS, 3), "place")],
         "count": [Form((BATCH,), "count", "int")],
         "pixels": [Form((BATCH, 2), "pixels"), Form((BATCH, 6), "pixels")],
         "rows": [Plain(lambda grid: grid[0], "height")],
         "columns": [Plain(lambda grid: grid[1], "width")],
-        "frames": [Plain(lambda grid: 1, "1")],
+        "frames": [Plain(lambda grid: 1, "1", of_grid=False)],
         "shapes": [Plain(lambda grid: [[(1, *grid)]] * BATCH, f"[[(1, height, width)]] * {BATCH}")],
     }
+    made["sequence"] = [*made["place"][-1:], *made["place"][:-1]]
     return made.get(kind, [tokens, vector, number, index, mask])
 
 
@@ -219,10 +272,21 @@ def from_annotation(hint: object, name: str, source: str, width: Widths, labels:
             return _parts(origin, names, width, labels)
         if isinstance(origin, type) and origin is not dict and issubclass(origin, dict) and origin.__annotations__:
             return _parts(dict, list(origin.__annotations__), width, labels)
-        if origin in (list, tuple) and Tensor in typing.get_args(option):
-            return Form((BATCH, TEXT_TOKENS, width()), listed=True)
+        inside = typing.get_args(option)
+        if origin is list and not inside:
+            return _layers(width())
+        if origin in (list, tuple) and Tensor in inside:
+            is_reference = re.search(r"image|img|pixel|latent", name)
+            return EMPTY[list] if is_reference else Form((BATCH, TEXT_TOKENS, width()), listed=True)
+        if origin is dict and inside and not _holds_tensors(inside):
+            return EMPTY[dict]
     keys = _keys_read(source, name)
     return _parts(dict, keys, width, labels) if keys else None
+
+
+def _holds_tensors(inside: Sequence[object]) -> bool:
+    """Whether what an annotation has in brackets may be tensors."""
+    return any(part in (Tensor, Any) or _holds_tensors(typing.get_args(part)) for part in inside)
 
 
 def _parts(kind: type, names: list[str], width: Widths, labels: int) -> Parts:
@@ -262,12 +326,35 @@ def source_of(model: nn.Module) -> str:
         return ""
 
 
+def grid_of_tokens(grid: Grid, tokens: int) -> Grid | None:
+    """Rows and columns of so many square patches of a grid of cells; None where no patch size gives that number."""
+    patch = math.isqrt(math.prod(grid) // max(tokens, 1))
+    whole = patch and patch**2 * tokens == math.prod(grid) and not (grid[0] % patch or grid[1] % patch)
+    return (grid[0] // patch, grid[1] // patch) if whole else None
+
+
 def _places(grid: Grid, sizes: tuple[int, ...]) -> Tensor:
-    """(…, N, A): zero, row and column of each latent token in row-major order; zeros for other tokens."""
+    """(…, N, A): zero, row and column of each latent token in row-major order; zeros for other tokens, which stand
+    before them.
+    """
     tokens, axes = sizes[-2], sizes[-1]
     found = torch.zeros(tokens, axes)
-    if tokens == math.prod(grid):
-        index = torch.arange(tokens)
-        for axis, values in zip((1, 2) if axes > 2 else (0, 1), (index // grid[1], index % grid[1]), strict=True):
-            found[:, axis] = values
+    by_rows = grid_of_tokens(grid, tokens) or grid
+    if (others := tokens - math.prod(by_rows)) >= 0:
+        index = torch.arange(math.prod(by_rows))
+        for axis, values in zip((1, 2) if axes > 2 else (0, 1), (index // by_rows[1], index % by_rows[1]), strict=True):
+            found[others:, axis] = values
     return found.expand(sizes).clone()
+
+
+def _angles(grid: Grid, sizes: tuple[int, ...], paired: bool) -> Tensor:
+    """(…, N, D) or (rows, columns, D): rotary angles, by turns of rows and of columns. Paired ones are the same in two
+    neighbours and in both halves of D, so that rotating neighbours and rotating halves are both by one angle a pair.
+    """
+    is_table = len(sizes) == 3 and sizes[0] != BATCH
+    places = torch.cartesian_prod(*map(torch.arange, sizes[:2])).float() if is_table else _places(grid, (sizes[-2], 2))
+    channel = torch.arange(sizes[-1])
+    if paired:
+        channel = channel % max(sizes[-1] // 2, 1) // 2
+    angles = places[:, channel % 2] * 100.0 ** -((channel // 2) / (channel.max() + 1))  # (N, D)
+    return (angles.reshape(sizes) if is_table else angles).expand(sizes).clone()

@@ -76,7 +76,7 @@ class ForeignModel(Trial[nn.Module]):
             model = self._first_built()
             self.example = Example(model, factory.settings | _configured(model), example)
             try:
-                answers_without_gradient(model, self.example.inputs())
+                answers_without_gradient(self.example.prepared(model), self.example.inputs())
             except Exception as error:
                 raise UsageError(
                     f"{factory.target}: forward raises {type(error).__name__} on the example: {error}",
@@ -127,12 +127,12 @@ class ForeignModel(Trial[nn.Module]):
             name: value for name, value in changes.items() if self.factory.settings.get(name, not value) != value
         }
         if self._only is None or seed or changes:
-            return self.factory.build(seed, **changes)
+            return self.example.prepared(self.factory.build(seed, **changes))
         try:
             return _sharing_weights(self._only)
         except Exception:  # it holds something that cannot be copied
             self._only = None
-            return self.factory.build()
+            return self.example.prepared(self.factory.build())
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -215,7 +215,9 @@ class ForeignModel(Trial[nn.Module]):
         if not kinds & {torch.float16, torch.bfloat16}:
             return ""
         whole = {name: leaf.float() for name, leaf in leaves(inputs).items() if leaf.is_floating_point()}
-        given = answers_without_gradient(self.factory.build().float(), with_leaves(inputs, whole))
+        given = answers_without_gradient(
+            self.example.prepared(self.factory.build()).float(), with_leaves(inputs, whole)
+        )
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in given)
         return ", ".join(sorted(map(kind_of_number, kinds))) if finite else ""
 

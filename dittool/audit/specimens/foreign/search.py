@@ -7,12 +7,13 @@ one: "(14x37 and 48x64)" says that the tensor that is 37 wide should be 48 wide.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -20,36 +21,32 @@ from torch import nn
 from dittool.audit.specimens.foreign.attempt import Attempt, Outcome, tried
 from dittool.audit.specimens.foreign.forms import (
     BATCH,
+    EMPTY,
     NAMES,
+    NOTHING,
     SIDE_IN_TOKENS,
     Form,
+    Grid,
     Node,
     Widths,
     alternatives,
+    forms_in,
     from_annotation,
     kind_of,
     source_of,
     with_key,
 )
+from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
 
 _MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0
 _MOST_LEVEL = 2  # changes in a row that lead no further
-_FOR_ONE_MORE = 30  # attempts to feed an argument that may be left out
-_LARGEST_SIZE = 200_000
-_EXCHANGES = (  # in what models say of sizes that do not fit: numbers that are there, and numbers that should be
-    (re.compile(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"), (1, 2)),
-    (re.compile(r"to have (\d+) channels, but got (\d+) channels"), (2, 1)),
-    (re.compile(r"normalized_shape=\[(\d+)\].*input of size\[.*?(\d+)\]$"), (2, 1)),
-    (re.compile(r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"), (1, 2)),
-    (re.compile(r"size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\)"), (2, 1)),
-    (re.compile(r"Expected size (\d+) but got size (\d+)"), (2, 1)),
-    (re.compile(r"Expected size (\d+) but got size (\d+)"), (1, 2)),
-    (re.compile(r"expanded size of the tensor \((\d+)\) must match the existing size \((\d+)\)"), (2, 1)),
-    (re.compile(r"expanded size of the tensor \((\d+)\) must match the existing size \((\d+)\)"), (1, 2)),
-    (re.compile(r"[Ee]xpected.*?(\d+) channels.*?got (\d+)"), (2, 1)),
-    (re.compile(r"expected (?:\w+ )*(\d+),? (?:but )?got (?:\w+ )*(\d+)"), (2, 1)),
+_FOR_ONE_MORE = 60  # attempts to feed an argument that may be left out
+_TABLES = ("cos", "sin", "turn")  # contents of an argument that is exchanged with all of its parts
+_TOO_SHORT = re.compile(
+    r"(?:list|tuple) index out of range|index (\d+) is out of bounds for dimension 0 with size (\d+)"
 )
-_OUTSIDE = re.compile(r"index (\d+) is out of bounds for dimension \d+ with size (\d+)")
+_NO_MAPPING = re.compile(r"must be a mapping, not NoneType|'NoneType' object has no attribute '(?:get|pop|items|copy)'")
+_WANTS_A_LIST = re.compile(r"list|tuple|sequence|iterable|'Tensor' object", re.IGNORECASE)
 _MISSING_KEY = re.compile(r"^KeyError: '(\w+)'$")
 
 
@@ -67,7 +64,9 @@ class Search:
     """Looks for inputs with which a model runs. `found` is None where there were none; `best` came furthest."""
 
     def __init__(self, model: nn.Module, latents: Sequence[Form], widths: Sequence[int], labels: int) -> None:
-        self._model, self._latents, self._widths, self._labels = model, latents, list(widths)[:12], labels
+        self._model, self._widths, self._labels = model, list(widths)[:12], labels
+        self._latents: list[Form] = list(latents)
+        self._samples: list[Form] = []  # the same as lists of samples
         self._dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
         self._new_width, self._source = Widths(), source_of(model)
         self.parameters = {
@@ -80,6 +79,9 @@ class Search:
         except Exception:  # names that exist for type checkers only
             self._hints = {}
         self._firsts: dict[str, Node] = {}
+        self._at_size = cache(self._found_at_size)
+        self._depths = _depths(model)
+        self._tables = sorted({each.num_embeddings for each in model.modules() if isinstance(each, nn.Embedding)})
         self._seen: set[Attempt] = set()
         self._end = time.monotonic() + _MOST_SECONDS
         self.best: tuple[Attempt, Outcome] | None = None
@@ -91,6 +93,9 @@ class Search:
             return
         if any(kind_of(name) in ("place", "shapes", "rows") for name in self.parameters):  # of tokens
             self._latents = sorted(latents, key=lambda form: len(form.sizes) != 3)
+        samples = [replace(form, listed=True) for form in self._latents]
+        by_hint = "list" in str(self._hints.get(self.latent, "")).lower()
+        self._latents, self._samples = (samples, self._latents) if by_hint else (self._latents, samples)
         start = Attempt(((self.latent, self._latents[0]),), self.latent)
         for name in needed:
             if name != self.latent:
@@ -113,7 +118,7 @@ class Search:
     def _first_form(self, name: str) -> Node:
         hint = self._hints.get(name)
         kind = kind_of(name)
-        if kind in ("text", "vector", "") and (
+        if kind in ("text", "vector", "pixels", "") and (
             parts := from_annotation(hint, name, self._source, self._new_width, self._labels)
         ):
             return parts
@@ -131,13 +136,28 @@ class Search:
     def _feed_what_may_be_left_out(self) -> None:
         """Time and conditions under usual names, each kept where the model runs with it."""
         kinds = ("time", "label", "text", "vector", "mask")
+        usual = {name for kind in kinds for name in NAMES[kind]}
         for name in self.parameters:
-            if self.found and name in {usual for kind in kinds for usual in NAMES[kind]} - set(dict(self.found.nodes)):
-                wider = self._from(self.found.with_argument(name, self._first(name)), _FOR_ONE_MORE, name)
+            is_known = name in usual or kind_of(name) == "rotary"
+            if self.found and is_known and name not in dict(self.found.nodes):
+                wider = self._from(self.found.with_argument(name, self._first(name)), _FOR_ONE_MORE, [name])
                 self.found = wider or self.found
 
-    def _from(self, start: Attempt, most: int, only: str = "") -> Attempt | None:
-        """The first attempt that runs; with `only` nothing but this argument is changed. By turns the next one of the
+    def at_size(self, size: Grid) -> Attempt:
+        """What was found, with a latent of another size; positions that do not fit it are looked for again."""
+        return self._at_size(size)
+
+    def _found_at_size(self, size: Grid) -> Attempt:
+        assert self.found is not None
+        attempt = self.found.of_size(size)
+        places = [path for path, form in attempt.forms() if follows_the_latent(form)]
+        if not places or attempt == self.found:
+            return attempt
+        self._end = time.monotonic() + _MOST_SECONDS
+        return self._from(attempt, _FOR_ONE_MORE, {re.split(r"\.", path)[0] for path in places}) or attempt
+
+    def _from(self, start: Attempt, most: int, only: Collection[str] = ()) -> Attempt | None:
+        """The first attempt that runs; with `only` nothing but these arguments is changed. By turns the next one of the
         failed attempt that came furthest, and of the one that was followed least.
         """
         failed: list[_Failed] = []
@@ -171,16 +191,23 @@ class Search:
 
     # What to try next
 
-    def _next(self, attempt: Attempt, outcome: Outcome, only: str) -> Iterator[Attempt]:
-        if not only:
-            yield from self._all_next(attempt, outcome)
-            return
+    def _next(self, attempt: Attempt, outcome: Outcome, only: Collection[str]) -> Iterator[Attempt]:
         for other in self._all_next(attempt, outcome):
-            if all(dict(other.nodes).get(name) == node for name, node in attempt.nodes if name != only):
+            if not only or all(dict(other.nodes).get(name) == node for name, node in attempt.nodes if name not in only):
                 yield other
 
     def _all_next(self, attempt: Attempt, outcome: Outcome) -> Iterator[Attempt]:
-        yield from _resized(attempt, outcome.error)
+        yield from resized(attempt, outcome.error)
+        if _NO_MAPPING.search(outcome.error):
+            for name, parameter in self.parameters.items():
+                if name not in dict(attempt.nodes) and parameter.default is None:
+                    yield attempt.with_argument(name, EMPTY[dict])
+        if match := _TOO_SHORT.search(outcome.error):
+            yield from self._longer(attempt, int(match[1] or 0))
+        if "index out of range in self" in outcome.error:
+            for path, form in attempt.forms():
+                for below in (1, *self._tables) if form.content == "label" else ():
+                    yield attempt.with_form(path, replace(form, below=below))
         if key := _MISSING_KEY.match(outcome.error):
             for name in self.parameters:
                 if kind_of(name) in ("text", "ignored", "vector", "") and name != self.latent:
@@ -189,12 +216,43 @@ class Search:
         if "None" in outcome.error or "unsupported operand" in outcome.error:
             yield from self._with_one_more(attempt)
         yield from self._with_one_less(attempt)
+        yield from self._empty(attempt)
         if re.search(r"unpack|dimension|rank|shape|dims|permute|rearrange|D input|conv", outcome.error):
             yield from self._other_latents(attempt)
         yield from self._other_forms(attempt)
         yield from self._other_latents(attempt)
         yield from self._with_one_more(attempt)
         yield from self._other_widths(attempt)
+        yield from self._none(attempt)
+        if _WANTS_A_LIST.search(outcome.error):
+            for form in self._samples:
+                yield attempt.with_form(self.latent, form)
+
+    def _longer(self, attempt: Attempt, least: int) -> Iterator[Attempt]:
+        """With more layers of what is given layer by layer: as many as the model's own lists have, one by one or
+        together.
+        """
+        for path, form in attempt.forms():
+            if len(form.sizes) == 4 and form.sizes[1] == BATCH and path != attempt.latent:
+                for layers in (form.sizes[0] + 1, *self._depths):
+                    if layers > max(least, form.sizes[0]):
+                        yield attempt.with_form(path, replace(form, sizes=(layers, *form.sizes[1:])))
+
+    def _empty(self, attempt: Attempt) -> Iterator[Attempt]:
+        """With nothing in a list or a dictionary, where an argument's annotation says that it is one."""
+        for name in dict(attempt.nodes):
+            hint = str(self._hints.get(name, "")).lower()
+            for kind, node in EMPTY.items():
+                if name != self.latent and kind.__name__ in hint:
+                    yield attempt.with_argument(name, node)
+
+    def _none(self, attempt: Attempt) -> Iterator[Attempt]:
+        """With None for an argument that must be given, and may be that."""
+        for name in dict(attempt.nodes):
+            hint = str(self._hints.get(name, ""))
+            is_allowed = "None" in hint or "Optional" in hint or kind_of(name) == "mask"
+            if name != self.latent and is_allowed and self.parameters[name].default is inspect.Parameter.empty:
+                yield attempt.with_argument(name, NOTHING)
 
     def _with_one_more(self, attempt: Attempt) -> Iterator[Attempt]:
         """One of the arguments that may be left out is fed: the known ones first, each as its first form."""
@@ -214,14 +272,21 @@ class Search:
             yield attempt.with_form(self.latent, form)
 
     def _other_forms(self, attempt: Attempt) -> Iterator[Attempt]:
+        for name, node in attempt.nodes:
+            if kind_of(name) == "rotary":
+                width = next((form.sizes[-1] for _, form in forms_in(node, name)), self._new_width())
+                for other in alternatives("rotary", width, self._labels):
+                    yield attempt.with_argument(name, other)
         for path, form in attempt.forms():
-            if path != self.latent:
+            if path != self.latent and form.content not in _TABLES:
                 kind = kind_of(re.split(r"[.]", path)[-1])
                 for other in alternatives(kind, form.sizes[-1] if form.sizes else 1, self._labels):
                     yield attempt.with_form(path, other)
                 if form.content == "mask":  # of the latent's cells
                     yield attempt.with_form(path, replace(form, sizes=(BATCH, 1, *attempt.grid)))
                     yield attempt.with_form(path, replace(form, sizes=(1, 1, *attempt.grid)))
+                    tokens = form.sizes[-1]
+                    yield attempt.with_form(path, replace(form, sizes=(BATCH, tokens, tokens), numbers="float"))
                 if form.numbers == "float" and form.content != "mask":
                     yield attempt.with_form(path, replace(form, content="label", numbers="int", below=self._labels))
                 if form.content == "label":
@@ -234,33 +299,10 @@ class Search:
                     yield attempt.with_form(path, replace(form, sizes=(*form.sizes[:-1], width)))
 
 
-def _resized(attempt: Attempt, error: str) -> Iterator[Attempt]:
-    """With a size exchanged that the error says is another than what is wanted."""
-    if match := _OUTSIDE.search(error):
-        yield from _with_size(attempt, int(match[2]), int(match[1]) + 1)
-    for pattern, (there, wanted) in _EXCHANGES:
-        if match := pattern.search(error):
-            yield from _with_size(attempt, int(match[there]), int(match[wanted]))
-
-
-def _with_size(attempt: Attempt, there: int, wanted: int) -> Iterator[Attempt]:
-    for path, form in attempt.forms():
-        sizes = form.sizes
-        for axis in range(0 if sizes[:1] != (BATCH,) else 1, len(sizes)):
-            shares, left = divmod(there, max(sizes[axis], 1))
-            if not left and shares and wanted % shares == 0 and 0 < wanted // shares <= _LARGEST_SIZE:
-                other = (*sizes[:axis], wanted // shares, *sizes[axis + 1 :])
-                yield attempt.with_form(path, replace(form, sizes=other))
-        if path == attempt.latent and len(sizes) > 3 and (side := _other_side(sizes[-1], there, wanted)):
-            yield attempt.with_form(path, replace(form, sizes=(*sizes[:-2], side, side)))
-
-
-def _other_side(side: int, tokens: int, wanted: int) -> int:
-    """Of a square latent whose tokens are not as many as there should be."""
-    rows, rows_wanted = math.isqrt(tokens), math.isqrt(wanted)
-    if rows**2 != tokens or rows_wanted**2 != wanted or not rows or side % rows:
-        return 0
-    return side // rows * rows_wanted
+def _depths(model: nn.Module) -> list[int]:
+    """How long the model's own lists are, and the first of them together."""
+    lengths = [len(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(dict.fromkeys([*lengths, *accumulate(lengths)]))
 
 
 def latent_forms(sides: Sequence[int], channels: Sequence[int], widths: Sequence[int]) -> list[Form]:
