@@ -19,12 +19,14 @@ from dittool.families.family import family_of
 from dittool.shell import command_line
 from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder
 from dittool.train.distributed import Ranks
+from dittool.validate.text_edit import CaptionChecker
 
 _SECONDS_BETWEEN_PAGES = 30
 
 
-def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT) -> Results:
-    """Does what is left of a plan, and writes `results.json` after each run and `report.html` now and then.
+def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: CaptionChecker | None = None) -> Results:
+    """Does what is left of a plan, and writes `results.json` after each run and `report.html` now and then. `checker`
+    reads pictures of the drawn set.
 
     Raises what `train` raises for the base; a variant that fails is a row with its reason.
     """
@@ -32,7 +34,7 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT) -> Results:
     _require_measurable(first, data)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         claim(out, rows, data)
-        work = Work(rows, data, out, talk)
+        work = Work(rows, data, out, talk, checker=checker)
         work.measure_costs()
         shown = time.monotonic()
         for run in planned(work):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ from dittool.ablate.plan import BASE
 from dittool.ablate.results import Compared, Results, Row, decisive, summary
 from dittool.ablate.runs import Run
 from dittool.ckpt.run_log import read_log
+from dittool.console import duration_text
 from dittool.storage import write_atomic, write_json
+from dittool.validate.captions import ALONE, WITH_REFERENCE, Share, Shares
 from dittool.validate.pictures import png_uri
 from dittool.validate.report import environment
 
@@ -38,8 +40,11 @@ def write_page(results: Results) -> None:
     template = environment(Path(__file__).parent).get_template("ablate.html")
     page = template.render(
         results=results,
+        targets=[(row.name, target_text(row)) for row in results.rows if results.plan.plan.target is not None],
         rows=[shown_row(row, results) for row in results.rows],
         summary=summary(results),
+        scenes=[shown for row in results.rows for shown in scene_rows(row)],
+        figures=[(row.name, row.equal_updates.figures) for row in results.rows if row.equal_updates],
         plots=[uri for uri in (_differences(results), _curves(results), _by_timestep(results)) if uri],
         sheets=_sheets(results),
         version=__version__,
@@ -57,6 +62,7 @@ def to_json(results: Results) -> dict[str, object]:
         "runs_done": results.runs_done,
         "runs_planned": results.runs_planned,
         "base_loss": results.base_loss,
+        "target": results.plan.plan.target,
         "rows": [_row_json(row, results.complete) for row in results.rows],
     }
 
@@ -75,7 +81,19 @@ def _row_json(row: Row, complete: bool) -> dict[str, object]:
         "shorter": [_compared_json(one) for one in row.shorter],
         "updates_to_base_loss": row.updates_to_base,
         "confirmed": _compared_json(row.confirmed),
+        "scenes": {updates: _shares_json(shares) for updates, shares in row.scenes.items()},
+        "target": row.target and {**asdict(row.target), "share": row.target.share.to_json()},
         "verdict": judged.words() if judged and complete else None,
+    }
+
+
+def _shares_json(shares: Shares) -> dict[str, object]:
+    return {
+        kind: {
+            conditions: {name: share.to_json() for name, share in columns.items()}
+            for conditions, columns in part.items()
+        }
+        for kind, part in shares.items()
     }
 
 
@@ -92,6 +110,10 @@ def _compared_json(compared: Compared | None) -> dict[str, object] | None:
         "samples": found.samples,
         "narrower_by_pairing": found.narrower if np.isfinite(found.narrower) else None,
         "by_column": {name: part.mean for name, part in compared.parts.items()},
+        "figures": {
+            name: {"difference": part.mean, "interval": None if np.isnan(part.low) else [part.low, part.high]}
+            for name, part in compared.figures.items()
+        },
     }
 
 
@@ -123,6 +145,42 @@ def shown_row(row: Row, results: Results) -> ShownRow:
     return ShownRow(
         row.name, keys, interval_text(row.equal_updates), *time, interval_text(row.equal_time), reaches, verdict
     )
+
+
+@dataclass(frozen=True)
+class ShownScenes:
+    """What was read from the pictures of a row's runs of one length: captions alone, then with a reference."""
+
+    name: str
+    updates: int
+    known: dict[str, str]  # by attribute
+    new: dict[str, str]
+    known_with_reference: str
+    new_with_reference: str
+
+
+def scene_rows(row: Row) -> list[ShownScenes]:
+    return [
+        ShownScenes(
+            row.name,
+            updates,
+            {name: share_text(share) for name, share in shares["known"][ALONE].items()},
+            {name: share_text(share) for name, share in shares["new"][ALONE].items()},
+            share_text(shares["known"][WITH_REFERENCE]["all"]),
+            share_text(shares["new"][WITH_REFERENCE]["all"]),
+        )
+        for updates, shares in row.scenes.items()
+    ]
+
+
+def share_text(share: Share) -> str:
+    """`78 % (61 to 89)`."""
+    low, high = share.interval
+    return f"{100 * share.value:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def target_text(row: Row) -> str:
+    return f"{row.target.updates:,} updates, {duration_text(row.target.seconds)}" if row.target else "not reached"
 
 
 def interval_text(compared: Compared | None) -> str:

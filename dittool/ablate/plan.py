@@ -48,6 +48,13 @@ class Plan(Section):
     equal_time: bool = True  # run each variant once more, with a schedule as short as its cost asks
     # and to its end in such shares of the updates, too
     shorter: list[Annotated[Share, Field(gt=0, lt=1)]] = Field(default=[])
+    drawn_images: Counted = 0  # the data are so many pictures of the drawn set, made under OUT/data
+    tests: list[str] = Field(default=[])  # of `dit validate`, whose figures each run is judged by, too
+    # of captions trained on, and as many of captions never seen, that each run draws and a checker reads; for the drawn
+    # set of `dit demo` alone
+    scenes: Counted = 0
+    target: Share | None = None  # of the pictures from captions never seen: share whose `target_attribute` is right
+    target_attribute: str = "shape"
     confirm_seeds: list[Counted] = Field(default=[])  # on which the best row is run again, with the base
 
     @model_validator(mode="after")
@@ -62,6 +69,7 @@ class Plan(Section):
             (not twice, f"{listed(twice)}: named twice"),
             (len(self.grid) < 2, f"grid has {len(self.grid)} keys; one is compared at a time"),
             (len(set(self.seeds)) == len(self.seeds), "seeds: one stands twice"),
+            (self.target is None or self.scenes > 0, "target: a share of drawn scenes; say how many with scenes = 36"),
             (not shared, f"confirm_seeds: {listed(list(map(str, shared)))} of seeds; no choice may have seen them"),
         )
         return self

@@ -12,6 +12,7 @@ from dittool.ablate.cost import Cost
 from dittool.ablate.plan import BASE, Keys, Rows
 from dittool.ablate.runs import Run, Work
 from dittool.ablate.statistics import BETTER, Difference, difference
+from dittool.validate.captions import ALONE, Share, Shares, pooled
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,16 @@ class Compared:
     updates: int
     difference: Difference
     parts: dict[str, Difference]  # by column: mode and timestep
+    figures: dict[str, Difference] = field(default_factory=dict)  # of the plan's tests, over the seeds
+
+
+@dataclass(frozen=True)
+class Target:
+    """The shortest of the schedules that were run whose pictures reach the plan's target, over its seeds."""
+
+    updates: int
+    seconds: float  # of training, at the cost that was measured
+    share: Share
 
 
 @dataclass
@@ -35,6 +46,8 @@ class Row:
     equal_time: Compared | None = None
     shorter: list[Compared] = field(default_factory=list)
     confirmed: Compared | None = None  # on seeds that no choice has seen
+    scenes: dict[int, Shares] = field(default_factory=dict)  # by updates: what was read from the runs of all seeds
+    target: Target | None = None
 
     @property
     def updates_to_base(self) -> int | None:
@@ -86,20 +99,16 @@ def decisive(row: Row) -> Difference | None:
 def planned(work: Work) -> list[Run]:
     """All runs but those that confirm, in order: a seed after the other, the base first, so that pairs end early."""
     plan, updates = work.rows.plan, work.rows.updates
+    # the fewest updates to a target are the base's, too
+    shortened = [row for row in work.rows.changes if row != BASE or plan.target is not None]
     full = [Run(row, seed, updates) for seed in plan.seeds for row in work.rows.changes]
-    short = [
-        Run(row, seed, fewer)
-        for seed in plan.seeds
-        for row in work.rows.changes
-        if row != BASE
-        for fewer in _schedules(work, row)
-    ]
+    short = [Run(row, seed, fewer) for seed in plan.seeds for row in shortened for fewer in _schedules(work, row)]
     return list(dict.fromkeys(run for run in full + short if run.row not in work.failed))
 
 
 def _schedules(work: Work, row: str) -> list[int]:
     """Other numbers of updates that a row is run to: as many as take the base's time, and the plan's shares."""
-    own = [updates_at_equal_time(work, row)] if work.rows.plan.equal_time else []
+    own = [updates_at_equal_time(work, row)] if work.rows.plan.equal_time and row != BASE else []
     return [*own, *(max(2, round(share * work.rows.updates)) for share in work.rows.plan.shorter)]
 
 
@@ -122,6 +131,8 @@ def summarised(work: Work, confirmed: str = "") -> Results:
         if name == confirmed:
             fewer = updates_at_equal_time(work, name) if plan.equal_time else updates
             row.confirmed = _compared(work, name, fewer, plan.confirm_seeds)
+        row.scenes = _scenes(work, name)
+        row.target = _target(work, row)
         rows.append(row)
     runs_of_base = [Run(BASE, seed, updates) for seed in plan.seeds]
     of_base = [work.measured[run].losses.mean() for run in runs_of_base if run in work.measured]
@@ -139,4 +150,29 @@ def _compared(work: Work, row: str, updates: int, seeds: Sequence[int]) -> Compa
         return None
     base, variant = (np.stack([pair[side].losses for pair in both]) for side in (0, 1))  # (seeds, samples, columns)
     columns = {name: difference(base[..., place], variant[..., place]) for place, name in enumerate(both[0][0].columns)}
-    return Compared(updates, difference(base.mean(axis=-1), variant.mean(axis=-1)), columns)
+    return Compared(updates, difference(base.mean(axis=-1), variant.mean(axis=-1)), columns, _figures(work, pairs))
+
+
+def _figures(work: Work, pairs: Sequence[tuple[Run, Run]]) -> dict[str, Difference]:
+    """Of the plan's tests: one figure a run."""
+    both = [(work.figures[a], work.figures[b]) for a, b in pairs if a in work.figures and b in work.figures]
+    names = [name for name in both[0][0] if all(name in figures for pair in both for figures in pair)] if both else []
+    tables = {name: np.array([[pair[0][name], pair[1][name]] for pair in both]) for name in names}  # (seeds, 2)
+    return {name: difference(table[:, :1], table[:, 1:]) for name, table in tables.items()}
+
+
+def _scenes(work: Work, row: str) -> dict[int, Shares]:
+    found: dict[int, list[Shares]] = {}
+    for run, shares in work.scenes.items():
+        if run.row == row and run.seed in work.rows.plan.seeds:
+            found.setdefault(run.updates, []).append(shares)
+    return {updates: pooled(several) for updates, several in sorted(found.items())}
+
+
+def _target(work: Work, row: Row) -> Target | None:
+    plan = work.rows.plan
+    for updates, shares in row.scenes.items():
+        share = shares["new"][ALONE].get(plan.target_attribute)
+        if plan.target is not None and share and share.value >= plan.target and row.cost:
+            return Target(updates, updates * row.cost.seconds, share)
+    return None

@@ -1,7 +1,7 @@
 """Trains what a plan asks for, one run after the other, and remembers what is done: killed at any moment, the same
 command goes on.
 
-    OUT/runs/ROW/seed0_updates1100/     a run as `dit train` leaves it, and losses.npz
+    OUT/runs/ROW/seed0_updates1100/     a run as `dit train` leaves it, losses.npz, scenes.json, figures.json
     OUT/costs.json                      time and memory of an update of each row beside the base's
     OUT/plan.json                       the plan that the folder belongs to
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from dittool.ablate.cost import Cost, cost
@@ -21,11 +21,16 @@ from dittool.ckpt.run_log import read_log
 from dittool.config.architectures import AnyConfig
 from dittool.console import Talk, Task
 from dittool.errors import DitError, Interrupted, UsageError, one_line
+from dittool.sampling.pipeline import Pipeline
 from dittool.shell import quoted
 from dittool.storage import read_json, write_json
 from dittool.train.loop import train
+from dittool.validate.captions import Shares, draw_captions, shares_from_json
+from dittool.validate.run import ValidateOptions, validate
+from dittool.validate.text_edit import CaptionChecker
 
-_LOSSES, _COSTS, _PLAN = "losses.npz", "costs.json", "plan.json"
+_LOSSES, _SCENES, _FIGURES = "losses.npz", "scenes.json", "figures.json"  # of a run
+_COSTS, _PLAN = "costs.json", "plan.json"
 
 
 class _Quiet(Talk):
@@ -64,6 +69,9 @@ class Work:
     measured: dict[Run, Measured] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
+    checker: CaptionChecker | None = None  # reads pictures of the drawn set
+    scenes: dict[Run, Shares] = field(default_factory=dict)  # what was read from the plan's scenes
+    figures: dict[Run, dict[str, float]] = field(default_factory=dict)  # of the plan's tests, by criterion
 
     def do(self, runs: Iterable[Run]) -> None:
         """Runs and measures what is not done yet."""
@@ -72,6 +80,10 @@ class Work:
                 continue
             try:
                 self.measured[run] = self._measured(run)
+                if self.rows.plan.scenes and self.checker:
+                    self.scenes[run] = self._scenes(run, self.checker)
+                if self.rows.plan.tests:
+                    self.figures[run] = self._figures(run)
             except (Interrupted, UsageError):
                 raise
             except (DitError, ArithmeticError, RuntimeError, MemoryError) as error:
@@ -110,11 +122,31 @@ class Work:
         if not checkpoints or checkpoints[-1].step != run.updates:  # else it was killed before it was measured
             self._train(config, folder, resume=bool(checkpoints))
         figures = [{k: v for k, v in row.items() if k.startswith("eval_")} for row in read_log(folder)]
-        checkpoint = list_checkpoints(folder / "checkpoints")[-1].path
         last: dict[str, float] = next(filter(None, reversed(figures)), {})
-        measured = measure(config, checkpoint, last, self.data, self.rows.plan.samples)
+        measured = measure(config, self._last(run), last, self.data, self.rows.plan.samples)
         measured.save(folder / _LOSSES)
         return measured
+
+    def _scenes(self, run: Run, checker: CaptionChecker) -> Shares:
+        """What the checker reads from the plan's scenes, drawn with the averaged weights."""
+        path = self.out / run.path / _SCENES
+        if not path.is_file():
+            asked = checker.scenes(self.rows.plan.scenes) if checker.scenes else []
+            found = draw_captions(Pipeline.load(self._last(run)), checker, asked, _Quiet(self.talk))
+            write_json(path, found.to_json())
+        return shares_from_json(read_json(path), path)
+
+    def _figures(self, run: Run) -> dict[str, float]:
+        """Of the plan's tests of `dit validate`, those that could be measured."""
+        path = self.out / run.path / _FIGURES
+        if not path.is_file():
+            options = ValidateOptions(self.rows.plan.tests, checker=self.checker and replace(self.checker, scenes=None))
+            done = validate(self._last(run), self.data, options=options, talk=_Quiet(self.talk))
+            write_json(path, {one.name: one.value for one in done.criteria if one.value is not None})
+        return {name: float(value) for name, value in read_json(path).items()}
+
+    def _last(self, run: Run) -> Path:
+        return list_checkpoints(self.out / run.path / "checkpoints")[-1].path
 
     def _train(self, config: AnyConfig, folder: Path, resume: bool) -> None:
         try:
@@ -128,7 +160,13 @@ def claim(out: Path, rows: Rows, data: Path) -> None:
     """Writes down whose folder this is. Raises `UsageError` where another plan's runs stand in it."""
     path = out / _PLAN
     plan, own = rows.plan, {name: dict(keys) for name, keys in rows.changes.items()}
-    fixed = {"base": plan.base, "updates": rows.updates, "set": plan.set, "samples": plan.samples}
+    fixed = {
+        "base": plan.base,
+        "updates": rows.updates,
+        "set": plan.set,
+        "samples": plan.samples,
+        "scenes": plan.scenes,
+    }
     fixed["data"] = str(data.resolve())
     if path.is_file():
         before = read_json(path)

@@ -109,7 +109,7 @@ def _attributes_of(text: str) -> dict[str, str] | None:
     return None if said is None else asdict(said)
 
 
-def scenes_to_ask_for(count: int = 36, seed: int = 1) -> list[AskedScene]:
+def scenes_to_ask_for(count: int, seed: int = 1) -> list[AskedScene]:
     """`count` of known combinations and as many of those that no data set holds, in no data set themselves."""
     asked = []
     for known, combinations in ((True, KNOWN), (False, NEW)):

@@ -57,8 +57,9 @@ COMBINATIONS: list[Combination] = list(product(COLOURS, SHAPES, POSITIONS, BACKG
 
 def _kept_out(combination: Combination) -> bool:
     """One colour of each shape at each place, so that every two of the three words are seen together."""
-    places = zip(combination, (COLOURS, SHAPES, POSITIONS), strict=False)
-    return sum(list(names).index(word) for word, names in places) % len(COLOURS) == 0
+    colour, shape, position, _ = combination
+    places = list(COLOURS).index(colour), list(SHAPES).index(shape), list(POSITIONS).index(position)
+    return sum(places) % len(COLOURS) == 0
 
 
 KNOWN = [combination for combination in COMBINATIONS if not _kept_out(combination)]  # 108, that data sets are drawn of

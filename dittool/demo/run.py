@@ -77,6 +77,15 @@ def run_demo(out: Path, preset: str = "demo", talk: Talk = SILENT) -> Demo:
     return demo
 
 
+def drawn_shards(root: Path, config: ImageConfig, count: int, talk: Talk = SILENT) -> Path:
+    """Shards of `count` drawn images under `root`; what is there already stays."""
+    images, derived, shards = root / "images", root / "derived", root / "shards"
+    draw_dataset(images, count, SEED, talk)
+    embed(images, derived, config, talk=talk)
+    shard(derived, shards, talk=talk)
+    return shards
+
+
 @contextmanager
 def _stage(demo: Demo, talk: Talk, what: str) -> Iterator[None]:
     number, start = len(demo.seconds), time.monotonic()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from scipy import stats
 
 from dittool.console import SILENT, Talk
 from dittool.data.source.images import fit_to_bucket
+from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
@@ -49,6 +51,40 @@ class Share:
         return {"share": self.value, "interval": list(self.interval), "right": self.right, "of": self.of}
 
 
+# "known" or "new" → `ALONE` or `WITH_REFERENCE` → attribute, or "all" of them → share
+Shares = dict[str, dict[str, dict[str, Share]]]
+
+
+def shares_from_json(tree: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]], path: Path) -> Shares:
+    """Reads back what `Captions.to_json` wrote. Raises `BadDataError` for anything else."""
+    try:
+        return {
+            kind: {
+                conditions: {name: Share(int(one["right"]), int(one["of"])) for name, one in columns.items()}
+                for conditions, columns in part.items()
+            }
+            for kind, part in tree.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadDataError(
+            f"{path}: no shares of drawn scenes ({error!r})", "remove it: they are drawn again"
+        ) from error
+
+
+def pooled(several: Sequence[Shares]) -> Shares:
+    """Of pictures of several runs together."""
+    return {
+        kind: {
+            conditions: {
+                name: Share(sum(one[kind][conditions][name].right for one in several), share.of * len(several))
+                for name, share in columns.items()
+            }
+            for conditions, columns in part.items()
+        }
+        for kind, part in several[0].items()
+    }
+
+
 @dataclass(frozen=True)
 class DrawnScene:
     """A scene that was asked for, and what the checker saw."""
@@ -79,14 +115,25 @@ class Captions:
         right = sum(one.shown[attribute] if attribute else one.right for one in chosen)
         return Share(right, len(chosen)) if chosen else None
 
-    def to_json(self) -> dict[str, object]:
-        def shares(known: bool, conditions: str) -> dict[str, object] | None:
-            columns = {name or "all": self.share(known, conditions, name) for name in (*self.attributes, "")}
-            return {name: share.to_json() for name, share in columns.items() if share} or None
+    def shares(self) -> Shares:
+        """All of them."""
+
+        def columns(known: bool, conditions: str) -> dict[str, Share]:
+            found = {name or "all": self.share(known, conditions, name) for name in (*self.attributes, "")}
+            return {name: share for name, share in found.items() if share}
 
         return {
-            name: {conditions: shares(known, conditions) for conditions in (ALONE, WITH_REFERENCE)}
-            for name, known in (("known", True), ("new", False))
+            kind: {conditions: columns(known, conditions) for conditions in (ALONE, WITH_REFERENCE)}
+            for kind, known in (("known", True), ("new", False))
+        }
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            kind: {
+                conditions: {name: share.to_json() for name, share in columns.items()}
+                for conditions, columns in part.items()
+            }
+            for kind, part in self.shares().items()
         }
 
 

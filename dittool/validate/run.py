@@ -59,6 +59,7 @@ OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
 _WITH_PICTURES = TESTS[:3]
 _WITH_LPIPS = {"reconstruction", "text_manip"}
 RESULTS = "results.json"
+_SCENES = 36  # that are asked for, of each kind
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
 
@@ -281,7 +282,7 @@ def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
     if "text_manip" in tests:
         text = edit_captions(trial, find_edits(trial, config.edits), options.checker)
         if options.checker and options.checker.scenes:
-            captions = draw_captions(trial.pipeline, options.checker, options.checker.scenes(), trial.talk)
+            captions = draw_captions(trial.pipeline, options.checker, options.checker.scenes(_SCENES), trial.talk)
     if "mode_losses" in tests:  # for the loss ratio on as many of the other split
         judged = [subject.ref for subject in trial.subjects[:_MODE_SAMPLES]]
         modes = measure_modes(trial, {trial.split: judged} | _of_other_split(trial, len(judged)))

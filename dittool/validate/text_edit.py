@@ -47,7 +47,7 @@ class CaptionChecker:
     attributes: tuple[str, ...]  # that such a caption names, in the report's order
     parse: Callable[[str], Mapping[str, str] | None]  # a caption's attributes; None: of another wording
     shows: Callable[[np.ndarray, str], Mapping[str, bool]]  # (H, W, 3) uint8, caption → whether each attribute shows
-    scenes: Callable[[], Sequence[AskedScene]] | None = None  # of captions known and new, for `captions.py`
+    scenes: Callable[[int], Sequence[AskedScene]] | None = None  # so many of captions known and as many of new ones
 
     def changed(self, edit: Edit) -> tuple[str, ...]:
         """The attributes in which the captions differ; none where it cannot read both."""

@@ -156,6 +156,7 @@ def test_a_shorter_schedule_warms_up_in_the_same_share(plan):
         ("[variant.a]\n'train.lr' = 1", "seeds = [1, 1]", "stands twice"),
         ("[variant.a]\n'train.lr' = 1", "confirm_seeds = [0]", "no choice may have seen"),
         ("[variant.a]\n'train.lr' = 1", "seedz = [1]", "seedz"),
+        ("[variant.a]\n'train.lr' = 1", "target = 0.75", "say how many with scenes"),
     ],
 )
 def test_mistakes_of_a_plan_are_said_before_the_first_hour(plan, rows, keys, said):

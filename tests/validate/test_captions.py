@@ -16,7 +16,7 @@ from dittool.validate.captions import ALONE, WITH_REFERENCE, Share, draw_caption
 from tests.validate.conftest import SIMPLE
 from tests.validate.oracle import CAPTIONS, Oracle, judge
 
-FEW = replace(SCENE_CHECKER, scenes=lambda: scenes_to_ask_for(6))
+FEW = replace(SCENE_CHECKER, scenes=lambda _: scenes_to_ask_for(6))
 
 
 class KnowsCaptionsByHeart(Oracle):
@@ -30,19 +30,19 @@ class KnowsCaptionsByHeart(Oracle):
 
 
 def test_who_has_learned_the_words_draws_both_kinds(oracle):
-    found = draw_captions(oracle(), FEW, FEW.scenes())
+    found = draw_captions(oracle(), FEW, FEW.scenes(6))
     assert found.share(True, ALONE) == found.share(False, ALONE) == Share(6, 6)
 
 
 def test_who_knows_captions_by_heart_draws_those_alone(drawn):
     model = KnowsCaptionsByHeart(drawn[0], load_config("demo", SIMPLE))
-    found = draw_captions(model, FEW, FEW.scenes())
+    found = draw_captions(model, FEW, FEW.scenes(6))
     assert found.share(True, ALONE) == Share(6, 6)
     assert found.share(False, ALONE) == Share(0, 6)
 
 
 def test_who_reads_no_caption_draws_neither(oracle):
-    found = draw_captions(oracle(cut=["text", "reference"]), FEW, FEW.scenes())
+    found = draw_captions(oracle(cut=["text", "reference"]), FEW, FEW.scenes(6))
     assert found.share(True, ALONE).right + found.share(False, ALONE).right <= 1
 
 
@@ -54,7 +54,7 @@ def test_the_reference_is_given_where_it_is_said_to_be(drawn):
             seen.append((conditions.cls is not None, conditions.patches is not None))
             return super().latents(conditions, noise)
 
-    found = draw_captions(Noting(drawn[0], load_config("demo", SIMPLE)), FEW, FEW.scenes())
+    found = draw_captions(Noting(drawn[0], load_config("demo", SIMPLE)), FEW, FEW.scenes(6))
     assert set(seen) == {(False, False), (True, True)}
     assert len(found.of(True, WITH_REFERENCE)) == len(found.of(False, ALONE)) == 6
 
@@ -67,7 +67,7 @@ def test_a_judgement_reports_both_kinds_side_by_side(drawn, oracle, tmp_path):
     passed = {one.name: one.passed for one in done.criteria}
     assert passed["known_captions"] is passed["new_captions"] is True
     page = done.report.read_text()
-    assert "never seen" in page and FEW.scenes()[-1].caption in page
+    assert "never seen" in page and FEW.scenes(6)[-1].caption in page
 
 
 @pytest.mark.parametrize(("right", "low", "high"), [(0, 0.0, 0.097), (18, 0.345, 0.655), (36, 0.903, 1.0)])
