@@ -12,14 +12,15 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.errors import UsageError
-from tests.audit import foreign_inputs, foreign_kinds
+from tests.audit import foreign_answers, foreign_inputs, foreign_kinds
 from tests.audit.foreign_inputs import Given
 from tests.audit.foreign_kinds import Net
 from tests.audit.opened import open_subject
 
 FILE = Path(foreign_kinds.__file__)
-KINDS = foreign_kinds.KINDS | foreign_inputs.KINDS
-EXAMPLES = foreign_kinds.EXAMPLES | foreign_inputs.EXAMPLES
+FAMILIES = (foreign_kinds, foreign_inputs, foreign_answers)
+KINDS = {kind: wanted for family in FAMILIES for kind, wanted in family.KINDS.items()}
+EXAMPLES = {kind: example for family in FAMILIES for kind, example in family.EXAMPLES.items()}
 RULES = built_in_rules()
 QUICK = {"Net", "ScaleWithoutOne", "TableOfVectors", "TokensJoinMidway", "UShapedWithAnOpenMiddle", "NeverOffAgain"}
 QUICK |= {
@@ -28,11 +29,19 @@ QUICK |= {
     "PooledOfADataclassUnread",
     "LabelAveragedOverTheBatch",
     "ArgumentBesideAnother",
+    "AnAnswerEachOfOneLabel",
+    "NoiseOnItsInputExchanged",
+    "PositionsOfTheCaller",
+    "TextSwitchedOn",
 }
 
 
 def opened(kind, **options):
-    file = foreign_inputs.__file__ if kind in vars(foreign_inputs) and kind != "Net" else FILE
+    file = next(
+        family.__file__
+        for family in FAMILIES
+        if family.__name__ == getattr(getattr(family, kind, None), "__module__", None)
+    )
     example = f"{file}:{EXAMPLES[kind]}" if kind in EXAMPLES else None
     return open_subject(f"{file}:{kind}", example=example, **options)
 

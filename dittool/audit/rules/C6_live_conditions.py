@@ -5,8 +5,9 @@ On the network with open gates, or with a checkpoint's weights: exchanging the t
 changes the prediction; gradient reaches every parameter when all four dropout modes stand in a batch; the timestep's
 embedding varies over [0, 1]; padding and the length of a caption do not show, neither under the mask nor when the text
 is dropped. Of a foreign model each tensor of its inputs is exchanged in turn, also inside of dictionaries, lists and
-dataclasses, and it is live if any tensor of the answer moves; what dropping a condition means to it cannot be known. A
-time that is cut to whole numbers is told. Under the profile `any` parameters that no gradient reaches warn.
+dataclasses, and it is live if any tensor of the answer moves, be it only where another input of zeros and ones, which
+may switch it off, is zero or one throughout; what dropping a condition means to it cannot be known. A time that is cut
+to whole numbers is told. Under the profile `any` parameters that no gradient reaches warn.
 
 ## Why it matters
 A condition that is projected and never read trains to an unconditional model without any error. With t fed without its

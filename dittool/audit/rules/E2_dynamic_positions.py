@@ -8,7 +8,9 @@ one does not, and no two places may be given the same. With closed blocks, chang
 token of the output alone. Exchanging two tokens must not merely exchange the answers. A reference's patches, on the
 tokens' grid, must carry the tokens' positions. Where a foreign model turns queries and keys instead, attention of the
 picture's queries over the picture's keys, found by raising patches, must depend on the distance in rows and columns; of
-each list of blocks the first and the last are looked at, with all others passed by.
+each list of blocks the first and the last are looked at, with all others passed by. Attention whose logits are nearly
+equal, as weights just drawn leave it, is made sharp first, and noise that forward draws is stilled. Positions that the
+caller brings, by an argument that was left out, are not called missing: that argument is named.
 
 Under the profile `any` learned and stored positions, and one size only, are a choice, and warn; positions that are
 exchanged, cut short, the same at two places, or not there fail.
@@ -26,7 +28,7 @@ Make 2-D sin-cos positions on the fly from the batch's rows and columns (`models
 
 from __future__ import annotations
 
-from dittool.audit.rule import Finding, chosen, failed, passed
+from dittool.audit.rule import Finding, chosen, failed, passed, skipped
 from dittool.audit.specimens.specimen import OnGrid, Positions
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
@@ -36,6 +38,7 @@ _FIX = (
     "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary"
     " angles"
 )
+_NO_CHANGE = 2e-6  # relative change of an answer that is rounding
 _NOISE = 1e-4  # what rounding may leave of a difference that must be zero, relative to values of about 1
 _OF_LOGITS = 0.03  # of attention's logits, whose angles may be rounded to bf16
 _OF_ROUNDING = 16  # times the precision's own
@@ -59,12 +62,16 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     table = bool(found.stored or learned)
     faults: dict[str, str] = {}  # the first of each kind
     for on in found.grids:
-        for kind, fault in _faults_on(on, found, table).items():
+        for kind, fault in _faults_on(on, table).items():
             faults.setdefault(kind, fault)
     if found.reference is not None and found.reference > _NOISE:
         faults["reference"] = (
             f"positions of the reference's patches differ from the tokens' by {found.reference:.2g} at the same places"
         )
+    if "none" in faults and found.not_fed:
+        which = ", ".join(found.not_fed)
+        brought = f"{faults.pop('none')} of its own. Its caller may bring them as {which}, which was not given"
+        findings += skipped(f"{brought}: name it in --example")
     for fault in faults.values():
         findings += failed(fault, _FIX)
     if findings:
@@ -90,16 +97,15 @@ def _limit(on: OnGrid) -> float:
     return max(_NOISE, _OF_ROUNDING * on.rounding)
 
 
-def _faults_on(on: OnGrid, found: Positions, table: bool) -> dict[str, str]:
+def _faults_on(on: OnGrid, table: bool) -> dict[str, str]:
     """Faults by kind; a table does not split into rows and columns."""
     where, faults = f"on {on.grid[0]}×{on.grid[1]} tokens" + (f" in {on.block}" if on.block else ""), {}
     if on.mixed is not None and on.mixed > _limit(on) and not table:
         rest = f"do not split into row and column (rest {on.mixed:.2g}): height and width are exchanged"
         faults["split"] = f"{where} positions {rest}"
-    if on.exchanged is not None and on.exchanged <= max(_NOISE, found.chance):
+    if on.exchanged is not None and on.exchanged <= _NO_CHANGE and on.mixed is None and on.by_step is None:
         merely = f"merely exchanges their answers (relative change {on.exchanged:.1g}): there are no positions"
-        if found.chance <= _NOISE:
-            faults["none"] = f"exchanging two tokens {merely}"
+        faults["none"] = f"exchanging two tokens {merely}"
     if on.by_distance is not None and on.by_distance <= _OF_LOGITS and 1 not in on.grid:
         alone = "depends on their distance in the sequence alone: it knows no rows and columns"
         faults["split"] = f"{where} attention between equal tokens {alone}"

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy
+from dittool.audit.specimens.interventions import SharpAttention
 from dittool.audit.specimens.specimen import Grid, OnGrid, Problem, relative_change
+from dittool.audit.specimens.spreads import logit_spreads, mixed, same_rows
 from dittool.audit.specimens.watching import (
     AttentionLogits,
     Call,
@@ -29,7 +31,7 @@ from dittool.audit.specimens.watching import (
 )
 
 STORED_MOVES = 1e-4  # relative change of the first tokens by which a redrawn tensor holds positions
-_SAME = 1e-6  # relative difference of two places that are given the same
+_SHOWS = 1e-3  # relative change of an answer that is surely more than rounding
 _FEW = 64  # patches: where numbers cannot be spelled, each of so few is raised by itself
 
 
@@ -110,7 +112,7 @@ class OnGrids:
                 other = replace(self, model=other_weights())._seen(blank)
                 learned = float((here - self._differences(other, places)).abs().max()) / largest
             return replace(
-                found, learned=learned, mixed=_mixed(here, grid) / largest, same_place=_same_rows(here, most=0.75)
+                found, learned=learned, mixed=mixed(here, grid) / largest, same_place=same_rows(here, most=0.75)
             )
         return self._of_attention(found, plain, places)
 
@@ -122,10 +124,10 @@ class OnGrids:
         span = float(logits.max() - logits.min())
         if span <= 1e-5 * float(logits.abs().max()):
             return found  # attention knows no places
-        by_step, by_distance = _logit_spreads(logits, grid)
-        by_step = min(by_step, _mixed(logits, grid))  # of positions that are added in a block, queries split
+        by_step, by_distance = logit_spreads(logits, grid)
+        by_step = min(by_step, mixed(logits, grid))  # of positions that are added in a block, queries split
         either = torch.cat([logits, logits.T], dim=1)
-        return replace(found, by_step=by_step / span, by_distance=by_distance / span, same_place=_same_rows(either))
+        return replace(found, by_step=by_step / span, by_distance=by_distance / span, same_place=same_rows(either))
 
     def stored_positions(self, grid: Grid) -> dict[str, tuple[int, ...]]:
         """Tensors of the state dict that make the first block's tokens differ, or that hold a table of the grid."""
@@ -272,10 +274,19 @@ class OnGrids:
         return exchanged
 
     def _exchanged(self, grid: Grid, inputs: Inputs) -> float:
-        """Relative change between the answer with its ends exchanged and the answer to the ends exchanged."""
+        """Relative change between the answer with its ends exchanged and the answer to the ends exchanged; where it is
+        small that under sharp attention, in which positions show that only turn queries and keys.
+        """
         swapped = {**inputs, self.latent: self._with_ends_exchanged(inputs[self.latent], grid)}
         plain, other = (self._answer(self.model, given) for given in (inputs, swapped))
-        return relative_change(self._with_ends_exchanged(plain, grid), other)
+        change = relative_change(self._with_ends_exchanged(plain, grid), other)
+        if change > _SHOWS:
+            return change
+        with SharpAttention() as sharp:
+            plain = self._answer(self.model, inputs)
+            sharp.again()
+            other = self._answer(self.model, swapped)
+        return max(change, relative_change(self._with_ends_exchanged(plain, grid), other))
 
     def _strayed(self, grid: Grid, inputs: Inputs) -> tuple[int, int] | None:
         """With the blocks replaced by the identity a network answers to a token at the same place; None when it does,
@@ -325,40 +336,6 @@ def _rows_of(codes: Tensor | int, count: int) -> Tensor | None:
     found = torch.empty(count, dtype=torch.long)
     found[codes[rows] - 1] = rows
     return found
-
-
-def _mixed(values: Tensor, grid: Grid) -> float:
-    """Of one row of values for each place: zero when f(row, column) = a(row) + b(column)."""
-    cells = values.unflatten(0, grid)  # (h, w, …)
-    return float((cells - cells[:1] - cells[:, :1] + cells[:1, :1]).abs().max())
-
-
-def _same_rows(values: Tensor, most: float = 1.0) -> tuple[int, int] | None:
-    """Two places of the same values; None when there are none, or for more than a share `most` of all places."""
-    distances = torch.cdist(values.float(), values.float(), p=torch.inf)
-    distances.fill_diagonal_(torch.inf)
-    twins = (distances.amin(1) <= _SAME * float(values.abs().max())).nonzero().flatten().tolist()
-    if not twins or len(twins) > most * len(values):
-        return None
-    return twins[0], int(distances[twins[0]].argmin())
-
-
-def _logit_spreads(logits: Tensor, grid: Grid) -> tuple[float, float]:
-    """How much logits (N, N) between equal tokens vary between pairs the same rows and columns apart, and between
-    pairs the same distance in the sequence apart.
-    """
-    (rows, columns), index = grid, torch.arange(math.prod(grid))
-    down = (index // columns)[None] - (index // columns)[:, None] + rows
-    right = (index % columns)[None] - (index % columns)[:, None] + columns
-
-    def spread(kind: Tensor) -> float:
-        """Over pairs of the same kind."""
-        flat, size = kind.flatten(), int(kind.max()) + 1
-        most = torch.full((size,), -torch.inf).scatter_reduce(0, flat, logits.flatten(), "amax")
-        least = torch.full((size,), torch.inf).scatter_reduce(0, flat, logits.flatten(), "amin")
-        return float((most - least)[flat].max())
-
-    return spread(down * 2 * columns + right), spread(index[None] - index[:, None] + len(index))
 
 
 @contextmanager

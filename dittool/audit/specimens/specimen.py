@@ -90,7 +90,7 @@ class Positions:
     problems: list[Problem] = field(default_factory=list)  # where it did not
     grids: list[OnGrid] = field(default_factory=list)
     reference: float | None = None  # between the reference's patches' positions and the tokens'
-    chance: float = 0.0  # change of the answer by draws of chance alone
+    not_fed: tuple[str, ...] = ()  # inputs that may say where tokens are, and were left out
     source: str = ""  # of weights alone: the layout whose names they have
 
 

@@ -222,7 +222,7 @@ class Trial(Specimen, Generic[Network]):
 
     def dead_parameters(self, model: nn.Module) -> list[str]:
         """Parameters that no gradient reaches."""
-        without = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        without = {name for name, tensor in model.named_parameters() if tensor.requires_grad and tensor.numel()}
 
         def take(name: str, gradient: Tensor) -> None:
             if not is_zero(gradient):

@@ -49,7 +49,10 @@ def answer(model: nn.Module, inputs: Inputs, latent: str = "") -> Tensor:
 
 
 def picture_among(found: Sequence[Tensor], latent: Tensor) -> Tensor:
-    """Of a model's answers the one that is shaped most like the latent."""
+    """Of a model's answers the one that is shaped most like the latent; (B, …) of a picture for each sample."""
+    pictures = [tensor for tensor in found if tensor.dim() == latent.dim() - 1 and tensor.shape == found[0].shape]
+    if len(pictures) == len(found) == len(latent):
+        return torch.stack(pictures)
 
     def likeness(tensor: Tensor) -> tuple[bool, int]:
         alike = tensor.dim() == latent.dim() and len(tensor) == len(latent)
@@ -307,18 +310,24 @@ class AttentionLogits(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> object:
         kwargs = kwargs or {}
-        if len(self.seen) >= self._most or not self._begun:
-            return function(*args, **kwargs)
-        if function is F.scaled_dot_product_attention:
-            query, key = (*args, *(kwargs[name] for name in ("query", "key") if name in kwargs))[:2]
-            if key.dim() > 2 and query.shape[-3] != key.shape[-3]:  # grouped queries
-                key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-            self._keep(query[:1].float() @ key[:1].float().transpose(-1, -2))
-        elif function in (torch.softmax, F.softmax, Tensor.softmax):
-            logits = args[0] if args else kwargs["input"]
-            if logits.dim() >= 3:
-                self._keep((logits[:1] if logits.dim() > 3 else logits).float())
+        if len(self.seen) < self._most and self._begun:
+            logits = attention_logits(function, args, kwargs)
+            if logits is not None:
+                self.seen.append(logits.reshape(-1, *logits.shape[-2:]))
         return function(*args, **kwargs)
 
-    def _keep(self, logits: Tensor) -> None:
-        self.seen.append(logits.detach().reshape(-1, *logits.shape[-2:]))
+
+@torch.no_grad()
+def attention_logits(function: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """(1, …, queries, keys) of the first sample in front of the softmax of attention, as `AttentionLogits` sees it;
+    None for any other function of torch.
+    """
+    if function is F.scaled_dot_product_attention:
+        query, key = (*args, *(kwargs[name] for name in ("query", "key") if name in kwargs))[:2]
+        if key.dim() > 2 and query.shape[-3] != key.shape[-3]:  # grouped queries
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
+        return query[:1].float() @ key[:1].float().transpose(-1, -2)
+    if function in (torch.softmax, F.softmax, Tensor.softmax):
+        logits = args[0] if args else kwargs["input"]
+        return (logits[:1] if logits.dim() > 3 else logits).detach().float() if logits.dim() >= 3 else None
+    return None

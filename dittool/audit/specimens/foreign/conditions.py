@@ -36,8 +36,11 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
     turns = _turns(foreign, inputs, feed.time) if feed.time else {}
     unit = bool(turns) and feed.time_is_known and float(leaves(inputs)[feed.time].max()) <= 1
     training = foreign.awake().train(not foreign.fault_in_training)
+    found = changes(model, inputs, exchanged)
+    for name in (name for name, change in found.items() if change <= max(_LEAK, foreign.unsteadiness)):
+        found[name] = max(found[name], _beside_switches(foreign, inputs, name))
     return Liveness(
-        changes(model, inputs, exchanged),
+        found,
         foreign.dead_parameters(training),
         "with open gates" + (", in evaluation mode" if foreign.fault_in_training else ""),
         leaks,
@@ -50,6 +53,18 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
         foreign.unsteadiness,
         _truncated(foreign, inputs),
     )
+
+
+def _beside_switches(foreign: ForeignModel, inputs: Inputs, name: str) -> float:
+    """How much an input moves the answer where another one of zeros and ones, which may switch it off, is zero or one
+    throughout; of such a one itself, how much that does.
+    """
+    most = 0.0
+    for switch, value in foreign.switches:
+        turned = foreign.feed.filled(inputs, switch, value)
+        before, after = (inputs, turned) if name == switch else (turned, foreign.feed.changed(turned, name))
+        most = max(most, changes(foreign.shared_awake, before, {name: after})[name])
+    return most
 
 
 def _leak(foreign: ForeignModel, plain: Inputs, other: Inputs) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.foreign.example import Example
+from dittool.audit.specimens.foreign.forms import kind_of
 from dittool.audit.specimens.leaves import leaves, other_value, with_leaves
 from dittool.audit.specimens.watching import Inputs
 
@@ -25,7 +26,10 @@ _TIME = re.compile(
     r"(?:c_)?noise_cond|log_?snr|lambdas?|gammas?|noise_steps?|diffusion_steps?)$"
 )
 _MASK = re.compile(r"mask|valid|padding|(?:^|[._])pad|attend|keep", re.IGNORECASE)
-_POSITION = re.compile(r"pos|rope|rotary|freq|coord|(?:^|[._])(?:cos|sin|grid)|(?:img|txt|image|text|latent)_ids?$")
+_POSITION = re.compile(
+    r"pos|rope|rotary|freq|(?<!crop_)coord|angle|phase|theta|(?:^|[._])(?:cos|sin|grid|rot|pe$)|"
+    r"(?:img|txt|image|text|latent)_ids?$"
+)
 _HIDDEN = 2  # tokens that are masked to see whether masks act
 _WHOLE_BATCH = 1 << 30  # samples: all that the example has
 
@@ -62,6 +66,12 @@ class Feed:
         return [name for name in self._others if name not in (*self.masks, *self.positions)]
 
     @property
+    def switches(self) -> list[str]:
+        """Conditions and masks of zeros and ones, each of which may switch another input off."""
+        named = (*self.conditions, *self.masks)
+        return [name for name in named if bool(((self._leaves[name] == 0) | (self._leaves[name] == 1)).all())]
+
+    @property
     def texts(self) -> list[str]:
         """Conditions that come as tokens, or as the words of a text."""
         words = (value for value in self.conditions)
@@ -83,6 +93,11 @@ class Feed:
             for name, parameter in self._parameters.items()
             if parameter.kind not in kinds and (name not in fed or fed[name] is None) and parameter.default is None
         ]
+
+    @property
+    def positions_not_fed(self) -> list[str]:
+        """Those of `not_fed` that may say where tokens are: called so, or nothing that is known."""
+        return [name for name in self.not_fed if _POSITION.search(name) or kind_of(name) in ("", "place", "shapes")]
 
     @property
     def time_is_known(self) -> bool:
@@ -130,6 +145,10 @@ class Feed:
     def changed(self, inputs: Inputs, *names: str) -> Inputs:
         """The inputs with some of them replaced by others of their kind."""
         return with_leaves(inputs, {name: self.other(inputs, name) for name in names})
+
+    def filled(self, inputs: Inputs, name: str, value: int) -> Inputs:
+        """The inputs with one of them the same number throughout."""
+        return with_leaves(inputs, {name: torch.full_like(leaves(inputs)[name], value)})
 
     def without_content(self, inputs: Inputs, tokens: int) -> Inputs:
         """With a latent of zeros, and the same at every place of any other input that lies on the latent's cells or

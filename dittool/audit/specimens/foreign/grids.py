@@ -33,7 +33,7 @@ def positions_of(foreign: ForeignModel) -> Positions:
         lambda grid: feed.inputs(size=(grid[0] * patch, grid[1] * patch)) if feed.sizes_can_change else feed.inputs(),
         feed.without_content,
     )
-    found = Positions(grids.stored_positions(grid), chance=foreign.forward_run().chance)
+    found = Positions(grids.stored_positions(grid), not_fed=tuple(feed.positions_not_fed))
     if not feed.sizes_can_change:
         if found.stored:
             return found

@@ -29,6 +29,7 @@ from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
 from dittool.audit.specimens.gates import is_closed
+from dittool.audit.specimens.interventions import still_chance
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.audit.specimens.specimen import (
     Checkpointing,
@@ -56,9 +57,12 @@ from dittool.audit.specimens.watching import (
     answers_without_gradient,
     fixed_chance,
     gradients_to,
+    hooked,
     uncompiled,
 )
 from dittool.errors import DitError, UsageError
+
+_NO_CHANCE = 1e-5  # relative change of an answer
 
 
 class ForeignModel(Trial[nn.Module]):
@@ -175,10 +179,28 @@ class ForeignModel(Trial[nn.Module]):
         return name in _configured(self.shared_awake)
 
     def _training_inputs(self, seed: int) -> Inputs:
-        """After some passes of the example's size also of another, which may reach what the first does not."""
-        if seed < self.training_passes // 2 or not self._other_size:
-            return self.inputs(seed)
-        return self.feed.inputs(seed=seed, size=self._other_size)
+        """After some passes of the example's size also of another, which may reach what the first does not; in every
+        second pass something of zeros and ones, which may switch inputs off, is zero or one throughout.
+        """
+        size = None if seed < self.training_passes // 2 else self._other_size
+        inputs = self.feed.inputs(seed=seed, size=size)
+        if not self.switches or seed % 2 == 0:
+            return inputs
+        return self.feed.filled(inputs, *self.switches[seed // 2 % len(self.switches)])
+
+    @cached_property
+    def switches(self) -> list[tuple[str, int]]:
+        """Inputs of zeros and ones, each with 0 and with 1, and finite answers where it is that throughout."""
+        inputs = self.inputs()
+        found = [(name, value) for name in self.feed.switches for value in (0, 1)]
+        return [turned for turned in found if self._is_finite_with(self.feed.filled(inputs, *turned))]
+
+    def _is_finite_with(self, inputs: Inputs) -> bool:
+        try:
+            given = answers_without_gradient(self.shared_awake, inputs)
+        except Exception:  # everything is hidden, or nothing left
+            return False
+        return all(bool(torch.isfinite(tensor).all()) for tensor in given)
 
     @cached_property
     def _other_size(self) -> tuple[int, int] | None:
@@ -250,14 +272,29 @@ class ForeignModel(Trial[nn.Module]):
         return find_switch(self)
 
     def positions(self) -> Positions:
-        return positions_of(self)
+        if self.forward_run().chance <= _NO_CHANCE:
+            return positions_of(self)
+        with hooked(still_chance(self.shared_awake)):
+            left, _ = self._repeated(self.shared_awake, self.inputs())
+            if left > _NO_CHANCE:
+                chance = f"chance moves the answer by {left:.2g} in evaluation mode, and is not torch's own"
+                raise NotAnswered(f"{chance}: what it does to tokens is not told from what their places do")
+            return positions_of(self)
 
     @cached_property
     def patch_and_grid(self) -> tuple[int, Grid]:
         return patch_and_grid(self)
 
     def under_other_weights(self) -> nn.Module:
-        """`awake()` with other weights; a large one has those of its blocks in common with the first."""
+        """`awake()` with other weights, its chance stilled; a large one has those of its blocks in common with the
+        first.
+        """
+        model = self._of_other_weights()
+        if self.forward_run().chance > _NO_CHANCE:
+            still_chance(model)
+        return model
+
+    def _of_other_weights(self) -> nn.Module:
         if self._only is None:
             return self.awake(seed=1)
         inside = tuple(f"{block}." for block in self.anatomy.blocks)
