@@ -8,7 +8,9 @@ Tensors are matched by name, so block i becomes block i, and numbers by what the
                                 old patch's resolution (as FlexiViT resizes embeddings, arXiv 2212.08013)
     matrices stacked in rows    cut matrix by matrix, so that a gate stays a gate; another number of matrices starts
                                 fresh
-    heads                       the numbers are kept, and reported as resized: they attend otherwise
+    heads, positions, norm      the numbers are kept, and reported as resized: they attend, or read, otherwise
+    modulation, own or shared   a shared one is handed out to the blocks as exactly what it was; many become their mean
+                                and what each block's bias adds to it
 
 Blocks that the old model did not have keep their fresh initialisation, in which a block is the identity (its gates are
 zero): a deeper model starts as the old one. A tensor of another width takes the corner that both shapes share and keeps
@@ -18,9 +20,10 @@ its fresh initialisation in the rest: a start, not the old model.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -41,6 +44,9 @@ WARM_START = "warm start"  # the key `weights` in the metadata of a file that `w
 Shape = tuple[int, ...]
 
 _STACKED = {"qkv": 3, "kv": 2, "modulation": 9, "output_modulation": 2}  # matrices along the rows, by the layer's name
+_OWN_MODULATION = re.compile(r"blocks\.\d+\.modulation\.weight")
+_SHARED, _HANDED_OUT = "shared: the mean of the old blocks'", "the shared one, with the block's own offset"
+_OF_NORMED_TOKENS = (".attention.qkv", ".cross_attention.q", ".mlp.up")  # and the output layer: what reads them
 _MLP = {0: "other layers", 1: "GELU", 2: "SwiGLU"}  # by the matrices in `mlp.up`
 _OF_ENCODER = {
     "conditioning.text_proj": "text",
@@ -81,6 +87,8 @@ class Meaning:
     heads: int | None = None
     patch_size: int | None = None  # latent cells
     features: Mapping[str, Features] = field(default_factory=dict)  # text, image, vae
+    positions: str | None = None  # as in model.positions
+    norm: str | None = None  # as in model.norm
 
     @staticmethod
     def of(config: Config | None, widths: Mapping[str, int]) -> Meaning:
@@ -96,7 +104,7 @@ class Meaning:
             "image": Features(names.image, image),
             "vae": Features(names.vae, channels),
         }
-        return Meaning(model.heads, model.patch_size, features)
+        return Meaning(model.heads, model.patch_size, features, model.positions, model.norm)
 
 
 _UNKNOWN = Meaning()
@@ -107,7 +115,9 @@ def other_meanings(before: AnyConfig, after: AnyConfig) -> list[str]:
     same: `model.heads: 2 before, 4 now`.
     """
     was, now = (_meaning_of_any(config_to_dict(config)) for config in (before, after))
-    numbers = {"model.heads": (was.heads, now.heads), "model.patch_size": (was.patch_size, now.patch_size)}
+    numbers = {
+        f"model.{key}": (getattr(was, key), getattr(now, key)) for key in ("heads", "patch_size", "positions", "norm")
+    }
     return [f"{key}: {old} before, {new} now" for key, (old, new) in numbers.items() if old != new] + [
         f"encoders.{kind}: {why}" for kind in now.features if (why := now.features[kind].differs(was.features[kind]))
     ]
@@ -116,7 +126,7 @@ def other_meanings(before: AnyConfig, after: AnyConfig) -> list[str]:
 def _meaning_of_any(config: Mapping[str, Any]) -> Meaning:
     names, model = config.get("encoders", {}), config["model"]
     features = {kind: Features(names.get(kind), None) for kind in ("text", "image", "vae")}
-    return Meaning(model.get("heads"), model.get("patch_size"), features)
+    return Meaning(model.get("heads"), model.get("patch_size"), features, model.get("positions"), model.get("norm"))
 
 
 @dataclass(frozen=True)
@@ -157,8 +167,11 @@ def warmstart(
     """
     require_finite(old, "old weights")
     weights, report = {}, []
+    remade = _modulation_as_in(target, old)
     for name in target:
-        weights[name], row = _carried(name, old, target, before, after)
+        weights[name], row = _carried(name, {**old, **remade}, target, before, after)
+        if name in remade and row.status != FRESH:
+            row = replace(row, status=RESIZED, why=_SHARED if "modulation.weight" in target else _HANDED_OUT)
         report.append(row)
     report += [
         TensorReport(name, SKIPPED, tuple(tensor.shape), None) for name, tensor in old.items() if name not in target
@@ -241,10 +254,43 @@ def _carried(
         stacked = _parts_of_mlp(name, target) or _STACKED.get(_layer(name), 1)
         return _corner(given, fresh, stacked), TensorReport(name, RESIZED, was, now, axes)
     copied = given.to(fresh.dtype, copy=True)
-    if "attention." in name and before.heads and after.heads and before.heads != after.heads:
-        why = f"{before.heads} heads become {after.heads}: the same numbers attend otherwise"
+    if why := _read_otherwise(name, before, after):
         return copied, TensorReport(name, RESIZED, was, now, why=why)
     return copied, TensorReport(name, COPIED, was, now)
+
+
+def _read_otherwise(name: str, before: Meaning, after: Meaning) -> str:
+    """In what the same numbers compute something else in the new model; "" where they do not."""
+    changed: list[str] = []
+    if "attention." in name and before.heads and after.heads and before.heads != after.heads:
+        changed.append(f"{before.heads} heads become {after.heads}: the same numbers attend otherwise")
+    if ".attention." in name and before.positions and after.positions and before.positions != after.positions:
+        changed.append(f"positions {before.positions} become {after.positions}: the same numbers attend otherwise")
+    reads_tokens = f".{name}".rpartition(".")[0].endswith((*_OF_NORMED_TOKENS, ".output"))
+    if reads_tokens and before.norm and after.norm and before.norm != after.norm:
+        changed.append(f"the norm {before.norm} becomes {after.norm}: the same numbers read other tokens")
+    return "; ".join(changed)
+
+
+def _modulation_as_in(target: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The modulation of the old blocks by the names of the new model, where one of them shares it and the other does
+    not; empty where they agree.
+
+    shared → each:  W_i = W, b_i = b + o_i        each → shared:  W = mean W_i, b = mean b_i, o_i = b_i − b
+    """
+    blocks = [name.removesuffix(".weight") for name in old if _OWN_MODULATION.fullmatch(name)]
+    offsets = {name.removesuffix(".offset"): tensor for name, tensor in old.items() if name.endswith("lation.offset")}
+    if "modulation.weight" in target and blocks:
+        mean = {
+            f"modulation.{kind}": torch.stack([old[f"{block}.{kind}"].float() for block in blocks]).mean(0)
+            for kind in ("weight", "bias")
+        }
+        own = {f"{block}.offset": old[f"{block}.bias"].float() - mean["modulation.bias"] for block in blocks}
+        return {**mean, **own}
+    if "modulation.weight" in old and "modulation.weight" not in target:
+        handed_out = {f"{block}.weight": old["modulation.weight"] for block in offsets}
+        return {**handed_out, **{f"{block}.bias": old["modulation.bias"] + own for block, own in offsets.items()}}
+    return {}
 
 
 def _without_counterpart(

@@ -66,16 +66,25 @@ class Model(Section):
     patch_size: Positive = 2  # latent cells along one side of a token
     mlp: Literal["gelu", "swiglu"] = "gelu"  # swiglu: a gate beside each hidden value, with as many parameters
     mlp_ratio: PositiveFloat = 4.0  # hidden width of gelu over the model's
+    norm: Literal["layer", "rms"] = "layer"  # of tokens, in front of each branch
     qk_norm: bool = False  # RMS-norm of queries and keys
+    # sin-cos added to the latent's tokens; rope: queries and keys of self-attention are turned as well
+    positions: Literal["sincos", "rope"] = "sincos"
+    shared_modulation: bool = False  # one projection for all blocks and an offset for each, instead of one each
     patches: bool = True  # the reference's patch tokens join the cross-attention context
     patch_positions: bool = True  # sin-cos positions added to those tokens
     gradient_checkpointing: bool = False  # recompute each block in backward
 
     @model_validator(mode="after")
     def _divisible(self) -> Model:
+        head = self.width // self.heads
         require(
             (self.width % self.heads == 0, f"width {self.width} is not divisible by heads {self.heads}"),
             (self.width % 4 == 0, f"width {self.width} is not divisible by 4, which the 2-D sin-cos positions need"),
+            (
+                self.positions == "sincos" or head % 4 == 0,
+                f'a head of {head} channels is not divisible by 4, which positions = "rope" needs',
+            ),
             (
                 self.patches or self.patch_positions,
                 "patch_positions = false has no effect when patches = false; remove it",

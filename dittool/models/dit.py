@@ -13,24 +13,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dittool.models.conditioning import Conditioning, Conditions, Context, Kept
 from dittool.models.layers import (
     MLP,
+    TOKEN_NORMS,
     CrossAttention,
+    Modulation,
+    ModulationOffset,
     SelfAttention,
     SwiGLU,
     TimestepEmbedding,
     gated,
-    layer_norm,
     modulate,
     swiglu_width,
 )
-from dittool.models.positions import cached_positions
+from dittool.models.positions import LARGEST_SCALE, cached_positions
+from dittool.models.rotary import cached_angles
 
+_VECTORS = 9  # of a block's modulation: shift, scale and gate for each of its three branches
 KeysValues = list[tuple[Tensor, Tensor]]  # for each block, 2 × (B, heads, M, D/heads)
 
 
@@ -44,7 +47,10 @@ class DiTConfig:
     mlp: str
     mlp_ratio: float
     patch_size: int
+    norm: str
     qk_norm: bool
+    positions: str
+    shared_modulation: bool
     patches: bool
     patch_positions: bool
     gradient_checkpointing: bool
@@ -63,7 +69,9 @@ class Block(nn.Module):
         hidden = int(config.width * config.mlp_ratio)
         swiglu = config.mlp == "swiglu"
         self.mlp = SwiGLU(config.width, swiglu_width(hidden)) if swiglu else MLP(config.width, hidden)
-        self.modulation = nn.Linear(config.width, 9 * config.width)
+        modulation = ModulationOffset if config.shared_modulation else Modulation
+        self.modulation = modulation(config.width, _VECTORS)
+        self.norm = TOKEN_NORMS[config.norm]
 
     def forward(
         self,
@@ -72,18 +80,20 @@ class Block(nn.Module):
         context: Tensor,
         bias: Tensor | None,
         keys_values: tuple[Tensor, Tensor] | None = None,
+        angles: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, N, D) tokens; c: (B, D) condition vector; context: (B, M, D); bias: (B, 1, 1, M).
+        """x: (B, N, D) tokens; c: (B, D) condition vector, or with a shared modulation (B, 9·D) what it makes of that;
+        context: (B, M, D); bias: (B, 1, 1, M); angles: (N, D/2H) by which rotary positions turn.
 
         `keys_values` are this block's keys and values of the context when they were computed before.
         """
-        vectors = self.modulation(F.silu(c)).chunk(9, dim=1)  # 9 × (B, D)
+        vectors = self.modulation(c).chunk(_VECTORS, dim=1)  # 9 × (B, D)
         shift_a, scale_a, gate_a, shift_x, scale_x, gate_x, shift_m, scale_m, gate_m = vectors
         if keys_values is None:
             keys_values = self.cross_attention.keys_values(context)
-        x = gated(x, gate_a, self.attention(modulate(layer_norm(x), shift_a, scale_a)))
-        x = gated(x, gate_x, self.cross_attention(modulate(layer_norm(x), shift_x, scale_x), keys_values, bias))
-        return gated(x, gate_m, self.mlp(modulate(layer_norm(x), shift_m, scale_m)))
+        x = gated(x, gate_a, self.attention(modulate(self.norm(x), shift_a, scale_a), angles))
+        x = gated(x, gate_x, self.cross_attention(modulate(self.norm(x), shift_x, scale_x), keys_values, bias))
+        return gated(x, gate_m, self.mlp(modulate(self.norm(x), shift_m, scale_m)))
 
 
 class DiT(nn.Module):
@@ -98,8 +108,11 @@ class DiT(nn.Module):
         self.conditioning = Conditioning(
             config.width, config.text_width, config.image_width, config.patches, config.patch_positions
         )
+        if config.shared_modulation:
+            self.modulation = Modulation(config.width, _VECTORS)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.output_modulation = nn.Linear(config.width, 2 * config.width)
+        self.norm = TOKEN_NORMS[config.norm]
+        self.output_modulation = Modulation(config.width, 2)
         self.output = nn.Linear(config.width, patch_values)
         self.initialize_weights()
 
@@ -113,9 +126,9 @@ class DiT(nn.Module):
         nn.init.normal_(self.timestep.up.weight, std=0.02)
         nn.init.normal_(self.timestep.out.weight, std=0.02)
         # adaLN-Zero: every gate is zero, so every block is the identity at step 0.
-        for block in self.each_block():
-            nn.init.zeros_(block.modulation.weight)
-        nn.init.zeros_(self.output_modulation.weight)
+        for module in self.modules():
+            if isinstance(module, Modulation):
+                nn.init.zeros_(module.weight)
         # The first prediction is zero: the loss starts at the variance of the target.
         nn.init.zeros_(self.output.weight)
         for name, parameter in self.conditioning.named_parameters():
@@ -141,24 +154,40 @@ class DiT(nn.Module):
         """What the blocks attend to; the same for all timesteps of a sample."""
         return self.conditioning(conditions, kept, batch, token_grid)
 
+    def tokens(self, z: Tensor) -> Tensor:
+        """What the first block takes of a latent: its patches' embeddings with their places added, (B, N, D)."""
+        positions = cached_positions(self.token_grid(z), self.config.width, None, z.device)
+        return self.patch_embedding(patchify(z, self.config.patch_size)) + positions
+
+    def angles(self, z: Tensor) -> Tensor | None:
+        """Rotary angles of a latent's tokens by their rows and columns (axial, arXiv 2403.13298, section 3.1), (N,
+        D/2H); None without.
+
+        Only self-attention turns by them. In cross-attention tokens and the reference's patches find each other by the
+        sin-cos positions that both carry, also where the two grids differ.
+        """
+        if self.config.positions == "sincos":
+            return None
+        channels = self.config.width // self.config.heads
+        return cached_angles("2d", 0, self.token_grid(z), channels, z.device, LARGEST_SCALE)
+
     def keys_values(self, context: Context) -> KeysValues:
         """Keys and values of the context for every block, to be computed once a sample instead of once a step."""
         return [block.cross_attention.keys_values(context.tokens) for block in self.each_block()]
 
     def velocity(self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None = None) -> Tensor:
         """The model proper, with the context ready. Same shapes as `forward`."""
-        grid = self.token_grid(z)
-        positions = cached_positions(grid, self.config.width, None, z.device)
-        x = self.patch_embedding(patchify(z, self.config.patch_size)) + positions  # (B, N, D)
+        x, angles = self.tokens(z), self.angles(z)
         c = self.timestep(t) + context.cls  # (B, D)
+        modulating = self.modulation(c) if self.config.shared_modulation else c
         for index, block in enumerate(self.blocks):
             ready = None if keys_values is None else keys_values[index]
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, c, context.tokens, context.bias, ready, use_reentrant=False)
+                x = checkpoint(block, x, modulating, context.tokens, context.bias, ready, angles, use_reentrant=False)
             else:
-                x = block(x, c, context.tokens, context.bias, ready)
-        shift, scale = self.output_modulation(F.silu(c)).chunk(2, dim=1)
-        return unpatchify(self.output(modulate(layer_norm(x), shift, scale)), grid, self.config.patch_size)
+                x = block(x, modulating, context.tokens, context.bias, ready, angles)
+        shift, scale = self.output_modulation(c).chunk(2, dim=1)
+        return unpatchify(self.output(modulate(self.norm(x), shift, scale)), self.token_grid(z), self.config.patch_size)
 
 
 def patchify(z: Tensor, p: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dittool.models.rotary import rotate
+
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] becomes [0, 1000], the range that the sinusoid's periods are made for
 _TIMESTEP_CHANNELS = 256
 
@@ -28,6 +30,37 @@ def gated(x: Tensor, gate: Tensor, branch: Tensor) -> Tensor:
 def layer_norm(x: Tensor) -> Tensor:
     """LayerNorm without parameters: adaLN's shift and scale take their place."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / √mean(x²) over the channels (arXiv 1910.07467), without parameters: a LayerNorm that leaves the mean in."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+TOKEN_NORMS = {"layer": layer_norm, "rms": rms_norm}  # the names of `model.norm`
+
+
+class Modulation(nn.Linear):
+    """Shifts, scales and gates from the condition vector: W·SiLU(c) + b. (B, D) → (B, vectors·D)."""
+
+    def __init__(self, width: int, vectors: int) -> None:
+        super().__init__(width, vectors * width)
+
+    def forward(self, c: Tensor) -> Tensor:
+        return super().forward(F.silu(c))
+
+
+class ModulationOffset(nn.Module):
+    """Of a block whose modulation all blocks share: what is its own is a learned offset, zero at first (adaLN-single,
+    arXiv 2310.00426, section 2.3).
+    """
+
+    def __init__(self, width: int, vectors: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(vectors * width))
+
+    def forward(self, shared: Tensor) -> Tensor:  # (B, vectors·D) → the same
+        return shared + self.offset
 
 
 class HeadNorm(nn.Module):
@@ -51,7 +84,7 @@ class QKNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of the tokens among themselves. No biases."""
+    """Attention of the tokens among themselves, queries and keys normed and then turned by their places. No biases."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -60,10 +93,12 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.norm = QKNorm(width // heads) if qk_norm else None
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, N, D) → (B, N, D)
+    def forward(self, x: Tensor, angles: Tensor | None = None) -> Tensor:  # (B, N, D), (N, D/2H) → (B, N, D)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 × (B, H, N, D/H)
         if self.norm is not None:
             q, k = self.norm.query(q), self.norm.key(k)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         x = F.scaled_dot_product_attention(q, k, v)  # (B, H, N, D/H)
         return self.out(x.transpose(1, 2).flatten(2))
 

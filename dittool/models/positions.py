@@ -13,7 +13,7 @@ from torch import Tensor
 # A token grid has at most about a hundred cells a side. The 10,000 of language models would leave half of the channels
 # constant over an image; from 100 every channel tells cells apart, and attention finds the place that belongs to a
 # token much sooner.
-_LARGEST_SCALE = 100.0
+LARGEST_SCALE = 100.0
 
 
 def sincos(coordinates: Tensor, width: int) -> Tensor:
@@ -25,7 +25,7 @@ def sincos(coordinates: Tensor, width: int) -> Tensor:
 
     Returns: (n, width).
     """
-    frequencies = _LARGEST_SCALE ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    frequencies = LARGEST_SCALE ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angles = coordinates.double()[:, None] * frequencies  # (n, width/2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 

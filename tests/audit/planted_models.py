@@ -35,8 +35,8 @@ def dropout_in_evaluation(shop: Workshop) -> Subject:
 
 @plants("E1", "six modulation vectors, all zero, and no gates")
 def blocks_without_gates(shop: Workshop) -> Subject:
-    def forward(self, x, c, context, bias, keys_values=None):
-        shift_a, scale_a, _, shift_x, scale_x, _, shift_m, scale_m, _ = self.modulation(F.silu(c)).chunk(9, dim=1)
+    def forward(self, x, c, context, bias, keys_values=None, angles=None):
+        shift_a, scale_a, _, shift_x, scale_x, _, shift_m, scale_m, _ = self.modulation(c).chunk(9, dim=1)
         x = x + self.attention(layers.modulate(layers.layer_norm(x), shift_a, scale_a))
         x = x + self.cross_attention(
             layers.modulate(layers.layer_norm(x), shift_x, scale_x), self.cross_attention.keys_values(context), bias
@@ -60,6 +60,19 @@ def zero_head_alone(shop: Workshop) -> Subject:
     return shop.preset()
 
 
+@plants("E1", "offsets to a shared modulation that begin at random")
+def random_offsets(shop: Workshop) -> Subject:
+    """As PixArt's scale_shift_table."""
+    original = layers.ModulationOffset.__init__
+
+    def drawn(self, width, vectors):
+        original(self, width, vectors)
+        nn.init.normal_(self.offset, std=width**-0.5)
+
+    shop.monkeypatch.setattr(layers.ModulationOffset, "__init__", drawn)
+    return shop.preset("model.shared_modulation=true")
+
+
 @plants("E1", "a block that returns its input whatever its gates say")
 def dead_block(shop: Workshop) -> Subject:
     shop.monkeypatch.setattr(dit.Block, "forward", lambda self, x, *_: x)
@@ -72,6 +85,22 @@ def _patch_latent_positions(shop: Workshop, positions: Callable) -> Subject:
         dit, "cached_positions", lambda grid, width, span, device: positions(original, grid, width, span, device)
     )
     return shop.preset()
+
+
+def _patch_angles(shop: Workshop, angles: Callable) -> Subject:
+    original = dit.cached_angles
+    shop.monkeypatch.setattr(dit, "cached_angles", lambda *where: angles(original, *where))
+    return shop.preset("model.positions=rope")
+
+
+@plants("E2", "rotary angles of height and width exchanged")
+def exchanged_angles(shop: Workshop) -> Subject:
+    return _patch_angles(shop, lambda original, kind, n, grid, *rest: original(kind, n, grid[::-1], *rest))
+
+
+@plants("E2", "rotary angles that turn nothing")
+def still_angles(shop: Workshop) -> Subject:
+    return _patch_angles(shop, lambda original, *where: torch.zeros_like(original(*where)))
 
 
 @plants("E2", "no positions at all")

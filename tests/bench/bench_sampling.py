@@ -28,7 +28,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.config.schema import SampleSettings
@@ -46,7 +45,10 @@ NANO = DiTConfig(
     mlp="gelu",
     mlp_ratio=4.0,
     patch_size=2,
+    norm="layer",
     qk_norm=False,
+    positions="sincos",
+    shared_modulation=False,
     patches=True,
     patch_positions=True,
     gradient_checkpointing=False,
@@ -104,7 +106,7 @@ def ours(model: DiT, conditions: Conditions, noise: Tensor, settings: SampleSett
 def modulated(model: DiT, rows: int, calls: int) -> Tensor:
     """The modulation of all blocks for `rows` condition vectors, `calls` times."""
     c = torch.randn(rows, model.config.width)
-    return [[block.modulation(F.silu(c)) for block in model.blocks] for _ in range(calls)][-1][-1]
+    return [[block.modulation(c) for block in model.blocks] for _ in range(calls)][-1][-1]
 
 
 def timed(work: Callable[[], Tensor]) -> tuple[float, float, Tensor]:

@@ -202,6 +202,40 @@ def test_a_modulation_of_another_number_of_parts_starts_fresh():
     assert result.report[0].why == "6 matrices in the old model, 9 in the new one"
 
 
+def test_a_shared_modulation_is_handed_out_to_blocks_as_exactly_what_it_was():
+    old = tiny("model.shared_modulation=true", "model.depth=2")
+    target = tiny("model.depth=2")
+    result = warmstart(old.state_dict(), target.state_dict())
+    assert {row.name for row in result.report if row.status == "resized"} == {
+        f"blocks.{index}.modulation.{kind}" for index in range(2) for kind in ("weight", "bias")
+    }
+    target.load_state_dict(result.weights)
+    c = torch.randn(3, 16)
+    for block, before in zip(target.blocks, old.blocks, strict=True):
+        torch.testing.assert_close(block.modulation(c), before.modulation(old.modulation(c)))
+
+
+def test_modulations_of_blocks_become_their_mean_and_offsets():
+    old, target = tiny("model.depth=2").state_dict(), tiny("model.shared_modulation=true", "model.depth=2").state_dict()
+    weights = warmstart(old, target).weights
+    biases = [old[f"blocks.{index}.modulation.bias"] for index in range(2)]
+    torch.testing.assert_close(weights["modulation.bias"], (biases[0] + biases[1]) / 2)
+    for index, bias in enumerate(biases):
+        torch.testing.assert_close(weights["modulation.bias"] + weights[f"blocks.{index}.modulation.offset"], bias)
+    mean = (old["blocks.0.modulation.weight"] + old["blocks.1.modulation.weight"]) / 2
+    torch.testing.assert_close(weights["modulation.weight"], mean)
+
+
+def test_numbers_that_are_read_otherwise_are_no_copies():
+    old = tiny().state_dict()
+    before, after = Meaning(positions="sincos", norm="layer"), Meaning(positions="rope", norm="rms")
+    rows = [row for row in warmstart(old, old, before, after).report if row.status == "resized"]
+    why = {row.name.removeprefix("blocks.0."): row.why for row in rows}
+    read = {"attention.qkv.weight", "cross_attention.q.weight", "mlp.up.weight", "output.weight", "output.bias"}
+    assert why.keys() == read | {"attention.out.weight"}
+    assert "sincos become rope" in why["attention.qkv.weight"] and "layer becomes rms" in why["attention.qkv.weight"]
+
+
 def test_another_kind_of_mlp_starts_fresh_and_one_of_another_width_keeps_gates_gates():
     gelu, swiglu = tiny().state_dict(), tiny("model.mlp=swiglu").state_dict()
     result = warmstart(gelu, swiglu)

@@ -6,17 +6,22 @@ It reads a state dict and follows the design's text. Positions, patch order and 
 
 from __future__ import annotations
 
+import cmath
 import math
 
 import torch
 from torch import Tensor
 
+from dittool.models.dit import DiTConfig
+
 
 class PlainDiT:
     """`velocity` of one sample from the weights of a `DiT`."""
 
-    def __init__(self, weights: dict[str, Tensor], depth: int, heads: int, patch: int) -> None:
-        self.w, self.depth, self.heads, self.patch = weights, depth, heads, patch
+    def __init__(self, weights: dict[str, Tensor], config: DiTConfig) -> None:
+        self.w, self.depth, self.heads, self.patch = weights, config.depth, config.heads, config.patch_size
+        self.normed = normed if config.norm == "layer" else lambda x: rms(x[None])[0]
+        self.turns = config.positions == "rope"
         self.width = weights["patch_embedding.weight"].shape[0]
 
     def velocity(self, z, t, text, cls, patches, patch_grid):
@@ -33,10 +38,11 @@ class PlainDiT:
         x = torch.stack(tokens)
         context, cls_vector = self.context(text, cls, patches, patch_grid, (h, w))
         c = self.timestep(t) + cls_vector
+        self.grid = (h, w)
         for index in range(self.depth):
             x = self.block(f"blocks.{index}.", x, c, context)
         shift, scale = self.linear("output_modulation", silu(c)).reshape(2, -1)
-        out = torch.stack([self.linear("output", normed(token) * (1 + scale) + shift) for token in x])
+        out = torch.stack([self.linear("output", self.normed(token) * (1 + scale) + shift) for token in x])
         result = torch.empty_like(z)
         for index, cell in enumerate(out):
             i, j = divmod(index, w)
@@ -57,32 +63,51 @@ class PlainDiT:
         return torch.stack(rows), cls_vector
 
     def block(self, name, x, c, context):
-        vectors = self.linear(name + "modulation", silu(c)).reshape(9, -1)
+        if name + "modulation.offset" in self.w:
+            vectors = self.linear("modulation", silu(c)) + self.w[name + "modulation.offset"]
+        else:
+            vectors = self.linear(name + "modulation", silu(c))
         for branch, (shift, scale, gate) in zip(
-            ("attention", "cross_attention", "mlp"), vectors.reshape(3, 3, -1), strict=True
+            ("attention", "cross_attention", "mlp"), vectors.reshape(3, 3, self.width), strict=True
         ):
-            inner = torch.stack([normed(token) * (1 + scale) + shift for token in x])
+            inner = torch.stack([self.normed(token) * (1 + scale) + shift for token in x])
             x = x + gate * getattr(self, branch)(name + branch + ".", inner, context)
         return x
 
     def attention(self, name, x, _context):
         q, k, v = (x @ part.T for part in self.w[name + "qkv.weight"].chunk(3))
-        return self.attend(name, q, k, v)
+        return self.attend(name, q, k, v, self.turns)
 
     def cross_attention(self, name, x, context):
         k, v = (context @ part.T for part in self.w[name + "kv.weight"].chunk(2))
         return self.attend(name, x @ self.w[name + "q.weight"].T, k, v)
 
-    def attend(self, name, q, k, v):
+    def attend(self, name, q, k, v, turns=False):
         size, heads = self.width // self.heads, []
         for head in range(self.heads):
             part = slice(head * size, (head + 1) * size)
             qh, kh, vh = q[:, part], k[:, part], v[:, part]
             if name + "norm.query.gain" in self.w:
                 qh, kh = rms(qh) * self.w[name + "norm.query.gain"], rms(kh) * self.w[name + "norm.key.gain"]
+            if turns:
+                qh, kh = self.turned(qh), self.turned(kh)
             logits = (qh @ kh.T / math.sqrt(size)).exp()
             heads.append(logits / logits.sum(dim=1, keepdim=True) @ vh)
         return torch.cat(heads, dim=1) @ self.w[name + "out.weight"].T
+
+    def turned(self, x):
+        """Channel j and channel j + half are the real and imaginary part of a number, turned by its token's place: the
+        first quarter of the channels by rows, the second by columns.
+        """
+        half, quarter = x.shape[1] // 2, x.shape[1] // 4
+        result = torch.empty_like(x)
+        for token in range(len(x)):
+            row, column = divmod(token, self.grid[1])
+            for j in range(half):
+                angle = (row if j < quarter else column) * 100 ** (-(j % quarter) / quarter)
+                number = complex(x[token, j], x[token, j + half]) * cmath.exp(1j * angle)
+                result[token, j], result[token, j + half] = number.real, number.imag
+        return result
 
     def mlp(self, name, x, _context):
         hidden = x @ self.w[name + "up.weight"].T

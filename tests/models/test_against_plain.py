@@ -17,7 +17,18 @@ PARTS = ((True, True), (True, False), (False, True), (False, False))  # (text, r
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"qk_norm": False}, {"patches": False}, {"depth": 1, "heads": 2}, {"mlp": "swiglu"}]
+    "changes",
+    [
+        {},
+        {"qk_norm": False},
+        {"patches": False},
+        {"depth": 1, "heads": 2},
+        {"mlp": "swiglu"},
+        {"norm": "rms"},
+        {"positions": "rope"},
+        {"shared_modulation": True},
+        {"mlp": "swiglu", "norm": "rms", "positions": "rope", "shared_modulation": True},
+    ],
 )
 # latent (H, W), patches (rows, columns)
 @pytest.mark.parametrize("grids", [((4, 6), (2, 3)), ((6, 4), (5, 3)), ((4, 4), (1, 7))])
@@ -33,7 +44,7 @@ def test_the_model_computes_what_the_design_says(changes, grids):
     kept = Kept(*(torch.tensor(column) for column in zip(*PARTS, strict=True)))
     with torch.no_grad():
         fast = model(z, t, c, kept)
-        plain = PlainDiT(model.state_dict(), model.config.depth, model.config.heads, model.config.patch_size)
+        plain = PlainDiT(model.state_dict(), model.config)
         for i, (has_text, has_reference) in enumerate(PARTS):
             text = c.text[i, : lengths[i]] if has_text else None
             cls = c.cls[i] if has_reference else None

@@ -22,6 +22,19 @@ from tests.train.test_distributed import finished, largest_difference, torchrun
 
 KEYS = {
     "mlp": ["model.mlp=swiglu"],
+    "norm": ["model.norm=rms"],
+    "qk_norm": ["model.qk_norm=true"],
+    "positions": ["model.positions=rope"],
+    "shared_modulation": ["model.shared_modulation=true"],
+    "block": [
+        "model.mlp=swiglu",
+        "model.norm=rms",
+        "model.qk_norm=true",
+        "model.positions=rope",
+        "model.shared_modulation=true",
+        "model.gradient_checkpointing=true",
+        "train.optimizer=muon",
+    ],
 }
 SETTINGS = ("train.accumulate=2", "train.steps=6", "checkpoint.every=3")
 ON_MODELS = ("E1", "E2", "E3", "E5", "C1", "C6", "C8")
@@ -71,6 +84,15 @@ def test_the_rules_know_it(run_of, dit, tiny_shards, tmp_path, row):
     assert shown == dict.fromkeys(ON_CHECKPOINTS, "pass")
 
 
+def test_a_gate_of_a_shared_modulation_that_never_opened_is_found(run_of, dit, tmp_path):
+    content = final_state(run_of("shared_modulation"))
+    for name in ("modulation.weight", "blocks.0.modulation.offset"):
+        content["model"][name].unflatten(0, (9, -1))[2].zero_()
+    torch.save(content, tmp_path / "edited.pt")
+    evidence = audited(dit("audit", tmp_path / "edited.pt", "--select", "K4", "--json"))["K4"]
+    assert "2 parts are still zero: modulation.weight vector 2, blocks.0.modulation.offset vector 2" in evidence
+
+
 @rows
 def test_a_checkpoint_remembers_it_and_is_inspected(run_of, dit, tiny_shards, row):
     checkpoint = list_checkpoints(run_of(row) / "checkpoints")[-1].path
@@ -92,7 +114,7 @@ def test_weights_from_before_it_are_a_start(tiny_run, dit, tiny_shards, tmp_path
     assert final_state(tmp_path / "run")["step"] == 3
 
 
-@rows
+@pytest.mark.parametrize("row", [row if row == "block" else pytest.param(row, marks=pytest.mark.slow) for row in KEYS])
 def test_a_compiled_run_ends_where_the_plain_one_ends(run_of, tiny_shards, tmp_path, monkeypatch, row):
     graphs = []
 

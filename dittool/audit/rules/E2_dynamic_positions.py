@@ -6,9 +6,10 @@ distinguishes two tokens of equal content is the same under other weights, so it
 state dict grows with the grid. On each grid position must split into a row's and a column's part, which a transposed
 one does not, and no two places may be given the same. With closed blocks, changing one token of the input changes that
 token of the output alone. Exchanging two tokens must not merely exchange the answers. A reference's patches, on the
-tokens' grid, must carry the tokens' positions. Where a foreign model turns queries and keys instead, attention of the
-picture's queries over the picture's keys, found by raising patches, must depend on the distance in rows and columns; of
-each list of blocks the first and the last are looked at, with all others passed by. Attention whose logits are nearly
+tokens' grid, must carry the tokens' positions. Where queries and keys are turned, attention of the picture's queries
+over the picture's keys, found by raising patches, must depend on the distance in rows and columns. With `positions =
+"rope"` that is asked of our network without the sin-cos that its tokens carry as well; of each list of blocks in a
+foreign model the first and the last are looked at, with all others passed by. Attention whose logits are nearly
 equal, as weights just drawn leave it, is made sharp first, and noise that forward draws is stilled. Positions that the
 caller brings, by an argument that was left out, are not called missing: that argument is named.
 

@@ -45,8 +45,9 @@ def check(subject: Checkpoint) -> list[Finding]:
     zero_first = [name for name in subject.specimen.zero_at_start() if name in raw]
     still_zero = [name for name in zero_first if not raw[name].any()]
     for name in zero_first:
-        if name.endswith(".modulation.weight") and raw[name].any():
-            vectors = raw[name].unflatten(0, (-1, raw[name].shape[1]))  # (9, D, D): shifts, scales and gates
+        if f".{name}".endswith((".modulation.weight", ".modulation.offset")) and raw[name].any():
+            # (9, D, D), or (9, D) of an offset: shifts, scales and gates
+            vectors = raw[name].unflatten(0, (-1, subject.config.model.width))
             still_zero += [f"{name} vector {index}" for index, vector in enumerate(vectors) if not vector.any()]
     moments = view.moments() or {}
     untouched = [name for name, state in moments.items() if not state.get("exp_avg_sq", gradient_mean(state)).any()]

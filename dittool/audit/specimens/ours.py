@@ -49,7 +49,7 @@ from dittool.config.architectures import AnyConfig
 from dittool.config.schema import Config, SampleSettings
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions, Kept
-from dittool.models.dit import DiT
+from dittool.models.dit import DiT, patchify
 from dittool.objective import flow
 from dittool.sampling.latents import sample_latents
 
@@ -91,7 +91,7 @@ class OurNetwork(Trial[Network], Generic[Network, Configured]):
 
     def at_real_size(self) -> tuple[Network, Anatomy]:
         """On the meta device: names and shapes, no memory."""
-        return self._meta, _anatomy(self.config.model.depth)
+        return self._meta, _anatomy(self.config)
 
     @cached_property
     def parameters(self) -> int:
@@ -119,7 +119,7 @@ class OurNetwork(Trial[Network], Generic[Network, Configured]):
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        return _anatomy(self._tried.model.depth)
+        return _anatomy(self._tried)
 
     def gates(self) -> Gates:
         if self.view is not None:
@@ -168,11 +168,14 @@ class OurNetwork(Trial[Network], Generic[Network, Configured]):
         return model.requires_grad_(True), "with the checkpoint's weights"
 
 
-def _anatomy(depth: int) -> Anatomy:
-    """Of both families' transformers: a list `blocks`, each with its own `modulation`."""
-    blocks = tuple(f"blocks.{index}" for index in range(depth))
+def _anatomy(config: AnyConfig) -> Anatomy:
+    """Of both families' transformers: a list `blocks`, each with a `modulation` of its own or what adds to a shared
+    one.
+    """
+    blocks = tuple(f"blocks.{index}" for index in range(config.model.depth))
     modulation: dict[str, tuple[str, ...]] = {block: (f"{block}.modulation",) for block in blocks}
-    return Anatomy(blocks, modulation, modulation, ())
+    shared = getattr(config.model, "shared_modulation", False)
+    return Anatomy(blocks, modulation, modulation, ("modulation",) if shared else ())
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -259,6 +262,9 @@ class FlowNetwork(OurNetwork[DiT, Config]):
             grids.measured(GRID, other_weights=lambda: self.awake(seed=1)),
             *(grids.measured(grid, None) for grid in _MEASURED),
         ]
+        if self.config.model.positions == "rope":
+            turning = replace(grids, model=_RotaryAlone.of(self.shared_awake))
+            measured += [turning.measured(grid, None) for grid in (GRID, *_MEASURED)]
         return replace(found, grids=measured, reference=self._reference_positions(grids))
 
     @torch.no_grad()
@@ -308,6 +314,20 @@ class FlowNetwork(OurNetwork[DiT, Config]):
         inputs = self.inputs()
         settings = SampleSettings(solver="euler", steps=1, cfg_text=text, cfg_dino=reference, guidance=kind, shift=1.0)
         return inputs["z"] - sample_latents(self.shared_awake, inputs["conditions"], inputs["z"], settings)
+
+
+class _RotaryAlone(DiT):
+    """A network without the positions that are added to its tokens, so that what attention knows of places shows."""
+
+    @classmethod
+    def of(cls, model: DiT) -> _RotaryAlone:
+        """With this network's weights."""
+        same = cls(model.config)
+        same.load_state_dict(model.state_dict())
+        return same.eval()
+
+    def tokens(self, z: Tensor) -> Tensor:
+        return self.patch_embedding(patchify(z, self.config.patch_size))
 
 
 def _exchanged(inputs: Inputs) -> dict[str, Inputs]:
