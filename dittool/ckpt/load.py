@@ -104,12 +104,19 @@ def _read_zip(file: BinaryIO, size: int, path: Path) -> tuple[PickleContent, dic
     storages = {name.removeprefix("data/"): member for name, member in members.items() if name.startswith("data/")}
     if foreign := members.keys() - _RECORDS - {"data.pkl"} - {f"data/{key}" for key in storages}:
         raise unsafe(path, f"a member {min(foreign)!r}, which torch.save never writes")
+    order = members.get("byteorder")
+    if order is not None and (order.size > _BLOCK or _bytes_of(file, order) != b"little"):
+        raise unsafe(path, "numbers in the order of a big-endian machine, or of none")
     program = members["data.pkl"]
     if program.size > LARGEST_PICKLE:
         raise unsafe(path, f"a pickle of {program.size:,} bytes, the limit is {LARGEST_PICKLE:,}")
-    file.seek(program.offset)
-    content = read_pickle(file.read(program.size), {key: member.size for key, member in storages.items()}, path)
+    content = read_pickle(_bytes_of(file, program), {key: member.size for key, member in storages.items()}, path)
     return content, storages
+
+
+def _bytes_of(file: BinaryIO, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
 
 
 def check_safetensors(path: Path) -> SafetensorsHeader:

@@ -1,4 +1,6 @@
-"""How large a pickle's content may be when shared values are counted as often as they are referred to."""
+"""How large a pickle's content may be when shared values are counted as often as they are referred to, and that no
+value in it is a tool of an attack.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dittool.untrusted.foreign_values import ClassName, ForeignObject
+from dittool.untrusted.pickle_in_bytes import holds_pickle
 from dittool.untrusted.pickle_names import may_stand_as_value
 from dittool.untrusted.refusal import unsafe
 from dittool.untrusted.tensor_spec import TensorSpec
@@ -33,25 +36,32 @@ class _Size(NamedTuple):
 def require_bounded(value: object, objects: list[ForeignObject], storage_bytes: int, path: Path) -> None:
     """Nothing but tensors, plain values and objects, no deeper and no larger than honest files, counted as often as it
     is referred to. An object is a leaf of what holds it, as objects may refer to each other in circles; what is in it
-    is bounded by itself.
+    is bounded by itself, and no bytes there may be a pickle.
     """
     most_bytes = _MOST_COPIES * (storage_bytes + _FREE_BYTES)
+    harmless: set[int] = set()  # ids of bytes
     measured: dict[int, _Size] = {}  # by id of a container
 
-    def measure(item: object, depth: int) -> _Size:
+    def measure(item: object, depth: int, in_object: bool) -> _Size:
         if depth > _DEEPEST:
             raise unsafe(path, f"values nested deeper than {_DEEPEST} levels")
         if type(item) is Storage:
             raise unsafe(path, "a bare storage as a value")
         if type(item) is ClassName and not may_stand_as_value(item):
             raise unsafe(path, f"a bare {item} as a value")
+        if in_object and type(item) is bytes and id(item) not in harmless:
+            if holds_pickle(item):
+                raise unsafe(path, "a pickle inside the bytes of an object of another program")
+            harmless.add(id(item))
         if type(item) is TensorSpec:
             return _Size(bytes=item.bytes)
         if not isinstance(item, (dict, list, tuple)):
             return _LEAF
         size = measured.get(id(item))
         if size is None:
-            inner = [measure(child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)]
+            inner = [
+                measure(child, depth + 1, in_object) for child in (item.values() if isinstance(item, dict) else item)
+            ]
             keys = item if isinstance(item, dict) else repeat("", len(item))
             size = measured[id(item)] = _Size(
                 1 + sum(one.values for one in inner),
@@ -67,11 +77,11 @@ def require_bounded(value: object, objects: list[ForeignObject], storage_bytes: 
             raise unsafe(path, f"names that unfold to more than {_LONGEST_NAMES:,} characters")
         return size
 
-    measure(value, 0)
     for one in objects:
         for part in (one.arguments, one.attributes, one.pairs, one.elements):
             if part:
-                measure(part, 0)
+                measure(part, 0, in_object=True)
+    measure(value, 0, in_object=False)
 
 
 _LEAF = _Size()

@@ -24,6 +24,7 @@ class Calls:
     def __init__(self, torch_values: TorchValues, path: Path) -> None:
         self._torch, self._path = torch_values, path
         self._decoded = 0  # bytes that were written as text
+        self._to_be_filled: list[ForeignObject] = []
         self.objects: list[ForeignObject] = []
 
     def made(self, kind: object, arguments: object) -> ForeignObject:
@@ -32,7 +33,7 @@ class Calls:
             raise self._refuse("an object of something that is not a class")
         if not names.may_be_made(kind):
             raise self._refuse(f"instruction NEWOBJ of {kind}")
-        if any(type(argument) is ClassName for argument in arguments):
+        if any(map(names.is_callable, arguments)):
             # another package's alias of `map` would hold the function, and the next one call it
             raise self._refuse(f"an object of {kind} that is made of a function or a class")
         return self._object(kind, arguments)
@@ -52,9 +53,18 @@ class Calls:
             return self._reconstructed(name, function, arguments)
         if names.is_enumeration(function, arguments):
             return self._object(function, arguments)
+        if names.is_empty_container(function, arguments):
+            self._to_be_filled.append(self._object(function, arguments))
+            return self.objects[-1]
         if name in names.PLAIN:
             raise self._refuse(f"a call of {name} with arguments that torch.save never gives it")
         raise unsafe_global(self._path, function.module, function.name, called=True)
+
+    def require_filled(self) -> None:
+        """Raises `UnsafeFileError` for a class that was called as an empty kind of dict is, and is none."""
+        for one in self._to_be_filled:
+            if not one.pairs and not one.elements:
+                raise unsafe_global(self._path, one.kind.module, one.kind.name, called=True)
 
     def set_state(self, target: ForeignObject, state: object) -> list[object]:
         """Gives an object its attributes: BUILD. Returns what was copied for it."""
@@ -63,7 +73,9 @@ class Calls:
             if not set_array(target, state):
                 raise self._refuse("a numpy array whose state does not fit it")
             return []
-        if name != names.NUMPY_DTYPE and not names.may_be_made(target.kind):
+        if name == names.PARTIAL:
+            return self._set_kept_call(target, state)
+        if name not in names.FILLED_BY_STATE and not names.may_be_made(target.kind):
             raise self._refuse(f"a state for {target.kind}, which has none")
         slots = type(state) is tuple and len(state) == 2 and all(part is None or type(part) is dict for part in state)
         parts: list[Any] = [part for part in state if part] if isinstance(state, tuple) and slots else [state]
@@ -71,6 +83,15 @@ class Calls:
             raise self._refuse("a pickle that gives an object another class")
         target.attributes = {**parts[0], **parts[1]} if len(parts) == 2 else parts[0] if parts else {}
         return list(target.attributes) if len(parts) == 2 else []
+
+    def _set_kept_call(self, target: ForeignObject, state: object) -> list[object]:
+        """The arguments of a functools.partial: (function, positional, by name, attributes or None)."""
+        function, values, by_name, others = state if type(state) is tuple and len(state) == 4 else (None,) * 4
+        same = target.attributes is None and function is target.arguments[0] and others in (None, {})
+        if not same or type(values) is not tuple or type(by_name) is not dict:
+            raise self._refuse("a functools.partial whose state does not fit it")
+        target.arguments, target.attributes = (function, *values), by_name
+        return list(values)
 
     def _object(self, kind: ClassName, arguments: tuple[object, ...] = ()) -> ForeignObject:
         if len(self.objects) >= _MOST_OBJECTS:
@@ -91,8 +112,9 @@ class Calls:
             made = array_of(arguments[0], arguments[1], arguments[2])
         elif fits and name == "numpy.core.multiarray._reconstruct":
             made = self._object(arguments[0])
-        elif fits:
-            made = self._object(function, arguments)
+        elif fits:  # without what each call of its kind is given alike
+            shown = (one for one in arguments if type(one) is not ClassName or names.may_stand_as_value(one))
+            made = self._object(function, tuple(shown))
             if name == "collections.Counter":
                 made.pairs = arguments[0]
         if made is None:

@@ -95,6 +95,7 @@ class _Reader:
         value = self._pop()
         if self._stack or self._outer_stacks:
             raise self._refuse("a pickle that leaves values on its stack")
+        self._calls.require_filled()
         storages = self._torch.storages
         held = sum(storage.bytes for storage in storages.values())
         require_bounded([value, self._attributes], self._calls.objects, held, self._path)

@@ -5,13 +5,17 @@ that are not here (OmegaConf, Lightning, EasyDict, a trainer's own) by classes o
 from __future__ import annotations
 
 import argparse
+import array
 import collections
 import dataclasses
 import datetime
 import decimal
 import enum
+import fractions
+import functools
 import pathlib
 import random
+import re
 import sys
 import types
 import typing
@@ -59,6 +63,56 @@ class _Precision(enum.Enum):
     FP32 = 32
 
 
+class _PredictionType(str, enum.Enum):
+    V = "v prediction"
+    EPS = "epsilon"
+
+
+class _NoiseSchedule(enum.Enum):
+    SHIFTED = ("shifted cosine", 3)
+    PAIR = (1, 2.5)
+
+
+class _Features(enum.Flag):
+    TEXT = enum.auto()
+    IMAGE = enum.auto()
+
+
+class _Stage(enum.IntEnum):
+    TWO = 2
+
+
+class _Ordered(collections.OrderedDict):
+    """As registries and outputs of models are."""
+
+
+class _Default(collections.defaultdict):
+    """A count by name."""
+
+
+class _Window(collections.deque):
+    """The last losses."""
+
+
+class _Values(list):
+    """A list with a method of its own, as ListConfig was."""
+
+
+class _Point(tuple):
+    """A tuple with a name."""
+
+
+class _Shape(typing.NamedTuple):
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Frozen:
+    depth: int = 2
+    name: str = "x"
+
+
 class _State(typing.NamedTuple):
     epoch: int
     loss: float
@@ -90,6 +144,17 @@ _PLACES = {
     "lightning.fabric.utilities.data.AttributeDict": _AttributeDict,
     "trainer.precision.Precision": _Precision,
     "trainer.state.State": _State,
+    "trainer.choices.PredictionType": _PredictionType,
+    "trainer.choices.NoiseSchedule": _NoiseSchedule,
+    "trainer.choices.Features": _Features,
+    "trainer.choices.Stage": _Stage,
+    "trainer.kinds.Ordered": _Ordered,
+    "trainer.kinds.Default": _Default,
+    "trainer.kinds.Window": _Window,
+    "trainer.kinds.Values": _Values,
+    "trainer.kinds.Point": _Point,
+    "trainer.kinds.Shape": _Shape,
+    "trainer.kinds.Frozen": _Frozen,
     "__main__.Config": _Config,
     "trainer.ema.Slots": _Slots,
     "trainer.schedule.Schedule": _Schedule,
@@ -227,6 +292,50 @@ def contents() -> dict[str, Any]:
             "tagged": tagged,
             "buffers": nn.BatchNorm2d(4).state_dict(),
             "rng": torch.get_rng_state(),
+        },
+        "enumerations": {
+            **trained,
+            "prediction": _PredictionType.V,
+            "schedule": [_NoiseSchedule.SHIFTED, _NoiseSchedule.PAIR],
+            "features": _Features.TEXT | _Features.IMAGE,
+            "stage": _Stage.TWO,
+            "by member": {_PredictionType.EPS: 1},
+        },
+        "kinds of containers": {
+            **trained,
+            "ordered": _Ordered(a=1, b=[2]),
+            "default": _Default(int, a=1),
+            "window": _Window([0.5, 0.25], maxlen=3),
+            "values": _Values([1, {"a": 2}]),
+            "point": _Point((1, 2)),
+            "shape": _Shape(2, 3),
+            "frozen": _Frozen(),
+            "order": collections.OrderedDict(a=collections.OrderedDict(b=1)),
+            "chain": collections.deque([collections.Counter(a=1), {1, 2}, frozenset({"a", "b"})]),
+        },
+        "random states": {
+            **trained,
+            "generator": np.random.default_rng(0),
+            "bits": [np.random.PCG64(1), np.random.Philox(2), np.random.SFC64(3)],
+            "old": np.random.RandomState(0),
+            "twister": np.random.Generator(np.random.MT19937(5)),
+            "python": random.Random(0),
+            "torch": torch.Generator(),
+            "states": [np.random.default_rng(0).bit_generator.state, np.random.get_state()],
+        },
+        "Hydra's": {
+            **trained,
+            "optimizer": functools.partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.95)),
+            "norm": functools.partial(nn.LayerNorm, elementwise_affine=False, eps=1e-6),
+            "activation": functools.partial(nn.functional.gelu, approximate="tanh"),
+            "filter": re.compile(r"blocks\.(\d+)\."),
+            "history": array.array("d", [0.5, 0.25]),
+            "scaler": torch.amp.GradScaler("cpu"),
+            "layout": torch.strided,
+            "dtypes": [torch.complex32, torch.quint8, torch.float8_e4m3fnuz],
+            "fraction": fractions.Fraction(1, 3),
+            "slices": [slice(None), slice(1, 2, 3), ...],
+            "path": pathlib.PureWindowsPath("C:/x"),
         },
         "a whole network": {"state_dict": weights, "network": module},
         "a kind of dict": _AttributeDict(weights),

@@ -41,8 +41,8 @@ def legacy(
     path: Path,
     content: bytes,
     storages: dict[str, bytes] | None = None,
-    magic: int = 0x1950A86A20F9469CFC6C,
-    version: int = 1001,
+    magic: object = 0x1950A86A20F9469CFC6C,
+    version: object = 1001,
     machine: object = None,
     keys: object = None,
 ) -> Path:

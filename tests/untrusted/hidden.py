@@ -65,8 +65,8 @@ HIDDEN = {
     "BUILD on a class": (b"ctrainer\nState\n}" + text("run") + b"Nsb", "another value as a state dict"),
     "BUILD on a class of ours": (b"ccollections\nOrderedDict\n}b", "another value as a state dict"),
     "BUILD on a path": (b"cpathlib\nPosixPath\n" + text("a") + b"\x85R}b", "a state for pathlib.PosixPath"),
-    "BUILD on a module's class": (b"crandom\nRandom\n)\x81}b", "global random.Random"),
-    "BUILD of a partial": (b"cfunctools\npartial\n)\x81(cos\nsystem\n)}Ntb", "global functools.partial"),
+    "BUILD on a module's class": (b"crandom\nRandom\n)\x81}b", "NEWOBJ of random.Random"),
+    "BUILD of a partial": (b"cfunctools\npartial\n)\x81(cos\nsystem\n)}Ntb", "NEWOBJ of functools.partial"),
     "NEWOBJ of map": (b"c__builtin__\nmap\ncos\nsystem\n](" + text("id") + b"e\x86\x81", "global __builtin__.map"),
     "NEWOBJ of another package's map": (
         b"csix.moves\nmap\nctrainer\nrun\n](" + text("id") + b"e\x86\x81",
@@ -266,6 +266,19 @@ def _with_part(folder: Path, content: object, name: str, part: Callable[[Path], 
     return path
 
 
+def _chain(path: Path) -> None:
+    """A link to a link that leads elsewhere."""
+    path.with_name("inner.bin").symlink_to("/etc/hostname")
+    path.symlink_to("inner.bin")
+
+
+def _doubled(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for part in (1, 2):
+        safetensors(folder / f"m-0000{part}-of-00002.safetensors", {"w": entry()}, bytes(8))
+    return folder
+
+
 INDICES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a part above the folder": (lambda f: _index(f, {"w": f"../{_PART}"}), "in the file '../m"),
     "a part at the root": (lambda f: _index(f, {"w": "/etc/passwd.bin"}), "in the file '/etc"),
@@ -296,6 +309,22 @@ INDICES: dict[str, tuple[Callable[[Path], Path], str]] = {
             lambda p: safetensors(p, {"v": entry(), "w": entry(8, 16)}, bytes(16)),
         ),
         "tensor 'w', which is in another part too",
+    ),
+    "a part of other letters": (lambda f: _index(f, {"w": "\uff4d.bin"}), "in the file"),
+    "a part with a space behind it": (lambda f: _index(f, {"w": "m.bin "}), "in the file"),
+    "a part above, behind a name": (lambda f: _index(f, {"w": "m/../../x.bin"}), "in the file"),
+    "no part": (lambda f: _index(f, {"w": None}), "in the file None"),
+    "parts in a list": (lambda f: _index(f, {"w": [_PART]}), "in the file ["),
+    "a link to a link": (
+        lambda f: _with_part(f, {"w": "n.bin"}, "n.bin", lambda p: (_chain(p), None)),
+        "a link that leads out of its folder",
+    ),
+    "parts without an index, a tensor in two": (_doubled, "tensor 'w', which is in another part too"),
+    "a part that is TorchScript": (
+        lambda f: _with_part(
+            f, {"w": "n.bin"}, "n.bin", lambda p: archive(p, honest_members() | {"a/constants.pkl": b"x"})
+        ),
+        "a TorchScript archive",
     ),
     "a part that runs": (
         lambda f: _with_part(f, {"w": _PART, "v": "n.bin"}, "n.bin", lambda p: pt(p, _RUNS[2])),

@@ -34,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.untrusted.disguised import DISGUISED, FILES
 from tests.untrusted.handmade import (
     CENTRAL,
     END,
@@ -289,7 +290,7 @@ def write_corpus(folder: Path, canary: Path) -> list[Path]:
         for protocol in PROTOCOLS:
             pt(new(), pickle.dumps({"model": {"w": call}}, protocol))
         legacy(new(), pickle.dumps({"model": {"w": call}, "args": argparse.Namespace(lr=1e-4)}, 2))
-    for body, _ in (*HOSTILE.values(), *HIDDEN.values()):
+    for body, _ in (*HOSTILE.values(), *HIDDEN.values(), *DISGUISED.values()):
         pt(new(), program(body.replace(text("id"), text(f"touch {canary}"))), FOUR_FLOATS)
     for body, _ in OVERSIZED.values():
         pt(new(), program(b"}" + text("w") + body + b"s" + text("x") + payload + b"s"), FOUR_FLOATS)
@@ -303,8 +304,9 @@ def write_corpus(folder: Path, canary: Path) -> list[Path]:
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(new(), "w") as file:
         for member, data in [*honest_members().items(), ("a/data.pkl", honest["a/data.pkl"])]:
             file.writestr(member, data)
-    for spoil in SPOILT_LEGACY.values():
-        spoil(new())
+    with warnings.catch_warnings(action="ignore"):
+        for spoil in (*SPOILT_LEGACY.values(), *FILES.values()):
+            spoil(new())
     _write_streams_and_polyglots(new, payload, honest)
     _write_bombs(new)
     for header, data, _ in UNSAFE_HEADERS.values():

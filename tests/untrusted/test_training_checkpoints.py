@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from dittool.errors import BadDataError, UnsafeFileError
 from dittool.untrusted.foreign_values import ClassName, ForeignObject
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted import benign
-from tests.untrusted.handmade import FOUR_FLOATS, program, pt, storage, tensor, text
+from tests.untrusted.disguised import called, raw
+from tests.untrusted.handmade import FOUR_FLOATS, Calls, program, pt, storage, tensor, text
 from tests.untrusted.hidden import FOREIGN
 
 
@@ -31,7 +33,7 @@ def content_of(files, name: str) -> dict:
 
 
 def test_no_benign_file_is_refused_and_each_gives_its_weights(files):
-    assert len(files) >= 50
+    assert len(files) >= 75
     for path, weights in files.items():
         loaded = load_weights(path)
         assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items()), path
@@ -97,6 +99,65 @@ def test_a_trainers_own_classes_are_read(files):
     assert content["precision"].arguments == ("bf16",) and content["state"].arguments == (3, 0.5)
     assert content["ema"].entries == {"decay": 0.999} and content["config"].entries["depth"] == 2
     assert content["class"] == ClassName("__main__", "Config")
+
+
+def test_enumerations_are_read_as_their_values(files):
+    content = content_of(files, "enumerations")
+    assert str(content["prediction"].kind) == "trainer.choices.PredictionType"
+    assert [one.arguments for one in content["schedule"]] == [(("shifted cosine", 3),), ((1, 2.5),)]
+    assert content["prediction"].arguments == ("v prediction",)
+    assert content["features"].arguments == (3,) and content["stage"].arguments == (2,)
+
+
+@pytest.mark.parametrize("value", [3, 0.5, True, None, (1, 2), "bf16", "v prediction", ("cosine", 3), "80%", "a+b"])
+def test_words_belong_to_classes_of_choices_and_numbers_to_any(tmp_path, value):
+    """The two sides of one form: a member of an enumeration, and a class that runs what it is given."""
+    pickled = pickle.dumps(value, 2)[2:-1]
+    for name in ("trainer.Precision", "trainer.LossType", "trainer._NoiseSchedule", "trainer.Mode"):
+        content = check_pt(pt(tmp_path / "a.pt", program(called(name, pickled)))).content
+        assert content.arguments == (value,) and str(content.kind) == name
+    path = pt(tmp_path / "b.pt", program(called("psutil.Popen", pickled)))
+    if isinstance(value, str) or value == ("cosine", 3):
+        with pytest.raises(UnsafeFileError, match=r"global psutil\.Popen, called") as refusal:
+            check_pt(path)
+        assert "save its weights alone" in refusal.value.hint
+    else:
+        assert check_pt(path).content.arguments == (value,)
+
+
+def test_kinds_of_containers_keep_what_is_in_them(files):
+    content = content_of(files, "kinds of containers")
+    assert content["ordered"].entries == {"a": 1, "b": [2]} and content["default"].entries == {"a": 1}
+    assert content["window"].elements == [0.5, 0.25] and content["values"].elements == [1, {"a": 2}]
+    assert content["shape"].arguments == (2, 3) and content["frozen"].attributes == [2, "x"]
+
+
+def test_calls_that_are_kept_and_random_states_are_shown(files):
+    content = content_of(files, "Hydra's")
+    assert str(content["optimizer"].arguments[0]) == "torch.optim.adamw.AdamW"
+    assert content["optimizer"].entries == {"lr": 1e-4, "betas": (0.9, 0.95)}
+    assert content["filter"].arguments[0] == r"blocks\.(\d+)\." and content["fraction"].arguments == (1, 3)
+    states = content_of(files, "random states")
+    assert states["torch"].attributes[2].shape == (5056,) and states["python"].attributes[0] == 3
+    assert states["states"][0]["bit_generator"] == "PCG64"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"\x80\x04N.", b"cannot\nbe read", bytes(range(256)), b"\x0a\x10model", b"X"]
+)
+def test_bytes_that_are_no_pickle_are_read(tmp_path, data):
+    """A tokenizer's state is bytes, too."""
+    state = FOREIGN + b"C" + bytes([len(data)]) + data + b"b" if len(data) < 256 else FOREIGN + raw(data) + b"b"
+    assert check_pt(pt(tmp_path / "a.pt", b"\x80\x03" + state + b".")).content.attributes == data
+
+
+def test_a_wrapper_that_unpickles_its_state_runs_what_its_bytes_say(tmp_path):
+    """The control: such a class exists in many packages, and nothing but its bytes tells."""
+    wrapper = type("Wrapper", (), {"__setstate__": lambda self, state: pickle.loads(state)})
+    wrapper.__module__, wrapper.__qualname__ = "trainer", "Wrapper"
+    made = wrapper.__new__(wrapper)
+    made.__setstate__(pickle.dumps(Calls(Path.touch, tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
 
 
 def test_tensors_are_built_as_torch_builds_them(tmp_path):
