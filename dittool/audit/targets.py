@@ -11,8 +11,10 @@ from typing import TypeAlias
 
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import open_derived, open_shards
+from dittool.audit.specimens.foreign.blame import ModelRefuses
 from dittool.audit.specimens.foreign.factory import load_attribute, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
+from dittool.audit.specimens.foreign.refused import RefusedModel
 from dittool.audit.specimens.layouts import UnknownWeights, WeightsAlone
 from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
@@ -79,9 +81,15 @@ def open_subject(
 
 
 def open_factory(target: str, kwargs: str | None = None, example: str | None = None, trained: bool = False) -> Foreign:
-    """The model of a factory, built and called in this process. Arguments and errors as of `open_subject`."""
+    """The model of a factory, built and called in this process; of one whose own code would not run here what its
+    structure shows. Arguments and errors as of `open_subject`.
+    """
     function = None if example is None else load_attribute(example)
-    return Foreign(target, ForeignModel(load_factory(target, kwargs), function, trained))
+    factory = load_factory(target, kwargs)
+    try:
+        return Foreign(target, ForeignModel(factory, function, trained))
+    except ModelRefuses as refuses:
+        return Foreign(target, RefusedModel(factory, refuses.refusal))
 
 
 def names_a_factory(target: str) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from dittool.audit.specimens.foreign.blame import Refusal, refusal_of
 from dittool.audit.specimens.foreign.forms import (
     BATCH,
     POSITIONAL,
@@ -119,6 +120,7 @@ class Outcome:
     steps: int  # calls of torch's functions
     error: str = ""  # "" when it ran
     where: str = ""  # the innermost module that it was in
+    refusal: Refusal | None = None  # where the model's own code would not run here
 
 
 class _Steps(TorchFunctionMode):
@@ -158,7 +160,8 @@ def tried(model: nn.Module, inputs: Inputs) -> Outcome:
             answer_without_gradient(model, inputs)
         return Outcome(steps.count)
     except (Exception, SystemExit) as error:
-        return Outcome(steps.count, described(error) or type(error).__name__, inside[-1] if inside else "")
+        said = described(error) or type(error).__name__
+        return Outcome(steps.count, said, inside[-1] if inside else "", refusal_of(error))
     finally:
         for handle in handles:
             handle.remove()

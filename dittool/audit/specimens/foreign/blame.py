@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sysconfig
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +18,56 @@ _LIBRARIES = (str(Path(torch.__file__).parent), sysconfig.get_paths()["stdlib"],
 _PACKAGES = sysconfig.get_paths()["purelib"]  # inside of the standard library's folder, yet none of it
 # of ours: the places that hand over to the model; what is raised there without a line of the model's is its refusal
 _HANDED_OVER = ("answers", "again", "backward", "build")
+
+_DEVICE = re.compile(  # what torch and others say where a GPU is asked for and there is none
+    r"not compiled with CUDA|No CUDA GPUs|NVIDIA driver|CUDA driver|from the 'CPU' backend|implemented for 'CPU'"
+    r"|No operator found for|(?:CUDA|GPU)\b.*(?:requir|need|must|only|available|support|expected)"
+    r"|(?:requir|need|must|only|support|expect|not)\w*\b.*\b(?:CUDA|GPU)",
+    re.IGNORECASE,
+)
+_PACKAGE = re.compile(  # optional ones, by what they and their functions are called
+    r"flash_?attn|flash_?attention|xformers|\bxops\b|\bapex\b|triton|natten|sage_?attn|mamba|selective_scan|causal_conv1d"
+    r"|memory_efficient|deepspeed|megablocks|transformer_engine|liger",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a model's own code said when it would not run on this machine, whatever it is given."""
+
+    said: str  # the error
+    where: str  # file:line, in function
+
+    def __str__(self) -> str:
+        return f"its own code refuses to run here: it raises {self.said} at {self.where}"
+
+
+class ModelRefuses(Exception):
+    """No input makes the model run here, for its own code says so."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
+
+
+def refusal_of(error: BaseException) -> Refusal | None:
+    """The refusal that an error is: a device or a package that is not there; None for any other."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    if not own:
+        return None
+    place = ([frame for frame in own if not frame.filename.startswith(_PACKAGES)] or own)[-1]
+    by_package = (
+        isinstance(error, ImportError)
+        or _PACKAGE.search(str(error))
+        or (isinstance(error, (NameError, TypeError)) and _PACKAGE.search(place.line or "") and "None" in str(error))
+    )
+    if not by_package and not _DEVICE.search(str(error)):
+        return None
+    inside = Path.cwd() in Path(place.filename).resolve().parents
+    file = os.path.relpath(Path(place.filename).resolve()) if inside else place.filename
+    return Refusal(described(error), f"{file}:{place.lineno}, in {place.name}")
 
 
 def strangers_fault(error: BaseException) -> str:

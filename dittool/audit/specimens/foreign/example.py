@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.foreign.attempt import Attempt, written_example
+from dittool.audit.specimens.foreign.blame import ModelRefuses
 from dittool.audit.specimens.foreign.forms import BATCH, NAMES
 from dittool.audit.specimens.foreign.resizing import follows_the_latent
 from dittool.audit.specimens.foreign.search import Search, latent_forms
@@ -184,6 +185,8 @@ class Example:
         search = Search(
             model, latent_forms(*_sides_and_channels(model, settings, widths), widths), widths, labels(model)
         )
+        if search.found is None and search.best and search.best[1].refusal:
+            raise ModelRefuses(search.best[1].refusal)
         if search.found is None:
             came = search.best[1] if search.best else None
             how = f"; the attempt that came furthest ended in {came.where or 'forward'}: {came.error}" if came else ""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, Runs, find_anatomy
 from dittool.audit.specimens.foreign.arguments import what_is_needed
-from dittool.audit.specimens.foreign.blame import strangers_fault
+from dittool.audit.specimens.foreign.blame import ModelRefuses, refusal_of, strangers_fault
 from dittool.audit.specimens.foreign.conditions import liveness_of
 from dittool.audit.specimens.foreign.example import Example
 from dittool.audit.specimens.foreign.factory import Factory
@@ -74,7 +74,9 @@ class ForeignModel(Trial[nn.Module]):
     training_passes = 8  # chance may drop conditions in some
 
     def __init__(self, factory: Factory, example: Callable[..., object] | None = None, trained: bool = False) -> None:
-        """`trained`: whether the user says that the factory's model has trained weights."""
+        """`trained`: whether the user says that the factory's model has trained weights. Raises `UsageError` where no
+        input is found with which the model runs, `ModelRefuses` where its own code says that it does not run here.
+        """
         self.factory, self._function, self._said_trained = factory, example, trained
         with uncompiled():
             model = self._first_built()
@@ -82,6 +84,8 @@ class ForeignModel(Trial[nn.Module]):
             try:
                 answers_without_gradient(self.example.prepared(model), self.example.inputs())
             except Exception as error:
+                if refusal := refusal_of(error):
+                    raise ModelRefuses(refusal) from error
                 raise UsageError(
                     f"{factory.target}: forward raises {type(error).__name__} on the example: {error}",
                     _how_to_correct(model, error),

@@ -40,6 +40,7 @@ from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
 
 _MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0
 _MOST_LEVEL = 2  # changes in a row that lead no further
+_AFTER_A_REFUSAL = 200  # attempts to come further than to where the model's own code would not run here
 _FOR_ONE_MORE = 60  # attempts to feed an argument that may be left out
 _TABLES = ("cos", "sin", "turn")  # contents of an argument that is exchanged with all of its parts
 _TOO_SHORT = re.compile(
@@ -100,7 +101,7 @@ class Search:
         for name in needed:
             if name != self.latent:
                 start = start.with_argument(name, self._first(name))
-        self.found = self._from(start, _MOST_ATTEMPTS)
+        self.found = self._from(start)
         if self.found:
             self._leave_out_what_is_not_needed()
             self._feed_what_may_be_left_out()
@@ -156,19 +157,24 @@ class Search:
         self._end = time.monotonic() + _MOST_SECONDS
         return self._from(attempt, _FOR_ONE_MORE, {re.split(r"\.", path)[0] for path in places}) or attempt
 
-    def _from(self, start: Attempt, most: int, only: Collection[str] = ()) -> Attempt | None:
+    def _from(self, start: Attempt, most: int = 0, only: Collection[str] = ()) -> Attempt | None:
         """The first attempt that runs; with `only` nothing but these arguments is changed. By turns the next one of the
         failed attempt that came furthest, and of the one that was followed least.
         """
         failed: list[_Failed] = []
+        left = most or _MOST_ATTEMPTS
 
         def runs(attempt: Attempt, before: int, level: int) -> bool:
+            nonlocal left
             self._seen.add(attempt)
             outcome = tried(self._model, attempt.inputs(self._dtype))
             if not outcome.error:
                 return True
             if not only and (self.best is None or outcome.steps > self.best[1].steps):
                 self.best = attempt, outcome
+            if outcome.refusal:  # whatever else it is given
+                left = min(left, _AFTER_A_REFUSAL)
+                return False
             level = 0 if outcome.steps > before else level + 1
             if level <= _MOST_LEVEL:
                 failed.append(_Failed(outcome.steps, level, self._next(attempt, outcome, only)))
@@ -176,15 +182,15 @@ class Search:
 
         if runs(start, -1, 0):
             return start
-        while failed and most and time.monotonic() < self._end:
+        while failed and left and time.monotonic() < self._end:
             furthest = max(failed, key=lambda each: (each.steps, -each.level))
-            parent = furthest if most % 2 else min(failed, key=lambda each: (each.followed, -each.steps))
+            parent = furthest if left % 2 else min(failed, key=lambda each: (each.followed, -each.steps))
             other = next(parent.others, None)
             if other is None:
                 failed.remove(parent)
             elif other not in self._seen:
                 parent.followed += 1
-                most -= 1
+                left -= 1
                 if runs(other, parent.steps, parent.level):
                     return other
         return None
