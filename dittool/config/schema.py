@@ -73,6 +73,10 @@ class Model(Section):
     shared_modulation: bool = False  # one projection for all blocks and an offset for each, instead of one each
     patches: bool = True  # the reference's patch tokens join the cross-attention context
     patch_positions: bool = True  # sin-cos positions added to those tokens
+    context_norm: bool = False  # RMS-norm of caption, CLS and patches behind their projections
+    context_balance: bool = False  # the three weigh the same in attention at step 0, however many tokens they are
+    # first weights of the timestep's MLP: of deviation 0.02, or as large as all others, near the CLS part of c
+    time_init: Literal["small", "xavier"] = "small"
     gradient_checkpointing: bool = False  # recompute each block in backward
 
     @model_validator(mode="after")

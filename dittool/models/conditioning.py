@@ -2,6 +2,10 @@
 
 context = [ text_proj(T5 tokens) | dino_proj(CLS) | dino_patch_proj(patches) + positions ]
 
+With `context_norm` each part is normed before positions are added. With `context_balance` the three parts weigh the
+same before anything is learned, however many tokens they have: each token's attention logit is lowered by the logarithm
+of the number of tokens in its part.
+
 A dropped caption leaves one valid token, so its length cannot leak. Dropped patches become N equal tokens without
 position; N equal tokens weigh in attention exactly as one token whose logit is raised by log N, and a batch in which no
 sample has patches is computed that way.
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dittool.models.layers import RMSNorm
 from dittool.models.positions import cached_positions
 
 
@@ -72,15 +77,27 @@ class Context:
 class Conditioning(nn.Module):
     """Projects both conditions to the model's width and holds their learned nulls."""
 
-    def __init__(self, width: int, text_width: int, image_width: int, patches: bool, patch_positions: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        text_width: int,
+        image_width: int,
+        patches: bool,
+        patch_positions: bool,
+        norm: bool,
+        balance: bool,
+    ) -> None:
         super().__init__()
-        self.width, self.patches, self.patch_positions = width, patches, patch_positions
+        self.width, self.patches, self.patch_positions, self.balance = width, patches, patch_positions, balance
         self.text_proj = nn.Linear(text_width, width)
         self.dino_proj = nn.Linear(image_width, width)
+        self.text_norm = RMSNorm(width) if norm else nn.Identity()
+        self.dino_norm = RMSNorm(width) if norm else nn.Identity()
         self.null_text = nn.Parameter(torch.empty(text_width))
         self.null_dino = nn.Parameter(torch.empty(image_width))
         if patches:
             self.dino_patch_proj = nn.Linear(image_width, width)
+            self.dino_patch_norm = RMSNorm(width) if norm else nn.Identity()
             self.null_dino_patch_token = nn.Parameter(torch.empty(image_width))
 
     def forward(self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]) -> Context:
@@ -94,11 +111,13 @@ class Conditioning(nn.Module):
             patches, patch_bias = self._patches(conditions, kept, batch, token_grid)  # (B, N or 1, D)
             tokens.append(patches)
             biases.append(patch_bias)
+        if self.balance:
+            biases = [_as_one_token(part, bias) for part, bias in zip(tokens, biases, strict=True)]
         return Context(torch.cat(tokens, dim=1), _joined(tokens, biases), cls)
 
     def _text(self, conditions: Conditions, kept: Kept | None, batch: int) -> tuple[Tensor, Tensor | None]:
         if conditions.text is None:
-            return self.text_proj(self.null_text).expand(batch, 1, -1), None
+            return self.text_norm(self.text_proj(self.null_text)).expand(batch, 1, -1), None
         text, mask = conditions.text, conditions.text_mask
         if kept is not None:
             has = kept.text.to(text.device, non_blocking=True)[:, None]  # (B, 1)
@@ -108,23 +127,23 @@ class Conditioning(nn.Module):
                 only_first = torch.arange(text.shape[1], device=text.device)[None] == 0  # (1, L)
                 mask = torch.where(has, torch.ones_like(only_first) if mask is None else mask, only_first)
         bias = None if mask is None else torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
-        return self.text_proj(text), bias
+        return self.text_norm(self.text_proj(text)), bias
 
     def _cls(self, conditions: Conditions, kept: Kept | None, batch: int) -> Tensor:
         if conditions.cls is None:
-            return self.dino_proj(self.null_dino).expand(batch, -1)
+            return self.dino_norm(self.dino_proj(self.null_dino)).expand(batch, -1)
         cls = conditions.cls
         if kept is not None:
             has = kept.reference.to(cls.device, non_blocking=True)[:, None]  # (B, 1)
             cls = torch.where(has, cls, self.null_dino.to(cls.dtype))
-        return self.dino_proj(cls)
+        return self.dino_norm(self.dino_proj(cls))
 
     def _patches(
         self, conditions: Conditions, kept: Kept | None, batch: int, token_grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor | None]:
         rows, columns = conditions.patch_grid
         if conditions.patches is None:
-            token = self.dino_patch_proj(self.null_dino_patch_token).expand(batch, 1, -1)
+            token = self.dino_patch_norm(self.dino_patch_proj(self.null_dino_patch_token)).expand(batch, 1, -1)
             return token, token.new_full((batch, 1), math.log(rows * columns), dtype=torch.float32)
         patches = conditions.patches
         if patches.shape[1] != rows * columns:
@@ -132,7 +151,7 @@ class Conditioning(nn.Module):
         has = None if kept is None else kept.reference.to(patches.device, non_blocking=True)[:, None, None]  # (B, 1, 1)
         if has is not None:
             patches = torch.where(has, patches, self.null_dino_patch_token.to(patches.dtype))
-        tokens = self.dino_patch_proj(patches)
+        tokens = self.dino_patch_norm(self.dino_patch_proj(patches))
         if self.patch_positions:
             positions = cached_positions((rows, columns), self.width, token_grid, tokens.device).to(tokens.dtype)
             tokens = tokens + (positions if has is None else positions * has)
@@ -143,8 +162,16 @@ def _joined(tokens: list[Tensor], biases: list[Tensor | None]) -> Tensor | None:
     """The parts' attention biases side by side, (B, 1, 1, M); None when no part has one."""
     if all(bias is None for bias in biases):
         return None
-    parts = [
-        torch.zeros(part.shape[:2], device=part.device) if bias is None else bias
-        for part, bias in zip(tokens, biases, strict=True)
-    ]
+    parts = [_bias_of(part, bias) for part, bias in zip(tokens, biases, strict=True)]
     return torch.cat(parts, dim=1)[:, None, None]
+
+
+def _bias_of(part: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, n) attention bias of a part (B, n, D)."""
+    return torch.zeros(part.shape[:2], device=part.device) if bias is None else bias
+
+
+def _as_one_token(part: Tensor, bias: Tensor | None) -> Tensor:
+    """b − log Σ exp(b), so that the n tokens of a part weigh together as one whose logit is raised by nothing."""
+    bias = _bias_of(part, bias)
+    return bias - bias.logsumexp(dim=1, keepdim=True)

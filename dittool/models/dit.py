@@ -53,6 +53,9 @@ class DiTConfig:
     shared_modulation: bool
     patches: bool
     patch_positions: bool
+    context_norm: bool
+    context_balance: bool
+    time_init: str
     gradient_checkpointing: bool
     latent_channels: int
     text_width: int
@@ -106,7 +109,13 @@ class DiT(nn.Module):
         self.patch_embedding = nn.Linear(patch_values, config.width)
         self.timestep = TimestepEmbedding(config.width)
         self.conditioning = Conditioning(
-            config.width, config.text_width, config.image_width, config.patches, config.patch_positions
+            config.width,
+            config.text_width,
+            config.image_width,
+            config.patches,
+            config.patch_positions,
+            config.context_norm,
+            config.context_balance,
         )
         if config.shared_modulation:
             self.modulation = Modulation(config.width, _VECTORS)
@@ -122,9 +131,10 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)  # keeps the variance of activations from layer to layer
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Small, so that the sum with the CLS projection starts balanced, as in DiT.
-        nn.init.normal_(self.timestep.up.weight, std=0.02)
-        nn.init.normal_(self.timestep.out.weight, std=0.02)
+        if self.config.time_init == "small":
+            # as in DiT, whose labels are small too; beside the CLS projection the timestep's part is 25 times smaller
+            nn.init.normal_(self.timestep.up.weight, std=0.02)
+            nn.init.normal_(self.timestep.out.weight, std=0.02)
         # adaLN-Zero: every gate is zero, so every block is the identity at step 0.
         for module in self.modules():
             if isinstance(module, Modulation):

@@ -63,24 +63,24 @@ class ModulationOffset(nn.Module):
         return shared + self.offset
 
 
-class HeadNorm(nn.Module):
-    """RMS-norm over a head's channels with a learned gain; on queries and keys it bounds the attention logits."""
+class RMSNorm(nn.Module):
+    """RMS-norm over the last axis with a learned gain."""
 
-    def __init__(self, head_width: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(head_width))
+        self.gain = nn.Parameter(torch.ones(width))
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, H, N, D/H), under autocast in half precision
+    def forward(self, x: Tensor) -> Tensor:  # (…, width), under autocast in half precision
         return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), eps=1e-6)
 
 
 class QKNorm(nn.Module):
-    """One norm for the queries and one for the keys."""
+    """One norm over a head's channels for the queries and one for the keys: it bounds the attention logits."""
 
     def __init__(self, head_width: int) -> None:
         super().__init__()
-        self.query = HeadNorm(head_width)
-        self.key = HeadNorm(head_width)
+        self.query = RMSNorm(head_width)
+        self.key = RMSNorm(head_width)
 
 
 class SelfAttention(nn.Module):

@@ -21,7 +21,7 @@ class PlainDiT:
     def __init__(self, weights: dict[str, Tensor], config: DiTConfig) -> None:
         self.w, self.depth, self.heads, self.patch = weights, config.depth, config.heads, config.patch_size
         self.normed = normed if config.norm == "layer" else lambda x: rms(x[None])[0]
-        self.turns = config.positions == "rope"
+        self.turns, self.balance = config.positions == "rope", config.context_balance
         self.width = weights["patch_embedding.weight"].shape[0]
 
     def velocity(self, z, t, text, cls, patches, patch_grid):
@@ -53,14 +53,23 @@ class PlainDiT:
         text = self.w["conditioning.null_text"][None] if text is None else text
         cls = self.w["conditioning.null_dino"] if cls is None else cls
         cls_vector = self.linear("conditioning.dino_proj", cls)
-        rows = [self.linear("conditioning.text_proj", token) for token in text] + [cls_vector]
+        cls_vector = self.part_norm("dino_norm", cls_vector)
+        rows = [self.part_norm("text_norm", self.linear("conditioning.text_proj", token)) for token in text]
+        rows += [cls_vector]
+        self.shares = [len(text)] * len(text) + [1]
         if "conditioning.dino_patch_proj.weight" in self.w:
             null = self.w["conditioning.null_dino_patch_token"]
             for index in range(patch_grid[0] * patch_grid[1]):
                 row = self.linear("conditioning.dino_patch_proj", null if patches is None else patches[index])
+                row = self.part_norm("dino_patch_norm", row)
                 place = divmod(index, patch_grid[1])
                 rows.append(row if patches is None else row + self.position(*place, patch_grid, token_grid))
+            self.shares += [patch_grid[0] * patch_grid[1]] * (patch_grid[0] * patch_grid[1])
         return torch.stack(rows), cls_vector
+
+    def part_norm(self, name, x):
+        gain = self.w.get(f"conditioning.{name}.gain")
+        return x if gain is None else rms(x[None])[0] * gain
 
     def block(self, name, x, c, context):
         if name + "modulation.offset" in self.w:
@@ -80,9 +89,9 @@ class PlainDiT:
 
     def cross_attention(self, name, x, context):
         k, v = (context @ part.T for part in self.w[name + "kv.weight"].chunk(2))
-        return self.attend(name, x @ self.w[name + "q.weight"].T, k, v)
+        return self.attend(name, x @ self.w[name + "q.weight"].T, k, v, weighs=self.balance)
 
-    def attend(self, name, q, k, v, turns=False):
+    def attend(self, name, q, k, v, turns=False, weighs=False):
         size, heads = self.width // self.heads, []
         for head in range(self.heads):
             part = slice(head * size, (head + 1) * size)
@@ -92,6 +101,8 @@ class PlainDiT:
             if turns:
                 qh, kh = self.turned(qh), self.turned(kh)
             logits = (qh @ kh.T / math.sqrt(size)).exp()
+            if weighs:
+                logits = logits / torch.tensor(self.shares)
             heads.append(logits / logits.sum(dim=1, keepdim=True) @ vh)
         return torch.cat(heads, dim=1) @ self.w[name + "out.weight"].T
 

@@ -27,6 +27,9 @@ PARTS = ((True, True), (True, False), (False, True), (False, False))  # (text, r
         {"norm": "rms"},
         {"positions": "rope"},
         {"shared_modulation": True},
+        {"context_norm": True},
+        {"context_balance": True},
+        {"context_norm": True, "context_balance": True, "patches": False},
         {"mlp": "swiglu", "norm": "rms", "positions": "rope", "shared_modulation": True},
     ],
 )

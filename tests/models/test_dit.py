@@ -23,6 +23,9 @@ CONFIG = DiTConfig(
     shared_modulation=False,
     patches=True,
     patch_positions=True,
+    context_norm=False,
+    context_balance=False,
+    time_init="small",
     gradient_checkpointing=False,
     latent_channels=16,
     text_width=12,
@@ -157,6 +160,30 @@ def test_n_equal_null_patches_weigh_as_one_token_raised_by_log_n():
     expanded = model(z, t, c, keep([True, True], [False, False]))
     collapsed = model(z, t, dataclasses.replace(c, cls=None, patches=None))
     torch.testing.assert_close(expanded, collapsed, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(2, 3), (6, 8)])
+def test_balanced_parts_weigh_the_same_at_the_start_however_many_tokens_they_have(grid):
+    model = build(context_balance=True)
+    c = conditions(2, length=5, grid=grid)
+    c = dataclasses.replace(c, text_mask=torch.arange(5)[None] < torch.tensor([[5], [2]]))
+    bias = model.context(c, keep([True, True], [True, False]), 2, (2, 2)).bias
+    shares = bias[:, 0, 0].softmax(-1)  # of attention where all keys are alike
+    torch.testing.assert_close(shares[:, :5].sum(1), torch.full((2,), 1 / 3))
+    torch.testing.assert_close(shares[:, 5], torch.full((2,), 1 / 3))
+
+
+def test_normed_parts_of_the_context_have_the_size_of_one():
+    model = build(awake=False, context_norm=True)
+    c = conditions(2).map(lambda x: x if x.dtype == torch.bool else x * 37)
+    sizes = model.context(dataclasses.replace(c, patch_grid=(3, 4)), None, 2, (3, 4)).tokens[:, :6].square().mean(-1)
+    torch.testing.assert_close(sizes, torch.ones_like(sizes))
+
+
+def test_the_timesteps_part_of_the_condition_is_larger_with_xavier():
+    t = torch.rand(64)
+    small, xavier = (build(awake=False, time_init=kind).timestep(t).square().mean() for kind in ("small", "xavier"))
+    assert xavier > 50 * small
 
 
 def test_samples_of_a_batch_do_not_see_each_other():
