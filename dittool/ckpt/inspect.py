@@ -16,7 +16,7 @@ from dittool.ckpt.load import (
     non_finite_tensors,
 )
 from dittool.ckpt.opened import PARTS, PT, Opened, open_checkpoint
-from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts
+from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts, tensors_of
 from dittool.ckpt.weights import choose_part
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, listed
@@ -176,8 +176,12 @@ def _main_weights(opened: Opened) -> tuple[str, Mapping[str, TensorSpec]]:
         part = choose_part(opened.content, opened.path)
     except BadDataError:
         return "no state dict", dict(named_tensors(opened.entries or opened.content))
-    state = entries_of(at(opened.content, part.keys))
-    return str(part), {short: state[name] for name, short in part.bare.items()}
+    held: dict[str, TensorSpec] = {}
+    for one in (part.raw, part):
+        if one is not None:
+            tensors = tensors_of(opened.content, one)
+            held |= {short: tensors[name] for name, short in one.bare.items()}
+    return str(part), held
 
 
 def config_in(path: Path) -> dict[str, Any] | None:

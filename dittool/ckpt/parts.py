@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dittool.ckpt.averages import is_tensor_list, pair_by_order, with_dots
 from dittool.errors import listed
 from dittool.untrusted.foreign_values import ForeignObject
 from dittool.untrusted.tensor_spec import TensorSpec
@@ -58,12 +59,19 @@ class Part:
     beside: tuple[str, ...] = ()  # what else the file holds
     averaged: bool = False
     bare: Mapping[str, str] = field(default_factory=dict)  # the file's name → the network's, in the file's order
+    raw: Part | None = None  # what the average leaves out, buffers and frozen parameters, from the weights beside it
+    listed: bool = False  # whether the file has it as a list, whose places are the file's names
+    unpaired: str = ""  # why an average in the file could not be taken
 
     def __str__(self) -> str:
         where = f"under '{'.'.join(self.keys)}'" if self.keys else "of the whole file"
         prefix = f", without the prefix '{self.prefix}'" if self.prefix else ""
         beside = f"; beside them the file holds {listed(self.beside, 8)}" if self.beside else ""
-        return f"the {'averaged ' if self.averaged else ''}weights {where}{prefix}{beside}"
+        names = ", a list that is named by the order of the model's parameters" if self.listed else ""
+        left = list(self.raw.bare.values()) if self.raw else []
+        raw = f", with {len(left)} raw tensors that are not averaged ({listed(left, 2)})" if left else ""
+        why = f"; the average is not taken: {self.unpaired}" if self.unpaired else ""
+        return f"the {'averaged ' if self.averaged else ''}weights {where}{prefix}{names}{raw}{beside}{why}"
 
 
 def state_dicts(content: object) -> list[tuple[str, ...]]:
@@ -90,7 +98,9 @@ def _state_dicts(content: object, keys: tuple[str, ...], left: list[int]) -> Ite
     elif len(keys) < _DEEPEST:
         for key, value in entries.items():
             usual = isinstance(key, str) and (AVERAGED.search(key) or key in RAW_KEYS)
-            if usual:
+            if usual and AVERAGED.search(key) and is_tensor_list(value):
+                yield (*keys, key)
+            elif usual:
                 yield from _state_dicts(value, (*keys, key), left)
 
 
@@ -109,6 +119,9 @@ def find_part(content: object, keys: tuple[str, ...]) -> Part:
     state = entries_of(at(content, keys))
     top = [str(key) for key in entries_of(content) if key != keys[0]] if keys else []
     bare = {name: _INSIDE.sub("", name) for name, value in state.items() if isinstance(value, (Tensor, TensorSpec))}
+    groups = {f"{name.partition('.')[0]}." for name in bare.values()}
+    dots = with_dots(list(bare.values()), [group for group in groups if AVERAGED.search(group[:-1])])
+    bare = full = {name: dots.get(short, short) for name, short in bare.items()}
     small = {name for name in bare if state[name].shape in ((), (1,))}
     prefix, averaged = "", is_averaged(keys)
     for _ in range(_MOST_PREFIXES):
@@ -118,8 +131,44 @@ def find_part(content: object, keys: tuple[str, ...]) -> Part:
         prefix += inner
         averaged = averaged or bool(AVERAGED.search(inner[:-1]))
         bare = {name: short.removeprefix(inner) for name, short in bare.items() if short.startswith(inner)}
-    left = {_INSIDE.sub("", name).removeprefix(prefix).partition(".")[0] for name in state if name not in bare}
-    return Part(keys, prefix, (*top, *sorted(left)), averaged, bare)
+    left = {full.get(name, name).removeprefix(prefix).partition(".")[0] for name in state if name not in bare}
+    raw = _raw_beside(keys, full, bare) if averaged and not is_averaged(keys) else None
+    return Part(keys, prefix, (*top, *sorted(left)), averaged, bare, raw)
+
+
+def _raw_beside(keys: tuple[str, ...], full: Mapping[str, str], averaged: Mapping[str, str]) -> Part | None:
+    """What an average leaves out of the network whose raw weights stand in the same state dict."""
+    some = next(iter(averaged.values()), "")
+    origin = next(
+        (long for name, long in full.items() if name not in averaged and f".{long}".endswith(f".{some}")), None
+    )
+    if not origin or not some:
+        return None
+    before, known = origin.removesuffix(some), set(averaged.values())
+    bare = {name: long.removeprefix(before) for name, long in full.items() if before and long.startswith(before)}
+    lacking = {name: short for name, short in bare.items() if short not in known and name not in averaged}
+    return Part(keys, before, bare=lacking) if lacking else None
+
+
+def named_by_order(content: object, keys: tuple[str, ...]) -> Part:
+    """An average that is a list, with the names of the model in the same file; `unpaired` says why it has none."""
+    top = tuple(str(key) for key in entries_of(content) if key != keys[0])
+    models = [other for other in state_dicts(content) if not is_averaged(other)]
+    tensors, where = at(content, keys), ".".join(keys)
+    if not models:
+        return Part(
+            keys, unpaired=f"'{where}' is a list of {len(tensors)} tensors, and the file has no model to name them"
+        )
+    model = find_part(content, models[0])
+    state = entries_of(at(content, model.keys))
+    names, why = pair_by_order(tensors, {short: state[name] for name, short in model.bare.items()})
+    if why:
+        return Part(keys, unpaired=f"'{where}' is a list of {why}")
+    known = set(names)
+    lacking = {name: short for name, short in model.bare.items() if short not in known}
+    places = {str(place): name for place, name in enumerate(names)}
+    raw = Part(model.keys, model.prefix, bare=lacking) if lacking else None
+    return Part(keys, model.prefix, top, True, places, raw, listed=True)
 
 
 def _inner(names: Sequence[str], averaged: bool, small: set[str]) -> str:
@@ -135,7 +184,8 @@ def _inner(names: Sequence[str], averaged: bool, small: set[str]) -> str:
     foreign = {group for group in others if group in small or _BESIDE.match(group) or _is_number(groups[group], group)}
     if not averaged:
         for group in wrapped:
-            raw = [other for other in groups if other != group and set(groups[group]) <= set(groups[other])]
+            own = {rest for rest in groups[group] if group + rest not in small}  # without how often it was updated
+            raw = [other for other in groups if other != group and own <= set(groups[other])]
             if AVERAGED.search(group[:-1]) and (raw or len(groups) == 1 + len(foreign)):
                 return group
     if len(wrapped) == 1 and others == foreign:
@@ -152,6 +202,13 @@ def _is_number(rest: list[str], group: str) -> bool:
 
 def is_averaged(keys: Sequence[str]) -> bool:
     return any(map(AVERAGED.search, keys))
+
+
+def tensors_of(content: Any, part: Part) -> dict[str, Any]:
+    """The tensors (or their specs) of a part by the file's names, without those of its raw part."""
+    held = at(content, part.keys)
+    state = {str(place): one for place, one in enumerate(held)} if part.listed else entries_of(held)
+    return {name: state[name] for name in part.bare}
 
 
 def at(content: Any, keys: Sequence[str]) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from dittool.ckpt.averages import is_tensor_list
 from dittool.ckpt.load import keys_of
 from dittool.ckpt.opened import PT, Opened, open_checkpoint
-from dittool.ckpt.parts import RAW_KEYS, Part, at, entries_of, find_part, state_dicts
+from dittool.ckpt.parts import RAW_KEYS, Part, at, entries_of, find_part, named_by_order, state_dicts, tensors_of
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError
 from dittool.shell import command_line
@@ -30,11 +32,16 @@ def weights_of(opened: Opened, weights: str | None = None, talk: Talk = SILENT) 
     part = choose_part(opened.content, opened.path, weights if opened.kind == PT else None)
     if part.keys or part.prefix:
         talk.note(f"{opened.path}: taking {part}")
-    if part.keys and weights is None and not part.averaged:
+    if part.unpaired:
+        talk.warn(f"{opened.path}: the average is not taken: {part.unpaired}")
+    elif part.keys and weights is None and not part.averaged:
         talk.warn(f"{opened.path}: holds no averaged (EMA) weights, so the raw ones are taken")
-    state = entries_of(at(opened.content, part.keys))
-    loaded = opened.load({name: state[name] for name in part.bare})
-    return {short: loaded[name] for name, short in part.bare.items()}
+    loaded: dict[str, Tensor] = {}
+    for one in (part.raw, part):
+        if one is not None:
+            tensors = opened.load(tensors_of(opened.content, one))
+            loaded |= {short: tensors[name] for name, short in one.bare.items()}
+    return loaded
 
 
 def choose_part(content: object, path: Path, weights: str | None = None) -> Part:
@@ -43,10 +50,15 @@ def choose_part(content: object, path: Path, weights: str | None = None) -> Part
 
     Raises `BadDataError` when there are no weights, or none under the key asked for.
     """
+    unpaired = ""
     for keys in state_dicts(content):
         if weights is None or weights in keys[:1]:
-            return find_part(content, keys)
-    wanted = (
+            listed = is_tensor_list(at(content, keys))
+            part = named_by_order(content, keys) if listed else find_part(content, keys)
+            if not listed or part.listed:
+                return replace(part, unpaired=unpaired)
+            unpaired = unpaired or part.unpaired
+    wanted = unpaired or (
         f"no weights under '{weights}'"
         if weights
         else f"no state dict, neither at the top nor under {', '.join(RAW_KEYS[:6])} or a name with ema, swa or average"

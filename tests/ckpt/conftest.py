@@ -56,6 +56,7 @@ def valid(tmp_path, state) -> Path:
 @pytest.fixture
 def tripwire(monkeypatch):
     """Fails the test when anything that a pickle could call is called."""
+    b"x".decode("raw-unicode-escape")  # Python imports a codec on its first use, by exec
 
     def sprung(*_arguments, **_options):
         pytest.fail("the file's code was run")
