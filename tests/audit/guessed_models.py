@@ -189,6 +189,31 @@ class Joint(_Model):
         return self.out(self.mix(tokens))[:, encoder_hidden_states.shape[1] :]
 
 
+class Apart(_Model):
+    """Places of the text's tokens and the latent's, each in a tensor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.place = nn.Linear(23, WIDTH), nn.Linear(3, WIDTH)
+
+    def forward(self, hidden_states, timestep, encoder_hidden_states, txt_ids, img_ids):
+        tokens = torch.cat([self.text(encoder_hidden_states), self.inward(hidden_states)], dim=1)
+        tokens = tokens + self.place(torch.cat([txt_ids, img_ids])[None]) + self.time(timestep[:, None] / 1000)[:, None]
+        return self.out(self.mix(tokens))[:, encoder_hidden_states.shape[1] :]
+
+
+class ControlPicture(_Model):
+    """Another picture beside the latent, of its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.control = nn.Conv2d(4, 16, 2, 2)
+
+    def forward(self, x, t, control_states):
+        tokens = self.control(control_states).flatten(2).transpose(1, 2)
+        return self.run(x, t, tokens.mean(1))
+
+
 class Never(_Model):
     """Cannot be guessed."""
 

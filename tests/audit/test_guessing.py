@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -83,6 +85,18 @@ def test_places_of_the_latents_tokens_stand_behind_those_of_others(size):
     rows, columns = size
     assert places.shape == (7 + rows * columns, 3) and not places[:7].any()
     assert places[7:, 1:].tolist() == [[row, column] for row in range(rows) for column in range(columns)]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (8, 16), (9, 5)])
+def test_places_of_the_latents_tokens_may_be_a_tensor_of_their_own(size):
+    inputs = example("Apart").inputs(size=size)
+    assert inputs["hidden_states"].shape[1] == math.prod(size) and inputs["txt_ids"].shape == (7, 3)
+    wanted = [[row, column] for row in range(size[0]) for column in range(size[1])]
+    assert inputs["img_ids"][:, 1:].tolist() == wanted
+
+
+def test_a_condition_may_be_another_picture():
+    assert example("ControlPicture").inputs()["control_states"].shape == (2, 4, 16, 16)
 
 
 def test_numbers_of_words_are_whole():

@@ -35,21 +35,23 @@ class Attempt:
 
     nodes: tuple[tuple[str, Node], ...]
     latent: str
+    size: Grid | None = None  # of the latent, where it was chosen
 
-    def inputs(self, dtype: torch.dtype, size: Grid | None = None) -> Inputs:
-        """One batch; `size` in latent cells, or in tokens where the latent comes as tokens."""
-        resized = self.of_size(size) if size else self
-        grid = size or self.grid
-        return {name: built(part, grid, dtype) for name, part in resized.nodes}
+    def inputs(self, dtype: torch.dtype) -> Inputs:
+        """One batch."""
+        grid = self.grid
+        return {name: built(part, grid, dtype) for name, part in self.nodes}
 
     def of_size(self, size: Grid) -> Attempt:
-        """With a latent of another size, and what lies on its cells or tokens as large as that."""
+        """With a latent of another size, in cells, or in tokens where it comes as tokens, and what lies on these as
+        large as that.
+        """
         latent = self[self.latent]
         if not isinstance(latent, Form) or size == self.grid:
             return self
         as_tokens = len(latent.sizes) == 3
         sizes = (latent.sizes[0], math.prod(size), latent.sizes[2]) if as_tokens else (*latent.sizes[:-2], *size)
-        moved = self.with_form(self.latent, replace(latent, sizes=sizes))
+        moved = replace(self.with_form(self.latent, replace(latent, sizes=sizes)), size=size)
         for path, form in self.forms():
             if form.content in POSITIONAL and (other := _positions_of_size(form, self.grid, size, as_tokens)):
                 moved = moved.with_form(path, replace(form, sizes=other))
@@ -58,6 +60,8 @@ class Attempt:
     @property
     def grid(self) -> Grid:
         """(rows, columns) of a latent that comes as tokens; of another its cells."""
+        if self.size:
+            return self.size
         sizes = next(form.sizes for _, form in forms_in(self[self.latent], self.latent))
         if len(sizes) > 3:
             return sizes[-2], sizes[-1]

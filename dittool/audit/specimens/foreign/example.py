@@ -106,8 +106,10 @@ class Example:
         """One batch with a random latent; `size` in latent cells."""
         function = self._function if size and self._function_takes_a_size else None
         if self._found is not None:
-            found = self._search.at_size(size) if self._search and size else self._found
-            base = found.inputs(self._dtype, size)
+            found = self._found
+            if size:
+                found = self._search.at_size(size) if self._search else found.of_size(size)
+            base = found.inputs(self._dtype)
         else:
             base = self._called(function, size) if function else dict(self._base)
         base = self._stacked(base)

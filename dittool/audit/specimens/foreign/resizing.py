@@ -10,6 +10,7 @@ from dittool.audit.specimens.foreign.attempt import Attempt
 from dittool.audit.specimens.foreign.forms import BATCH, POSITIONAL, Form
 
 _LARGEST_SIZE = 200_000
+_FEWEST_TOKENS = 8  # of a latent
 _MOST_AXES = 4  # of a token's place
 _EXCHANGES = (  # in what models say of sizes that do not fit: numbers that are there, and numbers that should be
     (re.compile(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)"), (1, 2)),
@@ -48,7 +49,8 @@ def _with_size(attempt: Attempt, there: int, wanted: int) -> Iterator[Attempt]:
         for axis in range(0 if sizes[:1] != (BATCH,) else 1, len(sizes) - kept):
             shares, left = divmod(there, max(sizes[axis], 1))
             fits = not left and shares and wanted % shares == 0 and 0 < wanted // shares <= _LARGEST_SIZE
-            if fits and not (kept and sizes[axis] == 1):
+            few = path == attempt.latent and len(sizes) == 3 and axis == 1 and wanted // shares < _FEWEST_TOKENS
+            if fits and not few and not (kept and sizes[axis] == 1):
                 other = (*sizes[:axis], wanted // shares, *sizes[axis + 1 :])
                 if _may_be(form, other):
                     yield attempt.with_sizes(path, other)

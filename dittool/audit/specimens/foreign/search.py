@@ -288,6 +288,8 @@ class Search:
                 kind = kind_of(re.split(r"[.]", path)[-1])
                 for other in alternatives(kind, form.sizes[-1] if form.sizes else 1, self._labels):
                     yield attempt.with_form(path, other)
+                if form.content == "noise" and isinstance(latent := attempt[self.latent], Form):  # another picture
+                    yield attempt.with_form(path, replace(form, sizes=latent.sizes, listed=latent.listed))
                 if form.content == "mask":  # of the latent's cells
                     yield attempt.with_form(path, replace(form, sizes=(BATCH, 1, *attempt.grid)))
                     yield attempt.with_form(path, replace(form, sizes=(1, 1, *attempt.grid)))
