@@ -49,8 +49,8 @@ def _with_size(attempt: Attempt, there: int, wanted: int) -> Iterator[Attempt]:
         for axis in range(0 if sizes[:1] != (BATCH,) else 1, len(sizes) - kept):
             shares, left = divmod(there, max(sizes[axis], 1))
             fits = not left and shares and wanted % shares == 0 and 0 < wanted // shares <= _LARGEST_SIZE
-            few = path == attempt.latent and len(sizes) == 3 and axis == 1 and wanted // shares < _FEWEST_TOKENS
-            if fits and not few and not (kept and sizes[axis] == 1):
+            is_token = path == attempt.latent and len(sizes) == 3 and axis == 1
+            if fits and not (is_token and wanted // shares < _FEWEST_TOKENS) and not (kept and sizes[axis] == 1):
                 other = (*sizes[:axis], wanted // shares, *sizes[axis + 1 :])
                 if _may_be(form, other):
                     yield attempt.with_sizes(path, other)
