@@ -22,9 +22,18 @@ EXCLUSIVE: dict[tuple[str, ...], str] = {
 }
 
 
+PER_BUCKET = "per-bucket"  # of `flow.shift`
+
+
 def _checked_size(text: str) -> str:
     parse_size(text)
     return text
+
+
+def _checked_shift(value: float | str) -> float | str:
+    if value == PER_BUCKET or (isinstance(value, float) and value > 0):
+        return value
+    raise ValueError(f"must be a number above 0 or '{PER_BUCKET}', not {value!r}")
 
 
 def require(*rules: tuple[bool, str]) -> None:
@@ -45,6 +54,7 @@ Positive = Annotated[Whole, Field(gt=0, le=_LARGEST)]
 Counted = Annotated[Whole, Field(ge=0, le=_LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Shift = Annotated[float | str, AfterValidator(_checked_shift)]
 Size = Annotated[str, AfterValidator(_checked_size)]
 
 
@@ -134,8 +144,9 @@ class Data(Section):
 
 
 class Flow(Section):
-    timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
-    shift: PositiveFloat = 1.0  # t' = shift·t / (1 + (shift − 1)·t): above 1 spends more steps near noise
+    timestep_sampling: Literal["logit_normal", "uniform", "mode", "cosmap"] = "logit_normal"
+    # t' = shift·t / (1 + (shift − 1)·t): above 1 spends more steps near noise; per-bucket: by the latent's cells
+    shift: Shift = 1.0
 
 
 class Dropout(Section):
@@ -338,7 +349,7 @@ class SampleSettings(Sample):
     of `Pipeline` and the settings inside a picture follow. Raises pydantic's ValidationError for an impossible value.
     """
 
-    shift: PositiveFloat  # of the time grid: `flow.shift`
+    shift: Shift  # of the time grid: `flow.shift`
 
     @classmethod
     def of(cls, config: Config) -> SampleSettings:

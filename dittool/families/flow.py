@@ -36,7 +36,7 @@ from dittool.geometry import Bucket, require_whole_tokens
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
-from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, timesteps
+from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, shift_at, timesteps
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.preview import draw_preview
 from dittool.seeding import derive_seed
@@ -79,14 +79,15 @@ class Evaluation:
                 )
                 self._batches.append((latents, conditions, noise))
         self._precision = config.train.precision
-        self._timesteps = timesteps(torch.tensor(QUANTILES), config.flow.timestep_sampling, config.flow.shift)
+        self._flow = config.flow
 
     @torch.inference_mode()
     def loss(self, model: DiT, device: torch.device) -> float:
         """Mean velocity error with both conditions kept, over all samples and nine timestep quantiles."""
         total, count = 0.0, 0
         for latents, conditions, noise in self._batches:
-            for t in self._timesteps:
+            shift = shift_at(self._flow.shift, latents)
+            for t in timesteps(torch.tensor(QUANTILES), self._flow.timestep_sampling, shift):
                 errors = partial(self._squared_errors, model, device, t, latents, noise, conditions)
                 total += sum(in_parts(errors, len(latents), len(latents)))
                 count += len(latents)
@@ -177,7 +178,8 @@ def batches(data: FlowData, first: int, end: int) -> Iterator[Batch]:
 def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
     """E ‖v(z_t, t, conditions) − (ε − x0)‖², with conditions dropped in the shares of `[dropout]`."""
     config = data.config
-    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, config.flow.shift)
+    shift = shift_at(config.flow.shift, batch.latents)
+    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, shift)
     d = config.dropout
     modes = dropout_modes(batch.mode_draw, d.shares)
     return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes)

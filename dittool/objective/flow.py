@@ -18,6 +18,8 @@ from torch import Tensor
 from dittool.models.conditioning import Conditions, Kept
 
 SMALLEST_T, LARGEST_T = 0.001, 0.999
+MODE_SCALE = 1.29  # of the published comparison's best
+_SHIFT_AT_128 = 3.0  # of a latent of 128×128 cells
 MODES = ("none", "text_only", "reference_only", "both")  # by which conditions a sample KEEPS
 
 
@@ -40,7 +42,8 @@ def timesteps(uniform: Tensor, sampling: str, shift: float) -> Tensor:
 
     Args:
         uniform: (B,) in (0, 1).
-        sampling: "logit_normal", t = sigmoid(n) with n ~ N(0, 1) (arXiv 2403.03206, section 3.1), or "uniform".
+        sampling: of arXiv 2403.03206, section 3.1, "logit_normal", t = sigmoid(n) with n ~ N(0, 1), "mode" with scale
+            1.29, t = u + 1.29·(u − sin²(πu/2)), and "cosmap", t = 1 − 1/(1 + tan(πu/2)); or "uniform".
         shift: resolution shift, t' = s·t / (1 + (s − 1)·t) (the same, section 5.3.2); 1 changes nothing.
 
     Returns: (B,) in [0.001, 0.999].
@@ -50,9 +53,24 @@ def timesteps(uniform: Tensor, sampling: str, shift: float) -> Tensor:
         t = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * uniform - 1))
     elif sampling == "uniform":
         t = uniform
+    elif sampling == "mode":
+        t = uniform + MODE_SCALE * (uniform - torch.sin(math.pi / 2 * uniform).square())
+    elif sampling == "cosmap":
+        t = 1 - 1 / (1 + torch.tan(math.pi / 2 * uniform))
     else:
-        raise ValueError(f"timestep sampling '{sampling}' is neither logit_normal nor uniform")
+        raise ValueError(f"timestep sampling '{sampling}' is none of logit_normal, uniform, mode and cosmap")
     return shifted(t, shift).clamp(SMALLEST_T, LARGEST_T).float()
+
+
+def shift_at(shift: float | str, latent: Tensor | Sequence[int]) -> float:
+    """The resolution shift for a latent, the same in training, judging and drawing: what is configured, or with
+    "per-bucket" s = 3·√(H·W / 128²), √(m/n) of arXiv 2403.03206, eq. 23, with their choice of 3 at 1024² pixels.
+
+    Args:
+        latent: (…, H, W), or its shape.
+    """
+    rows, columns = (latent.shape if isinstance(latent, Tensor) else latent)[-2:]
+    return _SHIFT_AT_128 * math.sqrt(rows * columns) / 128 if isinstance(shift, str) else shift
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

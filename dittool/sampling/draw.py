@@ -12,6 +12,7 @@ from PIL import Image
 
 from dittool.config.schema import SampleSettings
 from dittool.console import SILENT, Talk, Task
+from dittool.geometry import Bucket
 from dittool.sampling.grid import labelled
 from dittool.sampling.latents import SamplingCost, TextFeatures, is_ever_guided, sampling_cost
 from dittool.sampling.picture_file import Output, seen_from, write_picture
@@ -83,7 +84,7 @@ class _PreparedRequest:
             "made_with": made_with(pipeline.device),
         }
         self.common |= asdict(self.cost)
-        _announce(pipeline, request, self.bucket.name, self.settings, self.cost, talk)
+        _announce(pipeline, request, self.bucket, self.settings, self.cost, talk)
         warn_of_other_files(request.repeat, self.common, talk)
 
     @property
@@ -99,7 +100,8 @@ class _PreparedRequest:
         """Of one picture."""
         text = self.request.prompt is not None or self.request.negative is not None
         there = text, self.request.reference is not None
-        costs = [sampling_cost(cell, *there, self.request.strength) for row in self.cells for cell in row]
+        latent, start = self.bucket.latent_grid(self.pipeline.data.card.vae.stride), self.request.strength
+        costs = [sampling_cost(cell, latent, *there, start) for row in self.cells for cell in row]
         return SamplingCost(sum(cost.evaluations for cost in costs), sum(cost.passes for cost in costs))
 
     def pictures(self, task: Task) -> Iterator[tuple[int, Image.Image, dict[str, object]]]:
@@ -147,9 +149,10 @@ def _file(name: str, path: Path | None) -> dict[str, str | None]:
 
 
 def _announce(
-    pipeline: Pipeline, request: DrawRequest, size: str, settings: SampleSettings, cost: SamplingCost, talk: Talk
+    pipeline: Pipeline, request: DrawRequest, bucket: Bucket, settings: SampleSettings, cost: SamplingCost, talk: Talk
 ) -> None:
     """What this will cost, and which settings have no effect."""
+    size = bucket.name
     talk.note(
         f"{size}, {settings.steps} steps of {settings.solver}; a picture takes {cost.evaluations} evaluations,"
         f" {cost.passes} model passes"
@@ -172,7 +175,7 @@ def _announce(
             talk.warn(f"--{scale.replace('_', '-')} has no effect with --grid, whose axes say the scales")
     if request.negative is not None and settings.cfg_text == 1 and not (request.reference or request.grid):
         talk.warn("--negative has no effect at --cfg-text 1: nothing is drawn away from it")
-    if not is_ever_guided(settings, request.strength):
+    if not is_ever_guided(settings, bucket.latent_grid(pipeline.data.card.vae.stride), request.strength):
         low, high = settings.guidance_interval
         talk.warn(
             f"--guidance-interval {low:g} {high:g}: no step lies in it, so nothing is guided: --cfg-text, --cfg-dino,"

@@ -15,6 +15,7 @@ from torch import Tensor
 from dittool.config.schema import SampleSettings
 from dittool.models.conditioning import Conditions, Context, Kept
 from dittool.models.dit import DiT, KeysValues
+from dittool.objective.flow import shift_at
 from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
 
@@ -74,21 +75,29 @@ def sample_latents(
             ready[guided] = _Branches.of(model, conditions, noise, inside if guided else outside, negative)
         return ready[guided].velocity(model, z, t)
 
-    return SOLVERS[settings.solver](velocity, noise, time_grid(settings.steps, settings.shift, start))
+    return SOLVERS[settings.solver](velocity, noise, _times(settings, noise, start))
 
 
-def sampling_cost(settings: SampleSettings, has_text: bool, has_reference: bool, start: float = 1.0) -> SamplingCost:
-    """The evaluations of `sample_latents` under these settings; a negative prompt counts as text."""
+def sampling_cost(
+    settings: SampleSettings, latent: Sequence[int], has_text: bool, has_reference: bool, start: float = 1.0
+) -> SamplingCost:
+    """The evaluations of `sample_latents` under these settings for a latent of (H, W); a negative prompt counts as
+    text.
+    """
     inside, outside = _rules(settings, has_text, has_reference)
-    times = evaluation_times(settings.solver, time_grid(settings.steps, settings.shift, start))
+    times = evaluation_times(settings.solver, _times(settings, latent, start))
     passes = sum(len((inside if _within(t, settings.guidance_interval) else outside).branches) for t in times)
     return SamplingCost(len(times), passes)
 
 
-def is_ever_guided(settings: SampleSettings, start: float = 1.0) -> bool:
+def is_ever_guided(settings: SampleSettings, latent: Sequence[int], start: float = 1.0) -> bool:
     """Whether the model is called at a time within the guidance interval, or never called at all."""
-    times = evaluation_times(settings.solver, time_grid(settings.steps, settings.shift, start))
+    times = evaluation_times(settings.solver, _times(settings, latent, start))
     return not times or any(_within(t, settings.guidance_interval) for t in times)
+
+
+def _times(settings: SampleSettings, latent: Tensor | Sequence[int], start: float) -> list[float]:
+    return time_grid(settings.steps, shift_at(settings.shift, latent), start)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from dittool.devices import as_in_training, in_parts
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
-from dittool.objective.flow import MODES, interpolate, kept_conditions, timesteps
+from dittool.objective.flow import MODES, interpolate, kept_conditions, shift_at, timesteps
 from dittool.sampling.pipeline import Pipeline
 from dittool.validate.samples import Trial, bucket_batches, noise_of, normalised_samples
 
@@ -104,7 +104,10 @@ def measure_modes(trial: Trial, refs: Mapping[str, Sequence[SampleRef]]) -> Mode
     Raises `BadDataError` for shards that cannot be read and a model whose velocity is not finite.
     """
     pipeline, split = trial.pipeline, trial.split
-    times = timesteps(torch.tensor(QUANTILES), pipeline.config.flow.timestep_sampling, pipeline.config.flow.shift)
+    flow = pipeline.config.flow
+    # of one bucket: all of a set have about the same area, and losses at one quantile are to be averaged
+    shift = shift_at(flow.shift, Bucket.from_name(refs[split][0].bucket).latent_grid(trial.shards.card.vae.stride))
+    times = timesteps(torch.tensor(QUANTILES), flow.timestep_sampling, shift)
     splits, squares = {}, torch.zeros(5, len(times))
     with trial.talk.progress("modes", sum(len(members) for members in refs.values()), "sample") as task:
         for name, members in refs.items():

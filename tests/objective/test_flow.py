@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from dittool.config.schema import Dropout
-from dittool.objective.flow import MODES, dropout_modes, flow_loss, interpolate, kept_conditions, shifted, timesteps
+from dittool.objective.flow import (
+    MODES,
+    dropout_modes,
+    flow_loss,
+    interpolate,
+    kept_conditions,
+    shift_at,
+    shifted,
+    timesteps,
+)
 
 
 def test_the_path_begins_at_the_data_and_ends_at_the_noise():
@@ -56,6 +65,24 @@ def test_logit_normal_timesteps_follow_their_law(shift):
         return 0.5 * (1 + math.erf(math.log(unshifted / (1 - unshifted)) / math.sqrt(2)))
 
     assert _ks_distance(t, law) < 1.63 / math.sqrt(4000)  # the 1 % point
+
+
+@pytest.mark.parametrize(
+    ("sampling", "quartiles"), [("mode", (0.3836, 0.5, 0.6164)), ("cosmap", (0.2929, 0.5, 0.7071))]
+)
+def test_published_densities_have_their_quartiles(sampling, quartiles):
+    """mode: 1 − u − 1.29·(cos²(πu/2) − 1 + u) at u = 3/4; cosmap: 1 − 1/(tan(π/8) + 1)."""
+    t = timesteps(torch.tensor([0.25, 0.5, 0.75]), sampling, 1.0)
+    assert t.tolist() == pytest.approx(quartiles, abs=1e-3)
+    ends = timesteps(torch.tensor([0.0, 1.0]), sampling, 1.0)
+    assert ends.tolist() == pytest.approx([0.001, 0.999])
+    assert (timesteps(torch.linspace(0, 1, 999), sampling, 3.0).diff() >= 0).all()
+
+
+def test_a_shift_per_bucket_grows_with_the_side_of_the_picture():
+    assert shift_at("per-bucket", (128, 128)) == 3.0  # 1024² pixels
+    assert shift_at("per-bucket", (64, 64)) == 1.5 and shift_at("per-bucket", torch.zeros(2, 16, 32, 128)) == 1.5
+    assert shift_at(2.0, (64, 64)) == 2.0
 
 
 def test_uniform_timesteps_are_uniform_and_clamped():

@@ -11,6 +11,8 @@ from dittool.sampling.guidance import BRANCHES
 from dittool.sampling.latents import sample_latents, sampling_cost
 from dittool.sampling.pipeline import Pipeline
 
+LATENT = (8, 8)  # cells
+
 
 @pytest.fixture
 def pipeline(tiny_run):
@@ -95,7 +97,7 @@ def test_outside_of_the_interval_only_the_conditional_branch_runs(pipeline, inpu
     rows = dict(zip([round(t, 6) for t in counted.times], counted.rows["velocity"], strict=True))
     assert rows == {1.0: 2, 0.9: 2, 0.8: 2, 0.7: 6, 0.6: 6, 0.5: 6, 0.4: 6, 0.3: 6, 0.2: 2, 0.1: 2}
     assert counted.rows["context"] == [2, 6], "once for each of the two rules, however many steps"
-    assert sum(counted.rows["velocity"]) == 2 * sampling_cost(settings, True, True).passes
+    assert sum(counted.rows["velocity"]) == 2 * sampling_cost(settings, LATENT, True, True).passes
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
@@ -150,7 +152,7 @@ def test_the_interval_changes_what_is_drawn(pipeline, inputs):
     ],
 )
 def test_the_cost_is_told_beforehand(pipeline, changes, there, start, evaluations, passes):
-    cost = sampling_cost(pipeline.settings.changed({"steps": 10, **changes}), *there, start)
+    cost = sampling_cost(pipeline.settings.changed({"steps": 10, **changes}), LATENT, *there, start)
     assert (cost.evaluations, cost.passes) == (evaluations, passes)
 
 
@@ -158,4 +160,15 @@ def test_a_time_at_the_edge_of_the_interval_is_guided(pipeline):
     """Times of a grid and numbers that were typed differ in the last bit."""
     for edge in range(1, 11):
         settings = pipeline.settings.changed({"steps": 10, "guidance_interval": (edge / 10, edge / 10)})
-        assert sampling_cost(settings, True, True).passes == 10 + 2
+        assert sampling_cost(settings, LATENT, True, True).passes == 10 + 2
+
+
+def test_a_shift_per_bucket_is_taken_at_the_size_that_is_drawn(pipeline):
+    """As `flow.shift` of the same number."""
+    noise = torch.randn(1, 16, 8, 32, generator=torch.Generator().manual_seed(0))
+    conditions = pipeline.conditions("a red circle", None, pipeline.buckets[0], 1)
+    per_bucket, number, none = (
+        sample_latents(pipeline.model, conditions, noise, pipeline.settings.changed({"steps": 2, "shift": shift}))
+        for shift in ("per-bucket", 3 * 16 / 128, 1.0)
+    )
+    assert torch.equal(per_bucket, number) and not torch.equal(per_bucket, none)

@@ -28,6 +28,7 @@ KEYS = {
     "shared_modulation": ["model.shared_modulation=true"],
     "context": ["model.context_norm=true", "model.context_balance=true"],
     "time_init": ["model.time_init=xavier"],
+    "timesteps": ["flow.timestep_sampling=mode", "flow.shift=per-bucket"],
     "block": [
         "model.mlp=swiglu",
         "model.norm=rms",
@@ -42,7 +43,7 @@ KEYS = {
     ],
 }
 SETTINGS = ("train.accumulate=2", "train.steps=6", "checkpoint.every=3")
-ON_MODELS = ("E1", "E2", "E3", "E5", "C1", "C6", "C8")
+ON_MODELS = ("E1", "E2", "E3", "E5", "C1", "C3", "C6", "C8")
 ON_CHECKPOINTS = ("K1", "K2", "K3", "K4", "K5", "K6")
 
 rows = pytest.mark.parametrize("row", KEYS)

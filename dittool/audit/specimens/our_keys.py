@@ -47,6 +47,7 @@ _USUAL: dict[str, list[object]] = {  # values of keys that are neither numbers n
     "area": ["256x256", "1024x1024"],
     "buckets": [["256x256"]],
     "guidance_interval": [[0.2, 0.6]],
+    "shift": [1.0],
 }
 
 
@@ -98,6 +99,11 @@ def _drawn(config: Config, network: FlowNetwork) -> Tensor:
     return sample_latents(network.shared_awake, inputs["conditions"], inputs["z"], settings)
 
 
+def _timesteps(config: Config) -> list[float]:
+    shift = flow.shift_at(config.flow.shift, config.data.bucket_sizes()[0].latent_grid())
+    return flow.timesteps(_UNIFORM, config.flow.timestep_sampling, shift).tolist()
+
+
 def _rates(config: Config, _: FlowNetwork) -> list[float]:
     train = config.train
     # and behind the last update, where a run so short that it ends at its peak would have come down
@@ -123,11 +129,7 @@ _OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
         "answer": lambda config, network: _answer(network.with_config(config)),
         "bytes kept for backward": lambda config, network: _saved(network.with_config(config)),
     },
-    "flow": {
-        "timesteps": lambda config, _: flow.timesteps(
-            _UNIFORM, config.flow.timestep_sampling, config.flow.shift
-        ).tolist()
-    },
+    "flow": {"timesteps": lambda config, _: _timesteps(config)},
     "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
     "ema": {"decay": _decays},
     "sample": {"latents drawn": lambda config, network: _drawn(config, network).flatten().tolist()},
