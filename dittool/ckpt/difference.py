@@ -35,6 +35,7 @@ class CheckpointDiff:
     reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     changed: tuple[TensorDifference, ...]  # same shape, other values; largest relative change first
     equal: int  # tensors with the same values
+    rounded: int  # of these, in the coarser of the two sides' precisions
     config: dict[str, tuple[object, object]]  # dotted key → both values, None where a side has none
 
 
@@ -50,6 +51,7 @@ def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
     }
     compared = [_difference(name, old[name], new[name]) for name in common if name not in reshaped]
     changed = [difference for difference in compared if difference.largest != 0]  # NaN is a difference
+    equal = [difference.name for difference in compared if difference.largest == 0]
     flat_a, flat_b = _flat(configuration(first)), _flat(configuration(second))
     missing = {name: tensor for name, tensor in old.items() if name not in new}
     unexpected = {name: tensor for name, tensor in new.items() if name not in old}
@@ -61,7 +63,8 @@ def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
         paired=tuple(paired),
         reshaped=reshaped,
         changed=tuple(sorted(changed, key=lambda change: -change.relative)),
-        equal=len(compared) - len(changed),
+        equal=len(equal),
+        rounded=sum(old[name].dtype != new[name].dtype for name in equal),
         config={
             key: (flat_a.get(key), flat_b.get(key))
             for key in sorted({*flat_a, *flat_b})
@@ -71,6 +74,10 @@ def diff(a: Path, b: Path, talk: Talk = SILENT) -> CheckpointDiff:
 
 
 def _difference(name: str, old: Tensor, new: Tensor) -> TensorDifference:
+    """In the coarser of two precisions, as one file is often the other one rounded."""
+    if old.dtype != new.dtype and old.is_floating_point() and new.is_floating_point():
+        coarser = min(old.dtype, new.dtype, key=lambda kind: torch.finfo(kind).bits)
+        old, new = old.to(coarser), new.to(coarser)
     wide = torch.complex128 if old.is_complex() or new.is_complex() else torch.float64
     old, new = old.to(wide), new.to(wide)
     if torch.equal(old, new):

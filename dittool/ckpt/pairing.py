@@ -21,20 +21,27 @@ class Pair:
 
     old: tuple[str, ...]
     new: tuple[str, ...]
-    how: str  # "", "reshaped", "halves exchanged" or "fused"
+    how: str  # "", "reshaped", "halves exchanged", "fused" or "a further copy"
 
 
 def pair_by_content(old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> list[Pair]:
-    """Pairs of tensors that hold the same values, where the two sides' precisions differ in the coarser of both. Each
-    tensor is used once; of several with equal values (biases of zero) the one beside what its neighbours were paired
-    with. Nothing is paired where nothing but constants is equal.
+    """Pairs of tensors that hold the same values, where the two sides' precisions differ in the coarser of both.
+
+    Each tensor is used once, but for copies that only one side has (diffusers' DiT embeds time in every block). Of
+    several with equal values (biases of zero) the one beside what its neighbours were paired with is taken. Nothing is
+    paired where nothing but constants is equal.
     """
     coarser = _coarser(old.values(), new.values())
     sides = _Side(old, coarser), _Side(new, coarser)
     pairs = _whole(*sides)
     pairs += [Pair((name,), parts, "fused") for name, parts in _fused(*sides)]
     pairs += [Pair(parts, (name,), "fused") for name, parts in _fused(*reversed(sides))]
+    pairs += [Pair((origin,), (name,), COPY) for name, origin in _copies(sides[1], old, sides[0])]
+    pairs += [Pair((name,), (origin,), COPY) for name, origin in _copies(sides[0], new, sides[1])]
     return pairs if any(_tells(old[name]) for pair in pairs for name in pair.old) else []
+
+
+COPY = "a further copy"
 
 
 class _Side:
@@ -77,6 +84,17 @@ def _whole(old: _Side, new: _Side) -> list[Pair]:
             pairs.append(Pair((name,), (partner,), "reshaped" if reshaped else how))
             _take(old, [name], new, [partner])
     return pairs
+
+
+def _copies(left: _Side, others: Mapping[str, Tensor], other: _Side) -> list[tuple[str, str]]:
+    """Tensors without a partner that hold what a paired tensor of the other side holds; not constants."""
+    waiting = [name for name in left.order if _tells(left.tensors[name])]
+    if not waiting:
+        return []
+    sizes = {left.tensors[name].numel() for name in waiting}
+    paired = {other.digest(one): name for name, one in others.items() if one.numel() in sizes}
+    found = [(name, paired.get(left.digest(left.tensors[name]), "")) for name in waiting]
+    return [(name, origin) for name, origin in found if origin and origin not in other.tensors]
 
 
 def _fused(whole: _Side, parts: _Side) -> list[tuple[str, tuple[str, ...]]]:
