@@ -7,8 +7,6 @@ weights.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +19,8 @@ from dittool.console import Console
 if TYPE_CHECKING:
     from dittool.ckpt.difference import CheckpointDiff
     from dittool.ckpt.inspect import Inspection
-    from dittool.ckpt.pairing import Pair
 
 _SHOWN = 20  # rows of a difference
-_FIRST_NUMBER = re.compile(r"(^|\.)\d+\.")  # of a block, in a name
 
 
 def main(
@@ -130,6 +126,8 @@ def _show(console: Console, found: Inspection) -> None:
 
 
 def _show_diff(console: Console, change: CheckpointDiff, other: Path) -> None:
+    from dittool.ckpt.pairing import names_of_pairs
+
     shape = "×".join
     rows = [("missing there", name, "") for name in change.missing]
     rows += [("only there", name, "") for name in change.unexpected]
@@ -142,7 +140,7 @@ def _show_diff(console: Console, change: CheckpointDiff, other: Path) -> None:
         for moved in change.changed
     ]
     rows += [("configuration", key, f"{old!r} → {new!r}") for key, (old, new) in change.config.items()]
-    rows += [("other name", *names) for names in _alike(change)]
+    rows += [("other name", *names) for names in names_of_pairs(change.paired)]
     if rows:
         console.table(("difference", "name", "how"), rows[:_SHOWN], title=f"against {other}")
     if len(rows) > _SHOWN:
@@ -159,38 +157,6 @@ def _show_diff(console: Console, change: CheckpointDiff, other: Path) -> None:
         f" shape, {len(change.missing)} missing, {len(change.unexpected)} unexpected;"
         f" {len(change.config)} configuration keys differ"
     )
-
-
-def _alike(change: CheckpointDiff) -> Iterator[tuple[str, str]]:
-    """Names of paired tensors and what became of them, all blocks and weight and bias in one row:
-    `blocks.#.attn.proj.{weight,bias}`; what was fused or changed its order comes first.
-    """
-    groups: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[Pair]] = {}
-    for pair in change.paired:
-        kinds = {name.rpartition(".")[2] for name in (*pair.old, *pair.new)}
-        stems = (_without_kind(pair.old), _without_kind(pair.new)) if len(kinds) == 1 else (pair.old, pair.new)
-        old, new = (tuple(_FIRST_NUMBER.sub(r"\1#.", name, count=1) for name in names) for names in stems)
-        groups.setdefault((old, new, pair.how), []).append(pair)
-    for (_, _, how), pairs in sorted(groups.items(), key=lambda item: not item[0][2]):
-        count = len({_without_kind(pair.old + pair.new) for pair in pairs})
-        said = ", ".join([*filter(None, [how]), *([f"{count} alike"] if count > 1 else [])])
-        old, new = _together([pair.old for pair in pairs]), _together([pair.new for pair in pairs])
-        yield old, new + (f" ({said})" if said else "")
-
-
-def _together(names: list[tuple[str, ...]]) -> str:
-    """Names at one place of several pairs as one: a number that differs as #, weight and bias in braces."""
-    shown = []
-    for column in zip(*names, strict=True):
-        stems, kinds = _without_kind(column), [name.rpartition(".")[2] for name in column]
-        one = stems[0] if len(set(stems)) == 1 else _FIRST_NUMBER.sub(r"\1#.", stems[0], count=1)
-        kind = f".{{{','.join(dict.fromkeys(kinds))}}}" if len(set(kinds)) > 1 else column[0].removeprefix(stems[0])
-        shown.append(one + kind)
-    return " + ".join(shown)
-
-
-def _without_kind(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(re.sub(r"\.(weight|bias)$", "", name) for name in names)
 
 
 def _diff_dict(change: CheckpointDiff, other: Path) -> dict[str, object]:

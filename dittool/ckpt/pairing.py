@@ -160,3 +160,42 @@ def _coarser(*sides: Iterable[Tensor]) -> torch.dtype:
         kinds = [tensor.dtype for tensor in side if tensor.is_floating_point() and tensor.element_size() > 1]
         usual.append(max(kinds, key=kinds.count, default=torch.float32))
     return min(usual, key=lambda kind: torch.finfo(kind).bits)
+
+
+# Names to read
+
+
+def names_of_pairs(pairs: Iterable[Pair]) -> list[tuple[str, str]]:
+    """Names of paired tensors on both sides, all blocks and weight and bias in one row:
+    `blocks.#.attn.proj.{weight,bias}`; what was fused or changed its order comes first.
+    """
+    groups: dict[tuple[tuple[str, ...], tuple[str, ...], str], list[Pair]] = {}
+    for pair in pairs:
+        one_kind = len({name.rpartition(".")[2] for name in (*pair.old, *pair.new)}) == 1
+        old, new = (_without_kind(names) if one_kind else names for names in (pair.old, pair.new))
+        groups.setdefault((_numbered(old), _numbered(new), pair.how), []).append(pair)
+    rows = []
+    for (_, _, how), alike in sorted(groups.items(), key=lambda item: not item[0][2]):
+        count = len({_without_kind((*pair.old, *pair.new)) for pair in alike})
+        said = ", ".join([*([how] if how else []), *([f"{count} alike"] if count > 1 else [])])
+        partners = _together([pair.new for pair in alike])
+        rows.append((_together([pair.old for pair in alike]), f"{partners} ({said})" if said else partners))
+    return rows
+
+
+def _together(names: list[tuple[str, ...]]) -> str:
+    """Names at one place of several pairs as one: a number that differs as #, weight and bias in braces."""
+    shown = []
+    for column in zip(*names, strict=True):
+        stems, kinds = _without_kind(column), {name.rpartition(".")[2]: "" for name in column}
+        stem = stems[0] if len(set(stems)) == 1 else _numbered(stems[:1])[0]
+        shown.append(stem + (f".{{{','.join(kinds)}}}" if len(kinds) > 1 else column[0].removeprefix(stems[0])))
+    return " + ".join(shown)
+
+
+def _numbered(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(re.sub(r"(^|\.)\d+\.", r"\1#.", name, count=1) for name in names)
+
+
+def _without_kind(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(re.sub(r"\.(weight|bias)$", "", name) for name in names)

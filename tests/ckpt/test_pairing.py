@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dittool.ckpt.difference import diff
-from dittool.ckpt.pairing import Pair, pair_by_content
+from dittool.ckpt.pairing import Pair, names_of_pairs, pair_by_content
 
 D = 8
 
@@ -71,6 +71,19 @@ def test_biases_of_zero_go_with_the_weights_beside_them():
     for index in range(2):
         parts = tuple(f"transformer_blocks.{index}.attn1.to_{name}.bias" for name in "qkv")
         assert pairs[(f"blocks.{index}.attn.qkv.bias",)] == (parts, "fused")
+
+
+def test_the_names_of_all_blocks_are_one_row_and_fused_layers_come_first():
+    rows = names_of_pairs(pair_by_content(original(), as_diffusers(original())))
+    parts = " + ".join(f"transformer_blocks.#.attn1.to_{name}.{{weight,bias}}" for name in "qkv")
+    assert ("blocks.#.attn.qkv.{weight,bias}", f"{parts} (fused, 2 alike)") in rows[:4]
+    assert ("x_embedder.proj.weight", "pos_embed.proj.weight (reshaped)") in rows[:4]
+    assert rows[-1] == ("blocks.#.norm.weight", "transformer_blocks.#.norm1.weight (2 alike)")
+
+
+def test_a_number_that_is_the_same_in_all_pairs_is_shown():
+    pairs = [Pair(("t.mlp.0.weight",), (f"blocks.{index}.time.weight",), "a further copy") for index in (1, 2)]
+    assert names_of_pairs(pairs) == [("t.mlp.0.weight", "blocks.#.time.weight (a further copy, 2 alike)")]
 
 
 def test_other_values_find_no_partner():
