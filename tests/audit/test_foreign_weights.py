@@ -4,6 +4,9 @@ they do not.
 
 from __future__ import annotations
 
+import re
+from argparse import Namespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -159,6 +162,28 @@ def test_other_published_layouts_are_judged(layout, tmp_path):
     gates = not layout.startswith(("U-ViT", "Hunyuan-DiT"))
     assert statuses["K3"] == "pass" and statuses["K4"] == ("pass" if gates else "skip")
     assert statuses["E3"] in ("pass", "fail", "warn")
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "in a trainer's file"])
+@pytest.mark.parametrize("layout", [name for name in OTHERS if not name.startswith(("U-ViT", "Hunyuan-DiT"))])
+def test_one_gate_that_is_zero_is_found_in_other_published_layouts(layout, wrapped, tmp_path):
+    """The last gate of the last block, and it alone; of a modulation that blocks share, also its own part."""
+    weights = other_weights(layout)
+    found = find_layout(weights)
+    gates = WeightsAlone(weights, found).open_gates()
+    assert all(gates.values())
+    layer, _, vector = list(gates)[-1].partition(" vector ")
+    for name, tensor in weights.items():
+        if name.removesuffix(".weight").removesuffix(".bias") == layer or (
+            found.shared and re.search(found.shared, name)
+        ):
+            rows = tensor if name == layer else tensor.unflatten(0, (int(vector) + 1, -1))  # a gate is the last
+            rows[int(vector)] = 0
+    raw = {f"module.{name}": tensor for name, tensor in weights.items()}
+    torch.save({"model": raw, "args": Namespace(lr=1e-4)} if wrapped else weights, tmp_path / "weights.pt")
+    finding = audit(tmp_path / "weights.pt")["K4"]
+    assert finding.status == "fail" and f"1 of {len(gates)} gates" in finding.evidence
+    assert f"{layer} vector {vector}" in finding.evidence
 
 
 def test_every_layout_has_a_state_dict_in_the_tests():
