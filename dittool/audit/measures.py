@@ -72,15 +72,6 @@ def alpha_range(config: DriftConfig) -> Measured:
     return bool(alpha[0] == 1 and abs(alpha[-1] - 4) < _CLOSE), figures
 
 
-def queues(config: DriftConfig) -> Measured:
-    d = config.drift
-    return (d.class_queue, d.global_queue, d.pushed) == (
-        128,
-        1000,
-        64,
-    ), f"{d.class_queue} a class, {d.global_queue} over all, {d.pushed} a step"
-
-
 def features(config: DriftConfig) -> Measured:
     wanted = {"raw", "locations", "moments", "patches2", "patches4"}
     figures = (
@@ -103,7 +94,6 @@ MEASURES: dict[str, Callable[[DriftConfig], Measured]] = {
     "temperatures": temperatures,
     "weights-are-copies": weights_are_copies,
     "alpha-range": alpha_range,
-    "queues": queues,
     "features": features,
     "head-width-64": head_width_64,
 }

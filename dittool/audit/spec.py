@@ -118,9 +118,9 @@ class _Judge:
         """Faults, and what was measured without any."""
         faults: list[str] = []
         measured: list[str] = []
-        wanted, model = form.get("tensors", {}), self._config.model
+        wanted = form.get("tensors", {})
         found = [tensor for pattern, shape in wanted.items() for tensor in self._tensors_like(pattern, shape, faults)]
-        checks = [self._key(key, getattr(model, key), value) for key, value in form.get("keys", {}).items()]
+        checks = [self._key(key, value) for key, value in form.get("keys", {}).items()]
         checks += [self._measure(name) for name in form.get("measures", ())]
         checks += [self._rule(code) for code in form.get("rules", ())]
         for holds, text in checks:
@@ -130,7 +130,9 @@ class _Judge:
             self.named |= {tensor.name for tensor in found}
         return faults, measured
 
-    def _key(self, key: str, actual: object, stated: object) -> Measured:
+    def _key(self, key: str, stated: object) -> Measured:
+        section, _, name = key.rpartition(".")  # of [model] where none is named
+        actual = getattr(getattr(self._config, section or "model"), name)
         return actual == stated, f"{key} = {actual}" + ("" if actual == stated else f", not {stated}")
 
     def _tensors_like(self, pattern: str, shape: str, faults: list[str]) -> list[ParameterTensor]:

@@ -125,6 +125,7 @@ class Drift(Section):
     alpha_max: Annotated[float, Field(ge=1)] = 4.0  # guidance scales are drawn from [1, alpha_max] …
     # … with density proportional to alpha to the power of minus this
     alpha_exponent: Annotated[float, Field(ge=0)] = 3.0
+    unguided: Share = 0.0  # of the groups, whose guidance scale is 1 whatever the power law says
     class_queue: Positive = 128  # newest real samples kept for each class
     global_queue: Positive = 1000  # newest real samples kept over all classes
     pushed: Positive = 64  # real samples that enter the queues with each step
@@ -142,6 +143,7 @@ class Drift(Section):
                 self.unconditional > 0 or self.alpha_max == 1,
                 "guidance scales above 1 need unconditional negatives; set alpha_max = 1",
             ),
+            (self.unguided == 0 or self.alpha_max > 1, "unguided has no effect when alpha_max is 1"),
             (len(set(self.temperatures)) == len(self.temperatures), "a temperature stands in temperatures twice"),
             (len(set(self.features)) == len(self.features), "a kind stands in features twice"),
             (

@@ -91,7 +91,7 @@ class LatentStream:
             uniform = torch.rand(1, generator=generator, dtype=torch.float64)
             group = (
                 torch.tensor(label),
-                alpha_from_uniform(uniform, drift.alpha_max, drift.alpha_exponent)[0].float(),
+                alpha_from_uniform(uniform, drift.alpha_max, drift.alpha_exponent, drift.unguided)[0].float(),
                 torch.randn(drift.generated, model.channels, *model.cells, generator=generator),
                 torch.randint(model.style_codebook, (drift.generated, model.style_tokens), generator=generator),
                 self.queues.of_class(label, drift.positives, generator),

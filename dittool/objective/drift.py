@@ -38,10 +38,13 @@ class FieldSettings:
     kernel_values: int = 1 << 24
 
 
-def alpha_from_uniform(uniform: Tensor, largest: float, exponent: float) -> Tensor:
-    """Guidance scales with density ∝ α^(−exponent) on [1, largest], by inverse distribution function from draws in
-    [0, 1).
+def alpha_from_uniform(uniform: Tensor, largest: float, exponent: float, unguided: float = 0.0) -> Tensor:
+    """Guidance scales from draws in [0, 1), by inverse distribution function: a share `unguided` of them is 1, the
+    others have density ∝ α^(−exponent) on [1, largest].
     """
+    if unguided == 1:
+        return torch.ones_like(uniform)
+    uniform = ((uniform - unguided) / (1 - unguided)).clamp_min(0)
     if exponent == 1:
         return largest**uniform
     power = 1 - exponent

@@ -53,12 +53,30 @@ def test_the_documented_presets_and_the_papers_take_different_forms():
         ("drift.normalise_distances=false", "normalisation"),
         ("drift.alpha_max=2.0", "guidance"),
         ("drift.pushed=32", "queues"),
+        ("drift.class_queue=256", "queues"),
+        ("drift.alpha_exponent=4.0", "guidance"),
+        ("drift.unguided=0.25", "guidance"),
+        ("drift.unconditional=32", "groups"),
+        ("train.batch_size=2048", "groups"),
+        ("train.weight_decay=0.1", "updates"),
+        ("train.min_lr=1e-5", "updates"),
+        ("ema.target=0.9999", "updates"),
         ('drift.features=["raw"]', "features"),
         ("drift.maps_weight=0.5", "features"),
     ],
 )
 def test_a_deviation_fails_its_component(override, component):
     assert component in failing(parity(override))
+
+
+@pytest.mark.parametrize(("preset", "size"), [("drift-b2-paper", "B"), ("drift-l2-paper", "L")])
+def test_a_paper_preset_is_trained_as_in_the_authors_repository(preset, size):
+    rows = {row.component: row.measured for row in parity(preset=preset).rows}
+    expected = {"rotary positions": "authors'", "groups": "authors'"}
+    expected |= {"guidance": f"authors' {size}", "updates": f"authors' {size}"}
+    expected["queues"] = {"B": "authors' B", "L": "stated"}[size]
+    for component, form in expected.items():
+        assert rows[component].startswith(f"as {form}"), rows[component]
 
 
 def test_a_tensor_that_no_component_names_fails():

@@ -80,6 +80,11 @@ def test_an_encoder_is_trained_only_where_something_is_read_from_it():
     assert any("no effect on a toy" in problem for problem in problems("drift-toy", wanted))
 
 
+def test_a_share_without_guidance_needs_guidance():
+    found = problems("drift-l2-paper", "drift.alpha_max=1.0", "sample.alpha=1.0")
+    assert any("unguided has no effect when alpha_max is 1" in problem for problem in found)
+
+
 def test_a_toy_has_neither_guidance_nor_features_of_images():
     assert any("must be" in problem for problem in problems("drift-toy", 'drift.features=["locations"]'))
     assert any(

@@ -14,7 +14,7 @@ from dittool.families.family import family_of
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
 from tests.audit.opened import audit
-from tests.run_states import assert_same_bits, final_state, stopped_at
+from tests.run_states import assert_same_bits, final_state, same_tensors, stopped_at
 
 
 def test_a_run_leaves_what_every_run_leaves_and_what_a_generator_needs(class_run, class_shards):
@@ -50,6 +50,38 @@ def test_maps_weigh_what_their_key_says(class_shards, tmp_path):
         assert row["loss"] == pytest.approx(row["loss_raw"] + weight * maps, rel=1e-4)
         weights[weight] = final_state(run)["model"]["output.weight"]
     assert not torch.allclose(weights[1.0], weights[0.25], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "drift.generated=2",
+        "drift.positives=3",
+        "drift.unconditional=3",
+        "drift.temperatures=[0.02, 0.05]",
+        'drift.features=["raw", "patches2"]',
+        "drift.alpha_max=3.0",
+        "drift.alpha_exponent=5.0",
+        "drift.unguided=0.5",
+        "drift.class_queue=5",
+        "drift.global_queue=8",
+        "drift.pushed=10",
+        "train.weight_decay=0.0",
+        "train.betas=[0.9, 0.99]",
+        "train.min_lr=1e-2",
+        "train.warmup_steps=3",
+        "train.batch_size=16",
+    ],
+)
+def test_a_key_of_the_objective_and_of_its_updates_changes_what_is_learned(override, class_run, class_shards, tmp_path):
+    train(class_shards.config_with(override, "train.eval_every=0"), class_shards.folder, tmp_path / "run")
+    assert not same_tensors(final_state(class_run)["model"], final_state(tmp_path / "run")["model"])
+
+
+def test_the_decay_of_the_average_changes_the_average_alone(class_run, class_shards, tmp_path):
+    train(class_shards.config_with("ema.target=0.1", "train.eval_every=0"), class_shards.folder, tmp_path / "run")
+    mine, other = final_state(class_run), final_state(tmp_path / "run")
+    assert same_tensors(mine["model"], other["model"]) and not same_tensors(mine["ema"], other["ema"])
 
 
 def test_a_resumed_run_that_fills_its_queues_anew_does_not_end_with_the_same_bits(

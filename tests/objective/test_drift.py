@@ -214,6 +214,15 @@ def test_guidance_scales_follow_their_power_law():
     assert (alpha_from_uniform(u, 1.0, 3.0) == 1).all()
 
 
+def test_a_share_of_the_groups_has_no_guidance_and_the_others_follow_the_power_law():
+    u = torch.arange(1000, dtype=torch.float64) / 1000
+    alpha = alpha_from_uniform(u, 4.0, 3.0, unguided=0.5)
+    assert (alpha[:501] == 1).all() and (alpha[501:] > 1).all()
+    assert torch.allclose(alpha[500:], alpha_from_uniform(u[::2], 4.0, 3.0))
+    assert torch.equal(alpha_from_uniform(u, 4.0, 3.0, unguided=0.0), alpha_from_uniform(u, 4.0, 3.0))
+    assert (alpha_from_uniform(u, 4.0, 3.0, unguided=1.0) == 1).all()
+
+
 def test_the_weight_of_unconditional_samples_is_the_closed_form():
     assert torch.allclose(unconditional_weight(torch.tensor([1.0, 2.5, 4.0]), 65, 16), torch.tensor([0.0, 6.0, 12.0]))
 
