@@ -1,14 +1,16 @@
-"""The transformers of diffusers that draw an image or take a frame, each with a configuration of seconds."""
+"""The transformers of diffusers that draw an image, or take a frame, each with a configuration of seconds."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tests.audit.diffusers_videos import FRAMES
+
 _HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
 _FLUX = {**_HEADS, "in_channels": 8, "num_layers": 2, "num_single_layers": 2, "joint_attention_dim": 24}
 _ROPE = {"axes_dims_rope": (4, 6, 6)}
 
-TINY: dict[str, dict[str, Any]] = {
+IMAGES: dict[str, dict[str, Any]] = {
     "DiTTransformer2DModel": {**_HEADS, "num_layers": 2, "sample_size": 8, "num_embeds_ada_norm": 10},
     "PixArtTransformer2DModel": {
         **_HEADS,
@@ -156,7 +158,7 @@ TINY: dict[str, dict[str, Any]] = {
         "caption_channels": [24, 20],
         "text_emb_dim": 40,
         "axes_dims_rope": (4, 6, 6),
-        "max_resolution": (16, 16),
+        "max_resolution": (32, 32),
         "llama_layers": [0, 0, 1, 1],
     },
     "PRXTransformer2DModel": {
@@ -225,99 +227,33 @@ TINY: dict[str, dict[str, Any]] = {
         "joint_attention_dim": 24,
         "moe_enabled": False,
     },
-    "WanTransformer3DModel": {
-        **_HEADS,
+    "BriaFibo2Transformer2DModel": {
         "in_channels": 4,
-        "out_channels": 4,
-        "text_dim": 24,
-        "freq_dim": 16,
-        "ffn_dim": 48,
-        "num_layers": 2,
-        "rope_max_seq_len": 32,
+        "dim": 32,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "cap_feat_dim": 24,
+        "injection_layer_ids": (0,),
+        "perceiver_num_layers": 1,
+        "min_num_gist_tokens": 4,
+        "max_num_gist_tokens": 8,
+        "gist_step": 4,
+        "gist_min_text_len": 4,
+        "gist_max_text_len": 16,
+        "axes_dims": (4, 6, 6),
+        "axes_lens": (64, 32, 32),
     },
-    "LTXVideoTransformer3DModel": {
+    "Flux3Transformer2DModel": {
         **_HEADS,
         "in_channels": 8,
-        "out_channels": 8,
-        "num_layers": 2,
-        "cross_attention_dim": 32,
-        "caption_channels": 24,
-    },
-    "CogVideoXTransformer3DModel": {
-        **_HEADS,
-        "in_channels": 4,
-        "out_channels": 4,
-        "time_embed_dim": 16,
-        "text_embed_dim": 24,
-        "num_layers": 2,
-        "sample_width": 8,
-        "sample_height": 8,
-        "sample_frames": 1,
-        "max_text_seq_length": 7,
-    },
-    "MochiTransformer3DModel": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "num_layers": 2,
-        "pooled_projection_dim": 16,
-        "in_channels": 4,
-        "text_embed_dim": 24,
-        "time_embed_dim": 16,
-    },
-    "HunyuanVideoTransformer3DModel": {
-        **_HEADS,
-        "in_channels": 4,
-        "out_channels": 4,
+        "cond_in_channels": 8,
         "num_layers": 2,
         "num_single_layers": 2,
-        "num_refiner_layers": 1,
-        "text_embed_dim": 24,
-        "pooled_projection_dim": 20,
-        "rope_axes_dim": (4, 6, 6),
-    },
-    "AllegroTransformer3DModel": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 24,
-        "num_layers": 2,
-        "cross_attention_dim": 48,
-        "sample_width": 8,
-        "sample_height": 8,
-        "sample_frames": 1,
-        "caption_channels": 20,
-    },
-    "SanaVideoTransformer3DModel": {
-        **_HEADS,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 2,
-        "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 16,
-        "cross_attention_dim": 32,
-        "caption_channels": 24,
-        "sample_size": 8,
-    },
-    "CosmosTransformer3DModel": {
-        **_HEADS,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 2,
-        "text_embed_dim": 24,
-        "adaln_lora_dim": 8,
-        "max_size": (4, 16, 16),
-        "extra_pos_embed_type": None,
-    },
-    "LatteTransformer3DModel": {
-        **_HEADS,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 2,
-        "sample_size": 8,
-        "patch_size": 2,
-        "norm_type": "ada_norm_single",
-        "caption_channels": 24,
-        "cross_attention_dim": 32,
-        "video_length": 1,
-        "num_embeds_ada_norm": 1000,
-        "norm_elementwise_affine": False,
+        "joint_attention_dim": 24,
+        "timestep_channels": 16,
+        "axes_dims_rope": (4, 4, 4, 4),
     },
 }
+
+TINY = IMAGES | FRAMES

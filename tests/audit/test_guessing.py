@@ -76,7 +76,7 @@ def test_rotary_angles_lie_on_the_latents_tokens_at_every_size():
 def test_lists_and_dictionaries_may_be_empty_and_a_drop_is_one_boolean_a_sample():
     inputs = example("References").inputs()
     assert inputs["input_images"] == [] and inputs["places"] == {}
-    assert inputs["dropped"].tolist() == [False, True]
+    assert inputs["dropped"].tolist() == [False, False]
 
 
 @pytest.mark.parametrize("size", [(4, 4), (3, 5)])
@@ -115,9 +115,10 @@ def test_where_nothing_runs_the_furthest_attempt_is_written_down_to_be_finished(
     text = caught.value.hint[caught.value.hint.index("import torch") :]
     names: dict[str, object] = {}
     exec(text, names)  # it is Python, and what is known of it runs
-    made = names["example"](None)
-    assert made["x"].dim() == 4 and made["t"].shape == (2,) and "secret" in made
-    assert "it came as far as" in text
+    made = names["example"](None, None, 12)
+    assert made["x"].shape[2:] == (16, 12) and made["t"].shape == (2,) and "secret" in made
+    assert "it ended in forward, " in text and "guessed_models.py:" in text
+    assert "# return self.run(x, t, len(secret.sesame))" in text
 
 
 @pytest.mark.slow

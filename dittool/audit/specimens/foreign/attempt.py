@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from dittool.audit.specimens.foreign.blame import Refusal, refusal_of
+from dittool.audit.specimens.foreign.blame import Refusal, own_line, refusal_of
 from dittool.audit.specimens.foreign.forms import (
-    BATCH,
     POSITIONAL,
     Form,
     Grid,
@@ -104,7 +102,7 @@ def _positions_of_size(form: Form, grid: Grid, size: Grid, beside: bool) -> tupl
     they do not follow it.
     """
     sizes = form.sizes
-    if len(sizes) == 3 and sizes[0] != BATCH and form.content in ("cos", "sin", "turn"):  # (rows, columns, D)
+    if len(sizes) == 3 and form.content in ("cos", "sin", "turn"):  # (rows, columns, D)
         patch = grid[0] // sizes[0]
         fits = patch and (sizes[0] * patch, sizes[1] * patch) == grid and not (size[0] % patch or size[1] % patch)
         return (size[0] // patch, size[1] // patch, sizes[2]) if fits else None
@@ -125,6 +123,7 @@ class Outcome:
     error: str = ""  # "" when it ran
     where: str = ""  # the innermost module that it was in
     refusal: Refusal | None = None  # where the model's own code would not run here
+    line: str = ""  # of the model's source at which it ended, `models.py:31`
 
 
 class _Steps(TorchFunctionMode):
@@ -165,29 +164,7 @@ def tried(model: nn.Module, inputs: Inputs) -> Outcome:
         return Outcome(steps.count)
     except (Exception, SystemExit) as error:
         said = described(error) or type(error).__name__
-        return Outcome(steps.count, said, inside[-1] if inside else "", refusal_of(error))
+        return Outcome(steps.count, said, inside[-1] if inside else "", refusal_of(error), own_line(error))
     finally:
         for handle in handles:
             handle.remove()
-
-
-def written_example(found: tuple[Attempt, Outcome] | None, parameters: Mapping[str, inspect.Parameter]) -> str:
-    """The attempt that came furthest as a function for its reader to finish."""
-    if found is None:
-        lines = [f'        "{name}": ...,  # what it is, is not known' for name in parameters]
-        return "\n".join(["import torch", "", "def example(model, height, width):", "    return {", *lines, "    }"])
-    attempt, outcome = found
-    fed = [f'        "{name}": {node.written()},' for name, node in attempt.nodes]
-    left = [name for name in parameters if name not in dict(attempt.nodes)]
-    return "\n".join(
-        [
-            "import torch",
-            "",
-            "def example(model):",
-            "    return {",
-            *fed,
-            f"        # left out: {', '.join(left) or 'nothing'}",
-            f"        # it came as far as {outcome.where or 'forward'}: {outcome.error[:200]}",
-            "    }",
-        ]
-    )

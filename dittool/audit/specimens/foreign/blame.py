@@ -53,11 +53,9 @@ class ModelRefuses(Exception):
 
 def refusal_of(error: BaseException) -> Refusal | None:
     """The refusal that an error is: a device or a package that is not there; None for any other."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
-    own = [frame for frame in frames if not _is_library(frame.filename)]
-    if not own:
+    place = _own_place(error)
+    if place is None:
         return None
-    place = ([frame for frame in own if not frame.filename.startswith(_PACKAGES)] or own)[-1]
     by_package = (
         isinstance(error, ImportError)
         or _PACKAGE.search(str(error))
@@ -65,9 +63,25 @@ def refusal_of(error: BaseException) -> Refusal | None:
     )
     if not by_package and not _DEVICE.search(str(error)):
         return None
-    inside = Path.cwd() in Path(place.filename).resolve().parents
-    file = os.path.relpath(Path(place.filename).resolve()) if inside else place.filename
-    return Refusal(described(error), f"{file}:{place.lineno}, in {place.name}")
+    return Refusal(described(error), f"{_shown(place)}, in {place.name}")
+
+
+def own_line(error: BaseException) -> str:
+    """`blocks.py:12` of the stranger's code; "" where none of it ran."""
+    place = _own_place(error)
+    return _shown(place) if place else ""
+
+
+def _own_place(error: BaseException) -> traceback.FrameSummary | None:
+    """The innermost line of the stranger's file, else of a package that it calls."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    return next(reversed([frame for frame in own if not frame.filename.startswith(_PACKAGES)] or own), None)
+
+
+def _shown(place: traceback.FrameSummary) -> str:
+    path = Path(place.filename).resolve()
+    return f"{os.path.relpath(path) if Path.cwd() in path.parents else place.filename}:{place.lineno}"
 
 
 def strangers_fault(error: BaseException) -> str:

@@ -26,8 +26,13 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
     names = [feed.latent, *([feed.time] if feed.time else []), *feed.conditions]
     exchanged = {name: feed.changed(inputs, name) for name in names}
     leaks: dict[str, float] = {}
-    for leak, (mask, pairs) in feed.masked(inputs).items():
-        shown = [_leak(foreign, plain, other) for plain, other in pairs]
+    masked = feed.masked(inputs)
+    seen = {leak: [_leak(foreign, *pair) for pair in pairs] for leak, (_, pairs) in masked.items()}
+    obeyed = {mask for leak, (mask, _) in masked.items() if min(seen[leak]) <= _LEAK}
+    for leak, (mask, pairs) in masked.items():
+        shown = seen[leak]
+        if mask in obeyed and min(shown) > _LEAK:
+            continue  # it is another input's
         least = min(range(len(pairs)), key=shown.__getitem__)  # to hide with zeros or with ones are both usual
         if shown[least] > _LEAK and not feed.is_called_mask(mask):
             exchanged[mask] = feed.changed(inputs, mask)  # zeros and ones of another meaning

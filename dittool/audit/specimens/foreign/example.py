@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.foreign.attempt import Attempt, written_example
+from dittool.audit.specimens.foreign.attempt import Attempt
 from dittool.audit.specimens.foreign.blame import ModelRefuses
 from dittool.audit.specimens.foreign.forms import BATCH, NAMES
 from dittool.audit.specimens.foreign.resizing import follows_the_latent
 from dittool.audit.specimens.foreign.search import Search, latent_forms
 from dittool.audit.specimens.foreign.search import largest_label as labels
+from dittool.audit.specimens.foreign.written import place, said, written_example
 from dittool.audit.specimens.trial import LARGEST_BUILT
 from dittool.audit.specimens.watching import Inputs
 from dittool.errors import UsageError
@@ -85,6 +86,18 @@ class Example:
             isinstance(other, Tensor) and other.dim() >= 3 and other.shape[-2] == value.shape[1]
             for other in self._base.values()
         )
+
+    @property
+    def follow_the_latent(self) -> set[str]:
+        """Arguments that were guessed to be as large as the latent's size says, and are made so at every size."""
+        named = self._found.forms() if self._found else []
+        return {re.split(r"[.]", path)[0] for path, form in named if follows_the_latent(form)}
+
+    @property
+    def constant(self) -> set[str]:
+        """Inputs that have one value alone: of a table of one row."""
+        named = self._found.forms() if self._found else []
+        return {path for path, form in named if form.content == "label" and form.below == 1}
 
     @property
     def time_is_known(self) -> bool:
@@ -191,10 +204,10 @@ class Example:
             raise ModelRefuses(search.best[1].refusal)
         if search.found is None:
             came = search.best[1] if search.best else None
-            how = f"; the attempt that came furthest ended in {came.where or 'forward'}: {came.error}" if came else ""
+            how = f"; the attempt that came furthest ended {place(came)}: {said(came.error)}" if came else ""
             raise UsageError(
                 f"forward({', '.join(self._parameters)}) runs with none of the guesses{how}",
-                f"{_HINT}. What came furthest:\n\n{written_example(search.best, search.parameters)}",
+                f"{_HINT}. What came furthest:\n\n{written_example(model, search.best, search.parameters)}",
             )
         self._found = search.found
         self._search = search if any(follows_the_latent(form) for _, form in search.found.forms()) else None

@@ -81,17 +81,20 @@ class Feed:
 
     @property
     def _others(self) -> dict[str, Tensor]:
-        return {name: value for name, value in self._leaves.items() if name not in (self.latent, self.time)}
+        left = (self.latent, self.time, *self._example.constant)
+        return {name: value for name, value in self._leaves.items() if name not in left}
 
     @cached_property
     def not_fed(self) -> list[str]:
-        """Arguments of forward that the example leaves out."""
+        """Arguments of forward that the example leaves out, or gives nothing but an empty list."""
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         fed = self._example.inputs()
         return [
             name
             for name, parameter in self._parameters.items()
-            if parameter.kind not in kinds and (name not in fed or fed[name] is None) and parameter.default is None
+            if parameter.kind not in kinds
+            and _is_nothing(fed.get(name))
+            and parameter.default in (None, parameter.empty)
         ]
 
     @property
@@ -123,7 +126,10 @@ class Feed:
         laid = {
             name: value
             for name, value in leaves(base).items()
-            if name != self.latent and value.dim() >= 3 and tuple(value.shape[-2:]) == self.size
+            if name != self.latent
+            and re.split(r"[.\[]", name)[0] not in self._example.follow_the_latent
+            and value.dim() >= 3
+            and tuple(value.shape[-2:]) == self.size
         }
         resized = {
             name: torch.randn(*value.shape[:-2], *size, generator=drawn).to(value)
@@ -210,6 +216,10 @@ class Feed:
 def _is_time(value: Tensor) -> bool:
     """(), (B,), (B, 1), (B, N) or (B, 1, 1, 1)."""
     return value.dtype != torch.bool and (value.dim() <= 2 or value.numel() == len(value))
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 
 def _is_zeros_and_ones(value: Tensor) -> bool:

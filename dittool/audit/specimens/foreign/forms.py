@@ -97,7 +97,7 @@ class Form:
         along = sizes[1:] or (1,)
         if self.content == "mask":
             if len(sizes) < 2:
-                return rows > 0  # of whole samples
+                return torch.zeros(sizes)  # of whole samples, none of which is dropped
             if sizes[-1] == sizes[-2]:
                 return torch.ones(sizes)  # of queries and keys
             kept = torch.arange(sizes[-1]) < sizes[-1] - 2 * rows[:, None]  # the second sample's last two are masked
@@ -351,7 +351,7 @@ def _angles(grid: Grid, sizes: tuple[int, ...], paired: bool) -> Tensor:
     """(…, N, D) or (rows, columns, D): rotary angles, by turns of rows and of columns. Paired ones are the same in two
     neighbours and in both halves of D, so that rotating neighbours and rotating halves are both by one angle a pair.
     """
-    is_table = len(sizes) == 3 and sizes[0] != BATCH
+    is_table = len(sizes) == 3
     places = torch.cartesian_prod(*map(torch.arange, sizes[:2])).float() if is_table else _places(grid, (sizes[-2], 2))
     channel = torch.arange(sizes[-1])
     if paired:

@@ -180,7 +180,7 @@ class ForeignModel(Trial[nn.Module]):
 
     def remembers(self, name: str) -> bool:
         """Whether the model keeps an argument in a configuration of its own, as diffusers' do."""
-        return name in _configured(self.shared_awake)
+        return name.partition(".")[0] in _configured(self.shared_awake)
 
     def _training_inputs(self, seed: int) -> Inputs:
         """After some passes of the example's size also of another, which may reach what the first does not; in every

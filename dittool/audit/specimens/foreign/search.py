@@ -104,6 +104,7 @@ class Search:
         self.found = self._from(start)
         if self.found:
             self._leave_out_what_is_not_needed()
+            self._leave_out_layers()
             self._feed_what_may_be_left_out()
 
     @property
@@ -133,6 +134,16 @@ class Search:
                 other = self.found.without(name)
                 if not tried(self._model, other.inputs(self._dtype)).error:
                     self.found = other
+
+    def _leave_out_layers(self) -> None:
+        """Of what is given layer by layer, those that are not needed."""
+        for path, form in self.found.forms() if self.found else ():
+            while self.found and form.listed and len(form.sizes) == 4 and path != self.latent and form.sizes[0] > 1:
+                form = replace(form, sizes=(form.sizes[0] - 1, *form.sizes[1:]))
+                fewer = self.found.with_form(path, form)
+                if tried(self._model, fewer.inputs(self._dtype)).error:
+                    break
+                self.found = fewer
 
     def _feed_what_may_be_left_out(self) -> None:
         """Time and conditions under usual names, each kept where the model runs with it."""
