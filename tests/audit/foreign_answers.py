@@ -150,6 +150,11 @@ class LabelSwitchedOffAlways(LabelSwitchedOff):
         return super().forward(x, t, y, torch.ones_like(drop))
 
 
+class LabelSwitchedOffAndShared(LabelSwitchedOff):
+    def condition(self, t, y):
+        return super().condition(t, y[:1].expand_as(y))
+
+
 class TextSwitchedOn(Net):
     """`has_text` multiplies the text."""
 
@@ -181,6 +186,23 @@ class TokensSwitchedOff(Net):
         return self.drawn(x, lambda z: self.times(t) + tokens.mean(1) + self.labels.weight[0])
 
 
+class LayersOfWhichSomeAreChosen(Net):
+    """A list of a text's states, layer by layer."""
+
+    def __init__(self, depth=3):
+        super().__init__(depth)
+        self.text = nn.Linear(12, WIDTH)
+
+    def forward(self, x, t, states):
+        kept = self.text(states[0] + states[2]).mean(1) + self.labels.weight[0]
+        return self.drawn(x, lambda z: self.times(t) + kept)
+
+
+class LayersOfWhichNoneIsRead(LayersOfWhichSomeAreChosen):
+    def forward(self, x, t, states):
+        return super().forward(x, t, [state * 0 for state in states])
+
+
 KINDS: dict[str, dict[str, str]] = {  # what must be answered; all else passes or skips
     "AnAnswerEach": {},
     "AnAnswerEachOfOneLabel": {"C8": "fail"},
@@ -198,9 +220,12 @@ KINDS: dict[str, dict[str, str]] = {  # what must be answered; all else passes o
     "PositionsOfTheCallerUnread": {"E2": "fail"},
     "LabelSwitchedOff": {},
     "LabelSwitchedOffAlways": {"C6": "fail"},
+    "LabelSwitchedOffAndShared": {"C8": "fail"},
     "TextSwitchedOn": {},
     "TextSwitchedOnUnread": {"C6": "fail"},
     "TokensSwitchedOff": {},
+    "LayersOfWhichSomeAreChosen": {},
+    "LayersOfWhichNoneIsRead": {"C6": "fail"},
 }
 
 
@@ -222,7 +247,14 @@ def with_drop(model, height=None, width=None):
     return {"x": x, "t": torch.tensor([200.0, 700.0]), "text": text, "text_drop": torch.tensor([[1] * 7, [0] * 7])}
 
 
+def with_layers(model, height=None, width=None):
+    x, t = torch.randn(2, 4, height or 16, width or 16), torch.tensor([200.0, 700.0])
+    return {"x": x, "t": t, "states": [torch.randn(2, 7, 12) for _ in range(4)]}
+
+
 EXAMPLES = {
+    "LayersOfWhichSomeAreChosen": "with_layers",
+    "LayersOfWhichNoneIsRead": "with_layers",
     "PositionsOfTheCallerFed": "with_angles",
     "PositionsOfTheCallerUnread": "with_angles",
     "TextSwitchedOn": "with_switch",

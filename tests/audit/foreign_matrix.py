@@ -6,15 +6,18 @@ To make docs/audit-matrix.md again: python -m tests.audit.foreign_matrix > docs/
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.subject import Subject
-from tests.audit import foreign_habits
+from tests.audit import foreign_habits, foreign_mixed, foreign_styles
 from tests.audit.foreign_habits import HABITS, STYLES
 from tests.audit.opened import open_subject
+
+AlarmsOf = Callable[[str, str], frozenset[str]]
 
 MODELS = Path(__file__).with_name("foreign_models.py")
 STREAMS = MODELS.with_name("foreign_streams.py")
@@ -77,6 +80,13 @@ def alarms_of_habit(style: str, habit: str) -> frozenset[str]:
     return _alarms_of(open_subject(f"{HABITS_FILE}:with_habit", kwargs=kwargs))
 
 
+@cache
+def alarms_of_kind(style: str, habit: str) -> frozenset[str]:
+    """The same of a style of `foreign_styles` with a habit of `foreign_mixed`."""
+    kwargs, example = json.dumps({"style": style, "habit": habit}), f"{foreign_styles.__file__}:example"
+    return _alarms_of(open_subject(f"{foreign_mixed.__file__}:made", kwargs=kwargs, example=example))
+
+
 def _alarms_of(subject: Subject) -> frozenset[str]:
     result = audit_subject(subject, [rule for rule in built_in_rules() if rule.code in JUDGED])
     assert not result.crashes, result.crashes
@@ -124,28 +134,43 @@ def matrix_page() -> str:
     return "\n".join([*lines, "", *_habits()]) + "\n"
 
 
-def _habits() -> list[str]:
-    """The second table: habits and faults in each of three styles."""
-    found = {habit: {style: alarms_of_habit(style, habit) for style in STYLES} for habit in HABITS}
-    missed = sum(len(HABITS[habit] - seen) for habit, by_style in found.items() for seen in by_style.values())
-    false = sum(len(seen - HABITS[habit]) for habit, by_style in found.items() for seen in by_style.values())
-    sound = sum(not wanted for wanted in HABITS.values())
+def _in_styles(
+    title: str, styles: Iterable[str], wanted: dict[str, set[str]], texts: dict[str, str], alarmed: AlarmsOf
+) -> list[str]:
+    """A table of habits and faults in each of several styles."""
+    names = list(styles)
+    found = {habit: {style: alarmed(style, habit) for style in names} for habit in wanted}
+    missed = sum(len(wanted[habit] - seen) for habit, by_style in found.items() for seen in by_style.values())
+    false = sum(len(seen - wanted[habit]) for habit, by_style in found.items() for seen in by_style.values())
+    sound = sum(not codes for codes in wanted.values())
     lines = [
-        "## Habits of any style",
+        f"## {title}",
         "",
         (
-            f"{len(HABITS) - sound} faults and {sound} sound habits (in bold), each put into the clean models of"
-            f" {len(STYLES)} styles. **{missed} missed, {false} false alarms.** A cell names the rules that alarm."
+            f"{len(wanted) - sound} faults and {sound} sound habits (in bold), each put into the clean models of"
+            f" {len(names)} styles. **{missed} missed, {false} false alarms.** A cell names the rules that alarm."
         ),
         "",
-        f"| habit | must alarm | {' | '.join(STYLES)} |",
-        f"| --- | --- |{' --- |' * len(STYLES)}",
+        f"| habit | must alarm | {' | '.join(names)} |",
+        f"| --- | --- |{' --- |' * len(names)}",
     ]
-    for habit, wanted in HABITS.items():
-        text = (getattr(foreign_habits, habit).__doc__ or "").rstrip(".")
-        seen = [", ".join(sorted(found[habit][style])) for style in STYLES]
-        lines.append(f"| {text if wanted else f'**{text}**'} | {', '.join(sorted(wanted))} | {' | '.join(seen)} |")
+    for habit, codes in wanted.items():
+        seen = [", ".join(sorted(found[habit][style])) for style in names]
+        text = texts[habit] if codes else f"**{texts[habit]}**"
+        lines.append(f"| {text} | {', '.join(sorted(codes))} | {' | '.join(seen)} |")
     return lines
+
+
+def _habits() -> list[str]:
+    """Put from outside, by hooks; and as a part of the model's own code."""
+    outside = {habit: (getattr(foreign_habits, habit).__doc__ or "").rstrip(".") for habit in HABITS}
+    inside = {habit.__name__: habit.__doc__ or "" for habit in foreign_mixed.HABITS}
+    codes = {habit.__name__: set(wanted) for habit, wanted in foreign_mixed.HABITS.items()}
+    return [
+        *_in_styles("Habits of any style", STYLES, HABITS, outside, alarms_of_habit),
+        "",
+        *_in_styles("Kinds in three styles", foreign_styles.STYLES, codes, inside, alarms_of_kind),
+    ]
 
 
 if __name__ == "__main__":

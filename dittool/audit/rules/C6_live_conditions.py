@@ -72,6 +72,9 @@ def _unreached(found: Liveness) -> list[Finding]:
             if found.time_known
             else warned(f"{cut}; a flow's t in [0, 1] would be lost, steps of 1 to 1000 are not", FIX)
         )
+    if found.spare:
+        chosen_from = "others of the same list do: a setting may choose among them"
+        findings += skipped(f"{', '.join(found.spare)}: the answer does not change, and {chosen_from}")
     if not found.dead:
         return findings
     which = f"no gradient reaches {len(found.dead)} parameters, first {', '.join(found.dead[:3])}"

@@ -3,7 +3,8 @@
 ## What it checks
 In a batch of two samples or more, one sample's latent, timestep and each condition are exchanged in turn. The answers
 of the other samples must stay, in evaluation mode and in training mode, and where an input moves one sample's answer
-it must move each sample's by its own. Inputs without an axis of the batch's length are shared by design and not asked.
+it must move each sample's by its own, be it only where what may switch the input off, another one of zeros and ones, is
+turned. Inputs without an axis of the batch's length are shared by design and not asked.
 
 ## Why it matters
 One sample's t used for all, a condition averaged over the batch or statistics of the batch train without any error at

@@ -13,6 +13,7 @@ from dittool.audit.specimens.specimen import NotAnswered, relative_change
 from dittool.audit.specimens.watching import Inputs, answers_without_gradient
 
 _TRIED = 2  # samples of a batch
+OWN = 1e-5  # relative change of a sample that is none
 _APART = 1e-5  # relative change of another sample's answer that is rounding
 
 
@@ -34,11 +35,10 @@ def largest_change(plain: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 @dataclass(frozen=True)
 class Shift:
-    """Largest change of other samples' answers, and least and largest of the samples' own."""
+    """Largest change of other samples' answers, and that of each sample's own."""
 
     others: float
-    least: float
-    most: float
+    own: tuple[float, ...]
 
 
 def sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, batch: int) -> Shift:
@@ -59,7 +59,7 @@ def sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, ba
             by_sample = _by_sample(plain, shifted, batch)
             own.append(max(float(each[sample]) for each in by_sample))
             others = max([others, *(float(each[i]) for each in by_sample for i in range(batch) if i != sample)])
-        found.append(Shift(others, min(own), max(own)))
+        found.append(Shift(others, tuple(own)))
         if found[-1].others <= _APART:
             break
     least = min(found, key=lambda shift: shift.others)

@@ -21,6 +21,7 @@ from typing import Literal
 
 from dittool.audit.specimens.specimen import Effect
 
+_MOST_SHOWN = 4  # of the values that were tried
 _PLAIN: Mapping[object, list[object]] = {bool: [True, False], int: [1, 2, 4, 8], float: [0.5, 2.0]}
 
 
@@ -57,7 +58,8 @@ def effect_of(
             errors.append(type(error).__name__)
         else:
             tried.append(other)
-    shown = ", ".join(map(repr, tried or guess.values))
+    values = [repr(other) for other in tried or guess.values]
+    shown = ", ".join([*values[:_MOST_SHOWN], "…"] if len(values) > _MOST_SHOWN else values)
     if tried and guess.sure:
         changes = f"changes none of {len(looked_at)} things: {', '.join(looked_at)}"
         return Effect("dead", f"{value!r} → {shown} {changes}")

@@ -152,6 +152,7 @@ class Liveness:
     time_known: bool = True
     not_fed: list[str] = field(default_factory=list)  # arguments that the inputs leave out
     unsteady: float = 0.0  # change between two runs of the same
+    spare: tuple[str, ...] = ()  # inputs that move nothing, of a list of others like them that do
     truncated: bool | None = None  # whether t is cut to whole numbers; None when it is given as such
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, blocks_in_words, modulation_tables, sizes_of_parts
-from dittool.audit.specimens.changes import largest_change, sample_shifts
+from dittool.audit.specimens.changes import OWN, Shift, largest_change, sample_shifts
 from dittool.audit.specimens.gates import is_closed, is_normed, is_stuck, is_zero, moved_by, moved_without_modulation
 from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (
@@ -314,16 +314,15 @@ class Trial(Specimen, Generic[Network]):
         batch = self._batch(inputs)
         if batch < 2:
             raise NotAnswered("the example is a batch of one: give one of two samples or more with --example")
-        model = self.shared_awake
         shifts = {
-            name: sample_shifts(model, inputs, name, other, batch)
+            name: self._shift(inputs, name, other, batch)
             for name, other in self._of_each_sample(inputs).items()
             if batch in leaves(inputs)[name].shape
         }
         found = Independence(
             {name: shift.others for name, shift in shifts.items()},
-            {name: shift.least for name, shift in shifts.items()},
-            {name: shift.most for name, shift in shifts.items()},
+            {name: min(shift.own) for name, shift in shifts.items()},
+            {name: max(shift.own) for name, shift in shifts.items()},
             batch,
             tolerance=self.unsteadiness,
         )
@@ -332,6 +331,18 @@ class Trial(Specimen, Generic[Network]):
         training, others = self.awake().train(), self._of_each_sample(inputs)
         mixed = {name: sample_shifts(training, inputs, name, others[name], batch).others for name in shifts}
         return replace(found, in_training=mixed)
+
+    def _shift(self, inputs: Inputs, name: str, other: Tensor, batch: int) -> Shift:
+        """Of an input that does not move each sample, also where what may switch it off is turned."""
+        shift = sample_shifts(self.shared_awake, inputs, name, other, batch)
+        for turned in self._turned(inputs, name) if min(shift.own) <= OWN else []:
+            more = sample_shifts(self.shared_awake, turned, name, other, batch)
+            shift = Shift(max(shift.others, more.others), tuple(map(max, shift.own, more.own)))
+        return shift
+
+    def _turned(self, inputs: Inputs, name: str) -> list[Inputs]:
+        """The inputs with each but this one that may switch others off at another value."""
+        return []
 
     def _batch(self, inputs: Inputs) -> int:
         return next((len(tensor) for tensor in leaves(inputs).values() if tensor.dim() > 1), 0)

@@ -44,8 +44,9 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
     found = changes(model, inputs, exchanged)
     for name in (name for name, change in found.items() if change <= max(_LEAK, foreign.unsteadiness)):
         found[name] = max(found[name], _beside_switches(foreign, inputs, name))
+    spare = _spare(found, leaves(inputs))
     return Liveness(
-        found,
+        {name: change for name, change in found.items() if name not in spare},
         foreign.dead_parameters(training),
         "with open gates" + (", in evaluation mode" if foreign.fault_in_training else ""),
         leaks,
@@ -56,8 +57,20 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
         feed.time_is_known,
         feed.not_fed,
         foreign.unsteadiness,
+        spare,
         _truncated(foreign, inputs),
     )
+
+
+def _spare(found: dict[str, float], values: dict[str, Tensor]) -> tuple[str, ...]:
+    """Inputs that move nothing, of a list of which two others of their shape do, as where layers are chosen."""
+
+    def alike(name: str, other: str) -> bool:
+        in_one_list = name.endswith("]") and name.rpartition("[")[0] == other.rpartition("[")[0]
+        return in_one_list and values[name].shape == values[other].shape
+
+    live = [name for name, change in found.items() if change > _LEAK]
+    return tuple(name for name in found if name not in live and sum(alike(name, other) for other in live) >= 2)
 
 
 def _beside_switches(foreign: ForeignModel, inputs: Inputs, name: str) -> float:

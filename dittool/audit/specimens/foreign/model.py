@@ -199,6 +199,9 @@ class ForeignModel(Trial[nn.Module]):
         found = [(name, value) for name in self.feed.switches for value in (0, 1)]
         return [turned for turned in found if self._is_finite_with(self.feed.filled(inputs, *turned))]
 
+    def _turned(self, inputs: Inputs, name: str) -> list[Inputs]:
+        return [self.feed.filled(inputs, switch, value) for switch, value in self.switches if switch != name]
+
     def _is_finite_with(self, inputs: Inputs) -> bool:
         try:
             given = answers_without_gradient(self.shared_awake, inputs)
