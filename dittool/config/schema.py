@@ -187,6 +187,9 @@ class Train(Section):
     min_lr: Annotated[float, Field(ge=0)] = 1e-6
     lr_halved: bool = False  # lr was halved by --init already, which does so once
     warmup_steps: Counted = 0
+    # of the rate behind the warm-up: half a cosine, no change, or no change until a cooldown to min_lr
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    cooldown_steps: Positive | None = None  # of wsd, the last steps; a fifth of all by default
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: of the blocks' matrices, AdamW of the rest
     muon_lr: PositiveFloat | None = None  # peak rate of these matrices, on the schedule of lr
@@ -211,6 +214,15 @@ class Train(Section):
 
     @model_validator(mode="before")
     @classmethod
+    def _cooldown(cls, values: object) -> object:
+        """wsd without a length of its cooldown has a fifth of the steps."""
+        if not isinstance(values, dict) or values.get("schedule") != "wsd" or values.get("cooldown_steps") is not None:
+            return values
+        steps = _whole_number(values.get("steps"))
+        return values | {"cooldown_steps": max(steps // 5, 1)} if isinstance(steps, int) else values
+
+    @model_validator(mode="before")
+    @classmethod
     def _muon_defaults(cls, values: object) -> object:
         """Its keys have values only where it acts."""
         if not isinstance(values, dict) or values.get("optimizer") != "muon":
@@ -225,6 +237,15 @@ class Train(Section):
             (
                 self.warmup_steps < self.steps,
                 f"warmup_steps {self.warmup_steps} must be below steps {self.steps}, or the learning rate only rises",
+            ),
+            (
+                self.schedule == "wsd" or self.cooldown_steps is None,
+                'cooldown_steps has no effect without schedule = "wsd"',
+            ),
+            (
+                self.warmup_steps + (self.cooldown_steps or 0) <= self.steps,
+                f"warmup_steps {self.warmup_steps} and cooldown_steps {self.cooldown_steps} are more than steps"
+                f" {self.steps}",
             ),
             (self.min_lr <= self.lr, f"min_lr {self.min_lr:g} is above lr {self.lr:g}"),
             (

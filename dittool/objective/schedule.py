@@ -16,11 +16,22 @@ UpdateRule = Literal["muon", "decayed", "plain"]  # plain: AdamW without weight 
 
 
 def learning_rate(step: int, train: Train) -> float:
-    """The rate of update `step`: linear warm-up to `lr`, then half a cosine (arXiv 1608.03983, eq. 5) down to
-    `min_lr` at the last one.
+    """The rate of update `step`: linear warm-up to `lr`, then by `train.schedule`
+
+        cosine     half a cosine (arXiv 1608.03983, eq. 5) down to `min_lr` at the last update
+        constant   `lr`
+        wsd        `lr`, and over the last `cooldown_steps` updates min_lr + (lr − min_lr)·(1 − √p) with p from 0 to 1
+                   (arXiv 2405.18392, eq. 1)
+
+    A run of either of the last two has the same rates until a cooldown begins, so one may be started from any of its
+    checkpoints.
     """
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
+    if train.schedule != "cosine":
+        cooled = max(step + 1 - train.steps + (train.cooldown_steps or 0), 0) if train.schedule == "wsd" else 0
+        share = min(cooled / (train.cooldown_steps or 1), 1.0)
+        return train.min_lr + (train.lr - train.min_lr) * (1 - math.sqrt(share))
     progress = (step - train.warmup_steps) / max(train.steps - 1 - train.warmup_steps, 1)
     return train.min_lr + (train.lr - train.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

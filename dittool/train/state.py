@@ -125,6 +125,8 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
     replaced = {f"{section}.{other}" for (section, key), other in EXCLUSIVE.items() if f"{section}.{key}" in named}
     if "train.optimizer" in named:
         replaced |= {f"train.{key}" for key in MUON_DEFAULTS}
+    if "train.schedule" in named:
+        replaced.add("train.cooldown_steps")
     unnamed = [line for line in changed if line.split(":")[0] not in named | replaced]
     if unnamed:
         raise UsageError(

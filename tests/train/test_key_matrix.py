@@ -29,6 +29,8 @@ KEYS = {
     "context": ["model.context_norm=true", "model.context_balance=true"],
     "time_init": ["model.time_init=xavier"],
     "timesteps": ["flow.timestep_sampling=mode", "flow.shift=per-bucket"],
+    "constant": ["train.schedule=constant"],
+    "wsd": ["train.schedule=wsd", "train.cooldown_steps=1"],
     "block": [
         "model.mlp=swiglu",
         "model.norm=rms",
@@ -43,8 +45,8 @@ KEYS = {
     ],
 }
 SETTINGS = ("train.accumulate=2", "train.steps=6", "checkpoint.every=3")
-ON_MODELS = ("E1", "E2", "E3", "E5", "C1", "C3", "C6", "C8")
-ON_CHECKPOINTS = ("K1", "K2", "K3", "K4", "K5", "K6")
+ON_MODELS = ("E1", "E2", "E3", "E5", "C1", "C3", "C5", "C6", "C8")
+ON_CHECKPOINTS = ("C5", "K1", "K2", "K3", "K4", "K5", "K6")
 
 rows = pytest.mark.parametrize("row", KEYS)
 
@@ -106,6 +108,17 @@ def test_a_checkpoint_remembers_it_and_is_inspected(run_of, dit, tiny_shards, ro
     assert remembered == tiny_shards.config_with(*SETTINGS, *KEYS[row])
     shown = dit("inspect-ckpt", checkpoint, "--tree")
     assert shown.code == 0 and "model" in shown.out
+
+
+def test_a_cooldown_starts_from_any_checkpoint_and_leaves_what_was_before(run_of, tiny_shards, tmp_path):
+    """The run that cools down from step 3 is the one that was planned so from the beginning."""
+    keys = ("train.schedule=wsd", "train.cooldown_steps=2", "train.steps=5")
+    train(tiny_shards.config_with(*SETTINGS, *keys), tiny_shards.folder, tmp_path / "planned")
+    named = [key.partition("=")[0] for key in keys]
+    checkpoint = stopped_at(run_of("constant"), 3, tmp_path / "copy") / "checkpoints" / "checkpoint_step0000003.pt"
+    config = tiny_shards.config_with(*SETTINGS, *keys)
+    train(config, tiny_shards.folder, tmp_path / "cooled", resume_from=checkpoint, named_changes=named)
+    assert_same_bits(final_state(tmp_path / "planned"), final_state(tmp_path / "cooled"))
 
 
 @rows

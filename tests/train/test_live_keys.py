@@ -41,6 +41,8 @@ WEIGHTS = {  # changes of which the weights after the last update must tell
     "lr": ["train.lr=1e-4"],
     "min_lr": ["train.min_lr=1e-4"],
     "warmup_steps": ["train.warmup_steps=1"],
+    "schedule": ["train.schedule=constant"],
+    "cooldown_steps": ["train.schedule=wsd", "train.cooldown_steps=2"],  # against the default, one of the four
     "weight_decay": ["train.weight_decay=0.5"],
     "optimizer": ['train.optimizer="muon"'],
     "muon_lr": ['train.optimizer="muon"', "train.muon_lr=0.1"],  # each against the same without it

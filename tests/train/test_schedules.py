@@ -20,6 +20,25 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_floor():
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
 
 
+WSD = {**TRAIN.model_dump(exclude_none=True), "schedule": "wsd"}
+
+
+def test_a_constant_rate_stays_and_a_cooldown_ends_at_the_floor():
+    constant = [learning_rate(step, TRAIN.model_copy(update={"schedule": "constant"})) for step in range(100)]
+    wsd = [learning_rate(step, Train(**WSD)) for step in range(100)]  # its last fifth
+    assert constant[:10] == wsd[:10] == [learning_rate(step, TRAIN) for step in range(10)]
+    assert set(constant[10:]) == set(wsd[10:80]) == {1e-3}
+    assert wsd[79:] == sorted(wsd[79:], reverse=True) and len(set(wsd[79:])) == 21
+    assert wsd[84] == pytest.approx(1e-5 + 99e-5 * (1 - (5 / 20) ** 0.5)) and wsd[99] == pytest.approx(1e-5)
+
+
+def test_a_cooldown_fits_behind_the_warm_up_and_has_a_schedule():
+    with pytest.raises(ValueError, match="more than steps 100"):
+        Train(**WSD, cooldown_steps=91)
+    with pytest.raises(ValueError, match="no effect without schedule"):
+        Train(steps=100, batch_size=4, cooldown_steps=10)
+
+
 def test_without_warm_up_the_first_step_has_the_peak_rate():
     assert learning_rate(0, TRAIN.model_copy(update={"warmup_steps": 0})) == pytest.approx(1e-3)
 

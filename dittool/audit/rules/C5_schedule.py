@@ -2,8 +2,9 @@
 
 ## What it checks
 The rate of every planned update: it must reach `train.lr`, before the second half of the run, never rise after that,
-and end at `train.min_lr`. In a checkpoint, AdamW's own count of updates must equal the checkpoint's step, the samples
-seen must be steps times batch times accumulation, and the optimizer's rate must be the schedule's.
+and end at `train.min_lr`, or with `schedule = "constant"` where it was. In a checkpoint, AdamW's own count of updates
+must equal the checkpoint's step, the samples seen must be steps times batch times accumulation, and the optimizer's
+rate must be the schedule's.
 
 ## Why it matters
 A warm-up as long as the run only ever raises the rate. Steps counted in micro-batches make every schedule run too fast
@@ -53,10 +54,9 @@ def _check_plan(config: AnyConfig) -> list[Finding]:
             f"{figures}; the rate rises again after its peak",
             "the schedule must decay (objective.schedule.learning_rate)",
         )
-    if train.steps > peak + 1 and not math.isclose(rates[-1], train.min_lr, rel_tol=1e-3, abs_tol=train.lr * 1e-4):
-        return failed(
-            f"{figures}; it should end at train.min_lr = {train.min_lr:g}", "the schedule must end with the run"
-        )
+    name, last = ("lr", train.lr) if train.schedule == "constant" else ("min_lr", train.min_lr)
+    if train.steps > peak + 1 and not math.isclose(rates[-1], last, rel_tol=1e-3, abs_tol=train.lr * 1e-4):
+        return failed(f"{figures}; it should end at train.{name} = {last:g}", "the schedule must end with the run")
     return passed(figures)
 
 

@@ -65,6 +65,10 @@ def key_effect(section: str, key: str, config: Config, network: FlowNetwork) -> 
     """The effect of one key."""
     tree = config_to_dict(config)
     values: Section = tree[section]
+    if (section, values.get("schedule")) == ("train", "constant") and key in ("steps", "min_lr"):
+        return Effect(
+            "unseen", "says nothing of a constant rate, and where a cooldown from one of its checkpoints ends"
+        )
     observers = _OBSERVERS.get(f"{section}.{key}") or _OBSERVERS.get(section) or {}
     if not observers:
         return Effect("unseen", _ELSEWHERE.get(section, "acts where this rule does not look"))
@@ -107,7 +111,7 @@ def _timesteps(config: Config) -> list[float]:
 def _rates(config: Config, _: FlowNetwork) -> list[float]:
     train = config.train
     # and behind the last update, where a run so short that it ends at its peak would have come down
-    steps = (0, train.warmup_steps, train.steps // 2, train.steps - 1, train.steps)
+    steps = (0, train.warmup_steps, *(train.steps * part // 8 for part in range(4, 8)), train.steps - 1, train.steps)
     return [schedule.learning_rate(step, train) for step in steps]
 
 
@@ -133,7 +137,7 @@ _OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
     "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
     "ema": {"decay": _decays},
     "sample": {"latents drawn": lambda config, network: _drawn(config, network).flatten().tolist()},
-    **{f"train.{key}": _SCHEDULE for key in ("steps", "lr", "min_lr", "warmup_steps")},
+    **{f"train.{key}": _SCHEDULE for key in ("steps", "lr", "min_lr", "warmup_steps", "schedule", "cooldown_steps")},
     **{f"data.{key}": _BUCKETS for key in ("area", "buckets")},
     "data.patch_storage": {"stored bytes": _stored},
     "data.latent_scaling": {
@@ -153,6 +157,8 @@ def _moved_along(section: str, key: str, value: object, values: Section) -> Sect
         return {largest: shares[largest] - (value - shares[key])}
     if (section, key) == ("ema", "warmup"):
         return {"warmup_steps": 10 if value == "linear" else None}
+    if (section, key) == ("train", "schedule"):
+        return {"cooldown_steps": None}
     return {}
 
 
