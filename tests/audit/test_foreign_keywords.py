@@ -115,3 +115,34 @@ def test_a_very_large_model_is_judged_with_fewer_blocks_and_says_so(file, monkey
     assert all("tried with depth=2; the real one has" in evidence for evidence in found["fail"])
     monkeypatch.setattr(keywords, "_LARGEST", 10)
     assert "too many to build" in judged(file)["skip"][0]
+
+
+def test_memory_that_nobody_wrote_does_not_make_an_argument_act(tmp_path):
+    (tmp_path / "unwritten.py").write_text("""
+from itertools import count
+import torch
+from torch import nn
+
+builds = count()
+
+
+class Model(nn.Module):
+    def __init__(self, depth: int = 2, unused: int = 3):
+        super().__init__()
+        left = [torch.full((64,), float(next(builds))) for _ in range(50)]
+        del left  # what memory that is taken next still holds
+        self.token = nn.Parameter(torch.empty(64))
+        self.inward, self.time = nn.Conv2d(4, 8, 1), nn.Linear(1, 8)
+        self.layers = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(depth))
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, t):
+        y = self.inward(x) + self.time(t[:, None])[..., None, None]
+        for layer in self.layers:
+            y = y + layer(y)
+        return self.out(y)
+""")
+    subject = open_subject(f"{tmp_path}/unwritten.py:Model")
+    result = audit_subject(subject, [rule for rule in built_in_rules() if rule.code == "C1"])
+    assert [each.finding.status for each in result.findings] == ["fail"]
+    assert result.findings[0].finding.evidence.startswith("unused")

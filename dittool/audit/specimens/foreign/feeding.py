@@ -93,6 +93,7 @@ class Feed:
             name
             for name, parameter in self._parameters.items()
             if parameter.kind not in kinds
+            and not (name in fed and kind_of(name) == "ignored")  # such as attention_kwargs={}
             and _is_nothing(fed.get(name))
             and parameter.default in (None, parameter.empty)
         ]

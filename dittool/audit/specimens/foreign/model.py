@@ -236,7 +236,12 @@ class ForeignModel(Trial[nn.Module]):
         return ""
 
     def _never_written(self) -> list[str]:
-        return [] if self.large else never_written(self.factory)
+        return list(self.unwritten)
+
+    @cached_property
+    def unwritten(self) -> tuple[str, ...]:
+        """Tensors of the weights that hold whatever their memory held, other values in each build."""
+        return () if self.large else tuple(never_written(self.factory))
 
     def _half_is_to_blame(self, inputs: Inputs) -> str:
         model = self.fresh()

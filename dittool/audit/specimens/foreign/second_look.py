@@ -102,7 +102,8 @@ def _differs(foreign: ForeignModel, beside: dict[str, object], change: dict[str,
     except Exception:  # not legal together
         return False
     before, after = plain.state_dict(), other.state_dict()
-    if before.keys() != after.keys() or not all(_same(before[key], after[key]) for key in before):
+    written = before.keys() - set(foreign.unwritten)
+    if before.keys() != after.keys() or not all(_same(before[key], after[key]) for key in written):
         return True
     try:
         return not all(map(_same, _all_answers(foreign, plain, inputs), _all_answers(foreign, other, inputs)))
