@@ -51,6 +51,10 @@ REVIEWED = {
         "Lumina2Transformer2DModel",
         "E5",
     ): "right: only the loop over layers asks for checkpointing, the refiners' does not",
+    ("HunyuanImageTransformer2DModel", "E5"): (
+        "missed: with checkpointing on, training raises, for the refiner hands a keyword to a function that takes none;"
+        " a switch that raises is broken, and this was skipped"
+    ),
     ("LuminaNextDiT2DModel", "R1"): "right: pad_token is torch.empty, and nothing fills it",
     ("LuminaNextDiT2DModel", "C6"): "right: no line of forward reads pad_token",
     ("BriaTransformer2DModel", "C1"): (
