@@ -73,6 +73,19 @@ CfgTextOption = Annotated[float | None, _setting("cfg_text", "X")]
 CfgDinoOption = Annotated[float | None, _setting("cfg_dino", "Y")]
 GuidanceOption = Annotated[str | None, _setting("guidance")]
 IntervalOption = Annotated[tuple[float, float] | None, _setting("guidance_interval", "LO HI")]
+ParallelOption = Annotated[float | None, _setting("guidance_parallel", "H")]
+NormOption = Annotated[float | None, _setting("guidance_norm", "R")]
+MomentumOption = Annotated[float | None, _setting("guidance_momentum", "B")]
+WeakOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weak",
+        metavar="C",
+        help="Also draw away from a weaker model: an earlier checkpoint, or a smaller run on the same data.",
+        autocompletion=completion.runs_and_checkpoints,
+    ),
+]
+CfgWeakOption = Annotated[float | None, _setting("cfg_weak", "Z")]
 GridOption = Annotated[
     tuple[str, str] | None,
     typer.Option(
@@ -113,6 +126,11 @@ def main(
     cfg_dino: CfgDinoOption = None,
     guidance: GuidanceOption = None,
     guidance_interval: IntervalOption = None,
+    guidance_parallel: ParallelOption = None,
+    guidance_norm: NormOption = None,
+    guidance_momentum: MomentumOption = None,
+    weak: WeakOption = None,
+    cfg_weak: CfgWeakOption = None,
     grid: GridOption = None,
     init: InitOption = None,
     strength: StrengthOption = None,
@@ -140,6 +158,10 @@ def main(
         "cfg_dino": cfg_dino,
         "guidance": guidance,
         "guidance_interval": guidance_interval,
+        "guidance_parallel": guidance_parallel,
+        "guidance_norm": guidance_norm,
+        "guidance_momentum": guidance_momentum,
+        "cfg_weak": cfg_weak,
     }
     options = SampleOptions(
         prompt=prompt,
@@ -155,6 +177,7 @@ def main(
         init=init,
         strength=strength,
         negative=negative,
+        weak=weak,
     )
     if asks_for_one_step(options, classes, alpha):
         drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console, force)

@@ -296,13 +296,23 @@ class Sample(Section):
     cfg_text: Annotated[float, Field(ge=0, description="Guidance scale of the prompt.")] = 3.0
     cfg_dino: Annotated[float, Field(ge=0, description="Guidance scale of the reference.")] = 2.0
     guidance: Annotated[
-        Literal["additive", "nested"], Field(description="How the two scales combine: docs/sampling.md.")
+        Literal["additive", "nested", "joint"], Field(description="How the two scales combine: docs/sampling.md.")
     ] = "additive"
     guidance_interval: Annotated[
         list[Share],
         BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value),  # of callers from Python
         Field(min_length=2, max_length=2, description="Times t with guidance; 1 is noise, 0 the image."),
     ] = [0.0, 1.0]
+    guidance_parallel: Annotated[
+        float, Field(ge=0, le=1, description="Share that stays of guidance along the image itself; APG has 0.")
+    ] = 1.0
+    guidance_norm: Annotated[
+        float | None, Field(gt=0, description="Most that guidance may move a latent's values, root mean square.")
+    ] = None
+    guidance_momentum: Annotated[
+        float, Field(gt=-1, lt=1, description="Of the guidance before, so much is added; APG has -0.5.")
+    ] = 0.0
+    cfg_weak: Annotated[float, Field(ge=1, description="Guidance scale away from the model of --weak.")] = 2.0
 
     @model_validator(mode="after")
     def _interval(self) -> Sample:
@@ -365,6 +375,9 @@ class Config(Section):
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
 
 
+LATER_SETTINGS = ("guidance_parallel", "guidance_norm", "guidance_momentum")  # younger than the first pictures
+
+
 class SampleSettings(Sample):
     """How to sample: `[sample]` and the shift of `[flow]` as one value, which the options of `dit sample`, the keywords
     of `Pipeline` and the settings inside a picture follow. Raises pydantic's ValidationError for an impossible value.
@@ -382,5 +395,13 @@ class SampleSettings(Sample):
         return SampleSettings.model_validate({**self.model_dump(), **changes})
 
     def to_json(self) -> dict[str, object]:
-        """In the order that pictures have always been written with: the interval, which came later, is last."""
-        return {**self.model_dump(exclude={"guidance_interval"}), "guidance_interval": self.guidance_interval}
+        """In the order that pictures have always been written with: the interval, which came later, is last, and what
+        came after it stands where it acts. `cfg_weak` goes with the weak model, which is none of the settings.
+        """
+        fields = type(self).model_fields
+        later = {name: getattr(self, name) for name in LATER_SETTINGS}
+        return {
+            **self.model_dump(exclude={"guidance_interval", *later, "cfg_weak"}),
+            "guidance_interval": self.guidance_interval,
+            **{name: value for name, value in later.items() if value != fields[name].default},
+        }

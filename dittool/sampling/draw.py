@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dittool.config.schema import SampleSettings
+from dittool.config.schema import LATER_SETTINGS, SampleSettings
 from dittool.console import SILENT, Talk, Task
 from dittool.geometry import Bucket
 from dittool.sampling.grid import labelled
-from dittool.sampling.latents import SamplingCost, TextFeatures, is_ever_guided, sampling_cost
+from dittool.sampling.guidance import BRANCHES
+from dittool.sampling.latents import SamplingCost, TextFeatures, guidance_rules, is_ever_guided, sampling_cost
 from dittool.sampling.picture_file import Output, seen_from, write_picture
 from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
 from dittool.sampling.prompts import warn_of_prompt
@@ -35,10 +36,14 @@ def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT, fo
     Raises `UsageError`, `BadDataError`, `StorageError`.
     """
     count = sum(_pictures(request) for request in requests)
-    inputs = [path for request in requests for path in (request.reference, request.init, request.checkpoint)]
+    inputs = [
+        path for request in requests for path in (request.reference, request.init, request.checkpoint, request.weak)
+    ]
     output = Output.of(out, count, inputs, force)
     output_folder(output.folder)
     pipeline = Pipeline.load(requests[0].checkpoint)
+    if requests[0].weak:
+        pipeline = pipeline.with_weak(requests[0].weak)
     checkpoint_sha256 = file_sha256(requests[0].checkpoint)
     drawn = []
     with talk.progress("sample", count, "image") as task:
@@ -81,6 +86,7 @@ class _PreparedRequest:
             "size": self.bucket.name,
             **({"grid": [str(axis) for axis in (request.grid.across, request.grid.down)]} if request.grid else {}),
             **self.settings.to_json(),
+            **({"cfg_weak": self.settings.cfg_weak, **_file("weak", request.weak)} if request.weak else {}),
             "made_with": made_with(pipeline.device),
         }
         self.common |= asdict(self.cost)
@@ -99,9 +105,9 @@ class _PreparedRequest:
     def cost(self) -> SamplingCost:
         """Of one picture."""
         text = self.request.prompt is not None or self.request.negative is not None
-        there = text, self.request.reference is not None
+        there, weak = (text, self.request.reference is not None), self.request.weak is not None
         latent, start = self.bucket.latent_grid(self.pipeline.data.card.vae.stride), self.request.strength
-        costs = [sampling_cost(cell, latent, *there, start) for row in self.cells for cell in row]
+        costs = [sampling_cost(cell, latent, *there, start, weak) for row in self.cells for cell in row]
         return SamplingCost(sum(cost.evaluations for cost in costs), sum(cost.passes for cost in costs))
 
     def pictures(self, task: Task) -> Iterator[tuple[int, Image.Image, dict[str, object]]]:
@@ -163,25 +169,50 @@ def _announce(
             " composition may not"
         )
     asked = request.changes.keys() if request.repeat is None else request.repeat.asked
+    _warn_of_idle_conditions(request, settings, asked, talk)
+    _warn_of_idle_guidance(request, settings, bucket.latent_grid(pipeline.data.card.vae.stride), asked, talk)
+    if request.init is not None and request.strength == 0:
+        talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
+    elif request.init is not None and request.strength == 1:
+        talk.warn("at --strength 1 nothing of --init is left but its size")
+
+
+def _warn_of_idle_conditions(request: DrawRequest, settings: SampleSettings, asked: Set[str], talk: Talk) -> None:
     for scale, condition, option in (
         ("cfg_text", request.prompt, "--prompt"),
         ("cfg_dino", request.reference, "--ref"),
     ):
         if condition is None and scale in asked:
-            talk.warn(f"--{scale.replace('_', '-')} has no effect without {option}")
+            talk.warn(f"{_option(scale)} has no effect without {option}")
         elif condition is not None and getattr(settings, scale) == 0 and request.grid is None:
-            talk.warn(f"{option} has no effect at --{scale.replace('_', '-')} 0")
+            talk.warn(f"{option} has no effect at {_option(scale)} 0")
         if request.grid is not None and scale in asked:
-            talk.warn(f"--{scale.replace('_', '-')} has no effect with --grid, whose axes say the scales")
-    if request.negative is not None and settings.cfg_text == 1 and not (request.reference or request.grid):
-        talk.warn("--negative has no effect at --cfg-text 1: nothing is drawn away from it")
-    if not is_ever_guided(settings, bucket.latent_grid(pipeline.data.card.vae.stride), request.strength):
+            talk.warn(f"{_option(scale)} has no effect with --grid, whose axes say the scales")
+    if request.weak is not None and settings.cfg_weak == 1:
+        talk.warn("--weak has no effect at --cfg-weak 1: nothing is drawn away from it")
+
+
+def _warn_of_idle_guidance(
+    request: DrawRequest, settings: SampleSettings, latent: Sequence[int], asked: Set[str], talk: Talk
+) -> None:
+    has_text, has_reference = request.prompt is not None or request.negative is not None, request.reference is not None
+    inside, outside = guidance_rules(settings, has_text, has_reference, request.weak is not None)
+    if "guidance" in asked and not (has_text and has_reference):
+        talk.warn("--guidance has no effect without both --prompt and --ref: with one condition all rules are the same")
+    if not is_ever_guided(settings, latent, request.strength):
         low, high = settings.guidance_interval
         talk.warn(
             f"--guidance-interval {low:g} {high:g}: no step lies in it, so nothing is guided: --cfg-text, --cfg-dino,"
-            " --guidance and --negative have no effect"
+            " --cfg-weak, --guidance, --guidance-parallel, --guidance-norm, --guidance-momentum and --negative have no"
+            " effect"
         )
-    if request.init is not None and request.strength == 0:
-        talk.warn("at --strength 0 nothing is drawn: the picture is --init after the VAE, whatever else is asked for")
-    elif request.init is not None and request.strength == 1:
-        talk.warn("at --strength 1 nothing of --init is left but its size")
+    elif request.grid is None and inside.weights == outside.weights and not inside.weak:
+        for name in sorted(asked & {"guidance_interval", *LATER_SETTINGS}):
+            talk.warn(f"{_option(name)} has no effect at scales of 1: nothing is guided")
+    if request.negative is not None and request.grid is None and all(BRANCHES[name][0] for name in inside.branches):
+        scales = "--cfg-text 1" if not has_reference else f"these scales of {settings.guidance} guidance"
+        talk.warn(f"--negative has no effect at {scales}: nothing is drawn away from it")
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"

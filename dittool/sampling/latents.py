@@ -16,7 +16,8 @@ from dittool.config.schema import SampleSettings
 from dittool.models.conditioning import Conditions, Context, Kept
 from dittool.models.dit import DiT, KeysValues
 from dittool.objective.flow import shift_at
-from dittool.sampling.guidance import BRANCHES, Guidance, guidance, unguided
+from dittool.sampling.guidance import BRANCHES, Guidance, against_weak, guidance, unguided
+from dittool.sampling.projected import Projection
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
 
 _MANY_PATCHES = 256  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md
@@ -55,6 +56,7 @@ def sample_latents(
     settings: SampleSettings,
     start: float = 1.0,
     negative: TextFeatures | None = None,
+    weak: DiT | None = None,
 ) -> Tensor:
     """Integrates the model's velocity from `noise` (B, C, H, W) at t = `start` to latents (B, C, H, W), normalised, at
     t = 0.
@@ -65,29 +67,55 @@ def sample_latents(
     Args:
         start: below 1, `noise` is z_t of an image on its way.
         negative: of a negative prompt, for each sample. It stands where branches without the caption have its null.
+        weak: a model of the same data, to go away from by `settings.cfg_weak`.
     """
-    inside, outside = _rules(settings, conditions.text is not None or negative is not None, conditions.cls is not None)
+    has_text = conditions.text is not None or negative is not None
+    inside, outside = guidance_rules(settings, has_text, conditions.cls is not None, weak is not None)
     ready: dict[bool, _Branches] = {}
+    projection = Projection.of(settings)
 
     def velocity(z: Tensor, t: float) -> Tensor:
         guided = _within(t, settings.guidance_interval)
         if guided not in ready:
-            ready[guided] = _Branches.of(model, conditions, noise, inside if guided else outside, negative)
-        return ready[guided].velocity(model, z, t)
+            rule = inside if guided else outside
+            batches = _batches(model, conditions, noise, rule.branches, negative)
+            of_weak = _batches(weak, conditions, noise, list(rule.weak), negative) if weak and rule.weak else []
+            ready[guided] = _Branches(rule, batches, of_weak)
+        return ready[guided].velocity(z, t, projection if guided else None)
 
     return SOLVERS[settings.solver](velocity, noise, _times(settings, noise, start))
 
 
 def sampling_cost(
-    settings: SampleSettings, latent: Sequence[int], has_text: bool, has_reference: bool, start: float = 1.0
+    settings: SampleSettings,
+    latent: Sequence[int],
+    has_text: bool,
+    has_reference: bool,
+    start: float = 1.0,
+    has_weak: bool = False,
 ) -> SamplingCost:
     """The evaluations of `sample_latents` under these settings for a latent of (H, W); a negative prompt counts as
     text.
     """
-    inside, outside = _rules(settings, has_text, has_reference)
+    inside, outside = guidance_rules(settings, has_text, has_reference, has_weak)
     times = evaluation_times(settings.solver, _times(settings, latent, start))
-    passes = sum(len((inside if _within(t, settings.guidance_interval) else outside).branches) for t in times)
+    passes = sum((inside if _within(t, settings.guidance_interval) else outside).passes for t in times)
     return SamplingCost(len(times), passes)
+
+
+def guidance_rules(
+    settings: SampleSettings, has_text: bool, has_reference: bool, has_weak: bool = False
+) -> tuple[Guidance, Guidance]:
+    """Inside and outside of the guidance interval; a negative prompt counts as text."""
+    scales, there = (settings.cfg_text, settings.cfg_dino), {"has_text": has_text, "has_reference": has_reference}
+    outside, inside = unguided(*scales, **there), guidance(settings.guidance, *scales, **there)
+    if has_weak:
+        (plain_branch,) = outside.weights
+        inside = against_weak(inside, plain_branch, settings.cfg_weak)
+    if Projection.of(settings):
+        at_one = guidance(settings.guidance, float(scales[0] != 0), float(scales[1] != 0), **there)
+        inside = replace(inside, plain=at_one.weights)
+    return inside, outside
 
 
 def is_ever_guided(settings: SampleSettings, latent: Sequence[int], start: float = 1.0) -> bool:
@@ -102,8 +130,9 @@ def _times(settings: SampleSettings, latent: Tensor | Sequence[int], start: floa
 
 @dataclass(frozen=True)
 class _Batch:
-    """Branches that run together, ready for every t."""
+    """Branches of a model that run together, ready for every t."""
 
+    model: DiT
     names: list[str]
     context: Context  # (K·B, M, D)
     keys_values: KeysValues
@@ -115,62 +144,64 @@ class _Batch:
         repeated = conditions.map(lambda tensor: tensor.repeat(len(names), *[1] * (tensor.dim() - 1)))
         kept = _kept(names, len(noise), noise.device, every_text)
         context = model.context(repeated, kept, rows, model.token_grid(noise))
-        return _Batch(names, context, model.keys_values(context))
+        return _Batch(model, names, context, model.keys_values(context))
 
-    def velocities(self, model: DiT, z: Tensor, t: float) -> Tensor:
+    def velocities(self, z: Tensor, t: float) -> Tensor:
         """(B, C, H, W) → (K, B, C, H, W)."""
         count, batch = len(self.names), len(z)
         times = torch.full((count * batch,), t, device=z.device)
-        velocities = model.velocity(z.repeat(count, 1, 1, 1), times, self.context, self.keys_values)  # (K·B, C, H, W)
+        velocities = self.model.velocity(
+            z.repeat(count, 1, 1, 1), times, self.context, self.keys_values
+        )  # (K·B, C, H, W)
         return velocities.float().unflatten(0, (count, batch))
 
 
 @dataclass(frozen=True)
 class _Branches:
-    """The branches of one rule: as one batch, or those without the reference apart, where its many patches are one
-    null token.
-    """
+    """The branches of one rule, of the model and of the weak one."""
 
     rule: Guidance
     batches: list[_Batch]
+    of_weak: list[_Batch]
 
-    @staticmethod
-    def of(
-        model: DiT, conditions: Conditions, noise: Tensor, rule: Guidance, negative: TextFeatures | None
-    ) -> _Branches:
-        few_patches = conditions.patches is None or conditions.patches.shape[1] < _MANY_PATCHES
-        if negative is None and few_patches:
-            return _Branches(rule, [_Batch.of(model, conditions, noise, rule.branches)])
-        batches = []
-        for text, reference in product(
-            (None,) if negative is None else (False, True), (None,) if few_patches else (False, True)
-        ):
-            names = [
-                name
-                for name in rule.branches
-                if text in (None, BRANCHES[name][0]) and reference in (None, BRANCHES[name][1])
-            ]
-            if names and negative is not None and not text:
-                with_negative = replace(conditions, text=negative.hidden, text_mask=negative.mask)
-                used = _used(with_negative, names, every_text=True)
-                batches.append(_Batch.of(model, used, noise, names, every_text=True))
-            elif names:
-                batches.append(_Batch.of(model, _used(conditions, names), noise, names))
-        return _Branches(rule, batches)
-
-    def velocity(self, model: DiT, z: Tensor, t: float) -> Tensor:
+    def velocity(self, z: Tensor, t: float, projection: Projection | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        velocities = {
-            name: velocity
-            for batch in self.batches
-            for name, velocity in zip(batch.names, batch.velocities(model, z, t), strict=True)
-        }
-        return self.rule.combine(torch.stack([velocities[name] for name in self.rule.branches]))
+        own, of_weak = _by_name(self.batches, z, t), _by_name(self.of_weak, z, t)
+        every = [own[name] for name in self.rule.branches] + [of_weak[name] for name in self.rule.weak]
+        velocities = torch.stack(every)  # (K, B, C, H, W)
+        guided = self.rule.combine(velocities)
+        return guided if projection is None else projection.velocity(self.rule.combine_plain(velocities), guided, z, t)
 
 
-def _among(keeps: tuple[bool, bool], wanted: tuple[bool | None, bool | None]) -> bool:
-    """Whether a branch keeps what is wanted; None: either."""
-    return all(want in (None, keep) for keep, want in zip(keeps, wanted, strict=True))
+def _by_name(batches: list[_Batch], z: Tensor, t: float) -> dict[str, Tensor]:
+    return {
+        name: velocity for batch in batches for name, velocity in zip(batch.names, batch.velocities(z, t), strict=True)
+    }
+
+
+def _batches(
+    model: DiT, conditions: Conditions, noise: Tensor, branches: list[str], negative: TextFeatures | None
+) -> list[_Batch]:
+    """One, or those without the reference apart, where its many patches are one null token; with a negative prompt
+    those that have it are apart too.
+    """
+    few_patches = conditions.patches is None or conditions.patches.shape[1] < _MANY_PATCHES
+    if negative is None and few_patches:
+        return [_Batch.of(model, conditions, noise, branches)]
+    batches = []
+    for text, reference in product(
+        (None,) if negative is None else (False, True), (None,) if few_patches else (False, True)
+    ):
+        names = [
+            name for name in branches if text in (None, BRANCHES[name][0]) and reference in (None, BRANCHES[name][1])
+        ]
+        if names and negative is not None and not text:
+            with_negative = replace(conditions, text=negative.hidden, text_mask=negative.mask)
+            used = _used(with_negative, names, every_text=True)
+            batches.append(_Batch.of(model, used, noise, names, every_text=True))
+        elif names:
+            batches.append(_Batch.of(model, _used(conditions, names), noise, names))
+    return batches
 
 
 def _used(conditions: Conditions, names: list[str], every_text: bool = False) -> Conditions:
@@ -180,12 +211,6 @@ def _used(conditions: Conditions, names: list[str], every_text: bool = False) ->
     if not any(BRANCHES[name][1] for name in names):
         conditions = replace(conditions, cls=None, patches=None)
     return conditions
-
-
-def _rules(settings: SampleSettings, has_text: bool, has_reference: bool) -> tuple[Guidance, Guidance]:
-    """Inside and outside of the guidance interval."""
-    scales, there = (settings.cfg_text, settings.cfg_dino), {"has_text": has_text, "has_reference": has_reference}
-    return guidance(settings.guidance, *scales, **there), unguided(*scales, **there)
 
 
 def _within(t: float, interval: Sequence[float]) -> bool:

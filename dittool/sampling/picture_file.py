@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError, model_validator
 
-from dittool.config.schema import Counted, SampleSettings, Section, Share, Size, require
+from dittool.config.schema import LATER_SETTINGS, Counted, SampleSettings, Section, Share, Size, require
 from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, DitError, UsageError
 from dittool.nearest import did_you_mean
@@ -29,7 +29,7 @@ from dittool.whereabouts import exact_place, find, remembered
 
 SETTINGS_KEY = "dit"  # the PNG text chunk that holds the settings as JSON
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-_PATHS = ("checkpoint", "reference", "init")  # settings that name a file
+_PATHS = ("checkpoint", "weak", "reference", "init")  # settings that name a file
 _EXIF_DESCRIPTION = 0x010E
 _ENCODING: dict[str, dict[str, Any]] = {
     "PNG": {},
@@ -81,12 +81,15 @@ class PictureSettings(_Drawn, SampleSettings, extra="ignore"):
     init_sha256: _Sha256 | None = None
     strength: Share = 1.0
     negative: str | None = None
+    weak: str | None = None
+    weak_sha256: _Sha256 | None = None
     size: Size
     grid: Annotated[list[str], Field(min_length=2, max_length=2)] | None = None  # as the option: across, down
 
     @model_validator(mode="after")
     def _usable(self) -> PictureSettings:
-        left_out = SampleSettings.model_fields.keys() - self.model_fields_set - {"guidance_interval"}  # that came later
+        may_lack = {"guidance_interval", *LATER_SETTINGS, "cfg_weak"}
+        left_out = SampleSettings.model_fields.keys() - self.model_fields_set - may_lack
         require(
             (not left_out, f"{', '.join(sorted(left_out))}: not said"),
             (self.steps <= _MOST_STEPS, f"steps {self.steps:,}: more than {_MOST_STEPS:,}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_to_draw, require_fit
 from dittool.config.architectures import of_kind
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
 from dittool.console import PythonWarnings
+from dittool.data.identity import differences
 from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
@@ -86,6 +89,7 @@ class Pipeline:
         self.config, self.data, self.step = config, data, step
         self.buckets = [Bucket(*parse_size(name)) for name in data.card.buckets]
         self.image_patch_size = data.card.image.patch_size
+        self.weak: DiT | None = None  # to go away from: `with_weak`
 
     @staticmethod
     def load(checkpoint: Path) -> Pipeline:
@@ -104,6 +108,18 @@ class Pipeline:
         require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(content["ema"])
         return Pipeline(model, config, data, content["step"])
+
+    def with_weak(self, checkpoint: Path | str) -> Pipeline:
+        """The same, drawing away from a weak model by `cfg_weak`: an earlier checkpoint of the run, or a smaller or
+        less trained run on the same data; autoguidance, arXiv 2406.02507.
+
+        Raises `UsageError` and `BadDataError` as `load` does, and for a model of other data.
+        """
+        path = resolve_checkpoint(Path(checkpoint), optional=False)
+        other, guided = Pipeline.load(path), copy(self)
+        _require_same_latents(self, other, str(path))
+        guided.weak = other.model
+        return guided
 
     @property
     def settings(self) -> SampleSettings:
@@ -230,7 +246,7 @@ class Pipeline:
             avoided = None if negative is None else negative.rows(rows, self.device)
             begin, chosen = z[rows].to(self.device), settings or self.settings
             with as_in_training(self.device, self.config.train.precision):
-                made = sample_latents(self.model, part, begin, chosen, strength, avoided)
+                made = sample_latents(self.model, part, begin, chosen, strength, avoided, self.weak)
             return made.cpu()
 
         return torch.cat(in_parts(drawn, len(z), _LARGEST_BATCH))
@@ -287,8 +303,8 @@ class Pipeline:
             size: (width, height) in pixels or "WxH".
             negative: what to draw away from.
             strength: how much of `init` is drawn anew, 0 to 1.
-            settings: keys of `[sample]` (steps, solver, cfg_text, cfg_dino, guidance, guidance_interval); what is not
-            given is the run's own.
+            settings: keys of `[sample]` (steps, solver, cfg_text, cfg_dino, guidance, …: docs/sampling.md); what is
+            not given is the run's own.
 
         Raises `UsageError` for what cannot be meant, `BadDataError` for an image that cannot be read and a model that
         draws NaN.
@@ -322,6 +338,31 @@ class Pipeline:
         tree = config_to_dict(self.config)
         tree["sample"] |= changes
         return SampleSettings.of(of_kind(config_from_dict(tree, "the call"), "the call", "a pipeline samples", Config))
+
+
+def _require_same_latents(pipeline: Pipeline, weak: Pipeline, source: str) -> None:
+    """Raises `BadDataError` unless a weak model can be given what the model is given, and answers in its latents."""
+    ours, theirs = pipeline.data, weak.data
+    patch_sizes = weak.config.model.patch_size, pipeline.config.model.patch_size
+    same_data = ours.identity_hash == theirs.identity_hash or ours.is_same_data(theirs)
+    reasons = {
+        "it was trained on other features: "
+        + (
+            "; ".join(differences(theirs.identity.to_json(), ours.identity.to_json())) or "the identity hashes differ"
+        ): (same_data),
+        "its latents are normalised otherwise": ours.norm == theirs.norm,
+        "it reads a reference's patches and this one does not": (
+            pipeline.config.model.patches or not weak.config.model.patches
+        ),
+        f"its patch size {patch_sizes[0]} does not divide this one's {patch_sizes[1]}": (
+            patch_sizes[1] % patch_sizes[0] == 0
+        ),
+    }
+    if wrong := [reason for reason, fits in reasons.items() if not fits]:
+        raise BadDataError(
+            f"{source} cannot be the weak model: {'; '.join(wrong)}",
+            "name an earlier checkpoint of this run, or a smaller model of the same shards",
+        )
 
 
 def _checked(trained: EncoderCard, encoder: Encoder) -> Encoder:

@@ -13,6 +13,9 @@ from dittool import __version__
 from dittool.console import Talk
 from dittool.sampling.picture_file import OneStepSettings, PictureSettings, same_pixels
 
+# settings that name a file → what it is
+_FILES = {"checkpoint": "checkpoint", "weak": "weak model", "reference": "reference", "init": "init"}
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -45,11 +48,11 @@ def warn_of_other_files(repeat: Repeat | None, found: Mapping[str, object], talk
     """Tells which files are not those that the picture was drawn with; `found` are the settings of now."""
     if repeat is None:
         return
-    for name in ("checkpoint", "reference", "init"):
+    for name, what in _FILES.items():
         then, now = getattr(repeat.settings, f"{name}_sha256", None), found.get(f"{name}_sha256")
         if then is not None and then != now:
             talk.warn(
-                f"{found[name]} is not the {name} that {repeat.path} was drawn with: sha256 {str(now or 'none')[:12]}…,"
+                f"{found[name]} is not the {what} that {repeat.path} was drawn with: sha256 {str(now or 'none')[:12]}…,"
                 f" then {then[:12]}…"
             )
 

@@ -42,6 +42,7 @@ class SampleOptions:
     init: Path | None = None
     strength: float | None = None
     negative: str | None = None
+    weak: Path | None = None
 
     def given(self) -> list[str]:
         """The names of all options that were given."""
@@ -63,6 +64,7 @@ class DrawRequest:
     init: Path | None = None  # an image to begin with instead of noise …
     strength: float = 1.0  # … blended with noise as at this t
     negative: str | None = None  # a prompt to draw away from
+    weak: Path | None = None  # the checkpoint of a model to draw away from
     grid: Grid | None = None
     name: str = "sample"  # files are called NAME_seed000000.png
     repeat: Repeat | None = None
@@ -83,6 +85,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     if options.again is not None:
         return [_again(options.again, options, changes, size, grid, talk)]
     strength = require_strength(options.strength, options.init is not None, "--")
+    _require_weak(options.weak, changes)
     name = "grid" if grid else "sample"
     if options.prompts is None:
         if options.prompt is None and options.ref is None:
@@ -96,6 +99,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     for _, line in wanted:
         _require_effect(grid, line.prompt, line.reference or options.ref)
     checkpoint = resolve_checkpoint(options.checkpoint, talk=talk)
+    weak = options.weak and resolve_checkpoint(options.weak, talk=talk, optional=False)
     return [
         DrawRequest(
             checkpoint=checkpoint,
@@ -108,6 +112,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
             init=options.init,
             strength=strength,
             negative=options.negative if line.negative is None else line.negative,
+            weak=weak,
             grid=grid,
             name=stem,
         )
@@ -127,10 +132,13 @@ def _again(
     then nothing else changes.
     """
     inside = read_settings(path)
-    exact = set(options.given()) <= {"again", "checkpoint", "ref", "init"}  # where its files are, and nothing else
+    # where its files are, and nothing else
+    exact = set(options.given()) <= {"again", "checkpoint", "ref", "init", *(["weak"] if inside.weak else [])}
     checkpoint = file_of(path, inside.checkpoint, options.checkpoint, "--checkpoint")
     reference = file_of(path, inside.reference, options.ref, "--ref")
     init = file_of(path, inside.init, options.init, "--init")
+    weak = file_of(path, inside.weak, options.weak, "--weak")
+    _require_weak(weak, changes)
     prompt = inside.prompt if options.prompt is None else options.prompt
     grid = grid or (parse_grid(inside.grid) if inside.grid else None)
     _require_effect(grid, prompt, reference)
@@ -151,6 +159,7 @@ def _again(
         init=init,
         strength=strength,
         negative=inside.negative if options.negative is None else options.negative,
+        weak=weak and resolve_checkpoint(weak, talk=talk, optional=False),
         grid=grid,
         name=f"{path.stem}_again",
         repeat=Repeat(path, inside, inside.seed if exact else None, exact, frozenset(changes)),
@@ -177,6 +186,13 @@ def _changes(options: SampleOptions) -> dict[str, object]:
             else f"--{text.replace('_', '-')}"
         )
         raise UsageError(message, "see dit sample --help") from error
+
+
+def _require_weak(weak: Path | None, changes: Mapping[str, object]) -> None:
+    if weak is None and "cfg_weak" in changes:
+        raise UsageError(
+            "--cfg-weak has no effect without --weak", "name an earlier checkpoint of the run: --weak CHECKPOINT"
+        )
 
 
 def _size(options: SampleOptions) -> tuple[int, int] | None:

@@ -8,11 +8,12 @@ the difference is more than luck.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dittool.config.schema import Sample
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean
 from dittool.objective.flow import MODES
@@ -25,6 +26,18 @@ RESULTS = "results.json"
 _CONTRACT = ("step", "criteria", "verdict")  # what every results.json holds
 # name → (title, lower is better)
 _METRICS = {"lpips-alex": ("LPIPS", True), "ssim": ("SSIM", False), "psnr": ("PSNR", False)}
+
+_SAMPLING = {  # keys of `[sample]`, as a difference is told
+    "solver": "solver",
+    "steps": "steps of the solver",
+    "guidance": "guidance",
+    "cfg_text": "guidance scale of the text",
+    "cfg_dino": "guidance scale of the reference",
+    "guidance_interval": "guidance interval",
+    "guidance_parallel": "guidance along the image",
+    "guidance_norm": "largest guidance",
+    "guidance_momentum": "momentum of the guidance",
+}
 
 
 @dataclass(frozen=True)
@@ -208,7 +221,7 @@ def _row(title: str, first: Results, second: Results, *path: str, lower: bool | 
     return Row(title, (_at(first, path), _at(second, path)), lower)
 
 
-def _at(tree: Any, path: Sequence[str]) -> float | None:
+def _at(tree: Any, path: Sequence[str]) -> Any:
     for key in path:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -238,16 +251,22 @@ def _differences(first: Results, second: Results) -> list[str]:
         ("data identity", "data", "identity_hash"),
         ("split", "data", "split"),
         ("images judged", "reconstruction", "images"),
-        ("solver", "settings", "solver"),
-        ("steps of the solver", "settings", "steps"),
-        ("guidance", "settings", "guidance"),
-        ("guidance scale of the text", "settings", "cfg_text"),
-        ("guidance scale of the reference", "settings", "cfg_dino"),
         ("metric", "reconstruction", "metric"),
         ("distance of text edits", "text_manip", "distance"),
     ):
         values = _at(first, path), _at(second, path)
         if None not in values and values[0] != values[1]:
+            found.append(f"{what}: {_short(values[0])} and {_short(values[1])}")
+    said = _at(first, ["settings"]), _at(second, ["settings"])
+    return found + (_sampled_otherwise(*said) if None not in said else [])
+
+
+def _sampled_otherwise(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    """Settings that a result leaves out are as they were before they could be said."""
+    found = []
+    for name, what in _SAMPLING.items():
+        values = [settings.get(name, Sample.model_fields[name].default) for settings in (first, second)]
+        if values[0] != values[1]:
             found.append(f"{what}: {_short(values[0])} and {_short(values[1])}")
     return found
 

@@ -57,7 +57,7 @@ class Counted:
         monkeypatch.setattr(owner, name, counting)
 
 
-@pytest.mark.parametrize(("kind", "branches"), [("additive", 3), ("nested", 3)])
+@pytest.mark.parametrize(("kind", "branches"), [("additive", 3), ("nested", 3), ("joint", 3)])
 @pytest.mark.parametrize(("solver", "evaluations"), [("euler", 5), ("heun", 10), ("ab2", 5)])
 def test_the_context_is_computed_once_a_sample_for_all_branches_in_one_batch(
     pipeline, inputs, monkeypatch, kind, branches, solver, evaluations
@@ -102,7 +102,7 @@ def test_outside_of_the_interval_only_the_conditional_branch_runs(pipeline, inpu
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "ab2"])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.25, 0.75), (0.9, 0.95)])
-@pytest.mark.parametrize("kind", ["additive", "nested"])
+@pytest.mark.parametrize("kind", ["additive", "nested", "joint"])
 @pytest.mark.parametrize("many", [1, 1024])
 def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, monkeypatch, solver, interval, kind, many):
     """The plain way: a whole forward pass, context included, for each branch and step."""
@@ -123,6 +123,8 @@ def test_all_branches_at_once_are_the_plain_loop(pipeline, inputs, monkeypatch, 
         s_text, s_dino = settings.cfg_text, settings.cfg_dino
         if kind == "additive":
             return none + s_text * (text - none) + s_dino * (dino - none)
+        if kind == "joint":
+            return full + (s_text - 1) * (full - dino) + (s_dino - 1) * (full - text)
         return none + s_dino * (dino - none) + s_text * (full - dino)
 
     with torch.inference_mode():
@@ -143,6 +145,12 @@ def test_the_interval_changes_what_is_drawn(pipeline, inputs):
     ("changes", "there", "start", "evaluations", "passes"),
     [
         ({}, (True, True), 1.0, 10, 30),
+        ({"guidance": "joint"}, (True, True), 1.0, 10, 30),
+        ({"guidance": "joint", "cfg_text": 1.0, "cfg_dino": 1.0}, (True, True), 1.0, 10, 10),
+        ({"guidance": "joint", "cfg_dino": 1.0}, (True, True), 1.0, 10, 20),  # v_full and v_dino
+        ({"guidance": "nested", "cfg_text": 2.0, "cfg_dino": 2.0}, (True, True), 1.0, 10, 20),
+        ({"guidance": "nested", "guidance_parallel": 0.0}, (True, True), 1.0, 10, 30),
+        ({"guidance": "nested", "cfg_text": 2.0, "guidance_parallel": 0.0}, (True, True), 1.0, 10, 20),
         ({}, (True, False), 1.0, 10, 20),
         ({"cfg_text": 1.0}, (True, False), 1.0, 10, 10),
         ({"solver": "heun"}, (True, True), 1.0, 20, 60),

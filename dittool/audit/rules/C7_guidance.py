@@ -2,8 +2,8 @@
 
 ## What it checks
 The sampler is run for one Euler step, from which the guided velocity follows, on a network with open gates. Scales 0, 0
-must give the unconditional prediction; text 1 the text branch; reference 1 the reference branch; nested 1, 1 the
-prediction with both. With the preset's own kind and scales the result must be the formula's combination of the
+must give the unconditional prediction; text 1 the text branch; reference 1 the reference branch; nested and joint 1, 1
+the prediction with both. With the preset's own kind and scales the result must be the formula's combination of the
 branches.
 
 ## Why it matters
@@ -14,7 +14,7 @@ nobody looks at the algebra.
 `v = v_text + s·(v_text − v_∅)` fails: scale 0 gives the text branch instead of the unconditional one.
 
 ## Fix
-See the two formulas in `sampling/guidance.py`; the weights of the branches must sum to 1.
+See the three formulas in `sampling/guidance.py`; the weights of the branches must sum to 1.
 """
 
 from __future__ import annotations
@@ -44,11 +44,16 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
         ("nested", 0.0, 0.0): none,
         ("nested", 0.0, 1.0): dino,
         ("nested", 1.0, 1.0): full,
+        ("joint", 0.0, 1.0): dino,
+        ("joint", 1.0, 1.0): full,
     }
     formulas = {
         "additive": none + s_text * (text - none) + s_dino * (dino - none),
         "nested": none + s_dino * (dino - none) + s_text * (full - dino),
+        "joint": full + (s_text - 1) * (full - dino) + (s_dino - 1) * (full - text),
     }
+    if 0 in (s_text, s_dino):  # a scale of 0 leaves its condition out
+        formulas["joint"] = formulas["additive"]
     cases[(sample.guidance, s_text, s_dino)] = formulas[sample.guidance]
     errors = {case: relative_change(expected, specimen.guided(*case)) for case, expected in cases.items()}
     wrong = [

@@ -48,6 +48,7 @@ _USUAL: dict[str, list[object]] = {  # values of keys that are neither numbers n
     "buckets": [["256x256"]],
     "guidance_interval": [[0.2, 0.6]],
     "shift": [1.0],
+    "guidance_norm": [1e-3],
 }
 
 
@@ -108,6 +109,12 @@ def _timesteps(config: Config) -> list[float]:
     return flow.timesteps(_UNIFORM, config.flow.timestep_sampling, shift).tolist()
 
 
+def _drawn_from_weak(config: Config, network: FlowNetwork) -> list[float]:
+    inputs, settings = network.inputs(), SampleSettings.of(config)
+    model, weak = network.shared_awake, network.fresh()
+    return sample_latents(model, inputs["conditions"], inputs["z"], settings, weak=weak).flatten().tolist()
+
+
 def _rates(config: Config, _: FlowNetwork) -> list[float]:
     train = config.train
     # and behind the last update, where a run so short that it ends at its peak would have come down
@@ -137,6 +144,7 @@ _OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
     "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
     "ema": {"decay": _decays},
     "sample": {"latents drawn": lambda config, network: _drawn(config, network).flatten().tolist()},
+    "sample.cfg_weak": {"latents drawn away from an untrained model": _drawn_from_weak},
     **{f"train.{key}": _SCHEDULE for key in ("steps", "lr", "min_lr", "warmup_steps", "schedule", "cooldown_steps")},
     **{f"data.{key}": _BUCKETS for key in ("area", "buckets")},
     "data.patch_storage": {"stored bytes": _stored},

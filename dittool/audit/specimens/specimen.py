@@ -18,7 +18,7 @@ from dittool.config.drift_schema import DriftConfig
 from dittool.config.schema import Config
 
 Grid = tuple[int, int]  # (rows, columns) in tokens
-Guidance = Literal["additive", "nested"]
+Guidance = Literal["additive", "nested", "joint"]
 Scope = Literal["model", "generator", "weights", "checkpoint", "preset", "plan", "data"]  # of a rule: see `Rule`
 
 
