@@ -146,23 +146,13 @@ def main(
     verbose: VerboseOption = False,
 ) -> None:
     """Draw images with a trained model (its EMA weights). Each picture carries the settings that made it."""
+    options_given = locals()  # each field of `[sample]` is a parameter of its name
+    settings = {name: options_given[name] for name in Sample.model_fields if options_given[name] is not None}
     from dittool.sampling.draw import draw_all
     from dittool.sampling.one_step import asks_for_one_step, draw_classes, one_step_request
     from dittool.sampling.request import SampleOptions, plan
 
     console = console_for(json, quiet, verbose)
-    settings = {
-        "steps": steps,
-        "solver": solver,
-        "cfg_text": cfg_text,
-        "cfg_dino": cfg_dino,
-        "guidance": guidance,
-        "guidance_interval": guidance_interval,
-        "guidance_parallel": guidance_parallel,
-        "guidance_norm": guidance_norm,
-        "guidance_momentum": guidance_momentum,
-        "cfg_weak": cfg_weak,
-    }
     options = SampleOptions(
         prompt=prompt,
         prompts=prompts,
@@ -172,7 +162,7 @@ def main(
         size=size,
         count=count,
         seed=seed,
-        settings={name: value for name, value in settings.items() if value is not None},
+        settings=settings,
         grid=grid,
         init=init,
         strength=strength,
