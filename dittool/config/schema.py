@@ -303,12 +303,10 @@ class Sample(Section):
         BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value),  # of callers from Python
         Field(min_length=2, max_length=2, description="Times t with guidance; 1 is noise, 0 the image."),
     ] = [0.0, 1.0]
-    guidance_parallel: Annotated[
-        float, Field(ge=0, le=1, description="Share that stays of guidance along the image itself; APG has 0.")
-    ] = 1.0
-    guidance_norm: Annotated[
-        float | None, Field(gt=0, description="Most that guidance may move a latent's values, root mean square.")
-    ] = None
+    guidance_parallel: Annotated[Share, Field(description="Share of guidance along the image that stays; APG: 0.")] = (
+        1.0
+    )
+    guidance_norm: Annotated[PositiveFloat | None, Field(description="Largest move of a latent by it, rms.")] = None
     guidance_momentum: Annotated[
         float, Field(gt=-1, lt=1, description="Of the guidance before, so much is added; APG has -0.5.")
     ] = 0.0
@@ -395,13 +393,8 @@ class SampleSettings(Sample):
         return SampleSettings.model_validate({**self.model_dump(), **changes})
 
     def to_json(self) -> dict[str, object]:
-        """In the order that pictures have always been written with: the interval, which came later, is last, and what
-        came after it stands where it acts. `cfg_weak` goes with the weak model, which is none of the settings.
-        """
-        fields = type(self).model_fields
+        """In the order of the first pictures; what came later is last, where it acts, `cfg_weak` beside its model."""
         later = {name: getattr(self, name) for name in LATER_SETTINGS}
-        return {
-            **self.model_dump(exclude={"guidance_interval", *later, "cfg_weak"}),
-            "guidance_interval": self.guidance_interval,
-            **{name: value for name, value in later.items() if value != fields[name].default},
-        }
+        plain = {name: value for name, value in self if name not in {"guidance_interval", "cfg_weak", *later}}
+        changed = {name: value for name, value in later.items() if value != Sample.model_fields[name].default}
+        return {**plain, "guidance_interval": self.guidance_interval, **changed}
