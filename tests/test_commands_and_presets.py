@@ -37,6 +37,7 @@ SMALL = {  # keys that make a step of an architecture cheap
         *("model.depth=1", "model.width=16", "model.heads=2", "model.mlp_width=16", "model.classes=2"),
         *("drift.generated=4", "drift.positives=4", "drift.unconditional=4", "drift.pushed=4", "train.batch_size=4"),
     ),
+    "latent-mae": ("model.width=8", "model.depth=1", "model.classes=2", "train.batch_size=2"),
     "drift-toy": ("drift.generated=8", "drift.positives=8", "train.batch_size=8"),
 }
 BY_RUN = {

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dittool.config.drift_schema import DriftConfig, ToyConfig
+from dittool.config.drift_schema import DriftConfig, MaeConfig, ToyConfig
 from dittool.config.schema import Config
 from dittool.errors import UsageError
 from dittool.geometry import require_whole_tokens
 
-AnyConfig = Config | DriftConfig | ToyConfig
-ImageConfig = Config | DriftConfig  # with [encoders] and [data]: what is embedded and sharded
+AnyConfig = Config | DriftConfig | MaeConfig | ToyConfig
+ImageConfig = Config | DriftConfig | MaeConfig  # with [encoders] and [data]: what is embedded and sharded
 Schema = type[AnyConfig]
 C = TypeVar("C")
 _STRIDE = 8  # pixels a latent cell, of a usual codec
@@ -47,6 +47,13 @@ ARCHITECTURES = {
         ("class", "alpha"),
         "draw with: dit sample --class C --alpha A; how far its pictures are from held-out ones is measured while it"
         " trains: eval_energy in its log.jsonl (train.eval_every)",
+    ),
+    "latent-mae": Architecture(
+        MaeConfig,
+        "latent_mae",
+        "a feature encoder of latents, which draws nothing",
+        (),
+        "it serves a one-step generator: dit train --preset drift-b2-paper -s drift.encoder_run=FOLDER",
     ),
     "drift-toy": Architecture(
         ToyConfig,
@@ -86,7 +93,7 @@ def require_whole_buckets(config: AnyConfig) -> None:
 
 def image_config(config: AnyConfig, source: str, what: str) -> ImageConfig:
     """The configuration, when it has images. Arguments and errors as for `of_kind`."""
-    if isinstance(config, (Config, DriftConfig)):
+    if isinstance(config, (Config, DriftConfig, MaeConfig)):
         return config
     raise _of_another_kind(config, source, what)
 

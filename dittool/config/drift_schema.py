@@ -93,6 +93,40 @@ class Generator(Section):
         return self
 
 
+class MaskedAutoencoder(Section):
+    """The feature encoder that is trained for itself, on the latents that the generator will draw."""
+
+    arch: Literal["latent-mae"]
+    width: Annotated[Whole, Field(ge=8)] = 640  # channels of every map
+    levels: Positive = 4  # maps, each of half the resolution of the one before: the depths of its features
+    depth: Positive = 2  # residual blocks of a level
+    channels: Positive = 4  # of the latent; must be the data's
+    input: Size = "32x32"  # latent cells, WIDTHxHEIGHT
+    classes: Positive = 1000
+
+    @property
+    def cells(self) -> tuple[int, int]:
+        """(rows, columns) of the latent."""
+        columns, rows = parse_size(self.input)
+        return rows, columns
+
+    @property
+    def patch_size(self) -> int:
+        """Cells along one side of what it reads as one: any latent fits."""
+        return 1
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> MaskedAutoencoder:
+        smallest = min(self.cells)
+        require(
+            (
+                2 ** (self.levels - 1) <= smallest,
+                f"levels {self.levels} halve an input of {self.input} to less than a cell",
+            )
+        )
+        return self
+
+
 class ToyGenerator(Section):
     """A small network from noise to points of the plane."""
 
@@ -119,8 +153,9 @@ class Drift(Section):
     repulsion: Annotated[float, Field(ge=0)] = 1.0
     # one field for each vector of each kind: docs/drifting.md
     features: list[Feature] = Field(default=["raw"], min_length=1)
-    # whose maps: fixed random convolutions, or a small encoder trained first
-    encoder: Literal["seeded", "trained"] = "seeded"
+    # whose maps: fixed random convolutions, a small encoder trained first, or that of a `drift-mae` run
+    encoder: Literal["seeded", "trained", "mae"] = "seeded"
+    encoder_run: Annotated[str, Field(min_length=1)] | None = None  # its folder or checkpoint
     maps_weight: PositiveFloat = 1.0  # of the losses in maps beside that in raw input
     alpha_max: Annotated[float, Field(ge=1)] = 4.0  # guidance scales are drawn from [1, alpha_max] …
     # … with density proportional to alpha to the power of minus this
@@ -147,6 +182,10 @@ class Drift(Section):
             (len(set(self.temperatures)) == len(self.temperatures), "a temperature stands in temperatures twice"),
             (len(set(self.features)) == len(self.features), "a kind stands in features twice"),
             (
+                (self.encoder == "mae") == (self.encoder_run is not None),
+                'encoder = "mae" and encoder_run, the run whose encoder it is, go together',
+            ),
+            (
                 self.maps_weight == 1 or ("raw" in self.features and len(self.features) > 1),
                 f"maps_weight weighs maps against raw input, and features is {self.features}",
             ),
@@ -170,6 +209,17 @@ class FeatureEncoder(Section):
     def _learns(self) -> FeatureEncoder:
         require((self.labels or self.masked > 0, "with masked = 0 and labels = false there is nothing to learn"))
         return self
+
+
+class Masking(Section):
+    """What the feature encoder learns: to fill in what it does not see and, where asked for, to name classes."""
+
+    patch_size: Positive = 2  # cells along one side of what is hidden at once
+    masked: Annotated[float, Field(gt=0, lt=1)] = 0.75  # of the patches, hidden from it
+    noise: Annotated[float, Field(ge=0)] = 0.3  # largest deviation on what it sees: drawn samples are not clean either
+    class_weight: Annotated[float, Field(ge=0)] = (
+        0.0  # of the cross-entropy of classes beside the error of hidden cells
+    )
 
 
 class Toy(Section):
@@ -220,16 +270,44 @@ class DriftConfig(Section):
     def _fits(self) -> DriftConfig:
         _require_whole_groups(self.train, self.drift)
         trained, maps_wanted = self.drift.encoder == "trained", self.drift.features != ["raw"]
+        read = self.drift.encoder != "seeded"
         require(
             (
                 self.sample.alpha <= self.drift.alpha_max,
                 f"sample.alpha {self.sample.alpha:g} is above drift.alpha_max {self.drift.alpha_max:g}",
             ),
-            (maps_wanted or not trained, 'drift.encoder = "trained" has no effect when drift.features is ["raw"]'),
+            (
+                maps_wanted or not read,
+                f'drift.encoder = "{self.drift.encoder}" has no effect when drift.features is ["raw"]',
+            ),
             (
                 trained or self.feature_encoder == FeatureEncoder(),
                 'feature_encoder has no effect unless drift.encoder = "trained"',
             ),
+        )
+        return self
+
+
+class MaeConfig(Section):
+    """A feature encoder on latents."""
+
+    description: str
+    model: MaskedAutoencoder
+    encoders: Encoders
+    data: ClassData
+    mae: Masking = Masking()
+    train: Train
+    ema: Ema = Ema()
+    checkpoint: Checkpoint = Checkpoint()
+
+    @model_validator(mode="after")
+    def _fits(self) -> MaeConfig:
+        require(
+            (
+                self.train.batch_size is not None,
+                "a feature encoder has train.batch_size, not tokens_per_batch: all its samples have one size",
+            ),
+            (self.train.sample_every == 0, "train.sample_every has no effect: a feature encoder draws nothing"),
         )
         return self
 

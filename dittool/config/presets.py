@@ -48,15 +48,17 @@ def preset_path(name: str) -> Path:
 
 def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
     """One row of the list of presets. `heads` and `area` are None for a family that has none."""
-    from dittool.config.architectures import architecture, reads_patches
+    from dittool.config.architectures import ImageConfig, architecture, reads_patches
     from dittool.config.drift_schema import DriftConfig
     from dittool.config.schema import Config
 
     train, conditions = config.train, list(architecture(config).conditions)
     heads: int | None = None
     area: str | list[str] | None = None
-    if isinstance(config, (Config, DriftConfig)):  # points of the plane have no heads and come from no data set
-        heads, area = config.model.heads, config.data.area or config.data.buckets
+    if isinstance(config, (Config, DriftConfig)):
+        heads = config.model.heads
+    if isinstance(config, ImageConfig):
+        area = config.data.area or config.data.buckets
     if reads_patches(config):
         conditions.append("patches")
     return {

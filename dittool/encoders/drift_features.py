@@ -1,8 +1,8 @@
 """Frozen features of latents for the drifting objective: what "near" means for two samples.
 
-They come from the feature maps of a small encoder. `SeededEncoder` is fixed and untrained; `LatentEncoder` is trained
-before the generator, on the same latents: it fills in patches that were hidden from it and, where labels are wanted,
-names the class.
+They come from the maps of an encoder. `SeededEncoder` is fixed and untrained; `LatentEncoder` is trained before the
+generator, on the same latents: it fills in patches that were hidden from it and, where labels are wanted, names the
+class; `models/latent_mae.py` comes from a run of its own.
 
 B batch · C latent channels · h w cells · D channels of the first map · L feature vectors of a sample
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,12 @@ from dittool.seeding import derive_seed
 
 _SEEDED_WIDTH = 32
 _TINY = 1e-6  # under the root of a variance, whose gradient is unbounded at 0
+
+
+class Encoder(Protocol):
+    """What features are made of: one map a depth."""
+
+    def maps(self, latents: Tensor) -> list[Tensor]: ...
 
 
 class SeededEncoder(nn.Module):
@@ -80,7 +87,7 @@ class LatentEncoder(nn.Module):
 class DriftFeatures(nn.Module):
     """Latents (B, C, h, w) → by kind of feature (B, L, channels). Gradient flows through; nothing is trained."""
 
-    def __init__(self, kinds: Sequence[str], encoder: SeededEncoder | LatentEncoder) -> None:
+    def __init__(self, kinds: Sequence[str], encoder: Encoder) -> None:
         super().__init__()
         self.kinds, self.encoder = tuple(kinds), encoder
         self.eval().requires_grad_(False)

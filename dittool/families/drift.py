@@ -25,9 +25,8 @@ from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import require_few_passes
 from dittool.encoders.cards import FeatureWidths
-from dittool.encoders.drift_features import DriftFeatures, SeededEncoder
-from dittool.errors import BadDataError
-from dittool.families.drift_data import ClassSamples, LatentEvaluation, LatentStream
+from dittool.encoders.drift_features import DriftFeatures, Encoder, SeededEncoder
+from dittool.families.drift_data import ClassSamples, LatentEvaluation, LatentStream, require_fitting
 from dittool.families.drift_groups import (
     DriftLoss,
     Groups,
@@ -39,12 +38,12 @@ from dittool.families.drift_groups import (
 )
 from dittool.families.family import BatchBytes, BatchKind, Conclusion, Family, Forward
 from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
+from dittool.families.latent_mae import load_encoder, restored
 from dittool.families.synthetic import write_class_noise
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import DriftDiT
 from dittool.sampling.one_step import OneStepPipeline
 from dittool.sampling.preview import draw_classes
-from dittool.shell import command_line
 
 if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
@@ -61,7 +60,8 @@ class DriftData:
     stream: LatentStream
     ranks: Ranks
     evaluation: LatentEvaluation
-    encoder: FeatureEncoder | None = None  # trained for these features; None: not trained
+    encoder: FeatureEncoder | None = None  # trained for these features before the first step; None: not trained so
+    mae: Mapping[str, Any] | None = None  # of another run: architecture and weights
     features: DriftFeatures | None = None  # from `begin` on
 
 
@@ -76,7 +76,7 @@ def open_data(config: DriftConfig, folder: Path, ranks: Ranks) -> DriftData:
     require_equal_shares(config, ranks)
     shards = ShardSet.open(folder)
     refs, held = shards.split(TRAIN), shards.split(HOLDOUT)
-    _require_fitting(config, shards)
+    require_fitting(config, shards)
     real = config.drift.positives + config.drift.unconditional
     require_few_passes(batch_size(config) // config.drift.generated * real, "real samples", len(refs))
     provenance = Provenance.of(shards, refs, config)
@@ -103,9 +103,21 @@ def begin(data: DriftData, saved: Mapping[str, Any], talk: Talk) -> dict[str, fl
             data.encoder = train_feature_encoder(config, data.stream.samples, data.evaluation, data.ranks, talk)
             talk.note(data.encoder.line)
             trained = {f"feature_encoder_{name}": value for name, value in data.encoder.figures.items()}
-    encoder = SeededEncoder(config.model.channels) if data.encoder is None else data.encoder.encoder
-    data.features = DriftFeatures(config.drift.features, encoder).to(data.ranks.device)
+    if config.drift.encoder_run is not None:
+        kept = saved.get("mae")
+        if kept is not None and saved["config"]["drift"]["encoder_run"] == config.drift.encoder_run:
+            data.mae = kept
+        else:
+            data.mae = load_encoder(Path(config.drift.encoder_run), data.provenance, config.model.channels)
+    data.features = DriftFeatures(config.drift.features, _frozen(data)).to(data.ranks.device)
     return trained
+
+
+def _frozen(data: DriftData) -> Encoder:
+    """The encoder whose maps the fields are computed in."""
+    if data.mae is not None:
+        return restored(data.mae)
+    return SeededEncoder(data.config.model.channels) if data.encoder is None else data.encoder.encoder
 
 
 def batches(data: DriftData, first: int, end: int) -> Iterator[Groups]:
@@ -118,9 +130,12 @@ def loss(data: DriftData, model: Forward, groups: Groups) -> DriftLoss:
 
 
 def state(data: DriftData) -> dict[str, object]:
-    """The sample numbers in the queues, the names of the classes, and the encoder where one was trained."""
+    """The sample numbers in the queues, the names of the classes, and the encoder where one was trained, so that a run
+    needs no other one's files.
+    """
     encoder = {} if data.encoder is None else {"feature_encoder": data.encoder.to_checkpoint()}
-    return {"queues": data.stream.state(), "classes": data.classes, **encoder}
+    mae = {} if data.mae is None else {"mae": data.mae}
+    return {"queues": data.stream.state(), "classes": data.classes, **encoder, **mae}
 
 
 def evaluate(data: DriftData, model: DriftDiT, device: torch.device) -> dict[str, float]:
@@ -159,35 +174,13 @@ def _latent_bytes(config: DriftConfig) -> int:
     return math.prod(config.model.cells) * config.model.channels * 4  # fp32
 
 
-def _require_fitting(config: DriftConfig, shards: ShardSet) -> None:
-    """Raises `BadDataError` when the latents are not those that the model draws."""
-    model, stride = config.model, shards.card.vae.stride
-    columns, rows = model.cells[1] * stride, model.cells[0] * stride
-    found = sorted({ref.bucket for ref in shards.samples})
-    if found != [f"{columns}x{rows}"]:
-        raise BadDataError(
-            f"{shards.folder}: images of {', '.join(found)}; model.input {model.input} with a codec of stride {stride}"
-            f" draws {columns}x{rows} alone",
-            f'embed with data.buckets = ["{columns}x{rows}"], or change model.input',
-        )
-    facts = {
-        "model.channels": (model.channels, shards.widths.latent_channels),
-        "model.classes": (model.classes, len(shards.classes)),
-    }
-    if not shards.classes:
-        facts.pop("model.classes")  # ClassSamples says what is wrong
-    for key, (mine, theirs) in facts.items():
-        if mine != theirs:
-            raise BadDataError(f"{shards.folder}: {key} is {mine}, the data have {theirs}", f"set -s {key}={theirs}")
-    if (vae := shards.card.vae.id) != config.encoders.vae:
-        raise BadDataError(
-            f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'",
-            f"say it: {command_line('-s', f'encoders.vae={vae}')}",
-        )
-
-
 def _cheap_begin(config: DriftConfig) -> DriftConfig:
-    """With a feature encoder of the same size that is hardly trained."""
+    """With a feature encoder of the same size that is hardly trained; with the seeded one where another run is to give
+    its own and is not there.
+    """
+    run = config.drift.encoder_run
+    if run is not None and not Path(run).exists():
+        return changed(config, {"drift.encoder": "seeded", "drift.encoder_run": None}, "dit bench")
     trained = config.drift.encoder == "trained"
     return changed(config, {"feature_encoder.steps": 1}, "dit train --dry-run") if trained else config
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from dittool.config.drift_schema import DriftConfig
+from dittool.config.drift_schema import DriftConfig, MaeConfig
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
@@ -29,6 +29,7 @@ from dittool.models.drift_dit import ClassConditions
 from dittool.objective.drift import alpha_from_uniform, energy_distance
 from dittool.objective.queues import SampleQueues
 from dittool.seeding import derive_seed
+from dittool.shell import command_line
 
 if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
@@ -201,6 +202,33 @@ class LatentEvaluation:
             return made.float().cpu()
 
         return torch.cat(in_parts(drawn, len(noise), _EVALUATION_BATCH))
+
+
+def require_fitting(config: DriftConfig | MaeConfig, shards: ShardSet) -> None:
+    """Raises `BadDataError` when the latents are not those of the model."""
+    model, stride = config.model, shards.card.vae.stride
+    columns, rows = model.cells[1] * stride, model.cells[0] * stride
+    found = sorted({ref.bucket for ref in shards.samples})
+    if found != [f"{columns}x{rows}"]:
+        raise BadDataError(
+            f"{shards.folder}: images of {', '.join(found)}; model.input {model.input} with a codec of stride {stride}"
+            f" draws {columns}x{rows} alone",
+            f'embed with data.buckets = ["{columns}x{rows}"], or change model.input',
+        )
+    facts = {
+        "model.channels": (model.channels, shards.widths.latent_channels),
+        "model.classes": (model.classes, len(shards.classes)),
+    }
+    if not shards.classes:
+        facts.pop("model.classes")  # ClassSamples says what is wrong
+    for key, (mine, theirs) in facts.items():
+        if mine != theirs:
+            raise BadDataError(f"{shards.folder}: {key} is {mine}, the data have {theirs}", f"set -s {key}={theirs}")
+    if (vae := shards.card.vae.id) != config.encoders.vae:
+        raise BadDataError(
+            f"{shards.folder}: latents come from '{vae}', the configuration says '{config.encoders.vae}'",
+            f"say it: {command_line('-s', f'encoders.vae={vae}')}",
+        )
 
 
 @lru_cache(maxsize=4)

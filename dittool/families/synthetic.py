@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dittool.config.architectures import ImageConfig
-from dittool.config.drift_schema import DriftConfig
+from dittool.config.drift_schema import DriftConfig, MaeConfig
 from dittool.config.schema import Config
 from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16
@@ -50,7 +50,7 @@ def write_noise(config: Config, folder: Path) -> None:
     _write(folder, config, bucket, shapes, widths, [{}] * 4 * (config.train.batch_size or 8))
 
 
-def write_class_noise(config: DriftConfig, folder: Path) -> None:
+def write_class_noise(config: DriftConfig | MaeConfig, folder: Path) -> None:
     """Latents in the model's size, one of each class. The features that it does not read are left out."""
     model = config.model
     rows, columns = model.cells

@@ -13,10 +13,11 @@ from torch import nn
 
 from dittool.models.dit import DiT, DiTConfig
 from dittool.models.drift_dit import DriftDiT, DriftDiTConfig
+from dittool.models.latent_mae import LatentMAE, LatentMAEConfig
 from dittool.models.toy_generator import ToyGenerator
 
 if TYPE_CHECKING:
-    from dittool.config.drift_schema import DriftConfig, ToyConfig
+    from dittool.config.drift_schema import DriftConfig, MaeConfig, ToyConfig
     from dittool.config.schema import Config
 
 
@@ -52,6 +53,12 @@ def build_generator(config: DriftConfig) -> DriftDiT:
     """The one-step generator of a configuration, which says all of it."""
     same = {name: getattr(config.model, name) for name in DriftDiTConfig.__dataclass_fields__}
     return DriftDiT(DriftDiTConfig(**same))
+
+
+def build_mae(config: MaeConfig) -> LatentMAE:
+    """The feature encoder of a configuration, which says all of it."""
+    m = config.model
+    return LatentMAE(LatentMAEConfig(m.width, m.levels, m.depth, m.channels, m.classes))
 
 
 def build_toy(config: ToyConfig) -> ToyGenerator:

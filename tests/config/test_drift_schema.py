@@ -25,7 +25,8 @@ def test_a_preset_without_an_arch_is_of_the_first_family(tmp_path):
 
 def test_an_unknown_arch_is_one_error_that_names_the_known_ones():
     (problem,) = problems("nano", "model.arch=drifting")
-    assert problem == "model.arch: must be one of 'dit', 'drift', 'drift-toy', not 'drifting' (-s model.arch=drifting)"
+    known = "'dit', 'drift', 'latent-mae', 'drift-toy'"
+    assert problem == f"model.arch: must be one of {known}, not 'drifting' (-s model.arch=drifting)"
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ import math
 
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Checkpoint, Data
-from dittool.config.drift_schema import DriftConfig
-from dittool.config.schema import Config
+from dittool.config.architectures import ImageConfig
 from dittool.data.identity import IdentityCard
 from dittool.encoders.cards import EncoderCard
 from dittool.errors import BadDataError
@@ -123,7 +122,7 @@ def _card_faults(card: IdentityCard) -> list[str]:
     )
 
 
-def _config_faults(card: IdentityCard, config: Config | DriftConfig) -> list[str]:
+def _config_faults(card: IdentityCard, config: ImageConfig) -> list[str]:
     pairs = [(encoder.kind, encoder.id, getattr(config.encoders, encoder.kind)) for encoder in _in_order(card)]
     faults = [
         f"{kind} encoder '{found}', the configuration says '{wanted}'"

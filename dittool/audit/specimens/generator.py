@@ -14,9 +14,10 @@ from dittool.audit.specimens.changes import changes
 from dittool.audit.specimens.ours import TWIN_DEPTH, TWIN_HEADS, OurNetwork
 from dittool.audit.specimens.specimen import Attention, Liveness, NotAnswered, Scope, relative_change
 from dittool.audit.specimens.watching import Inputs, answer, answer_without_gradient, hooked
-from dittool.config.drift_schema import DriftConfig, ToyConfig
-from dittool.models.build import build_generator, build_toy
+from dittool.config.drift_schema import DriftConfig, MaeConfig, ToyConfig
+from dittool.models.build import build_generator, build_mae, build_toy
 from dittool.models.drift_dit import ClassConditions, DriftDiT, RotaryAttention, attention_entropy
+from dittool.models.latent_mae import LatentMAE
 from dittool.models.toy_generator import ToyGenerator
 
 _LARGE = 20.0  # factor on the projections: norms take it away again, and without a norm it is what training may reach
@@ -113,6 +114,21 @@ def _entropies(model: DriftDiT, inputs: Inputs) -> list[float]:
     with hooked(attention.register_forward_pre_hook(look) for attention in _attentions(model)):
         answer(model, inputs)
     return seen
+
+
+class MaeNetwork(OurNetwork[LatentMAE, MaeConfig]):
+    """The feature encoder: it has no blocks of a transformer to ask for."""
+
+    scopes: ClassVar[frozenset[Scope]] = frozenset({"plan"})
+
+    def _built(self, config: MaeConfig) -> LatentMAE:
+        return build_mae(config)
+
+    def inputs(self, seed: int = 0) -> Inputs:
+        raise NotAnswered(self._unanswered())
+
+    def features(self) -> MaeConfig:
+        return self.config
 
 
 class ToyNetwork(OurNetwork[ToyGenerator, ToyConfig]):

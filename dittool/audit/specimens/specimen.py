@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from dittool.config.architectures import ImageConfig
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.schema import Config
 
@@ -291,7 +292,7 @@ class Specimen(Protocol):
         """The configuration of a rectified flow's network."""
         raise NotAnswered(self._unanswered())
 
-    def features(self) -> Config | DriftConfig:
+    def features(self) -> ImageConfig:
         """The configuration that says which features its data are made of."""
         raise NotAnswered(self._unanswered())
 
