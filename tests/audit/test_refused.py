@@ -45,6 +45,13 @@ def test_structure_is_judged_all_the_same():
     assert plain["C4"][0][0] == "pass"
 
 
+def test_checkpointing_that_raises_in_training_is_broken():
+    subject = open_subject("tests.audit.refusing_models:Uncheckpointed")
+    result = audit_subject(subject, [rule for rule in built_in_rules() if rule.code == "E5"])
+    (finding,) = (each.finding for each in result.findings)
+    assert finding.status == "fail" and "with it on, training raises TypeError" in finding.evidence
+
+
 def test_a_mistake_is_no_refusal():
     with pytest.raises(UsageError) as caught:
         judged(attention="own_mistake")

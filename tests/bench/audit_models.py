@@ -52,8 +52,7 @@ REVIEWED = {
         "E5",
     ): "right: only the loop over layers asks for checkpointing, the refiners' does not",
     ("HunyuanImageTransformer2DModel", "E5"): (
-        "missed: with checkpointing on, training raises, for the refiner hands a keyword to a function that takes none;"
-        " a switch that raises is broken, and this was skipped"
+        "right: both loops of blocks hand keyword arguments to a checkpointing function that takes none"
     ),
     ("LuminaNextDiT2DModel", "R1"): "right: pad_token is torch.empty, and nothing fills it",
     ("LuminaNextDiT2DModel", "C6"): "right: no line of forward reads pad_token",

@@ -276,9 +276,15 @@ class ForeignModel(Trial[nn.Module]):
         _ = self.blocks
         try:
             return super().checkpointing()
-        except SwitchFails as fails:
+        except NotAnswered:
+            raise
+        except Exception as error:  # with it off the same pass ran
+            broken = str(error) if isinstance(error, SwitchFails) else strangers_fault(error)
+            if not broken:
+                raise
             nothing = TrainingPass(Counter(), Counter(), 0, {}, torch.empty(0), Counter())
-            return Checkpointing("", nothing, nothing, (), ("", 0.0), broken=str(fails))
+            said = broken if isinstance(error, SwitchFails) else f"with it on, training {broken}"
+            return Checkpointing("", nothing, nothing, (), ("", 0.0), broken=said)
 
     def _checkpointing_switch(self) -> CheckpointingSwitch[nn.Module]:
         return find_switch(self)
