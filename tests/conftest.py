@@ -94,6 +94,7 @@ TINY = (
     "model.heads=2",
     "data.holdout=0.2",
     "train.steps=8",
+    "train.optimizer=adamw",
     "train.batch_size=4",
     "train.warmup_steps=2",
     "train.log_every=1",
