@@ -128,7 +128,7 @@ def test_its_keys_have_values_only_where_it_acts():
     assert load_config("demo", ["train.optimizer=muon"]).train.muon_lr == 0.02
     assert load_config("nano").train.muon_lr is None
     with pytest.raises(UsageError, match='muon_lr has no effect without optimizer = "muon"'):
-        load_config("demo", ["train.muon_lr=0.1"])
+        load_config("nano", ["train.muon_lr=0.1"])
 
 
 def test_other_weights_halve_its_rate_too(with_muon, family_shards, tmp_path):
