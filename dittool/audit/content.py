@@ -19,7 +19,7 @@ from dittool.data.alignment import Observed, observe, underneath
 from dittool.data.crops import Sketch, sketch
 from dittool.data.pairing import FeaturePair
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shards.read import SampleRef
+from dittool.data.shards.columns import SampleRef
 from dittool.encoders.cards import ImageCard
 from dittool.geometry import Bucket, patch_grid
 

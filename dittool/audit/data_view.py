@@ -4,7 +4,7 @@ they are damaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.identity import Card, IdentityCard
 from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import TRAIN, ShardIndex
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket, patch_grid
 from dittool.shell import command_line
@@ -32,7 +33,7 @@ class DataView:
     """A set of features. Its readers raise `BadDataError` naming what is missing or damaged."""
 
     folder: Path
-    refs: list[SampleRef]  # of a derived folder: all in the training split
+    refs: Sequence[SampleRef]  # of a derived folder: all in the training split
     card: IdentityCard | None  # None: the set has none
     index: ShardIndex | None  # of shards
     array: Callable[[SampleRef, Feature], np.ndarray]  # as stored, but patches as a model would get them
@@ -43,7 +44,7 @@ class DataView:
     def spread(self, *features: Feature) -> list[SampleRef]:
         """Samples spread evenly over the set: all of them, or as many as a rule that reads these features may take."""
         count, most = len(self.refs), self._affordable(*features)
-        return self.refs if count <= most else [self.refs[i * count // most] for i in range(most)]
+        return list(self.refs) if count <= most else [self.refs[i * count // most] for i in range(most)]
 
     def chosen(self, most: int, purpose: str, *features: Feature) -> list[SampleRef]:
         """At most so many samples by a hash of their ids, of each bucket its share."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from dittool.data.shards.index import SampleRef
+from dittool.data.shards.columns import SampleRef
 from dittool.seeding import derive_seed
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dittool.config.architectures import ImageConfig
 from dittool.data.identity import IdentityCard, json_sha256
 from dittool.data.normalisation import LatentNorm, latent_norm
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.columns import SampleRef, Samples
+from dittool.data.shards.read import ShardSet
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
@@ -43,7 +43,7 @@ class Provenance:
     order_hash: str  # of the ids and buckets of the training samples, in order
 
     @staticmethod
-    def of(shards: ShardSet, refs: list[SampleRef], config: ImageConfig) -> Provenance:
+    def of(shards: ShardSet, refs: Sequence[SampleRef], config: ImageConfig) -> Provenance:
         """Raises `BadDataError` for a set whose identity card was changed after it was made."""
         if (found := shards.card.sha256) != shards.identity_hash:
             raise BadDataError(
@@ -53,7 +53,7 @@ class Provenance:
             )
         statistics = shards.statistics
         norm = latent_norm(config.data.latent_scaling, shards.card.vae, statistics.latent_mean, statistics.latent_std)
-        order = hashlib.sha256("\n".join(f"{ref.id} {ref.bucket}" for ref in refs).encode()).hexdigest()
+        order = Samples.of(refs).order_sha256()
         return Provenance(shards.card, shards.identity_hash, shards.widths, norm, statistics, order)
 
     @staticmethod

@@ -7,7 +7,7 @@ processes give the same groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from dittool.config.drift_schema import DriftConfig, MaeConfig
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import LATENT
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import AGAIN
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.data.shards.read_ahead import read_ahead
 from dittool.devices import as_in_training, in_parts
 from dittool.errors import BadDataError
@@ -43,7 +44,7 @@ class LatentStream:
     step.
     """
 
-    def __init__(self, config: DriftConfig, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm) -> None:
+    def __init__(self, config: DriftConfig, shards: ShardSet, refs: Sequence[SampleRef], norm: LatentNorm) -> None:
         self._config, self.samples = config, ClassSamples(shards, refs, norm, config.train.seed)
         self.classes = shards.classes
         drift, model = config.drift, config.model
@@ -121,7 +122,7 @@ class ClassSamples(Dataset):
     """The endless stream of real samples, in shuffled passes: at position n (sample number, class number, latent)."""
 
     def __init__(
-        self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, seed: int, partial: bool = False
+        self, shards: ShardSet, refs: Sequence[SampleRef], norm: LatentNorm, seed: int, partial: bool = False
     ) -> None:
         """`partial`: some classes may have no sample. Raises `BadDataError` otherwise, and for a set without
         classes.
@@ -208,7 +209,7 @@ def require_fitting(config: DriftConfig | MaeConfig, shards: ShardSet) -> None:
     """Raises `BadDataError` when the latents are not those of the model."""
     model, stride = config.model, shards.card.vae.stride
     columns, rows = model.cells[1] * stride, model.cells[0] * stride
-    found = sorted({ref.bucket for ref in shards.samples})
+    found = sorted(shards.samples.bucket_counts())
     if found != [f"{columns}x{rows}"]:
         raise BadDataError(
             f"{shards.folder}: images of {', '.join(found)}; model.input {model.input} with a codec of stride {stride}"

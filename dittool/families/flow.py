@@ -23,8 +23,9 @@ from dittool.console import Talk
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
 from dittool.data.provenance import Provenance
+from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.index import HOLDOUT, TRAIN
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
 from dittool.devices import as_in_training, in_parts
 from dittool.encoders import known
@@ -58,7 +59,7 @@ class Evaluation:
     values can be compared.
     """
 
-    def __init__(self, shards: ShardSet, refs: list[SampleRef], norm: LatentNorm, config: Config) -> None:
+    def __init__(self, shards: ShardSet, refs: Sequence[SampleRef], norm: LatentNorm, config: Config) -> None:
         patch_size = shards.card.image.patch_size
         by_bucket = defaultdict(list)
         for ref in representative(refs, _LARGEST_EVALUATION, "evaluation"):
@@ -111,7 +112,7 @@ class FlowData:
     config: Config
     folder: Path
     provenance: Provenance
-    refs: list[SampleRef]  # the training samples
+    refs: Samples  # the training samples
     stream: BatchStream
     device: torch.device
     evaluation: Evaluation | None  # None: nothing is held out, or nobody asks
@@ -143,7 +144,7 @@ def open_data(config: Config, folder: Path, ranks: Ranks) -> FlowData:
 
 
 def training_stream(
-    config: Config, shards: ShardSet, refs: list[SampleRef], provenance: Provenance, ranks: Ranks
+    config: Config, shards: ShardSet, refs: Samples, provenance: Provenance, ranks: Ranks
 ) -> BatchStream:
     """The run's micro-batches, this process's share of each: of one size, or of as many samples of each bucket as a
     budget of latent tokens allows.
@@ -155,7 +156,7 @@ def training_stream(
     else:
         assert train.tokens_per_batch is not None  # the schema wants one of the two
         cell = shards.card.vae.stride * config.model.patch_size
-        buckets = sorted({ref.bucket for ref in refs})
+        buckets = sorted(refs.bucket_counts())
         sizes = sizes_within(train.tokens_per_batch, buckets, cell, train.batch_multiple or 1)
     return BatchStream(
         shards,
@@ -237,7 +238,7 @@ def kinds(data: FlowData) -> list[BatchKind[Batch]]:
     stream, refs, found = data.stream, data.refs, []
     of_batch = partial(_bucket_of_batch, data)
     shares = Counter(of_batch(number) for number in range(_LOOKED_AT))
-    samples = Counter(ref.bucket for ref in refs)
+    samples = refs.bucket_counts()
     for name, times in shares.items():
         batch = stream[next(number for number in count() if of_batch(number) == name)]
         tokens = batch.latents[0, 0].numel() // data.config.model.patch_size**2
@@ -264,7 +265,7 @@ def require_features(config: Config, shards: ShardSet) -> None:
                 "embed with this preset into another folder, or say what the data are:"
                 f" {command_line('-s', f'encoders.{made.kind}={made.id}')}",
             )
-    buckets = map(Bucket.from_name, sorted({ref.bucket for ref in shards.samples}))
+    buckets = map(Bucket.from_name, sorted(shards.samples.bucket_counts()))
     require_whole_tokens(buckets, card.vae.stride, config.model.patch_size, str(shards.folder))
 
 

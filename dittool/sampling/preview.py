@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ def draw_preview(shards_folder: Path) -> Callable[[Pipeline, Path], None]:
         shards = ShardSet.open(shards_folder)
         if not chosen:
             refs = shards.split("holdout") or shards.samples
-            bucket = max({ref.bucket for ref in refs}, key=lambda name: sum(ref.bucket == name for ref in refs))
-            chosen.extend([ref for ref in refs if ref.bucket == bucket][:_COLUMNS])
+            bucket = refs.bucket_counts().most_common(1)[0][0]
+            chosen.extend(islice((ref for ref in refs if ref.bucket == bucket), _COLUMNS))
         samples = [shards.read(ref, pipeline.config.model.patches) for ref in chosen]
         latents, conditions = collate(samples, pipeline.data.norm, pipeline.image_patch_size)
         made = pipeline.latents(

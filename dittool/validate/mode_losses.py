@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import HOLDOUT, TRAIN
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.devices import as_in_training, in_parts
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket

@@ -26,8 +26,9 @@ from dittool.ckpt.run_log import read_log
 from dittool.console import SILENT, Talk
 from dittool.data.identity import IdentityCard, differences
 from dittool.data.provenance import Provenance
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import HOLDOUT, TRAIN
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError, DitError, UsageError, from_os_error
 from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline
@@ -306,7 +307,7 @@ def _backbone(configured: str | None) -> str | Path | None:
 
 
 def _smallest_side(shards: ShardSet) -> int:
-    return min(min(parse_size(name)) for name in {ref.bucket for ref in shards.samples})
+    return min(min(parse_size(name)) for name in shards.samples.bucket_counts())
 
 
 @contextmanager

@@ -17,8 +17,9 @@ import numpy as np
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import HOLDOUT, TRAIN
-from dittool.data.shards.read import Sample, SampleRef, ShardSet
+from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.stream import collate
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket

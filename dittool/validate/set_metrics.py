@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dittool.data.shards.read import SampleRef, ShardSet
+from dittool.data.shards.columns import SampleRef
+from dittool.data.shards.read import ShardSet
 from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline

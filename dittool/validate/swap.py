@@ -28,7 +28,8 @@ from PIL import Image
 from torch import Tensor
 
 from dittool.data.records import Record
-from dittool.data.shards.read import Sample, SampleRef
+from dittool.data.shards.columns import SampleRef
+from dittool.data.shards.read import Sample
 from dittool.geometry import Bucket
 from dittool.seeding import derive_seed
 from dittool.storage import output_folder, write_atomic

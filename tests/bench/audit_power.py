@@ -33,7 +33,7 @@ from dittool.audit.rules import D3_alignment as D3
 from dittool.audit.subject import Data
 from dittool.data.alignment import Observed, align, observe
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
-from dittool.data.shards.read import SampleRef
+from dittool.data.shards.columns import SampleRef
 from dittool.demo.drawing import draw_scene, plan_scenes
 from dittool.encoders.image import DinoEncoder
 from dittool.encoders.torchvision_remedy import ensure_torchvision

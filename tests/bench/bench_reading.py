@@ -33,7 +33,8 @@ import torch
 from dittool.data.identity import IdentityCard
 from dittool.data.normalisation import LatentNorm
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
-from dittool.data.shards.index import SampleRef, ShardIndex, index_shard, write_index
+from dittool.data.shards.columns import SampleRef
+from dittool.data.shards.index import ShardIndex, index_shard, write_index
 from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.stream import BatchPlan, collate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from dittool.data.choice import representative
-from dittool.data.shards.index import SampleRef
+from dittool.data.shards.columns import SampleRef
 
 
 def refs(**counts: int) -> list[SampleRef]:

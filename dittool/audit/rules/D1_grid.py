@@ -26,7 +26,7 @@ from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Data
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shards.read import SampleRef
+from dittool.data.shards.columns import SampleRef
 from dittool.encoders.cards import ImageCard, TextCard, VaeCard
 from dittool.geometry import Bucket
 

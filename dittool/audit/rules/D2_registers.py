@@ -37,7 +37,7 @@ from dittool.audit.subject import Data
 from dittool.data.alignment import IDENTITY, Aligned, align
 from dittool.data.patch_storage import POOLED
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES
-from dittool.data.shards.read import SampleRef
+from dittool.data.shards.columns import SampleRef
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D2", "registers", "error", ("data",), "0.1"
 

@@ -27,7 +27,7 @@ from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Data
 from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
-from dittool.data.shards.read import SampleRef
+from dittool.data.shards.columns import SampleRef
 from dittool.encoders.cards import VaeCard
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D6", "values", "error", ("data",), "0.1"

@@ -25,8 +25,8 @@ from dittool.audit.near_latents import Coarse, coarse, near_pairs
 from dittool.audit.rule import Finding, passed, warned
 from dittool.audit.subject import Data
 from dittool.data.records import LATENT
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import TRAIN
-from dittool.data.shards.read import SampleRef
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D9", "balance", "warning", ("data",), "0.1"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dittool.data.records import Record
-from dittool.data.shards.index import INDEX_NAME, read_index, refs_of
+from dittool.data.shards.index import INDEX_NAME, read_index, samples_of
 from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.shell import command_line
 from dittool.storage import free_name_beside, read_json
@@ -44,7 +44,7 @@ def require_same_images(out: Path, source: str, records: list[Record]) -> None:
         index = read_index(out)
     except (BadDataError, UnsafeFileError):
         return
-    ids = {ref.id for ref in refs_of(out, replace(index, shards=index.shards[:1]))}
+    ids = {ref.id for ref in samples_of(out, replace(index, shards=index.shards[:1]))}
     if index.source != source and len(ids & {record.id for record in records}) < len(ids) / 2:
         raise UsageError(
             f"{out}: holds shards of other images, of {index.source}; these are of {source}",

@@ -10,14 +10,17 @@ are refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dittool.data.identity import IdentityCard
+from dittool.data.shards.columns import FORMAT, Columns, Members, Samples
+from dittool.data.shards.shared_files import shared_file
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UnsafeFileError
@@ -31,18 +34,9 @@ TRAIN, HOLDOUT = "train", "holdout"
 STEMS = {TRAIN: "shard", HOLDOUT: "holdout"}  # of the names of tars: holdout-000000.tar
 
 AGAIN = "copy the set again; one that was made here is made again with: dit shard"
+_SHARED_FROM = 20_000  # samples: fewer are listed anew by each process, in a fraction of a second
+_MOST_COLUMNS = 16 * 2**30  # bytes of columns in the cache folder
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # http: s3: pipe:
-
-
-@dataclass(frozen=True)
-class SampleRef:
-    """Where one sample lies."""
-
-    id: str
-    bucket: str  # "WIDTHxHEIGHT"
-    split: str  # train or holdout
-    shard: str  # path of the tar, relative to the set
-    members: dict[str, tuple[int, int]]  # suffix → (offset, size)
 
 
 @dataclass(frozen=True)
@@ -219,25 +213,46 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     write_json(folder / INDEX_NAME, index.to_json())
 
 
-def refs_of(folder: Path, index: ShardIndex) -> list[SampleRef]:
-    """Every sample of the set, in the order of the rows. Raises `BadDataError` when a shard's size or list of
-    members is not the index's.
+def samples_of(folder: Path, index: ShardIndex) -> Samples:
+    """Every sample of the set, in the order of the rows; of a large set from columns that were made when it was first
+    opened. Raises `BadDataError` when a shard's size or list of members is not the index's.
     """
-    refs = []
+    key = hashlib.sha256(FORMAT.encode())
     for row in index.shards:
         tar = folder / row.path
-        if not tar.is_file() or tar.stat().st_size != row.bytes:
-            size = f"{tar.stat().st_size:,} bytes" if tar.is_file() else "missing"
-            raise BadDataError(f"{tar}: {size}, the index says {row.bytes:,} bytes", AGAIN)
+        if not tar.is_file() or (size := tar.stat().st_size) != row.bytes:
+            found = f"{size:,} bytes" if tar.is_file() else "missing"
+            raise BadDataError(f"{tar}: {found}, the index says {row.bytes:,} bytes", AGAIN)
+        # a list that was edited or damaged has another size or time than the one that was read
+        stat = members_path(tar).stat()
+        key.update(json.dumps([*asdict(row).values(), stat.st_size, stat.st_mtime_ns]).encode())
+    columns = None
+    if sum(row.count for row in index.shards) >= _SHARED_FROM:
+        columns = _shared_columns(folder, index, key.hexdigest())
+    columns = columns or Columns.build(_listed(folder, index))
+    return Samples(columns, columns.shards)
+
+
+def _shared_columns(folder: Path, index: ShardIndex, key: str) -> Columns | None:
+    """Columns that all processes of this machine map; None where no cache folder takes them."""
+    path = shared_file(f"{key}.columns", lambda file: Columns.build(_listed(folder, index)).write(file), _MOST_COLUMNS)
+    return None if path is None else Columns.mapped(path)
+
+
+def _listed(folder: Path, index: ShardIndex) -> Iterator[tuple[str, str, str, list[tuple[str, Members]]]]:
+    """Path, bucket, split and samples of each shard, by its list of members."""
+    for row in index.shards:
+        tar = folder / row.path
         members = read_json(members_path(tar))
         if not isinstance(members, dict) or len(members) != row.count:
             listed = (
                 f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"
             )
             raise BadDataError(f"{members_path(tar)}: {listed} listed, the index says {row.count}", AGAIN)
-        for key, places in members.items():
-            refs.append(SampleRef(key, row.bucket, row.split, row.path, _checked_places(tar, key, places, row.bytes)))
-    return refs
+        checked: list[tuple[str, Members]] = [
+            (key, _checked_places(tar, key, places, row.bytes)) for key, places in members.items()
+        ]
+        yield row.path, row.bucket, row.split, checked
 
 
 def _checked_places(tar: Path, key: str, places: Any, size: int) -> dict[str, tuple[int, int]]:

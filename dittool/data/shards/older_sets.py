@@ -30,11 +30,11 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard
 from dittool.data.patch_storage import FP16, FP32, INT8, POOLED, STORED_DTYPE, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT
+from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import (
     HOLDOUT,
     INDEX_NAME,
     TRAIN,
-    SampleRef,
     ShardIndex,
     index_shard,
     split_by_name,

@@ -28,14 +28,14 @@ from dittool.data.records import (
     Record,
     record_from_json,
 )
+from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.index import (
     AGAIN,
     INDEX_NAME,
-    SampleRef,
     ShardIndex,
     read_index,
-    refs_of,
     require_local,
+    samples_of,
     scan_tar,
     split_by_name,
 )
@@ -73,10 +73,13 @@ class ShardSet:
     """An opened shards folder."""
 
     folder: Path
-    samples: list[SampleRef]
+    samples: Samples
     index: ShardIndex | None  # None: a set without index.json
     storage: str = FP16  # of the patches in a set without index.json
     _files: OpenFiles = field(default_factory=OpenFiles, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.samples = Samples.of(self.samples)
 
     @staticmethod
     def open(folder: Path) -> ShardSet:
@@ -86,12 +89,12 @@ class ShardSet:
             hint = "check the path (--data), or make shards with: dit embed IMAGES, then dit shard"
             raise UsageError(f"{folder}: no such folder of shards", did_you_mean(folder, hint))
         if not (folder / INDEX_NAME).is_file():
-            return ShardSet(folder, _scan(folder), None)
+            return ShardSet(folder, Samples.of(_scan(folder)), None)
         index = read_index(folder)
-        return ShardSet(folder, refs_of(folder, index), index)
+        return ShardSet(folder, samples_of(folder, index), index)
 
-    def split(self, name: str) -> list[SampleRef]:
-        return [ref for ref in self.samples if ref.split == name]
+    def split(self, name: str) -> Samples:
+        return self.samples.of_split(name)
 
     @property
     def card(self) -> IdentityCard:

@@ -12,11 +12,9 @@ B samples of a batch · C H W latent · L longest caption of the batch, rounded 
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +24,9 @@ from torch.utils.data import Dataset
 from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import stored_grid
 from dittool.data.records import TEXT
-from dittool.data.shards.read import Sample, SampleRef, ShardSet
+from dittool.data.shards.columns import SampleRef, Samples
+from dittool.data.shards.order import NO_SAMPLES, BatchPlan
+from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.read_ahead import read_ahead, tensor_bytes
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import parse_size, patch_grid
@@ -34,7 +34,6 @@ from dittool.models.conditioning import Conditions
 from dittool.seeding import derive_seed
 
 _MOST_PASSES = 100  # over the training set in one batch; a few are asked for where one image is learned by heart
-NO_SAMPLES = "no training samples", "add images, or lower the hold-out share"
 _TEXT_MULTIPLE = 8  # captions of a batch are padded to a multiple of this, so that few shapes occur
 
 
@@ -85,70 +84,6 @@ class Batch:
         return replace(self, conditions=self.conditions.map(Tensor.pin_memory), **pinned)
 
 
-class BatchPlan:
-    """Which samples stand in micro-batch n. Pure arithmetic on (seed, n): nothing to save, nothing to restore."""
-
-    def __init__(self, buckets: Sequence[str], batch_size: int | Mapping[str, int], seed: int) -> None:
-        """`buckets`: the bucket of each sample, by sample index. `batch_size`: of every batch, or of the batches of
-        each bucket.
-        """
-        if not buckets:
-            raise BadDataError(*NO_SAMPLES)
-        self._members = {
-            name: [i for i, bucket in enumerate(buckets) if bucket == name] for name in sorted(set(buckets))
-        }
-        self.sizes = {name: batch_size if isinstance(batch_size, int) else batch_size[name] for name in self._members}
-        self._seed = seed
-        # micro-batches and samples before each epoch, extended as needed
-        self._epoch_batches, self._epoch_samples = [0], [0]
-        self._passes = lru_cache(maxsize=2 * len(self._members) + 2)(self._shuffled_pass)
-        self._orders = lru_cache(maxsize=2)(self._epoch_order)
-
-    def batch(self, number: int) -> list[int]:
-        """Sample indices of micro-batch `number`, all of one bucket."""
-        bucket, ordinal, _ = self._place(number)
-        members, size = self._members[bucket], self.sizes[bucket]
-        places = range(ordinal * size, (ordinal + 1) * size)
-        return [members[self._passes(bucket, place // len(members))[place % len(members)]] for place in places]
-
-    def samples_before(self, number: int) -> int:
-        """Samples in micro-batches 0 to `number` − 1: the global index of the first sample of micro-batch `number`."""
-        return self._place(number)[2]
-
-    def epoch_of(self, number: int) -> int:
-        """The epoch that micro-batch `number` belongs to."""
-        while self._epoch_batches[-1] <= number:
-            ranges = self._epoch_ranges(len(self._epoch_batches) - 1)
-            self._epoch_batches.append(self._epoch_batches[-1] + sum(last - first for _, first, last in ranges))
-            self._epoch_samples.append(
-                self._epoch_samples[-1] + sum((last - first) * self.sizes[name] for name, first, last in ranges)
-            )
-        return bisect_right(self._epoch_batches, number) - 1  # of several that begin here, all but the last are empty
-
-    def _place(self, number: int) -> tuple[str, int, int]:
-        """Bucket of micro-batch `number`, its ordinal there, and the samples before it."""
-        epoch = self.epoch_of(number)
-        bucket, ordinal, before = self._orders(epoch)[number - self._epoch_batches[epoch]]
-        return bucket, ordinal, self._epoch_samples[epoch] + before
-
-    def _epoch_ranges(self, epoch: int) -> list[tuple[str, int, int]]:
-        """For each bucket the ordinals [first, last) of its batches that end in this epoch's pass."""
-        return [
-            (name, epoch * len(m) // self.sizes[name], (epoch + 1) * len(m) // self.sizes[name])
-            for name, m in self._members.items()
-        ]
-
-    def _epoch_order(self, epoch: int) -> list[tuple[str, int, int]]:
-        """The epoch's batches in order: bucket, ordinal, samples of the epoch before it."""
-        batches = [(name, ordinal) for name, first, last in self._epoch_ranges(epoch) for ordinal in range(first, last)]
-        shuffled = [batches[i] for i in _permutation(len(batches), derive_seed(self._seed, "batches", epoch))]
-        before = itertools.accumulate((self.sizes[name] for name, _ in shuffled), initial=0)
-        return [(name, ordinal, count) for (name, ordinal), count in zip(shuffled, before, strict=False)]
-
-    def _shuffled_pass(self, bucket: str, which: int) -> list[int]:
-        return _permutation(len(self._members[bucket]), derive_seed(self._seed, "samples", bucket, which))
-
-
 def sizes_within(tokens_per_batch: int, buckets: Iterable[str], cell: int, multiple: int = 1) -> dict[str, int]:
     """Samples in a batch of each bucket, so that a batch holds at most so many latent tokens: ⌊budget / tokens of the
     bucket⌋, at least 1.
@@ -166,17 +101,13 @@ def sizes_within(tokens_per_batch: int, buckets: Iterable[str], cell: int, multi
     return sizes
 
 
-def _permutation(count: int, seed: int) -> list[int]:
-    return np.random.Generator(np.random.PCG64(seed)).permutation(count).tolist()
-
-
 class BatchStream(Dataset):
     """`stream[n]` is micro-batch n, or one rank's equal share of it."""
 
     def __init__(
         self,
         shards: ShardSet,
-        refs: list[SampleRef],
+        refs: Sequence[SampleRef],
         norm: LatentNorm,
         batch_size: int | Mapping[str, int],
         seed: int,
@@ -188,7 +119,8 @@ class BatchStream(Dataset):
         """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without
         `patches` they are not read. `accumulate` micro-batches make a step.
         """
-        self.plan = BatchPlan([ref.bucket for ref in refs], batch_size, seed)
+        refs = Samples.of(refs)
+        self.plan = BatchPlan(refs, batch_size, seed)
         for bucket, size in self.plan.sizes.items():
             require_few_passes(size, f"samples of bucket {bucket}", len(refs))
             if size % ranks:
@@ -247,10 +179,7 @@ class BatchStream(Dataset):
     @cached_property
     def largest_batch(self) -> int:
         """Bytes of this process's share of the largest micro-batch, as a worker hands it over."""
-        longest: dict[str, SampleRef] = {}  # by bucket the sample of the longest caption
-        for ref in self._refs:
-            if ref.bucket not in longest or _text_bytes(ref) > _text_bytes(longest[ref.bucket]):
-                longest[ref.bucket] = ref
+        longest = self._refs.largest(TEXT.member)  # the sample of the longest caption
         return max(
             size // self._ranks * self._bytes_of_a_sample(longest[bucket]) for bucket, size in self.plan.sizes.items()
         )
@@ -258,10 +187,6 @@ class BatchStream(Dataset):
     def _bytes_of_a_sample(self, ref: SampleRef) -> int:
         latents, conditions = collate([self._shards.read(ref, self._patches)], self._norm, self._patch_size)
         return 2 * tensor_bytes(latents) + tensor_bytes(conditions) + 16  # noise; timestep and mode
-
-
-def _text_bytes(ref: SampleRef) -> int:
-    return ref.members[TEXT.member][1] if TEXT.member in ref.members else 0
 
 
 def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tuple[Tensor, Conditions]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.shards.index import INDEX_NAME, SampleRef, ShardRow, members_path, scan_tar
+from dittool.data.shards.columns import SampleRef
+from dittool.data.shards.index import INDEX_NAME, ShardRow, members_path, scan_tar
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.statistics import SetStatistics, ShardStatistics, widths_of
 from dittool.encoders.cards import FeatureWidths

@@ -49,7 +49,7 @@ def as_webdataset(folder: str | Path, split: str = TRAIN, bucket: str | None = N
     shards = ShardSet.open(Path(folder))
     chosen = [ref for ref in shards.split(split) if bucket in (None, ref.bucket)]
     if not chosen:
-        known = sorted({f"{ref.split} {ref.bucket}" for ref in shards.samples})
+        known = sorted({f"{shard.split} {shard.bucket}" for shard in shards.samples.shards})
         wanted = split if bucket is None else f"{split} {bucket}"
         raise UsageError(f"{folder}: no sample of {wanted}", f"there are {', '.join(known)}")
     buckets = {str(shards.folder / ref.shard): ref.bucket for ref in chosen}
