@@ -54,6 +54,7 @@ BUILT_IN = {
     "validate": "Judge a checkpoint: three tests, a verdict, a report.",
     "sample": "Draw images with a trained model (its EMA weights).",
     "inspect-ckpt": "Show what is in a checkpoint without running any of it.",
+    "average": "Average weights over a length chosen after training.",
     "warmstart": "Carry old weights over to another architecture.",
     "presets": "List the presets, or print one.",
     "bench": "Measure this machine on a preset.",

@@ -70,6 +70,7 @@ LINES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("{place} --export weights.safetensors", (PT,)),
         ("{place} --tree", (PT,)),
     ],
+    "average": [("{place} --width 0.1", (GONE,))],
     "warmstart": [
         ("{place} --preset demo --out init.safetensors", (PT, GONE)),
         ("{place} --preset demo --out new/init.safetensors", (PT,)),

@@ -112,7 +112,7 @@ def save_checkpoint(
     )
     require_free(folder, needed, f"the checkpoint of step {step}", again)
     try:
-        digest, size = _write(path, state)
+        digest, size = write_pt(path, state)
         check_own(path)  # what this program cannot read back must not count
         write_json(sidecar_path(path), asdict(Sidecar(path.name, size, digest, step, summary)))
     except OSError as error:
@@ -270,7 +270,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     write_atomic(path, content)
 
 
-def _write(path: Path, state: Mapping[str, object]) -> tuple[str, int]:
+def write_pt(path: Path, state: Mapping[str, object]) -> tuple[str, int]:
     """Writes the state and returns sha256 and size of the bytes that were meant, so that a disk's fault shows later."""
     written: list[_HashingWriter] = []
 

@@ -264,10 +264,13 @@ class Ema(Section):
     target: Annotated[float, Field(gt=0, lt=1)] = 0.9999
     warmup: Literal["power", "linear"] = "power"  # power: (1+n)/(10+n); linear: 0 to target over warmup_steps
     warmup_steps: Positive | None = None
+    # relative widths of further averages in each checkpoint, from which one of any length is made afterwards
+    averages: list[Annotated[float, Field(gt=0, le=0.25)]] = []
 
     @model_validator(mode="after")
     def _warmup(self) -> Ema:
         require(
+            (len(set(self.averages)) == len(self.averages), "a width stands in averages twice"),
             (self.warmup != "linear" or self.warmup_steps is not None, 'warmup = "linear" needs warmup_steps'),
             (
                 self.warmup != "power" or self.warmup_steps is None,

@@ -47,6 +47,23 @@ def ema_decay(updates: int, ema: Ema) -> float:
     return min(ema.target, (1 + updates) / (10 + updates))
 
 
+def power_exponent(width: float) -> float:
+    """γ of the power function n^γ whose deviation is `width` of the past's length: σ² = (γ + 1)/((γ + 2)²·(γ + 3))
+    (arXiv 2312.02696, eq. 126), for 0 < σ ≤ 0.28.
+    """
+    low, high = 0.0, 1 / width
+    for _ in range(100):
+        middle = (low + high) / 2
+        wider = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > width**2
+        low, high = (middle, high) if wider else (low, middle)
+    return low
+
+
+def power_decay(updates: int, width: float) -> float:
+    """The decay of update number `updates`, counted from 0, of an average of this relative width."""
+    return (1 - 1 / (updates + 1)) ** (power_exponent(width) + 1)
+
+
 def is_decayed(name: str, dimensions: int) -> bool:
     """Whether weight decay acts on a parameter: not on norm gains, biases and null tokens, where a pull to zero has
     no meaning.

@@ -314,6 +314,7 @@ def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:
     rate = state.optimizer.update(state.step)
     state.model.zero_grad(set_to_none=True)
     state.ema.update(state.model, state.step)
+    state.averages.update(state.model, state.step)
     state.step += 1
     return StepFigures(mean, grad_norm, rate, waited, samples, losses)
 

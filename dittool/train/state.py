@@ -17,6 +17,7 @@ from dittool.data.provenance import Provenance
 from dittool.errors import BadDataError, UsageError
 from dittool.families.family import TrainingData, family_of
 from dittool.seeding import derive_seed
+from dittool.train.averages import PowerAverages
 from dittool.train.distributed import Ranks, gathered, parts_like
 from dittool.train.optim import EmaModel, Optimizer
 
@@ -40,6 +41,7 @@ class TrainState:
             compile_blocks(self.model)
         for model in (self.model, self.ema.model):
             ranks.shard(model)
+        self.averages = PowerAverages(self.model, config.ema.averages)
         self.replica = ranks.replica(self.model)  # the same weights; its backward averages gradients over the processes
         self.optimizer = Optimizer(self.model, config.train, ranks)
         self.step = 0  # optimizer updates made
@@ -80,6 +82,7 @@ class TrainState:
             "skipped_updates": self.skipped_updates,
             "rng": {"torch": torch.get_rng_state()},
             "data": self.data.provenance.to_json(),
+            **gathered(self.averages.state()),
             **self.family.state(self.data),
         }
 
@@ -89,6 +92,7 @@ class TrainState:
         """
         for model, part in ((self.model, "model"), (self.ema.model, "ema")):
             model.load_state_dict(parts_like(checkpoint[part], model.state_dict()))
+        self.averages.load(checkpoint.get("snapshots", {}), self.model, checkpoint["step"])
         self.optimizer.load(checkpoint["optimizer"])
         self.step, self.samples_seen = checkpoint["step"], checkpoint["samples_seen"]
         self.skipped_updates = checkpoint.get("skipped_updates", 0)  # format version 1 did not always have it

@@ -31,6 +31,7 @@ KEYS = {
     "timesteps": ["flow.timestep_sampling=mode", "flow.shift=per-bucket"],
     "constant": ["train.schedule=constant"],
     "wsd": ["train.schedule=wsd", "train.cooldown_steps=1"],
+    "averages": ["ema.averages=[0.05, 0.1]"],
     "block": [
         "model.mlp=swiglu",
         "model.norm=rms",

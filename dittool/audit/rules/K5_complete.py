@@ -59,6 +59,9 @@ def check(subject: Checkpoint) -> list[Finding]:
         faults.append(f"the optimizer lacks moments of {len(lacking)} parameters, first {lacking[0]}")
     if lacking := [key for key in _DATA_KEYS if key not in content["data"]]:
         faults.append(f"of the data it does not remember {', '.join(lacking)}")
+    widths = [] if view.config is None else [f"{width:g}" for width in view.config.ema.averages]
+    if lacking := [width for width in widths if width not in content.get("snapshots", {}).get("weights", {})]:
+        faults.append(f"it lacks the averages of width {', '.join(lacking)}")
     if not content["rng"]:
         faults.append("the random state is empty")
     if view.resolved is not None and view.config is not None:

@@ -49,6 +49,7 @@ _USUAL: dict[str, list[object]] = {  # values of keys that are neither numbers n
     "guidance_interval": [[0.2, 0.6]],
     "shift": [1.0],
     "guidance_norm": [1e-3],
+    "averages": [[0.05, 0.1], [0.2]],
 }
 
 
@@ -143,6 +144,7 @@ _OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
     "flow": {"timesteps": lambda config, _: _timesteps(config)},
     "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
     "ema": {"decay": _decays},
+    "ema.averages": {"decay": lambda config, _: [schedule.power_decay(99, width) for width in config.ema.averages]},
     "sample": {"latents drawn": lambda config, network: _drawn(config, network).flatten().tolist()},
     "sample.cfg_weak": {"latents drawn away from an untrained model": _drawn_from_weak},
     **{f"train.{key}": _SCHEDULE for key in ("steps", "lr", "min_lr", "warmup_steps", "schedule", "cooldown_steps")},
