@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from dittool.config.values import Counted, Positive, PositiveFloat, Share, Shift, Size, Whole, require, whole_number
 from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
 
 # Pairs of keys of which exactly one is given: a derived preset or an override that gives the one takes the other away.
@@ -20,42 +21,6 @@ EXCLUSIVE: dict[tuple[str, ...], str] = {
     ("train", "batch_size"): "tokens_per_batch",
     ("train", "tokens_per_batch"): "batch_size",
 }
-
-
-PER_BUCKET = "per-bucket"  # of `flow.shift`
-
-
-def _checked_size(text: str) -> str:
-    parse_size(text)
-    return text
-
-
-def _checked_shift(value: float | str) -> float | str:
-    if value == PER_BUCKET or (isinstance(value, float) and value > 0):
-        return value
-    raise ValueError(f"must be a number above 0 or '{PER_BUCKET}', not {value!r}")
-
-
-def require(*rules: tuple[bool, str]) -> None:
-    """Raises ValueError with the texts of all rules that do not hold."""
-    if broken := "; ".join(text for holds, text in rules if not holds):
-        raise ValueError(broken)
-
-
-def _whole_number(value: object) -> object:
-    """1e3 is TOML's 1000.0, and whoever writes it for a number of steps means 1000."""
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
-
-
-_EXACT = 2**53  # above it a float is no exact count
-_LARGEST = 2**63 - 1  # of TOML, and of a tensor
-Whole = Annotated[int, BeforeValidator(_whole_number)]
-Positive = Annotated[Whole, Field(gt=0, le=_LARGEST)]
-Counted = Annotated[Whole, Field(ge=0, le=_LARGEST)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Shift = Annotated[float | str, AfterValidator(_checked_shift)]
-Size = Annotated[str, AfterValidator(_checked_size)]
 
 
 # Where the captions of images stand: docs/sources.md
@@ -218,7 +183,7 @@ class Train(Section):
         """wsd without a length of its cooldown has a fifth of the steps."""
         if not isinstance(values, dict) or values.get("schedule") != "wsd" or values.get("cooldown_steps") is not None:
             return values
-        steps = _whole_number(values.get("steps"))
+        steps = whole_number(values.get("steps"))
         return values | {"cooldown_steps": max(steps // 5, 1)} if isinstance(steps, int) else values
 
     @model_validator(mode="before")

@@ -1,0 +1,44 @@
+"""Kinds of values that sections of a configuration are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from dittool.geometry import parse_size
+
+PER_BUCKET = "per-bucket"  # of `flow.shift`
+
+
+def _checked_size(text: str) -> str:
+    parse_size(text)
+    return text
+
+
+def _checked_shift(value: float | str) -> float | str:
+    if value == PER_BUCKET or (isinstance(value, float) and value > 0):
+        return value
+    raise ValueError(f"must be a number above 0 or '{PER_BUCKET}', not {value!r}")
+
+
+def require(*rules: tuple[bool, str]) -> None:
+    """Raises ValueError with the texts of all rules that do not hold."""
+    if broken := "; ".join(text for holds, text in rules if not holds):
+        raise ValueError(broken)
+
+
+def whole_number(value: object) -> object:
+    """1e3 is TOML's 1000.0, and whoever writes it for a number of steps means 1000."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
+
+
+_EXACT = 2**53  # above it a float is no exact count
+_LARGEST = 2**63 - 1  # of TOML, and of a tensor
+Whole = Annotated[int, BeforeValidator(whole_number)]
+Positive = Annotated[Whole, Field(gt=0, le=_LARGEST)]
+Counted = Annotated[Whole, Field(ge=0, le=_LARGEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Shift = Annotated[float | str, AfterValidator(_checked_shift)]
+Size = Annotated[str, AfterValidator(_checked_size)]
