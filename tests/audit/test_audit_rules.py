@@ -47,14 +47,21 @@ def test_no_rule_finds_a_fault_in_what_is_clean(clean, target):
     assert [judged for judged in result.findings if judged.finding.status not in ("pass", "skip")] == []
 
 
-@pytest.mark.parametrize("preset", preset_names())
+LARGE = {"base", "large", "medium", "drift-b2", "drift-b2-paper", "drift-l2", "drift-l2-paper", "drift-mae"}
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in preset_names()]
+)
 def test_every_shipped_preset_is_clean(preset):
     result = audit_subject(open_subject(preset), list(RULES.values()))
     assert not result.crashes
     skipped = {judged.rule.code for judged in result.findings if judged.finding.status == "skip"}
     assert {judged.finding.status for judged in result.findings} <= {"pass", "skip"}
     assert skipped <= {"C1"}  # keys that act only while a run trains
-    assert result.counts["pass"] >= {"dit": 8, "drift": 7, "drift-toy": 2}[load_config(preset).model.arch]
+    assert (
+        result.counts["pass"] >= {"dit": 8, "drift": 7, "drift-toy": 2, "latent-mae": 2}[load_config(preset).model.arch]
+    )
 
 
 def test_every_rule_passes_on_something_clean(clean):

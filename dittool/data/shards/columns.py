@@ -27,7 +27,7 @@ import numpy as np
 
 from dittool.errors import BadDataError, StorageError
 
-FORMAT = "dit columns 1"
+FORMAT = "dittool columns 1"
 _PLACE = np.dtype([("offset", "<i8"), ("size", "<u4")])  # packed: 12 bytes
 _DTYPES: dict[str, np.dtype] = {
     "text_ends": np.dtype("<i8"),
