@@ -37,7 +37,7 @@ def clean(tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("clean")
     config = load_config("demo", SMALL_RUN)
-    draw_dataset(root / "images", IMAGES, seed=1)
+    draw_dataset(root / "images", IMAGES, seed=2)
     embed(root / "images", root / "derived", config)
     shard(root / "derived", root / "shards", shard_size=20)
     train(config, root / "shards", root / "run")
