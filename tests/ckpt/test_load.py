@@ -27,6 +27,7 @@ from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.untrusted.tensor_spec import TensorSpec
 from tests.untrusted.disguised import DISGUISED
+from tests.untrusted.disguised_tensors import STORAGES
 from tests.untrusted.handmade import (
     END,
     FOUR_FLOATS,
@@ -121,9 +122,9 @@ def test_the_refusal_names_the_global(tmp_path):
 
 
 @pytest.mark.row(57)
-@pytest.mark.parametrize("name", [*HOSTILE, *HIDDEN, *DISGUISED])
+@pytest.mark.parametrize("name", [*HOSTILE, *HIDDEN, *DISGUISED, *STORAGES])
 def test_a_hostile_pickle_is_refused_by_name(tmp_path, tripwire, name):
-    body, said = {**HOSTILE, **HIDDEN, **DISGUISED}[name]
+    body, said = {**HOSTILE, **HIDDEN, **DISGUISED, **STORAGES}[name]
     with pytest.raises(UnsafeFileError, match=re.escape(said)):
         check_pt(pt(tmp_path / "a.pt", program(body), FOUR_FLOATS))
 
