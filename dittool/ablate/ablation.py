@@ -6,19 +6,21 @@ import time
 from pathlib import Path
 
 from dittool.ablate.page import write_page, write_results
-from dittool.ablate.plan import BASE, Rows
+from dittool.ablate.plan import BASE, Plan, Rows
 from dittool.ablate.results import Results, planned, summarised, updates_at_equal_time
 from dittool.ablate.runs import Run, Work, claim
-from dittool.config.architectures import AnyConfig
+from dittool.config.architectures import AnyConfig, of_kind
+from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.shards.index import HOLDOUT
 from dittool.data.shards.read import ShardSet
 from dittool.devices import device_of_choice
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, UsageError, listed
 from dittool.families.family import family_of
 from dittool.shell import command_line
 from dittool.storage import folder_lock, nothing_left_of_refusal, output_folder
 from dittool.train.distributed import Ranks
+from dittool.validate.run import ValidateOptions
 from dittool.validate.text_edit import CaptionChecker
 
 _SECONDS_BETWEEN_PAGES = 30
@@ -31,6 +33,7 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: Capt
     Raises what `train` raises for the base; a variant that fails is a row with its reason.
     """
     first = rows.config(BASE, rows.plan.seeds[0], rows.updates)
+    _require_judgeable(rows.plan, first, checker)
     _require_measurable(first, data)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         claim(out, rows, data)
@@ -50,6 +53,22 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: Capt
             results = summarised(work, best.name)
         write_page(results)
         return results
+
+
+def _require_judgeable(plan: Plan, config: AnyConfig, checker: CaptionChecker | None) -> None:
+    """Raises `UsageError` for tests and scenes that no run of the plan could be judged by, before any is trained."""
+    if not plan.tests and not plan.scenes:
+        return
+    of_kind(config, plan.base, "tests and scenes are of models with captions", Config)
+    if plan.tests:
+        ValidateOptions(plan.tests)
+    if plan.scenes and (checker is None or checker.scenes is None):
+        raise UsageError("scenes: nothing here reads pictures back", "give ablate(…, checker=SCENE_CHECKER)")
+    if plan.target is not None and checker and plan.target_attribute not in checker.attributes:
+        raise UsageError(
+            f"target_attribute: the checker reads no '{plan.target_attribute}'",
+            f"there are {listed(checker.attributes)}",
+        )
 
 
 def _require_measurable(config: AnyConfig, data: Path) -> None:

@@ -18,7 +18,7 @@ from dittool.ablate.runs import Run
 from dittool.ckpt.run_log import read_log
 from dittool.console import duration_text
 from dittool.storage import write_atomic, write_json
-from dittool.validate.captions import ALONE, WITH_REFERENCE, Share, Shares
+from dittool.validate.captions import ALONE, WITH_REFERENCE, Share, shares_to_json
 from dittool.validate.pictures import png_uri
 from dittool.validate.report import environment
 
@@ -81,19 +81,9 @@ def _row_json(row: Row, complete: bool) -> dict[str, object]:
         "shorter": [_compared_json(one) for one in row.shorter],
         "updates_to_base_loss": row.updates_to_base,
         "confirmed": _compared_json(row.confirmed),
-        "scenes": {updates: _shares_json(shares) for updates, shares in row.scenes.items()},
+        "scenes": {updates: shares_to_json(shares) for updates, shares in row.scenes.items()},
         "target": row.target and {**asdict(row.target), "share": row.target.share.to_json()},
         "verdict": judged.words() if judged and complete else None,
-    }
-
-
-def _shares_json(shares: Shares) -> dict[str, object]:
-    return {
-        kind: {
-            conditions: {name: share.to_json() for name, share in columns.items()}
-            for conditions, columns in part.items()
-        }
-        for kind, part in shares.items()
     }
 
 

@@ -137,13 +137,14 @@ class Work:
         return shares_from_json(read_json(path), path)
 
     def _figures(self, run: Run) -> dict[str, float]:
-        """Of the plan's tests of `dit validate`, those that could be measured."""
-        path = self.out / run.path / _FIGURES
-        if not path.is_file():
-            options = ValidateOptions(self.rows.plan.tests, checker=self.checker and replace(self.checker, scenes=None))
+        """Of the plan's tests of `dit validate`, those that could be measured; again where the plan has others now."""
+        path, tests = self.out / run.path / _FIGURES, self.rows.plan.tests
+        if not path.is_file() or read_json(path)["tests"] != tests:
+            options = ValidateOptions(tests, checker=self.checker and replace(self.checker, scenes=None))
             done = validate(self._last(run), self.data, options=options, talk=_Quiet(self.talk))
-            write_json(path, {one.name: one.value for one in done.criteria if one.value is not None})
-        return {name: float(value) for name, value in read_json(path).items()}
+            figures = {one.name: one.value for one in done.criteria if one.value is not None}
+            write_json(path, {"tests": tests, "figures": figures})
+        return {name: float(value) for name, value in read_json(path)["figures"].items()}
 
     def _last(self, run: Run) -> Path:
         return list_checkpoints(self.out / run.path / "checkpoints")[-1].path
@@ -170,7 +171,7 @@ def claim(out: Path, rows: Rows, data: Path) -> None:
     fixed["data"] = str(data.resolve())
     if path.is_file():
         before = read_json(path)
-        other = [key for key, value in fixed.items() if before.get(key) != value]
+        other = [key for key, value in fixed.items() if before.get(key, value) != value]
         other += [name for name, keys in own.items() if before["rows"].get(name, keys) != keys]
         if other:
             raise UsageError(

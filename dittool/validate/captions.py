@@ -55,8 +55,19 @@ class Share:
 Shares = dict[str, dict[str, dict[str, Share]]]
 
 
+def shares_to_json(shares: Shares) -> dict[str, object]:
+    """With the interval of each share."""
+    return {
+        kind: {
+            conditions: {name: share.to_json() for name, share in columns.items()}
+            for conditions, columns in part.items()
+        }
+        for kind, part in shares.items()
+    }
+
+
 def shares_from_json(tree: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]], path: Path) -> Shares:
-    """Reads back what `Captions.to_json` wrote. Raises `BadDataError` for anything else."""
+    """Reads back what `shares_to_json` made. Raises `BadDataError` for anything else."""
     try:
         return {
             kind: {
@@ -128,13 +139,7 @@ class Captions:
         }
 
     def to_json(self) -> dict[str, object]:
-        return {
-            kind: {
-                conditions: {name: share.to_json() for name, share in columns.items()}
-                for conditions, columns in part.items()
-            }
-            for kind, part in self.shares().items()
-        }
+        return shares_to_json(self.shares())
 
 
 def draw_captions(

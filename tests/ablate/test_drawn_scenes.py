@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
+from dittool.ablate.ablation import ablate
 from dittool.ablate.cost import Cost
 from dittool.ablate.plan import BASE, read_plan
 from dittool.ablate.results import planned, summarised
 from dittool.ablate.runs import Run, Work
 from dittool.console import SILENT
+from dittool.demo.checker import SCENE_CHECKER
+from dittool.errors import UsageError
 from dittool.validate.captions import Share
 
 PLAN = """
@@ -66,6 +70,33 @@ def test_a_plan_draws_its_own_set_and_reads_what_its_runs_draw(plan, dit, tmp_pa
     again = json.loads(dit("ablate", plan("target = 0.0"), "--out", out, "--json").out)
     assert again["rows"][1]["scenes"]["4"]["new"]["text_only"]["shape"]["right"] == 1, "they are not drawn again"
     assert dit("ablate", plan(), "--out", out, "--data", tmp_path).code == 2
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("target = 0.5", "target = 0.5\ntarget_attribute = 'shade'", "reads no 'shade'"),
+        ('"text_manip"', '"text_manib"', "no test is called 'text_manib'"),
+        ('base = "demo"', 'base = "drift-demo"', "models with captions"),
+    ],
+)
+def test_what_no_run_could_be_judged_by_is_said_before_any_is_trained(plan, tmp_path, right, wrong, said):
+    path = plan("target = 0.5")
+    text = path.read_text().replace(right, wrong)
+    if "drift" in wrong:  # which has none of these keys
+        text = re.sub(r"\[set\].*?\n\n", "", text, flags=re.DOTALL)
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        ablate(read_plan(path), tmp_path, tmp_path / "out", checker=SCENE_CHECKER)
+    assert not (tmp_path / "out").exists()
+
+
+def test_figures_are_of_the_tests_that_the_plan_names_now(plan, dit, tmp_path):
+    out, path = tmp_path / "out", plan()
+    assert dit("ablate", path, "--out", out).code == 0
+    path.write_text(path.read_text().replace('["text_manip"]', '["dino_swap"]'))
+    again = json.loads(dit("ablate", path, "--out", out, "--json").out)
+    assert "swap_closer" in again["rows"][1]["equal_updates"]["figures"]
 
 
 def test_the_shortest_schedule_that_reaches_the_target_counts_over_all_seeds(plan, tmp_path):

@@ -217,8 +217,6 @@ class Samples(Sequence[SampleRef]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(SampleRef.__eq__, self, other))
 
-    __hash__ = None  # type: ignore[assignment]
-
     def of_split(self, split: str) -> Samples:
         return Samples(self.columns, [shard for shard in self.shards if shard.split == split])
 
