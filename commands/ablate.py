@@ -30,13 +30,14 @@ def main(
     Runs of one seed see the same samples, noise, timesteps and dropout, so a difference is the change's. Interrupted,
     the same command goes on where it stopped.
     """
-    from dittool.ablate.ablation import ablate, duration
+    from dittool.ablate.ablation import ablate, duration, require_judgeable
     from dittool.ablate.page import to_json
     from dittool.ablate.plan import read_plan
     from dittool.demo.checker import SCENE_CHECKER
 
     console = console_for(json, quiet, verbose)
     rows = read_plan(plan)
+    require_judgeable(rows, SCENE_CHECKER)  # before a set is drawn
     if dry_run:
         with TemporaryDirectory() as folder:
             runs, seconds = duration(rows, _shards(rows, data, Path(folder), console), console)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from dittool.ablate.page import write_page, write_results
-from dittool.ablate.plan import BASE, Plan, Rows
+from dittool.ablate.plan import BASE, Rows
 from dittool.ablate.results import Results, planned, summarised, updates_at_equal_time
 from dittool.ablate.runs import Run, Work, claim
 from dittool.config.architectures import AnyConfig, of_kind
@@ -33,7 +33,7 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: Capt
     Raises what `train` raises for the base; a variant that fails is a row with its reason.
     """
     first = rows.config(BASE, rows.plan.seeds[0], rows.updates)
-    _require_judgeable(rows.plan, first, checker)
+    require_judgeable(rows, checker)
     _require_measurable(first, data)
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         claim(out, rows, data)
@@ -55,10 +55,12 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: Capt
         return results
 
 
-def _require_judgeable(plan: Plan, config: AnyConfig, checker: CaptionChecker | None) -> None:
+def require_judgeable(rows: Rows, checker: CaptionChecker | None) -> None:
     """Raises `UsageError` for tests and scenes that no run of the plan could be judged by, before any is trained."""
+    plan = rows.plan
     if not plan.tests and not plan.scenes:
         return
+    config = rows.config(BASE, plan.seeds[0], rows.updates)
     of_kind(config, plan.base, "tests and scenes are of models with captions", Config)
     if plan.tests:
         ValidateOptions(plan.tests)

@@ -80,7 +80,7 @@ def test_a_plan_draws_its_own_set_and_reads_what_its_runs_draw(plan, dit, tmp_pa
         ('base = "demo"', 'base = "drift-demo"', "models with captions"),
     ],
 )
-def test_what_no_run_could_be_judged_by_is_said_before_any_is_trained(plan, tmp_path, right, wrong, said):
+def test_what_no_run_could_be_judged_by_is_said_before_anything_is_made(plan, dit, tmp_path, right, wrong, said):
     path = plan("target = 0.5")
     text = path.read_text().replace(right, wrong)
     if "drift" in wrong:  # which has none of these keys
@@ -88,6 +88,8 @@ def test_what_no_run_could_be_judged_by_is_said_before_any_is_trained(plan, tmp_
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
         ablate(read_plan(path), tmp_path, tmp_path / "out", checker=SCENE_CHECKER)
+    refused = dit("ablate", path, "--out", tmp_path / "out")
+    assert refused.code == 2 and said in refused.err
     assert not (tmp_path / "out").exists()
 
 
