@@ -46,8 +46,10 @@ class Model(Section):
     # sin-cos added to the latent's tokens; rope: queries and keys of self-attention are turned as well
     positions: Literal["sincos", "rope"] = "sincos"
     shared_modulation: bool = False  # one projection for all blocks and an offset for each, instead of one each
-    patches: bool = True  # the reference's patch tokens join the cross-attention context
-    patch_positions: bool = True  # sin-cos positions added to those tokens
+    patches: bool = True  # the model reads the reference's patch tokens
+    # they join the cross-attention context, or each is added to the latent's token at its place
+    patch_fusion: Literal["attended", "added"] = "attended"
+    patch_positions: bool = True  # sin-cos positions added to attended patches
     context_norm: bool = False  # RMS-norm of caption, CLS and patches behind their projections
     context_balance: bool = False  # the three weigh the same in attention at step 0, however many tokens they are
     # first weights of the timestep's MLP: of deviation 0.02, or as large as all others, near the CLS part of c
@@ -67,6 +69,14 @@ class Model(Section):
             (
                 self.patches or self.patch_positions,
                 "patch_positions = false has no effect when patches = false; remove it",
+            ),
+            (
+                self.patches or self.patch_fusion == "attended",
+                'patch_fusion = "added" has no effect when patches = false; remove it',
+            ),
+            (
+                self.patch_fusion == "attended" or self.patch_positions,
+                'patch_positions = false has no effect when patch_fusion = "added"; remove it',
             ),
         )
         return self

@@ -22,6 +22,7 @@ from dittool.config.schema import Config
 from dittool.console import Talk
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
+from dittool.data.patch_storage import stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.index import HOLDOUT, TRAIN
@@ -30,10 +31,10 @@ from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
 from dittool.devices import as_in_training, in_parts
 from dittool.encoders import known
 from dittool.encoders.cards import FeatureWidths
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, UsageError
 from dittool.families.family import BatchBytes, BatchKind, Conclusion, Family, Forward
 from dittool.families.synthetic import write_noise
-from dittool.geometry import Bucket, require_whole_tokens
+from dittool.geometry import Bucket, patch_grid, require_whole_tokens
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
@@ -243,7 +244,8 @@ def kinds(data: FlowData) -> list[BatchKind[Batch]]:
         batch = stream[next(number for number in count() if of_batch(number) == name)]
         tokens = batch.latents[0, 0].numel() // data.config.model.patch_size**2
         c = batch.conditions
-        context = (0 if c.text is None else c.text.shape[1]) + 1 + (0 if c.patches is None else c.patches.shape[1])
+        attended = c.patches if data.config.model.patch_fusion == "attended" else None
+        context = (0 if c.text is None else c.text.shape[1]) + 1 + (0 if attended is None else attended.shape[1])
         size, share = stream.plan.sizes[name], times / _LOOKED_AT
         found.append(BatchKind(name, samples[name], size, tokens, context, size, share, batch))
     return found
@@ -255,7 +257,7 @@ def _bucket_of_batch(data: FlowData, number: int) -> str:
 
 def require_features(config: Config, shards: ShardSet) -> None:
     """Raises `BadDataError` when the data come from other encoders than the configuration names, `UsageError` when its
-    patch size does not divide their latents.
+    patch size does not divide their latents, or that adds patches to tokens of another grid.
     """
     card, wanted = shards.card, config.encoders
     for made, name in ((card.image, wanted.image), (card.text, wanted.text), (card.vae, wanted.vae)):
@@ -265,8 +267,24 @@ def require_features(config: Config, shards: ShardSet) -> None:
                 "embed with this preset into another folder, or say what the data are:"
                 f" {command_line('-s', f'encoders.{made.kind}={made.id}')}",
             )
-    buckets = map(Bucket.from_name, sorted(shards.samples.bucket_counts()))
+    buckets = [Bucket.from_name(name) for name in sorted(shards.samples.bucket_counts())]
     require_whole_tokens(buckets, card.vae.stride, config.model.patch_size, str(shards.folder))
+    if config.model.patch_fusion == "added":
+        for bucket in buckets:
+            _require_patch_for_each_token(config, shards, bucket)
+
+
+def _require_patch_for_each_token(config: Config, shards: ShardSet, bucket: Bucket) -> None:
+    card, cell = shards.card, shards.card.vae.stride * config.model.patch_size
+    patches = stored_grid(patch_grid(bucket.width, bucket.height, card.image.patch_size), card.patch_storage)
+    tokens = bucket.height // cell, bucket.width // cell
+    if patches != tokens:
+        raise UsageError(
+            f'{shards.folder}: model.patch_fusion = "added" needs a patch for each token, and bucket {bucket.name} has'
+            f" {patches[0]}×{patches[1]} patches ({card.patch_storage}) and {tokens[0]}×{tokens[1]} tokens",
+            "let the tokens attend to them: -s model.patch_fusion=attended; patches of 16 pixels, not pooled, fit a"
+            " stride of 8 with model.patch_size 2",
+        )
 
 
 _STRIDE, _PATCH, _TEXT_TOKENS = 8, 16, 64  # of a usual codec, image encoder and caption

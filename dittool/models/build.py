@@ -37,6 +37,7 @@ def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: 
             positions=m.positions,
             shared_modulation=m.shared_modulation,
             patches=m.patches,
+            patch_fusion=m.patch_fusion,
             patch_positions=m.patch_positions,
             context_norm=m.context_norm,
             context_balance=m.context_balance,

@@ -10,6 +10,10 @@ A dropped caption leaves one valid token, so its length cannot leak. Dropped pat
 position; N equal tokens weigh in attention exactly as one token whose logit is raised by log N, and a batch in which no
 sample has patches is computed that way.
 
+With `fusion` "added" the patches are no part of the context: each projected patch is added to the latent's token at its
+place, x_n + dino_patch_proj(patch_n), as ControlNet adds what is aligned with the picture (arXiv 2302.05543); dropped
+ones are the null at every token. It needs a patch for each token.
+
 B batch · L text tokens (padded) · N patches · M = L + 1 + N context tokens · D width
 """
 
@@ -72,6 +76,7 @@ class Context:
     tokens: Tensor  # (B, M, D)
     bias: Tensor | None  # (B, 1, 1, M) added to attention logits: 0, −inf on padding, log N on a collapsed null
     cls: Tensor  # (B, D), joins the timestep in the modulation
+    added: Tensor | None = None  # (B, h·w or 1, D), joins the latent's tokens
 
 
 class Conditioning(nn.Module):
@@ -83,12 +88,15 @@ class Conditioning(nn.Module):
         text_width: int,
         image_width: int,
         patches: bool,
+        fusion: str,
         patch_positions: bool,
         norm: bool,
         balance: bool,
     ) -> None:
         super().__init__()
-        self.width, self.patches, self.patch_positions, self.balance = width, patches, patch_positions, balance
+        self.width, self.patches, self.balance = width, patches, balance
+        self.patches_added = fusion == "added"
+        self.patch_positions = patch_positions and not self.patches_added
         self.text_proj = nn.Linear(text_width, width)
         self.dino_proj = nn.Linear(image_width, width)
         self.text_norm = RMSNorm(width) if norm else nn.Identity()
@@ -106,14 +114,17 @@ class Conditioning(nn.Module):
         """
         text, text_bias = self._text(conditions, kept, batch)  # (B, L, D), (B, L) or None
         cls = self._cls(conditions, kept, batch)  # (B, D)
-        tokens, biases = [text, cls[:, None]], [text_bias, None]
+        tokens, biases, added = [text, cls[:, None]], [text_bias, None], None
         if self.patches:
             patches, patch_bias = self._patches(conditions, kept, batch, token_grid)  # (B, N or 1, D)
-            tokens.append(patches)
-            biases.append(patch_bias)
+            if self.patches_added:
+                added = patches
+            else:
+                tokens.append(patches)
+                biases.append(patch_bias)
         if self.balance:
             biases = [_as_one_token(part, bias) for part, bias in zip(tokens, biases, strict=True)]
-        return Context(torch.cat(tokens, dim=1), _joined(tokens, biases), cls)
+        return Context(torch.cat(tokens, dim=1), _joined(tokens, biases), cls, added)
 
     def _text(self, conditions: Conditions, kept: Kept | None, batch: int) -> tuple[Tensor, Tensor | None]:
         if conditions.text is None:
@@ -148,6 +159,9 @@ class Conditioning(nn.Module):
         patches = conditions.patches
         if patches.shape[1] != rows * columns:
             raise ValueError(f"{patches.shape[1]} patches do not fill the {rows}×{columns} grid")
+        if self.patches_added and (rows, columns) != token_grid:
+            which = f"{rows}×{columns} patches cannot be added to {token_grid[0]}×{token_grid[1]} tokens"
+            raise ValueError(f"{which}: there must be one for each, at its place")
         has = None if kept is None else kept.reference.to(patches.device, non_blocking=True)[:, None, None]  # (B, 1, 1)
         if has is not None:
             patches = torch.where(has, patches, self.null_dino_patch_token.to(patches.dtype))

@@ -52,6 +52,7 @@ class DiTConfig:
     positions: str
     shared_modulation: bool
     patches: bool
+    patch_fusion: str
     patch_positions: bool
     context_norm: bool
     context_balance: bool
@@ -113,6 +114,7 @@ class DiT(nn.Module):
             config.text_width,
             config.image_width,
             config.patches,
+            config.patch_fusion,
             config.patch_positions,
             config.context_norm,
             config.context_balance,
@@ -188,6 +190,8 @@ class DiT(nn.Module):
     def velocity(self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None = None) -> Tensor:
         """The model proper, with the context ready. Same shapes as `forward`."""
         x, angles = self.tokens(z), self.angles(z)
+        if context.added is not None:
+            x = x + context.added
         c = self.timestep(t) + context.cls  # (B, D)
         modulating = self.modulation(c) if self.config.shared_modulation else c
         for index, block in enumerate(self.blocks):

@@ -182,14 +182,28 @@ class Pipeline:
         return text, torch.arange(text.shape[1])[None] < lengths[:, None]
 
     def conditions(self, prompt: str | None, reference: Reference | None, bucket: Bucket, count: int) -> Conditions:
-        """`count` times the same prompt and reference; either may be absent."""
+        """`count` times the same prompt and reference; either may be absent. Raises `UsageError` for a reference
+        whose patches cannot be added to the tokens of this bucket.
+        """
         text, mask = (None, None) if prompt is None else self.encode_prompts([prompt])
         if reference is None:
             single = Conditions(text, mask, None, None, self.reference_grid(bucket))
         else:
+            self._require_addable(reference, bucket)
             patches = reference.patches[None] if self.config.model.patches else None
             single = Conditions(text, mask, reference.cls[None], patches, reference.grid)
         return single.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
+
+    def _require_addable(self, reference: Reference, bucket: Bucket) -> None:
+        cell = self.data.card.vae.stride * self.config.model.patch_size
+        tokens = bucket.height // cell, bucket.width // cell
+        if self.config.model.patch_fusion == "added" and reference.grid != tokens:
+            raise UsageError(
+                f"a reference of {reference.bucket.name} has {reference.grid[0]}×{reference.grid[1]} patches, and a"
+                f" picture of {bucket.name} has {tokens[0]}×{tokens[1]} tokens: this model adds one to each",
+                f"draw at the reference's size (leave --size and --init out, or --size {reference.bucket.name}), or"
+                " crop the reference to that of the picture",
+            )
 
     def sample_size(
         self, size: tuple[int, int] | None, reference: Reference | None, init: np.ndarray | None = None
@@ -356,6 +370,9 @@ def _require_same_latents(pipeline: Pipeline, weak: Pipeline, source: str) -> No
         ),
         f"its patch size {patch_sizes[0]} does not divide this one's {patch_sizes[1]}": (
             patch_sizes[1] % patch_sizes[0] == 0
+        ),
+        f"it adds patches to tokens of {patch_sizes[0]} cells, and this one's have {patch_sizes[1]}": (
+            weak.config.model.patch_fusion == "attended" or patch_sizes[0] == patch_sizes[1]
         ),
     }
     if wrong := [reason for reason, fits in reasons.items() if not fits]:

@@ -176,8 +176,8 @@ def checkpointing_without_effect(shop: Workshop) -> Subject:
 def patch_positions_ignored(shop: Workshop) -> Subject:
     original = conditioning.Conditioning.__init__
 
-    def always(self, width, text_width, image_width, patches, patch_positions, *rest):
-        original(self, width, text_width, image_width, patches, True, *rest)
+    def always(self, width, text_width, image_width, patches, fusion, patch_positions, *rest):
+        original(self, width, text_width, image_width, patches, fusion, True, *rest)
 
     shop.monkeypatch.setattr(conditioning.Conditioning, "__init__", always)
     return shop.preset()

@@ -1,13 +1,16 @@
-"""Rectified flow's fixed evaluation."""
+"""Rectified flow's fixed evaluation, and data that a configuration cannot be trained on."""
 
 from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from dittool.data.provenance import Provenance
 from dittool.data.shards.index import TRAIN
 from dittool.data.shards.read import ShardSet
-from dittool.families.flow import Evaluation
+from dittool.errors import UsageError
+from dittool.families.flow import Evaluation, require_features
 
 
 def test_the_evaluation_looks_at_every_bucket(tiny_shards, monkeypatch):
@@ -29,3 +32,12 @@ def _counting(read, counted):
         return read(self, ref, *rest)
 
     return reads
+
+
+def test_patches_are_added_only_where_each_token_has_one(tiny_shards):
+    shards = ShardSet.open(tiny_shards.folder)
+    require_features(tiny_shards.config_with("model.patch_fusion=added"), shards)
+    with pytest.raises(UsageError, match=r"112x160 has 10×7 patches \(fp16\) and 20×14 tokens") as raised:
+        require_features(tiny_shards.config_with("model.patch_fusion=added", "model.patch_size=1"), shards)
+    assert "model.patch_fusion=attended" in raised.value.hint
+    require_features(tiny_shards.config_with("model.patch_size=1"), shards)  # attended to, any grid serves

@@ -22,6 +22,7 @@ class PlainDiT:
         self.w, self.depth, self.heads, self.patch = weights, config.depth, config.heads, config.patch_size
         self.normed = normed if config.norm == "layer" else lambda x: rms(x[None])[0]
         self.turns, self.balance = config.positions == "rope", config.context_balance
+        self.adds = config.patch_fusion == "added"
         self.width = weights["patch_embedding.weight"].shape[0]
 
     def velocity(self, z, t, text, cls, patches, patch_grid):
@@ -36,6 +37,8 @@ class PlainDiT:
                 cell = z[:, i * p : (i + 1) * p, j * p : (j + 1) * p].reshape(-1)
                 tokens.append(self.linear("patch_embedding", cell) + self.position(i, j, (h, w), (h, w)))
         x = torch.stack(tokens)
+        if self.adds:
+            x = x + torch.stack([self.patch_row(patches, index) for index in range(h * w)])
         context, cls_vector = self.context(text, cls, patches, patch_grid, (h, w))
         c = self.timestep(t) + cls_vector
         self.grid = (h, w)
@@ -57,15 +60,17 @@ class PlainDiT:
         rows = [self.part_norm("text_norm", self.linear("conditioning.text_proj", token)) for token in text]
         rows += [cls_vector]
         self.shares = [len(text)] * len(text) + [1]
-        if "conditioning.dino_patch_proj.weight" in self.w:
-            null = self.w["conditioning.null_dino_patch_token"]
+        if "conditioning.dino_patch_proj.weight" in self.w and not self.adds:
             for index in range(patch_grid[0] * patch_grid[1]):
-                row = self.linear("conditioning.dino_patch_proj", null if patches is None else patches[index])
-                row = self.part_norm("dino_patch_norm", row)
+                row = self.patch_row(patches, index)
                 place = divmod(index, patch_grid[1])
                 rows.append(row if patches is None else row + self.position(*place, patch_grid, token_grid))
             self.shares += [patch_grid[0] * patch_grid[1]] * (patch_grid[0] * patch_grid[1])
         return torch.stack(rows), cls_vector
+
+    def patch_row(self, patches, index):
+        patch = self.w["conditioning.null_dino_patch_token"] if patches is None else patches[index]
+        return self.part_norm("dino_patch_norm", self.linear("conditioning.dino_patch_proj", patch))
 
     def part_norm(self, name, x):
         gain = self.w.get(f"conditioning.{name}.gain")

@@ -36,7 +36,16 @@ PARTS = ((True, True), (True, False), (False, True), (False, False))  # (text, r
 # latent (H, W), patches (rows, columns)
 @pytest.mark.parametrize("grids", [((4, 6), (2, 3)), ((6, 4), (5, 3)), ((4, 4), (1, 7))])
 def test_the_model_computes_what_the_design_says(changes, grids):
-    latent, patch_grid = grids
+    agree(changes, *grids)
+
+
+@pytest.mark.parametrize("changes", [{}, {"context_norm": True, "context_balance": True, "positions": "rope"}])
+@pytest.mark.parametrize("grid", [(2, 3), (3, 2), (1, 4)])
+def test_added_patches_join_the_tokens_at_their_places(changes, grid):
+    agree({"patch_fusion": "added", **changes}, (2 * grid[0], 2 * grid[1]), grid)
+
+
+def agree(changes, latent, patch_grid):
     model = build(**changes)
     c = conditions(4, length=6, grid=patch_grid)
     lengths = torch.tensor([6, 2, 4, 5])

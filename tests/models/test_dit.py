@@ -22,6 +22,7 @@ CONFIG = DiTConfig(
     positions="sincos",
     shared_modulation=False,
     patches=True,
+    patch_fusion="attended",
     patch_positions=True,
     context_norm=False,
     context_balance=False,

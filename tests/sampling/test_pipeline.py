@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dittool import load
+from dittool.ckpt.files import save_checkpoint
 from dittool.ckpt.inspect import export_safetensors
 from dittool.ckpt.weights import load_weights
 from dittool.data.source.images import fit_to_bucket
@@ -307,3 +308,16 @@ def test_a_model_that_draws_nan_is_an_error_and_no_picture(pipeline, monkeypatch
     )
     with pytest.raises(BadDataError, match="NaN"):
         pipeline("a red circle")
+
+
+def test_added_patches_draw_at_the_size_of_the_reference_alone(checkpoint, tiny_shards, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)
+    state["config"]["model"]["patch_fusion"] = "added"
+    pipeline = Pipeline.load(save_checkpoint(tmp_path, state, final=True))
+    reference = pipeline.encode_reference(min(tiny_shards.images.glob("*.png")))
+    (drawn,) = pipeline("a red circle", reference)
+    assert drawn.size == (reference.bucket.width, reference.bucket.height)
+    assert pipeline("a red circle", size=(64, 96))[0].size == (64, 96)  # the null is added to however many tokens
+    with pytest.raises(UsageError, match=r"patches, and a picture of 64x96 has 6×4 tokens") as raised:
+        pipeline("a red circle", reference, size=(64, 96))
+    assert f"--size {reference.bucket.name}" in raised.value.hint

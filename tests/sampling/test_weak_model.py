@@ -147,6 +147,7 @@ def test_with_a_negative_prompt_the_weak_model_sees_what_the_model_sees(strong, 
     [
         ({"data": {"identity_hash": "0" * 64, "order_hash": "other"}}, "other features"),
         ({"patch_size": 4}, "patch size 4 does not divide this one's 2"),
+        ({"patch_size": 1, "patch_fusion": "added"}, "adds patches to tokens of 1 cells, and this one's have 2"),
     ],
 )
 def test_a_model_that_cannot_be_asked_the_same_is_refused(strong, checkpoint, tmp_path, changes, said):

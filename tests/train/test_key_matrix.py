@@ -27,6 +27,7 @@ KEYS = {
     "positions": ["model.positions=rope"],
     "shared_modulation": ["model.shared_modulation=true"],
     "context": ["model.context_norm=true", "model.context_balance=true"],
+    "added_patches": ["model.patch_fusion=added"],
     "time_init": ["model.time_init=xavier"],
     "timesteps": ["flow.timestep_sampling=mode", "flow.shift=per-bucket"],
     "constant": ["train.schedule=constant"],

@@ -251,7 +251,7 @@ class FlowNetwork(OurNetwork[DiT, Config]):
             self.anatomy,
             "z",
             p,
-            at_grid=lambda grid: self.inputs(grid=grid, batch=1),
+            at_grid=self._without_added_patches,
             blank=lambda inputs, _tokens: {**inputs, "z": torch.zeros_like(inputs["z"])},
         )
         ran, problems = grids.grids_that_run(_GRIDS)
@@ -267,10 +267,20 @@ class FlowNetwork(OurNetwork[DiT, Config]):
             measured += [turning.measured(grid, None) for grid in (GRID, *_MEASURED)]
         return replace(found, grids=measured, reference=self._reference_positions(grids))
 
+    def _without_added_patches(self, grid: Grid) -> Inputs:
+        """One sample whose patches, where they are added to its tokens, are equal."""
+        inputs = self.inputs(grid=grid, batch=1)
+        conditions: Conditions = inputs["conditions"]
+        if conditions.patches is None or self.config.model.patch_fusion == "attended":
+            return inputs
+        equal = replace(conditions, patches=torch.zeros_like(conditions.patches))
+        return {**inputs, "conditions": equal}
+
     @torch.no_grad()
     def _reference_positions(self, grids: OnGrids) -> float | None:
         """How far the positions of a reference's patches are from those of the tokens at the same places."""
-        if not (self.config.model.patches and self.config.model.patch_positions):
+        model = self.config.model
+        if not (model.patches and model.patch_positions and model.patch_fusion == "attended"):
             return None
         inputs, tokens = grids.at_grid(GRID), grids.token_differences(GRID)  # (N, D)
         context = self.shared_awake.context(inputs["conditions"].map(torch.zeros_like), None, 1, GRID)
