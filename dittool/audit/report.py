@@ -19,6 +19,7 @@ _EXIT = {
     ANSWER_IS_NO: "a rule failed",
     BUG: "a rule is broken itself, so not everything was judged",
 }
+_OF_STRUCTURE = {"E1", "E3", "E5"}  # rules that look at blocks, and say nothing where none were found
 NEVER = "never"
 FAIL_ON = (FAIL, WARN, NEVER)  # words of --fail-on; the others are codes
 COLUMNS = ("rule", "", "evidence")
@@ -109,7 +110,7 @@ def _titles(rules: Sequence[Rule]) -> str:
 
 
 def verdict(audit: Audit) -> str:
-    """`2 rules fail (E1, C6), 1 warns (E3)`."""
+    """`2 rules fail (E1, C6), 1 rule warns (E3), 1 rule could not judge (E5)`; that no blocks were found goes first."""
     parts = []
     for status, one, many in ((FAIL, "fails", "fail"), (WARN, "warns", "warn")):
         codes = list(dict.fromkeys(each.rule.code for each in audit.findings if each.finding.status == status))
@@ -118,9 +119,15 @@ def verdict(audit: Audit) -> str:
             parts.append(f"{rules} {one if len(codes) == 1 else many} ({', '.join(codes)})")
         elif status == FAIL:
             parts.append("no rule fails")
+    judged = {each.rule.code for each in audit.findings if each.finding.status != SKIP}
+    unjudged = list(dict.fromkeys(each.rule.code for each in audit.findings if each.rule.code not in judged))
+    if unjudged:
+        rules = "1 rule" if len(unjudged) == 1 else f"{len(unjudged)} rules"
+        parts.append(f"{rules} could not judge ({', '.join(unjudged)})")
     if audit.crashes:
         parts.append(f"{len(audit.crashes)} broke")
-    return ", ".join(parts)
+    hardly = "judged in small part: " if set(unjudged) >= _OF_STRUCTURE else ""
+    return hardly + ", ".join(parts)
 
 
 def summary_line(audit: Audit) -> str:

@@ -132,7 +132,7 @@ def test_the_page_begins_with_what_is_to_be_changed_and_says_a_reason_once(every
         ("X1 name-of-X1", "pass"),
         ("X4, X6", "skip"),
     ]
-    assert report.verdict(audit) == "1 rule fails (X2), 1 rule warns (X3)"
+    assert report.verdict(audit) == "1 rule fails (X2), 1 rule warns (X3), 2 rules could not judge (X4, X6)"
     assert report.as_markdown(audit).count("no data") == 1
 
 

@@ -6,7 +6,8 @@ timesteps and conditions each block must still return its input bit for bit, and
 A gradient must reach the block's weights or what it is given beside tokens, else it never leaves the identity. Then the
 gates are opened: each block must now change its input. Of a foreign model the blocks are the modules that hand tokens
 on, and the modulation is what the condition vector feeds in them; parameters that a block holds beside its layers, as
-PixArt's table, belong to it. Blocks of a caption's tokens are judged where they have a modulation.
+PixArt's table, belong to it. Blocks of a caption's tokens are judged where they have a modulation. One that gives other
+channels or fewer places than it takes cannot be the identity: of it everything but a linear shortcut must be zero.
 
 Under the profile `any` it fails where blocks differ, some closed and some of the same kind open, or where a block can
 never learn. Gates that all begin open, none at all, and nearly closed ones are a choice, and warn. A model that is
@@ -61,8 +62,9 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     if left and not findings:
         identity = "every block is the identity, yet the modulation is not all zero at step 0"
         return warned(f"{identity}: {_not_zero(found)}{note}", _FIX)
+    beside = f", no more than a linear shortcut in {len(found.reshaping)} of them" if found.reshaping else ""
     held = (
-        f"max |block(x) − x| = 0 in {found.where} with all other weights redrawn{found.redrawn};"
+        f"max |block(x) − x| = 0 in {found.where} with all other weights redrawn{found.redrawn}{beside};"
         f" {min(found.opened.values()):.2g} or more with open gates"
     )
     noted = [Finding(finding.status, finding.evidence + note, finding.fix, finding.choice) for finding in findings]
@@ -97,8 +99,9 @@ def _moving(found: Gates) -> list[Finding]:
     is_open = f"its gates are there but open: {_not_zero(found) if any_left else 'the modulation is not zero'}"
     behind = "its residual stands in front of a norm, so it returns its tokens normed"
     reason = behind if worst in found.normalised else no_gate if ungated > 0 else is_open
-    evidence = f"max |block(x) − x| is {moved:.3g} in {worst}, not 0, of {found.where}; {reason}"
-    closed = [name for name, change in found.at_start.items() if change == 0 and not found.without_modulation.get(name)]
+    measured = "the part that is not linear" if worst in found.reshaping else "max |block(x) − x|"
+    evidence = f"{measured} is {moved:.3g} in {worst}, not 0, of {found.where}; {reason}"
+    closed = [name for name, change in found.at_start.items() if change == 0]
     uneven = [name for name in closed if ungated == 0 or found.kinds.get(name) == found.kinds.get(worst)]
     if uneven and len(closed) < len(found.at_start):
         differ = f"; {len(closed)} of {len(found.at_start)} blocks begin closed, {closed[0]} among them"

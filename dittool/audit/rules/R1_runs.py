@@ -50,7 +50,13 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
             f"in training mode the model's own code {found.in_training}: {skipped}",
             "let it run on a CPU too: take the device from an input, make what a package offers optional",
         )
-    if found.share < _MOST_OUTSIDE and found.outside:
+    if not found.share and found.outside:
+        findings += warned(
+            f"no blocks were found: {found.where}. So nothing is known of gates, biases and gradient checkpointing (E1,"
+            f" E3, E5): not judged are {', '.join(found.outside)} of the parameters",
+            "read no verdict into this audit; put what is repeated into a list of modules that hand tokens on",
+        )
+    elif found.share < _MOST_OUTSIDE and found.outside:
         findings += warned(
             f"only {found.share:.0%} of the parameters stand in blocks that were found ({found.where}), which is all"
             f" that E1, E3 and E5 look at; outside: {', '.join(found.outside)}",

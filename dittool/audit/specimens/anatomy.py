@@ -2,17 +2,19 @@
 
 A block takes tokens and gives tokens of the same shape, and its residual stands inside of it: with every weight at zero
 it returns its input. Where a norm after the residual hides that, a block is what takes or gives the tokens of another
-member of its list. Blocks are looked for in lists of modules, then beside them. Those that only see a condition's
-tokens, as a caption's refiner, are kept apart. Modulation is what the condition vector feeds inside a block: linear
-layers whose input stays when the block's tokens change, and changes with the timestep or another condition. A parameter
-that a block holds itself, beside its layers, belongs to the modulation too.
+member of its list. Blocks are looked for in lists of modules, then beside them. One that takes tokens in rows and
+columns, and mixes near places alone, as a convolution does, is a block where a condition feeds it; so is a member of a
+list that gives other channels or fewer places and is no linear map of its tokens. Where there are no others, those
+that no condition feeds are taken too. Those that only see a condition's tokens, as a caption's refiner, are kept apart.
+Modulation is what the condition vector feeds inside a block: layers whose input stays when the block's tokens change,
+and changes with the timestep or another condition. A parameter that a block holds itself, beside its layers, belongs to
+the modulation too.
 
 B batch · N tokens · D width
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,10 +23,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.watching import Call, Inputs, answers_without_gradient, is_tokens, is_vector, watch
+from dittool.audit.specimens.one_call import MOST_VECTORS, has_residual, is_fed, linked, mixes, moves, not_linear
+from dittool.audit.specimens.watching import Call, Inputs, answers_without_gradient, is_vector, watch
 
-_MOST_VECTORS = 12  # of a modulation
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _LEAST_SHARE = 0.02  # of the parameters: a smaller module outside of every list is no block
 
 
@@ -66,11 +69,23 @@ def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> list[list[str]]:
     return list(groups.values())
 
 
+def kind_of_block(block: nn.Module) -> tuple[str, ...]:
+    """Its class and the names of its parameters."""
+    return type(block).__name__, *(name for name, _ in block.named_parameters())
+
+
 def sizes_of_parts(model: nn.Module, blocks: Sequence[str]) -> Counter[str]:
-    """Parameters in the blocks, under "", and in each of the model's parts outside of them."""
+    """Parameters in the blocks, under "", and in each of the model's parts outside of them: one that holds blocks is
+    named by the parts of it that are none.
+    """
     inside, sizes = tuple(f"{name}." for name in blocks), Counter[str]()
+    around = {name.rpartition(".")[0] for name in blocks}
+    around |= {outer.rsplit(".", count)[0] for outer in around for count in range(1, outer.count(".") + 1)}
     for name, parameter in model.named_parameters():
-        sizes["" if name.startswith(inside) else name.partition(".")[0]] += parameter.numel()
+        part = name.partition(".")[0]
+        while part in around and part != name:
+            part = name[: name.find(".", len(part) + 1)] if "." in name[len(part) + 1 :] else name
+        sizes["" if name.startswith(inside) else part] += parameter.numel()
     return sizes
 
 
@@ -85,7 +100,7 @@ def modulation_tables(block: nn.Module) -> dict[str, nn.Parameter]:
     for prefix, module in block.named_modules():
         if (any(module.children()) or module is block) and not isinstance(module, nn.MultiheadAttention):
             for name, parameter in module.named_parameters(recurse=False):
-                if 2 <= parameter.numel() // parameter.shape[-1] <= _MOST_VECTORS < parameter.shape[-1]:
+                if 2 <= parameter.numel() // parameter.shape[-1] <= MOST_VECTORS < parameter.shape[-1]:
                     tables[f"{prefix}.{name}".lstrip(".")] = parameter
     return tables
 
@@ -126,9 +141,12 @@ def find_anatomy(runs: Runs) -> Anatomy:
     kinds = {type(modules[name]) for name in search.found}
     search.take({name: modules[name] for name in search.outside() if type(modules[name]) in kinds}, sure=True)
     search.take({name: modules[name] for name in search.outside() if search.is_large(name)}, in_lists=False)
+    search.take_reshaping({name: module for name, module in members.items() if name in search.outside()})
+    if not search.found:
+        branches = search.take(members, fed_alone=False)
     if search.found:
         return _with_modulation(runs, *search.in_order())
-    why = "no list of modules takes tokens (B, N, D) that depend on the latent and gives tokens of the same shape"
+    why = "no list of modules takes tokens that depend on the latent and gives tokens of the same shape"
     if branches:
         why = f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them"
     return Anatomy((), {}, {}, (), why_not=why)
@@ -140,23 +158,27 @@ class _Search:
     def __init__(self, runs: Runs, modules: dict[str, nn.Module]) -> None:
         self._runs, self._modules = runs, modules
         self.found: dict[str, bool] = {}  # whether the latent reaches a block
+        self._fed_of: dict[frozenset[str], set[str]] = {}  # of candidates those that a condition feeds
         self._order: dict[str, int] = {}
         self._all = sum(parameter.numel() for parameter in runs.model.parameters())
 
-    def take(self, candidates: dict[str, nn.Module], sure: bool = False, in_lists: bool = True) -> list[str]:
+    def take(
+        self, candidates: dict[str, nn.Module], sure: bool = False, in_lists: bool = True, fed_alone: bool = True
+    ) -> list[str]:
         """Adds those that are blocks; gives names of those that transform tokens and are none.
 
         Args:
             sure: they are of a class that is known to be a block's.
             in_lists: they are members of lists; outside of them a residual is asked for.
+            fed_alone: of those that mix near places alone, they are blocks where a condition feeds them.
         """
         plain, latent, texts = (
             self._runs.calls(candidates, given) for given in (self._runs.plain, self._runs.latent, self._runs.texts)
         )
         self._order |= {name: len(self._order) + i for i, name in enumerate(plain) if name not in self._order}
-        moved = {name: _moves(plain[name], latent.get(name)) for name in plain}
+        moved = {name: moves(plain[name], latent.get(name)) for name in plain}
         transforming = [
-            name for name in plain if plain[name].streams and (moved[name] or _moves(plain[name], texts.get(name)))
+            name for name in plain if plain[name].streams and (moved[name] or moves(plain[name], texts.get(name)))
         ]
         branches: list[str] = []
         residual: dict[object, bool] = {}
@@ -164,26 +186,54 @@ class _Search:
             if _inside(name, (*self.found, *branches)):
                 continue
             siblings = [other for other in transforming if _parent(other) == _parent(name) and other != name]
-            if sure or self._is_block(name, plain, siblings if in_lists else None, residual):
+            local = plain if not fed_alone else {} if sure else self._fed(candidates, plain)
+            if sure or self._is_block(name, plain, siblings if in_lists else None, residual, name in local):
                 self.found[name] = moved[name]
             else:
                 branches.append(name)
         return branches
 
+    def take_reshaping(self, candidates: dict[str, nn.Module]) -> None:
+        """Adds members of lists that a condition feeds, and that give other channels or fewer places than they take."""
+        plain, latent = (self._runs.calls(candidates, given) for given in (self._runs.plain, self._runs.latent))
+        fed = self._fed(candidates, plain)
+        for name, call in sorted(plain.items(), key=lambda item: item[0].count(".")):
+            if call.streams or not call.carried or name not in fed or not moves(call, latent.get(name)):
+                continue
+            if not _inside(name, list(self.found)) and not_linear(call, self._modules[name]) > 0:
+                self.found[name] = True
+                self._order.setdefault(name, len(self._order))
+
+    def _fed(self, candidates: dict[str, nn.Module], plain: dict[str, Call]) -> set[str]:
+        """Those that take a vector, or a few, of a condition beside their tokens."""
+        if frozenset(candidates) not in self._fed_of:
+            other = self._runs.calls(candidates, self._runs.conditions)
+            self._fed_of[frozenset(candidates)] = {
+                name
+                for name, call in plain.items()
+                if name in other and is_fed(self._modules[name], call, other[name], self._runs.batch)
+            }
+        return self._fed_of[frozenset(candidates)]
+
     def _is_block(
-        self, name: str, plain: dict[str, Call], siblings: list[str] | None, residual: dict[object, bool]
+        self,
+        name: str,
+        plain: dict[str, Call],
+        siblings: list[str] | None,
+        residual: dict[object, bool],
+        though_local: bool,
     ) -> bool:
         module, call = self._modules[name], plain[name]
         kind = (type(module), tuple(tensor.shape for tensor in module.parameters()))
         if kind not in residual:
-            residual[kind] = _has_residual(module, call)
+            residual[kind] = has_residual(module, call)
         in_list = siblings is not None and isinstance(self._modules.get(_parent(name)), (nn.ModuleList, nn.ModuleDict))
         if not residual[kind]:
-            chained = any(_linked(call, plain[other]) or _linked(plain[other], call) for other in siblings or ())
+            chained = any(linked(call, plain[other]) or linked(plain[other], call) for other in siblings or ())
             if not chained and (siblings or not in_list):
                 return False
         in_a_row = call.streams[0][0].dim() == 3
-        return (in_list and in_a_row) or _mixes(module, call)
+        return (in_list and in_a_row) or (residual[kind] and though_local) or mixes(module, call)
 
     def outside(self) -> list[str]:
         """Modules with parts, neither inside of a block nor around one."""
@@ -210,7 +260,7 @@ class _Search:
 
 def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str]) -> Anatomy:
     model = runs.model
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
     watched = {**linear, **{name: model.get_submodule(name) for name in blocks}}
     plain, timed, conditioned = (runs.calls(watched, given) for given in (runs.plain, runs.time, runs.conditions))
 
@@ -227,7 +277,8 @@ def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str
         if given is None:
             return False
         by_conditions = is_vector(given, runs.batch) and changes(name, conditioned)
-        return by_conditions or (given.dim() == 3 and changes(name, timed))
+        of_each_token = given.dim() == 3 and isinstance(linear[name], nn.Linear)
+        return by_conditions or (of_each_token and changes(name, timed))
 
     inner = {}
     for block in blocks:
@@ -253,59 +304,12 @@ def _parent(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _moves(plain: Call, other: Call | None) -> bool:
-    """Whether tokens that a module takes differ between two of its calls."""
-    if other is None or len(plain.tensors) != len(other.tensors):
-        return other is not None
-    pairs = zip(plain.tensors, other.tensors, strict=True)
-    return any(is_tokens(a) and (a.shape != b.shape or not torch.equal(a, b)) for a, b in pairs)
-
-
-def _has_residual(module: nn.Module, call: Call) -> bool:
-    """Whether a module with every weight at zero returns the tokens that it takes."""
-    try:
-        empty = copy.deepcopy(module)
-        with torch.no_grad():
-            for parameter in empty.parameters():
-                parameter.zero_()
-            outputs = call.again(empty).outputs
-    except Exception:  # it cannot be copied, or divides by a weight
-        return False
-    taken = [tensor for tensor in call.tensors if is_tokens(tensor)]
-    return any(given.shape == tokens.shape and torch.equal(given, tokens) for given in outputs for tokens in taken)
-
-
-def _mixes(module: nn.Module, call: Call) -> bool:
-    """Whether each place's answer depends on far places, as an MLP's or a convolution's does not."""
-    tokens = call.streams[0][0]
-    axes = range(1, tokens.dim()) if tokens.dim() > 3 else [0 if tokens.shape[0] > tokens.shape[1] else 1]
-    for axis in axes:
-        moved = tokens.clone()
-        last = moved.select(axis, -1)
-        last += torch.randn(last.shape, generator=torch.Generator().manual_seed(0)).to(last)
-        with torch.no_grad():
-            outputs = call.again(module, {id(tokens): moved}).outputs
-        pairs = zip(call.outputs, outputs, strict=True)
-        if not any(a.shape == tokens.shape and not torch.equal(a.select(axis, 0), b.select(axis, 0)) for a, b in pairs):
-            return False
-    return True
-
-
-def _linked(before: Call, after: Call) -> bool:
-    """Whether one call takes tokens that the other gave."""
-    return any(
-        taken.shape == given.shape and torch.equal(given, taken)
-        for _, given in before.streams
-        for taken in after.tensors
-    )
-
-
 def _untouched_by_tokens(block: nn.Module, name: str, fed: list[str], call: Call) -> tuple[str, ...]:
     """Those of a block's layers whose input stays when the block's tokens are others: no pooling of the tokens."""
     if not fed:
         return ()
     layers = {layer: block.get_submodule(layer.removeprefix(f"{name}.")) for layer in fed}
-    turned = {id(before): before.flip(-1) for before, _ in call.streams}
+    turned = {id(before): before.flip(-1) for before in call.carried}
     taken = []
     for others in ({}, turned):
         with watch(layers, first_only=True) as seen, torch.no_grad():
@@ -339,3 +343,9 @@ def _last_of_chains(block: nn.Module, name: str, fed: tuple[str, ...], call: Cal
 
 def _storage(value: object) -> int:
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else -1
+
+
+def is_bias(name: str) -> bool:
+    """By torch's own names: bias, in_proj_bias, bias_k; and q_bias, as many write it."""
+    leaf = name.rpartition(".")[2]
+    return leaf == "bias" or leaf.endswith("_bias") or leaf.startswith("bias_")

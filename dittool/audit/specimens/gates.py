@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, modulation_tables
+from dittool.audit.specimens.one_call import not_linear
 from dittool.audit.specimens.watching import Call
 
 _NEARLY_CLOSED = 1e-3  # a LayerScale begins at 1e-4 to 1e-6
 _ENTRIES_TRIED = 64
+_WAKING_STD = 0.05  # of parameters that begin at zero
 _REDRAWN_STD = 0.05  # of weights that are drawn again
 
 
@@ -38,7 +40,7 @@ def moved_without_modulation(model: nn.Module, anatomy: Anatomy, name: str, call
             parameter.zero_()
         else:
             parameter.normal_(std=_REDRAWN_STD, generator=generator)
-    streams = {id(before) for before, _ in call.streams}
+    streams = {id(before) for before in call.carried}
     given = [
         value
         for value, other in zip(call.tensors, timed.tensors, strict=True)
@@ -52,24 +54,29 @@ def moved_without_modulation(model: nn.Module, anatomy: Anatomy, name: str, call
     moved = torch.inf
     for closing in ([], vectors, given):
         closed = call.again(block, {id(value): torch.zeros_like(value) for value in closing})
-        moved = min(moved, moved_by(closed))
+        moved = min(moved, moved_by(closed, block))
     return moved
 
 
-def moved_by(call: Call) -> float:
-    """max |block(x) − x| over the streams of tokens; a NaN counts as a change."""
+def moved_by(call: Call, block: nn.Module) -> float:
+    """max |block(x) − x| over the streams of tokens, or what is not linear in tokens that change their shape; a NaN
+    counts as a change.
+    """
+    if not call.streams:
+        return not_linear(call, block)
     return max(float((after - before).abs().max().nan_to_num(torch.inf, torch.inf)) for before, after in call.streams)
 
 
 def is_stuck(block: nn.Module, call: Call) -> bool:
     """Whether no gradient reaches a block's weights or what it is given beside tokens, whatever stands behind it."""
     block = copy.deepcopy(block).requires_grad_(True)
-    streams = {id(before) for before, _ in call.streams}
+    streams = {id(before) for before in call.carried}
     beside = [value for value in call.tensors if value.is_floating_point() and id(value) not in streams]
     leaves_of = {id(value): value.detach().clone().requires_grad_(True) for value in beside}
     again = call.again(block, leaves_of)
     drawn = torch.Generator().manual_seed(0)
-    ends = [after for _, after in again.streams if after.requires_grad]
+    given = [after for _, after in again.streams] or again.outputs
+    ends = [after for after in given if after.requires_grad]
     if not ends:
         return True
     total = torch.stack([(after.float() * torch.randn(after.shape, generator=drawn)).sum() for after in ends]).sum()
@@ -98,3 +105,12 @@ def is_closed(parameter: Tensor) -> bool:
 def is_zero(tensor: Tensor) -> bool:
     """Whether a tensor is zero throughout; of one that is not, most often a few entries are read."""
     return not tensor.flatten()[:_ENTRIES_TRIED].any() and not tensor.any()
+
+
+def wake(model: nn.Module, seed: int) -> None:
+    """Draws every parameter that is zero throughout, or as small as a LayerScale begins, from N(0, 0.05²)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if is_closed(parameter):
+                parameter.normal_(std=_WAKING_STD, generator=generator)

@@ -22,6 +22,7 @@ from torch import Tensor
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.specimens.anatomy import Anatomy
 from dittool.audit.specimens.changes import changes
+from dittool.audit.specimens.gates import wake
 from dittool.audit.specimens.our_keys import key_effects
 from dittool.audit.specimens.positions import OnGrids
 from dittool.audit.specimens.specimen import (
@@ -42,7 +43,6 @@ from dittool.audit.specimens.trial import (
     Network,
     Trial,
     kind_of_number,
-    wake,
 )
 from dittool.audit.specimens.watching import Inputs, answer
 from dittool.config.architectures import AnyConfig

@@ -66,6 +66,7 @@ class OnGrids:
     blank: Callable[[Inputs, int], Inputs]  # the inputs without content, for a number of tokens
     block: str = ""  # whose tokens and attention are looked at; by default the first that the latent passes
     passed_by: bool = False  # whether all other blocks are replaced by the identity
+    channels_first: bool = False  # whether tokens in rows and columns come as (B, D, H, W)
 
     def grids_that_run(self, grids: Sequence[Grid]) -> tuple[list[Grid], list[Problem]]:
         """Grids at which the network runs and answers in kind, and the problems at others."""
@@ -106,6 +107,8 @@ class OnGrids:
         here = self._differences(plain, places)  # (N, D)
         largest = float(here.abs().max())
         found = replace(found, rounding=torch.finfo(here.dtype).eps)
+        if largest > 0 and self._is_of_edges(inputs, grid):
+            return found
         if largest > 0:
             learned = None
             if other_weights is not None:
@@ -197,6 +200,10 @@ class OnGrids:
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(latent)
         return {**blank, self.latent: drawn.expand_as(latent).clone()}
 
+    def _is_of_edges(self, inputs: Inputs, grid: Grid) -> bool:
+        """Whether tokens without content are zero everywhere: what differs between others is what padding does."""
+        return not any(bool(tokens.any()) for tokens in self._seen(self.blank(inputs, math.prod(grid)), False).tokens)
+
     def _seen(self, inputs: Inputs, logits: bool = True) -> _Seen:
         """Of the block that is looked at."""
         attention, name = AttentionLogits(), self.block or self.anatomy.of_latent[0]
@@ -210,7 +217,10 @@ class OnGrids:
         ):
             answer_without_gradient(self.model, inputs)
         batch = len(inputs[self.latent])
-        return _Seen([_rows(tensor, batch) for tensor in calls[0].tensors if is_tokens(tensor)], attention.seen)
+        tokens = [tensor for tensor in calls[0].tensors if is_tokens(tensor)]
+        if self.channels_first:
+            tokens = [tensor.movedim(1, -1) if tensor.dim() > 3 else tensor for tensor in tokens]
+        return _Seen([_rows(tensor, batch) for tensor in tokens], attention.seen)
 
     def _places(self, grid: Grid, blank: Inputs, plain: _Seen) -> _Places:
         count, logits = math.prod(grid), bool(plain.logits)

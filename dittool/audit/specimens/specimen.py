@@ -41,9 +41,10 @@ class Gates:
     opened: dict[str, float]  # everything that begins at zero drawn at random
     modulation: dict[str, float]  # the largest value of each of its tensors
     redrawn: str = ""  # what of the blocks was tried without modulation, when not all
-    kinds: dict[str, str] = field(default_factory=dict)  # of each block: its class
+    kinds: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of each block: its class and parameters' names
     stuck: tuple[str, ...] = ()  # blocks at the identity whose weights and conditions get no gradient whatever follows
     normalised: frozenset[str] = frozenset()  # blocks that return their tokens normed: a norm behind the residual
+    reshaping: frozenset[str] = frozenset()  # blocks that give tokens of another shape: what is not linear counts
 
 
 @dataclass(frozen=True)

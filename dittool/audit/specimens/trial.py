@@ -16,9 +16,24 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.anatomy import Anatomy, alike_blocks, blocks_in_words, modulation_tables, sizes_of_parts
+from dittool.audit.specimens.anatomy import (
+    Anatomy,
+    alike_blocks,
+    blocks_in_words,
+    is_bias,
+    kind_of_block,
+    modulation_tables,
+    sizes_of_parts,
+)
 from dittool.audit.specimens.changes import OWN, Shift, largest_change, sample_shifts
-from dittool.audit.specimens.gates import is_closed, is_normed, is_stuck, is_zero, moved_by, moved_without_modulation
+from dittool.audit.specimens.gates import (
+    is_normed,
+    is_stuck,
+    is_zero,
+    moved_by,
+    moved_without_modulation,
+    wake,
+)
 from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (
     Biases,
@@ -46,7 +61,6 @@ from dittool.audit.specimens.watching import (
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is not built again and again
-_WAKING_STD = 0.05  # of parameters that begin at zero
 _KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
@@ -122,17 +136,18 @@ class Trial(Specimen, Generic[Network]):
         tried = [alike[0] for alike in alike_blocks(model, blocks)] if large else blocks
         opened = self._block_calls(self.shared_awake, self.inputs())
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
-        at_start = {name: max(moved_by(run[name]) for run in runs) for name in blocks}
+        at_start = {name: max(moved_by(run[name], model.get_submodule(name)) for run in runs) for name in blocks}
         return Gates(
             blocks_in_words(blocks),
             at_start,
             {name: moved_without_modulation(model, anatomy, name, runs[0][name], timed[name]) for name in tried},
-            {name: moved_by(opened[name]) for name in blocks},
+            {name: moved_by(opened[name], self.shared_awake.get_submodule(name)) for name in blocks},
             modulation,
             ", tried on one block of each kind" if large else "",
-            {name: type(model.get_submodule(name)).__name__ for name in blocks},
+            {name: kind_of_block(model.get_submodule(name)) for name in blocks},
             tuple(name for name in tried if not at_start[name] and is_stuck(model.get_submodule(name), runs[0][name])),
             frozenset(name for name in blocks if at_start[name] and is_normed(runs[0][name])),
+            frozenset(name for name in blocks if not runs[0][name].streams),
         )
 
     def _at_another_time(self) -> Inputs:
@@ -162,7 +177,7 @@ class Trial(Specimen, Generic[Network]):
     def biases(self) -> Biases:
         _ = self.blocks
         model, anatomy = self.at_real_size()
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if _is_bias(name)}
+        sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if is_bias(name)}
         wrong, layers = [], 0
         for block in anatomy.blocks:
             for name, module in model.get_submodule(block).named_modules(prefix=block):
@@ -171,7 +186,7 @@ class Trial(Specimen, Generic[Network]):
                     continue
                 layers += isinstance(module, _LAYERS)
                 own = (parameter for parameter, _ in module.named_parameters(recurse=False))
-                wrong += [f"{name}.{parameter}" for parameter in own if _is_bias(parameter)]
+                wrong += [f"{name}.{parameter}" for parameter in own if is_bias(parameter)]
         elsewhere = {name: size for name, size in sizes.items() if name not in wrong}
         return Biases({name: sizes[name] for name in wrong}, layers, elsewhere, self.parameters)
 
@@ -360,15 +375,6 @@ def _holds_non_finite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
-def wake(model: nn.Module, seed: int) -> None:
-    """Draws every parameter that is zero throughout, or as small as a LayerScale begins, from N(0, 0.05²)."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if is_closed(parameter):
-                parameter.normal_(std=_WAKING_STD, generator=generator)
-
-
 def largest_gradient_difference(a: TrainingPass, b: TrainingPass) -> tuple[str, float]:
     """The parameter whose gradients differ most between two passes, and by how much of the largest gradient."""
     if missing := a.gradients.keys() ^ b.gradients.keys():
@@ -392,9 +398,3 @@ def _some(gradient: Tensor) -> Tensor:
         return gradient
     step = gradient.numel() // _KEPT_ENTRIES | 1  # odd, so that widths of an even number do not hide columns
     return torch.cat([gradient.flatten()[::step], gradient.mean()[None]])
-
-
-def _is_bias(name: str) -> bool:
-    """By torch's own names: bias, in_proj_bias, bias_k; and q_bias, as many write it."""
-    leaf = name.rpartition(".")[2]
-    return leaf == "bias" or leaf.endswith("_bias") or leaf.startswith("bias_")

@@ -152,6 +152,15 @@ class Call:
                 pairs.append((alike[distances.index(min(distances))], after))
         return pairs
 
+    @property
+    def carried(self) -> list[Tensor]:
+        """The tokens that it takes in: those of its streams, or of tokens that it gives in another shape the first of
+        their rank.
+        """
+        ranks = {tensor.dim() for tensor in self.outputs if is_tokens(tensor)}
+        taken = [tensor for tensor in self.tensors if is_tokens(tensor) and tensor.dim() in ranks]
+        return [before for before, _ in self.streams] or taken[:1]
+
     def again(self, module: nn.Module, others: Mapping[int, Tensor] = MappingProxyType({})) -> Call:
         """The same call of another module of the kind, with others in the place of some tensors, by their id."""
 
@@ -168,13 +177,17 @@ class Call:
 
 
 def is_tokens(tensor: Tensor) -> bool:
-    """(B, N, D) with more than one token, or tokens in rows and columns."""
-    return tensor.dim() in (3, 4) and tensor.shape[1] > 1 and tensor.is_floating_point()
+    """(B, N, D) with more than one token, or tokens in rows and columns, and frames, with channels first or last."""
+    spread = tensor.shape[1] > 1 if tensor.dim() in (3, 4) else tensor.dim() == 5 and max(tensor.shape[2:4]) > 1
+    return spread and tensor.is_floating_point()
 
 
 def is_vector(tensor: Tensor, batch: int) -> bool:
-    """(B, D), or the same with axes of length 1 beside B."""
-    in_rows = tensor.dim() >= 2 and batch in tensor.shape[:-1] and tensor.numel() == batch * tensor.shape[-1]
+    """(B, D), or the same with axes of length 1 beside B or behind D."""
+    shape = tuple(tensor.shape)
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]
+    in_rows = len(shape) >= 2 and batch in shape[:-1] and tensor.numel() == batch * shape[-1]
     return in_rows and tensor.is_floating_point()
 
 

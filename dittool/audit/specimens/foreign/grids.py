@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dittool.audit.specimens.positions import OnGrids
 from dittool.audit.specimens.specimen import Grid, NotAnswered, OnGrid, Positions
+from dittool.audit.specimens.watching import Inputs, answers_without_gradient, ending_with
 
 if TYPE_CHECKING:
     from dittool.audit.specimens.foreign.model import ForeignModel
@@ -32,6 +33,7 @@ def positions_of(foreign: ForeignModel) -> Positions:
         patch,
         lambda grid: feed.inputs(size=(grid[0] * patch, grid[1] * patch)) if feed.sizes_can_change else feed.inputs(),
         feed.without_content,
+        channels_first=foreign.channels_first,
     )
     found = Positions(grids.stored_positions(grid), not_fed=tuple(feed.positions_not_fed))
     if not feed.sizes_can_change:
@@ -81,7 +83,15 @@ def _in_other_blocks(foreign: ForeignModel, grids: OnGrids, grid: Grid) -> list[
 def patch_and_grid(foreign: ForeignModel) -> tuple[int, Grid]:
     """Latent cells along one side of a token, and the example's rows and columns of tokens."""
     feed, inputs = foreign.feed, foreign.inputs()
-    probe = OnGrids(foreign.shared_awake, foreign.anatomy, feed.latent, 1, lambda _grid: inputs, feed.without_content)
+    probe = OnGrids(
+        foreign.shared_awake,
+        foreign.anatomy,
+        feed.latent,
+        1,
+        lambda _grid: inputs,
+        feed.without_content,
+        channels_first=foreign.channels_first,
+    )
     tokens, size = probe.tokens_of_latent(inputs), feed.size
     if not tokens:
         raise NotAnswered("the latent's tokens were not found among what the first block takes")
@@ -95,6 +105,29 @@ def patch_and_grid(foreign: ForeignModel) -> tuple[int, Grid]:
     if patch**2 * tokens != math.prod(size):
         raise NotAnswered(f"{tokens} tokens for a latent of {size}: no patch size gives that number")
     return patch, (size[0] // patch, size[1] // patch)
+
+
+def has_channels_first(foreign: ForeignModel) -> bool:
+    """Whether the first block takes (B, D, H, W): of another width of the latent its last axis is another, and of
+    another height the one before; where no other size runs, whether these two alone are the latent's by one factor.
+    """
+    feed, block = foreign.feed, foreign.shared_awake.get_submodule(foreign.anatomy.of_latent[0])
+
+    def shape_of(inputs: Inputs) -> tuple[int, ...]:
+        with ending_with(block) as calls:
+            answers_without_gradient(foreign.shared_awake, inputs)
+        return tuple(next((tokens.shape for tokens in calls[0].carried if tokens.dim() > 3), ()))
+
+    plain, size = shape_of(foreign.inputs()), feed.size
+    if not plain or size is None:
+        return False
+    try:
+        other = shape_of(feed.inputs(size=(size[0], 2 * size[1])))
+        return other[-1] != plain[-1]
+    except Exception:  # whatever the model raises for another size
+        (rows, columns), last = size, [size[0] // side for side in plain[-3:]]
+        fits = [rows % side == 0 == columns % side for side in plain[-3:]]
+        return all(fits[1:]) and last[1] == last[2] and not (fits[0] and last[0] == last[1])
 
 
 def _usual_grids(grid: Grid, large: bool) -> list[Grid]:

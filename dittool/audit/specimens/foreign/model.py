@@ -23,12 +23,12 @@ from dittool.audit.specimens.foreign.conditions import liveness_of
 from dittool.audit.specimens.foreign.example import Example
 from dittool.audit.specimens.foreign.factory import Factory
 from dittool.audit.specimens.foreign.feeding import Feed
-from dittool.audit.specimens.foreign.grids import patch_and_grid, positions_of
+from dittool.audit.specimens.foreign.grids import has_channels_first, patch_and_grid, positions_of
 from dittool.audit.specimens.foreign.keywords import keyword_effects
 from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
-from dittool.audit.specimens.gates import is_closed
+from dittool.audit.specimens.gates import is_closed, wake
 from dittool.audit.specimens.interventions import still_chance
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.audit.specimens.specimen import (
@@ -49,7 +49,6 @@ from dittool.audit.specimens.trial import (
     Trial,
     backward,
     kind_of_number,
-    wake,
 )
 from dittool.audit.specimens.watching import (
     Inputs,
@@ -302,6 +301,10 @@ class ForeignModel(Trial[nn.Module]):
     @cached_property
     def patch_and_grid(self) -> tuple[int, Grid]:
         return patch_and_grid(self)
+
+    @cached_property
+    def channels_first(self) -> bool:
+        return has_channels_first(self)
 
     def under_other_weights(self) -> nn.Module:
         """`awake()` with other weights, its chance stilled; a large one has those of its blocks in common with the

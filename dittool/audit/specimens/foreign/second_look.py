@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from dittool.audit.specimens.foreign.blame import strangers_fault
+from dittool.audit.specimens.gates import wake
 from dittool.audit.specimens.settings import guess_values
 from dittool.audit.specimens.specimen import Effect, Options
-from dittool.audit.specimens.trial import wake
 from dittool.audit.specimens.watching import Inputs, answers, answers_without_gradient, fixed_chance
 from dittool.errors import UsageError
 
