@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from dittool.errors import UsageError
 
@@ -89,6 +90,22 @@ def _out_of_memory(error: Exception) -> bool:
     """torch has a class of its own for a GPU's memory, and a RuntimeError of its allocator for a CPU's."""
     cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
     return cpu or isinstance(error, torch.OutOfMemoryError)
+
+
+def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors as they are, on the host: all that lie on the device come in one transfer, so with one wait."""
+    there = [tensor.detach() for tensor in tensors if tensor.device.type != "cpu"]
+    if not there:
+        return [tensor.detach() for tensor in tensors]
+    packed = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in there]).cpu()
+    pieces = iter(packed.split([tensor.nbytes for tensor in there]))
+
+    def arrived(tensor: Tensor) -> Tensor:
+        if tensor.device.type == "cpu":
+            return tensor.detach()
+        return next(pieces).clone().view(tensor.dtype).view(tensor.shape)  # a copy begins where its dtype may
+
+    return [arrived(tensor) for tensor in tensors]
 
 
 def wait_for(device: torch.device) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dittool.objective.schedule import power_decay
 from dittool.train.distributed import parts_like
+from dittool.train.optim import move_towards
 
 
 class PowerAverages:
@@ -31,11 +32,10 @@ class PowerAverages:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
-        """`updates` is the number of updates made before this one."""
+    def update(self, model: nn.Module, updates: int, made: Tensor) -> None:
+        """`updates` is the number of updates made before this one; `made` as for `optim.move_towards`."""
         for name, width in self._widths.items():
-            decay = power_decay(updates, width)
-            torch._foreach_lerp_(list(self.weights[name].values()), list(model.parameters()), 1 - decay)
+            move_towards(self.weights[name].values(), model.parameters(), 1 - power_decay(updates, width), made)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint; empty where nothing is followed."""

@@ -47,6 +47,8 @@ class Ranks:
     # each process holds a part of weights, average and moments (FSDP2), instead of all of them (DDP)
     sharded: bool = False
     store: dist.Store | None = None  # where the processes leave each other word; None: there is one
+    # over which tensors of the host travel, without a wait for the device; None: over the same as those of the device
+    host: dist.ProcessGroup | None = None
     _turns: Iterator[int] = field(default_factory=itertools.count, repr=False)  # of the first process alone
 
     @property
@@ -103,7 +105,7 @@ class Ranks:
         """The mean of each process's value, on all of them."""
         if self.count > 1:
             value = value.clone()
-            dist.all_reduce(value)
+            dist.all_reduce(value, group=self._group_of(value))
             value /= self.count
         return value
 
@@ -112,7 +114,7 @@ class Ranks:
         if self.count == 1:
             return values
         gathered = [torch.empty_like(values) for _ in range(self.count)]
-        dist.all_gather(gathered, values.contiguous())
+        dist.all_gather(gathered, values.contiguous(), group=self._group_of(values))
         return torch.cat(gathered)
 
     def gather_names(self, names: list[str]) -> list[str]:
@@ -120,7 +122,7 @@ class Ranks:
         if self.count == 1:
             return names
         gathered: list[Any] = [None] * self.count
-        dist.all_gather_object(gathered, names)
+        dist.all_gather_object(gathered, names, group=self.host)
         return [name for part in gathered for name in part]
 
     def take_from_first(self, module: nn.Module) -> None:
@@ -130,12 +132,15 @@ class Ranks:
                 dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process; all get the same answer."""
+        """Whether it is so in any process; all get the same answer, without a wait for the device."""
         if self.count == 1:
             return flag
-        votes = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        votes = torch.tensor(int(flag))
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host)
         return bool(votes)
+
+    def _group_of(self, tensor: Tensor) -> dist.ProcessGroup | None:
+        return self.host if tensor.device.type == "cpu" else None
 
 
 def _leave_word(store: dist.Store, key: str, word: str) -> None:
@@ -206,7 +211,8 @@ def process_group(parallel: str) -> Iterator[Ranks]:
     backend, own = "nccl" if device.type == "cuda" else "gloo", dist.PrefixStore("collectives", store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
     try:
-        yield Ranks(rank, count, device, sharded=parallel == "fsdp", store=dist.PrefixStore("dit", store))
+        host = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if device.type == "cuda" else None
+        yield Ranks(rank, count, device, parallel == "fsdp", dist.PrefixStore("dit", store), host)
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -4,16 +4,16 @@ compiler that is missing, values that are not finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from dittool.errors import NonFiniteError, StorageError, UsageError, listed
-from dittool.families.family import Loss, MicroBatch
+from dittool.families.family import MicroBatch
 from dittool.train.distributed import Ranks
+from dittool.train.log import StepFigures
 
 B = TypeVar("B", bound=MicroBatch)
 
@@ -59,22 +59,16 @@ def compiler_errors_explained() -> Iterator[None]:
         ) from error
 
 
-def require_finite_step(
-    step: int, loss: Tensor, grad_norm: Tensor, losses: Sequence[Loss], ids: list[str], ranks: Ranks
-) -> None:
-    """Raises `NonFiniteError` in all processes alike: the loss and the gradient that it looks at are those of all.
-
-    Args:
-        ids: of this process's samples, one for each value of `losses`.
+def not_finite(step: StepFigures, ranks: Ranks) -> NonFiniteError:
+    """What is to be said of a step whose loss or gradient was not finite. All processes ask together: the loss and the
+    gradient are those of all. Its figures lie on the host.
     """
-    if torch.isfinite(loss) and torch.isfinite(grad_norm):
-        return
-    finite = torch.cat([torch.isfinite(part.per_sample) for part in losses]).tolist()
-    broken = ranks.gather_names([sample for sample, good in zip(ids, finite, strict=True) if not good])
-    suspects = list(dict.fromkeys(broken or ranks.gather_names(ids)))
-    raise NonFiniteError(
-        f"step {step}: loss {float(loss):g}, gradient norm {float(grad_norm):g}; stopped before the update. "
-        f"Samples: {listed(suspects, _SHOWN)}",
+    finite = torch.cat([torch.isfinite(part.per_sample) for part in step.losses]).tolist()
+    broken = ranks.gather_names([sample for sample, good in zip(step.ids, finite, strict=True) if not good])
+    suspects = list(dict.fromkeys(broken or ranks.gather_names(step.ids)))
+    return NonFiniteError(
+        f"step {step.step}: loss {float(step.loss):g}, gradient norm {float(step.grad_norm):g}; stopped before the"
+        f" update. Samples: {listed(suspects, _SHOWN)}",
         "check these samples with dit shard --verify and dit audit, lower train.lr",
         suspects,
     )

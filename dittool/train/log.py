@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from dittool.ckpt.run_log import plot_losses, read_log
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_dict
 from dittool.console import Talk
+from dittool.devices import fetched
 from dittool.errors import UsageError
 from dittool.families.family import Loss
 from dittool.storage import read_json, write_atomic, write_json
@@ -40,31 +41,43 @@ _LOG, _BOARD, _WANDB = "writing log.jsonl", "writing TensorBoard's events", "log
 
 @dataclass(frozen=True)
 class StepFigures:
-    """What one step measured. Tensors stay on the device until a row of the log needs them."""
+    """What one step measured. Tensors stay on the device until the host looks at them."""
 
+    step: int  # its number, counted from 1
     loss: Tensor  # () mean over the step's samples
     grad_norm: Tensor  # () before clipping
+    made: Tensor  # () bool: loss and gradient were finite; elsewhere the weights stayed as they were
     lr: float
     waited: float  # seconds spent waiting for data
     samples: int  # of all processes
     losses: list[Loss]  # one a micro-batch
+    ids: list[str]  # of this process, one for each value of `losses`
 
 
 class Meter:
-    """Figures of the steps since the last row of the log."""
+    """Figures of the steps since the last row of the log, those without an update left out."""
 
     def __init__(self, ranks: Ranks, figures: Callable[[Sequence[Loss], Ranks], dict[str, float]]) -> None:
         """`figures`: the family's own, of the losses of an interval."""
         self.loss: float | None = None  # mean of the last interval; None before the first ends
         self._ranks, self._figures = ranks, figures
+        self._unseen: list[StepFigures] = []
         self._steps: list[StepFigures] = []
         self._since = time.monotonic()
 
     def add(self, figures: StepFigures) -> None:
-        self._steps.append(figures)
+        self._unseen.append(figures)
+
+    def look(self) -> list[StepFigures]:
+        """Brings the figures of the steps since the last look onto the host, in one transfer. Returns those of steps
+        without an update.
+        """
+        seen, self._unseen = on_host(self._unseen), []
+        self._steps += [step for step in seen if step.made]
+        return [step for step in seen if not step.made]
 
     def summary(self) -> dict[str, float]:
-        """Means over the interval, and the family's figures. Begins a new interval.
+        """Means over the interval up to the last look, and the family's figures. Begins a new interval.
 
         Over the samples of all processes, which must ask together; waiting and memory are this process's own. Empty
         without a step.
@@ -87,6 +100,35 @@ class Meter:
         figures |= self._figures(losses, self._ranks)
         self._steps, self._since = [], time.monotonic()
         return figures
+
+
+V = TypeVar("V")
+
+
+def on_host(value: V) -> V:
+    """The same with every tensor in it on the host, in one transfer. Looks into lists, dicts and dataclasses."""
+    there: list[Tensor] = []
+
+    def remembered(tensor: Tensor) -> Tensor:
+        there.append(tensor)
+        return tensor
+
+    _with_tensors(value, remembered)
+    arrived = iter(fetched(there))
+    return _with_tensors(value, lambda _: next(arrived))
+
+
+def _with_tensors(value: Any, changed: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return changed(value)
+    if isinstance(value, list):
+        return [_with_tensors(item, changed) for item in value]
+    if isinstance(value, dict):
+        return {key: _with_tensors(item, changed) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {one.name: getattr(value, one.name) for one in fields(value)}
+        return replace(value, **{name: _with_tensors(item, changed) for name, item in held.items()})
+    return value
 
 
 class SideWork:

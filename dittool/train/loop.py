@@ -26,7 +26,7 @@ from dittool.ckpt.run_data import record_data
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_toml
 from dittool.console import SILENT, Talk
-from dittool.errors import DitError, Interrupted, NonFiniteError, UsageError, from_os_error
+from dittool.errors import DitError, Interrupted, UsageError, from_os_error
 from dittool.families.family import Conclusion, MicroBatch, family_of
 from dittool.shell import command_line, quoted
 from dittool.storage import (
@@ -39,7 +39,7 @@ from dittool.storage import (
 )
 from dittool.train.beginning import Beginning
 from dittool.train.distributed import gathered, process_group
-from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, require_finite_step
+from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, not_finite
 from dittool.train.log import Meter, RunLog, SideWork, StepFigures
 from dittool.train.readiness import require_room, tell_disk
 from dittool.train.signals import StopRequest, launcher_warning, stop_on_signal
@@ -136,8 +136,8 @@ def train(
         checker: reads edited captions back from pictures, for judgements on the way.
 
     Nothing is made in `out` before the inputs are known to be there. Raises `BadDataError`, `UsageError`,
-    `StorageError`; `NonFiniteError` before an update would spoil the weights; `Interrupted` after a signal, with the
-    state saved.
+    `StorageError`; `NonFiniteError` where more losses or gradients were not finite than `train.skip_nonfinite` allows,
+    none of which reached the weights; `Interrupted` after a signal, with the state saved.
     """
     beginning = Beginning(resume, resume_from, strict, set(named_changes), init)
     config = beginning.configured(config, talk)
@@ -187,14 +187,14 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
         while state.step < total:
             try:
                 meter.add(train_step(state, batches))
-            except NonFiniteError as failure:
-                _skip_update(run, failure)
             except ReadingError as failure:
                 raise _saved_before(run, meter, failure) from failure
             # asked once: a signal that comes later waits for the next step
             stopping = state.ranks.any(stop.wanted)
             step, last = state.step, state.step == total
             judges = not stopping and due(step, state.family.judge_every(state.config), last)
+            if _looks(state, stopping, last):
+                _look(run, meter)
             averaged = _measure(run, meter, last, judges)
             if stopping or due(step, state.config.checkpoint.every, last):
                 _save(run, meter, last)
@@ -280,6 +280,7 @@ def _save(run: _Run, meter: Meter, last: bool) -> None:
 
 def _saved_before(run: _Run, meter: Meter, failure: ReadingError) -> Exception:
     """What to raise when a micro-batch cannot be read: the reason, once the state of the last step is saved."""
+    _look(run, meter)
     reason, step = failure.reason, run.state.step
     if isinstance(reason, OSError):
         reason = from_os_error(reason) or reason
@@ -293,7 +294,9 @@ def _saved_before(run: _Run, meter: Meter, failure: ReadingError) -> Exception:
 
 
 def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:
-    """One optimizer update. Raises `NonFiniteError` before the weights are touched."""
+    """One optimizer update, without a wait for the device: where loss or gradient is not finite, the device itself
+    leaves it out (`StepFigures.made`).
+    """
     config, waited, samples, losses, weighted, ids = state.config, 0.0, 0, [], [], []
     state.model.train()
     for left in reversed(range(config.train.accumulate)):
@@ -309,29 +312,45 @@ def train_step(state: TrainState, batches: Iterator[MicroBatch]) -> StepFigures:
         ids += batch.ids
     grad_norm = gathered(torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.train.clip))
     mean = state.ranks.mean(torch.stack(weighted).sum())
+    made = torch.isfinite(mean) & torch.isfinite(grad_norm)
     state.samples_seen += samples
-    require_finite_step(state.step + 1, mean, grad_norm, losses, ids, state.ranks)
-    rate = state.optimizer.update(state.step)
+    rate = state.optimizer.update(state.step, made)
     state.model.zero_grad(set_to_none=True)
-    state.ema.update(state.model, state.step)
-    state.averages.update(state.model, state.step)
+    state.ema.update(state.model, state.step, made)
+    state.averages.update(state.model, state.step, made)
     state.step += 1
-    return StepFigures(mean, grad_norm, rate, waited, samples, losses)
+    return StepFigures(state.step, mean, grad_norm, made, rate, waited, samples, losses, ids)
 
 
-def _skip_update(run: _Run, failure: NonFiniteError) -> None:
-    """Leaves out the update of a step that was not finite, or raises the failure when `train.skip_nonfinite` of
-    them were left out.
+def _looks(state: TrainState, stopping: bool, last: bool) -> bool:
+    """Whether the host looks at what the device computed: before anything is written or shown, and at each step where
+    that is no wait.
+    """
+    train, step = state.config.train, state.step
+    intervals = (train.log_every, train.eval_every, train.sample_every, state.config.checkpoint.every)
+    comes = any(due(step, every, last) for every in (*intervals, state.family.judge_every(state.config)))
+    return comes or stopping or last or looking_is_free(state.device)
+
+
+def looking_is_free(device: torch.device) -> bool:
+    """Whether the host has no device to wait for."""
+    return device.type == "cpu"
+
+
+def _look(run: _Run, meter: Meter) -> None:
+    """Writes down which steps since the last look were without an update, because loss or gradient was not finite.
+    Raises `NonFiniteError` for the first of them beyond `train.skip_nonfinite`.
     """
     state, most = run.state, run.state.config.train.skip_nonfinite
-    if state.skipped_updates >= most:
-        if list_checkpoints(run.checkpoints):
-            again = command_line("dit", "train", "--resume", "--out", run.folder)
-            failure.hint = f"{failure.hint}; go on from the last checkpoint with: {again} -s train.lr=N"
-        raise failure
-    state.model.zero_grad(set_to_none=True)
-    state.step += 1
-    state.skipped_updates += 1
-    if run.log is not None:
-        run.log.write(state.step, {"skipped_updates": state.skipped_updates, "not_finite": failure.samples})
-    run.talk.warn(f"{failure.message}; no update at this step ({state.skipped_updates} of at most {most} left out)")
+    for left_out in meter.look():
+        failure = not_finite(left_out, state.ranks)
+        if state.skipped_updates >= most:
+            if list_checkpoints(run.checkpoints):
+                again = command_line("dit", "train", "--resume", "--out", run.folder)
+                failure.hint = f"{failure.hint}; go on from the last checkpoint with: {again} -s train.lr=N"
+            raise failure
+        state.skipped_updates += 1
+        if run.log is not None:
+            facts = {"skipped_updates": state.skipped_updates, "not_finite": failure.samples}
+            run.log.write(left_out.step, facts)
+        run.talk.warn(f"{failure.message}; no update at this step ({state.skipped_updates} of at most {most} left out)")

@@ -49,18 +49,22 @@ class Muon:
             self._same_shape.setdefault(matrix.shape, []).append(name)
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One update at rate η. Every matrix has its gradient."""
+    def step(self, rate: float, made: Tensor) -> None:
+        """One update at rate η. Every matrix has its gradient. `made` () bool, on the device: where it is False,
+        matrices and momentum stay, whatever the gradients.
+        """
+        kept = torch.where(made, 1 - rate * self._weight_decay, 1.0)
         for (rows, columns), names in self._same_shape.items():
-            ahead = torch.stack([gathered(self._look_ahead(name)) for name in names])  # (n, rows, columns)
-            for name, direction in zip(names, self._orthogonal(ahead), strict=True):
+            ahead = torch.stack([gathered(self._look_ahead(name, made)) for name in names])  # (n, rows, columns)
+            for name, direction in zip(names, torch.where(made, self._orthogonal(ahead), 0.0), strict=True):
                 matrix = self.matrices[name]
-                matrix.mul_(1 - rate * self._weight_decay)
+                matrix.mul_(kept)
                 matrix.add_(own_part(direction, matrix), alpha=-rate * max(1, rows / columns) ** 0.5)
 
-    def _look_ahead(self, name: str) -> Tensor:
+    def _look_ahead(self, name: str, made: Tensor) -> Tensor:
         gradient, momentum = self.matrices[name].grad, self.momentum[name]
         assert gradient is not None, f"{name} has no gradient"
+        gradient = torch.where(made, gradient, momentum)
         momentum.lerp_(gradient, 1 - self._share)
         return gradient.lerp(momentum, self._share)
 

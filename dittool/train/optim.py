@@ -5,11 +5,11 @@ is asked for, the learning rate, and the exponential moving average that validat
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dittool.config.schema import Ema, Train
 from dittool.errors import UsageError
@@ -48,13 +48,17 @@ class Optimizer:
             assert train.muon_momentum is not None and train.muon_weight_decay is not None  # the schema sets them
             self.muon = Muon(matrices, train.muon_momentum, train.muon_weight_decay, ranks)
 
-    def update(self, step: int) -> float:
-        """Update number `step`, counted from 0, with the gradients that are there. Returns AdamW's rate."""
+    def update(self, step: int, made: Tensor) -> float:
+        """Update number `step`, counted from 0, with the gradients that are there. Returns AdamW's rate.
+
+        `made` () bool, on the device: where it is False, weights and moments stay as they are, whatever the gradients.
+        """
         rate = set_learning_rate(self.adamw, step, self._train)
+        self.adamw.found_inf = (~made).float()  # type: ignore[attr-defined]  # what torch's GradScaler sets
         self.adamw.step()
         if self.muon is not None:
             assert self._train.muon_lr is not None
-            self.muon.step(self._train.muon_lr * rate / self._train.lr)  # its own peak on the same schedule
+            self.muon.step(self._train.muon_lr * rate / self._train.lr, made)  # its own peak on the same schedule
         return rate
 
     def bytes_of_state(self) -> int:
@@ -119,8 +123,15 @@ class EmaModel:
         self._config = config
 
     @torch.no_grad()
-    def update(self, model: nn.Module, updates: int) -> None:
-        """`updates` is the number of updates made before this one."""
-        torch._foreach_lerp_(
-            list(self.model.parameters()), list(model.parameters()), 1 - ema_decay(updates, self._config)
-        )
+    def update(self, model: nn.Module, updates: int, made: Tensor) -> None:
+        """`updates` is the number of updates made before this one; `made` as for `move_towards`."""
+        move_towards(self.model.parameters(), model.parameters(), 1 - ema_decay(updates, self._config), made)
+
+
+def move_towards(averages: Iterable[Tensor], weights: Iterable[Tensor], share: float, made: Tensor) -> None:
+    """average ← average + share·(weights − average), in place; unchanged where `made`, () bool on the device, is
+    False: then there was no update.
+    """
+    on_device = torch.where(made, share, 0.0)
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, on_device)

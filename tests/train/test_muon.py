@@ -44,7 +44,7 @@ def test_updates_are_those_of_torch_but_for_its_bf16(shape):
     for _ in range(4):
         ours.grad = torch.randn(shape)
         theirs.grad = ours.grad.clone()
-        muon.step(0.02)
+        muon.step(0.02, torch.tensor(True))
         reference.step()
     assert (ours - theirs).norm() < 0.02 * (theirs - 1).norm()
 
@@ -62,7 +62,7 @@ def test_processes_share_the_matrices_out():
         matrices = {name: torch.nn.Parameter(torch.zeros(6, 4)) for name in gradients}
         for name, matrix in matrices.items():
             matrix.grad = gradients[name]
-        Muon(matrices, 0.95, 0.0, OneOfTwo(rank, 2, torch.device("cpu"))).step(0.1)
+        Muon(matrices, 0.95, 0.0, OneOfTwo(rank, 2, torch.device("cpu"))).step(0.1, torch.tensor(True))
     assert [len(part) for part in computed] == [2, 2]  # of three, and nothing in the last place
     alone = orthogonal(torch.stack(list(gradients.values())))
     torch.testing.assert_close(torch.cat(computed)[:3], alone, atol=1e-5, rtol=0)

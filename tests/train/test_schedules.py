@@ -62,7 +62,7 @@ def test_the_average_is_the_recursion_of_its_decay():
             model.weight.add_(torch.randn_like(model.weight))
         decay = min(0.9, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-        ema.update(model, update)
+        ema.update(model, update, torch.tensor(True))
     torch.testing.assert_close(ema.model.weight, expected)
 
 
