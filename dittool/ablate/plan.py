@@ -27,8 +27,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_dict, load_config, read_toml
-from dittool.config.schema import Section
-from dittool.config.values import Counted, Positive, Share, require
+from dittool.config.values import Counted, Positive, Section, Share, require
 from dittool.errors import UsageError, listed
 
 BASE = "base"  # the row that the others are compared with

@@ -55,6 +55,7 @@ _OF_ENCODER = {
     "conditioning.dino_patch_proj": "image",
     "conditioning.null_dino": "image",
     "conditioning.null_dino_patch_token": "image",
+    "alignment_head.out": "image",
     "patch_embedding": "vae",
     "output": "vae",
 }

@@ -104,5 +104,5 @@ def _of_another_kind(config: AnyConfig, source: str, what: str, instead: str = "
 
 
 def reads_patches(config: AnyConfig) -> bool:
-    """Whether its model is trained with the reference's patch tokens."""
-    return isinstance(config, Config) and config.model.patches
+    """Whether training reads the reference's patches, so that data must hold them."""
+    return isinstance(config, Config) and config.reads_patches

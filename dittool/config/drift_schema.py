@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dittool.config.schema import CaptionPlace, Checkpoint, Data, Ema, Encoders, Section, Train
-from dittool.config.values import Counted, Positive, PositiveFloat, Share, Size, Whole, require
+from dittool.config.schema import CaptionPlace, Checkpoint, Data, Ema, Encoders, Train
+from dittool.config.values import Counted, Positive, PositiveFloat, Section, Share, Size, Whole, require
 from dittool.geometry import parse_size
 
 

@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from dittool.config.architectures import ARCHITECTURES, AnyConfig, Schema
 from dittool.config.presets import preset_path
-from dittool.config.schema import EXCLUSIVE, Section
+from dittool.config.schema import EXCLUSIVE
+from dittool.config.values import Section
 from dittool.errors import UsageError
 from dittool.storage import utf8_text
 

@@ -48,7 +48,7 @@ def preset_path(name: str) -> Path:
 
 def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
     """One row of the list of presets. `heads` and `area` are None for a family that has none."""
-    from dittool.config.architectures import ImageConfig, architecture, reads_patches
+    from dittool.config.architectures import ImageConfig, architecture
     from dittool.config.drift_schema import DriftConfig
     from dittool.config.schema import Config
 
@@ -59,7 +59,7 @@ def preset_summary(name: str, config: AnyConfig) -> dict[str, Any]:
         heads = config.model.heads
     if isinstance(config, ImageConfig):
         area = config.data.area or config.data.buckets
-    if reads_patches(config):
+    if isinstance(config, Config) and config.model.patches:
         conditions.append("patches")
     return {
         "name": name,

@@ -9,9 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from dittool.config.values import Counted, Positive, PositiveFloat, Share, Shift, Size, Whole, require, whole_number
+from dittool.config.judging import Validate
+from dittool.config.learning import Repa
+from dittool.config.values import (
+    Counted,
+    Positive,
+    PositiveFloat,
+    Section,
+    Share,
+    Shift,
+    Size,
+    Whole,
+    require,
+    whole_number,
+)
 from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
 
 # Pairs of keys of which exactly one is given: a derived preset or an override that gives the one takes the other away.
@@ -25,10 +38,6 @@ EXCLUSIVE: dict[tuple[str, ...], str] = {
 
 # Where the captions of images stand: docs/sources.md
 CaptionPlace = Literal["auto", "txt", "caption", "metadata", "coco", "folder"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -170,7 +179,7 @@ class Train(Section):
     muon_lr: PositiveFloat | None = None  # peak rate of these matrices, on the schedule of lr
     muon_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     muon_weight_decay: Annotated[float, Field(ge=0)] | None = None
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     clip: PositiveFloat = 1.0  # largest norm of the whole gradient
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
     compile: bool = False  # torch.compile of the blocks: slower first steps, faster others
@@ -240,7 +249,7 @@ class Ema(Section):
     warmup: Literal["power", "linear"] = "power"  # power: (1+n)/(10+n); linear: 0 to target over warmup_steps
     warmup_steps: Positive | None = None
     # relative widths of further averages in each checkpoint, from which one of any length is made afterwards
-    averages: list[Annotated[float, Field(gt=0, le=0.25)]] = []
+    averages: list[Annotated[float, Field(gt=0, le=0.25)]] = Field(default=[])
 
     @model_validator(mode="after")
     def _warmup(self) -> Ema:
@@ -279,8 +288,12 @@ class Sample(Section):
     guidance_interval: Annotated[
         list[Share],
         BeforeValidator(lambda value: list(value) if isinstance(value, tuple) else value),  # of callers from Python
-        Field(min_length=2, max_length=2, description="Times t with guidance; 1 is noise, 0 the image."),
-    ] = [0.0, 1.0]
+    ] = Field(
+        default=[0.0, 1.0],
+        min_length=2,
+        max_length=2,
+        description="Times t with guidance; 1 is noise, 0 the image.",
+    )
     guidance_parallel: Annotated[Share, Field(description="Share of guidance along the image that stays; APG: 0.")] = (
         1.0
     )
@@ -305,38 +318,6 @@ class Sample(Section):
         return self
 
 
-class Thresholds(Section):
-    """What a GO needs. A criterion without a threshold is shown and does not decide."""
-
-    lpips: PositiveFloat | None = None  # reconstruction, at most; judged only where LPIPS can run
-    gap_closed: Share | None = None  # reconstruction between ceiling (0) and codec floor (1), at least
-    swap_closer: Share | None = None  # share of pairs nearer to the swapped-in reference, at least
-    edit_shown: Share | None = None  # share of edited captions whose edit a checker sees, at least
-    edit_shown_least: Share | None = None  # the same, of the attribute whose edits show least often, at least
-    known_captions: Share | None = None  # share of trained captions, drawn alone, whose pictures show all, at least
-    new_captions: Share | None = None  # the same of captions that no training picture had
-    sensitivity: PositiveFloat | None = None  # change under an edit over change under another seed, at least
-    swap_p: Share | None = None  # chance of the swap margins without any influence of the reference, at most
-    loss_ratio: PositiveFloat | None = None  # loss on held-out over training samples, at most
-    # least and most, median of the run's log
-    grad_norm: Annotated[list[PositiveFloat], Field(min_length=2, max_length=2)] | None = None
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Thresholds:
-        low, high = self.grad_norm or (0, 1)
-        require((low < high, f"grad_norm [{low:g}, {high:g}] is empty: the least comes first"))
-        return self
-
-
-class Validate(Section):
-    every: Counted = 0  # steps between judgements during training, on the EMA weights; 0: none
-    limit: Counted = 100  # images, pairs and edits; 0: all that there are
-    set_images: Positive = 500  # images drawn for the set metrics, which run when they are named: --tests …,set_metrics
-    edits: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []  # words to exchange in captions
-    lpips_backbone: str | None = None  # AlexNet weights for LPIPS; else DIT_LPIPS_BACKBONE, else torchvision's cache
-    thresholds: Thresholds = Thresholds()
-
-
 class Config(Section):
     description: str
     model: Model
@@ -345,10 +326,34 @@ class Config(Section):
     flow: Flow = Flow()
     dropout: Dropout
     train: Train
+    repa: Repa = Repa()
     ema: Ema = Ema()
     checkpoint: Checkpoint = Checkpoint()
     sample: Sample = Sample()
     validate_: Annotated[Validate, Field(alias="validate")] = Validate()
+
+    @property
+    def reads_patches(self) -> bool:
+        """Whether training reads the reference's patches: the model does, or the alignment with them."""
+        return self.model.patches or self.repa.weight > 0
+
+    @property
+    def aligned_block(self) -> int | None:
+        """Counted from 1; None without an alignment."""
+        return self.repa.block or max(round(self.model.depth * 2 / 7), 1) if self.repa.weight > 0 else None
+
+    @model_validator(mode="after")
+    def _can_align(self) -> Config:
+        depth, dropped = self.model.depth, self.dropout.none + self.dropout.text_only
+        require(
+            ((self.repa.block or 1) <= depth, f"repa.block {self.repa.block} is none of the model's {depth}"),
+            (
+                self.repa.weight == 0 or dropped > 0,
+                "repa.weight has no effect when every sample keeps its reference: give dropout.none or"
+                " dropout.text_only a share",
+            ),
+        )
+        return self
 
 
 LATER_SETTINGS = ("guidance_parallel", "guidance_norm", "guidance_momentum")  # younger than the first pictures

@@ -1,14 +1,18 @@
-"""Kinds of values that sections of a configuration are made of."""
+"""Sections of a configuration, and the kinds of values that they are made of."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from dittool.geometry import parse_size
 
 PER_BUCKET = "per-bucket"  # of `flow.shift`
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 def _checked_size(text: str) -> str:

@@ -38,6 +38,7 @@ from dittool.geometry import Bucket, patch_grid, require_whole_tokens
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
+from dittool.objective.alignment import Alignment
 from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, shift_at, timesteps
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.preview import draw_preview
@@ -122,7 +123,7 @@ class FlowData:
 
 
 def build(config: Config, widths: FeatureWidths) -> DiT:
-    return build_model(config, widths.text, widths.image, widths.latent_channels)
+    return build_model(config, widths.text, widths.image, widths.latent_channels, to_train=True)
 
 
 def known_widths(config: Config) -> FeatureWidths | None:
@@ -165,7 +166,7 @@ def training_stream(
         provenance.norm,
         sizes,
         train.seed,
-        config.model.patches,
+        config.reads_patches,
         rank=ranks.rank,
         ranks=ranks.count,
         accumulate=train.accumulate,
@@ -184,7 +185,16 @@ def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
     t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, shift)
     d = config.dropout
     modes = dropout_modes(batch.mode_draw, d.shares)
-    return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes)
+    aligned = alignment_of(config, batch.number // config.train.accumulate)
+    return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes, aligned)
+
+
+def alignment_of(config: Config, step: int) -> Alignment | None:
+    """What `[repa]` asks of update `step`, counted from 0."""
+    if config.repa.weight == 0:
+        return None
+    active = step < (config.repa.until or 1.0) * config.train.steps
+    return Alignment(config.repa.weight, config.model.patch_size, active)
 
 
 def inputs(batch: Batch) -> tuple[Tensor, Tensor, Conditions]:
@@ -193,7 +203,7 @@ def inputs(batch: Batch) -> tuple[Tensor, Tensor, Conditions]:
 
 
 def figures(losses: Sequence[FlowLoss], ranks: Ranks) -> dict[str, float]:
-    """The loss of each dropout mode and of each third of the timesteps."""
+    """The loss of each dropout mode and of each third of the timesteps, and the alignment's."""
     per_sample, t, modes = (
         ranks.gather(torch.cat([getattr(loss, name).detach() for loss in losses]))
         for name in ("per_sample", "t", "modes")
@@ -202,6 +212,9 @@ def figures(losses: Sequence[FlowLoss], ranks: Ranks) -> dict[str, float]:
     groups = {f"loss_{name}": modes == index for index, name in enumerate(MODES)}
     groups |= {"loss_t_low": t < 1 / 3, "loss_t_mid": (t >= 1 / 3) & (t < 2 / 3), "loss_t_high": t >= 2 / 3}
     means = {name: float(per_sample[chosen].mean()) for name, chosen in groups.items() if chosen.any()}
+    if aligned := [loss.alignment.detach() for loss in losses if loss.alignment is not None]:
+        of_alignment = ranks.gather(torch.cat(aligned))
+        means |= {"loss_repa": float(of_alignment[of_alignment != 0].mean())} if of_alignment.any() else {}
     return {"velocity_norm": norm, **means}
 
 
@@ -244,7 +257,8 @@ def kinds(data: FlowData) -> list[BatchKind[Batch]]:
         batch = stream[next(number for number in count() if of_batch(number) == name)]
         tokens = batch.latents[0, 0].numel() // data.config.model.patch_size**2
         c = batch.conditions
-        attended = c.patches if data.config.model.patch_fusion == "attended" else None
+        model = data.config.model
+        attended = c.patches if model.patches and model.patch_fusion == "attended" else None
         context = (0 if c.text is None else c.text.shape[1]) + 1 + (0 if attended is None else attended.shape[1])
         size, share = stream.plan.sizes[name], times / _LOOKED_AT
         found.append(BatchKind(name, samples[name], size, tokens, context, size, share, batch))
@@ -296,7 +310,7 @@ def batch_bytes(config: Config, widths: FeatureWidths) -> int:
 
     def values(bucket: Bucket) -> int:
         latent = widths.latent_channels * math.prod(bucket.latent_grid(_STRIDE))
-        patches = bucket.area // _PATCH**2 if model.patches else 0
+        patches = bucket.area // _PATCH**2 if config.reads_patches else 0
         return 2 * latent + (1 + patches) * widths.image + _TEXT_TOKENS * widths.text
 
     def samples(bucket: Bucket) -> int:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from dittool.config.schema import Config
 
 
-def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: int) -> DiT:
-    """The model of a configuration. The three feature widths come from the data's identity card."""
+def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: int, to_train: bool = False) -> DiT:
+    """The model of a configuration, with what only training needs where it is built `to_train`. The three feature
+    widths come from the data's identity card.
+    """
     m = config.model
     return DiT(
         DiTConfig(
@@ -43,6 +45,7 @@ def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: 
             context_balance=m.context_balance,
             time_init=m.time_init,
             gradient_checkpointing=m.gradient_checkpointing,
+            aligned_block=config.aligned_block if to_train else None,
             latent_channels=latent_channels,
             text_width=text_dim,
             image_width=image_dim,

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dittool.models.alignment import AlignmentHead
 from dittool.models.conditioning import Conditioning, Conditions, Context, Kept
 from dittool.models.layers import (
     MLP,
@@ -58,9 +59,17 @@ class DiTConfig:
     context_balance: bool
     time_init: str
     gradient_checkpointing: bool
+    aligned_block: int | None  # whose tokens are projected in training, counted from 1
     latent_channels: int
     text_width: int
     image_width: int
+
+
+class TrainingAnswer(NamedTuple):
+    """What training minimises something of."""
+
+    velocity: Tensor  # (B, C, H, W)
+    projected: Tensor  # (R, N, image width) tokens of the aligned block, of the samples that were asked for
 
 
 class Block(nn.Module):
@@ -126,6 +135,8 @@ class DiT(nn.Module):
         self.output_modulation = Modulation(config.width, 2)
         self.output = nn.Linear(config.width, patch_values)
         self.initialize_weights()
+        if config.aligned_block is not None:  # last, so that all else is drawn as without it
+            self.alignment_head = AlignmentHead(config.width, config.image_width)
 
     def initialize_weights(self) -> None:
         for module in self.modules():
@@ -147,9 +158,21 @@ class DiT(nn.Module):
             if name.startswith("null_"):
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, z: Tensor, t: Tensor, conditions: Conditions, kept: Kept | None = None) -> Tensor:
-        """z: (B, C, H, W) noisy latent; t: (B,) in [0, 1]. Returns the velocity, (B, C, H, W)."""
-        return self.velocity(z, t, self.context(conditions, kept, len(z), self.token_grid(z)))
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        conditions: Conditions,
+        kept: Kept | None = None,
+        aligned: Tensor | None = None,
+    ) -> Tensor | TrainingAnswer:
+        """z: (B, C, H, W) noisy latent; t: (B,) in [0, 1]. Returns the velocity, (B, C, H, W).
+
+        `aligned`, (R,) numbers of samples, asks for the projected tokens of those too.
+        """
+        context = self.context(conditions, kept, len(z), self.token_grid(z))
+        velocity, projected = self._answer(z, t, context, None, aligned)
+        return velocity if projected is None else TrainingAnswer(velocity, projected)
 
     def each_block(self) -> Iterator[Block]:
         """The blocks in order, as what they are: `nn.ModuleList` knows modules alone."""
@@ -189,6 +212,13 @@ class DiT(nn.Module):
 
     def velocity(self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None = None) -> Tensor:
         """The model proper, with the context ready. Same shapes as `forward`."""
+        return self._answer(z, t, context, keys_values, None)[0]
+
+    def _answer(
+        self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None, aligned: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The velocity, and the projected tokens of the samples `aligned`."""
+        projected = None
         x, angles = self.tokens(z), self.angles(z)
         if context.added is not None:
             x = x + context.added
@@ -200,8 +230,11 @@ class DiT(nn.Module):
                 x = checkpoint(block, x, modulating, context.tokens, context.bias, ready, angles, use_reentrant=False)
             else:
                 x = block(x, modulating, context.tokens, context.bias, ready, angles)
+            if aligned is not None and index + 1 == self.config.aligned_block:
+                projected = self.alignment_head(x[aligned])  # (R, N, F)
         shift, scale = self.output_modulation(c).chunk(2, dim=1)
-        return unpatchify(self.output(modulate(self.norm(x), shift, scale)), self.token_grid(z), self.config.patch_size)
+        patches = self.output(modulate(self.norm(x), shift, scale))  # (B, N, C·p·p)
+        return unpatchify(patches, self.token_grid(z), self.config.patch_size), projected
 
 
 def patchify(z: Tensor, p: int) -> Tensor:

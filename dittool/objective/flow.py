@@ -11,11 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from dittool.models.conditioning import Conditions, Kept
+from dittool.models.dit import TrainingAnswer
+from dittool.objective.alignment import Alignment, spread
 
 SMALLEST_T, LARGEST_T = 0.001, 0.999
 MODE_SCALE = 1.29  # of the published comparison's best
@@ -31,10 +34,13 @@ class FlowLoss:
     t: Tensor  # (B,)
     modes: Tensor  # (B,) index into MODES
     velocity_norm: Tensor  # () root mean square of the prediction
+    alignment: Tensor | None = None  # (B,) 1 − cosine of tokens and patches, 0 of samples that see their reference
+    alignment_weight: float = 0.0
 
     @property
     def mean(self) -> Tensor:
-        return self.per_sample.mean()
+        mean = self.per_sample.mean()
+        return mean if self.alignment is None else mean + self.alignment_weight * self.alignment.mean()
 
 
 def timesteps(uniform: Tensor, sampling: str, shift: float) -> Tensor:
@@ -103,7 +109,13 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def flow_loss(
-    model: Callable[..., Tensor], x0: Tensor, noise: Tensor, t: Tensor, conditions: Conditions, modes: Tensor
+    model: Callable[..., Tensor],
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    modes: Tensor,
+    alignment: Alignment | None = None,
 ) -> FlowLoss:
     """E ‖v(z_t, t, conditions) − (ε − x0)‖² for each sample of the batch.
 
@@ -111,7 +123,19 @@ def flow_loss(
         model: `DiT`, or what calls it.
         x0: (B, C, H, W) normalised latents; noise: the same shape, N(0, 1).
         t: (B,) timesteps; modes: (B,) dropout modes, best on the CPU (`Kept`).
+        alignment: also of a block's tokens with the patches in `conditions`.
     """
-    prediction = model(interpolate(x0, noise, t), t, conditions, kept_conditions(modes)).float()
+    z, kept, of_alignment = interpolate(x0, noise, t), kept_conditions(modes), None
+    if alignment is None:
+        prediction = model(z, t, conditions, kept).float()
+    else:
+        assert conditions.patches is not None, "an alignment needs the reference's patches"
+        rows = alignment.rows(kept.reference).to(x0.device, non_blocking=True)
+        velocity, projected = cast("Callable[..., TrainingAnswer]", model)(z, t, conditions, kept, rows)
+        prediction, patches = velocity.float(), conditions.patches[rows]
+        losses = alignment.losses(projected, patches, conditions.patch_grid, x0)
+        of_alignment = spread(losses, rows, len(x0))
     per_sample = (prediction - (noise - x0)).square().mean(dim=(1, 2, 3))
-    return FlowLoss(per_sample, t, modes.to(x0.device, non_blocking=True), prediction.detach().square().mean().sqrt())
+    norm = prediction.detach().square().mean().sqrt()
+    weight = 0.0 if alignment is None else alignment.weight
+    return FlowLoss(per_sample, t, modes.to(x0.device, non_blocking=True), norm, of_alignment, weight)

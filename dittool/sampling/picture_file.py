@@ -19,8 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import Field, ValidationError, model_validator
 
-from dittool.config.schema import LATER_SETTINGS, SampleSettings, Section
-from dittool.config.values import Counted, Share, Size, require
+from dittool.config.schema import LATER_SETTINGS, SampleSettings
+from dittool.config.values import Counted, Section, Share, Size, require
 from dittool.data.source.images import LARGEST_FILE
 from dittool.errors import BadDataError, DitError, UsageError
 from dittool.nearest import did_you_mean

@@ -33,6 +33,7 @@ from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import LARGEST_AREA, Bucket, nearest_bucket, parse_size, patch_grid
+from dittool.models.alignment import drawing_weights
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
@@ -105,8 +106,9 @@ class Pipeline:
         )
         data = Provenance.from_json(content["data"], str(checkpoint))
         model = build_model(config, data.widths.text, data.widths.image, data.widths.latent_channels)
-        require_fit(content["ema"], model.state_dict(), f"{checkpoint}: ema")
-        model.load_state_dict(content["ema"])
+        weights = drawing_weights(content["ema"])
+        require_fit(weights, model.state_dict(), f"{checkpoint}: ema")
+        model.load_state_dict(weights)
         return Pipeline(model, config, data, content["step"])
 
     def with_weak(self, checkpoint: Path | str) -> Pipeline:

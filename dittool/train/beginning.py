@@ -26,6 +26,7 @@ from dittool.config.load import changed, config_to_dict
 from dittool.console import Talk
 from dittool.data.identity import differences
 from dittool.errors import BadDataError, UsageError
+from dittool.models.alignment import is_training_only
 from dittool.nearest import did_you_mean
 from dittool.shell import command_line, quoted
 from dittool.train.distributed import parts_like
@@ -131,12 +132,16 @@ def require_same_meaning(init: Path, config: AnyConfig, talk: Talk) -> None:
 
 
 def warm_start(state: TrainState, init: Path) -> None:
-    """Begins at these weights, the average too."""
-    weights = load_weights(init)
-    require_fit(weights, state.model.state_dict(), str(init))
+    """Begins at these weights, the average too. What serves training alone begins fresh where the file has none, and is
+    left out where this run needs none.
+    """
+    present = state.model.state_dict()
+    weights = {name: part for name, part in load_weights(init).items() if name in present or not is_training_only(name)}
+    needed = {name: part for name, part in present.items() if name in weights or not is_training_only(name)}
+    require_fit(weights, needed, str(init))
     require_finite(weights, str(init))
     for model in (state.model, state.ema.model):
-        model.load_state_dict(parts_like(weights, model.state_dict()))
+        model.load_state_dict(parts_like(weights, model.state_dict()), strict=False)
 
 
 def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Talk) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dittool.config.schema import Thresholds
+from dittool.config.judging import Thresholds
 from dittool.data.shards.index import TRAIN
 
 Results = Mapping[str, Any]  # what stands in results.json (docs/validation.md), or a part of it

@@ -28,6 +28,7 @@ CONFIG = DiTConfig(
     context_balance=False,
     time_init="small",
     gradient_checkpointing=False,
+    aligned_block=None,
     latent_channels=16,
     text_width=12,
     image_width=20,

@@ -28,6 +28,8 @@ KEYS = {
     "shared_modulation": ["model.shared_modulation=true"],
     "context": ["model.context_norm=true", "model.context_balance=true"],
     "added_patches": ["model.patch_fusion=added"],
+    "repa": ["repa.weight=0.5"],
+    "repa_alone": ["model.patches=false", "repa.weight=0.5", "repa.block=1", "repa.until=0.5"],
     "time_init": ["model.time_init=xavier"],
     "timesteps": ["flow.timestep_sampling=mode", "flow.shift=per-bucket"],
     "constant": ["train.schedule=constant"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dittool.config.judging import Thresholds, Validate
 from dittool.config.load import load_config
-from dittool.config.schema import Thresholds, Validate
 from dittool.validate.run import OPTIONAL, TESTS
 from dittool.validate.verdict import FEWEST
 

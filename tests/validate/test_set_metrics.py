@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dittool.config.schema import Validate
+from dittool.config.judging import Validate
 from dittool.validate import perceptual
 from dittool.validate.perceptual import INCEPTION, cached_file, find_inception
 from dittool.validate.set_metrics import bandwidth, frechet, measure_set, mmd, mmd_by_chance, mmd_error

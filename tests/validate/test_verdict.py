@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dittool.config.schema import Thresholds
+from dittool.config.judging import Thresholds
 from dittool.validate.verdict import judge, value_text, verdict
 
 ALL = Thresholds(

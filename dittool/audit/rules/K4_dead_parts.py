@@ -49,8 +49,12 @@ def check(subject: Checkpoint) -> list[Finding]:
             # (9, D, D), or (9, D) of an offset: shifts, scales and gates
             vectors = raw[name].unflatten(0, (-1, subject.config.model.width))
             still_zero += [f"{name} vector {index}" for index, vector in enumerate(vectors) if not vector.any()]
-    moments = view.moments() or {}
-    untouched = [name for name, state in moments.items() if not state.get("exp_avg_sq", gradient_mean(state)).any()]
+    moments, over = view.moments() or {}, subject.specimen.no_longer_trained(view.step)
+    untouched = [
+        name
+        for name, state in moments.items()
+        if not state.get("exp_avg_sq", gradient_mean(state)).any() and name not in over
+    ]
     faults = [f"{len(still_zero)} parts are still zero: {', '.join(still_zero[:_SHOWN])}"] if still_zero else []
     if untouched:
         faults.append(f"no gradient has reached {len(untouched)} parameters: {', '.join(untouched[:_SHOWN])}")

@@ -7,7 +7,9 @@ training.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, cast, get_args, get_origin
 
 import numpy as np
@@ -24,7 +26,9 @@ from dittool.data.normalisation import latent_norm
 from dittool.data.patch_storage import encode_patches
 from dittool.encoders.cards import VaeCard
 from dittool.errors import UsageError
+from dittool.models.conditioning import Conditions
 from dittool.objective import flow, schedule
+from dittool.objective.alignment import Alignment
 from dittool.sampling.latents import sample_latents
 
 if TYPE_CHECKING:
@@ -100,6 +104,23 @@ def _saved(network: FlowNetwork) -> int:
     return saved.bytes
 
 
+@torch.no_grad()
+def _training_loss(config: Config, network: FlowNetwork) -> float:
+    """Of one batch in which every dropout mode stands."""
+    inputs, repa = network.inputs(batch=len(flow.MODES)), config.repa
+    conditions: Conditions = inputs["conditions"]
+    assert conditions.cls is not None
+    places = torch.linspace(-1, 1, math.prod(conditions.patch_grid))[:, None]  # (N, 1)
+    seen = replace(conditions, patches=places * conditions.cls[:, None])
+    aligned = Alignment(repa.weight, config.model.patch_size, active=True) if repa.weight else None
+    model, z, modes = network.to_train(config), inputs["z"], torch.arange(len(flow.MODES))
+    return float(flow.flow_loss(model, z, z.roll(1, 0), inputs["t"], seen, modes, aligned).mean)
+
+
+def _aligned_updates(config: Config) -> float:
+    return (config.repa.until or 1.0) * config.train.steps
+
+
 def _drawn(config: Config, network: FlowNetwork) -> Tensor:
     inputs, settings = network.inputs(), SampleSettings.of(config)
     return sample_latents(network.shared_awake, inputs["conditions"], inputs["z"], settings)
@@ -142,6 +163,7 @@ _OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
         "bytes kept for backward": lambda config, network: _saved(network.with_config(config)),
     },
     "flow": {"timesteps": lambda config, _: _timesteps(config)},
+    "repa": {"training loss": _training_loss, "aligned updates": lambda config, _: _aligned_updates(config)},
     "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
     "ema": {"decay": _decays},
     "ema.averages": {"decay": lambda config, _: [schedule.power_decay(99, width) for width in config.ema.averages]},

@@ -47,6 +47,7 @@ from dittool.audit.specimens.trial import (
 from dittool.audit.specimens.watching import Inputs, answer
 from dittool.config.architectures import AnyConfig
 from dittool.config.schema import Config, SampleSettings
+from dittool.models.alignment import drawing_weights, is_training_only
 from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions, Kept
 from dittool.models.dit import DiT, patchify
@@ -56,6 +57,7 @@ from dittool.sampling.latents import sample_latents
 # for a preset without data; the rules' answers do not depend on them
 USUAL_DIMS = {"text": 64, "image": 64, "latent_channels": 16}
 TWIN_DEPTH, TWIN_HEADS = 2, 2
+_NARROW = 16  # width of a network of any depth
 _TEXT_TOKENS = 6
 GRID: Grid = (2, 3)  # not square, so that a transposition shows
 _GRIDS: tuple[Grid, ...] = ((3, 3), (2, 4), (4, 2), (1, 6))  # at which it must run
@@ -151,7 +153,10 @@ class OurNetwork(Trial[Network], Generic[Network, Configured]):
         """The network with the checkpoint's weights, the averaged ones where there are any; None when they do not fit
         its configuration, or when it is a preset's.
         """
-        if self.view is None or _shapes(weights := self.view.weights()) != self.shapes():
+        if self.view is None:
+            return None
+        weights = drawing_weights(self.view.weights())
+        if _shapes(weights) != _shapes(self._meta.state_dict()):
             return None
         with torch.device("meta"):
             model = self._built(self.config)
@@ -201,9 +206,28 @@ class FlowNetwork(OurNetwork[DiT, Config]):
         """Feature widths: `text`, `image` and `latent_channels`."""
         return self._dims or (self.view.dims(self.config) if self.view is not None else None) or USUAL_DIMS
 
-    def _built(self, config: Config) -> DiT:
+    def _built(self, config: Config, to_train: bool = False) -> DiT:
         dims = self.dims
-        return build_model(config, dims["text"], dims["image"], dims["latent_channels"])
+        return build_model(config, dims["text"], dims["image"], dims["latent_channels"], to_train)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what a checkpoint holds, the parts that only training needs among them."""
+        with torch.device("meta"):
+            return _shapes(self._built(self.config, to_train=True).state_dict())
+
+    def no_longer_trained(self, step: int) -> frozenset[str]:
+        until = self.config.repa.until
+        is_over = until is not None and step > until * self.config.train.steps
+        return frozenset(name for name in self.shapes() if is_over and is_training_only(name))
+
+    def to_train(self, config: Config) -> DiT:
+        """The network that a configuration trains on the same features: narrow, at its depth, with open gates."""
+        narrow = with_model(config, {"width": _NARROW, "heads": TWIN_HEADS, "gradient_checkpointing": False})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = self._built(narrow, to_train=True).train()
+        wake(model, 0)
+        return model
 
     def _smaller(self) -> dict[str, int]:
         model = self.config.model

@@ -273,6 +273,10 @@ class Specimen(Protocol):
         """Parameters that are zero throughout at step 0."""
         raise NotAnswered(self._unanswered())
 
+    def no_longer_trained(self, step: int) -> frozenset[str]:
+        """Parameters that get no gradient after so many updates, and had some before."""
+        return frozenset()
+
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Of each tensor of the state dict, at the network's real size."""
         raise NotAnswered(self._unanswered())
