@@ -22,10 +22,12 @@ from dittool.commands.options import (
     require_effect,
 )
 from dittool.console import Console, duration_text
+from dittool.shell import quoted
 from dittool.storage import bytes_text
 
 if TYPE_CHECKING:
     from dittool.config.architectures import ImageConfig
+    from dittool.data.source.scan import ScanSummary
 
 
 class Stage(str, Enum):
@@ -44,8 +46,13 @@ def main(
         Path, typer.Argument(metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .parquet), tars.")
     ] = Path("data/images"),
     out: Annotated[
-        Path, typer.Option("--out", help="Where the features go; with --verify, the folder to verify.")
-    ] = Path("data/derived"),
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where the features go; with --verify, the folder to verify.",
+            show_default="data/derived, of --into-shards data/shards",
+        ),
+    ] = None,
     stages: Annotated[
         list[Stage], typer.Option("--pass", "--pass-filter", help="What to make. Repeatable.", show_default="all")
     ] = EVERY_STAGE,
@@ -58,6 +65,15 @@ def main(
     ] = False,
     preview: Annotated[
         Path | None, typer.Option("--preview", metavar="SHEET.png", help="Make nothing; draw a sheet to look at.")
+    ] = None,
+    into_shards: Annotated[
+        bool, typer.Option("--into-shards", help="Write shards at once, without a file for each feature.")
+    ] = False,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            "--shard-size", min=1, metavar="N", help="With --into-shards: samples a shard.", show_default="1000"
+        ),
     ] = None,
     part: Annotated[
         str | None,
@@ -82,9 +98,15 @@ def main(
     from dittool.data.records import STAGES
     from dittool.errors import UsageError
 
-    if estimate + verify + rebuild + (preview is not None) > 1 or (part and (estimate or verify or preview)):
-        together = "--preview, --estimate, --verify, --rebuild and --part do not go together"
-        raise UsageError(together, "run one after the other")
+    modes = estimate + verify + rebuild + (preview is not None)
+    if modes + into_shards > 1 or (part and (estimate or verify or preview)):
+        together = "--preview, --estimate, --verify, --rebuild, --into-shards and --part do not go together"
+        raise UsageError(together, "run one after the other; --into-shards and --part do")
+    if shard_size is not None and not into_shards:
+        raise UsageError(
+            "--shard-size: no effect without --into-shards", "leave it out, or see: dit shard --shard-size"
+        )
+    out = out or Path("data/shards" if into_shards else "data/derived")
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
     if verify:
@@ -95,6 +117,10 @@ def main(
     if preview is not None:
         require_effect(context, "with --preview", "preview", "source", "preset", "overrides")
         _preview(source, preview, config, console)
+    elif into_shards:
+        acting = ("source", "out", "into_shards", "shard_size", "part", "preset", "overrides", "device")
+        require_effect(context, "with --into-shards", *acting)
+        _into_shards(source, out, config, part or "", shard_size, console)
     elif estimate:
         _estimate(source, out, config, wanted, console)
     else:
@@ -104,7 +130,7 @@ def main(
 def _embed(
     source: Path, out: Path, config: ImageConfig, stages: tuple[str, ...], part: str, rebuild: bool, console: Console
 ) -> None:
-    from dittool.data.features.embed import embed
+    from dittool.data.features.embed import caption_warnings, embed
     from dittool.data.features.parts import Part, use_own_gpu
     from dittool.data.source.scan import summary
 
@@ -118,6 +144,16 @@ def _embed(
         | asdict(counts)
     )
     flips = f", and {counts.flipped} flipped variants" if config.data.flip == "prepared" else ""
+    _show_inputs(counts, flips, console)
+    columns = ("pass", "made now", "already there", *([] if share.is_everything else ["for other parts"]))
+    rows = [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
+    console.table(columns, rows)
+    for text in caption_warnings(done.records, done.cut_captions, config.encoders):
+        console.warn(text)
+    console.note(f"features in {out}; next: {done.next_command(share)}")
+
+
+def _show_inputs(counts: ScanSummary, flips: str, console: Console) -> None:
     console.result(f"{counts.total} inputs: {counts.used} used, {counts.refused} refused{flips}")
     if counts.refused:
         console.table(("refused because", "images", "the first"), counts.rows_of_reasons())
@@ -126,12 +162,44 @@ def _embed(
     if counts.not_flipped:
         console.table(("no flipped variant because", "images"), sorted(counts.not_flipped.items()))
     console.table(("bucket", "images"), sorted(counts.buckets.items()))
-    columns = ("pass", "made now", "already there", *([] if share.is_everything else ["for other parts"]))
-    rows = [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
-    console.table(columns, rows)
-    for text in done.warnings(config.encoders):
+
+
+def _into_shards(
+    source: Path, out: Path, config: ImageConfig, part: str, shard_size: int | None, console: Console
+) -> None:
+    from dittool.data.features.embed import caption_warnings
+    from dittool.data.features.parts import Part, use_own_gpu
+    from dittool.data.shards.from_encoders import embed_into_shards
+    from dittool.data.shards.write import DEFAULT_SHARD_SIZE
+    from dittool.data.source.scan import summary
+
+    share = Part.parse(part) if part else Part.from_environment(os.environ)
+    use_own_gpu(os.environ)
+    done = embed_into_shards(source, out, config, console, share, shard_size or DEFAULT_SHARD_SIZE)
+    counts = summary(done.records)
+    facts = {name: getattr(done, name) for name in ("made", "kept", "cut_captions", "scanned", "complete")}
+    console.json(
+        {"shards": str(out), "inputs": counts.total, "part": f"{share.index}/{share.count}", **facts}
+        | asdict(counts)
+        | {"rows": [asdict(row) for row in done.shards]}
+        | {"joining": [{"id": record.id, "detail": record.detail} for record in done.joining]}
+    )
+    flips = f", and {counts.flipped} flipped variants" if config.data.flip == "prepared" else ""
+    _show_inputs(counts, flips, console)
+    console.table(
+        ("shard", "split", "samples", "MB"),
+        [(row.path, row.split, row.count, f"{row.bytes / 1e6:.1f}") for row in done.shards],
+    )
+    console.result(f"{done.made} samples encoded, {done.kept} shards were there")
+    for text in caption_warnings(done.records, done.cut_captions, config.encoders):
         console.warn(text)
-    console.note(f"features in {out}; next: {done.next_command(share)}")
+    if done.complete:
+        console.note(f"shards in {out}; next: dit audit {quoted(out)}, then dit train --preset P --data {quoted(out)}")
+    else:
+        what = "shards" if done.scanned else "images to look at"
+        console.note(
+            f"other parts have still {what}; when they have ended, run the same command again for what is left"
+        )
 
 
 def _preview(source: Path, sheet: Path, config: ImageConfig, console: Console) -> None:

@@ -49,6 +49,9 @@ def main(
             show_default="data.holdout of the preset",
         ),
     ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", metavar="I/N", help="Share I of N, from 0 to N-1.", show_default="all")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="S", help="Of the order of samples in the shards.")] = 0,
     verify: Annotated[bool, typer.Option("--verify", help="Write nothing; read every byte of the set back.")] = False,
     index: Annotated[
@@ -98,11 +101,13 @@ def main(
         require_effect(context, "with --verify", "verify", "out")
         _verify(out, console)
         return
+    from dittool.data.features.parts import Part
     from dittool.data.shards.write import shard
 
-    done = shard(derived, out, shard_size, limit, holdout, console, seed)
+    done = shard(derived, out, shard_size, limit, holdout, console, seed, Part.parse(part) if part else None)
+    facts = {"left_out": done.left_out, "kept": done.kept, "complete": done.complete}
     console.json(
-        {"shards": str(out), "left_out": done.left_out, "kept": done.kept, "rows": [asdict(row) for row in done.shards]}
+        {"shards": str(out), **facts, "rows": [asdict(row) for row in done.shards]}
         | {"joining": [{"id": record.id, "detail": record.detail} for record in done.joining]}
     )
     _show_rows(done.shards, console)
@@ -110,7 +115,10 @@ def main(
         console.note(f"{done.kept} shards of an interrupted call were verified and kept")
     if done.left_out:
         console.warn(f"--limit left out {done.left_out} samples")
-    console.note(f"shards in {out}; next: dit audit {quoted(out)}, then dit train --preset P --data {quoted(out)}")
+    if done.complete:
+        console.note(f"shards in {out}; next: dit audit {quoted(out)}, then dit train --preset P --data {quoted(out)}")
+    else:
+        console.note(f"shards in {out}; other parts have still to write theirs, and the last one makes the index")
 
 
 def _show_rows(rows: Sequence[ShardRow], console: Console) -> None:

@@ -18,7 +18,7 @@ from dittool.data.patch_storage import FP16
 from dittool.data.records import FEATURES, LATENT, RECORD_MEMBER, Feature
 from dittool.data.shards.index import TRAIN, ShardIndex, index_shard, write_index
 from dittool.data.shards.statistics import SetStatistics
-from dittool.data.shards.write import tar_member
+from dittool.data.shards.writer import tar_member
 from dittool.encoders.cards import FeatureWidths, ImageCard, TextCard, VaeCard
 from dittool.encoders.known import known_widths
 from dittool.errors import UsageError

@@ -38,7 +38,7 @@ from dittool.data.shards.index import ShardIndex, index_shard, write_index
 from dittool.data.shards.read import Sample, ShardSet
 from dittool.data.shards.statistics import SetStatistics
 from dittool.data.shards.stream import BatchPlan, collate
-from dittool.data.shards.write import tar_member
+from dittool.data.shards.writer import tar_member
 from dittool.encoders.cards import FeatureWidths, ImageCard, TextCard, VaeCard
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.untrusted.npy import npy_bytes, parse_npy

@@ -91,6 +91,7 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "--shard-size": ("--shard-size", "2"),
         "--limit": ("--limit", "20"),
         "--holdout": ("--holdout", "0.5"),
+        "--part": ("--part", "0/1"),
         "--seed": ("--seed", "3"),
         "--verify": ("--verify",),
         "--index": ("--index", "foreign"),

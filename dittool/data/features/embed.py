@@ -14,30 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets
-from dittool.config.load import config_to_toml
 from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
-from dittool.data.embed_again import CONFIGURATION_NAME, embed_again
+from dittool.data.embed_again import embed_again
+from dittool.data.features.beginning import remember, require_usable, scanned
+from dittool.data.features.copies import make_thumbnails, with_near_copies
 from dittool.data.features.estimate import disk_rows
-from dittool.data.features.parts import Part, shared_files, writer_lock
-from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass, take_thumbnails
-from dittool.data.features.pipeline import decoded, decoders, leave_a_process_that_starts, loaded_ahead
+from dittool.data.features.parts import Part, writer_lock
+from dittool.data.features.passes import EmbedPass, load_pass, plan_batches, run_pass
+from dittool.data.features.pipeline import leave_a_process_that_starts
 from dittool.data.features.refusals import found_at_work
-from dittool.data.features.sides import LARGEST_GROUP
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import STAGES, STAGES_OF_IMAGES, UNKNOWN_WORDS, Record
-from dittool.data.source.item import Pairing, shown
-from dittool.data.source.preview import pairs_to_show
-from dittool.data.source.scan import scan, summary
+from dittool.data.source.scan import summary
 from dittool.data.source.sources import require_source
 from dittool.encoders.known import KNOW_EVERY_SCRIPT
-from dittool.errors import BadDataError, UsageError
+from dittool.errors import UsageError
 from dittool.shell import command_line, quoted
-from dittool.storage import nothing_left_of_refusal, output_folder, require_free, write_atomic
-from dittool.whereabouts import find
-
-_THUMBNAILS = 256  # images that are decoded for nothing else, in a batch
-_SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
+from dittool.storage import nothing_left_of_refusal, output_folder, require_free
 
 
 @dataclass(frozen=True)
@@ -55,26 +49,6 @@ class EmbedSummary:
     @property
     def used(self) -> list[Record]:
         return [record for record in self.records if record.used]
-
-    def warnings(self, encoders: Encoders) -> list[str]:
-        """What of the captions did not reach the model."""
-        counts, warnings = summary(self.records), []
-        if self.cut_captions:
-            warnings.append(
-                f"{self.cut_captions} captions are longer than encoders.max_text_tokens = {encoders.max_text_tokens}"
-                " and were cut"
-            )
-        if counts.further_captions:
-            warnings.append(
-                f"{counts.further_captions} further captions of images that have several were not taken:"
-                " docs/sources.md"
-            )
-        if counts.unknown_words:
-            warnings.append(
-                f"{counts.unknown_words} words of {counts.flags[UNKNOWN_WORDS]} captions are unknown to the tokenizer"
-                f" of {encoders.text}, so that they all mean the same to it; {KNOW_EVERY_SCRIPT}"
-            )
-        return warnings
 
     def next_command(self, part: Part) -> str:
         """What to run after this."""
@@ -114,18 +88,12 @@ def embed(
     stages = [stage for stage in STAGES if stage in stages]
     require_source(source)
     require_whole_buckets(config)  # before a folder is made; the codec that is loaded is asked again
-    with nothing_left_of_refusal(out), _held(out, part):
-        records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
+    with nothing_left_of_refusal(out), held_folder(out, part):
         store = FeatureStore(out, part, config.data.near_copies == "together")
-        _require_usable(source, records, store)
-        for record in pairs_to_show(records):
-            talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
+        records = scanned(source, store, config, talk)
         names = [bucket.name for bucket in config.data.bucket_sizes()]
         card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
-        if (before := store.write_source(str(source.resolve()))) and not _moved(before, source, out):
-            talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
-        with shared_files(out):
-            write_atomic(out / CONFIGURATION_NAME, config_to_toml(config).encode())
+        remember(source, store, config, talk)
         records = store.merge_records(records, forget=stages if rebuild else ())
         store.prune_journal(record for record in records if record.used)
         ready = _first_pass(store, config, stages, records, part, rebuild, talk)
@@ -146,58 +114,41 @@ def embed(
             made[stage], left[stage], cut = result.made, len(missing) - mine, cut + result.cut_captions
             kept[stage] = sum(record.used for record in records) + len(result.refused) - len(missing)
         if config.data.near_copies == "together" and set(stages) & set(STAGES_OF_IMAGES):
-            _make_thumbnails(store, records, part, source, talk)
-            records = _with_near_copies(store, records, part, talk)
-        _require_usable(source, records, store)
+            journal = store.read_journal()  # what no pass decoded, because its features were there
+            not_decoded = [r for r in records if r.used and (r.id, STAGES_OF_IMAGES[0]) in journal]
+            make_thumbnails(store, not_decoded, part, source, talk)
+            records = with_near_copies(store, records, part, talk)
+        require_usable(source, records, store)
         used, others = [record for record in records if record.used], [stage for stage in STAGES if stage not in stages]
         lacking = [stage for stage in others if store.missing(stage, used, store.read_journal())]
     return EmbedSummary(records, made, kept, cut, out, left, lacking)
 
 
+def caption_warnings(records: list[Record], cut_captions: int, encoders: Encoders) -> list[str]:
+    """What of the captions did not reach the model; `cut_captions` of those encoded now are longer than the limit."""
+    counts, warnings = summary(records), []
+    if cut_captions:
+        warnings.append(
+            f"{cut_captions} captions are longer than encoders.max_text_tokens = {encoders.max_text_tokens}"
+            " and were cut"
+        )
+    if counts.further_captions:
+        warnings.append(
+            f"{counts.further_captions} further captions of images that have several were not taken: docs/sources.md"
+        )
+    if counts.unknown_words:
+        warnings.append(
+            f"{counts.unknown_words} words of {counts.flags[UNKNOWN_WORDS]} captions are unknown to the tokenizer"
+            f" of {encoders.text}, so that they all mean the same to it; {KNOW_EVERY_SCRIPT}"
+        )
+    return warnings
+
+
 @contextmanager
-def _held(out: Path, part: Part) -> Iterator[None]:
+def held_folder(out: Path, part: Part) -> Iterator[None]:
     """The folder, made and held before anything that takes long: one that cannot be written to is refused at once."""
     with writer_lock(output_folder(out), part):
         yield
-
-
-def _moved(before: str, source: Path, out: Path) -> bool:
-    """Whether the source of before is gone and `source` is what stands beside `out` in its place: a moved project."""
-    found = None if Path(before).exists() else find(before, out)
-    return found is not None and found.resolve() == source.resolve()
-
-
-def _make_thumbnails(store: FeatureStore, records: list[Record], part: Part, source: Path, talk: Talk) -> None:
-    """Of images that no pass decoded, because their features were there: this part's share of them."""
-    journal = store.read_journal()
-    made = [record for record in records if record.used and (record.id, STAGES_OF_IMAGES[0]) in journal]
-    unseen = store.without_thumbnail(made)
-    images = list({record.image_sha256: record for record in made if record.image_sha256 in unseen}.values())
-    batches = [images[start : start + _THUMBNAILS] for start in range(0, len(images), _THUMBNAILS)]
-    batches = [batch for number, batch in enumerate(batches) if part.takes(number)]
-    if not batches:
-        return
-    with talk.progress("thumbnails", sum(map(len, batches)), "image") as task, decoders(images) as pool:
-        for batch, loaded in loaded_ahead(batches, decoded, source, pool):
-            store.add_thumbnails(take_thumbnails(batch, loaded, unseen))
-            task.advance(len(batch))
-
-
-def _with_near_copies(store: FeatureStore, records: list[Record], part: Part, talk: Talk) -> list[Record]:
-    """The records with the near copies among them, when the thumbnails of all are there."""
-    if lacking := store.without_thumbnail(records):
-        if part.is_everything:
-            talk.warn(f"near copies are not looked for yet: {len(lacking)} images could not be decoded again")
-        return records
-    found = store.look_for_near_copies()
-    if found.too_many:
-        talk.warn(
-            f"{found.too_many} pairs of near copies may stand on two sides of the hold-out: a group has at most"
-            f" {LARGEST_GROUP} images"
-        )
-    if found.unfinished:
-        talk.warn(f"{found.unfinished} images look so much alike that not all of them were compared with each other")
-    return store.merge_records(records)
 
 
 def _first_pass(
@@ -232,25 +183,3 @@ def _work(
     missing = store.missing(stage, [record for record in records if record.used], store.read_journal())
     candidates = [record for record in records if record.used or found_at_work(record)]
     return missing, plan_batches(stage, candidates, missing, part)
-
-
-def _require_usable(source: Path, records: list[Record], store: FeatureStore) -> None:
-    """Raises `BadDataError` when no input can be used, and leaves each one's reason in records.jsonl where no
-    features are that it described.
-    """
-    if any(record.used for record in records):
-        return
-    if not store.has_card:
-        store.write_records(records)
-    counts = summary(records)
-    counted = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.items())
-    first = next(record for record in records if record.detail)
-    counted += f". {shown(first.name)}: {first.detail}"
-    where = (
-        f"each one's reason stands in {store.records_path}"
-        if not store.has_card
-        else "look at the source: the features of before are untouched"
-    )
-    raise BadDataError(
-        f"{source}: none of {counts.total} images can be used: {counted}", f"each image needs a caption; {where}"
-    )

@@ -104,6 +104,11 @@ def shared_files(folder: Path) -> Iterator[None]:
         yield
 
 
+def others_at_work(folder: Path, part: Part) -> list[str]:
+    """Who holds the other places of this part's split."""
+    return _part_owners(folder, other_than=0, but=part)
+
+
 def use_own_gpu(environment: Mapping[str, str]) -> None:
     """Under torchrun, makes the GPU of this process's local rank the one that encoders choose."""
     import torch
@@ -131,11 +136,11 @@ def _owner(lock: TextIO) -> str:
     return lock.read().strip() or "another process"
 
 
-def _part_owners(folder: Path, other_than: int = 0) -> list[str]:
-    """Who holds a part's place, except in the split into `other_than` parts."""
+def _part_owners(folder: Path, other_than: int = 0, but: Part | None = None) -> list[str]:
+    """Who holds a part's place, except in the split into `other_than` parts, and except the part `but`."""
     owners = []
     for path in sorted(folder.glob(f"{_FOLDER_LOCK}-*of*")):
-        if path.name.endswith(f"of{other_than}"):
+        if path.name.endswith(f"of{other_than}") or (but and path.name.endswith(f"-{but.name}")):
             continue
         with open(path, "r+", encoding="utf-8") as lock:
             if not _taken(lock, fcntl.LOCK_SH):

@@ -144,7 +144,7 @@ def run_pass(
     ):
         for batch, loaded in loaded_ahead(to_load, ready.load, source, pool):
             store.add_thumbnails(take_thumbnails(batch, loaded, wanted_thumbnails))
-            good, bad = _encode_batch(ready, list(zip(batch, loaded, strict=True)), anything_made=writer.written > 0)
+            good, bad = encode_batch(ready, list(zip(batch, loaded, strict=True)), anything_made=writer.written > 0)
             if good:
                 writer.put([record for record, _ in good], [encoded.arrays for _, encoded in good])
                 cut += sum(encoded.cut for _, encoded in good)
@@ -170,7 +170,7 @@ def _caption(record: Record, source: Path) -> str:
     return record.caption
 
 
-def _encode_batch(
+def encode_batch(
     ready: EmbedPass[Input], loaded: list[tuple[Record, Input | Refusal]], anything_made: bool
 ) -> tuple[list[tuple[Record, Encoded]], list[Record]]:
     """The used records with what is stored of them, and those that turned out to be unusable."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from dittool.data.records import REFUSED, UNKNOWN_WORDS, Record
+from dittool.data.records import REFUSED, UNKNOWN_WORDS, USED, Record
 
 _DECODE, _ENCODE = "decode:", "encode:"
 # reasons of load_pixels that say nothing about the bytes of the scan
@@ -29,6 +29,13 @@ def refused_while_encoding(record: Record, stage: str, reason: str, detail: str)
 def found_at_work(record: Record) -> bool:
     """Whether the scan took the record and the work refused it."""
     return not record.used and record.reason.startswith((_DECODE, _ENCODE))
+
+
+def as_scanned(record: Record) -> Record:
+    """The record without what the work found out about it."""
+    flags = tuple(flag for flag in record.flags if not flag.startswith(f"{UNKNOWN_WORDS}:"))
+    record = replace(record, flags=flags)
+    return replace(record, status=USED, reason="", detail="") if found_at_work(record) else record
 
 
 def with_unknown_words(record: Record, count: int) -> Record:

@@ -27,7 +27,7 @@ from dittool.data.features.journal import (
 )
 from dittool.data.features.parts import Part, shared_files
 from dittool.data.features.refusals import with_earlier_findings
-from dittool.data.features.sides import Compared, look_for_near_copies, read_sides, with_sides
+from dittool.data.features.sides import Compared, Sides, look_for_near_copies, read_sides, with_sides
 from dittool.data.features.thumbnails import append_thumbnails, images_without
 from dittool.data.identity import (
     CARD_OF_STAGE,
@@ -77,12 +77,15 @@ class FeatureStore:
                 earlier = self.read_records() if self.records_path.is_file() else []
             except BadDataError:  # a damaged file is made again now; what it knew about refusals will be found again
                 earlier = []
-            sides = read_sides(self.near_copies_path).of if self._near_copies_together else {}
-            records = with_sides(with_earlier_findings(records, earlier, forget), sides)
+            records = with_sides(with_earlier_findings(records, earlier, forget), self.sides().of)
             self.write_records(records)
         return records
 
     # Near copies
+
+    def sides(self) -> Sides:
+        """What was decided on near copies; nothing where they are not looked for."""
+        return read_sides(self.near_copies_path) if self._near_copies_together else Sides()
 
     def without_thumbnail(self, records: Iterable[Record]) -> set[str]:
         """Images (sha256) of used records whose thumbnail is to be made; none where near copies are not looked for."""
@@ -134,6 +137,9 @@ class FeatureStore:
         """The identity card. Raises `BadDataError` when there is none, or the file holds something else."""
         return IdentityCard.from_json(read_json(self._identity_path), str(self._identity_path))
 
+    def write_card(self, card: IdentityCard) -> None:
+        write_json(self._identity_path, card.to_json())
+
     def open_card(self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = ()) -> bool:
         """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one
         was changed.
@@ -144,7 +150,7 @@ class FeatureStore:
         """
         with shared_files(self.folder):
             if not self.has_card:
-                self._write_card(IdentityCard(tuple(buckets), patch_storage))
+                self.write_card(IdentityCard(tuple(buckets), patch_storage))
                 return False
             card = self.card()
             adopted = replace(card, crop=CROP_RULE, buckets=tuple(buckets), patch_storage=patch_storage)
@@ -162,7 +168,7 @@ class FeatureStore:
             # which features another bucket list makes stale, the journal knows
             if replace(card, buckets=adopted.buckets) != adopted:
                 self._forget(stale)
-            self._write_card(adopted)
+            self.write_card(adopted)
             return True
 
     def require_encoder(self, stage: str, encoder: EncoderCard) -> None:
@@ -193,7 +199,7 @@ class FeatureStore:
             if replaces:
                 self._forget([stage])
             if known != encoder:
-                self._write_card(card.with_encoder(encoder))
+                self.write_card(card.with_encoder(encoder))
             return replaces
 
     def drop(self, stage: str) -> None:
@@ -275,9 +281,6 @@ class FeatureStore:
             if journal.get((record.id, stage)) != source_of(stage, record)
             or not all(self.path(feature, record.id).is_file() for feature in features)
         ]
-
-    def _write_card(self, card: IdentityCard) -> None:
-        write_json(self._identity_path, card.to_json())
 
     def _forget(self, stages: Iterable[str]) -> None:
         dropped = set(stages)

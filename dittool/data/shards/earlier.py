@@ -11,6 +11,8 @@ from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.shell import command_line
 from dittool.storage import free_name_beside, read_json
 
+JOURNALS = "shards*.jsonl"  # of a set that is being written, one a part
+
 
 def digests_of_finished_set(out: Path) -> dict[str, str]:
     """sha256 of each tar by its path, of the finished set in `out`; nothing where there is none."""
@@ -20,12 +22,14 @@ def digests_of_finished_set(out: Path) -> dict[str, str]:
         return {}
 
 
-def require_ours(out: Path, journal: Path) -> None:
-    """Tars that stand in the folder already must be of an earlier call: they will be replaced and removed."""
+def require_ours(out: Path, journals: Path) -> None:
+    """Tars that stand in the folder already must be of an earlier call, whose shards.jsonl lies in `journals`: they
+    will be replaced and removed.
+    """
     foreign = next(out.glob("bucket_*/*.tar"), None)
     index = read_json(out / INDEX_NAME) if (out / INDEX_NAME).exists() else None
     ours = (
-        journal.exists()
+        any(journals.glob(JOURNALS))
         if index is None
         else not (isinstance(index, dict) and index.get("identity", {}).get("claimed"))
     )

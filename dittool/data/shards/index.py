@@ -169,11 +169,14 @@ def members_path(tar: Path) -> Path:
     return tar.with_suffix(".members.json")
 
 
-def index_shard(folder: Path, tar: Path, bucket: str, split: str, sha256: str | None = None) -> ShardRow:
+def index_shard(
+    folder: Path, tar: Path, bucket: str, split: str, sha256: str | None = None, writer: str = ""
+) -> ShardRow:
     """Reads a tar's headers, writes its list of members beside it, and returns its row.
 
     Args:
         sha256: of the tar, where it is known already.
+        writer: as `write_atomic` takes it.
 
     Raises `BadDataError` or `UnsafeFileError` for a tar that is damaged, unsafe or empty.
     """
@@ -182,7 +185,7 @@ def index_shard(folder: Path, tar: Path, bucket: str, split: str, sha256: str | 
         key: {suffix: [member.offset, member.size] for suffix, member in members.items()}
         for key, members in samples.items()
     }
-    write_atomic(members_path(tar), json.dumps(places).encode())
+    write_atomic(members_path(tar), json.dumps(places).encode(), writer=writer)
     return ShardRow(
         tar.relative_to(folder).as_posix(),
         bucket,

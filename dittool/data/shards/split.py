@@ -4,13 +4,14 @@ which shard holds which samples.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from dittool.console import Talk
+from dittool.console import SILENT, Talk
 from dittool.data.records import REFUSED, Record
 from dittool.data.shards.index import HOLDOUT, STEMS, TRAIN
 from dittool.errors import BadDataError
-from dittool.seeding import unit_interval
+from dittool.seeding import derive_seed, unit_interval
 
 JOINS_BOTH = "joins-both-sides"  # the reason of a record that is left out
 
@@ -64,16 +65,48 @@ class ShardPlan:
         return f"bucket_{self.bucket}/{STEMS[self.split]}-{self.number:06d}.tar"
 
 
+@dataclass(frozen=True)
+class SetPlan:
+    """All shards of a set, whoever writes them."""
+
+    records: list[Record]  # those that are taken, in the order in which they lie in the shards of a bucket
+    shards: list[ShardPlan]
+    joining: list[Record]  # left out: near copies of images on both sides of the hold-out
+    beyond_limit: int  # records that the limit left out
+    holdout: float  # share
+    seed: int
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted({record.cls for record in self.records if record.cls}))
+
+
+def plan_set(
+    records: list[Record], share: float, size: int, limit: int | None = None, seed: int = 0, talk: Talk = SILENT
+) -> SetPlan:
+    """Which samples stand in which shard. Raises `BadDataError` where none is left to train on.
+
+    Args:
+        share: of images that are held out.
+        size: samples in a shard.
+        seed: of the order of samples, and so of which ones `limit` takes.
+    """
+    kept, joining = without_joining(records, share)
+    # readers that go through a tar in order see it shuffled
+    kept.sort(key=lambda record: derive_seed("shard order", seed, record.id))
+    chosen = kept[:limit]
+    shards = plan_shards(chosen, held_out(chosen, share, talk), size)
+    return SetPlan(chosen, shards, joining, len(kept) - len(chosen), share, seed)
+
+
 def plan_shards(records: list[Record], held: set[str], size: int) -> list[ShardPlan]:
     """A bucket's training samples, then its held-out ones, `size` samples to a shard."""
-    plans = []
-    for bucket in sorted({record.bucket for record in records}):
-        for split in (TRAIN, HOLDOUT):
-            members = [
-                record for record in records if record.bucket == bucket and (record.id in held) == (split == HOLDOUT)
-            ]
-            plans += [
-                ShardPlan(bucket, split, start // size, members[start : start + size])
-                for start in range(0, len(members), size)
-            ]
-    return plans
+    members: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        members[record.bucket, HOLDOUT if record.id in held else TRAIN].append(record)
+    order = sorted(members, key=lambda key: (key[0], key[1] == HOLDOUT))
+    return [
+        ShardPlan(bucket, split, start // size, members[bucket, split][start : start + size])
+        for bucket, split in order
+        for start in range(0, len(members[bucket, split]), size)
+    ]

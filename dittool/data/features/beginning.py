@@ -1,0 +1,67 @@
+"""How every embed run begins: the records of a source, remembered in the folder, and the pairs that are shown first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dittool.config.architectures import ImageConfig
+from dittool.config.load import config_to_toml
+from dittool.console import Talk
+from dittool.data.embed_again import CONFIGURATION_NAME
+from dittool.data.features.parts import shared_files
+from dittool.data.features.store import FeatureStore
+from dittool.data.records import Record
+from dittool.data.source.item import Pairing, shown
+from dittool.data.source.preview import pairs_to_show
+from dittool.data.source.scan import scan, summary
+from dittool.errors import BadDataError
+from dittool.storage import write_atomic
+from dittool.whereabouts import find
+
+_SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
+
+
+def scanned(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> list[Record]:
+    """A record for every input, some of them shown with their captions. Raises `BadDataError` when none can be used."""
+    records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
+    require_usable(source, records, store)
+    for record in pairs_to_show(records):
+        talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
+    return records
+
+
+def remember(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> None:
+    """Writes the source and the configuration into the folder."""
+    out = store.folder
+    if (before := store.write_source(str(source.resolve()))) and not _moved(before, source, out):
+        talk.warn(f"{out} was embedded from {before}; from now on it holds what {source} has, and forgets the rest")
+    with shared_files(out):
+        write_atomic(out / CONFIGURATION_NAME, config_to_toml(config).encode())
+
+
+def require_usable(source: Path, records: list[Record], store: FeatureStore) -> None:
+    """Raises `BadDataError` when no input can be used, and leaves each one's reason in records.jsonl where no
+    features are that it described.
+    """
+    if any(record.used for record in records):
+        return
+    if not store.has_card:
+        store.write_records(records)
+    counts = summary(records)
+    counted = ", ".join(f"{count} {reason}" for reason, count in counts.reasons.items())
+    first = next(record for record in records if record.detail)
+    counted += f". {shown(first.name)}: {first.detail}"
+    where = (
+        f"each one's reason stands in {store.records_path}"
+        if not store.has_card
+        else "look at the source: the features of before are untouched"
+    )
+    raise BadDataError(
+        f"{source}: none of {counts.total} images can be used: {counted}", f"each image needs a caption; {where}"
+    )
+
+
+def _moved(before: str, source: Path, out: Path) -> bool:
+    """Whether the source of before is gone and `source` is what stands beside `out` in its place: a moved project."""
+    found = None if Path(before).exists() else find(before, out)
+    return found is not None and found.resolve() == source.resolve()
