@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,13 +20,11 @@ from dittool.commands.options import (
     console_for,
     require_effect,
 )
-from dittool.console import Console, duration_text
-from dittool.shell import quoted
-from dittool.storage import bytes_text
+from dittool.console import Console
 
 if TYPE_CHECKING:
     from dittool.config.architectures import ImageConfig
-    from dittool.data.source.scan import ScanSummary
+    from dittool.data.features.parts import Part
 
 
 class Stage(str, Enum):
@@ -130,76 +127,31 @@ def main(
 def _embed(
     source: Path, out: Path, config: ImageConfig, stages: tuple[str, ...], part: str, rebuild: bool, console: Console
 ) -> None:
-    from dittool.data.features.embed import caption_warnings, embed
-    from dittool.data.features.parts import Part, use_own_gpu
-    from dittool.data.source.scan import summary
+    from dittool.data.features.embed import embed
+    from dittool.data.features.shown import show_embedded
 
-    share = Part.parse(part) if part else Part.from_environment(os.environ)
-    use_own_gpu(os.environ)
-    done = embed(source, out, config, stages, console, share, rebuild)
-    counts = summary(done.records)
-    console.json(
-        {"derived": str(done.folder), "inputs": counts.total, "part": f"{share.index}/{share.count}"}
-        | {"made": done.made, "kept": done.kept, "left": done.left, "cut_captions": done.cut_captions}
-        | asdict(counts)
-    )
-    flips = f", and {counts.flipped} flipped variants" if config.data.flip == "prepared" else ""
-    _show_inputs(counts, flips, console)
-    columns = ("pass", "made now", "already there", *([] if share.is_everything else ["for other parts"]))
-    rows = [(stage, done.made[stage], done.kept[stage], done.left[stage])[: len(columns)] for stage in done.made]
-    console.table(columns, rows)
-    for text in caption_warnings(done.records, done.cut_captions, config.encoders):
-        console.warn(text)
-    console.note(f"features in {out}; next: {done.next_command(share)}")
-
-
-def _show_inputs(counts: ScanSummary, flips: str, console: Console) -> None:
-    console.result(f"{counts.total} inputs: {counts.used} used, {counts.refused} refused{flips}")
-    if counts.refused:
-        console.table(("refused because", "images", "the first"), counts.rows_of_reasons())
-    if counts.flags:
-        console.table(("used, but worth knowing", "images", "the first"), counts.rows_of_flags())
-    if counts.not_flipped:
-        console.table(("no flipped variant because", "images"), sorted(counts.not_flipped.items()))
-    console.table(("bucket", "images"), sorted(counts.buckets.items()))
+    share = _share(part)
+    show_embedded(embed(source, out, config, stages, console, share, rebuild), share, config, console)
 
 
 def _into_shards(
     source: Path, out: Path, config: ImageConfig, part: str, shard_size: int | None, console: Console
 ) -> None:
-    from dittool.data.features.embed import caption_warnings
-    from dittool.data.features.parts import Part, use_own_gpu
+    from dittool.data.features.shown import show_embedded_into_shards
     from dittool.data.shards.from_encoders import embed_into_shards
     from dittool.data.shards.write import DEFAULT_SHARD_SIZE
-    from dittool.data.source.scan import summary
 
-    share = Part.parse(part) if part else Part.from_environment(os.environ)
-    use_own_gpu(os.environ)
+    share = _share(part)
     done = embed_into_shards(source, out, config, console, share, shard_size or DEFAULT_SHARD_SIZE)
-    counts = summary(done.records)
-    facts = {name: getattr(done, name) for name in ("made", "kept", "cut_captions", "scanned", "complete")}
-    console.json(
-        {"shards": str(out), "inputs": counts.total, "part": f"{share.index}/{share.count}", **facts}
-        | asdict(counts)
-        | {"rows": [asdict(row) for row in done.shards]}
-        | {"joining": [{"id": record.id, "detail": record.detail} for record in done.joining]}
-    )
-    flips = f", and {counts.flipped} flipped variants" if config.data.flip == "prepared" else ""
-    _show_inputs(counts, flips, console)
-    console.table(
-        ("shard", "split", "samples", "MB"),
-        [(row.path, row.split, row.count, f"{row.bytes / 1e6:.1f}") for row in done.shards],
-    )
-    console.result(f"{done.made} samples encoded, {done.kept} shards were there")
-    for text in caption_warnings(done.records, done.cut_captions, config.encoders):
-        console.warn(text)
-    if done.complete:
-        console.note(f"shards in {out}; next: dit audit {quoted(out)}, then dit train --preset P --data {quoted(out)}")
-    else:
-        what = "shards" if done.scanned else "images to look at"
-        console.note(
-            f"other parts have still {what}; when they have ended, run the same command again for what is left"
-        )
+    show_embedded_into_shards(done, share, config, console)
+
+
+def _share(part: str) -> Part:
+    """The part that is asked for, or that torchrun gave this process, with its own GPU."""
+    from dittool.data.features.parts import Part, use_own_gpu
+
+    use_own_gpu(os.environ)
+    return Part.parse(part) if part else Part.from_environment(os.environ)
 
 
 def _preview(source: Path, sheet: Path, config: ImageConfig, console: Console) -> None:
@@ -215,34 +167,14 @@ def _preview(source: Path, sheet: Path, config: ImageConfig, console: Console) -
 
 def _estimate(source: Path, out: Path, config: ImageConfig, stages: tuple[str, ...], console: Console) -> None:
     from dittool.data.features.estimate import estimate
+    from dittool.data.features.shown import show_estimate
 
-    found = estimate(source, out, config, stages, console)
-    console.json(
-        {"rows": [vars(row) for row in found.rows], "bytes": found.bytes, "free": found.free, "seconds": found.seconds}
-    )
-    if not found.rows:
-        console.result("nothing to be made: every feature of these passes is there")
-        return
-    rows = [(row.feature, row.bucket or "–", row.count, bytes_text(row.bytes)) for row in found.rows]
-    console.table(("to be made", "bucket", "files", "on disk"), rows)
-    console.table(("pass", "time here"), [(stage, duration_text(seconds)) for stage, seconds in found.seconds.items()])
-    lacking = "" if found.bytes <= found.free else ": the disk will not do"
-    console.result(f"{bytes_text(found.bytes)} to be written, {bytes_text(found.free)} free{lacking}")
+    show_estimate(estimate(source, out, config, stages, console), console)
 
 
 def _verify(out: Path, stages: tuple[str, ...], console: Console) -> None:
-    from dittool.data.embed_again import embed_again
+    from dittool.data.features.shown import show_verified
     from dittool.data.features.verify import verify
 
-    found = verify(out, stages, console)
-    faults = [vars(fault) for fault in found.faults]
-    facts = {name: getattr(found, name) for name in ("features", "bytes", "strays")}
-    console.json({"derived": str(out), "ok": not faults, **facts, "faults": faults})
-    if faults:
-        console.table(("where", "what is wrong"), [(fault["where"], fault["what"]) for fault in faults])
-        again = embed_again(out, sorted({fault["stage"] for fault in faults}))
-        console.note(f"remove what is damaged, then make it again: {again}")
+    if not show_verified(out, verify(out, stages, console), console):
         raise typer.Exit(1)
-    console.result(
-        f"{out}: {found.features} features of {bytes_text(found.bytes)} are whole, finite, and what the records say"
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +22,7 @@ from dittool.console import Console
 from dittool.shell import quoted
 
 if TYPE_CHECKING:
-    from dittool.data.shards.index import ShardIndex, ShardRow
+    from dittool.data.shards.index import ShardIndex
 
 
 def main(
@@ -103,6 +102,7 @@ def main(
         return
     from dittool.data.features.parts import Part
     from dittool.data.shards.write import shard
+    from dittool.data.shown import show_shards
 
     done = shard(derived, out, shard_size, limit, holdout, console, seed, Part.parse(part) if part else None)
     facts = {"left_out": done.left_out, "kept": done.kept, "complete": done.complete}
@@ -110,7 +110,7 @@ def main(
         {"shards": str(out), **facts, "rows": [asdict(row) for row in done.shards]}
         | {"joining": [{"id": record.id, "detail": record.detail} for record in done.joining]}
     )
-    _show_rows(done.shards, console)
+    show_shards(done.shards, console)
     if done.kept:
         console.note(f"{done.kept} shards of an interrupted call were verified and kept")
     if done.left_out:
@@ -121,31 +121,24 @@ def main(
         console.note(f"shards in {out}; other parts have still to write theirs, and the last one makes the index")
 
 
-def _show_rows(rows: Sequence[ShardRow], console: Console) -> None:
-    console.table(
-        ("shard", "split", "samples", "MB"),
-        [(row.path, row.split, row.count, f"{row.bytes / 1e6:.1f}") for row in rows],
-    )
-    counts = {split: sum(row.count for row in rows if row.split == split) for split in ("train", "holdout")}
-    console.result(f"{counts['train']} training samples, {counts['holdout']} held out")
-
-
 def _index(folder: Path, preset: str, overrides: list[str], holdout: float | None, console: Console) -> None:
     from dittool.config.architectures import image_config
     from dittool.config.load import load_config
     from dittool.data.shards.older_sets import index_older_set
+    from dittool.data.shown import show_shards
 
     claim = "dit shard --index says which encoders made shards of images"
     config = image_config(load_config(preset, overrides), f"--preset {preset}", claim)
     made = index_older_set(folder, config, holdout, console)
     console.json(_index_json(folder, made))
-    _show_rows(made.shards, console)
+    show_shards(made.shards, console)
     console.warn("that these encoders made the features is a claim; only shapes could be compared with it")
     console.note(f"next: dit audit {quoted(folder)}, then dit train --preset {quoted(preset)} --data {quoted(folder)}")
 
 
 def _index_again(folder: Path, derived: Path, holdout: float | None, seed: int, console: Console) -> None:
     from dittool.data.shards.older_sets import index_again
+    from dittool.data.shown import show_shards
     from dittool.errors import UsageError
 
     if not derived.is_dir():
@@ -156,7 +149,7 @@ def _index_again(folder: Path, derived: Path, holdout: float | None, seed: int, 
         )
     made = index_again(folder, derived, holdout, seed, console)
     console.json(_index_json(folder, made))
-    _show_rows(made.shards, console)
+    show_shards(made.shards, console)
     console.note(f"the index of {folder} is made again; next: dit shard --verify --out {quoted(folder)}")
 
 
