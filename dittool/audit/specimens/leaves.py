@@ -5,6 +5,7 @@ such as `cond.text` or `states[1]`, and other values for them.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -39,15 +40,39 @@ def with_leaves(inputs: Inputs, others: Mapping[str, Tensor]) -> Inputs:
     }
 
 
-def _mapped(value: Any, name: str, change: Callable[[str, Tensor], Tensor], depth: int = 0) -> Any:
-    """The value with each tensor in it changed; what holds none is the same object."""
-    if isinstance(value, Tensor):
+class _Elsewhere:
+    """In the place of a tensor that was taken out."""
+
+
+def taken_out(inputs: Inputs, leaf: str, key: str) -> Inputs:
+    """The inputs with one of their tensors as an argument of its own, first under this key."""
+    holder = re.split(r"[.\[]", leaf)[0]
+    found = leaves(inputs)[leaf]
+    rest = _mapped(inputs[holder], holder, lambda name, tensor: _Elsewhere() if name == leaf else tensor)
+    return {key: found, **inputs, holder: rest}
+
+
+def put_back(inputs: Inputs, key: str) -> Inputs:
+    """The inputs with the tensor that was taken out where it was."""
+    tensor = inputs[key]
+    return {
+        name: _mapped(value, name, lambda _name, _place: tensor, kind=_Elsewhere)
+        for name, value in inputs.items()
+        if name != key
+    }
+
+
+def _mapped(value: Any, name: str, change: Callable[[str, Any], Any], depth: int = 0, kind: type = Tensor) -> Any:
+    """The value with each tensor in it, or whatever else is of a kind, changed; what holds none is the same object."""
+    if isinstance(value, kind):
         return change(name, value)
+    if isinstance(value, Tensor):
+        return value
     if depth > _DEEPEST:
         return value
 
     def part(inner: Any, place: str) -> Any:
-        return _mapped(inner, f"{name}{place}", change, depth + 1)
+        return _mapped(inner, f"{name}{place}", change, depth + 1, kind)
 
     if isinstance(value, Mapping):
         changed = {key: part(inner, f".{key}") for key, inner in value.items()}

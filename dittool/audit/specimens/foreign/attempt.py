@@ -32,7 +32,7 @@ class Attempt:
     """Arguments of forward to be made; those that are left out are not among them."""
 
     nodes: tuple[tuple[str, Node], ...]
-    latent: str
+    latent: str  # its path, `batch.latents` where an argument holds it
     size: Grid | None = None  # of the latent, where it was chosen
 
     def inputs(self, dtype: torch.dtype) -> Inputs:
@@ -73,7 +73,13 @@ class Attempt:
         return by_grid or any(isinstance(node, Plain) and node.of_grid for _, node in self.nodes)
 
     def __getitem__(self, name: str) -> Node:
-        return dict(self.nodes)[name]
+        own = dict(self.nodes)
+        return own[name] if name in own else dict(self.forms())[name]
+
+    @property
+    def holder(self) -> str:
+        """The argument that is, or holds, the latent."""
+        return self.latent.partition(".")[0]
 
     def forms(self) -> list[tuple[str, Form]]:
         return [found for name, node in self.nodes for found in forms_in(node, name)]

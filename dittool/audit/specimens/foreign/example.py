@@ -13,7 +13,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +25,11 @@ from dittool.audit.specimens.foreign.forms import BATCH, NAMES
 from dittool.audit.specimens.foreign.resizing import follows_the_latent
 from dittool.audit.specimens.foreign.search import Search, latent_forms
 from dittool.audit.specimens.foreign.search import largest_label as labels
+from dittool.audit.specimens.foreign.shaping import Shaping, shape_of
 from dittool.audit.specimens.foreign.written import place, said, written_example
+from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.audit.specimens.trial import LARGEST_BUILT
-from dittool.audit.specimens.watching import Inputs
+from dittool.audit.specimens.watching import Inputs, answers_without_gradient
 from dittool.errors import UsageError
 
 _WIDTHS = "text|caption|context|joint|cross|pool|vec"  # parts of settings' names that say how wide an argument is
@@ -53,39 +55,17 @@ class Example:
         self._found: Attempt | None = None  # of a guess
         self._search: Search | None = None  # … whose positions depend on the latent's size
         self._dtype = torch.float32
-        self._base = self._called(function) if function else self._guessed(model, settings)
-        self._listed = [name for name, value in self._base.items() if self._is_listed_latent(name, value)]
-        self._base = self._stacked(self._base)
-        latent = self._found.latent if self._found else self._named("latent", lambda value: value.dim() in (3, 4, 5))
+        base = self._called(function) if function else self._guessed(model, settings)
+        listed = tuple(name for name, value in base.items() if self._is_listed_latent(name, value))
+        latent = listed[0] if listed else leaf_of(self._found.latent) if self._found else named_latent(base)
         if latent is None:
             raise UsageError(
-                f"none of forward's arguments {', '.join(self._base)} looks like a latent of 3 to 5 dimensions", _HINT
+                f"none of forward's arguments {', '.join(leaves(base))} looks like a latent of 3 to 5 dimensions", _HINT
             )
-        self.latent = latent
-        self.time = self._named("time", lambda value: value.dim() <= 1)
-
-    @property
-    def conditions(self) -> list[str]:
-        """Names of the inputs that are neither the latent, the time, a mask nor a position."""
-        others = [name for name in self._tensors if name not in (self.latent, self.time)]
-        return [name for name in others if not self.is_mask(name)]
-
-    @property
-    def _tensors(self) -> dict[str, Tensor]:
-        """The inputs that are no positions."""
-        return {
-            name: value for name, value in self._base.items() if isinstance(value, Tensor) and name not in POSITIONS
-        }
-
-    def is_mask(self, name: str) -> bool:
-        """Whether an input says which of another's tokens count: (B, L) of zeros and ones beside a (B, L, ·)."""
-        value = self._base[name]
-        if not isinstance(value, Tensor) or value.dim() != 2 or not bool(((value == 0) | (value == 1)).all()):
-            return False
-        return any(
-            isinstance(other, Tensor) and other.dim() >= 3 and other.shape[-2] == value.shape[1]
-            for other in self._base.values()
-        )
+        self.latent = latent if latent in base else key_for(latent, base)
+        shaping = Shaping(self.latent, "" if latent in base else latent, listed)
+        self._shaping = replace(shaping, channels_last=has_channels_last(model, base, latent) and not listed)
+        self._base = self._shaping.known(base)
 
     @property
     def follow_the_latent(self) -> set[str]:
@@ -97,7 +77,7 @@ class Example:
     def constant(self) -> set[str]:
         """Inputs that have one value alone: of a table of one row."""
         named = self._found.forms() if self._found else []
-        return {path for path, form in named if form.content == "label" and form.below == 1}
+        return {leaf_of(path) for path, form in named if form.content == "label" and form.below == 1}
 
     @property
     def time_is_known(self) -> bool:
@@ -120,12 +100,11 @@ class Example:
         function = self._function if size and self._function_takes_a_size else None
         if self._found is not None:
             found = self._found
-            if size:
+            if size and not self._shaping.channels_last:
                 found = self._search.at_size(size) if self._search else found.of_size(size)
-            base = found.inputs(self._dtype)
+            base = self._shaping.known(found.inputs(self._dtype))
         else:
-            base = self._called(function, size) if function else dict(self._base)
-        base = self._stacked(base)
+            base = self._shaping.known(self._called(function, size)) if function else dict(self._base)
         shape = list(base[self.latent].shape)
         if size and len(shape) >= 4:
             shape[-2:] = size
@@ -138,36 +117,15 @@ class Example:
             base = {name: _first_rows(value, batch, rows, name) for name, value in base.items()}
         return base
 
-    def changed(self, inputs: Inputs, name: str) -> Inputs:
-        """The same inputs with one of them replaced by another of its kind."""
-        value = inputs[name]
-        if name == self.time:
-            in_units = value.is_floating_point() and value.max() <= 1
-            other = (value * 0.5 + 0.2) if in_units else (value * 0.37 + 11).to(value.dtype)
-        elif value.is_floating_point():
-            other = torch.randn(value.shape, generator=torch.Generator().manual_seed(99)).to(value.dtype)
-        else:
-            other = torch.where(value > 0, value - 1, value + 1).to(value.dtype)
-        return {**inputs, name: other}
-
     def prepared(self, model: nn.Module) -> nn.Module:
-        """The model, which where it takes its latent as a list of samples, and answers with one, takes and gives them
-        as one tensor from here on.
-        """
-        if self._listed:
-            model.register_forward_pre_hook(partial(_unstack, names=tuple(self._listed)), with_kwargs=True)
-            model.register_forward_hook(_stack_samples)
-        return model
+        """The model, which takes and gives one tensor (B, C, H, W) however its forward does."""
+        return self._shaping.prepared(model)
 
     def _is_listed_latent(self, name: str, value: object) -> bool:
         """Whether an argument is a latent sample by sample."""
         is_latent = self._found.latent == name if self._found else name in NAMES["latent"]
-        shapes = {_shape(part) for part in value} if isinstance(value, (list, tuple)) else set()
+        shapes = {shape_of(part) for part in value} if isinstance(value, (list, tuple)) else set()
         return is_latent and len(shapes) == 1 and len(shapes.pop() or ()) >= 2
-
-    def _stacked(self, base: Inputs) -> Inputs:
-        tensors = {name: torch.stack(list(base[name])) for name in self._listed if not isinstance(base[name], Tensor)}
-        return {**base, **tensors}
 
     @property
     def _function_takes_a_size(self) -> bool:
@@ -176,20 +134,17 @@ class Example:
     def _called(self, function: Callable[..., object], size: tuple[int, int] | None = None) -> Inputs:
         wanted = len(inspect.signature(function).parameters)
         made = function(*((self._model, *(size or (None, None)))[:wanted]))
+        needed = [name for name, one in self._parameters.items() if one.default is one.empty]
+        as_arguments = isinstance(made, dict) and (not made or made.keys() & self._parameters.keys())
         if isinstance(made, (tuple, list)):
             made = dict(zip(self._parameters, made, strict=False))
-        if not isinstance(made, dict) or not any(isinstance(value, Tensor) for value in made.values()):
+        elif len(needed) == 1 and not as_arguments and not isinstance(made, Tensor):
+            made = {needed[0]: made}  # what it returns is the one argument
+        if not isinstance(made, dict) or not leaves(made):
             raise UsageError(
                 f"--example returns a {type(made).__name__} without tensors, not forward's arguments", _HINT
             )
         return made
-
-    def _named(self, kind: str, fits: Callable[[Tensor], bool]) -> str | None:
-        """The fitting input with a usual name of its kind, else the first of floating point."""
-        fitting = [name for name, value in self._tensors.items() if fits(value)]
-        known = [name for name in NAMES[kind] if name in fitting]
-        floating = [name for name in fitting if self._base[name].is_floating_point()]
-        return next(iter(known or floating), None)
 
     # Guessing
 
@@ -213,6 +168,63 @@ class Example:
         self._search = search if any(follows_the_latent(form) for _, form in search.found.forms()) else None
         self._dtype = search.dtype
         return self._found.inputs(search.dtype)
+
+
+def leaf_of(path: str) -> str:
+    """The name of an attempt's tensor among the inputs: `batch[0]`, not `batch.0`."""
+    return re.sub(r"\.(\d+)", r"[\1]", path)
+
+
+def key_for(leaf: str, inputs: Inputs) -> str:
+    """What a latent inside of an argument is called as an argument of its own: its own name where that is free."""
+    last = re.split(r"[.]|\[\d+\]", leaf.rstrip("]0123456789["))[-1] or "latent"
+    return last if last not in inputs else f"{last}_inside"
+
+
+def named_latent(inputs: Inputs) -> str | None:
+    """The tensor of 3 to 5 dimensions with a usual name, also inside of an argument; else the first that is an argument
+    itself; else the first inside of one, of 4 or 5 dimensions before others.
+    """
+    fitting = {
+        name: value
+        for name, value in leaves(inputs).items()
+        if value.dim() in (3, 4, 5) and value.is_floating_point() and name not in POSITIONS
+    }
+    own = [name for name in fitting if name in inputs]
+    inside = [name for name in fitting if name not in inputs]
+    for names in (own, inside):
+        usual = [name for name in names if re.split(r"[.]", name)[-1] in NAMES["latent"]]
+        if usual:
+            return min(usual, key=lambda name: NAMES["latent"].index(re.split(r"[.]", name)[-1]))
+    return next(iter(own), max(inside, key=lambda name: fitting[name].dim() > 3, default=None))
+
+
+@torch.no_grad()
+def has_channels_last(model: nn.Module, inputs: Inputs, latent: str) -> bool:
+    """Whether a latent is (B, H, W, C): it may be twice as wide in front of its last axis, and not along that. Of a
+    model that takes one size alone: whether its other two sides are equal.
+    """
+    tensor = leaves(inputs).get(latent)
+    if (
+        tensor is None
+        or tensor.dim() < 4
+        or not (tensor.shape[-1] <= tensor.shape[1] or tensor.shape[-1] != tensor.shape[-2])
+    ):
+        return False
+
+    def runs(axis: int) -> bool:
+        sizes = list(tensor.shape)
+        sizes[axis] *= 2
+        wider = torch.randn(sizes, generator=torch.Generator().manual_seed(0)).to(tensor)
+        try:
+            answers_without_gradient(model, with_leaves(inputs, {latent: wider}))
+        except Exception:  # whatever the model raises for a size
+            return False
+        return True
+
+    if runs(-1):
+        return False
+    return runs(-2) or tensor.shape[1] == tensor.shape[2] != tensor.shape[-1]
 
 
 def _sides_and_channels(
@@ -242,29 +254,6 @@ def _coordinates(grid: tuple[int, int]) -> Tensor:
     """(h·w, 3): zero, row and column of each token in row-major order."""
     index = torch.arange(math.prod(grid))
     return torch.stack([torch.zeros_like(index), index // grid[1], index % grid[1]], dim=1).float()
-
-
-def _shape(value: object) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _unstack(
-    _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {name: list(value) if name in names else value for name, value in kwargs.items()}
-
-
-def _stack_samples(_model: nn.Module, _args: object, output: object) -> object:
-    """What a model answers with, its lists of samples of one shape as one tensor."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, (list, tuple)):
-        shapes = {_shape(part) for part in output}
-        if len(shapes) == 1 and None not in shapes:
-            return torch.stack(list(output))
-        return [_stack_samples(_model, _args, part) for part in output]
-    parts = output if isinstance(output, Mapping) else getattr(output, "__dict__", None)
-    return {key: _stack_samples(_model, _args, part) for key, part in parts.items()} if parts else output
 
 
 def _first_rows(value: Any, batch: int, rows: int, name: str = "") -> Any:

@@ -1,24 +1,19 @@
-"""What an argument of a foreign forward may be: tensors to be made, by its name, its annotation and what the source
-reads of it.
+"""What an argument of a foreign forward may be: tensors to be made, by its name.
 
 B batch · C latent channels · L text tokens · N latent tokens · D width · H W latent rows and columns
 """
 
 from __future__ import annotations
 
-import ast
-import inspect
 import math
 import re
-import textwrap
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BATCH, TEXT_TOKENS, SIDE_IN_TOKENS = 2, 7, 4
 _LAYERS, _LARGE_TABLE = 3, 64  # of a list of a text's layers; places along a side of a table that is cut to size
@@ -153,8 +148,8 @@ class Parts:
     def written(self) -> str:
         if self.kind is dict:
             return "{" + ", ".join(f'"{name}": {part.written()}' for name, part in self.items) + "}"
-        if self.kind is tuple:
-            return f"({', '.join(part.written() for _, part in self.items)},)"
+        if self.kind in (tuple, list):
+            return f"[{', '.join(part.written() for _, part in self.items)}]"
         return f"{self.kind.__name__}({', '.join(f'{name}={part.written()}' for name, part in self.items)})"
 
 
@@ -173,7 +168,7 @@ def built(node: Node, grid: Grid, dtype: torch.dtype) -> Any:
     if isinstance(node, Plain):
         return node.make(grid)
     made = {name: built(part, grid, dtype) for name, part in node.items}
-    return tuple(made.values()) if node.kind is tuple else node.kind(**made)
+    return node.kind(made.values()) if node.kind in (tuple, list) else node.kind(**made)
 
 
 def forms_in(node: Node, path: str) -> Iterator[tuple[str, Form]]:
@@ -210,7 +205,7 @@ class Widths:
         return next(self._next)
 
 
-def _layers(width: int) -> Form:
+def layers_of(width: int) -> Form:
     """A text's states, one tensor a layer of its encoder."""
     return Form((_LAYERS, BATCH, TEXT_TOKENS, width), listed=True)
 
@@ -230,7 +225,7 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
         ],
         "label": [index, tokens, Form((BATCH, 1, width)), vector, replace(index, sizes=(BATCH, TEXT_TOKENS))],
         "text": [
-            *(tokens, vector, replace(index, sizes=(BATCH, TEXT_TOKENS)), _layers(width)),
+            *(tokens, vector, replace(index, sizes=(BATCH, TEXT_TOKENS)), layers_of(width)),
             Form((BATCH, 1, TEXT_TOKENS, width)),
         ],
         "vector": [vector, tokens],
@@ -260,70 +255,6 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
     }
     made["sequence"] = [*made["place"][-1:], *made["place"][:-1]]
     return made.get(kind, [tokens, vector, number, index, mask])
-
-
-def from_annotation(hint: object, name: str, source: str, width: Widths, labels: int) -> Node | None:
-    """A dictionary, list or dataclass, where the annotation or what the source reads of the argument says so."""
-    options = [option for option in typing.get_args(hint) or (hint,) if option is not type(None)]
-    for option in [hint, *options]:
-        origin = typing.get_origin(option) or option
-        if isinstance(origin, type) and is_dataclass(origin):
-            names = [field.name for field in fields(origin) if field.init]
-            return _parts(origin, names, width, labels)
-        if isinstance(origin, type) and origin is not dict and issubclass(origin, dict) and origin.__annotations__:
-            return _parts(dict, list(origin.__annotations__), width, labels)
-        inside = typing.get_args(option)
-        if origin is list and not inside:
-            return _layers(width())
-        if origin in (list, tuple) and Tensor in inside:
-            is_reference = re.search(r"image|img|pixel|latent", name)
-            return EMPTY[list] if is_reference else Form((BATCH, TEXT_TOKENS, width()), listed=True)
-        if origin is dict and inside and not _holds_tensors(inside):
-            return EMPTY[dict]
-    keys = _keys_read(source, name)
-    return _parts(dict, keys, width, labels) if keys else None
-
-
-def _holds_tensors(inside: Sequence[object]) -> bool:
-    """Whether what an annotation has in brackets may be tensors."""
-    return any(part in (Tensor, Any) or _holds_tensors(typing.get_args(part)) for part in inside)
-
-
-def _parts(kind: type, names: list[str], width: Widths, labels: int) -> Parts:
-    return Parts(kind, tuple((name, alternatives(kind_of(name) or "text", width(), labels)[0]) for name in names))
-
-
-def with_key(node: Node | None, key: str, width: Widths, labels: int) -> Parts:
-    """A dictionary with one key more."""
-    items = node.items if isinstance(node, Parts) and node.kind is dict else ()
-    return Parts(dict, (*items, *_parts(dict, [key], width, labels).items))
-
-
-def _keys_read(source: str, name: str) -> list[str]:
-    """The texts with which `name` is subscripted: `cond["text"]`, `cond.get("text")`; and attributes that no tensor
-    has are left to the annotation.
-    """
-    try:
-        tree = ast.parse(textwrap.dedent(source))
-    except SyntaxError:
-        return []
-    keys = []
-    for node in ast.walk(tree):
-        held, key = None, None
-        if isinstance(node, ast.Subscript):
-            held, key = node.value, node.slice
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get":
-            held, key = node.func.value, next(iter(node.args), None)
-        if isinstance(held, ast.Name) and held.id == name and isinstance(key, ast.Constant) and type(key.value) is str:
-            keys.append(key.value)
-    return list(dict.fromkeys(keys))
-
-
-def source_of(model: nn.Module) -> str:
-    try:
-        return inspect.getsource(type(model))
-    except (OSError, TypeError):
-        return ""
 
 
 def grid_of_tokens(grid: Grid, tokens: int) -> Grid | None:

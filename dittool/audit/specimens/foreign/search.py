@@ -31,14 +31,13 @@ from dittool.audit.specimens.foreign.forms import (
     Widths,
     alternatives,
     forms_in,
-    from_annotation,
     kind_of,
-    source_of,
-    with_key,
 )
+from dittool.audit.specimens.foreign.holders import from_annotation, holder_of_latent, keys_read, source_of, with_key
 from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
 
 _MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0
+_MOST_CHANNELS = 64  # of a latent whose channels come last
 _MOST_LEVEL = 2  # changes in a row that lead no further
 _AFTER_A_REFUSAL = 200  # attempts to come further than to where the model's own code would not run here
 _FOR_ONE_MORE = 60  # attempts to feed an argument that may be left out
@@ -48,7 +47,7 @@ _TOO_SHORT = re.compile(
 )
 _NO_MAPPING = re.compile(r"must be a mapping, not NoneType|'NoneType' object has no attribute '(?:get|pop|items|copy)'")
 _WANTS_A_LIST = re.compile(r"list|tuple|sequence|iterable|'Tensor' object", re.IGNORECASE)
-_MISSING_KEY = re.compile(r"^KeyError: '(\w+)'$")
+_MISSING_KEY = re.compile(r"^(?:KeyError: |AttributeError: 'types.SimpleNamespace' object has no attribute )'(\w+)'$")
 
 
 @dataclass(eq=False)
@@ -74,7 +73,7 @@ class Search:
             name: parameter
             for name, parameter in inspect.signature(model.forward).parameters.items()
             if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        }
+        } or _read_keywords(model, self._source)
         try:
             self._hints = typing.get_type_hints(model.forward)
         except Exception:  # names that exist for type checkers only
@@ -97,15 +96,25 @@ class Search:
         samples = [replace(form, listed=True) for form in self._latents]
         by_hint = "list" in str(self._hints.get(self.latent, "")).lower()
         self._latents, self._samples = (samples, self._latents) if by_hint else (self._latents, samples)
-        start = Attempt(((self.latent, self._latents[0]),), self.latent)
+        start = self._start(by_hint)
         for name in needed:
-            if name != self.latent:
+            if name != start.holder:
                 start = start.with_argument(name, self._first(name))
         self.found = self._from(start)
         if self.found:
             self._leave_out_what_is_not_needed()
             self._leave_out_layers()
             self._feed_what_may_be_left_out()
+
+    def _start(self, listed: bool) -> Attempt:
+        """The latent as it will most likely be taken."""
+        name, first = self.latent, self._latents[0]
+        if not listed:
+            hint = self._hints.get(name)
+            if held := holder_of_latent(hint, name, self._source, first, self._new_width, self._labels):
+                node, self.latent = held
+                return Attempt(((name, node),), self.latent)
+        return Attempt(((name, first),), name)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -227,7 +236,8 @@ class Search:
                     yield attempt.with_form(path, replace(form, below=below))
         if key := _MISSING_KEY.match(outcome.error):
             for name in self.parameters:
-                if kind_of(name) in ("text", "ignored", "vector", "") and name != self.latent:
+                holds = name == attempt.holder != attempt.latent
+                if holds or (kind_of(name) in ("text", "ignored", "vector", "") and name != self.latent):
                     held = dict(attempt.nodes).get(name)
                     yield attempt.with_argument(name, with_key(held, key[1], self._new_width, self._labels))
         if "None" in outcome.error or "unsupported operand" in outcome.error:
@@ -260,7 +270,7 @@ class Search:
         for name in dict(attempt.nodes):
             hint = str(self._hints.get(name, "")).lower()
             for kind, node in EMPTY.items():
-                if name != self.latent and kind.__name__ in hint:
+                if name != attempt.holder and kind.__name__ in hint:
                     yield attempt.with_argument(name, node)
 
     def _none(self, attempt: Attempt) -> Iterator[Attempt]:
@@ -268,7 +278,7 @@ class Search:
         for name in dict(attempt.nodes):
             hint = str(self._hints.get(name, ""))
             is_allowed = "None" in hint or "Optional" in hint or kind_of(name) == "mask"
-            if name != self.latent and is_allowed and self.parameters[name].default is inspect.Parameter.empty:
+            if name != attempt.holder and is_allowed and self.parameters[name].default is inspect.Parameter.empty:
                 yield attempt.with_argument(name, NOTHING)
 
     def _with_one_more(self, attempt: Attempt) -> Iterator[Attempt]:
@@ -281,7 +291,7 @@ class Search:
 
     def _with_one_less(self, attempt: Attempt) -> Iterator[Attempt]:
         for name in dict(attempt.nodes):
-            if name != attempt.latent and self.parameters[name].default is not inspect.Parameter.empty:
+            if name != attempt.holder and self.parameters[name].default is not inspect.Parameter.empty:
                 yield attempt.without(name)
 
     def _other_latents(self, attempt: Attempt) -> Iterator[Attempt]:
@@ -318,6 +328,14 @@ class Search:
                     yield attempt.with_form(path, replace(form, sizes=(*form.sizes[:-1], width)))
 
 
+def _read_keywords(model: nn.Module, source: str) -> dict[str, inspect.Parameter]:
+    """Of `forward(self, **inputs)` the keys that the source reads of it."""
+    kinds = inspect.signature(model.forward).parameters.items()
+    taken = [name for name, parameter in kinds if parameter.kind is parameter.VAR_KEYWORD]
+    keys = keys_read(source, taken[0]) if taken else []
+    return {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in keys if key.isidentifier()}
+
+
 def _depths(model: nn.Module) -> list[int]:
     """How long the model's own lists are, and the first of them together."""
     lengths = [len(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
@@ -325,10 +343,17 @@ def _depths(model: nn.Module) -> list[int]:
 
 
 def latent_forms(sides: Sequence[int], channels: Sequence[int], widths: Sequence[int]) -> list[Form]:
-    """A latent as an image, as tokens, as a video of one frame."""
+    """A latent as an image, also with its channels last, as tokens, as a video of one frame."""
     new = 29  # another width than that of any other tensor
     counts = list(dict.fromkeys([*channels, new]))
     images = [Form((BATCH, count, side, side)) for count in counts for side in sides]
+    ends = [*channels, *(width // cells for width in widths[:4] for cells in (1, 4, 16) if width % cells == 0)]
+    last = [
+        Form((BATCH, side, side, count))
+        for count in dict.fromkeys(ends)
+        if 0 < count <= _MOST_CHANNELS
+        for side in sides[:2]
+    ]
     tokens = [Form((BATCH, SIDE_IN_TOKENS**2, width)) for width in (new, *widths)]
     videos = [
         Form(sizes)
@@ -336,7 +361,7 @@ def latent_forms(sides: Sequence[int], channels: Sequence[int], widths: Sequence
         for count in counts
         for sizes in ((BATCH, count, 1, side, side), (BATCH, 1, count, side, side))
     ]
-    return images[:8] + tokens[:1] + videos[:4] + images[8:] + tokens[1:] + videos[4:]
+    return images[:8] + tokens[:1] + videos[:4] + last + images[8:] + tokens[1:] + videos[4:]
 
 
 def largest_label(model: nn.Module) -> int:
