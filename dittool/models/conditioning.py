@@ -77,6 +77,7 @@ class Context:
     bias: Tensor | None  # (B, 1, 1, M) added to attention logits: 0, −inf on padding, log N on a collapsed null
     cls: Tensor  # (B, D), joins the timestep in the modulation
     added: Tensor | None = None  # (B, h·w or 1, D), joins the latent's tokens
+    unmasked: int = 0  # so many of the last tokens have one bias, in all samples: a mask is not needed for them
 
 
 class Conditioning(nn.Module):
@@ -124,7 +125,9 @@ class Conditioning(nn.Module):
                 biases.append(patch_bias)
         if self.balance:
             biases = [_as_one_token(part, bias) for part, bias in zip(tokens, biases, strict=True)]
-        return Context(torch.cat(tokens, dim=1), _joined(tokens, biases), cls, added)
+        # patches are the last ones, and no bias tells them from each other
+        unmasked = tokens[-1].shape[1] if len(tokens) == 3 and conditions.patches is not None else 0
+        return Context(torch.cat(tokens, dim=1), _joined(tokens, biases), cls, added, unmasked)
 
     def _text(self, conditions: Conditions, kept: Kept | None, batch: int) -> tuple[Tensor, Tensor | None]:
         if conditions.text is None:

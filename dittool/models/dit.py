@@ -94,9 +94,11 @@ class Block(nn.Module):
         bias: Tensor | None,
         keys_values: tuple[Tensor, Tensor] | None = None,
         angles: Tensor | None = None,
+        unmasked: int = 0,
     ) -> Tensor:
         """x: (B, N, D) tokens; c: (B, D) condition vector, or with a shared modulation (B, 9·D) what it makes of that;
-        context: (B, M, D); bias: (B, 1, 1, M); angles: (N, D/2H) by which rotary positions turn.
+        context: (B, M, D); bias: (B, 1, 1, M); angles: (N, D/2H) by which rotary positions turn; unmasked: so many of
+        the last tokens of the context have one bias (`Context`).
 
         `keys_values` are this block's keys and values of the context when they were computed before.
         """
@@ -105,7 +107,9 @@ class Block(nn.Module):
         if keys_values is None:
             keys_values = self.cross_attention.keys_values(context)
         x = gated(x, gate_a, self.attention(modulate(self.norm(x), shift_a, scale_a), angles))
-        x = gated(x, gate_x, self.cross_attention(modulate(self.norm(x), shift_x, scale_x), keys_values, bias))
+        x = gated(
+            x, gate_x, self.cross_attention(modulate(self.norm(x), shift_x, scale_x), keys_values, bias, unmasked)
+        )
         return gated(x, gate_m, self.mlp(modulate(self.norm(x), shift_m, scale_m)))
 
 
@@ -226,10 +230,11 @@ class DiT(nn.Module):
         modulating = self.modulation(c) if self.config.shared_modulation else c
         for index, block in enumerate(self.blocks):
             ready = None if keys_values is None else keys_values[index]
+            inputs = x, modulating, context.tokens, context.bias
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, modulating, context.tokens, context.bias, ready, angles, use_reentrant=False)
+                x = checkpoint(block, *inputs, ready, angles, context.unmasked, use_reentrant=False)
             else:
-                x = block(x, modulating, context.tokens, context.bias, ready, angles)
+                x = block(*inputs, ready, angles, context.unmasked)
             if aligned is not None and index + 1 == self.config.aligned_block:
                 projected = self.alignment_head(x[aligned])  # (R, N, F)
         shift, scale = self.output_modulation(c).chunk(2, dim=1)

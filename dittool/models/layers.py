@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dittool.models.joined_attention import joined_attention, joining_pays
 from dittool.models.rotary import rotate
 
 TIMESTEP_SCALE = 1000.0  # t in [0, 1] becomes [0, 1000], the range that the sinusoid's periods are made for
@@ -119,13 +120,18 @@ class CrossAttention(nn.Module):
         k, v = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return (self.norm.key(k) if self.norm is not None else k), v
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        """x: (B, N, D); bias: (B, 1, 1, M), added to the logits, −inf where the context is padding."""
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], bias: Tensor | None, unmasked: int = 0) -> Tensor:
+        """x: (B, N, D); bias: (B, 1, 1, M), added to the logits, −inf where the context is padding, and one number for
+        all of the last `unmasked` tokens of the context.
+        """
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, N, D/H)
         if self.norm is not None:
             q = self.norm.query(q)
         k, v = keys_values
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        if bias is not None and unmasked and joining_pays(q):
+            x = joined_attention(q, k, v, bias, unmasked)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
         return self.out(x.transpose(1, 2).flatten(2))
 
 

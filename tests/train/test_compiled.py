@@ -15,6 +15,7 @@ import torch
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.errors import UsageError
+from dittool.models import layers
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT, DiTConfig
 from dittool.train import state
@@ -95,8 +96,10 @@ def every_shape(sizes: tuple[int, ...]):
     ]
 
 
+@pytest.mark.parametrize("joins", [False, True])
 @pytest.mark.parametrize(("checkpointing", "precision"), [(False, torch.float32), (True, torch.bfloat16)])
-def test_two_graphs_serve_all_blocks_buckets_and_caption_lengths(graphs, checkpointing, precision):
+def test_two_graphs_serve_all_blocks_buckets_and_caption_lengths(graphs, monkeypatch, checkpointing, precision, joins):
+    monkeypatch.setattr(layers, "joining_pays", lambda _q: joins)
     plain, fast = build(gradient_checkpointing=checkpointing), build(gradient_checkpointing=checkpointing)
     compile_blocks(fast)
     for z, t, c in every_shape(sizes=(2, 5)):
