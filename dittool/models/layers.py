@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dittool.models.fast_rms_norm import rms_norm_with_gain
 from dittool.models.joined_attention import joined_attention, joining_pays
 from dittool.models.rotary import rotate
 
@@ -72,7 +73,7 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:  # (…, width), under autocast in half precision
-        return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), eps=1e-6)
+        return rms_norm_with_gain(x, self.gain.to(x.dtype))
 
 
 class QKNorm(nn.Module):
