@@ -20,10 +20,13 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dittool.errors import BadDataError, StorageError, UsageError
 from dittool.nearest import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LOCK_NAME = ".lock"  # begins the name of every lock in an output folder
 TEMPORARY_PREFIX = ".tmp-dit-"  # a name that is ours: whatever bears it below an output folder is swept
@@ -82,6 +85,36 @@ def append_durably(path: Path, line: bytes) -> None:
             raise
     if is_new:
         sync_folder(path.parent)
+
+
+def append_rows(path: Path, rows: np.ndarray) -> None:
+    """Appends rows of one size, behind the last whole one: part of a row is what a killed writer left. Call it with the
+    file held. Raises `StorageError` when the disk is full, with the file as it was.
+    """
+    is_new = not path.exists()
+    with full_disk_explained(path, rows.nbytes), path.open("ab") as file:
+        size = file.tell() // rows.itemsize * rows.itemsize
+        file.truncate(size)
+        try:
+            file.write(rows.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
+    if is_new:
+        sync_folder(path.parent)
+
+
+def mapped_rows(path: Path, row: np.dtype) -> np.ndarray:
+    """The rows (N,) of a file, mapped and not read; none where there is no file. Part of a row at its end is left
+    out.
+    """
+    import numpy as np
+
+    count = path.stat().st_size // row.itemsize if path.exists() else 0
+    return np.memmap(path, row, "r", shape=(count,)) if count else np.empty(0, row)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -127,7 +127,7 @@ def test_features_of_another_encoder_crop_or_bucket_list_are_not_mixed_in(desk, 
         refused = desk.embed("-s", override)
         one_error(refused.outcome, 3, str(done.folder), word)
         unlocked = {name: raw for name, raw in files_of(done.folder).items() if name != ".lock"}
-        assert {name for name, raw in unlocked.items() if before.get(name) != raw} <= {"resolved.toml", "journal.jsonl"}
+        assert {name for name, raw in unlocked.items() if before.get(name) != raw} <= {"resolved.toml", "journal.rows"}
     desk.embed().lost_nothing()
 
 

@@ -130,7 +130,7 @@ def test_shards_that_stand_there_without_an_index_of_ours_are_not_removed(desk, 
 
 
 @pytest.mark.parametrize(
-    "name", ["records.jsonl", ".lock", "journal.jsonl", "identity.json", "vae_latents/scene-0001.npy"]
+    "name", ["records.jsonl", ".lock", "journal.rows", "journal.jsonl", "identity.json", "vae_latents/scene-0001.npy"]
 )
 def test_a_folder_where_a_file_should_be_is_named(desk, one_error, name):
     (desk.root / "derived" / name).mkdir(parents=True)
@@ -184,12 +184,19 @@ def test_a_record_that_was_edited_stops_packing(desk, one_error, change):
 def test_a_journal_of_garbage_is_named(desk, one_error, line):
     done = desk.embed().lost_nothing()
     path = done.folder / "journal.jsonl"
-    path.write_bytes(line + b"\n" + path.read_bytes())
+    path.write_bytes(line + b"\n")
     one_error(desk.embed().outcome, 3, "journal.jsonl")
     one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "journal.jsonl")
 
 
-@pytest.mark.parametrize("name", ["records.jsonl", "journal.jsonl"])
+def test_rows_of_garbage_are_named(desk, one_error):
+    done = desk.embed().lost_nothing()
+    (done.folder / "journal.rows").write_bytes(b"garbage " * 100)
+    one_error(desk.embed().outcome, 3, "journal.rows")
+    one_error(desk.run("shard", done.folder, "--out", desk.root / "shards"), 3, "journal.rows")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "journal.rows"])
 def test_a_last_line_torn_by_a_kill_is_passed_over(desk, name):
     done = desk.embed().lost_nothing()
     path = done.folder / name

@@ -14,6 +14,7 @@ from dittool.data.records import Record
 from dittool.data.source.item import Pairing, shown
 from dittool.data.source.preview import pairs_to_show
 from dittool.data.source.scan import scan, summary
+from dittool.data.source.seen import Seen
 from dittool.errors import BadDataError
 from dittool.storage import write_atomic
 from dittool.whereabouts import find
@@ -21,13 +22,19 @@ from dittool.whereabouts import find
 _SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
 
 
-def scanned(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> list[Record]:
-    """A record for every input, some of them shown with their captions. Raises `BadDataError` when none can be used."""
-    records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
+def scanned(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> tuple[list[Record], Seen]:
+    """A record for every input, some of them shown with their captions, and what the scan saw of their files. Raises
+    `BadDataError` when none can be used.
+    """
+    buckets = config.data.bucket_sizes()
+    seen = Seen(store.folder / "scanned.rows", store.earlier_records(), buckets)
+    records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data), seen)
+    if seen.kept:
+        talk.note(f"{seen.kept} of {len(records)} inputs have the sizes and times of before and are not read again")
     require_usable(source, records, store)
     for record in pairs_to_show(records):
         talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
-    return records
+    return records, seen
 
 
 def remember(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> None:

@@ -90,11 +90,12 @@ def embed(
     require_whole_buckets(config)  # before a folder is made; the codec that is loaded is asked again
     with nothing_left_of_refusal(out), held_folder(out, part):
         store = FeatureStore(out, part, config.data.near_copies == "together")
-        records = scanned(source, store, config, talk)
+        records, seen = scanned(source, store, config, talk)
         names = [bucket.name for bucket in config.data.bucket_sizes()]
         card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
         remember(source, store, config, talk)
         records = store.merge_records(records, forget=stages if rebuild else ())
+        seen.write()
         store.prune_journal(record for record in records if record.used)
         ready = _first_pass(store, config, stages, records, part, rebuild, talk)
         made, kept, left, cut = {}, {}, {}, 0
@@ -115,7 +116,9 @@ def embed(
             kept[stage] = sum(record.used for record in records) + len(result.refused) - len(missing)
         if config.data.near_copies == "together" and set(stages) & set(STAGES_OF_IMAGES):
             journal = store.read_journal()  # what no pass decoded, because its features were there
-            not_decoded = [r for r in records if r.used and (r.id, STAGES_OF_IMAGES[0]) in journal]
+            used = [record for record in records if record.used]
+            known = journal.knows(STAGES_OF_IMAGES[0], used)
+            not_decoded = [record for record, is_known in zip(used, known, strict=True) if is_known]
             make_thumbnails(store, not_decoded, part, source, talk)
             records = with_near_copies(store, records, part, talk)
         require_usable(source, records, store)

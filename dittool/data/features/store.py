@@ -2,13 +2,12 @@
 
 A feature counts when its file is there and the journal names the same source (hash of the image's bytes, or of the
 caption). An edited image or caption therefore makes its features stale, and a file without a journal line is made
-again. The journal is written after the features are on disk: a line in it is a promise that they are. A batch has one
-line, so it counts whole or not at all.
+again. The journal is written after the features are on disk: a row in it is a promise that they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +17,13 @@ from dittool.data.embed_again import SOURCE_NAME, embed_again, source_in
 from dittool.data.features.journal import (
     Digests,
     Journal,
-    Made,
     append_journal,
     digest_of,
-    read_journal,
-    rewrite_journal,
-    source_of,
+    forget_stages,
+    prune_journal,
 )
 from dittool.data.features.parts import Part, shared_files
-from dittool.data.features.refusals import with_earlier_findings
+from dittool.data.features.refusals import as_scanned, with_earlier_findings
 from dittool.data.features.sides import Compared, Sides, look_for_near_copies, read_sides, with_sides
 from dittool.data.features.thumbnails import append_thumbnails, images_without
 from dittool.data.identity import (
@@ -38,6 +35,7 @@ from dittool.data.identity import (
     stages_made_stale,
 )
 from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
+from dittool.data.source.seen import as_judged
 from dittool.encoders.cards import EncoderCard, card_to_json
 from dittool.errors import BadDataError
 from dittool.storage import full_disk_explained, read_json, sync_folder, write_atomic, write_json
@@ -55,7 +53,6 @@ class FeatureStore:
         self.records_path = folder / "records.jsonl"
         self._identity_path = folder / "identity.json"
         self._source_path = folder / SOURCE_NAME
-        self._journal_path = folder / "journal.jsonl"
         self._part = part or Part()
 
     # Records
@@ -73,13 +70,19 @@ class FeatureStore:
         Refusals by the stages in `forget` are not taken over.
         """
         with shared_files(self.folder):
-            try:
-                earlier = self.read_records() if self.records_path.is_file() else []
-            except BadDataError:  # a damaged file is made again now; what it knew about refusals will be found again
-                earlier = []
-            records = with_sides(with_earlier_findings(records, earlier, forget), self.sides().of)
+            records = with_sides(with_earlier_findings(records, self._earlier(), forget), self.sides().of)
             self.write_records(records)
         return records
+
+    def earlier_records(self) -> list[Record]:
+        """Those of an earlier run, as a scan of the same files would judge them."""
+        return [as_judged(as_scanned(record)) for record in self._earlier()]
+
+    def _earlier(self) -> list[Record]:
+        try:
+            return self.read_records() if self.records_path.is_file() else []
+        except BadDataError:  # a damaged file is made again now; what it knew will be found again
+            return []
 
     # Near copies
 
@@ -241,47 +244,36 @@ class FeatureStore:
 
     # Journal
 
-    def read_journal(self) -> dict[tuple[str, str], str]:
-        """(record id, stage) → what the features were made from."""
-        return {key: made.source for key, made in self.read_journal_entries().items()}
+    def read_journal(self) -> Journal:
+        """What features were made from. Raises `BadDataError` for a journal that is not one."""
+        return Journal(self.folder)
 
-    def read_journal_entries(self) -> Journal:
-        """The whole of it. Raises `BadDataError` for a journal that is not one."""
-        return read_journal(self._journal_path)
+    def prune_journal(self, used: Iterable[Record]) -> Journal:
+        """Drops stale rows, and returns what the journal says then.
 
-    def prune_journal(self, used: Iterable[Record]) -> dict[tuple[str, str], str]:
-        """Drops torn, superseded, orphaned and stale lines, and returns what the journal says then.
-
-        A stale line must go before its features are made again: were that interrupted and the edit undone, it would
+        A stale row must go before its features are made again: were that interrupted and the edit undone, it would
         vouch for the wrong ones.
         """
-        by_id = {record.id: record for record in used}
-
-        def current(record_id: str, stage: str, made: Made) -> bool:
-            return record_id in by_id and made.source == source_of(stage, by_id[record_id])
-
         with shared_files(self.folder):
-            rewrite_journal(self._journal_path, current)
+            prune_journal(self.folder, self._part, used)
             return self.read_journal()
 
-    def append_journal(self, stage: str, records: Iterable[Record], digests: Digests | None = None) -> None:
-        """Enters features whose files are written, as one line, after making their names durable."""
+    def append_journal(self, stage: str, records: Sequence[Record], digests: Digests | None = None) -> None:
+        """Enters features whose files are written, after making their names durable."""
         for feature in FEATURES:
             if feature.stage == stage and (self.folder / feature.name).is_dir():
                 sync_folder(self.folder / feature.name)
         with shared_files(self.folder):
-            append_journal(self._journal_path, stage, records, digests or {})
+            append_journal(self.folder, self._part, stage, records, digests or {})
 
-    def missing(self, stage: str, records: Iterable[Record], journal: dict[tuple[str, str], str]) -> list[Record]:
+    def missing(self, stage: str, records: Sequence[Record], journal: Journal) -> list[Record]:
         """Records whose features of this stage are absent or stale."""
         features = [feature for feature in FEATURES if feature.stage == stage]
         return [
             record
-            for record in records
-            if journal.get((record.id, stage)) != source_of(stage, record)
-            or not all(self.path(feature, record.id).is_file() for feature in features)
+            for record, is_current in zip(records, journal.current(stage, records), strict=True)
+            if not is_current or not all(self.path(feature, record.id).is_file() for feature in features)
         ]
 
     def _forget(self, stages: Iterable[str]) -> None:
-        dropped = set(stages)
-        rewrite_journal(self._journal_path, lambda _, stage, __: stage not in dropped)
+        forget_stages(self.folder, stages)

@@ -8,14 +8,13 @@ are only ever added. Call what writes with the folder's shared files held.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dittool.data.source.thumbnail import SIDE
-from dittool.storage import full_disk_explained
+from dittool.storage import append_rows, mapped_rows
 
 ROW = np.dtype([("image", np.uint8, (32,)), ("pixels", np.uint8, (SIDE, SIDE, 3))])
 
@@ -24,8 +23,7 @@ def read_thumbnails(path: Path) -> np.ndarray:
     """The rows (N,) of type `ROW`, mapped and not read; none where there is no file. Half a row at its end, which a
     killed writer left, is left out.
     """
-    count = path.stat().st_size // ROW.itemsize if path.exists() else 0
-    return np.memmap(path, ROW, "r", shape=(count,)) if count else np.empty(0, ROW)
+    return mapped_rows(path, ROW)
 
 
 def append_thumbnails(path: Path, made: Mapping[str, np.ndarray]) -> None:
@@ -33,11 +31,7 @@ def append_thumbnails(path: Path, made: Mapping[str, np.ndarray]) -> None:
     rows = np.empty(len(made), ROW)
     for row, (image, pixels) in zip(rows, made.items(), strict=True):
         row["image"], row["pixels"] = np.frombuffer(bytes.fromhex(image), np.uint8), pixels
-    with full_disk_explained(path, rows.nbytes), path.open("ab") as file:
-        file.truncate(file.tell() // ROW.itemsize * ROW.itemsize)
-        file.write(rows.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    append_rows(path, rows)
 
 
 def images_without(path: Path, images: Iterable[str]) -> set[str]:

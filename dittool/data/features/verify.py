@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.features.journal import Journal, Made, digest_of, source_of
+from dittool.data.features.journal import Journal, Made, digest_of, fingerprint, source_of
 from dittool.data.features.pipeline import decoder_count
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import CARD_OF_STAGE, IdentityCard
@@ -51,7 +51,7 @@ def verify(folder: Path, stages: Sequence[str] = STAGES, talk: Talk = SILENT) ->
     """
     store = FeatureStore(folder)
     used = [record for record in store.read_records() if record.used]
-    card, journal = store.card(), store.read_journal_entries()
+    card, journal = store.card(), store.read_journal()
     faults = [
         FeatureFault(f"{stage} features", "the identity card names no encoder for them: this pass was never run", stage)
         for stage in stages
@@ -77,7 +77,7 @@ def _check_record(
     for feature in FEATURES:
         if feature.stage not in stages:
             continue
-        path, made = store.path(feature, record.id), journal.get((record.id, feature.stage))
+        path, made = store.path(feature, record.id), journal.made(record.id, feature.stage)
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -91,8 +91,8 @@ def _wrong_feature(content: bytes, made: Made | None, card: IdentityCard, featur
     """What is wrong with a feature's file; "" when nothing is."""
     if made is None:
         return "the journal does not know it"
-    if made.source != source_of(feature.stage, record):
-        return f"made from {made.source[:20]}…, the record has {source_of(feature.stage, record)[:20]}…"
+    if made.source != (source := fingerprint(source_of(feature.stage, record))):
+        return f"made from {made.source[:12]}…, the record has {source[:12]}…"
     digest = made.digests.get(feature.name)
     if digest and digest != digest_of(content):
         return f"its digest is {digest_of(content)}, when it was made it was {digest}"

@@ -97,13 +97,14 @@ def embed_into_shards(
         require_ours(out, folder)
         folder.mkdir(exist_ok=True)
         store = FeatureStore(folder, part, config.data.near_copies == "together")
-        records = scanned(source, store, config, talk)
+        records, seen = scanned(source, store, config, talk)
         require_same_images(out, str(source.resolve()), records)
         passes = {stage: load_pass(stage, config, talk) for stage in STAGES}
         card = _card(config, passes)
         _keep_card(store, card, out)
         remember(source, store, config, talk)
         records = store.merge_records(records)
+        seen.write()
         records = _looked_at(store, records, part, source, talk)
         require_usable(source, records, store)
         if (waiting := store.without_thumbnail(records)) and _wait(store, out, records, part, talk):

@@ -141,7 +141,7 @@ class _DerivedSamples:
     def __init__(self, store: FeatureStore, card: IdentityCard) -> None:
         self._store, self._card = store, card
         self._widths: FeatureWidths | None = None
-        self._made = store.read_journal_entries()
+        self._made = store.read_journal()
 
     def of(self, plan: ShardPlan) -> Iterator[StoredSample]:
         """Those of a shard. Raises `BadDataError` for a feature that is damaged."""
@@ -164,7 +164,8 @@ class _DerivedSamples:
         """A feature's file, if it is still the one that was made."""
         path = self._store.path(feature, record.id)
         data = read_npy_bytes(path)
-        digest = self._made[record.id, feature.stage].digests.get(feature.name)
+        made = self._made.made(record.id, feature.stage)
+        digest = made.digests.get(feature.name) if made else None
         if digest and (found := digest_of(data)) != digest:
             raise BadDataError(
                 f"{path}: its digest is {found}, when it was made it was {digest} ('{record.name}')",

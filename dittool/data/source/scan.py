@@ -26,6 +26,7 @@ from dittool.data.source.captions import FURTHER, CaptionRefused, choose_caption
 from dittool.data.source.flip import NOT_FLIPPED, with_flips
 from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header, read_image_file
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, Pairing, Source, SourceItem, shown
+from dittool.data.source.seen import Seen
 from dittool.data.source.sources import list_source, source_root
 from dittool.data.source.tar import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
 from dittool.geometry import Bucket, crop_box, nearest_bucket
@@ -41,19 +42,21 @@ def scan(
     talk: Talk = SILENT,
     flip: Literal["none", "prepared"] = "none",
     pairing: Pairing = AUTO,
+    seen: Seen | None = None,
 ) -> list[Record]:
     """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names;
     ids are unique.
 
-    Used records with the same bytes as an earlier one stay used and are flagged. With `flip = "prepared"` the flipped
-    variant of a used record stands behind it; one whose caption cannot be flipped is flagged with the reason instead.
+    Inputs that `seen` knows are not read again. Used records with the same bytes as an earlier one stay used and are
+    flagged. With `flip = "prepared"` the flipped variant of a used record stands behind it; one whose caption cannot be
+    flipped is flagged with the reason instead.
     Raises as `list_source` does.
     """
     listed = list_source(source, pairing)
     _tell(source, listed, talk)
     records = []
     with talk.progress("scan", len(listed.items), "image") as task:
-        for record in _in_threads(listed.items, listed.root, buckets):
+        for record in _in_threads(listed.items, listed.root, buckets, seen):
             records.append(record)
             task.advance()
     records = _with_duplicates_flagged(records)
@@ -222,14 +225,23 @@ def _read_image(path: Path) -> bytes:
     return read_image_member(path) if image_in_tar(path) else read_image_file(path)
 
 
-def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket]) -> Iterator[Record]:
+def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket], seen: Seen | None) -> Iterator[Record]:
     # Threads are enough: reading and hashing let go of the interpreter, and a header takes microseconds.
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         try:
-            yield from pool.map(lambda item: _judge(item, root, buckets), items)
+            yield from pool.map(lambda item: _known_or_judged(item, root, buckets, seen), items)
         except BaseException:  # an interrupt does not wait for the rest of the folder
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _known_or_judged(item: SourceItem, root: Path, buckets: Sequence[Bucket], seen: Seen | None) -> Record:
+    if seen is None:
+        return _judge(item, root, buckets)
+    files = seen.files(item, root)  # before they are read: what changes meanwhile is read again the next time
+    record = seen.record(item, files) or _judge(item, root, buckets)
+    seen.add(record, files)
+    return record
 
 
 def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket]) -> Record:

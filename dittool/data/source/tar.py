@@ -80,12 +80,12 @@ def tars_source(folder: Path, tars: Sequence[str], walked: Walked, pairing: Pair
 
 def image_in_tar(path: Path) -> bool:
     """Whether the path leads into a tar: `some.tar/KEY.jpg`, with a file called some.tar."""
-    return _tar_of(path) is not None
+    return tar_of(path) is not None
 
 
 def read_image_member(path: Path) -> bytes:
     """The bytes of the image at `some.tar/KEY.jpg`. Raises `ImageRefused`."""
-    tar = _tar_of(path) or path.parent
+    tar = tar_of(path) or path.parent
     try:
         status = tar.stat()
         member = _members_by_name(tar, status.st_size, status.st_mtime_ns).get(path.relative_to(tar).as_posix())
@@ -190,7 +190,7 @@ def _checked_samples(path: Path) -> tuple[dict[str, dict[str, Member]], Counter[
     return samples, Counter("no suffix" if name and "." not in name else "hidden" for name in strangers)
 
 
-def _tar_of(path: Path) -> Path | None:
+def tar_of(path: Path) -> Path | None:
     """The tar that a path leads into."""
     return next((parent for parent in path.parents if parent.suffix.lower() == TAR_SUFFIX and parent.is_file()), None)
 

@@ -34,7 +34,7 @@ def of_another_encoder(derived: Path) -> None:
     path, store = max((derived / "t5_hidden").iterdir()), FeatureStore(derived)
     np.save(path, np.load(path)[:, :-1])
     records = store.read_records()
-    (derived / "journal.jsonl").unlink()
+    (derived / "journal.rows").unlink()
     for stage in ("dinov3", "vae", "t5"):
         store.append_journal(stage, [record for record in records if record.used])
 

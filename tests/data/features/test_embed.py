@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dittool.config.load import load_config
+from dittool.data.features import journal
 from dittool.data.features.embed import embed
 from dittool.data.features.estimate import estimate
+from dittool.data.features.journal import ROW
+from dittool.data.features.parts import Part
 from dittool.data.features.store import FeatureStore
 from dittool.data.features.verify import verify
 from dittool.data.records import (
@@ -113,24 +117,67 @@ def test_a_file_without_a_journal_line_does_not_count(images, tmp_path):
     config, derived = load_config("demo"), tmp_path / "derived"
     embed(images, derived, config)
     before = digests(derived)
-    journal = (derived / "journal.jsonl").read_bytes()
-    whole_lines = journal.splitlines(keepends=True)
-    (derived / "journal.jsonl").write_bytes(b"".join(whole_lines[:-2]) + whole_lines[-2][:20])
-    lost = sum(len(json.loads(line)["made"]) for line in whole_lines[-2:])
-    assert sum(embed(images, derived, config).made.values()) == lost > 0
+    rows = (derived / "journal.rows").read_bytes()
+    (derived / "journal.rows").write_bytes(rows[: -2 * ROW.itemsize - 20])
+    assert sum(embed(images, derived, config).made.values()) == 3
     assert digests(derived) == before
     assert verify(derived).faults == []
 
 
-def test_a_line_is_never_glued_to_half_a_line(tmp_path):
+def test_a_row_is_never_glued_to_half_a_row(tmp_path):
     """Row 2: the next writer of the journal may be another part, which does not know that one was killed."""
     store, records = FeatureStore(tmp_path), [Record(f"r{i}", f"r{i}", "", "used", caption=str(i)) for i in range(3)]
     for record in records[:2]:
         store.append_journal("t5", [record])
-    journal = tmp_path / "journal.jsonl"
+    journal = tmp_path / "journal.rows"
     journal.write_bytes(journal.read_bytes()[:-30])
     store.append_journal("t5", [records[2]])
-    assert set(store.read_journal()) == {("r0", "t5"), ("r2", "t5")}
+    assert store.read_journal().knows("t5", records).tolist() == [True, False, True]
+
+
+def test_a_row_that_lost_its_beginning_or_its_end_does_not_count(tmp_path):
+    store, records = FeatureStore(tmp_path), [Record(f"r{i}", f"r{i}", "", "used", caption=str(i)) for i in range(4)]
+    store.append_journal("t5", records)
+    rows = bytearray((tmp_path / "journal.rows").read_bytes())
+    rows[ROW.itemsize : ROW.itemsize + 8] = bytes(8)  # a sector that was not written before the power went
+    rows[3 * ROW.itemsize - 8 : 3 * ROW.itemsize] = bytes(8)
+    (tmp_path / "journal.rows").write_bytes(rows)
+    assert store.read_journal().current("t5", records).tolist() == [True, False, False, True]
+
+
+def test_of_two_rows_the_later_counts_whichever_file_it_stands_in(tmp_path, monkeypatch):
+    first, record = FeatureStore(tmp_path, Part(1, 2)), Record("r", "r", "", "used", caption="new")
+    for seconds, part, caption in ((30, Part(0, 2), "new"), (20, Part(1, 2), "old"), (10, Part(1, 2), "older")):
+        monkeypatch.setattr(journal.time, "time", lambda now=seconds: now)
+        FeatureStore(tmp_path, part).append_journal("t5", [replace(record, caption=caption)])
+    assert first.read_journal().current("t5", [record]).all() and len(first.read_journal()) == 1
+
+
+def test_a_plain_run_takes_over_what_parts_entered_and_drops_what_is_stale_or_gone(tmp_path):
+    records = [Record(f"r{i}", f"r{i}", "", "used", caption=str(i)) for i in range(4)]
+    for index in (0, 1):
+        FeatureStore(tmp_path, Part(index, 2)).append_journal("t5", records[index::2])
+    changed = [replace(records[0], caption="another"), *records[1:3]]
+    assert len(FeatureStore(tmp_path, Part(0, 2)).prune_journal(changed)) == 3  # a part does not know the others
+    assert len(FeatureStore(tmp_path).prune_journal(changed)) == 2
+    assert [path.name for path in tmp_path.glob("journal*")] == ["journal.rows"]
+
+
+def test_a_journal_of_json_lines_is_read_and_taken_over(images, tmp_path):
+    config, derived = load_config("demo"), tmp_path / "derived"
+    embed(images, derived, config)
+    store, before = FeatureStore(derived), digests(derived)
+    records = [record for record in store.read_records() if record.used]
+    (derived / "journal.rows").unlink()
+    lines = [
+        {"stage": stage, "made": {r.id: {"source": journal.source_of(stage, r), "files": {}} for r in records}}
+        for stage in ("dinov3", "vae")
+    ]
+    lines += [{"id": r.id, "stage": "t5", "source": journal.source_of("t5", r)} for r in records[1:]]  # of 0.1
+    (derived / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(store.read_journal()) == 3 * len(records) - 1
+    assert embed(images, derived, config).made == {"dinov3": 0, "vae": 0, "t5": 1}
+    assert digests(derived) == before and not (derived / "journal.jsonl").exists()
 
 
 def test_a_stale_line_is_gone_before_its_features_are_made_again(images, tmp_path):
@@ -141,8 +188,8 @@ def test_a_stale_line_is_gone_before_its_features_are_made_again(images, tmp_pat
     before = caption.read_text()
     caption.write_text("a blue square at the top, a black background")
     store = FeatureStore(derived)
-    journal = store.prune_journal(record for record in scan(images, config.data.bucket_sizes()) if record.used)
-    assert len(journal) == 7
+    pruned = store.prune_journal(record for record in scan(images, config.data.bucket_sizes()) if record.used)
+    assert len(pruned) == 7
     caption.write_text(before)
     assert embed(images, derived, config, ["t5"]).made == {"t5": 1}
 
@@ -326,7 +373,8 @@ def test_pictures_with_profiles_that_an_older_version_ignored_are_made_again(ima
     path, derived = min(images.glob("*.png")), tmp_path / "derived"
     Image.open(path).save(path, icc_profile=P3)
     embed(images, derived, load_config("demo"))
-    journal = derived / "journal.jsonl"
-    assert journal.read_text().count(" sRGB") == 2
-    journal.write_text(journal.read_text().replace(" sRGB", ""))
+    store = FeatureStore(derived)
+    (derived / "journal.rows").unlink()
+    for stage in STAGES:
+        store.append_journal(stage, [replace(record, flags=()) for record in store.read_records()])
     assert embed(images, derived, load_config("demo")).made == {"dinov3": 1, "vae": 1, "t5": 0}

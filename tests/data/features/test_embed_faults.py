@@ -120,7 +120,7 @@ def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, co
     the line.
     """
     calls = []
-    real_fsync, real_replace, real_append = os.fsync, os.replace, journal.append_durably
+    real_fsync, real_replace, real_append = os.fsync, os.replace, journal.append_rows
 
     def fsync(descriptor):
         calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
@@ -136,7 +136,7 @@ def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, co
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(journal, "append_durably", append)
+    monkeypatch.setattr(journal, "append_rows", append)
     derived = tmp_path / "derived"
     embed(images, derived, config, ["vae"])
     renames = [number for number, call in enumerate(calls) if call[0] == "rename" and "vae_latents" in call[2]]
@@ -146,7 +146,7 @@ def test_what_a_journal_line_promises_is_on_disk_before_it_is_written(images, co
     )
     assert len(renames) == 3 and max(renames) < folder < entered
     assert all(("fsync", calls[number][1]) in calls[:number] for number in renames)
-    assert ("fsync", str(derived / "journal.jsonl")) in calls[entered:]
+    assert ("fsync", str(derived / "journal.rows")) in calls[entered:]
 
 
 def test_a_killed_run_leaves_no_decoding_process_behind(tmp_path):
@@ -224,23 +224,22 @@ def test_no_space_at_the_n_th_write_leaves_nothing_half_written(fails_at, images
             embed(images, derived, config)
     assert not list(derived.rglob(".tmp-*"))
     assert all(features_of(whole)[name] == content for name, content in features_of(derived).items())
-    journalled = {key for key, _ in FeatureStore(derived).read_journal()}
-    assert len(journalled) < 4
+    assert len(FeatureStore(derived).read_journal()) < 3 * len(FeatureStore(whole).read_records())
     assert_the_next_run_completes(images, derived, config, whole)
 
 
 def test_a_journal_line_that_did_not_fit_is_taken_back(tmp_path, monkeypatch):
     store, records = FeatureStore(tmp_path), [Record(f"r{i}", f"r{i}", "", "used", caption=str(i)) for i in range(2)]
     store.append_journal("t5", records[:1])
-    before = (tmp_path / "journal.jsonl").read_bytes()
+    before = (tmp_path / "journal.rows").read_bytes()
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"journal\.jsonl: No space left on device: \d+ B to write, .* free"):
+    with pytest.raises(StorageError, match=r"journal\.rows: No space left on device: \d+ B to write, .* free"):
         store.append_journal("t5", records[1:])
-    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    assert (tmp_path / "journal.rows").read_bytes() == before
 
 
 # Row 11: read-only
