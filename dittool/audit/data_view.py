@@ -14,8 +14,8 @@ import numpy as np
 
 from dittool.data.choice import representative
 from dittool.data.features.store import FeatureStore
-from dittool.data.identity import Card, IdentityCard
-from dittool.data.patch_storage import FP16, INT8, decode_patches, stored_grid
+from dittool.data.identity import Card, IdentityCard, features_of
+from dittool.data.patch_storage import FP16, INT8, NONE, decode_patches, stored_grid
 from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
 from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import TRAIN, ShardIndex
@@ -24,6 +24,7 @@ from dittool.errors import BadDataError
 from dittool.geometry import Bucket, patch_grid
 from dittool.shell import command_line
 
+NO_PATCHES = "no patches are stored, because nothing that these data were made for reads them (data.patch_storage)"
 _MOST_SAMPLES = 2000  # that a rule looks into
 _MOST_BYTES = 1 << 30  # that a rule reads
 
@@ -67,8 +68,17 @@ class DataView:
 
     @property
     def patch_storage(self) -> str:
-        """How the patches were stored: one of `patch_storage.STORAGES`."""
+        """How the patches were stored: one of `patch_storage.STORAGES`, or `NONE`."""
         return _patch_storage(self.card)
+
+    @property
+    def has_patches(self) -> bool:
+        return self.patch_storage != NONE
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What each sample has."""
+        return features_of(self.patch_storage)
 
     def patch_count(self, bucket: Bucket, patch_size: int) -> int:
         """Patches that an encoder of this patch size gives for the bucket, as many as are kept of them."""

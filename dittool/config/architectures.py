@@ -106,3 +106,16 @@ def _of_another_kind(config: AnyConfig, source: str, what: str, instead: str = "
 def reads_patches(config: AnyConfig) -> bool:
     """Whether training reads the reference's patches, so that data must hold them."""
     return isinstance(config, Config) and config.reads_patches
+
+
+def with_patch_storage(config: ImageConfig, there: str | None = None) -> ImageConfig:
+    """The configuration with "auto" of `data.patch_storage` decided: patches are stored only where training reads them.
+
+    Args:
+        there: how the features of a folder that exists are stored, which is kept where it will do.
+    """
+    if config.data.patch_storage != "auto":
+        return config
+    read = reads_patches(config)
+    storage = there if there is not None and (there != "none" or not read) else "fp16" if read else "none"
+    return config.model_copy(update={"data": config.data.model_copy(update={"patch_storage": storage})})

@@ -104,7 +104,8 @@ class Encoders(Section):
 class Data(Section):
     area: Size | None = None  # "512x512": the seven buckets scaled to this area …
     buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
-    patch_storage: Literal["fp16", "fp32", "int8", "pooled"] = "fp16"  # of the patch features on disk: docs/storage.md
+    # of the patch features on disk (docs/storage.md); auto: fp16 where training reads them, else none
+    patch_storage: Literal["auto", "fp16", "fp32", "int8", "pooled", "none"] = "auto"
     # texts beside images, lists, COCO's annotations, names of folders; auto: all but the last, and an error where two
     # of them differ
     captions: CaptionPlace = "auto"

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from dittool.data.patch_storage import STORAGES
-from dittool.data.records import IMAGE_CLS, LATENT, STAGES, TEXT
+from dittool.data.patch_storage import NONE, STORAGES
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, Feature
 from dittool.encoders.cards import (
     CARDS,
     EncoderCard,
@@ -44,7 +44,7 @@ class IdentityCard:
     """What made a set of features."""
 
     buckets: tuple[str, ...]  # "WIDTHxHEIGHT"
-    patch_storage: str  # one of patch_storage.STORAGES
+    patch_storage: str  # one of patch_storage.STORAGES, or NONE
     encoders: tuple[EncoderCard, ...] = ()  # in the order of their first passes; a finished set has all three
     crop: str = CROP_RULE
     claimed: bool = False  # by `dit shard --index`, for features that another program made
@@ -88,6 +88,11 @@ class IdentityCard:
         }
 
     @property
+    def features(self) -> tuple[Feature, ...]:
+        """What each sample has."""
+        return features_of(self.patch_storage)
+
+    @property
     def sha256(self) -> str:
         """Of the content, whatever the order of its keys."""
         return json_sha256(self.to_json())
@@ -125,6 +130,11 @@ class IdentityCard:
                 f"the identity card names no {kind.kind} encoder", "make its features with: dit embed --pass all"
             )
         return card
+
+
+def features_of(patch_storage: str) -> tuple[Feature, ...]:
+    """Of samples whose patches are stored so."""
+    return tuple(feature for feature in FEATURES if feature is not IMAGE_PATCHES or patch_storage != NONE)
 
 
 def json_sha256(value: object) -> str:
@@ -182,7 +192,8 @@ def _wrong_settings(card: dict[str, Any]) -> list[str]:
     buckets, claimed = card.get("buckets"), card.get("claimed", True)
     wrong += [] if isinstance(card.get("crop"), str) else [f"crop = {card.get('crop')!r}"]
     wrong += [] if isinstance(buckets, list) and buckets and all(map(_is_size, buckets)) else [f"buckets = {buckets!r}"]
-    wrong += [] if card.get("patch_storage") in STORAGES else [f"patch_storage = {card.get('patch_storage')!r}"]
+    storage = card.get("patch_storage")
+    wrong += [] if storage in (*STORAGES, NONE) else [f"patch_storage = {storage!r}"]
     return wrong + ([] if claimed is True else [f"claimed = {claimed!r}"])
 
 

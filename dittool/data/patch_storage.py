@@ -7,6 +7,7 @@ docs/storage.md).
             scale, a float16
     pooled  (N', C) float16: the mean of 2×2 neighbours, so a quarter of the tokens; at an odd edge the mean of what is
             there
+    none    no patches: where nothing reads them
 
 N patches, row-major over the grid · N' patches of the pooled grid · C width of the image encoder
 """
@@ -17,8 +18,8 @@ import numpy as np
 
 from dittool.errors import BadDataError
 
-FP16, FP32, INT8, POOLED = "fp16", "fp32", "int8", "pooled"
-STORAGES = (FP16, FP32, INT8, POOLED)
+FP16, FP32, INT8, POOLED, NONE = "fp16", "fp32", "int8", "pooled", "none"
+STORAGES = (FP16, FP32, INT8, POOLED)  # of patches that are there
 STORED_DTYPE: dict[str, np.dtype] = {
     FP16: np.dtype("<f2"),
     FP32: np.dtype("<f4"),

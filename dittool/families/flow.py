@@ -22,7 +22,7 @@ from dittool.config.schema import Config
 from dittool.console import Talk
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
-from dittool.data.patch_storage import stored_grid
+from dittool.data.patch_storage import NONE, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.index import HOLDOUT, TRAIN
@@ -281,6 +281,12 @@ def require_features(config: Config, shards: ShardSet) -> None:
                 "embed with this preset into another folder, or say what the data are:"
                 f" {command_line('-s', f'encoders.{made.kind}={made.id}')}",
             )
+    if config.reads_patches and shards.patch_storage == NONE:
+        raise BadDataError(
+            f"{shards.folder}: its samples have no patches (data.patch_storage = none), and {config.description} reads"
+            " them",
+            "embed with this preset into another folder; or train one that reads none, such as nano",
+        )
     buckets = [Bucket.from_name(name) for name in sorted(shards.samples.bucket_counts())]
     require_whole_tokens(buckets, card.vae.stride, config.model.patch_size, str(shards.folder))
     if config.model.patch_fusion == "added":

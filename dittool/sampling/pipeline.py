@@ -21,7 +21,7 @@ from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
 from dittool.console import PythonWarnings
 from dittool.data.identity import differences
-from dittool.data.patch_storage import decode_patches, encode_patches, stored_grid
+from dittool.data.patch_storage import FP16, NONE, decode_patches, encode_patches, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
 from dittool.devices import as_in_training, device_of_choice, in_parts
@@ -163,7 +163,8 @@ class Pipeline:
 
     def reference_from_pixels(self, pixels: np.ndarray) -> list[Reference]:
         """References from bucketed images of one size, (B, H, W, 3) uint8."""
-        features, storage = self.image_encoder.encode(pixels), self.data.card.patch_storage
+        features, stored_as = self.image_encoder.encode(pixels), self.data.card.patch_storage
+        storage = FP16 if stored_as == NONE else stored_as  # of a model that reads none
         bucket = Bucket(width=pixels.shape[2], height=pixels.shape[1])
         full_grid, grid = patch_grid(bucket.width, bucket.height, self.image_patch_size), self.reference_grid(bucket)
         stored = [encode_patches(patches.numpy(), full_grid, storage) for patches in features.patches]

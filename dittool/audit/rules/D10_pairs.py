@@ -32,7 +32,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from dittool.audit.content import TellingWords, captioned_images, paired_images
-from dittool.audit.data_view import DataView
+from dittool.audit.data_view import NO_PATCHES, DataView
 from dittool.audit.rule import FAIL, Finding, failed, passed, skipped
 from dittool.audit.rules.D3_alignment import alignment_finding
 from dittool.audit.subject import Data
@@ -57,11 +57,11 @@ _FIX = (
 
 def check(subject: Data) -> list[Finding]:
     data = subject.opened
-    patches_latents, cls_patches = paired_images(data)
     captioned = captioned_images(data)
+    patches_latents, cls_patches = paired_images(data) if data.has_patches else ([], [])
+    images = [*_latents_and_patches(data, pair_up(patches_latents)), *cls_and_patches(pair_up(cls_patches))]
     return [
-        *_latents_and_patches(data, pair_up(patches_latents)),
-        *cls_and_patches(pair_up(cls_patches)),
+        *(images if data.has_patches else skipped(f"latents, patches and CLS of images: {NO_PATCHES}")),
         *captions_and_cls(captioned),
         *captions_and_features(captioned),
     ]

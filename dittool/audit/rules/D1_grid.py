@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dittool.audit.data_view import DataView
+from dittool.audit.data_view import NO_PATCHES, DataView
 from dittool.audit.rule import Finding, failed, passed
 from dittool.audit.subject import Data
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
@@ -32,6 +32,7 @@ from dittool.geometry import Bucket
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "D1", "grid", "error", ("data",), "0.1"
 
+_AXES = {"CLS": 1, "patches": 2, "latent": 3, "text": 2}
 _USUAL_STRIDE = 8
 _KNOWN_PATCH_SIZES = (16, 14)  # DINOv3, DINOv2
 _FIX = "embed these images again with dit embed, then dit shard"
@@ -39,27 +40,28 @@ _FIX = "embed these images again with dit embed, then dit shard"
 
 def check(subject: Data) -> list[Finding]:
     data = subject.opened
-    refs = data.spread(IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT)
+    refs = data.spread(*data.features)
     image, codec = data.encoder(ImageCard), data.encoder(VaeCard)
     sizes = {image.patch_size} if image else set(_KNOWN_PATCH_SIZES)
     widths: Counter[tuple[int, ...]] = Counter()
     faults = []
     for ref in refs:
-        cls, patches, latent, text = (data.array(ref, feature) for feature in (IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT))
-        if (cls.ndim, patches.ndim, latent.ndim, text.ndim) != (1, 2, 3, 2):
-            faults.append(
-                f"{ref.id}: axes {cls.shape}, {patches.shape}, {latent.shape}, {text.shape} of CLS, patches, latent,"
-                " text"
-            )
+        cls, latent, text = (data.array(ref, feature) for feature in (IMAGE_CLS, LATENT, TEXT))
+        patches = data.array(ref, IMAGE_PATCHES) if data.has_patches else None
+        given = {"CLS": cls, "latent": latent, "text": text} | ({} if patches is None else {"patches": patches})
+        if any(array.ndim != _AXES[name] for name, array in given.items()):
+            faults.append(f"{ref.id}: axes {', '.join(f'{array.shape} of {name}' for name, array in given.items())}")
             continue
         stride = codec.stride if codec else _USUAL_STRIDE
         bucket = data.bucket(ref) or Bucket(latent.shape[2] * stride, latent.shape[1] * stride)
-        widths[(len(cls), patches.shape[1], latent.shape[0], text.shape[1])] += 1
+        widths[(len(cls), len(cls) if patches is None else patches.shape[1], latent.shape[0], text.shape[1])] += 1
         if latent.shape[1:] != (bucket.height // stride, bucket.width // stride):
             faults.append(
                 f"{ref.id}: latent of {latent.shape[1]}×{latent.shape[2]}, bucket {bucket.name} over {stride} has"
                 f" {_grid(bucket, stride)}"
             )
+        if patches is None:
+            continue
         fitting = {size for size in sizes if data.patch_count(bucket, size) == len(patches)}
         if not fitting:
             wanted = " or ".join(f"{data.patch_count(bucket, size)} (patch {size})" for size in sorted(sizes))
@@ -71,7 +73,9 @@ def check(subject: Data) -> list[Finding]:
     buckets = len({ref.bucket for ref in refs})
     width, _, channels, text_width = next(iter(widths))
     figures = f"widths image {width}, text {text_width}, channels {channels}"
-    return passed(f"{len(refs)} of {len(data.refs)} samples in {buckets} buckets fit patch {min(sizes)}; {figures}")
+    what = f"patch {min(sizes)}" if data.has_patches else "their latents"
+    without = "" if data.has_patches else f"; {NO_PATCHES}"
+    return passed(f"{len(refs)} of {len(data.refs)} samples in {buckets} buckets fit {what}; {figures}{without}")
 
 
 def _width_faults(data: DataView, widths: Counter, refs: list[SampleRef]) -> list[str]:

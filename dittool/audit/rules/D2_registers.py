@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from dittool.audit.content import observed
-from dittool.audit.data_view import DataView
+from dittool.audit.data_view import NO_PATCHES, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.rules.D3_alignment import CLEAR, WEAKEST
 from dittool.audit.subject import Data
@@ -55,6 +55,8 @@ _FIX = "embed again with dit embed --pass dinov3 --rebuild: patches start behind
 
 def check(subject: Data) -> list[Finding]:
     data = subject.opened
+    if not data.has_patches:
+        return skipped(NO_PATCHES)
     count = len(data.refs)
     looked = (_look(data, data.refs[i * count // min(count, _MOST)], i) for i in range(min(count, _MOST)))
     seen = [image for image in looked if image is not None]

@@ -30,7 +30,7 @@ rule could not decide: audit more images at once, or look at a few by eye.
 from __future__ import annotations
 
 from dittool.audit.content import MOST_SKETCHED, observed, sketched
-from dittool.audit.data_view import DataView
+from dittool.audit.data_view import NO_PATCHES, DataView
 from dittool.audit.rule import Finding, failed, passed, skipped
 from dittool.audit.subject import Data
 from dittool.data.alignment import IDENTITY, SHARED_WINDOWS, Aligned, align
@@ -50,6 +50,8 @@ def check(subject: Data) -> list[Finding]:
 
 def alignment_finding(data: DataView) -> list[Finding]:
     """One finding."""
+    if not data.has_patches:
+        return skipped(NO_PATCHES)
     seen, sketches = observed(data), sketched(data)
     if len(seen) < _FEWEST:
         return skipped(

@@ -26,7 +26,7 @@ import math
 
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Checkpoint, Data
-from dittool.config.architectures import ImageConfig
+from dittool.config.architectures import ImageConfig, with_patch_storage
 from dittool.data.identity import IdentityCard
 from dittool.encoders.cards import EncoderCard
 from dittool.errors import BadDataError
@@ -132,8 +132,8 @@ def _config_faults(card: IdentityCard, config: ImageConfig) -> list[str]:
     buckets = sorted(bucket.name for bucket in config.data.bucket_sizes())
     if sorted(card.buckets) != buckets:
         faults.append(f"buckets {', '.join(sorted(card.buckets))}, the configuration says {', '.join(buckets)}")
-    if card.patch_storage != config.data.patch_storage:
-        faults.append(f"patches stored in {card.patch_storage}, the configuration says {config.data.patch_storage}")
+    if card.patch_storage != (wanted := with_patch_storage(config, card.patch_storage).data.patch_storage):
+        faults.append(f"patches stored in {card.patch_storage}, the configuration says {wanted}")
     return faults
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, skipped, warned
 from dittool.audit.subject import Data
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT
 from dittool.data.shards.columns import SampleRef
 from dittool.encoders.cards import VaeCard
 
@@ -43,20 +43,23 @@ _STATISTICS_TOLERANCE = 0.02  # of the channels' global deviation
 
 def check(subject: Data) -> list[Finding]:
     data = subject.opened
-    refs = data.spread(*FEATURES)
+    refs = data.spread(*data.features)
     bad, constant, pooled = [], [], 0
     kinds: dict[tuple[int, ...], _Kind] = {}
     for ref in refs:
-        arrays = {feature.name: data.array(ref, feature).astype(np.float64) for feature in FEATURES}
+        arrays = {feature.name: data.array(ref, feature).astype(np.float64) for feature in data.features}
         # NaN compares false
         if wrong := [name for name, array in arrays.items() if not np.abs(array).max(initial=0) <= _NEAR_OVERFLOW]:
             bad.append(f"{ref.id} ({', '.join(wrong)})")
             continue
-        if any(arrays[feature.name].ndim != len(feature.axes) or not arrays[feature.name].size for feature in FEATURES):
+        shaped = ((arrays[feature.name], len(feature.axes)) for feature in data.features)
+        if any(array.ndim != axes or not array.size for array, axes in shaped):
             continue  # rule D1 speaks of these
         constant += [f"{ref.id} ({name})" for name, array in arrays.items() if name != TEXT.name and np.ptp(array) == 0]
-        cls, mean = arrays[IMAGE_CLS.name], arrays[IMAGE_PATCHES.name].mean(axis=0)
-        pooled += cls.shape == mean.shape and np.linalg.norm(cls - mean) < _SAME * np.linalg.norm(cls)
+        cls = arrays[IMAGE_CLS.name]
+        if data.has_patches:
+            mean = arrays[IMAGE_PATCHES.name].mean(axis=0)
+            pooled += cls.shape == mean.shape and np.linalg.norm(cls - mean) < _SAME * np.linalg.norm(cls)
         latent = arrays[LATENT.name]
         kinds.setdefault((len(cls), len(latent)), _Kind()).add(cls, latent)
     if not kinds and not bad:

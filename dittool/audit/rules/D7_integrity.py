@@ -28,7 +28,7 @@ from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import DERIVED, Data
 from dittool.data.features.store import FeatureStore
 from dittool.data.features.verify import verify as verify_features
-from dittool.data.records import FEATURES, RECORD_MEMBER, STAGES
+from dittool.data.records import RECORD_MEMBER, STAGES
 from dittool.data.shards.verify import verify
 from dittool.storage import bytes_text
 from dittool.untrusted.tar import group_samples, tar_members
@@ -82,7 +82,7 @@ def _check_shards(data: DataView) -> list[Finding]:
         for key, count in Counter(ref.id for ref in data.refs).items()
         if count > 1
     ]
-    wanted = {RECORD_MEMBER, *(feature.member for feature in FEATURES)}
+    wanted = {RECORD_MEMBER, *(feature.member for feature in data.features)}
     faults += [
         f"sample '{ref.id}' lacks {', '.join(sorted(wanted - ref.members.keys()))}"
         for ref in data.refs

@@ -20,10 +20,11 @@ from torch import Tensor
 from dittool.audit.specimens.settings import Guess, effect_of, neighbours
 from dittool.audit.specimens.specimen import Effect
 from dittool.audit.specimens.watching import SavedBytes, answer, answer_without_gradient
+from dittool.config.architectures import with_patch_storage
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
 from dittool.data.normalisation import latent_norm
-from dittool.data.patch_storage import encode_patches
+from dittool.data.patch_storage import NONE, encode_patches
 from dittool.encoders.cards import VaeCard
 from dittool.errors import UsageError
 from dittool.models.conditioning import Conditions
@@ -150,7 +151,8 @@ def _decays(config: Config, _: FlowNetwork) -> list[float]:
 
 def _stored(config: Config, _: FlowNetwork) -> bytes:
     patches = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
-    return encode_patches(patches, (4, 4), config.data.patch_storage).tobytes()
+    storage = with_patch_storage(config).data.patch_storage
+    return b"" if storage == NONE else encode_patches(patches, (4, 4), storage).tobytes()
 
 
 _SCHEDULE: Observers = {"learning rate": _rates}

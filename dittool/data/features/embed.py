@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets
+from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets, with_patch_storage
 from dittool.config.schema import Encoders
 from dittool.console import SILENT, Talk
 from dittool.data.embed_again import embed_again
@@ -90,6 +90,7 @@ def embed(
     require_whole_buckets(config)  # before a folder is made; the codec that is loaded is asked again
     with nothing_left_of_refusal(out), held_folder(out, part):
         store = FeatureStore(out, part, config.data.near_copies == "together")
+        config = with_patch_storage(config, store.patch_storage)
         records, seen = scanned(source, store, config, talk)
         names = [bucket.name for bucket in config.data.bucket_sizes()]
         card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())

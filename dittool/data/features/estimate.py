@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dittool.config.architectures import ImageConfig
+from dittool.config.architectures import ImageConfig, with_patch_storage
 from dittool.console import SILENT, Talk
 from dittool.data.features.passes import EmbedPass, Input, batch_size, load_pass
 from dittool.data.features.pipeline import Decoded, decoded, decoder_count
 from dittool.data.features.store import FeatureStore
+from dittool.data.identity import features_of
 from dittool.data.patch_storage import STORED_DTYPE, stored_shape
-from dittool.data.records import FEATURES, IMAGE_CLS, STAGES, TEXT, Feature, Record
+from dittool.data.records import IMAGE_CLS, STAGES, TEXT, Feature, Record
 from dittool.data.source.item import Pairing
 from dittool.data.source.scan import scan
 from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
@@ -60,9 +61,10 @@ def estimate(
 
     Raises `BadDataError`, `WeightsMissingError`.
     """
+    store = FeatureStore(out)
+    config = with_patch_storage(config, store.patch_storage)
     records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
     used = [record for record in records if record.used]
-    store = FeatureStore(out)
     journal = store.read_journal()
     rows, seconds = [], {}
     for stage in [stage for stage in STAGES if stage in stages]:
@@ -99,7 +101,7 @@ def disk_rows(
             count,
             count * _on_disk(_image_bytes(feature, card, Bucket.from_name(bucket), patch_storage)),
         )
-        for feature in FEATURES
+        for feature in features_of(patch_storage)
         if feature.stage == stage
         for bucket, count in sorted(counts.items())
     ]

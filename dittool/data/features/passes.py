@@ -21,7 +21,7 @@ from dittool.data.features.parts import Part
 from dittool.data.features.pipeline import Arrays, Decoded, FeatureWriter, Refusal, decoded, decoders, loaded_ahead
 from dittool.data.features.refusals import refused_while_decoding, refused_while_encoding, with_unknown_words
 from dittool.data.features.store import FeatureStore
-from dittool.data.patch_storage import INT8, decode_patches, encode_patches
+from dittool.data.patch_storage import INT8, NONE, decode_patches, encode_patches
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, Record
 from dittool.encoders.cards import EncoderCard
 from dittool.encoders.image import load_image_encoder
@@ -246,6 +246,8 @@ def _image_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Decoded]:
         height, width = images[0].pixels.shape[:2]
         grid = patch_grid(width, height, encoder.patch_size)
         features = encoder.encode(_stacked(images))
+        if config.data.patch_storage == NONE:
+            return [Encoded({IMAGE_CLS: _half(cls)}) for cls in features.cls.numpy()]
         return [
             Encoded({IMAGE_CLS: _half(cls), IMAGE_PATCHES: encode_patches(patches, grid, config.data.patch_storage)})
             for cls, patches in zip(features.cls.numpy(), features.patches.numpy(), strict=True)

@@ -132,6 +132,11 @@ class FeatureStore:
     # Identity card
 
     @property
+    def patch_storage(self) -> str | None:
+        """How patches are stored here; None where nothing is."""
+        return self.card().patch_storage if self.has_card else None
+
+    @property
     def has_card(self) -> bool:
         """Whether an embed run was begun here."""
         return self._identity_path.exists()
@@ -218,6 +223,11 @@ class FeatureStore:
 
     # Features
 
+    def _features(self, stage: str) -> list[Feature]:
+        """What is stored of a stage: patches not where the card says that none are kept."""
+        kept = self.card().features if self.has_card else FEATURES
+        return [feature for feature in kept if feature.stage == stage]
+
     def path(self, feature: Feature, record_id: str) -> Path:
         return self.folder / feature.name / f"{record_id}.npy"
 
@@ -268,7 +278,7 @@ class FeatureStore:
 
     def missing(self, stage: str, records: Sequence[Record], journal: Journal) -> list[Record]:
         """Records whose features of this stage are absent or stale."""
-        features = [feature for feature in FEATURES if feature.stage == stage]
+        features = self._features(stage)
         return [
             record
             for record, is_current in zip(records, journal.current(stage, records), strict=True)

@@ -74,7 +74,7 @@ def _check_record(
     store: FeatureStore, card: IdentityCard, journal: Journal, stages: Sequence[str], record: Record
 ) -> Iterator[tuple[FeatureFault | None, int]]:
     """(fault or none, bytes read) for each feature of the record."""
-    for feature in FEATURES:
+    for feature in card.features:
         if feature.stage not in stages:
             continue
         path, made = store.path(feature, record.id), journal.made(record.id, feature.stage)

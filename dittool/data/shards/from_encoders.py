@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets
+from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets, with_patch_storage
 from dittool.console import SILENT, Talk
 from dittool.data.features.beginning import remember, require_usable, scanned
 from dittool.data.features.copies import make_thumbnails, with_near_copies
@@ -41,7 +41,7 @@ from dittool.data.features.sides import with_sides
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard, require_same_identity
 from dittool.data.patch_storage import decode_patches
-from dittool.data.records import FEATURES, IMAGE_PATCHES, STAGES, UNKNOWN_WORDS, Record
+from dittool.data.records import IMAGE_PATCHES, STAGES, UNKNOWN_WORDS, Record
 from dittool.data.shards.earlier import require_ours, require_same_images
 from dittool.data.shards.index import ShardRow
 from dittool.data.shards.split import SetPlan, ShardPlan, plan_set
@@ -97,6 +97,7 @@ def embed_into_shards(
         require_ours(out, folder)
         folder.mkdir(exist_ok=True)
         store = FeatureStore(folder, part, config.data.near_copies == "together")
+        config = with_patch_storage(config, store.patch_storage)
         records, seen = scanned(source, store, config, talk)
         require_same_images(out, str(source.resolve()), records)
         passes = {stage: load_pass(stage, config, talk) for stage in STAGES}
@@ -260,7 +261,7 @@ class _EncodedSamples:
                 if encoded.unknown:
                     flagged[record.id] = with_unknown_words(record, encoded.unknown)
         made = [
-            (flagged.get(record.id, record), {feature: arrays[record.id][feature] for feature in FEATURES})
+            (flagged.get(record.id, record), {feature: arrays[record.id][feature] for feature in self.card.features})
             for record in batch
             if record.id not in refused
         ]

@@ -233,11 +233,12 @@ def _require_plausible(shards: ShardSet, sample: Sample, bucket: str, card: Iden
             )
     width, height = parse_size(bucket)
     image, stride = card.image, card.vae.stride
+    has_patches = IMAGE_PATCHES in card.features
     patches = math.prod(stored_grid(patch_grid(width, height, image.patch_size), card.patch_storage))
     claims = {
         "width of the text": (arrays[TEXT].shape[1], card.text.width),
         "width of CLS": (len(sample.cls), image.width),
-        "shape of the patches": (arrays[IMAGE_PATCHES].shape, (patches, image.width)),
+        **({"shape of the patches": (arrays[IMAGE_PATCHES].shape, (patches, image.width))} if has_patches else {}),
         "shape of the latent": (sample.latent.shape, (card.vae.channels, height // stride, width // stride)),
     }
     if wrong := [

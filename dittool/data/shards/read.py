@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dittool.data.identity import IdentityCard
-from dittool.data.patch_storage import FP16, INT8, decode_patches
+from dittool.data.identity import IdentityCard, features_of
+from dittool.data.patch_storage import FP16, INT8, NONE, decode_patches
 from dittool.data.records import (
     FEATURES,
     IMAGE_CLS,
@@ -57,7 +57,7 @@ class Sample:
 
     ref: SampleRef
     cls: np.ndarray  # (C,)
-    patches: np.ndarray | None  # (N, C), float, as the model gets them; None: not asked for
+    patches: np.ndarray | None  # (N, C), float, as the model gets them; None: not asked for, or none stored
     latent: np.ndarray  # (channels, h, w), unscaled
     text: np.ndarray  # (L, D), L = true length
     patch_storage: str = FP16  # how the patches were stored; pooled ones fill a smaller grid
@@ -128,12 +128,13 @@ class ShardSet:
 
     @property
     def patch_storage(self) -> str:
-        """How patches are stored: one of patch_storage.STORAGES."""
+        """How patches are stored: one of patch_storage.STORAGES, or NONE."""
         return self.storage if self.index is None else self.index.identity.patch_storage
 
     def read(self, ref: SampleRef, patches: bool = True) -> Sample:
         """The features of a sample. Raises `BadDataError` naming the member that is missing or damaged."""
-        wanted = [feature.member for feature in FEATURES if patches or feature is not IMAGE_PATCHES]
+        features = features_of(self.patch_storage if patches else NONE)
+        wanted = [feature.member for feature in features]
         if TEXT_MASK_MEMBER in ref.members:
             wanted.append(TEXT_MASK_MEMBER)
         arrays = decoded_members(self._read_members(ref, wanted), self._place(ref), self.patch_storage)

@@ -103,8 +103,9 @@ class ShardStatistics:
         found = {
             LATENT: Moments.of(latent.reshape(len(latent), -1), axis=0),
             IMAGE_CLS: Moments.of(arrays[IMAGE_CLS][None], axis=1),
-            IMAGE_PATCHES: Moments.of(arrays[IMAGE_PATCHES], axis=1),
         }
+        if IMAGE_PATCHES in arrays:
+            found[IMAGE_PATCHES] = Moments.of(arrays[IMAGE_PATCHES], axis=1)
         for feature, moments in found.items():
             name = _NAMES[feature]
             self.moments[name] = Moments.joined([self.moments[name], moments]) if name in self.moments else moments
@@ -140,7 +141,7 @@ class SetStatistics:
     latent_std: tuple[float, ...]
     cls_mean: tuple[float, ...]
     cls_std: tuple[float, ...]
-    patch_mean: tuple[float, ...]
+    patch_mean: tuple[float, ...]  # none where no patches are stored
     patch_std: tuple[float, ...]
     tokens_mean: float  # of a caption
     tokens_max: int
@@ -151,6 +152,9 @@ class SetStatistics:
         samples = sum(part.samples for part in parts)
         channels: dict[str, tuple[float, ...]] = {}
         for name in _NAMES.values():
+            if name not in parts[0].moments:
+                channels |= {f"{name}_mean": (), f"{name}_std": ()}
+                continue
             total = Moments.joined(part.moments[name] for part in parts)
             channels |= {f"{name}_mean": tuple(total.mean.tolist()), f"{name}_std": tuple(total.std.tolist())}
         mean = sum(part.text_tokens for part in parts) / samples
@@ -161,7 +165,8 @@ class SetStatistics:
         """From an index or a checkpoint that may come from anywhere, for samples of these widths. Raises
         `BadDataError` with all that cannot be.
         """
-        counts = {"latent": widths.latent_channels, "cls": widths.image, "patch": widths.image}
+        patches = 0 if value.get("patch_mean") == [] else widths.image
+        counts = {"latent": widths.latent_channels, "cls": widths.image, "patch": patches}
         channels = {f"{name}_{of}": count for name, count in counts.items() for of in ("mean", "std")}
         wrong = [
             f"{key} is not {count} finite numbers"

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
+from dittool.data.identity import features_of
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
 from dittool.data.shards.index import AGAIN, TRAIN
 from dittool.data.shards.read import ShardSet, decoded_members
 from dittool.errors import BadDataError, UsageError
@@ -75,8 +76,9 @@ def _decoded(sample: dict[str, Any], buckets: dict[str, str], storage: str) -> d
 
     tar, key = sample["__url__"], sample["__key__"]
     where = f"{tar}: {key}"
-    if absent := [name for name in (RECORD_MEMBER, *(feature.member for feature in FEATURES)) if name not in sample]:
+    wanted = (RECORD_MEMBER, *(feature.member for feature in features_of(storage)))
+    if absent := [name for name in wanted if name not in sample]:
         raise BadDataError(f"{where} has no {', '.join(absent)}", "the tar was cut or edited. " + AGAIN)
     arrays = decoded_members(sample, where, storage)
-    tensors = {name: torch.tensor(arrays[feature]) for name, feature in _KEYS.items()}
+    tensors = {name: torch.tensor(arrays[feature]) for name, feature in _KEYS.items() if feature in arrays}
     return {"__key__": key, "bucket": buckets[tar], "record": json.loads(sample[RECORD_MEMBER]), **tensors}

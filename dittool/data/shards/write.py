@@ -31,7 +31,6 @@ from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard, stages_of_other_widths
 from dittool.data.patch_storage import decode_patches
 from dittool.data.records import (
-    FEATURES,
     IMAGE_PATCHES,
     STAGES,
     Feature,
@@ -146,7 +145,7 @@ class _DerivedSamples:
     def of(self, plan: ShardPlan) -> Iterator[StoredSample]:
         """Those of a shard. Raises `BadDataError` for a feature that is damaged."""
         for record in plan.records:
-            files = {feature: self._file(feature, record) for feature in FEATURES}
+            files = {feature: self._file(feature, record) for feature in self._card.features}
             yield StoredSample(record, files, self._checked(record, files))
 
     def made_from(self, plan: ShardPlan, planned: str) -> str:
@@ -155,7 +154,7 @@ class _DerivedSamples:
         """
         digest = hashlib.sha256(planned.encode())
         for record in plan.records:
-            for feature in FEATURES:
+            for feature in self._card.features:
                 stat = self._store.path(feature, record.id).stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
@@ -239,5 +238,5 @@ def write_left_out(path: Path, records: list[Record], talk: Talk) -> None:
 
 def _bytes_needed(store: FeatureStore, records: list[Record]) -> int:
     return sum(
-        store.path(feature, record.id).stat().st_size + 1024 for record in records for feature in FEATURES
+        store.path(feature, record.id).stat().st_size + 1024 for record in records for feature in store.card().features
     ) + 2048 * len(records)
