@@ -1,4 +1,4 @@
-"""What training does beside the flow's loss, and drawing does not: the section `[repa]`."""
+"""What training does and drawing does not: the sections `[repa]` and `[tread]`."""
 
 from __future__ import annotations
 
@@ -23,3 +23,24 @@ class Repa(Section):
         given = [key for key in ("block", "until") if getattr(self, key) is not None]
         require((self.weight > 0 or not given, f"{', '.join(given)} has no effect with weight = 0"))
         return self
+
+
+class Tread(Section):
+    """Routing: a share of the tokens skips the middle blocks in training: docs/training.md."""
+
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the tokens that skip; 0: no routing, 0.5 in its paper
+    # the blocks that they skip, counted from 1; by default all but about the first 14th and the last seventh
+    first: Positive | None = None
+    last: Positive | None = None
+
+    @model_validator(mode="after")
+    def _acts(self) -> Tread:
+        given = [key for key in ("first", "last") if getattr(self, key) is not None]
+        require((self.share > 0 or not given, f"{', '.join(given)} has no effect with share = 0"))
+        return self
+
+    def blocks(self, depth: int) -> tuple[int, int]:
+        """First and last of the blocks that are skipped, of a network of this depth: 3 to 24 of 28, as in the paper."""
+        first = min(self.first or 1 + max(round(depth / 14), 1), depth)
+        last = min(self.last or depth - max(round(depth / 7), 1), depth)
+        return first, max(first, last)

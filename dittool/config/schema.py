@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dittool.config.judging import Validate
-from dittool.config.learning import Repa
+from dittool.config.learning import Repa, Tread
 from dittool.config.values import (
     Counted,
     Positive,
@@ -328,6 +328,7 @@ class Config(Section):
     dropout: Dropout
     train: Train
     repa: Repa = Repa()
+    tread: Tread = Tread()
     ema: Ema = Ema()
     checkpoint: Checkpoint = Checkpoint()
     sample: Sample = Sample()
@@ -344,14 +345,20 @@ class Config(Section):
         return self.repa.block or max(round(self.model.depth * 2 / 7), 1) if self.repa.weight > 0 else None
 
     @model_validator(mode="after")
-    def _can_align(self) -> Config:
+    def _fits_depth(self) -> Config:
         depth, dropped = self.model.depth, self.dropout.none + self.dropout.text_only
+        first, last = self.tread.first or 1, self.tread.blocks(depth)[1]
         require(
             ((self.repa.block or 1) <= depth, f"repa.block {self.repa.block} is none of the model's {depth}"),
             (
                 self.repa.weight == 0 or dropped > 0,
                 "repa.weight has no effect when every sample keeps its reference: give dropout.none or"
                 " dropout.text_only a share",
+            ),
+            (first <= (self.tread.last or depth), f"tread.first {first} is behind tread.last {self.tread.last}"),
+            (
+                self.tread.share == 0 or max(first, self.tread.last or last) < depth,
+                f"tread: the last block that tokens skip must be one before the model's last, {depth}",
             ),
         )
         return self

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -40,6 +40,7 @@ from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.alignment import Alignment
 from dittool.objective.flow import MODES, FlowLoss, dropout_modes, flow_loss, shift_at, timesteps
+from dittool.objective.routing import FEWEST_TOKENS, passing_tokens
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.preview import draw_preview
 from dittool.seeding import derive_seed
@@ -186,7 +187,31 @@ def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
     d = config.dropout
     modes = dropout_modes(batch.mode_draw, d.shares)
     aligned = alignment_of(config, batch.number // config.train.accumulate)
-    return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes, aligned)
+    route = route_of(config, batch)
+    return flow_loss(model, batch.latents, batch.noise, t, batch.conditions, modes, aligned, route)
+
+
+def route_of(config: Config, batch: Batch) -> Tensor | None:
+    """(B, K) the tokens that pass the routed blocks: f(seed, number of the sample in the run)."""
+    if config.tread.share == 0:
+        return None
+    numbers = range(batch.first_sample, batch.first_sample + len(batch))
+    seeds = [derive_seed(config.train.seed, "route", number) for number in numbers]
+    tokens = batch.latents[0, 0].numel() // config.model.patch_size**2
+    return passing_tokens(seeds, tokens, config.tread.share).to(batch.latents.device, non_blocking=True)
+
+
+def begin(data: FlowData, _saved: Mapping[str, object], talk: Talk) -> dict[str, float]:
+    """Says where routing is asked for with few tokens."""
+    config, card = data.config, data.provenance.card
+    cell = card.vae.stride * config.model.patch_size
+    fewest = min(Bucket.from_name(name).area // cell**2 for name in card.buckets)
+    if config.tread.share and fewest < FEWEST_TOKENS:
+        talk.warn(
+            f"tread.share {config.tread.share:g}: pictures of {fewest} tokens; routing was found to help from"
+            f" {FEWEST_TOKENS:,} on and to hurt at 256"
+        )
+    return {}
 
 
 def alignment_of(config: Config, step: int) -> Alignment | None:
@@ -334,6 +359,7 @@ FAMILY = Family(
     loss=loss,
     inputs=inputs,
     figures=figures,
+    begin=begin,
     evaluate=evaluate,
     draw=draw,
     losses=losses,

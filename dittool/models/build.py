@@ -45,6 +45,7 @@ def build_model(config: Config, text_dim: int, image_dim: int, latent_channels: 
             context_balance=m.context_balance,
             time_init=m.time_init,
             gradient_checkpointing=m.gradient_checkpointing,
+            routed_blocks=config.tread.blocks(m.depth),
             aligned_block=config.aligned_block if to_train else None,
             latent_channels=latent_channels,
             text_width=text_dim,

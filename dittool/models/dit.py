@@ -33,6 +33,7 @@ from dittool.models.layers import (
 )
 from dittool.models.positions import LARGEST_SCALE, cached_positions
 from dittool.models.rotary import cached_angles
+from dittool.models.routing import angles_of, returned, taken
 
 _VECTORS = 9  # of a block's modulation: shift, scale and gate for each of its three branches
 KeysValues = list[tuple[Tensor, Tensor]]  # for each block, 2 × (B, heads, M, D/heads)
@@ -59,6 +60,7 @@ class DiTConfig:
     context_balance: bool
     time_init: str
     gradient_checkpointing: bool
+    routed_blocks: tuple[int, int]  # first and last that a routed token skips, counted from 1
     aligned_block: int | None  # whose tokens are projected in training, counted from 1
     latent_channels: int
     text_width: int
@@ -69,7 +71,7 @@ class TrainingAnswer(NamedTuple):
     """What training minimises something of."""
 
     velocity: Tensor  # (B, C, H, W)
-    projected: Tensor  # (R, N, image width) tokens of the aligned block, of the samples that were asked for
+    projected: Tensor  # (R, N or K, image width) tokens of the aligned block, of the samples that were asked for
 
 
 class Block(nn.Module):
@@ -169,13 +171,15 @@ class DiT(nn.Module):
         conditions: Conditions,
         kept: Kept | None = None,
         aligned: Tensor | None = None,
+        route: Tensor | None = None,
     ) -> Tensor | TrainingAnswer:
         """z: (B, C, H, W) noisy latent; t: (B,) in [0, 1]. Returns the velocity, (B, C, H, W).
 
-        `aligned`, (R,) numbers of samples, asks for the projected tokens of those too.
+        `aligned`, (R,) numbers of samples, asks for the projected tokens of those too; `route`, (B, K) numbers of
+        tokens, lets all others skip the routed blocks.
         """
         context = self.context(conditions, kept, len(z), self.token_grid(z))
-        velocity, projected = self._answer(z, t, context, None, aligned)
+        velocity, projected = self._answer(z, t, context, None, aligned, route)
         return velocity if projected is None else TrainingAnswer(velocity, projected)
 
     def each_block(self) -> Iterator[Block]:
@@ -214,29 +218,48 @@ class DiT(nn.Module):
         """Keys and values of the context for every block, to be computed once a sample instead of once a step."""
         return [block.cross_attention.keys_values(context.tokens) for block in self.each_block()]
 
-    def velocity(self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None = None) -> Tensor:
+    def velocity(
+        self,
+        z: Tensor,
+        t: Tensor,
+        context: Context,
+        keys_values: KeysValues | None = None,
+        route: Tensor | None = None,
+    ) -> Tensor:
         """The model proper, with the context ready. Same shapes as `forward`."""
-        return self._answer(z, t, context, keys_values, None)[0]
+        return self._answer(z, t, context, keys_values, None, route)[0]
 
     def _answer(
-        self, z: Tensor, t: Tensor, context: Context, keys_values: KeysValues | None, aligned: Tensor | None
+        self,
+        z: Tensor,
+        t: Tensor,
+        context: Context,
+        keys_values: KeysValues | None,
+        aligned: Tensor | None,
+        route: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """The velocity, and the projected tokens of the samples `aligned`."""
-        projected = None
+        projected, (first, last) = None, self.config.routed_blocks
         x, angles = self.tokens(z), self.angles(z)
         if context.added is not None:
             x = x + context.added
         c = self.timestep(t) + context.cls  # (B, D)
         modulating = self.modulation(c) if self.config.shared_modulation else c
-        for index, block in enumerate(self.blocks):
-            ready = None if keys_values is None else keys_values[index]
+        skipping, every_angle = x, angles
+        for number, block in enumerate(self.blocks, start=1):
+            if route is not None and number == first:
+                skipping, x = x, taken(x, route)  # (B, N, D), (B, K, D)
+                angles = None if angles is None else angles_of(angles, route)
+            ready = None if keys_values is None else keys_values[number - 1]
             inputs = x, modulating, context.tokens, context.bias
             if self.config.gradient_checkpointing and self.training:
                 x = checkpoint(block, *inputs, ready, angles, context.unmasked, use_reentrant=False)
             else:
                 x = block(*inputs, ready, angles, context.unmasked)
-            if aligned is not None and index + 1 == self.config.aligned_block:
-                projected = self.alignment_head(x[aligned])  # (R, N, F)
+            if aligned is not None and number == self.config.aligned_block:
+                projected = self.alignment_head(x[aligned])  # (R, N or K, F)
+            if route is not None and number == last:
+                x, angles = returned(skipping, x, route), every_angle
         shift, scale = self.output_modulation(c).chunk(2, dim=1)
         patches = self.output(modulate(self.norm(x), shift, scale))  # (B, N, C·p·p)
         return unpatchify(patches, self.token_grid(z), self.config.patch_size), projected

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dittool.models.routing import taken
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -30,10 +32,21 @@ class Alignment:
         """(R,) numbers of the samples that are aligned, of (B,)."""
         return (~sees_reference & self.active).nonzero().flatten()
 
-    def losses(self, projected: Tensor, patches: Tensor, patch_grid: tuple[int, int], latent: Tensor) -> Tensor:
-        """(R,) 1 − cosine, of tokens (R, N, F) and the same samples' patches (R, P, F) on their grid."""
+    def losses(
+        self,
+        projected: Tensor,
+        patches: Tensor,
+        patch_grid: tuple[int, int],
+        latent: Tensor,
+        route: Tensor | None = None,
+    ) -> Tensor:
+        """(R,) 1 − cosine, of tokens (R, N, F) and the same samples' patches (R, P, F) on their grid; of a routed block
+        those of `route`, (R, K).
+        """
         tokens = latent.shape[-2] // self.patch_size, latent.shape[-1] // self.patch_size
         targets = patches_at_tokens(patches, patch_grid, tokens)  # (R, N, F)
+        if route is not None and projected.shape[1] == route.shape[1]:
+            targets = taken(targets, route)  # (R, K, F)
         return (1 - F.cosine_similarity(projected.float(), targets.float(), dim=-1)).mean(dim=1)
 
 

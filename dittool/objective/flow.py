@@ -116,6 +116,7 @@ def flow_loss(
     conditions: Conditions,
     modes: Tensor,
     alignment: Alignment | None = None,
+    route: Tensor | None = None,
 ) -> FlowLoss:
     """E ‖v(z_t, t, conditions) − (ε − x0)‖² for each sample of the batch.
 
@@ -124,16 +125,19 @@ def flow_loss(
         x0: (B, C, H, W) normalised latents; noise: the same shape, N(0, 1).
         t: (B,) timesteps; modes: (B,) dropout modes, best on the CPU (`Kept`).
         alignment: also of a block's tokens with the patches in `conditions`.
+        route: (B, K) the tokens that pass the routed blocks; None: all.
     """
     z, kept, of_alignment = interpolate(x0, noise, t), kept_conditions(modes), None
     if alignment is None:
-        prediction = model(z, t, conditions, kept).float()
+        routed = () if route is None else (None, route)
+        prediction = model(z, t, conditions, kept, *routed).float()
     else:
         assert conditions.patches is not None, "an alignment needs the reference's patches"
         rows = alignment.rows(kept.reference).to(x0.device, non_blocking=True)
-        velocity, projected = cast("Callable[..., TrainingAnswer]", model)(z, t, conditions, kept, rows)
+        velocity, projected = cast("Callable[..., TrainingAnswer]", model)(z, t, conditions, kept, rows, route)
         prediction, patches = velocity.float(), conditions.patches[rows]
-        losses = alignment.losses(projected, patches, conditions.patch_grid, x0)
+        of_rows = None if route is None else route[rows]
+        losses = alignment.losses(projected, patches, conditions.patch_grid, x0, of_rows)
         of_alignment = spread(losses, rows, len(x0))
     per_sample = (prediction - (noise - x0)).square().mean(dim=(1, 2, 3))
     norm = prediction.detach().square().mean().sqrt()

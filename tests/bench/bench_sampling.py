@@ -56,6 +56,7 @@ NANO = DiTConfig(
     context_balance=False,
     time_init="small",
     gradient_checkpointing=False,
+    routed_blocks=(2, 2),
     aligned_block=None,
     latent_channels=16,
     text_width=1024,

@@ -18,7 +18,9 @@ from dittool.models.dit import DiTConfig
 class PlainDiT:
     """`velocity` of one sample from the weights of a `DiT`."""
 
-    def __init__(self, weights: dict[str, Tensor], config: DiTConfig) -> None:
+    def __init__(self, weights: dict[str, Tensor], config: DiTConfig, route: list[int] | None = None) -> None:
+        """`route`: the tokens that pass the routed blocks; the others skip them."""
+        self.route, self.routed = route, config.routed_blocks
         self.w, self.depth, self.heads, self.patch = weights, config.depth, config.heads, config.patch_size
         self.normed = normed if config.norm == "layer" else lambda x: rms(x[None])[0]
         self.turns, self.balance = config.positions == "rope", config.context_balance
@@ -43,7 +45,12 @@ class PlainDiT:
         c = self.timestep(t) + cls_vector
         self.grid = (h, w)
         for index in range(self.depth):
-            x = self.block(f"blocks.{index}.", x, c, context)
+            routed = self.route is not None and self.routed[0] <= index + 1 <= self.routed[1]
+            self.places = self.route if routed else range(h * w)
+            passed = self.block(f"blocks.{index}.", torch.stack([x[place] for place in self.places]), c, context)
+            x = x.clone()
+            for place, token in zip(self.places, passed, strict=True):
+                x[place] = token
         shift, scale = self.linear("output_modulation", silu(c)).reshape(2, -1)
         out = torch.stack([self.linear("output", self.normed(token) * (1 + scale) + shift) for token in x])
         result = torch.empty_like(z)
@@ -118,7 +125,7 @@ class PlainDiT:
         half, quarter = x.shape[1] // 2, x.shape[1] // 4
         result = torch.empty_like(x)
         for token in range(len(x)):
-            row, column = divmod(token, self.grid[1])
+            row, column = divmod(self.places[token], self.grid[1])
             for j in range(half):
                 angle = (row if j < quarter else column) * 100 ** (-(j % quarter) / quarter)
                 number = complex(x[token, j], x[token, j + half]) * cmath.exp(1j * angle)

@@ -28,6 +28,7 @@ CONFIG = DiTConfig(
     context_balance=False,
     time_init="small",
     gradient_checkpointing=False,
+    routed_blocks=(2, 2),
     aligned_block=None,
     latent_channels=16,
     text_width=12,

@@ -30,6 +30,7 @@ from dittool.errors import UsageError
 from dittool.models.conditioning import Conditions
 from dittool.objective import flow, schedule
 from dittool.objective.alignment import Alignment
+from dittool.objective.routing import passing_tokens
 from dittool.sampling.latents import sample_latents
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def _training_loss(config: Config, network: FlowNetwork) -> float:
     seen = replace(conditions, patches=places * conditions.cls[:, None])
     aligned = Alignment(repa.weight, config.model.patch_size, active=True) if repa.weight else None
     model, z, modes = network.to_train(config), inputs["z"], torch.arange(len(flow.MODES))
-    return float(flow.flow_loss(model, z, z.roll(1, 0), inputs["t"], seen, modes, aligned).mean)
+    tokens = math.prod(model.token_grid(z))
+    route = passing_tokens(range(len(z)), tokens, config.tread.share) if config.tread.share else None
+    return float(flow.flow_loss(model, z, z.roll(1, 0), inputs["t"], seen, modes, aligned, route).mean)
 
 
 def _aligned_updates(config: Config) -> float:
@@ -166,6 +169,7 @@ _OBSERVERS: dict[str, Observers] = {  # of a key, or of all keys of a section
     },
     "flow": {"timesteps": lambda config, _: _timesteps(config)},
     "repa": {"training loss": _training_loss, "aligned updates": lambda config, _: _aligned_updates(config)},
+    "tread": {"training loss": _training_loss},
     "dropout": {"modes": lambda config, _: flow.dropout_modes(_UNIFORM, config.dropout.shares).tolist()},
     "ema": {"decay": _decays},
     "ema.averages": {"decay": lambda config, _: [schedule.power_decay(99, width) for width in config.ema.averages]},

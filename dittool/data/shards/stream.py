@@ -63,6 +63,7 @@ class Batch:
     timestep_draw: Tensor  # (B,) uniform in (0, 1)
     mode_draw: Tensor  # (B,) uniform in [0, 1)
     weight: float  # its share of the samples of its step
+    first_sample: int  # number of its first sample in the run
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -153,6 +154,7 @@ class BatchStream(Dataset):
             uniform[:, 0].contiguous(),
             uniform[:, 1].contiguous(),
             self._weight(number),
+            first + mine.start,
         )
 
     def _weight(self, number: int) -> float:
