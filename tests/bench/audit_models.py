@@ -44,7 +44,7 @@ REVIEWED = {
     ("BriaFiboTransformer2DModel", "C6"): _UNREAD,
     ("AuraFlowTransformer2DModel", "E2"): f"right of this configuration, whose table has 8 places a side: {_TABLE}",
     ("ErnieImageTransformer2DModel", "E2"): (
-        "missed: angles are laid out for neighbours (θ0, θ0, θ1, θ1) and turn halves, so a pair is turned by two angles"
+        "right: angles are laid out for neighbours (θ0, θ0, θ1, θ1) and turn halves, so a pair is turned by two angles"
         " and a logit depends on the place itself: between two equal tokens a column apart it goes from 0.4 to 3.9"
     ),
     (

@@ -7,7 +7,8 @@ state dict grows with the grid. On each grid position must split into a row's an
 one does not, and no two places may be given the same. With closed blocks, changing one token of the input changes that
 token of the output alone. Exchanging two tokens must not merely exchange the answers. A reference's patches, on the
 tokens' grid, must carry the tokens' positions. Where queries and keys are turned, attention of the picture's queries
-over the picture's keys, found by raising patches, must depend on the distance in rows and columns. With `positions =
+over the picture's keys, found by raising patches, must depend on the distance in rows and columns alone; what turns
+queries, one linear map a place whatever the content is, must be a rotation. With `positions =
 "rope"` that is asked of our network without the sin-cos that its tokens carry as well; of each list of blocks in a
 foreign model the first and the last are looked at, with all others passed by. Attention whose logits are nearly
 equal, as weights just drawn leave it, is made sharp first, and noise that forward draws is stilled. Positions that the
@@ -30,7 +31,7 @@ Make 2-D sin-cos positions on the fly from the batch's rows and columns (`models
 from __future__ import annotations
 
 from dittool.audit.rule import Finding, chosen, failed, passed, skipped
-from dittool.audit.specimens.specimen import OnGrid, Positions
+from dittool.audit.specimens.specimen import OF_LOGITS, OnGrid, Positions
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "weights"), "0.1"
@@ -41,7 +42,6 @@ _FIX = (
 )
 _NO_CHANGE = 2e-6  # relative change of an answer that is rounding
 _NOISE = 1e-4  # what rounding may leave of a difference that must be zero, relative to values of about 1
-_OF_LOGITS = 0.03  # of attention's logits, whose angles may be rounded to bf16
 _OF_ROUNDING = 16  # times the precision's own
 _STORED = (
     "A choice: other sizes need the table cut or stretched. U-ViT learns one, DiT, SiT and SD3 keep sin-cos of one size"
@@ -107,13 +107,18 @@ def _faults_on(on: OnGrid, table: bool) -> dict[str, str]:
     if on.exchanged is not None and on.exchanged <= _NO_CHANGE and on.mixed is None and on.by_step is None:
         merely = f"merely exchanges their answers (relative change {on.exchanged:.1g}): there are no positions"
         faults["none"] = f"exchanging two tokens {merely}"
-    if on.by_distance is not None and on.by_distance <= _OF_LOGITS and 1 not in on.grid:
+    if on.by_distance is not None and on.by_distance <= OF_LOGITS and 1 not in on.grid:
         alone = "depends on their distance in the sequence alone: it knows no rows and columns"
         faults["split"] = f"{where} attention between equal tokens {alone}"
-    elif on.by_step is not None and on.by_step > _OF_LOGITS:
+    elif on.by_step is not None and on.by_step > OF_LOGITS:
         more = f"depends on more than their distance in rows and columns ({on.by_step:.0%} of its range)"
-        exchanged = "height and width are exchanged, or the angles are not 2-D"
-        faults["split"] = f"{where} attention between equal tokens {more}: {exchanged}"
+        cause = "height and width are exchanged, or the angles are not 2-D"
+        if on.stretch is not None and on.stretch <= OF_LOGITS:
+            cause = "queries and keys are not turned alike"
+        elif on.stretch is not None:
+            cause = f"its turn is no rotation, queries grow up to {on.stretch:.0%} longer from place to place"
+            cause += "; angles of cos and sin are laid out for other pairs of channels than are turned"
+        faults["split"] = f"{where} attention between equal tokens {more}: {cause}"
     if on.same_place is not None and "split" not in faults:
         first, second = (f"{place // on.grid[1]}, {place % on.grid[1]}" for place in on.same_place)
         faults["same"] = f"{where} the places ({first}) and ({second}) are given the same position"

@@ -9,8 +9,8 @@ B batch · C latent channels · N tokens · D width · h w grid in tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy
 from dittool.audit.specimens.interventions import SharpAttention
-from dittool.audit.specimens.specimen import Grid, OnGrid, Problem, relative_change
+from dittool.audit.specimens.specimen import OF_LOGITS, Grid, OnGrid, Problem, relative_change
 from dittool.audit.specimens.spreads import logit_spreads, mixed, same_rows
+from dittool.audit.specimens.stored import loose_tensors, redrawn
+from dittool.audit.specimens.turns import CONTENTS, AttentionQueries, stretch_of_turn
 from dittool.audit.specimens.watching import (
     AttentionLogits,
     Call,
@@ -128,9 +130,32 @@ class OnGrids:
         if span <= 1e-5 * float(logits.abs().max()):
             return found  # attention knows no places
         by_step, by_distance = logit_spreads(logits, grid)
-        by_step = min(by_step, mixed(logits, grid))  # of positions that are added in a block, queries split
+        stretch = None
+        if by_step > OF_LOGITS * span and (split := mixed(logits, grid)) < by_step:
+            stretch = self._stretch(grid, places)
+            by_step = split if stretch is None else by_step  # of positions that are added in a block, queries split
         either = torch.cat([logits, logits.T], dim=1)
-        return replace(found, by_step=by_step / span, by_distance=by_distance / span, same_place=same_rows(either))
+        return replace(
+            found, by_step=by_step / span, by_distance=by_distance / span, same_place=same_rows(either), stretch=stretch
+        )
+
+    def _stretch(self, grid: Grid, places: _Places) -> float | None:
+        """How much positions that turn the picture's queries change their lengths; None where they do not turn them."""
+        assert places.attention is not None and places.queries is not None
+        blank, drawn = self.blank(self.at_grid(grid), math.prod(grid)), torch.Generator().manual_seed(3)
+        shape = self._content_shape(blank[self.latent], grid)
+        directions = torch.randn(2, *shape, generator=drawn)
+        found = []
+        for weights in torch.randn(CONTENTS, 2, generator=drawn):
+            content = torch.einsum("i,i...->...", weights, directions).to(blank[self.latent])
+            queries = AttentionQueries()
+            with self._looked_at.register_forward_pre_hook(queries.begin):
+                self._ended({**blank, self.latent: content.expand_as(blank[self.latent]).clone()}, queries)
+            seen = queries.seen[places.attention] if places.attention < len(queries.seen) else None
+            if seen is None:
+                return None
+            found.append(seen[:, places.queries])
+        return stretch_of_turn(found)
 
     def stored_positions(self, grid: Grid) -> dict[str, tuple[int, ...]]:
         """Tensors of the state dict that make the first block's tokens differ, or that hold a table of the grid."""
@@ -141,9 +166,9 @@ class OnGrids:
             return {}
         here, plain_answer = self._differences(plain, places), self._answer(self.model, blank)
         stored, sides = {}, {math.prod(grid), *grid}
-        for name, tensor in _loose_tensors(self.model, self.anatomy.blocks):
+        for name, tensor in loose_tensors(self.model, self.anatomy.blocks):
             turns = not isinstance(tensor, nn.Parameter) and tensor.dim() >= 2 and bool(sides & set(tensor.shape))
-            with _redrawn(tensor):
+            with redrawn(tensor):
                 other = self._differences(self._seen(blank, logits=False), places)
                 moved = relative_change(here, other) > STORED_MOVES if here.any() else bool(other.any())
                 if moved or (turns and relative_change(plain_answer, self._answer(self.model, blank)) > STORED_MOVES):
@@ -195,10 +220,14 @@ class OnGrids:
         if any(bool(tokens.any()) for tokens in self._seen(blank, logits=False).tokens):
             return blank
         latent = blank[self.latent]
-        axis = 2 if latent.dim() == 3 and latent.shape[1] == math.prod(grid) else 1
-        shape = [length if i == axis else 1 for i, length in enumerate(latent.shape)]
+        shape = self._content_shape(latent, grid)
         drawn = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(latent)
         return {**blank, self.latent: drawn.expand_as(latent).clone()}
+
+    def _content_shape(self, latent: Tensor, grid: Grid) -> list[int]:
+        """Of one number a channel."""
+        axis = 2 if latent.dim() == 3 and latent.shape[1] == math.prod(grid) else 1
+        return [length if i == axis else 1 for i, length in enumerate(latent.shape)]
 
     def _is_of_edges(self, inputs: Inputs, grid: Grid) -> bool:
         """Whether tokens without content are zero everywhere: what differs between others is what padding does."""
@@ -206,21 +235,29 @@ class OnGrids:
 
     def _seen(self, inputs: Inputs, logits: bool = True) -> _Seen:
         """Of the block that is looked at."""
-        attention, name = AttentionLogits(), self.block or self.anatomy.of_latent[0]
-        looked_at = self.model.get_submodule(name)
-        others = [self.model.get_submodule(other) for other in self.anatomy.blocks if other != name and self.passed_by]
-        with (
-            hooked(block.register_forward_hook(_as_identity, with_kwargs=True) for block in others),
-            looked_at.register_forward_pre_hook(attention.begin),
-            ending_with(looked_at) as calls,
-            attention if logits else nullcontext(),
-        ):
-            answer_without_gradient(self.model, inputs)
+        attention = AttentionLogits()
+        with self._looked_at.register_forward_pre_hook(attention.begin):
+            calls = self._ended(inputs, attention if logits else nullcontext())
         batch = len(inputs[self.latent])
         tokens = [tensor for tensor in calls[0].tensors if is_tokens(tensor)]
         if self.channels_first:
             tokens = [tensor.movedim(1, -1) if tensor.dim() > 3 else tensor for tensor in tokens]
         return _Seen([_rows(tensor, batch) for tensor in tokens], attention.seen)
+
+    @property
+    def _looked_at(self) -> nn.Module:
+        return self.model.get_submodule(self.block or self.anatomy.of_latent[0])
+
+    def _ended(self, inputs: Inputs, mode: AbstractContextManager[object]) -> list[Call]:
+        """Runs the network as far as to the end of the block that is looked at; its call."""
+        looked_at = self._looked_at
+        others = [self.model.get_submodule(name) for name in self.anatomy.blocks if self.passed_by]
+        hooks = (
+            block.register_forward_hook(_as_identity, with_kwargs=True) for block in others if block is not looked_at
+        )
+        with hooked(hooks), ending_with(looked_at) as calls, mode:
+            answer_without_gradient(self.model, inputs)
+        return calls
 
     def _places(self, grid: Grid, blank: Inputs, plain: _Seen) -> _Places:
         count, logits = math.prod(grid), bool(plain.logits)
@@ -346,33 +383,3 @@ def _rows_of(codes: Tensor | int, count: int) -> Tensor | None:
     found = torch.empty(count, dtype=torch.long)
     found[codes[rows] - 1] = rows
     return found
-
-
-@contextmanager
-@torch.no_grad()
-def _redrawn(tensor: Tensor) -> Iterator[None]:
-    """A tensor with other values for a while."""
-    kept = tensor.clone()
-    tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
-    try:
-        yield
-    finally:
-        tensor.copy_(kept)
-
-
-def _loose_tensors(model: nn.Module, blocks: tuple[str, ...]) -> list[tuple[str, Tensor]]:
-    """Floating-point tensors of the state dict outside of the blocks that are no layer's weight: parameters,
-    buffers, embedding tables.
-    """
-    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm)
-    layers = {name for name, module in model.named_modules() if isinstance(module, kinds)}
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    saved, inside = model.state_dict(), tuple(f"{block}." for block in blocks)
-    return [
-        (name, tensor)
-        for name, tensor in tensors.items()
-        if name in saved
-        and name.rpartition(".")[0] not in layers
-        and (not name.startswith(inside) or tensor.dim() >= 2)
-        and tensor.is_floating_point()
-    ]

@@ -18,6 +18,7 @@ from dittool.config.architectures import ImageConfig
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.schema import Config
 
+OF_LOGITS = 0.03  # of the range of attention's logits that is none: angles may be rounded to bf16
 Grid = tuple[int, int]  # (rows, columns) in tokens
 Guidance = Literal["additive", "nested", "joint"]
 Scope = Literal["model", "generator", "weights", "checkpoint", "preset", "plan", "data"]  # of a rule: see `Rule`
@@ -81,6 +82,7 @@ class OnGrid:
     by_step: float | None = None  # spread of attention's logits between tokens the same rows and columns apart
     by_distance: float | None = None  # … and the same distance in the sequence apart
     block: str = ""  # in which it was seen, when that is not the first
+    stretch: float | None = None  # how much positions that turn queries change their lengths
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from dittool.audit.specimens.foreign.forms import (
     Form,
     Grid,
     Node,
+    Parts,
     Widths,
     alternatives,
     forms_in,
@@ -46,6 +47,10 @@ _TOO_SHORT = re.compile(
     r"(?:list|tuple) index out of range|index (\d+) is out of bounds for dimension 0 with size (\d+)"
 )
 _NO_MAPPING = re.compile(r"must be a mapping, not NoneType|'NoneType' object has no attribute '(?:get|pop|items|copy)'")
+_MUST_BE_GIVEN = re.compile(
+    r"None|must be (?:given|provided|specified|passed|set)|required|missing|[Pp]lease (?:give|pass)"
+)
+_MISSING_ARGUMENTS = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 _WANTS_A_LIST = re.compile(r"list|tuple|sequence|iterable|'Tensor' object", re.IGNORECASE)
 _MISSING_KEY = re.compile(r"^(?:KeyError: |AttributeError: 'types.SimpleNamespace' object has no attribute )'(\w+)'$")
 
@@ -228,6 +233,7 @@ class Search:
             for name, parameter in self.parameters.items():
                 if name not in dict(attempt.nodes) and parameter.default is None:
                     yield attempt.with_argument(name, EMPTY[dict])
+        yield from self._asked_for(attempt, outcome.error, outcome.where)
         if match := _TOO_SHORT.search(outcome.error):
             yield from self._longer(attempt, int(match[1] or 0))
         if "index out of range in self" in outcome.error:
@@ -254,6 +260,29 @@ class Search:
         if _WANTS_A_LIST.search(outcome.error):
             for form in self._samples:
                 yield attempt.with_form(self.latent, form)
+
+    def _asked_for(self, attempt: Attempt, error: str, where: str) -> Iterator[Attempt]:
+        """With an argument that the model names as one that must not be left out, or with what that one of its parts
+        misses to which it hands a dictionary on.
+        """
+        if _MUST_BE_GIVEN.search(error):
+            for name in self.parameters:
+                if name not in dict(attempt.nodes) and re.search(rf"\b{re.escape(name)}\b", error):
+                    as_dict = "dict" in str(self._hints.get(name, "")).lower() or name.endswith("kwargs")
+                    yield attempt.with_argument(name, EMPTY[dict] if as_dict else self._first(name))
+        missing = _MISSING_ARGUMENTS.search(error)
+        keys = re.findall(r"'(\w+)'", missing[1]) if missing else self._conditions_of(where)
+        for name, node in attempt.nodes if "NoneType" in error or missing else ():
+            if name != attempt.latent and (node is EMPTY[dict] or (isinstance(node, Parts) and node.kind is dict)):
+                for key in keys:
+                    node = with_key(node, key, self._new_width, self._labels)
+                yield attempt.with_argument(name, node)
+
+    def _conditions_of(self, where: str) -> list[str]:
+        """Arguments of a part of the model by whose names they are conditions of its own, as a picture's resolution."""
+        taken = inspect.signature(self._model.get_submodule(where).forward).parameters
+        of_condition = [name for name in taken if kind_of(name) in ("pixels", "scale", "vector", "label", "text")]
+        return [name for name in of_condition if name not in self.parameters and not name.startswith("batch")]
 
     def _longer(self, attempt: Attempt, least: int) -> Iterator[Attempt]:
         """With more layers of what is given layer by layer: as many as the model's own lists have, one by one or
