@@ -20,6 +20,9 @@ def main(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A .toml file: docs/ablate.md.")],
     data: Annotated[Path | None, typer.Option("--data", help="Folder of shards.", show_default="data/shards")] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs and the page.")] = Path("runs/ablate"),
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Runs at a time.", show_default="one a GPU")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how long it will take; write nothing.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -40,11 +43,11 @@ def main(
     require_judgeable(rows, SCENE_CHECKER)  # before a set is drawn
     if dry_run:
         with TemporaryDirectory() as folder:
-            runs, seconds = duration(rows, _shards(rows, data, Path(folder), console), console)
+            runs, seconds = duration(rows, _shards(rows, data, Path(folder), console), console, processes)
         console.json({"runs": runs, "seconds": seconds})
         console.result(f"{runs} runs, {duration_text(seconds)} on this machine, without what confirms the best row")
         return
-    results = ablate(rows, _shards(rows, data, out / "data", console), out, console, SCENE_CHECKER)
+    results = ablate(rows, _shards(rows, data, out / "data", console), out, console, SCENE_CHECKER, processes)
     console.json(to_json(results))
     _show(results, console)
 

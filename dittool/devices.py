@@ -39,6 +39,13 @@ def device_of_choice() -> torch.device:
     return _chosen or torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(index) for index in range(count)]
+
+
 def device_of_rank() -> torch.device:
     """The device of one of several processes, as torchrun numbers them on each machine: each has a GPU of its own."""
     device = device_of_choice()

@@ -1,20 +1,23 @@
-"""Works through a plan: its runs one after the other, then its table and page."""
+"""Works through a plan: the cost of its rows, its runs as far as each look and to their ends, its table and page."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dittool.ablate.page import write_page, write_results
 from dittool.ablate.plan import BASE, Rows
-from dittool.ablate.results import Results, planned, summarised, updates_at_equal_time
-from dittool.ablate.runs import Run, Work, claim
+from dittool.ablate.results import Results, jobs_until, planned, summarised, updates_at_equal_time
+from dittool.ablate.runs import Job, Run, Work, claim
+from dittool.ablate.workers import Workers
 from dittool.config.architectures import AnyConfig, of_kind
 from dittool.config.schema import Config
 from dittool.console import SILENT, Talk
 from dittool.data.shards.index import HOLDOUT
 from dittool.data.shards.read import ShardSet
-from dittool.devices import device_of_choice
+from dittool.devices import device_of_choice, visible_gpus
 from dittool.errors import BadDataError, UsageError, listed
 from dittool.families.family import family_of
 from dittool.shell import command_line
@@ -26,9 +29,19 @@ from dittool.validate.text_edit import CaptionChecker
 _SECONDS_BETWEEN_PAGES = 30
 
 
-def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: CaptionChecker | None = None) -> Results:
-    """Does what is left of a plan, and writes `results.json` after each run and `report.html` now and then. `checker`
-    reads pictures of the drawn set.
+def ablate(
+    rows: Rows,
+    data: Path,
+    out: Path,
+    talk: Talk = SILENT,
+    checker: CaptionChecker | None = None,
+    processes: int | None = None,
+) -> Results:
+    """Does what is left of a plan, and writes `results.json` after each run and `report.html` now and then.
+
+    Args:
+        checker: reads pictures of the drawn set.
+        processes: runs at a time; by default one a GPU.
 
     Raises what `train` raises for the base; a variant that fails is a row with its reason.
     """
@@ -38,21 +51,58 @@ def ablate(rows: Rows, data: Path, out: Path, talk: Talk = SILENT, checker: Capt
     with nothing_left_of_refusal(out), folder_lock(output_folder(out)):
         claim(out, rows, data)
         work = Work(rows, data, out, talk, checker=checker)
-        work.measure_costs()
-        shown = time.monotonic()
-        for run in planned(work):
-            work.do([run])
-            write_results(summarised(work))
-            if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
-                write_page(summarised(work))
-                shown = time.monotonic()
-        results = summarised(work)
-        best = results.best()
-        if rows.plan.confirm_seeds and best is not None:
-            work.do(_confirming(work, best.name))
-            results = summarised(work, best.name)
+        with _workers(work, processes or processes_by_default()) as workers:
+            workers.measure_costs()
+            for updates in rows.looks:
+                _shown(work, workers.do(jobs_until(work, updates)))
+                work.stop_worse(updates)
+            _shown(work, workers.do(Job(run, run.updates) for run in planned(work)))
+            results = summarised(work)
+            best = results.best()
+            if rows.plan.confirm_seeds and best is not None:
+                _shown(work, workers.do(Job(run, run.updates) for run in _confirming(work, best.name)))
+                results = summarised(work, best.name)
         write_page(results)
         return results
+
+
+def processes_by_default() -> int:
+    """One a GPU."""
+    return max(1, len(visible_gpus()))
+
+
+class _OneProcess:
+    """Does in this process what `Workers` do in several."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def measure_costs(self) -> None:
+        self._work.measure_costs()
+
+    def do(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        for job in jobs:
+            self._work.do(job)
+            yield job
+
+
+@contextmanager
+def _workers(work: Work, processes: int) -> Iterator[Workers | _OneProcess]:
+    if processes == 1:
+        yield _OneProcess(work)
+    else:
+        with Workers(work, processes) as workers:
+            yield workers
+
+
+def _shown(work: Work, jobs: Iterable[Job]) -> None:
+    """Goes through jobs as they end, and writes what is known."""
+    shown = time.monotonic()
+    for _ in jobs:
+        write_results(summarised(work))
+        if time.monotonic() - shown > _SECONDS_BETWEEN_PAGES:
+            write_page(summarised(work))
+            shown = time.monotonic()
 
 
 def require_judgeable(rows: Rows, checker: CaptionChecker | None) -> None:
@@ -86,12 +136,13 @@ def _require_measurable(config: AnyConfig, data: Path) -> None:
         )
 
 
-def duration(rows: Rows, data: Path, talk: Talk = SILENT) -> tuple[int, float]:
+def duration(rows: Rows, data: Path, talk: Talk = SILENT, processes: int | None = None) -> tuple[int, float]:
     """(Runs, seconds that they will take) of a plan, from a few updates of each row. Nothing is written."""
     work = Work(rows, data, Path(), talk)
     work.measure_costs(remember=False)
     runs = planned(work)
-    return len(runs), sum(run.updates * work.costs[run.row].seconds for run in runs)
+    seconds = sum(run.updates * work.costs[run.row].seconds for run in runs)
+    return len(runs), seconds / (processes or processes_by_default())
 
 
 def _confirming(work: Work, row: str) -> list[Run]:

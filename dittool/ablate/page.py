@@ -13,8 +13,9 @@ import numpy as np
 
 from dittool import __version__
 from dittool.ablate.plan import BASE
-from dittool.ablate.results import Compared, Results, Row, decisive, summary
-from dittool.ablate.runs import Run
+from dittool.ablate.results import Compared, Results, Row, summary, verdict
+from dittool.ablate.runs import Look, Run
+from dittool.ablate.statistics import Difference
 from dittool.ckpt.run_log import read_log
 from dittool.console import duration_text
 from dittool.storage import write_atomic, write_json
@@ -42,6 +43,7 @@ def write_page(results: Results) -> None:
         results=results,
         targets=[(row.name, target_text(row)) for row in results.rows if results.plan.plan.target is not None],
         rows=[shown_row(row, results) for row in results.rows],
+        looks=[(row.name, [look_text(row, at) for at in results.plan.looks]) for row in results.rows if row.looks],
         summary=summary(results),
         scenes=[shown for row in results.rows for shown in scene_rows(row)],
         figures=[(row.name, row.equal_updates.figures) for row in results.rows if row.equal_updates],
@@ -63,12 +65,12 @@ def to_json(results: Results) -> dict[str, object]:
         "runs_planned": results.runs_planned,
         "base_loss": results.base_loss,
         "target": results.plan.plan.target,
-        "rows": [_row_json(row, results.complete) for row in results.rows],
+        "looks": results.plan.looks,
+        "rows": [_row_json(row, results) for row in results.rows],
     }
 
 
-def _row_json(row: Row, complete: bool) -> dict[str, object]:
-    judged = decisive(row)
+def _row_json(row: Row, results: Results) -> dict[str, object]:
     return {
         "name": row.name,
         "keys": dict(row.keys),
@@ -83,8 +85,15 @@ def _row_json(row: Row, complete: bool) -> dict[str, object]:
         "confirmed": _compared_json(row.confirmed),
         "scenes": {updates: shares_to_json(shares) for updates, shares in row.scenes.items()},
         "target": row.target and {**asdict(row.target), "share": row.target.share.to_json()},
-        "verdict": judged.words() if judged and complete else None,
+        "looks": [_look_json(look) for look in row.looks],
+        "stopped": _look_json(row.stopped) if row.stopped else None,
+        "verdict": None if row.failed else verdict(row, results) or None,
     }
+
+
+def _look_json(look: Look) -> dict[str, object]:
+    found = look.difference
+    return {"updates": look.updates, "difference": found.mean, "interval": [found.low, found.high]}
 
 
 def _compared_json(compared: Compared | None) -> dict[str, object] | None:
@@ -126,14 +135,13 @@ def shown_row(row: Row, results: Results) -> ShownRow:
     if row.name == BASE:
         loss = "–" if results.base_loss is None else f"loss {results.base_loss:.4f}"
         return ShownRow(BASE, f"{results.plan.plan.base}, {results.plan.updates:,} updates", loss, "1", "1", "", "", "")
-    judged = decisive(row)
-    verdict = row.failed or (judged.words() if judged and results.complete else "runs")
+    words = verdict(row, results) or "runs"
     if row.confirmed:
-        verdict += f"; on unseen seeds {interval_text(row.confirmed)}: {row.confirmed.difference.words()}"
+        words += f"; on unseen seeds {interval_text(row.confirmed)}: {row.confirmed.difference.words()}"
     time = (f"{row.cost.time:.2f} ×", f"{row.cost.memory:.2f} ×") if row.cost else ("–", "–")
     reaches = f"{row.updates_to_base:,}" if row.updates_to_base else "–"
     return ShownRow(
-        row.name, keys, interval_text(row.equal_updates), *time, interval_text(row.equal_time), reaches, verdict
+        row.name, keys, interval_text(row.equal_updates), *time, interval_text(row.equal_time), reaches, words
     )
 
 
@@ -174,12 +182,17 @@ def target_text(row: Row) -> str:
 
 
 def interval_text(compared: Compared | None) -> str:
-    """`−0.0123 (−0.0150 … −0.0096)`, with the number of updates where it is the row's own."""
-    if compared is None:
-        return "–"
-    found = compared.difference
-    interval = "" if np.isnan(found.low) else f" ({found.low:+.4f} … {found.high:+.4f})"
-    return f"{found.mean:+.4f}{interval}, {compared.updates:,} updates"
+    """`−0.0123 (−0.0150 … −0.0096), 1,100 updates`"""
+    return "–" if compared is None else f"{_difference_text(compared.difference)}, {compared.updates:,} updates"
+
+
+def look_text(row: Row, updates: int) -> str:
+    """The same on the way."""
+    return next((_difference_text(look.difference) for look in row.looks if look.updates == updates), "–")
+
+
+def _difference_text(found: Difference) -> str:
+    return f"{found.mean:+.4f}" + ("" if np.isnan(found.low) else f" ({found.low:+.4f} … {found.high:+.4f})")
 
 
 def _plot(draw: Callable[[Axes], bool], height: float) -> str:
@@ -230,7 +243,7 @@ def _curves(results: Results) -> str:
     def draw(axis: Axes) -> bool:
         drawn = False
         for row in results.rows:
-            folder = results.measured.get(Run(row.name, seed, updates))
+            folder = results.folders.get(Run(row.name, seed, updates))
             points = [(line["step"], line["loss"]) for line in read_log(folder) if "loss" in line] if folder else []
             if points:
                 steps, losses = zip(*points, strict=True)
@@ -276,7 +289,7 @@ def _sheets(results: Results) -> list[tuple[str, str]]:
     seed, updates = results.plan.plan.seeds[0], results.plan.updates
     sheets = []
     for row in results.rows:
-        folder = results.measured.get(Run(row.name, seed, updates))
+        folder = results.folders.get(Run(row.name, seed, updates))
         picture = folder and folder / "samples" / f"step{updates:07d}_ema.png"
         if picture and picture.is_file() and picture.stat().st_size <= _LARGEST_PICTURE:
             sheets.append((row.name, png_uri(picture.read_bytes())))

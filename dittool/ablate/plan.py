@@ -25,6 +25,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from dittool.ablate.statistics import DECIDING_SEEDS
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_dict, load_config, read_toml
 from dittool.config.values import Counted, Positive, Section, Share, require
@@ -48,6 +49,8 @@ class Plan(Section):
     equal_time: bool = True  # run each variant once more, with a schedule as short as its cost asks
     # and to its end in such shares of the updates, too
     shorter: list[Annotated[Share, Field(gt=0, lt=1)]] = Field(default=[])
+    looks: Counted = 0  # so many times on the way, evenly spaced, the runs of all seeds are compared
+    stop_worse: bool = True  # a row that is surely worse at a look is run no further
     drawn_images: Counted = 0  # the data are so many pictures of the drawn set, made under OUT/data
     tests: list[str] = Field(default=[])  # of `dit validate`, whose figures each run is judged by, too
     # of captions trained on, and as many of captions never seen, that each run draws and a checker reads; for the drawn
@@ -69,6 +72,11 @@ class Plan(Section):
             (not twice, f"{listed(twice)}: named twice"),
             (len(self.grid) < 2, f"grid has {len(self.grid)} keys; one is compared at a time"),
             (len(set(self.seeds)) == len(self.seeds), "seeds: one stands twice"),
+            (
+                not self.looks or len(self.seeds) >= DECIDING_SEEDS,
+                f"looks: with {len(self.seeds)} of {DECIDING_SEEDS} seeds chance cannot be told from harm on the way;"
+                " add seeds or leave looks out",
+            ),
             (self.target is None or self.scenes > 0, "target: a share of drawn scenes; say how many with scenes = 36"),
             (not shared, f"confirm_seeds: {listed(list(map(str, shared)))} of seeds; no choice may have seen them"),
         )
@@ -95,8 +103,21 @@ class Rows:
     changes: Mapping[str, Keys]
     updates: int
 
+    @property
+    def looks(self) -> list[int]:
+        """After how many updates runs are compared on the way."""
+        every = self.updates // (self.plan.looks + 1)
+        return [every * number for number in range(1, self.plan.looks + 1)]
+
+    @property
+    def looks_of_a_seed(self) -> int:
+        """How often the runs of each further seed are looked at: on the way and at the end."""
+        return len(self.looks) + 1
+
     def config(self, row: str, seed: int, updates: int) -> AnyConfig:
-        """Of a run. A warm-up is shortened with the schedule; evaluated and drawn is at the end, judged never."""
+        """Of a run. A warm-up is shortened with the schedule; evaluated at each look and the end, drawn at the end,
+        judged never.
+        """
         keys = {**self.plan.set, **self.changes[row]}
         full = load_config(self.plan.base, _overrides(keys))
         warmup = min(round(full.train.warmup_steps * updates / full.train.steps), updates - 1)
@@ -105,7 +126,7 @@ class Rows:
             "train.warmup_steps": warmup,
             "train.seed": seed,
             "train.sample_every": updates,
-            "train.eval_every": updates,
+            "train.eval_every": self.looks[0] if self.looks and updates == self.updates else updates,
             "checkpoint.every": max(updates // 4, 1),
         }
         judged: Keys = {"validate.every": 0} if "validate" in config_to_dict(full) else {}
@@ -121,6 +142,8 @@ def read_plan(path: Path) -> Rows:
         problems = [f"{'.'.join(map(str, mistake['loc'])) or 'plan'}: {mistake['msg']}" for mistake in error.errors()]
         raise UsageError(f"{path}: {'; '.join(problems)}", "docs/ablate.md shows a plan") from error
     updates = plan.updates or load_config(plan.base, _overrides(plan.set)).train.steps
+    if plan.looks >= updates:
+        raise UsageError(f"{path}: looks = {plan.looks}: there are {updates} updates", "look less often")
     rows = Rows(plan, plan.rows(), updates)
     for row in rows.changes:
         try:

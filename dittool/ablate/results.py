@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dittool.ablate.cost import Cost
 from dittool.ablate.plan import BASE, Keys, Rows
-from dittool.ablate.runs import Run, Work
-from dittool.ablate.statistics import BETTER, Difference, difference
+from dittool.ablate.runs import Job, Look, Run, Work
+from dittool.ablate.statistics import BETTER, Difference, at_look, difference
 from dittool.validate.captions import ALONE, Share, Shares, pooled
 
 
@@ -42,6 +43,8 @@ class Row:
     keys: Keys
     cost: Cost | None = None
     failed: str = ""
+    looks: list[Look] = field(default_factory=list)  # on the way
+    stopped: Look | None = None  # the one that ended the row
     equal_updates: Compared | None = None
     equal_time: Compared | None = None
     shorter: list[Compared] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Results:
     base_loss: float | None
     runs_done: int
     runs_planned: int
-    measured: dict[Run, Path]  # folder of each finished run
+    folders: dict[Run, Path]  # of each run that was measured, at its end or on the way
 
     @property
     def complete(self) -> bool:
@@ -90,6 +93,19 @@ def summary(results: Results) -> str:
     return f"by the most: {best.name}, {found.words()}"
 
 
+def verdict(row: Row, results: Results) -> str:
+    """In words; "" as long as it may not be given: at the end of the plan, or where a look on the way has stopped the
+    row.
+    """
+    if row.failed:
+        return row.failed
+    if row.stopped:
+        updates, low = row.stopped.updates, row.stopped.difference.low
+        return f"worse, stopped after {updates:,} of {results.plan.updates:,} updates: by at least {low:.4f} there"
+    judged = decisive(row)
+    return judged.words() if judged and results.complete else ""
+
+
 def decisive(row: Row) -> Difference | None:
     """By what a row is judged: the difference at equal time, or at equal updates where that alone was run."""
     compared = row.equal_time or row.equal_updates
@@ -103,7 +119,13 @@ def planned(work: Work) -> list[Run]:
     shortened = [row for row in work.rows.changes if row != BASE or plan.target is not None]
     full = [Run(row, seed, updates) for seed in plan.seeds for row in work.rows.changes]
     short = [Run(row, seed, fewer) for seed in plan.seeds for row in shortened for fewer in _schedules(work, row)]
-    return list(dict.fromkeys(run for run in full + short if run.row not in work.failed))
+    return [run for run in dict.fromkeys(full + short) if run.row not in work.failed and run.row not in work.stopped]
+
+
+def jobs_until(work: Work, updates: int) -> list[Job]:
+    """All full runs as far as a look on the way."""
+    runs = [run for run in planned(work) if run.updates == work.rows.updates]
+    return [Job(run, updates) for run in runs]
 
 
 def _schedules(work: Work, row: str) -> list[int]:
@@ -121,8 +143,9 @@ def summarised(work: Work, confirmed: str = "") -> Results:
     plan, updates = work.rows.plan, work.rows.updates
     rows = []
     for name, keys in work.rows.changes.items():
-        row = Row(name, keys, work.costs.get(name), work.failed.get(name, ""))
+        row = Row(name, keys, work.costs.get(name), work.failed.get(name, ""), stopped=work.stopped.get(name))
         if name != BASE:
+            row.looks = [look for at in work.rows.looks if (look := work.look(name, at))]
             row.equal_updates = _compared(work, name, updates, plan.seeds)
             if plan.equal_time:
                 row.equal_time = _compared(work, name, updates_at_equal_time(work, name), plan.seeds)
@@ -138,19 +161,20 @@ def summarised(work: Work, confirmed: str = "") -> Results:
     of_base = [work.measured[run].losses.mean() for run in runs_of_base if run in work.measured]
     runs = planned(work)
     done = sum(run in work.measured for run in runs)
-    folders = {run: work.out / run.path for run in work.measured}
+    folders = {run: work.out / run.path for run in (*work.measured, *(job.run for job in work.looked))}
     return Results(work.rows, work.out, rows, float(np.mean(of_base)) if of_base else None, done, len(runs), folders)
 
 
 def _compared(work: Work, row: str, updates: int, seeds: Sequence[int]) -> Compared | None:
-    """Over the seeds of which both runs are done; None without one."""
+    """Over the seeds of which both runs are done, as at a look where some are not; None without one."""
     pairs = [(Run(BASE, seed, work.rows.updates), Run(row, seed, updates)) for seed in seeds]
     both = [(work.measured[a], work.measured[b]) for a, b in pairs if a in work.measured and b in work.measured]
     if not both:
         return None
     base, variant = (np.stack([pair[side].losses for pair in both]) for side in (0, 1))  # (seeds, samples, columns)
-    columns = {name: difference(base[..., place], variant[..., place]) for place, name in enumerate(both[0][0].columns)}
-    return Compared(updates, difference(base.mean(axis=-1), variant.mean(axis=-1)), columns, _figures(work, pairs))
+    compare = partial(at_look, looks=work.rows.looks_of_a_seed) if len(both) < len(seeds) else difference
+    columns = {name: compare(base[..., place], variant[..., place]) for place, name in enumerate(both[0][0].columns)}
+    return Compared(updates, compare(base.mean(axis=-1), variant.mean(axis=-1)), columns, _figures(work, pairs))
 
 
 def _figures(work: Work, pairs: Sequence[tuple[Run, Run]]) -> dict[str, Difference]:

@@ -1,26 +1,31 @@
 """Trains what a plan asks for, one run after the other, and remembers what is done: killed at any moment, the same
 command goes on.
 
-    OUT/runs/ROW/seed0_updates1100/     a run as `dit train` leaves it, losses.npz, scenes.json, figures.json
+    OUT/runs/ROW/seed0_updates1100/     a run as `dit train` leaves it, losses.npz, scenes.json, figures.json, and of
+                                        each look on the way losses_updates275.npz
     OUT/costs.json                      time and memory of an update of each row beside the base's
     OUT/plan.json                       the plan that the folder belongs to
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from dittool.ablate.cost import Cost, cost
 from dittool.ablate.plan import BASE, Rows
+from dittool.ablate.statistics import WORSE, Difference, at_look
 from dittool.ablate.yardstick import Measured, measure
-from dittool.ckpt.files import list_checkpoints
+from dittool.ckpt.files import newest_valid
 from dittool.ckpt.run_log import read_log
 from dittool.config.architectures import AnyConfig
 from dittool.console import Talk, Task
-from dittool.errors import DitError, Interrupted, UsageError, one_line
+from dittool.errors import DitError, Interrupted, StorageError, UsageError, described, one_line
 from dittool.sampling.pipeline import Pipeline
 from dittool.shell import quoted
 from dittool.storage import read_json, write_json
@@ -29,8 +34,9 @@ from dittool.validate.captions import Shares, draw_captions, shares_from_json
 from dittool.validate.run import ValidateOptions, validate
 from dittool.validate.text_edit import CaptionChecker
 
-_LOSSES, _SCENES, _FIGURES = "losses.npz", "scenes.json", "figures.json"  # of a run
+_SCENES, _FIGURES = "scenes.json", "figures.json"  # of a run
 _COSTS, _PLAN = "costs.json", "plan.json"
+_FREE = ("train.eval_every",)  # may change with a plan's looks: nothing that is computed depends on it
 
 
 class _Quiet(Talk):
@@ -58,39 +64,109 @@ class Run:
         return f"runs/{self.row}/seed{self.seed}_updates{self.updates}"
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run as far as a look on the way, or to its end."""
+
+    run: Run
+    until: int  # updates
+
+    @property
+    def ends(self) -> bool:
+        return self.until == self.run.updates
+
+    @property
+    def losses(self) -> str:
+        """The file in the run's folder."""
+        return "losses.npz" if self.ends else f"losses_updates{self.until}.npz"
+
+
+@dataclass(frozen=True)
+class Look:
+    """A row beside the base on the way, both after so many updates of as long a schedule."""
+
+    updates: int
+    difference: Difference  # with an interval of the confidence sequence
+
+
 @dataclass
 class Work:
-    """What has been done of a plan. `failed` holds why a row could not be run; its other runs are left out."""
+    """What has been done of a plan. `failed` holds why a row could not be run, `stopped` where it was surely worse; its
+    other runs are left out.
+    """
 
     rows: Rows
     data: Path
     out: Path
     talk: Talk
     measured: dict[Run, Measured] = field(default_factory=dict)
+    looked: dict[Job, Measured] = field(default_factory=dict)  # on the way
     failed: dict[str, str] = field(default_factory=dict)
+    stopped: dict[str, Look] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     checker: CaptionChecker | None = None  # reads pictures of the drawn set
     scenes: dict[Run, Shares] = field(default_factory=dict)  # what was read from the plan's scenes
     figures: dict[Run, dict[str, float]] = field(default_factory=dict)  # of the plan's tests, by criterion
 
-    def do(self, runs: Iterable[Run]) -> None:
-        """Runs and measures what is not done yet."""
-        for run in runs:
-            if run.row in self.failed or run in self.measured:
-                continue
-            try:
-                self.measured[run] = self._measured(run)
-                if self.rows.plan.scenes and self.checker:
-                    self.scenes[run] = self._scenes(run, self.checker)
-                if self.rows.plan.tests:
-                    self.figures[run] = self._figures(run)
-            except (Interrupted, UsageError):
+    def do(self, job: Job) -> None:
+        """Trains and measures what is not there yet. What is wrong with a row is remembered; what is wrong with the
+        base, the disk or the machine is raised.
+        """
+        run = job.run
+        if not self.wants(job):
+            return
+        try:
+            if not job.ends:
+                if (measured := self._measured(job)) is not None:
+                    self.looked[job] = measured
+                return
+            self.measured[run] = self._measured_at_end(job)
+            if self.rows.plan.scenes and self.checker:
+                self.scenes[run] = self._scenes(run, self.checker)
+            if self.rows.plan.tests:
+                self.figures[run] = self._figures(run)
+        except (Interrupted, StorageError, OSError):
+            raise
+        except Exception as error:  # a row may fail in any way
+            if run.row == BASE:
                 raise
-            except (DitError, ArithmeticError, RuntimeError, MemoryError) as error:
-                if run.row == BASE:
-                    raise
-                self.failed[run.row] = one_line(error)
-                self.talk.warn(f"{run.row}: {self.failed[run.row]}; the row is left out")
+            self.fail(run.row, one_line(error) if isinstance(error, DitError) else described(error))
+
+    def fail(self, row: str, reason: str) -> None:
+        """Leaves a row out."""
+        self.failed[row] = reason
+        self.talk.warn(f"{row}: {reason}; the row is left out")
+
+    def wants(self, job: Job) -> bool:
+        """Whether a job is of a row that is still run, and not known yet."""
+        left_out = job.run.row in self.failed or job.run.row in self.stopped
+        return not left_out and job.run not in self.measured and job not in self.looked
+
+    def is_made(self, job: Job) -> bool:
+        """Whether its files are there, so that `do` has only to read them."""
+        folder, plan = self.out / job.run.path, self.rows.plan
+        if not job.ends:
+            return (folder / job.losses).is_file() or self._is_past(job)
+        drawn = not (plan.scenes and self.checker) or (folder / _SCENES).is_file()
+        tested = not plan.tests or self._has_figures(job.run)
+        return (folder / job.losses).is_file() and drawn and tested
+
+    def look(self, row: str, updates: int) -> Look | None:
+        """A row beside the base on the way; None where a run of one of the seeds was not measured there."""
+        runs = {name: [Run(name, seed, self.rows.updates) for seed in self.rows.plan.seeds] for name in (BASE, row)}
+        found = {name: [self.looked.get(Job(run, updates)) for run in several] for name, several in runs.items()}
+        losses = [[one.losses.mean(axis=-1) for one in several if one] for several in found.values()]
+        if min(map(len, losses)) < len(self.rows.plan.seeds):
+            return None
+        return Look(updates, at_look(np.stack(losses[0]), np.stack(losses[1]), self.rows.looks_of_a_seed))
+
+    def stop_worse(self, updates: int) -> None:
+        """Stops the rows that are surely worse after so many updates."""
+        for row in self.rows.changes:
+            look = self.look(row, updates) if row != BASE and row not in self.failed else None
+            if look and look.difference.verdict == WORSE and self.rows.plan.stop_worse and row not in self.stopped:
+                self.stopped[row] = look
+                self.talk.note(f"{row}: stopped after {updates:,} updates, worse by at least {look.difference.low:.4f}")
 
     def measure_costs(self, remember: bool = True) -> None:
         """Of each row beside the base, once a plan where that is to be remembered."""
@@ -103,29 +179,46 @@ class Work:
                 try:
                     variant = self.rows.config(row, plan.seeds[0], self.rows.updates)
                     known[row] = cost(first, variant, self.data)
-                except (DitError, RuntimeError, MemoryError) as error:
+                except (Interrupted, StorageError, OSError):
+                    raise
+                except Exception as error:  # a row may fail in any way
                     if row == BASE:
                         raise
-                    self.failed[row] = one_line(error)
+                    self.fail(row, one_line(error) if isinstance(error, DitError) else described(error))
                     continue
                 if remember:
                     write_json(path, {name: asdict(value) for name, value in known.items()})
         self.costs = {row: known[row] for row in self.rows.changes if row in known}
 
-    def _measured(self, run: Run) -> Measured:
-        folder = self.out / run.path
-        if (folder / _LOSSES).is_file():
-            return Measured.read(folder / _LOSSES)
-        self.talk.note(f"{run.row}: seed {run.seed}, {run.updates:,} updates")
-        config = self.rows.config(run.row, run.seed, run.updates)
-        checkpoints = list_checkpoints(folder / "checkpoints")
-        if not checkpoints or checkpoints[-1].step != run.updates:  # else it was killed before it was measured
-            self._train(config, folder, resume=bool(checkpoints))
-        figures = [{k: v for k, v in row.items() if k.startswith("eval_")} for row in read_log(folder)]
+    def _measured(self, job: Job) -> Measured | None:
+        """None: the run went past this look before anybody wanted it."""
+        run, folder = job.run, self.out / job.run.path
+        if (folder / job.losses).is_file():
+            return Measured.read(folder / job.losses)
+        if self._is_past(job):
+            return None
+        self.talk.note(f"{run.row}: seed {run.seed}, {job.until:,} of {run.updates:,} updates")
+        config, checkpoints = self.rows.config(run.row, run.seed, run.updates), folder / "checkpoints"
+        newest = newest_valid(checkpoints)
+        if newest is None or newest.step != job.until:  # else it was killed before it was measured
+            if newest is None and checkpoints.is_dir():  # killed while it saved the first
+                shutil.rmtree(checkpoints)
+            self._train(config, folder, job.until, resume=newest is not None)
+        evaluated = [row for row in read_log(folder) if row["step"] <= job.until]
+        figures = [{k: v for k, v in row.items() if k.startswith("eval_")} for row in evaluated]
         last: dict[str, float] = next(filter(None, reversed(figures)), {})
         measured = measure(config, self._last(run), last, self.data, self.rows.plan.samples)
-        measured.save(folder / _LOSSES)
+        measured.save(folder / job.losses)
         return measured
+
+    def _measured_at_end(self, job: Job) -> Measured:
+        measured = self._measured(job)
+        assert measured is not None, "no run goes past its end"
+        return measured
+
+    def _is_past(self, job: Job) -> bool:
+        newest = newest_valid(self.out / job.run.path / "checkpoints")
+        return not job.ends and newest is not None and (newest.step or 0) > job.until
 
     def _scenes(self, run: Run, checker: CaptionChecker) -> Shares:
         """What the checker reads from the plan's scenes, drawn with the averaged weights."""
@@ -139,19 +232,25 @@ class Work:
     def _figures(self, run: Run) -> dict[str, float]:
         """Of the plan's tests of `dit validate`, those that could be measured; again where the plan has others now."""
         path, tests = self.out / run.path / _FIGURES, self.rows.plan.tests
-        if not path.is_file() or read_json(path)["tests"] != tests:
+        if not self._has_figures(run):
             options = ValidateOptions(tests, checker=self.checker and replace(self.checker, scenes=None))
             done = validate(self._last(run), self.data, options=options, talk=_Quiet(self.talk))
             figures = {one.name: one.value for one in done.criteria if one.value is not None}
             write_json(path, {"tests": tests, "figures": figures})
         return {name: float(value) for name, value in read_json(path)["figures"].items()}
 
-    def _last(self, run: Run) -> Path:
-        return list_checkpoints(self.out / run.path / "checkpoints")[-1].path
+    def _has_figures(self, run: Run) -> bool:
+        path = self.out / run.path / _FIGURES
+        return path.is_file() and read_json(path)["tests"] == self.rows.plan.tests
 
-    def _train(self, config: AnyConfig, folder: Path, resume: bool) -> None:
+    def _last(self, run: Run) -> Path:
+        newest = newest_valid(self.out / run.path / "checkpoints")
+        assert newest is not None, "it has just been trained"
+        return newest.path
+
+    def _train(self, config: AnyConfig, folder: Path, until: int, resume: bool) -> None:
         try:
-            train(config, self.data, folder, resume=resume, talk=_Quiet(self.talk))
+            train(config, self.data, folder, resume=resume, until=until, named_changes=_FREE, talk=_Quiet(self.talk))
         except Interrupted as stop:
             stop.hint = "the same dit ablate command goes on where this one stopped"
             raise

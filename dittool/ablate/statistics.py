@@ -10,17 +10,32 @@ without repetition (Searle, Casella, McCulloch: Variance Components, 1992, ch. 4
 
 and the degrees of freedom of the interval are Satterthwaite's (1946). With one seed only the samples are counted: such
 an interval says nothing of other seeds, so it screens and decides nothing.
+
+Who looks at such an interval again and again, and stops once it lies on one side of 0, is wrong more often than it
+says. What may be looked at on the way is a confidence sequence (Darling and Robbins, 1967; Howard, Ramdas, McAuliffe
+and Sekhon, 2021): intervals C[1], C[2], … that hold all at once,
+
+    P(for every look k: the mean difference at look k lies in C[k]) ≥ 1 − α
+
+Here it is the interval above with the error α shared out over all looks that there can be (a union bound, so whatever
+the looks have to do with each other, and with three seeds less than half as wide as the mixture of Lai (1976) for an
+unknown variance): each of K evaluations, at n = 3, 4, … seeds, has
+
+    α[k, n] = α / (K·(n − 1)·(n − 2))        since the sum of 1 / ((n − 1)(n − 2)) over n ≥ 3 is 1
+
+so seeds may be added to a plan as well.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 DECIDING_SEEDS = 3
+_ERROR = 0.05  # of a single interval, and of all looks on the way together
 BETTER, WORSE, NOT_TOLD_APART = "better", "worse", "not told apart"
 
 
@@ -29,7 +44,7 @@ class Difference:
     """Of a variant to the base; below 0 the variant is better."""
 
     mean: float
-    low: float  # of the 95% interval; NaN where a single figure has none
+    low: float  # of the interval, 95% or wider (`at_look`); NaN where a single figure has none
     high: float
     seeds: int
     samples: int
@@ -64,15 +79,29 @@ class Difference:
         return f"about {needed} seeds would tell a difference of this size"
 
 
-def difference(base: np.ndarray, variant: np.ndarray) -> Difference:
-    """Of figures (seeds, samples) of two recipes, pair by pair. With one row or column only the other counts."""
+def at_look(base: np.ndarray, variant: np.ndarray, looks: int) -> Difference:
+    """Of losses (seeds, samples) at one of so many looks, with an interval of the confidence sequence; none with fewer
+    seeds than decide.
+    """
+    seeds = len(base)
+    if seeds < DECIDING_SEEDS:
+        return replace(difference(base, variant), low=math.nan, high=math.nan)
+    return difference(base, variant, _ERROR / (looks * (seeds - 1) * (seeds - 2)))
+
+
+def difference(base: np.ndarray, variant: np.ndarray, error: float = _ERROR) -> Difference:
+    """Of figures (seeds, samples) of two recipes, pair by pair. With one row or column only the other counts.
+
+    Args:
+        error: how often the interval may miss.
+    """
     pairs = variant - base
     seeds, samples = pairs.shape
     mean = float(pairs.mean())
     variance, freedom = _variance_of_mean(pairs)
     if not freedom:
         return Difference(mean, math.nan, math.nan, seeds, samples, math.nan)
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    half = float(stats.t.ppf(1 - error / 2, freedom)) * math.sqrt(variance)
     unpaired = _variance_of_mean(base)[0] + _variance_of_mean(variant)[0]
     narrower = math.sqrt(unpaired / variance) if variance > 0 else math.inf
     return Difference(mean, mean - half, mean + half, seeds, samples, narrower)

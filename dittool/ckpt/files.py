@@ -143,6 +143,11 @@ def list_checkpoints(folder: Path) -> list[CheckpointFile]:
     )
 
 
+def newest_valid(folder: Path) -> CheckpointFile | None:
+    """The newest checkpoint that verifies, if there is one."""
+    return next((file for file in reversed(list_checkpoints(folder)) if file.verify() is None), None)
+
+
 def newest_checkpoint(folder: Path, talk: Talk = SILENT, strict: bool = False) -> CheckpointFile:
     """The newest checkpoint that verifies. Each newer one that does not is reported to `talk` with the steps that it
     costs.

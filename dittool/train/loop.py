@@ -114,6 +114,7 @@ def train(
     strict: bool = False,
     named_changes: Sequence[str] = (),
     init: Path | None = None,
+    until: int | None = None,
     audit: Callable[[], None] | None = None,
     checker: CaptionChecker | None = None,
     talk: Talk = SILENT,
@@ -132,6 +133,7 @@ def train(
         named_changes: dotted keys whose change against the checkpoint is wanted.
         init: weights to start from, a file or a run's folder; the peak learning rate is halved. Of a run that is
             resumed it only says that the rate was.
+        until: save and return after this update, as if stopped there; to go on, resume.
         audit: what the first process does before the first step, once data are opened; what it raises ends the run.
         checker: reads edited captions back from pictures, for judgements on the way.
 
@@ -175,16 +177,16 @@ def train(
         begun = {**beginning.said, **family.begin(opened, saved, talk)}
         if run.log is not None and begun:
             run.log.write(state.step, begun)
-        return _run_steps(run, stop)
+        return _run_steps(run, stop, min(until or config.train.steps, config.train.steps))
 
 
-def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
-    """Steps until `train.steps`, with what is due after each."""
+def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
+    """Steps until `end`, with what is due after each."""
     state, train_config = run.state, run.state.config.train
     first, total, seen_before, start = state.step, train_config.steps, state.samples_seen, time.monotonic()
-    batches, meter = state.family.batches(state.data, first, total), Meter(state.ranks, state.family.figures)
-    with run.talk.progress("train", total - first, "step") as task:
-        while state.step < total:
+    batches, meter = state.family.batches(state.data, first, end), Meter(state.ranks, state.family.figures)
+    with run.talk.progress("train", end - first, "step") as task:
+        while state.step < end:
             try:
                 meter.add(train_step(state, batches))
             except ReadingError as failure:
@@ -196,7 +198,7 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
             if _looks(state, stopping, last):
                 _look(run, meter)
             averaged = _measure(run, meter, last, judges)
-            if stopping or due(step, state.config.checkpoint.every, last):
+            if stopping or due(step, state.config.checkpoint.every, step == end):
                 _save(run, meter, last)
             if averaged is not None:
                 _show(run, averaged, last, judges)
@@ -221,7 +223,7 @@ def _run_steps(run: _Run, stop: StopRequest) -> TrainSummary | None:
         state.family.conclude(state.data, run.figures),
         seconds,
         (state.samples_seen - seen_before) / seconds,
-        (total - first) / seconds,
+        (state.step - first) / seconds,
     )
 
 
