@@ -268,6 +268,14 @@ def test_every_family_can_be_examined(preset, tmp_path):
     assert (needs.batch > 0) == (needs.workers > 0)
 
 
+def test_every_average_that_is_followed_takes_room(tmp_path):
+    from dittool.train.readiness import needs_of
+
+    one, three = (needs_of(load_config("nano", keys), tmp_path) for keys in ([], ["ema.averages=[0.05, 0.1]"]))
+    assert one is not None and three is not None
+    assert three.checkpoint == one.checkpoint * 6 // 4 and three.model == one.model * 7 // 5
+
+
 def test_a_preset_with_encoders_of_unknown_width_is_examined_without_its_size(dit, tmp_path):
     shown = dit("doctor", "--preset", "nano", "-s", "encoders.vae=/some/folder", "--out", tmp_path)
     assert "the size of this preset's model is not known" in shown.out and "Traceback" not in shown.err

@@ -17,6 +17,7 @@ class Thresholds(Section):
     swap_closer: Share | None = None  # share of pairs nearer to the swapped-in reference, at least
     edit_shown: Share | None = None  # share of edited captions whose edit a checker sees, at least
     edit_shown_least: Share | None = None  # the same, of the attribute whose edits show least often, at least
+    edit_shown_shape: Share | None = None  # the same, of edits of the shape, at least
     known_captions: Share | None = None  # share of trained captions, drawn alone, whose pictures show all, at least
     new_captions: Share | None = None  # the same of captions that no training picture had
     sensitivity: PositiveFloat | None = None  # change under an edit over change under another seed, at least

@@ -220,4 +220,5 @@ def memory_of_update(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
 
 def _bytes_beside_activations(state: TrainState) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
-    return 3 * weights + state.optimizer.bytes_of_state()  # themselves, gradients, average
+    averages = 1 + len(state.config.ema.averages)
+    return (2 + averages) * weights + state.optimizer.bytes_of_state()  # themselves, gradients, averages

@@ -36,9 +36,9 @@ class Needs:
     workers: int
     batch: int  # what a worker process hands over at a time
     files: int  # shards that are open
-    checkpoint: int  # weights, average and two moments
+    checkpoint: int  # weights, averages and two moments
     checkpoints: int  # that stay on the disk
-    model: int  # weights, gradients, average and two moments, without activations
+    model: int  # weights, gradients, averages and two moments, without activations
     bf16: bool
     compiles: bool
 
@@ -53,9 +53,9 @@ def needs_of(config: AnyConfig, data: Path) -> Needs | None:
         workers=config.train.workers,
         batch=family.batch_bytes(config, widths),
         files=min(sum(1 for _ in data.rglob("*.tar")), most_open()),
-        checkpoint=4 * weights,
+        checkpoint=(4 + len(config.ema.averages)) * weights,
         checkpoints=checkpoints_kept(config),
-        model=5 * weights,
+        model=(5 + len(config.ema.averages)) * weights,
         bf16=config.train.precision == "bf16",
         compiles=config.train.compile,
     )
@@ -119,7 +119,7 @@ def tell_disk(state: TrainState, out: Path, talk: Talk) -> None:
     """Says whether all checkpoints that the run will keep fit on the disk."""
     weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
     own = sum(tensor.nbytes for _, tensor in named_tensors(state.family.state(state.data)))
-    each, kept = 4 * weights + own, checkpoints_kept(state.config)
+    each, kept = (4 + len(state.config.ema.averages)) * weights + own, checkpoints_kept(state.config)
     missing = max(kept - len(list_checkpoints(out / "checkpoints")), 0)
     found = machine.disk(out, each * missing, f"{kept} checkpoints of {bytes_text(each)} are kept; {missing} more need")
     if found.status == machine.BITES:

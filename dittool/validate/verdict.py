@@ -160,6 +160,10 @@ _EDIT_ADVICE = (
     "the caption is not understood: give it more samples of its own (dropout.text_only 0.2), train longer, raise"
     " sample.cfg_text; if unedited captions do not show either, the model cannot draw them yet"
 )
+_SHAPE_ADVICE = (
+    "colours and places are learned before shapes: train longer, and give captions more samples of their own"
+    " (dropout.text_only). If shapes with a reference are torn as well, the model cannot draw them yet"
+)
 _SENSITIVITY_ADVICE = (
     "an exchanged word changes little: the caption is hardly read. Give it more samples of its own (dropout.text_only),"
     " check that captions name what differs between images, raise sample.cfg_text"
@@ -263,6 +267,7 @@ def _judge_text(part: Results, thresholds: Thresholds) -> list[Criterion]:
             no_edits or "the checker reads captions of the drawn set only",
             _EDIT_ADVICE,
         ),
+        *_judge_shapes(by_attribute.get("shape"), thresholds),
         _criterion(
             "sensitivity",
             f"change under an edit over change under another seed ({part['distance']})",
@@ -273,6 +278,15 @@ def _judge_text(part: Results, thresholds: Thresholds) -> list[Criterion]:
             metric=part["distance"],
         ),
     ]
+
+
+def _judge_shapes(shown: float | None, thresholds: Thresholds) -> list[Criterion]:
+    """A line of its own where shapes were edited, or should have been."""
+    if shown is None and thresholds.edit_shown_shape is None:
+        return []
+    unmeasured = "validate.edits holds no pair of shapes that the checker reads, such as circle and square"
+    title = "edits of the shape that show"
+    return [_criterion("edit_shown_shape", title, shown, thresholds.edit_shown_shape, unmeasured, _SHAPE_ADVICE)]
 
 
 def _judge_captions(part: Results | None, thresholds: Thresholds) -> list[Criterion]:

@@ -142,8 +142,10 @@ def test_the_line_for_a_queue_halves_no_rate_twice(tiny_run, tiny_shards, dit, t
     assert_same_bits(whole, final_state(tmp_path / "run"))
 
 
-def test_a_run_says_whether_its_checkpoints_fit(tiny_shards, tmp_path, listener):
-    train(tiny_shards.config_with("train.steps=3"), tiny_shards.folder, tmp_path / "run", talk=listener)
+@pytest.mark.parametrize("averages", ["[]", "[0.05, 0.1, 0.2]"])
+def test_a_run_says_whether_its_checkpoints_fit(tiny_shards, tmp_path, listener, averages):
+    config = tiny_shards.config_with("train.steps=3", f"ema.averages={averages}")
+    train(config, tiny_shards.folder, tmp_path / "run", talk=listener)
     said = next(note for note in listener.notes if "checkpoints of" in note)
     size = (tmp_path / "run" / "checkpoints" / "checkpoint_final.pt").stat().st_size
     assert said.startswith("2 checkpoints of") and said.endswith("free")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -72,8 +73,8 @@ CAPTIONS = [
 class Oracle(Pipeline):
     """Draws the very latent whose reference it is given; from text alone, the scene that the caption describes.
 
-    What `cut` names it does not see: "text", "reference" or both. `shuffled` makes it answer with another sample's
-    latent and another caption's scene, as a model does whose conditions were mixed up in training.
+    What `cut` names it does not see: "text", "reference", or of a caption the "shape". `shuffled` makes it answer with
+    another sample's latent and another caption's scene, as a model does whose conditions were mixed up in training.
     """
 
     def __init__(self, shards: ShardSet, config: Config, cut: Iterable[str] = (), shuffled: bool = False) -> None:
@@ -114,7 +115,10 @@ class Oracle(Pipeline):
             caption = int(torch.cdist(words[None], self._words).argmin())
             if self._shuffled:
                 caption = (caption + 67) % len(CAPTIONS)
-        return self.data.norm.apply(self.codec.encode(_scene(CAPTIONS[caption], noise.shape, draw))[0])
+        said = CAPTIONS[caption]
+        if "shape" in self._cut:
+            said = re.sub("|".join(SHAPES), "triangle", said)
+        return self.data.norm.apply(self.codec.encode(_scene(said, noise.shape, draw))[0])
 
 
 def _scene(caption: str, shape: torch.Size, draw: int) -> np.ndarray:

@@ -19,6 +19,23 @@ def test_a_cut_text_path_is_no_go_because_captions_are_not_followed(drawn, oracl
     assert done.results["diagnosis"].startswith("The caption is not followed")
 
 
+def test_a_model_that_reads_all_but_the_shape_is_no_go_where_shapes_have_a_threshold(drawn, oracle, tmp_path):
+    keys = ['validate.edits=[["left", "right"], ["circle", "square"]]', "validate.thresholds.edit_shown=0.2"]
+    keys.append("validate.thresholds.edit_shown_shape=0.7")
+    done = judge(oracle(*keys, cut=["shape"]), drawn[0], tmp_path / "cut")
+    assert (done.verdict, failed(done)) == ("NO-GO", {"edit_shown_shape"})
+    assert "✘" in done.report.read_text() and "edits of the shape that show" in done.report.read_text()
+    whole = judge(oracle(*keys), drawn[0], tmp_path / "whole")
+    assert whole.verdict == "GO" and any(one.name == "edit_shown_shape" and one.passed for one in whole.criteria)
+
+
+def test_a_threshold_of_shapes_that_nothing_edits_says_so(drawn, oracle, tmp_path):
+    done = judge(oracle("validate.thresholds.edit_shown_shape=0.7"), drawn[0], tmp_path)
+    line = next(one for one in done.criteria if one.name == "edit_shown_shape")
+    assert line.passed is None and "circle and square" in line.reason
+    assert "edit_shown_shape" not in {one.name for one in judge(oracle(), drawn[0], tmp_path / "without").criteria}
+
+
 def test_a_cut_reference_path_is_no_go_because_references_are_not_followed(drawn, oracle, tmp_path):
     done = judge(oracle(cut=["reference"]), drawn[0], tmp_path)
     assert done.verdict == "NO-GO" and "swap_closer" in failed(done) and "edit_shown" not in failed(done)

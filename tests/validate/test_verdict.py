@@ -17,6 +17,7 @@ ALL = Thresholds(
     loss_ratio=1.5,
     grad_norm=[0.1, 10.0],
     edit_shown_least=0.6,
+    edit_shown_shape=0.7,
     known_captions=0.9,
     new_captions=0.5,
 )
@@ -35,6 +36,7 @@ def results(
     ratio=1.1,
     gradient=0.5,
     least=0.8,
+    shape=0.9,
     known=0.95,
     new=0.75,
 ):
@@ -53,7 +55,7 @@ def results(
         "text_manip": {
             "pairs": pairs,
             "edit_shown": shown,
-            "edit_shown_by_attribute": {} if shown is None else {"colour": 1.0, "shape": least},
+            "edit_shown_by_attribute": {} if shown is None else {"place": least, "shape": shape},
             "sensitivity": sensitivity,
             "distance": "pixel-rms",
         },
@@ -89,6 +91,7 @@ def test_all_criteria_met_is_go_with_a_line_for_each_threshold():
         ({"p": 0.06}, "swap_p"),
         ({"ratio": 1.6}, "loss_ratio"),
         ({"least": 0.59}, "edit_shown_least"),
+        ({"shape": 0.69}, "edit_shown_shape"),
         ({"known": 0.89}, "known_captions"),
         ({"new": 0.49}, "new_captions"),
         ({"gradient": 0.09}, "grad_norm"),
@@ -103,7 +106,7 @@ def test_one_criterion_missed_is_no_go_and_says_what_to_try(fault, name):
 
 
 def test_the_attribute_whose_edits_show_least_is_named():
-    assert row(judge(results(least=0.3), ALL), "edit_shown_least").title.endswith("least: shape")
+    assert row(judge(results(least=0.3), ALL), "edit_shown_least").title.endswith("least: place")
 
 
 def test_a_model_whose_captions_no_checker_reads_is_not_judged_by_captions():
