@@ -195,7 +195,7 @@ def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
             stopping = state.ranks.any(stop.wanted)
             step, last = state.step, state.step == total
             judges = not stopping and due(step, state.family.judge_every(state.config), last)
-            if _looks(state, stopping, last):
+            if _looks(state, stopping or step == end, last):
                 _look(run, meter)
             averaged = _measure(run, meter, last, judges)
             if stopping or due(step, state.config.checkpoint.every, step == end):

@@ -73,6 +73,14 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "--force": ("--force",),
         **TALK,
     },
+    "average": {
+        "RUN": ("run",),  # which has none
+        "--width": ("--width", "0.08"),
+        "--out": ("--out", "new.pt"),
+        "--at": ("--at", "2"),
+        "--force": ("--force",),
+        **TALK,
+    },
     "warmstart": {
         "OLD": ("run/checkpoints/checkpoint_step0000002.pt",),
         "--preset": ("--preset", "deeper.toml"),
@@ -197,6 +205,15 @@ SITUATIONS = (
         "over a stranger's weights",
         "inspect-ckpt",
         {"FILE": ("run",), "--export": ("--export", "theirs.safetensors")},
+        paired=False,
+    ),
+    Situation(
+        "an average", "average", {"RUN": ("averaged",), "--width": ("--width", "0.1")}, NO_REMARK | NOTHING_THERE
+    ),
+    Situation(
+        "over a stranger's average",
+        "average",
+        {"RUN": ("averaged",), "--width": ("--width", "0.1"), "--out": ("--out", "theirs.pt")},
         paired=False,
     ),
     Situation(

@@ -43,13 +43,15 @@ def build(folder: Path, run: Path, class_run: Path) -> None:
     shutil.copytree(shards, folder / "data" / "shards")
     for name, step in (("run", None), ("other", 1)):
         _cheap_copy(run, folder / name, folder / "data" / "shards", step)
+    _averaged(folder / "run", folder / "averaged")
     _copied_run(class_run, folder / "classes")
     _features(folder, load_config("demo", ["data.holdout=0.3"]))
     chance = np.random.default_rng(0)
     for name in ("ref", "other", "theirs"):
         Image.fromarray(chance.integers(0, 255, (96, 64, 3), np.uint8)).save(folder / f"{name}.png")
     write_safetensors(folder / "alexnet.safetensors", _alexnet(), {})
-    (folder / "theirs.safetensors").write_bytes(b"not ours")
+    for suffix in (".safetensors", ".pt"):
+        (folder / "theirs").with_suffix(suffix).write_bytes(b"not ours")
     (folder / "prompts.txt").write_text("a red circle\na blue square\n")
     (folder / "prompts.jsonl").write_text(_PROMPTS)
     for name, depth in (("tiny", 1), ("deeper", 2)):
@@ -122,6 +124,19 @@ def _cheap_copy(run: Path, copy: Path, shards: Path, step: int | None) -> None:
     save_checkpoint(copy / "checkpoints", state)
     record_data(copy, shards, state["data"]["identity_hash"])
     validate(copy / "checkpoints" / "checkpoint_final.pt", shards)
+
+
+def _averaged(run: Path, copy: Path) -> None:
+    """The run's two checkpoints as if it had followed averages of three widths."""
+    copy.mkdir()
+    state = load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
+    for step in (2, state["step"]):
+        ema = state["ema"].items()
+        widths = {
+            f"{width:g}": {name: tensor * (1 + width + step) for name, tensor in ema} for width in (0.05, 0.1, 0.2)
+        }
+        averaged = {**state, "step": step, "snapshots": {"begun": 0, "weights": widths}}
+        save_checkpoint(copy / "checkpoints", averaged, final=step == state["step"])
 
 
 def _copied_run(run: Path, copy: Path) -> None:
