@@ -86,6 +86,7 @@ WeakOption = Annotated[
     ),
 ]
 CfgWeakOption = Annotated[float | None, _setting("cfg_weak", "Z")]
+WeakRoutedOption = Annotated[float | None, _setting("weak_routed", "S")]
 GridOption = Annotated[
     tuple[str, str] | None,
     typer.Option(
@@ -131,6 +132,7 @@ def main(
     guidance_momentum: MomentumOption = None,
     weak: WeakOption = None,
     cfg_weak: CfgWeakOption = None,
+    weak_routed: WeakRoutedOption = None,
     grid: GridOption = None,
     init: InitOption = None,
     strength: StrengthOption = None,

@@ -302,7 +302,10 @@ class Sample(Section):
     guidance_momentum: Annotated[
         float, Field(gt=-1, lt=1, description="Of the guidance before, so much is added; APG has -0.5.")
     ] = 0.0
-    cfg_weak: Annotated[float, Field(ge=1, description="Guidance scale away from the model of --weak.")] = 2.0
+    cfg_weak: Annotated[float, Field(ge=1, description="Guidance scale away from --weak or --weak-routed.")] = 2.0
+    weak_routed: Annotated[
+        float, Field(ge=0, lt=1, description="The model itself as the weak one, with so many tokens routed.")
+    ] = 0.0
 
     @model_validator(mode="after")
     def _interval(self) -> Sample:
@@ -364,7 +367,8 @@ class Config(Section):
         return self
 
 
-LATER_SETTINGS = ("guidance_parallel", "guidance_norm", "guidance_momentum")  # younger than the first pictures
+# younger than the first pictures
+LATER_SETTINGS = ("guidance_parallel", "guidance_norm", "guidance_momentum", "weak_routed")
 
 
 class SampleSettings(Sample):
@@ -388,4 +392,5 @@ class SampleSettings(Sample):
         later = {name: getattr(self, name) for name in LATER_SETTINGS}
         plain = {name: value for name, value in self if name not in {"guidance_interval", "cfg_weak", *later}}
         changed = {name: value for name, value in later.items() if value != Sample.model_fields[name].default}
-        return {**plain, "guidance_interval": self.guidance_interval, **changed}
+        scale = {"cfg_weak": self.cfg_weak} if self.weak_routed else {}
+        return {**plain, "guidance_interval": self.guidance_interval, **changed, **scale}

@@ -188,8 +188,9 @@ def _warn_of_idle_conditions(request: DrawRequest, settings: SampleSettings, ask
             talk.warn(f"{option} has no effect at {_option(scale)} 0")
         if request.grid is not None and scale in asked:
             talk.warn(f"{_option(scale)} has no effect with --grid, whose axes say the scales")
-    if request.weak is not None and settings.cfg_weak == 1:
-        talk.warn("--weak has no effect at --cfg-weak 1: nothing is drawn away from it")
+    for option, given in (("--weak", request.weak is not None), ("--weak-routed", settings.weak_routed > 0)):
+        if given and settings.cfg_weak == 1:
+            talk.warn(f"{option} has no effect at --cfg-weak 1: nothing is drawn away from it")
 
 
 def _warn_of_idle_guidance(

@@ -19,6 +19,9 @@ A weak model, a smaller or less trained one of the same data, is one more thing 
 2406.02507, eq. 2, there with v = v_c alone, which is nested or joint guidance at scales of 1):
 
     weak       v ← v + (s_weak − 1)·(v_c − v_c of the weak model)
+
+The weak model may be the model itself with tokens that skip its middle blocks, as training with `[tread]` knows it
+(TREAD, arXiv 2501.04765; guidance by it, arXiv 2601.01608).
 """
 
 from __future__ import annotations

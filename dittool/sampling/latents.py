@@ -5,6 +5,7 @@ B samples · K branches of the guidance · C H W latent
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -13,12 +14,15 @@ import torch
 from torch import Tensor
 
 from dittool.config.schema import SampleSettings
+from dittool.errors import UsageError
 from dittool.models.conditioning import Conditions, Context, Kept
 from dittool.models.dit import DiT, KeysValues
 from dittool.objective.flow import shift_at
+from dittool.objective.routing import passing_tokens
 from dittool.sampling.guidance import BRANCHES, Guidance, against_weak, guidance, unguided
 from dittool.sampling.projected import Projection
 from dittool.sampling.solvers import SOLVERS, evaluation_times, time_grid
+from dittool.seeding import derive_seed
 
 _MANY_PATCHES = 256  # from here on a batch of its own for the branches without them is worth it: docs/sampling.md
 _SLACK = 1e-9  # of a time at the interval's edge: 0.3 of a grid is 0.30000000000000004
@@ -67,8 +71,17 @@ def sample_latents(
     Args:
         start: below 1, `noise` is z_t of an image on its way.
         negative: of a negative prompt, for each sample. It stands where branches without the caption have its null.
-        weak: a model of the same data, to go away from by `settings.cfg_weak`.
+        weak: a model of the same data, to go away from by `settings.cfg_weak`. With `settings.weak_routed` it is the
+        model itself, in which that share of the tokens skips the routed blocks.
+
+    Raises `UsageError` for both.
     """
+    if weak is not None and settings.weak_routed:
+        raise UsageError(
+            f"--weak and weak_routed {settings.weak_routed:g} exclude each other: there is one weak model",
+            "leave one out: --weak-routed 0, or no --weak",
+        )
+    weak = model if settings.weak_routed else weak
     has_text = conditions.text is not None or negative is not None
     inside, outside = guidance_rules(settings, has_text, conditions.cls is not None, weak is not None)
     ready: dict[bool, _Branches] = {}
@@ -80,6 +93,7 @@ def sample_latents(
             rule = inside if guided else outside
             batches = _batches(model, conditions, noise, rule.branches, negative)
             of_weak = _batches(weak, conditions, noise, list(rule.weak), negative) if weak and rule.weak else []
+            of_weak = [replace(batch, routed=settings.weak_routed) for batch in of_weak]
             ready[guided] = _Branches(rule, batches, of_weak)
         return ready[guided].velocity(z, t, projection if guided else None)
 
@@ -109,7 +123,7 @@ def guidance_rules(
     """Inside and outside of the guidance interval; a negative prompt counts as text."""
     scales, there = (settings.cfg_text, settings.cfg_dino), {"has_text": has_text, "has_reference": has_reference}
     outside, inside = unguided(*scales, **there), guidance(settings.guidance, *scales, **there)
-    if has_weak:
+    if has_weak or settings.weak_routed:
         (plain_branch,) = outside.weights
         inside = against_weak(inside, plain_branch, settings.cfg_weak)
     if Projection.of(settings):
@@ -136,6 +150,7 @@ class _Batch:
     names: list[str]
     context: Context  # (K·B, M, D)
     keys_values: KeysValues
+    routed: float = 0.0  # share of the tokens that skip the routed blocks
 
     @staticmethod
     def of(model: DiT, conditions: Conditions, noise: Tensor, names: list[str], every_text: bool = False) -> _Batch:
@@ -151,9 +166,16 @@ class _Batch:
         count, batch = len(self.names), len(z)
         times = torch.full((count * batch,), t, device=z.device)
         velocities = self.model.velocity(
-            z.repeat(count, 1, 1, 1), times, self.context, self.keys_values
+            z.repeat(count, 1, 1, 1), times, self.context, self.keys_values, self._route(z, t)
         )  # (K·B, C, H, W)
         return velocities.float().unflatten(0, (count, batch))
+
+    def _route(self, z: Tensor, t: float) -> Tensor | None:
+        """(K·B, n) the tokens that pass at this t, the same in every branch and sample."""
+        if not self.routed:
+            return None
+        tokens, seed = math.prod(self.model.token_grid(z)), derive_seed("routed", f"{t:.6f}")
+        return passing_tokens([seed], tokens, self.routed).to(z.device).expand(len(self.names) * len(z), -1)
 
 
 @dataclass(frozen=True)

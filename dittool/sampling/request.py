@@ -85,7 +85,7 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     if options.again is not None:
         return [_again(options.again, options, changes, size, grid, talk)]
     strength = require_strength(options.strength, options.init is not None, "--")
-    _require_weak(options.weak, changes)
+    _require_weak(options.weak, changes, 0.0)
     name = "grid" if grid else "sample"
     if options.prompts is None:
         if options.prompt is None and options.ref is None:
@@ -138,7 +138,7 @@ def _again(
     reference = file_of(path, inside.reference, options.ref, "--ref")
     init = file_of(path, inside.init, options.init, "--init")
     weak = file_of(path, inside.weak, options.weak, "--weak")
-    _require_weak(weak, changes)
+    _require_weak(weak, changes, inside.weak_routed)
     prompt = inside.prompt if options.prompt is None else options.prompt
     grid = grid or (parse_grid(inside.grid) if inside.grid else None)
     _require_effect(grid, prompt, reference)
@@ -188,10 +188,17 @@ def _changes(options: SampleOptions) -> dict[str, object]:
         raise UsageError(message, "see dit sample --help") from error
 
 
-def _require_weak(weak: Path | None, changes: Mapping[str, object]) -> None:
-    if weak is None and "cfg_weak" in changes:
+def _require_weak(weak: Path | None, changes: Mapping[str, object], routed: float) -> None:
+    """`routed`: the share that holds where `changes` says nothing of it."""
+    routes = bool(changes.get("weak_routed", routed))
+    if weak is None and "cfg_weak" in changes and not routes:
         raise UsageError(
-            "--cfg-weak has no effect without --weak", "name an earlier checkpoint of the run: --weak CHECKPOINT"
+            "--cfg-weak has no effect without --weak or --weak-routed",
+            "name an earlier checkpoint of the run: --weak CHECKPOINT; or a share of tokens: --weak-routed 0.5",
+        )
+    if weak is not None and routes:
+        raise UsageError(
+            "--weak and --weak-routed exclude each other: there is one weak model", "leave one of them out"
         )
 
 

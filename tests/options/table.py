@@ -54,6 +54,7 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "--guidance-momentum": ("--guidance-momentum", "-0.5"),
         "--weak": ("--weak", "other"),
         "--cfg-weak": ("--cfg-weak", "3"),
+        "--weak-routed": ("--weak-routed", "0.5"),
         "--grid": ("--grid", "cfg-text=1,2", "cfg-dino=1"),
         "--init": ("--init", "other.png"),
         "--strength": ("--strength", "0.5"),

@@ -16,12 +16,14 @@ from dittool.config.load import config_from_dict
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_model
 from dittool.models.conditioning import Kept
+from dittool.objective.routing import passing_tokens
 from dittool.sampling.draw import draw_all
 from dittool.sampling.latents import TextFeatures, sample_latents, sampling_cost
 from dittool.sampling.picture_file import SETTINGS_KEY
 from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.request import SampleOptions, plan
 from dittool.sampling.solvers import SOLVERS, time_grid
+from dittool.seeding import derive_seed
 
 PLAIN = {"guidance": "joint", "cfg_text": 1.0, "cfg_dino": 1.0, "steps": 3}
 
@@ -139,6 +141,37 @@ def test_with_a_negative_prompt_the_weak_model_sees_what_the_model_sees(strong, 
     torch.testing.assert_close(found, poor + 3 * (good - poor), rtol=1e-4, atol=1e-4)
 
 
+def test_the_routed_model_itself_is_a_weak_one(strong, inputs):
+    own, (conditions, noise) = Pipeline.load(strong), inputs
+    settings = own.settings.changed({**PLAIN, "cfg_weak": 1.7, "weak_routed": 0.5})
+    ours, kept = own.latents(conditions, noise, settings), Kept(*[torch.ones(len(noise), dtype=torch.bool)] * 2)
+    tokens = noise.shape[-2] * noise.shape[-1] // 4
+    taken = []
+
+    def velocity(z, t):
+        route = passing_tokens([derive_seed("routed", f"{t:.6f}")], tokens, 0.5).expand(len(z), -1)
+        taken.append(route[0])
+        times = torch.full((len(z),), t)
+        good, poor = (own.model(z, times, conditions, kept, None, way) for way in (None, route))
+        return poor + 1.7 * (good - poor)
+
+    with torch.inference_mode():
+        plain = SOLVERS["euler"](velocity, noise, time_grid(3))
+    assert float((ours - plain).norm() / plain.norm()) < 1e-5
+    assert not torch.equal(taken[0], taken[1])
+    assert sampling_cost(settings, noise.shape[-2:], True, True).passes == 2 * 3
+    alone = own.latents(conditions.map(lambda tensor: tensor[1:]), noise[1:], settings)
+    torch.testing.assert_close(ours[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_weak_model_and_the_routed_one_exclude_each_other(strong, smaller, inputs):
+    own = Pipeline.load(strong).with_weak(smaller)
+    with pytest.raises(UsageError, match="exclude each other"):
+        own.latents(*inputs, own.settings.changed({"weak_routed": 0.5}))
+    with pytest.raises(UsageError, match="exclude each other"):
+        plan(options(strong, smaller, weak_routed=0.5))
+
+
 # Which models fit
 
 
@@ -190,6 +223,16 @@ def test_its_settings_travel_in_the_picture_and_draw_it_again(strong, smaller, t
     assert "cfg_weak" not in plain.settings and "weak" not in plain.settings
 
 
+def test_a_routed_picture_is_drawn_again_and_with_another_scale(strong, tmp_path):
+    (image,) = draw_all(plan(options(strong, None, weak_routed=0.5, cfg_weak=2.5)), tmp_path / "a.png")
+    inside = json.loads(Image.open(image.path).text[SETTINGS_KEY])
+    assert (inside["weak_routed"], inside["cfg_weak"], inside["passes"]) == (0.5, 2.5, 2 * 3) and "weak" not in inside
+    (again,) = draw_all(plan(SampleOptions(again=image.path)), tmp_path)
+    assert again.same_pixels is True and again.settings == image.settings
+    (other,) = draw_all(plan(SampleOptions(again=image.path, settings={"cfg_weak": 4.0})), tmp_path)
+    assert (other.settings["weak_routed"], other.settings["cfg_weak"]) == (0.5, 4.0)
+
+
 def test_another_weak_model_than_then_is_said(strong, smaller, tmp_path, listener):
     (image,) = draw_all(plan(options(strong, smaller)), tmp_path / "a.png")
     draw_all(plan(SampleOptions(again=image.path, weak=strong)), tmp_path, listener)
@@ -197,7 +240,7 @@ def test_another_weak_model_than_then_is_said(strong, smaller, tmp_path, listene
 
 
 def test_its_options_without_effect_are_refused_or_said(strong, smaller, tmp_path, listener):
-    with pytest.raises(UsageError, match="--cfg-weak has no effect without --weak") as raised:
+    with pytest.raises(UsageError, match="--cfg-weak has no effect without --weak or --weak-routed") as raised:
         plan(options(strong, None, cfg_weak=3.0))
     assert "--weak CHECKPOINT" in raised.value.hint
     draw_all(plan(options(strong, smaller, cfg_weak=1.0)), tmp_path, listener)

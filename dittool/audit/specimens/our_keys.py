@@ -137,7 +137,7 @@ def _timesteps(config: Config) -> list[float]:
 
 def _drawn_from_weak(config: Config, network: FlowNetwork) -> list[float]:
     inputs, settings = network.inputs(), SampleSettings.of(config)
-    model, weak = network.shared_awake, network.fresh()
+    model, weak = network.shared_awake, None if settings.weak_routed else network.fresh()
     return sample_latents(model, inputs["conditions"], inputs["z"], settings, weak=weak).flatten().tolist()
 
 
