@@ -66,10 +66,19 @@ class Plan(Section):
         odd = [name for name in names if name == BASE or not _NAME.fullmatch(name)]
         twice = sorted({name for name in names if names.count(name) > 1})
         shared = sorted(set(self.seeds) & set(self.confirm_seeds))
+        empty = [name for name, keys in self.variant.items() if not keys]
+        values = [json.dumps(value) for several in self.grid.values() for value in several]
+        seeded = [keys for keys in (self.set, self.grid, *self.variant.values()) if "train.seed" in keys]
         require(
             (bool(names), "no row: give a [variant.NAME] with the keys that it changes, or a [grid]"),
             (not odd, f"{listed(odd)}: a row's name is letters, digits, spaces and . = + -, and not '{BASE}'"),
             (not twice, f"{listed(twice)}: named twice"),
+            (not empty, f"{listed(empty)}: changes nothing"),
+            (len(set(values)) == len(values), "grid: a value stands twice"),
+            (
+                not seeded,
+                "train.seed: seeds are the plan's: seeds = [0, 1, 2]; for other first weights train.init_draw",
+            ),
             (len(self.grid) < 2, f"grid has {len(self.grid)} keys; one is compared at a time"),
             (len(set(self.seeds)) == len(self.seeds), "seeds: one stands twice"),
             (
