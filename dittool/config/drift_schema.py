@@ -45,7 +45,8 @@ class Generator(Section):
     output_modulation: bool = False  # adaLN shift and scale before the output layer
     zero_output: bool = False  # the output layer begins at zero
     embedding_std: PositiveFloat = 0.02  # of class and style embeddings at step 0
-    gradient_checkpointing: bool = False  # recompute each block in backward
+    # recompute each block in backward; "selective": all of it but attention
+    gradient_checkpointing: bool | Literal["selective"] = False
 
     @property
     def cells(self) -> tuple[int, int]:

@@ -63,7 +63,8 @@ class Model(Section):
     context_balance: bool = False  # the three weigh the same in attention at step 0, however many tokens they are
     # first weights of the timestep's MLP: of deviation 0.02, or as large as all others, near the CLS part of c
     time_init: Literal["small", "xavier"] = "small"
-    gradient_checkpointing: bool = False  # recompute each block in backward
+    # recompute each block in backward; "selective": all of it but attention
+    gradient_checkpointing: bool | Literal["selective"] = False
 
     @model_validator(mode="after")
     def _divisible(self) -> Model:
@@ -183,7 +184,8 @@ class Train(Section):
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     clip: PositiveFloat = 1.0  # largest norm of the whole gradient
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast over fp32 master weights
-    compile: bool = False  # torch.compile of the blocks: slower first steps, faster others
+    # torch.compile of the blocks: slower first steps, faster others; "gpu": where there is one
+    compile: bool | Literal["gpu"] = False
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: whole copies in each process, or a part in each (FSDP2)
     # so many updates whose loss or gradient is not finite are left out; the next one ends the run
     skip_nonfinite: Counted = 0

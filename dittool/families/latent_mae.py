@@ -29,7 +29,7 @@ from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
 from dittool.data.shards.read_ahead import read_ahead
 from dittool.data.shards.stream import require_few_passes
-from dittool.devices import in_parts
+from dittool.devices import as_in_training, in_parts
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
 from dittool.families.drift_data import ClassSamples, require_fitting
@@ -177,7 +177,8 @@ def evaluate(data: MaeData, model: LatentMAE, device: torch.device) -> dict[str,
     hidden = hidden_patches(data.real, keys.mae.patch_size, keys.mae.masked, generator)
 
     def both(rows: slice) -> Tensor:
-        filled, logits = model(data.real[rows].to(device), hidden[rows].to(device))
+        with as_in_training(device, keys.train.precision):
+            filled, logits = model(data.real[rows].to(device), hidden[rows].to(device))
         right = (logits.argmax(dim=1).cpu() == data.labels[rows]).float()
         return torch.stack([_errors(filled.float().cpu(), data.real[rows], hidden[rows]), right], dim=1)
 

@@ -32,6 +32,7 @@ from dittool.models.layers import (
     swiglu_width,
 )
 from dittool.models.positions import LARGEST_SCALE, cached_positions
+from dittool.models.recompute import Recompute, keeping_attention
 from dittool.models.rotary import cached_angles
 from dittool.models.routing import angles_of, returned, taken
 
@@ -59,7 +60,7 @@ class DiTConfig:
     context_norm: bool
     context_balance: bool
     time_init: str
-    gradient_checkpointing: bool
+    gradient_checkpointing: Recompute
     routed_blocks: tuple[int, int]  # first and last that a routed token skips, counted from 1
     aligned_block: int | None  # whose tokens are projected in training, counted from 1
     latent_channels: int
@@ -87,6 +88,7 @@ class Block(nn.Module):
         modulation = ModulationOffset if config.shared_modulation else Modulation
         self.modulation = modulation(config.width, _VECTORS)
         self.norm = TOKEN_NORMS[config.norm]
+        self.keeps_attention = config.gradient_checkpointing == "selective"
 
     def forward(
         self,
@@ -104,6 +106,21 @@ class Block(nn.Module):
 
         `keys_values` are this block's keys and values of the context when they were computed before.
         """
+        inputs = x, c, context, bias, keys_values, angles, unmasked
+        if self.keeps_attention and self.training:
+            return keeping_attention(self._branches, *inputs)
+        return self._branches(*inputs)
+
+    def _branches(
+        self,
+        x: Tensor,
+        c: Tensor,
+        context: Tensor,
+        bias: Tensor | None,
+        keys_values: tuple[Tensor, Tensor] | None,
+        angles: Tensor | None,
+        unmasked: int,
+    ) -> Tensor:
         vectors = self.modulation(c).chunk(_VECTORS, dim=1)  # 9 × (B, D)
         shift_a, scale_a, gate_a, shift_x, scale_x, gate_x, shift_m, scale_m, gate_m = vectors
         if keys_values is None:
@@ -252,7 +269,7 @@ class DiT(nn.Module):
                 angles = None if angles is None else angles_of(angles, route)
             ready = None if keys_values is None else keys_values[number - 1]
             inputs = x, modulating, context.tokens, context.bias
-            if self.config.gradient_checkpointing and self.training:
+            if self.config.gradient_checkpointing is True and self.training:
                 x = checkpoint(block, *inputs, ready, angles, context.unmasked, use_reentrant=False)
             else:
                 x = block(*inputs, ready, angles, context.unmasked)

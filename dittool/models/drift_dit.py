@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dittool.models.dit import patchify, unpatchify
 from dittool.models.layers import QKNorm, TimestepEmbedding, gated, modulate
+from dittool.models.recompute import Recompute, keeping_attention
 from dittool.models.rotary import cached_angles, rotate
 
 _ALPHA_CHANNELS = 128  # hidden width of the guidance scale's MLP
@@ -62,7 +63,7 @@ class DriftDiTConfig:
     output_modulation: bool
     zero_output: bool
     embedding_std: float
-    gradient_checkpointing: bool
+    gradient_checkpointing: Recompute
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -131,9 +132,15 @@ class GeneratorBlock(nn.Module):
         self.mlp_norm = token_norm(config)
         self.mlp = SwiGLU(config.width, config.mlp_width, config.swiglu == "fused")
         self.modulation = nn.Linear(config.width, 6 * config.width)
+        self.keeps_attention = config.gradient_checkpointing == "selective"
 
     def forward(self, x: Tensor, c: Tensor, angles: Tensor | None) -> Tensor:
         """x: (B, N, D) tokens; c: (B, D) condition vector; angles: (N, K/2)."""
+        if self.keeps_attention and self.training:
+            return keeping_attention(self._branches, x, c, angles)
+        return self._branches(x, c, angles)
+
+    def _branches(self, x: Tensor, c: Tensor, angles: Tensor | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(c)).chunk(6, dim=1)  # 6 × (B, D)
         x = gated(x, gate_a, self.attention(modulate(self.attention_norm(x), shift_a, scale_a), angles))
         return gated(x, gate_m, self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m)))
@@ -230,7 +237,7 @@ class DriftDiT(nn.Module):
             x = torch.cat([self.register_tokens(c), x], dim=1)  # (B, N, D)
         angles = self.angles(x.device)
         for block in self.blocks:
-            recomputed = config.gradient_checkpointing and self.training
+            recomputed = config.gradient_checkpointing is True and self.training
             x = checkpoint(block, x, c, angles, use_reentrant=False) if recomputed else block(x, c, angles)
         x = self.output_norm(x[:, config.registers :])
         if config.output_modulation:

@@ -55,20 +55,28 @@ class Ranks:
     def first(self) -> bool:
         return self.rank == 0
 
-    def shard(self, model: nn.Module) -> None:
-        """Splits a model's parameters over the processes, block by block, so that only one block is whole at a time."""
-        if self.sharded:
-            from torch.distributed.fsdp import fully_shard  # a second of imports that one process does not need
+    def shard(self, model: nn.Module, precision: str) -> None:
+        """Splits a model's parameters over the processes, block by block, so that only one block is whole at a time.
 
+        For "bf16" they travel in bf16, as autocast would round them anyway, and gradients are added up in fp32; what
+        each process holds, and the tokens between blocks, stay fp32.
+        """
+        if self.sharded:
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second that one process spares
+
+            half = torch.bfloat16 if precision == "bf16" else None
+            policy = MixedPrecisionPolicy(half, torch.float32, cast_forward_inputs=False)
             for block in model.get_submodule("blocks").children():
-                fully_shard(block)
-            fully_shard(model)
+                fully_shard(block, mp_policy=policy)
+            fully_shard(model, mp_policy=policy)
 
     def replica(self, model: nn.Module) -> nn.Module:
         """The model whose backward averages gradients over all processes; the model itself when there is one."""
         if self.count == 1 or self.sharded:
             return model
-        return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        # a gradient is a part of the buffer that travels: no second copy of all of them
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
     @contextmanager
     def local_gradients(self, replica: nn.Module, wanted: bool) -> Iterator[None]:

@@ -27,6 +27,7 @@ from dittool.machine import Finding
 from dittool.storage import bytes_text
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
+from dittool.train.memory import CARDS, StepMemory, step_memory
 from dittool.train.readiness import checkpoints_kept, require_room
 from dittool.train.state import TrainState
 
@@ -65,6 +66,7 @@ class Plan:
     device: str
     memory_bytes: int
     memory_from: str  # how the figure was found
+    counted: StepMemory  # on a GPU, by counting
     checkpoint_bytes: int
     checkpoints_kept: int
 
@@ -96,7 +98,14 @@ class Plan:
             f"{self.parameters:,} parameters, {self.steps:,} steps of {self.samples_per_step:.4g} samples{epochs}",
             f"time    {duration_text(self.seconds)}{left} at {a_step}",
             f"memory  {bytes_text(self.memory_bytes)}: {self.memory_from}",
+            f"on GPUs {self.fitting}, counted, not measured",
         )
+
+    @property
+    def fitting(self) -> str:
+        """The largest micro-batch of one process for cards of several sizes."""
+        sizes = {card: self.counted.fitting(card) for card in CARDS}
+        return "samples that fit: " + ", ".join(f"{size or 'none'} into {card} GB" for card, size in sizes.items())
 
     def room_in(self, out: Path) -> Finding:
         """Whether the disk of the run's folder holds its checkpoints."""
@@ -105,7 +114,7 @@ class Plan:
 
     def to_json(self) -> dict[str, object]:
         figures = {name: getattr(self, name) for name in ("seconds_per_step", "seconds", "disk_bytes")}
-        return {**asdict(self), **figures}
+        return {**asdict(self), **figures, "fitting": {str(card): self.counted.fitting(card) for card in CARDS}}
 
 
 def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT, begun: int = 0) -> Plan:
@@ -143,6 +152,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT, begun: int = 0)
         device=device_name(ranks.device),
         memory_bytes=memory[0],
         memory_from=memory[1],
+        counted=step_memory(config, opened, max(kinds, key=lambda kind: kind.tokens).example),
         checkpoint_bytes=state_bytes(state.to_checkpoint()),
         checkpoints_kept=checkpoints_kept(config),
     )
@@ -204,9 +214,11 @@ def memory_of_update(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
         train_step(state, of_a_step)
         return torch.cuda.max_memory_allocated(state.device), "peak of one update, as the device counted it"
     kept: dict[int, int] = {}
+    own = {parameter.data_ptr() for parameter in state.model.parameters()}  # counted as weights
 
     def remember(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if tensor.data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):

@@ -113,21 +113,22 @@ def on_host(value: V) -> V:
         there.append(tensor)
         return tensor
 
-    _with_tensors(value, remembered)
+    with_tensors(value, remembered)
     arrived = iter(fetched(there))
-    return _with_tensors(value, lambda _: next(arrived))
+    return with_tensors(value, lambda _: next(arrived))
 
 
-def _with_tensors(value: Any, changed: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors(value: Any, changed: Callable[[Tensor], Tensor]) -> Any:
+    """The same with every tensor in it changed. Looks into lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return changed(value)
     if isinstance(value, list):
-        return [_with_tensors(item, changed) for item in value]
+        return [with_tensors(item, changed) for item in value]
     if isinstance(value, dict):
-        return {key: _with_tensors(item, changed) for key, item in value.items()}
+        return {key: with_tensors(item, changed) for key, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
         held = {one.name: getattr(value, one.name) for one in fields(value)}
-        return replace(value, **{name: _with_tensors(item, changed) for name, item in held.items()})
+        return replace(value, **{name: with_tensors(item, changed) for name, item in held.items()})
     return value
 
 

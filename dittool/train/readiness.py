@@ -17,12 +17,13 @@ from dittool.config.architectures import AnyConfig
 from dittool.console import Talk
 from dittool.data.shards.open_files import most_open
 from dittool.data.shards.read_ahead import AHEAD
+from dittool.devices import device_of_choice
 from dittool.errors import StorageError
 from dittool.families.family import BatchBytes, family_of
 from dittool.machine import NOTE, Finding
 from dittool.models.build import parameter_count
 from dittool.storage import bytes_text
-from dittool.train.state import TrainState
+from dittool.train.state import TrainState, compiles
 
 _FLOAT = 4  # bytes
 _SCRATCH = 100 << 20  # bytes that libraries leave in the temporary folder
@@ -57,18 +58,21 @@ def needs_of(config: AnyConfig, data: Path) -> Needs | None:
         checkpoints=checkpoints_kept(config),
         model=(5 + len(config.ema.averages)) * weights,
         bf16=config.train.precision == "bf16",
-        compiles=config.train.compile,
+        compiles=compiles(config, device_of_choice()),
     )
 
 
 def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
     """Every check, for a run of `config` on the shards in `data` that writes to `out`."""
+    compiled = compiles(config, device_of_choice())
     found = [installation.python_version(), *installation.versions(), installation.torchvision_build()]
-    found.append(installation.compiler(config.train.compile))
+    found.append(installation.compiler(compiled))
     if (needs := needs_of(config, data)) is None:
         what = "the size of this preset's model is not known: its encoders are in no table of docs/encoders.md"
         found.append(Finding("needs", NOTE, what, "with data: dit train --dry-run --preset P"))
-        needs = Needs(config.train.workers, 0, 0, 0, 0, 0, config.train.precision == "bf16", config.train.compile)
+        needs = Needs(
+            config.train.workers, 0, 0, 0, 0, 0, config.train.precision == "bf16", compiles(config, device_of_choice())
+        )
     shared = machine.shared_memory_needed(needs.batch, needs.workers, AHEAD)
     devices = machine.device(needs.model, needs.bf16)
     on_gpu = any(finding.check.startswith("device: cuda") for finding in devices)

@@ -37,10 +37,10 @@ class TrainState:
         self.ranks, self.device = ranks, ranks.device
         self.model = self._build()
         self.ema = EmaModel(self.model, config.ema)
-        if config.train.compile:
+        if compiles(config, ranks.device):
             compile_blocks(self.model)
         for model in (self.model, self.ema.model):
-            ranks.shard(model)
+            ranks.shard(model, config.train.precision)
         self.averages = PowerAverages(self.model, config.ema.averages)
         self.replica = ranks.replica(self.model)  # the same weights; its backward averages gradients over the processes
         self.optimizer = Optimizer(self.model, config.train, ranks)
@@ -58,12 +58,19 @@ class TrainState:
             return self.replica(*inputs)
 
     def gathered_ema(self) -> nn.Module:
-        """The averaged model in one piece, to evaluate and to draw with. All processes must ask together."""
+        """The averaged model in one piece, to evaluate and to draw with, in the first process alone: what the others
+        get is not to be called. All processes must ask together.
+        """
         if not self.ranks.sharded:
             return self.ema.model
-        with torch.random.fork_rng(devices=[]):
-            model = self._build().eval().requires_grad_(False)
-        model.load_state_dict(gathered(self.ema.model.state_dict()))
+        model = self.ema.model
+        if self.ranks.first:
+            with torch.random.fork_rng(devices=[]):
+                model = self._build().eval().requires_grad_(False)
+        for mine, part in zip(model.state_dict().values(), self.ema.model.state_dict().values(), strict=True):
+            tensor = gathered(part)  # one at a time, so that no process holds all of them beside its own
+            if self.ranks.first:
+                mine.copy_(tensor)
         return model
 
     def to_checkpoint(self) -> dict[str, Any]:
@@ -157,6 +164,12 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
             "train on the shards of before (--data), or start a new run from these weights with --init",
         )
     return [*changed, INDEX_IS_CLAIM] if is_claim else changed
+
+
+def compiles(config: AnyConfig, device: torch.device) -> bool:
+    """Whether a run is compiled on this device."""
+    wanted = config.train.compile
+    return device.type == "cuda" if wanted == "gpu" else wanted
 
 
 def compile_blocks(model: nn.Module) -> None:

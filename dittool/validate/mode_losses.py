@@ -40,6 +40,7 @@ QUANTILES = tuple(i / 10 for i in range(1, 10))  # of the training distribution 
 EFFECTS = ("text", "reference", "divergence")
 # the four of MODES, then two with another sample's conditions
 _NONE, _TEXT, _REFERENCE, _BOTH, _OTHER_TEXT, _OTHER_REFERENCE = range(6)
+_KEYS_VALUES = 8 << 30  # bytes of keys and values at a time
 _BRANCH_MODES = (_NONE, _TEXT, _REFERENCE, _BOTH, _TEXT, _REFERENCE)
 
 
@@ -157,7 +158,7 @@ def _measure_batch(
         own, exchanged = conditions.map(lambda tensor: tensor[rows]), others.map(lambda tensor: tensor[rows])
         return _measure_samples(pipeline, latents[rows], noise[rows], own, exchanged, times)
 
-    parts = in_parts(measured, len(refs), len(refs))
+    parts = in_parts(measured, len(refs), min(len(refs), _samples_at_once(pipeline, conditions)))
     losses = torch.cat([part.losses for part in parts], dim=-1)
     squares = torch.stack([part.squares for part in parts]).sum(dim=0)
     found = _BatchFigures(losses, squares * (len(refs) > 1))  # a sample alone has only itself to be exchanged with
@@ -167,6 +168,14 @@ def _measure_batch(
             "audit it: dit audit CHECKPOINT",
         )
     return found
+
+
+def _samples_at_once(pipeline: Pipeline, conditions: Conditions) -> int:
+    """As many as the keys and values of all their branches, the largest tensors of all, leave room for."""
+    model = pipeline.config.model
+    text, patches = (0 if one is None else one.shape[1] for one in (conditions.text, conditions.patches))
+    of_a_row = model.depth * 2 * (text + 1 + patches) * model.width * 4  # fp32
+    return max(1, _KEYS_VALUES // (len(_BRANCH_MODES) * of_a_row))
 
 
 @torch.inference_mode()

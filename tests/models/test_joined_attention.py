@@ -75,6 +75,21 @@ def test_a_model_that_joins_computes_what_one_with_a_mask_does(joining, monkeypa
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("joins", [False, True])
+def test_selective_recomputation_changes_no_gradient_and_runs_no_attention_again(joining, monkeypatch, joins):
+    monkeypatch.setattr(layers, "joining_pays", lambda _q: joins)
+    gradients, again = [], []
+    for how in ("false", "selective", "true"):
+        model = tiny(f"model.gradient_checkpointing={how}")
+        loss = model(*batch()).square().mean()
+        with Kernels() as counted:
+            gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        again.append(counted.calls.total())
+    assert again[:2] == [0, 0] and again[2] > 0
+    for mine, selective, theirs in zip(*gradients, strict=True):
+        assert torch.equal(mine, selective) and torch.equal(mine, theirs)
+
+
 class Kernels(TorchDispatchMode):
     """Counts attention kernels by name and by the columns that their masks cover."""
 

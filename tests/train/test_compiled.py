@@ -14,6 +14,7 @@ import torch
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
+from dittool.config.load import load_config
 from dittool.errors import UsageError
 from dittool.models import layers
 from dittool.models.conditioning import Conditions
@@ -97,8 +98,10 @@ def every_shape(sizes: tuple[int, ...]):
     ]
 
 
-@pytest.mark.parametrize("joins", [False, True])
-@pytest.mark.parametrize(("checkpointing", "precision"), [(False, torch.float32), (True, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("checkpointing", "precision", "joins"),
+    [(False, torch.float32, False), (True, torch.bfloat16, True), ("selective", torch.float32, True)],
+)
 def test_two_graphs_serve_all_blocks_buckets_and_caption_lengths(graphs, monkeypatch, checkpointing, precision, joins):
     monkeypatch.setattr(layers, "joining_pays", lambda _q: joins)
     plain, fast = build(gradient_checkpointing=checkpointing), build(gradient_checkpointing=checkpointing)
@@ -136,6 +139,15 @@ def test_a_run_is_compiled_by_its_key_and_ends_where_the_plain_one_ends(graphs, 
     for part in ("model", "ema"):
         assert fast[part].keys() == plain[part].keys()
         assert all(torch.allclose(fast[part][name], plain[part][name], atol=1e-5) for name in plain[part])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "on_cpu", "on_gpu"), [(True, True, True), (False, False, False), ("gpu", False, True)]
+)
+def test_a_preset_is_compiled_where_there_is_a_gpu(wanted, on_cpu, on_gpu):
+    config = load_config("nano", [f"train.compile={str(wanted).lower()}"])
+    assert [state.compiles(config, torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_gpu]
+    assert all(load_config(name).train.compile == "gpu" for name in ("nano", "medium", "base", "large", "drift-l2"))
 
 
 def test_a_run_is_not_compiled_without_the_key(graphs, tiny_shards, tmp_path):

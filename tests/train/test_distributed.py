@@ -267,3 +267,38 @@ def test_a_signal_to_torchrun_saves_the_run(tiny_shards, tmp_path, message):
     while not list_checkpoints(out / "checkpoints") or list_checkpoints(out / "checkpoints")[0].verify():
         assert time.monotonic() < deadline + 30
         time.sleep(0.1)
+
+
+def _gradients_of_half(rank: int, place: str) -> None:
+    import torch.distributed as dist
+
+    from dittool.train.distributed import Ranks, gathered
+    from tests.models.test_joined_attention import batch, tiny
+
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+    found = {}
+    for name in ("whole", "bf16"):
+        model = tiny()
+        if name != "whole":
+            Ranks(rank, 2, torch.device("cpu"), sharded=True).shard(model, name)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(*batch())
+        out.float().square().mean().backward()
+        gradients = {key: gathered(one.grad) for key, one in model.named_parameters()}
+        held = {one.dtype for one in model.parameters()}
+        found[name] = (out.detach(), gradients, held)
+    if rank == 0:
+        torch.save(found["whole"][:2] + found["bf16"][:2], f"{place}/found.pt")
+        assert found["bf16"][2] == {torch.float32}
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_weights_that_travel_in_bf16_give_what_autocast_gives(tmp_path):
+    """Of batches that both processes share, so that the mean over them is that of one."""
+    torch.multiprocessing.spawn(_gradients_of_half, (str(tmp_path),), nprocs=2)
+    out, gradients, same_out, same = torch.load(tmp_path / "found.pt")
+    assert torch.equal(out, same_out)
+    for key, gradient in gradients.items():
+        assert same[key].dtype == torch.float32
+        assert (same[key] - gradient).norm() <= 0.01 * gradient.norm() + 1e-8, key

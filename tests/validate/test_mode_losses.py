@@ -8,10 +8,14 @@ from collections import Counter
 import pytest
 import torch
 
+from dittool.ckpt.files import resolve_checkpoint
 from dittool.data.shards.index import HOLDOUT, TRAIN
+from dittool.data.shards.read import ShardSet
 from dittool.errors import BadDataError
 from dittool.models.dit import DiT
 from dittool.objective.flow import MODES
+from dittool.sampling.pipeline import Pipeline
+from dittool.validate import mode_losses
 from dittool.validate.mode_losses import QUANTILES, measure_modes
 from tests.validate.oracle import judge, trial_of
 
@@ -148,3 +152,20 @@ def test_a_velocity_that_is_not_finite_is_an_error(measured):
 def test_measuring_repeats_itself(measured):
     offsets = {"none": 0.5, "text_only": 0.3, "reference_only": 0.2, "both": 0.1}
     assert measured(**offsets) == measured(**offsets)
+
+
+def test_few_samples_at_a_time_have_the_losses_of_many(tiny_run, tiny_shards, monkeypatch):
+    """Where keys and values of all branches would fill the memory of a device."""
+    pipeline, shards = Pipeline.load(resolve_checkpoint(tiny_run)), ShardSet.open(tiny_shards.folder)
+    refs, times = shards.split(TRAIN)[:4], torch.tensor([0.3, 0.7])
+    together, rows = mode_losses.sample_losses(pipeline, shards, refs, times), []
+    real = mode_losses._measure_samples
+
+    def counted(pipeline, latents, *rest):
+        rows.append(len(latents))
+        return real(pipeline, latents, *rest)
+
+    monkeypatch.setattr(mode_losses, "_KEYS_VALUES", 1)
+    monkeypatch.setattr(mode_losses, "_measure_samples", counted)
+    torch.testing.assert_close(mode_losses.sample_losses(pipeline, shards, refs, times), together)
+    assert rows == [1] * 4

@@ -129,7 +129,8 @@ class OurNetwork(Trial[Network], Generic[Network, Configured]):
         return replace(super().gates(), where=f"each of {len(self.blocks)} blocks")
 
     def _checkpointing_switch(self) -> CheckpointingSwitch[Network]:
-        says = "on" if getattr(self.config.model, "gradient_checkpointing", False) else "off"
+        set_to = getattr(self.config.model, "gradient_checkpointing", False)
+        says = set_to if isinstance(set_to, str) else "on" if set_to else "off"
         return CheckpointingSwitch(
             "", lambda wanted: self.awake(gradient_checkpointing=wanted), f"; the preset says {says}"
         )
