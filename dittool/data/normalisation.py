@@ -29,6 +29,11 @@ class LatentNorm:
         """(…, C, h, w) as the model makes it → as the codec decodes it."""
         return latents / self._vector(self.scale, latents) + self._vector(self.shift, latents)
 
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale (C, 1, 1) float32, of which `apply` makes (z − shift)·scale."""
+        like = torch.empty(0)
+        return self._vector(self.shift, like), self._vector(self.scale, like)
+
     def to_json(self) -> dict[str, list[float]]:
         return {"shift": list(self.shift), "scale": list(self.scale)}
 

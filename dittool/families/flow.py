@@ -22,7 +22,7 @@ from dittool.config.schema import Config
 from dittool.console import Talk
 from dittool.data.choice import representative
 from dittool.data.normalisation import LatentNorm
-from dittool.data.patch_storage import NONE, stored_grid
+from dittool.data.patch_storage import FP32, INT8, NONE, stored_grid
 from dittool.data.provenance import Provenance
 from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.index import HOLDOUT, TRAIN
@@ -333,22 +333,25 @@ def _require_patch_for_each_token(config: Config, shards: ShardSet, bucket: Buck
 
 
 _STRIDE, _PATCH, _TEXT_TOKENS = 8, 16, 64  # of a usual codec, image encoder and caption
+_NOISE, _STORED = 4, 2  # bytes of a value: noise is float32, features are stored as float16
 
 
 def batch_bytes(config: Config, widths: FeatureWidths) -> int:
-    """Of the largest batch with its noise, in fp32, before there are data to look at."""
+    """Of the largest batch with its noise, as it travels, before there are data to look at."""
     model, train = config.model, config.train
 
     def values(bucket: Bucket) -> int:
         latent = widths.latent_channels * math.prod(bucket.latent_grid(_STRIDE))
         patches = bucket.area // _PATCH**2 if config.reads_patches else 0
-        return 2 * latent + (1 + patches) * widths.image + _TEXT_TOKENS * widths.text
+        stored = latent + widths.image + _TEXT_TOKENS * widths.text
+        return _NOISE * latent + _STORED * stored + patches * widths.image * wide
 
     def samples(bucket: Bucket) -> int:
         tokens = bucket.area // (_STRIDE * model.patch_size) ** 2
         return train.batch_size or max(1, (train.tokens_per_batch or 0) // tokens)
 
-    return max(samples(bucket) * values(bucket) * 4 for bucket in config.data.bucket_sizes())
+    wide = _NOISE if config.data.patch_storage in (FP32, INT8) else _STORED  # int8 is decoded before it travels
+    return max(samples(bucket) * values(bucket) for bucket in config.data.bucket_sizes())
 
 
 FAMILY = Family(
@@ -367,7 +370,7 @@ FAMILY = Family(
     judge_every=lambda config: config.validate_.every,
     judge=judge,
     conclude=lambda _data, _figures: Conclusion(next="dit validate"),
-    largest_batch=lambda data: BatchBytes(data.stream.largest_batch, data.stream.largest_batch),
+    largest_batch=lambda data: BatchBytes(*data.stream.largest_batch),
     kinds=kinds,
     pipeline=Pipeline.load,
     noise=write_noise,

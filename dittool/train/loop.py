@@ -148,7 +148,7 @@ def train(
         ranks = held.enter_context(process_group(config.train.parallel))
         talk = talk if ranks.first else SILENT
         opened = family.open_data(config, data, ranks)
-        require_room(config, family.largest_batch(opened), talk)
+        require_room(config, family.largest_batch(opened), talk, ranks.device.type == "cuda")
         stop = held.enter_context(stop_on_signal())
         if warning := launcher_warning():
             talk.warn(warning)

@@ -16,7 +16,7 @@ from dittool.ckpt.load import named_tensors
 from dittool.config.architectures import AnyConfig
 from dittool.console import Talk
 from dittool.data.shards.open_files import most_open
-from dittool.data.shards.read_ahead import AHEAD
+from dittool.data.shards.read_ahead import items_ahead
 from dittool.devices import device_of_choice
 from dittool.errors import StorageError
 from dittool.families.family import BatchBytes, family_of
@@ -73,7 +73,8 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
         needs = Needs(
             config.train.workers, 0, 0, 0, 0, 0, config.train.precision == "bf16", compiles(config, device_of_choice())
         )
-    shared = machine.shared_memory_needed(needs.batch, needs.workers, AHEAD)
+    ahead = items_ahead(needs.batch, needs.workers)
+    shared = machine.shared_memory_needed(needs.batch, needs.workers, ahead)
     devices = machine.device(needs.model, needs.bf16)
     on_gpu = any(finding.check.startswith("device: cuda") for finding in devices)
     return [
@@ -81,7 +82,7 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
         *devices,
         machine.memory(_REST + (0 if on_gpu else needs.model)),
         machine.shared_memory(shared, needs.workers),
-        machine.descriptors(machine.descriptors_needed(needs.files, needs.workers, AHEAD)),
+        machine.descriptors(machine.descriptors_needed(needs.files, needs.workers, ahead)),
         machine.processes(needs.workers),
         machine.file_size(needs.checkpoint),
         machine.disk(out, needs.checkpoint * needs.checkpoints, f"{needs.checkpoints} checkpoints need"),
@@ -97,13 +98,17 @@ def checkpoints_kept(config: AnyConfig) -> int:
     return min(keys.keep + for_good, -(-steps // keys.every)) + 1
 
 
-def require_room(config: AnyConfig, batch: BatchBytes, talk: Talk) -> None:
+def require_room(config: AnyConfig, batch: BatchBytes, talk: Talk, pinned: bool = False) -> None:
     """Raises `StorageError` when batches of this size do not fit into memory or /dev/shm; warns where descriptors may
     run out. All processes of this machine ask for themselves, each with its share.
+
+    Args:
+        pinned: batches are copied into pinned memory on their way to a GPU, as many as are read ahead.
     """
     workers, here = config.train.workers, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    ahead = machine.shared_memory_needed(batch.handed_over, workers, AHEAD) * here
-    found = machine.memory(batch.used * here + ahead)
+    items = items_ahead(batch.handed_over, workers)
+    ahead = machine.shared_memory_needed(batch.handed_over, workers, items) * here
+    found = machine.memory(batch.used * here + (2 if pinned else 1) * ahead)
     if found.status == machine.BITES:
         size = config.train.batch_size or f"by train.tokens_per_batch = {config.train.tokens_per_batch}"
         raise StorageError(
@@ -114,7 +119,7 @@ def require_room(config: AnyConfig, batch: BatchBytes, talk: Talk) -> None:
     found = machine.shared_memory(ahead, workers)
     if found.status == machine.BITES:
         raise StorageError(f"{found.check}: batches of {bytes_text(batch.handed_over)}: {found.what}", found.remedy)
-    found = machine.descriptors(machine.descriptors_needed(most_open(), workers, AHEAD))
+    found = machine.descriptors(machine.descriptors_needed(most_open(), workers, items))
     if found.status == machine.BITES:
         talk.warn(f"{found.check}: {found.what}; {found.remedy}")
 

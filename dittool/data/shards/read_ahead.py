@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from dittool.errors import DitError, StorageError, is_out_of_descriptors, no_descriptor_left
 from dittool.storage import bytes_text
 
-AHEAD = 4  # items that each worker prepares in advance
+_MOST_AHEAD = 4  # items that each worker prepares in advance
+_MOST_AHEAD_BYTES = 4 << 30  # of all workers together, where one item of each is less
 _SHARED_MEMORY = "/dev/shm"
 _PATIENCE = 45.0  # seconds without any item before a run ends, and those that its bytes take at …
 _SLOWEST = 10e6  # … so many bytes a second from all workers together
@@ -44,6 +45,11 @@ class Items(Protocol[T_co]):
     def __getitem__(self, number: int, /) -> T_co: ...
 
 
+def items_ahead(item_bytes: int, workers: int) -> int:
+    """Items that each worker prepares in advance, by the bytes of the largest."""
+    return max(1, min(_MOST_AHEAD, _MOST_AHEAD_BYTES // max(item_bytes * workers, 1)))
+
+
 def read_ahead(
     items: Items[T], numbers: range, workers: int, *, pin_memory: bool = False, item_bytes: int = 0
 ) -> Iterator[T]:
@@ -51,7 +57,8 @@ def read_ahead(
 
     Args:
         workers: processes that prepare them; 0: this one does.
-        item_bytes: of the largest item. The longest wait is 45 s, and more where items are large.
+        item_bytes: of the largest item. Fewer are prepared in advance where they are large, and the longest wait, else
+            45 s, is longer.
 
     Raises what `items` raises, and `StorageError` when a worker has died, has no descriptor or no shared memory left,
     or when nothing comes.
@@ -66,7 +73,7 @@ def read_ahead(
                 sampler=numbers,
                 num_workers=workers,
                 pin_memory=pin_memory,
-                prefetch_factor=AHEAD if workers else None,
+                prefetch_factor=items_ahead(item_bytes, workers) if workers else None,
                 timeout=patience if workers else 0,
                 worker_init_fn=_end_without_descriptors,
                 generator=torch.Generator(),  # the loader would else draw from the global one

@@ -85,6 +85,27 @@ class Batch:
         return replace(self, conditions=self.conditions.map(Tensor.pin_memory), **pinned)
 
 
+@dataclass(frozen=True)
+class StoredBatch:
+    """A micro-batch as it travels: features of the type that they are stored in, mostly float16, latents not
+    normalised.
+    """
+
+    batch: Batch
+    shift: Tensor  # (C, 1, 1) of the normalisation
+    scale: Tensor  # (C, 1, 1)
+
+    def to(self, device: torch.device) -> Batch:
+        """As the model sees it: cast to float32 and normalised there, after half of the bytes have travelled."""
+        batch, shift, scale = self.batch.to(device), self.shift.to(device, non_blocking=True), self.scale
+        latents = (batch.latents.float() - shift) * scale.to(device, non_blocking=True)
+        return replace(batch, latents=latents, conditions=batch.conditions.map(_as_float))
+
+    def pin_memory(self) -> StoredBatch:
+        """The DataLoader asks for it."""
+        return StoredBatch(self.batch.pin_memory(), self.shift.pin_memory(), self.scale.pin_memory())
+
+
 def sizes_within(tokens_per_batch: int, buckets: Iterable[str], cell: int, multiple: int = 1) -> dict[str, int]:
     """Samples in a batch of each bucket, so that a batch holds at most so many latent tokens: ⌊budget / tokens of the
     bucket⌋, at least 1.
@@ -136,26 +157,23 @@ class BatchStream(Dataset):
         self._patch_size = shards.card.image.patch_size
 
     def __getitem__(self, number: int) -> Batch:
+        return self.stored(number).to(torch.device("cpu"))
+
+    def stored(self, number: int) -> StoredBatch:
+        """Micro-batch `number` as it travels to the device."""
         indices, first = self.plan.batch(number), self.plan.samples_before(number)
         share = len(indices) // self._ranks
         mine = range(self._rank * share, (self._rank + 1) * share)
         samples = [self._shards.read(self._refs[indices[place]], self._patches) for place in mine]
-        latents, conditions = collate(samples, self._norm, self._patch_size)
-        noise = torch.empty_like(latents)
+        latents, conditions = collate_stored(samples, self._patch_size)
+        noise = torch.empty(latents.shape)
         uniform = torch.empty(share, 2, dtype=torch.float64)  # timestep and mode of each
         for row, place in enumerate(mine):
             self._draw(first + place, noise[row], uniform[row])
-        return Batch(
-            number,
-            [sample.ref.id for sample in samples],
-            latents,
-            conditions,
-            noise,
-            uniform[:, 0].contiguous(),
-            uniform[:, 1].contiguous(),
-            self._weight(number),
-            first + mine.start,
-        )
+        draws = uniform[:, 0].contiguous(), uniform[:, 1].contiguous()
+        ids = [sample.ref.id for sample in samples]
+        batch = Batch(number, ids, latents, conditions, noise, *draws, self._weight(number), first + mine.start)
+        return StoredBatch(batch, *self._norm.tensors())
 
     def _weight(self, number: int) -> float:
         """Samples of this micro-batch over those of its step, so that a step's loss is the mean over its samples
@@ -172,28 +190,52 @@ class BatchStream(Dataset):
         torch.randn(noise.shape, generator=generator, out=noise)
 
     def batches(self, first: int, end: int, workers: int, device: torch.device) -> Iterator[Batch]:
-        """Micro-batches `first` to `end` (exclusive) in order, prepared by worker processes."""
-        on_gpu = device.type == "cuda"
-        return read_ahead(
-            self, range(first, end), workers, pin_memory=on_gpu, item_bytes=self.largest_batch if workers else 0
+        """Micro-batches `first` to `end` (exclusive) in order, prepared by worker processes, on the device."""
+        ahead = read_ahead(
+            _Stored(self),
+            range(first, end),
+            workers,
+            pin_memory=device.type == "cuda",
+            item_bytes=self.largest_batch[1] if workers else 0,
         )
+        return (stored.to(device) for stored in ahead)
 
     @cached_property
-    def largest_batch(self) -> int:
-        """Bytes of this process's share of the largest micro-batch, as a worker hands it over."""
+    def largest_batch(self) -> tuple[int, int]:
+        """Bytes of this process's share of the largest micro-batch: as the model sees it, as a worker hands it over."""
         longest = self._refs.largest(TEXT.member)  # the sample of the longest caption
-        return max(
-            size // self._ranks * self._bytes_of_a_sample(longest[bucket]) for bucket, size in self.plan.sizes.items()
-        )
+        sizes = {bucket: size // self._ranks for bucket, size in self.plan.sizes.items()}
+        each = {bucket: self._bytes_of_a_sample(longest[bucket]) for bucket in sizes}
+        return max(sizes[b] * each[b][0] for b in sizes), max(sizes[b] * each[b][1] for b in sizes)
 
-    def _bytes_of_a_sample(self, ref: SampleRef) -> int:
-        latents, conditions = collate([self._shards.read(ref, self._patches)], self._norm, self._patch_size)
-        return 2 * tensor_bytes(latents) + tensor_bytes(conditions) + 16  # noise; timestep and mode
+    def _bytes_of_a_sample(self, ref: SampleRef) -> tuple[int, int]:
+        stored, conditions = collate_stored([self._shards.read(ref, self._patches)], self._patch_size)
+        drawn = 4 * stored.numel() + 16  # noise; timestep and mode
+        given = 4 * stored.numel() + tensor_bytes(conditions.map(_as_float))
+        return given + drawn, tensor_bytes(stored) + tensor_bytes(conditions) + drawn
+
+
+class _Stored:
+    """The batches of a stream as they travel."""
+
+    def __init__(self, stream: BatchStream) -> None:
+        self._stream = stream
+
+    def __getitem__(self, number: int) -> StoredBatch:
+        return self._stream.stored(number)
 
 
 def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tuple[Tensor, Conditions]:
-    """Normalised latents (B, C, H, W) and conditions of samples of one bucket. Text is padded to the longest caption,
-    rounded up; a batch that needs no padding has no mask.
+    """Normalised latents (B, C, H, W) and conditions of samples of one bucket, as the model sees them: float32.
+    Arguments and errors as of `collate_stored`.
+    """
+    latents, conditions = collate_stored(samples, patch_size)
+    return norm.apply(latents.float()), conditions.map(_as_float)
+
+
+def collate_stored(samples: Sequence[Sample], patch_size: int) -> tuple[Tensor, Conditions]:
+    """Latents (B, C, H, W) and conditions of samples of one bucket, as they are stored. Text is padded to the longest
+    caption, rounded up; a batch that needs no padding has no mask.
 
     `patch_size` is the image encoder's. Raises `BadDataError` when a sample's patches do not fill the bucket's grid.
     """
@@ -207,7 +249,8 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
             )
     lengths = torch.tensor([len(sample.text) for sample in samples])
     longest = -(-int(lengths.max()) // _TEXT_MULTIPLE) * _TEXT_MULTIPLE
-    text = torch.zeros(len(samples), longest, samples[0].text.shape[1])
+    width, kind = samples[0].text.shape[1], _dtype([sample.text for sample in samples])
+    text = torch.zeros(len(samples), longest, width, dtype=kind)
     for row, sample in zip(text, samples, strict=True):
         row[: len(sample.text)].copy_(torch.from_numpy(sample.text))
     padded = bool((lengths < longest).any())
@@ -216,15 +259,15 @@ def collate(samples: Sequence[Sample], norm: LatentNorm, patch_size: int) -> tup
     cls = _stacked([sample.cls for sample in samples], samples)
     kept = [sample.patches for sample in samples if sample.patches is not None]
     patches = _stacked(kept, samples) if kept else None
-    latents = norm.apply(_stacked([sample.latent for sample in samples], samples))
+    latents = _stacked([sample.latent for sample in samples], samples)
     return latents, Conditions(text, mask, cls, patches, grid)
 
 
 def _stacked(arrays: Sequence[np.ndarray], samples: Sequence[Sample]) -> Tensor:
-    """(B, …) float32, each array converted where it will stand. Raises `BadDataError` when one has another shape
-    than the first.
+    """(B, …) of their type, each array copied to where it will stand. Raises `BadDataError` when one has another
+    shape than the first.
     """
-    batch = _allocated(len(arrays), *arrays[0].shape)
+    batch = _allocated(_dtype(arrays), len(arrays), *arrays[0].shape)
     for row, array, sample in zip(batch, arrays, samples, strict=True):
         if array.shape != row.shape:
             raise BadDataError(
@@ -236,8 +279,17 @@ def _stacked(arrays: Sequence[np.ndarray], samples: Sequence[Sample]) -> Tensor:
     return batch
 
 
-def _allocated(*shape: int) -> Tensor:
-    """Uninitialised float32. numpy asks the kernel for huge pages; the many small ones that torch gets cost more
-    time than all the reading.
+def _allocated(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Uninitialised. numpy asks the kernel for huge pages; the many small ones that torch gets cost more time than all
+    the reading.
     """
-    return torch.from_numpy(np.empty(shape, dtype=np.float32))
+    return torch.from_numpy(np.empty(shape, dtype=np.float16 if dtype == torch.float16 else np.float32))
+
+
+def _dtype(arrays: Sequence[np.ndarray]) -> torch.dtype:
+    """What holds all of them without loss: float16 where all are stored so."""
+    return torch.float16 if all(array.dtype == np.float16 for array in arrays) else torch.float32
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

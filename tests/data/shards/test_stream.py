@@ -13,6 +13,7 @@ import torch
 from dittool.config.load import load_config
 from dittool.data.provenance import Provenance
 from dittool.data.shards.read import ShardSet
+from dittool.data.shards.read_ahead import items_ahead, tensor_bytes
 from dittool.data.shards.stream import BatchPlan, BatchStream, collate, sizes_within
 from dittool.errors import BadDataError, UsageError
 
@@ -201,3 +202,30 @@ def test_a_batch_is_pinned_whole_where_there_is_a_gpu(tiny_shards, monkeypatch):
 def test_a_batch_that_does_not_divide_among_ranks_is_refused(tiny_shards):
     with pytest.raises(UsageError, match="4 samples in a batch do not divide among 3"):
         tiny_shards.stream(ranks=3)
+
+
+def test_a_batch_travels_as_it_is_stored_and_becomes_what_a_conversion_beforehand_gave(tiny_shards):
+    stream = tiny_shards.stream()
+    stored, batch = stream.stored(3), stream[3]
+    c = stored.batch.conditions
+    assert {tensor.dtype for tensor in (stored.batch.latents, c.text, c.cls, c.patches)} == {torch.float16}
+    samples = [stream._shards.read(ref) for name in batch.ids for ref in stream._refs if ref.id == name]
+    latents = stream._norm.apply(torch.stack([torch.from_numpy(sample.latent).float() for sample in samples]))
+    patches = torch.stack([torch.from_numpy(sample.patches).float() for sample in samples])
+    assert torch.equal(batch.latents, latents) and torch.equal(batch.conditions.patches, patches)
+    assert batch.conditions.text.dtype == batch.conditions.cls.dtype == torch.float32
+    moved = stored.to(torch.device("meta"))
+    assert moved.latents.is_meta and moved.latents.dtype == torch.float32
+
+
+def test_the_largest_batch_is_counted_as_it_travels_and_as_it_is_used(tiny_shards):
+    stream = tiny_shards.stream()
+    used, handed_over = stream.largest_batch
+    found = [stream.stored(number).batch for number in range(12)]
+    sizes = [tensor_bytes((b.latents, b.conditions, b.noise, b.timestep_draw, b.mode_draw)) for b in found]
+    assert max(sizes) <= handed_over <= 1.1 * max(sizes) and handed_over < 0.75 * used
+
+
+def test_large_batches_are_prepared_fewer_at_a_time():
+    assert items_ahead(0, 4) == items_ahead(1 << 20, 4) == 4
+    assert items_ahead(1 << 29, 4) == 2 and items_ahead(1 << 32, 4) == 1
