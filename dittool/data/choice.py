@@ -5,10 +5,11 @@ The same set gives the same choice on every machine, whatever the order in which
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-from dittool.data.shards.columns import SampleRef
+import numpy as np
+
+from dittool.data.shards.columns import SampleRef, Samples
 from dittool.seeding import derive_seed
 
 
@@ -18,9 +19,15 @@ def representative(refs: Sequence[SampleRef], count: int, purpose: str) -> list[
     Args:
         purpose: another purpose is another choice.
     """
-    buckets = defaultdict(list)
-    for ref in sorted(refs, key=lambda ref: derive_seed(purpose, ref.id)):
-        buckets[ref.bucket].append(ref)
-    # the k-th of a bucket's n samples stands at (k + ½)/n: the first places of all buckets together hold their shares
-    placed = [((k + 0.5) / len(some), bucket, k) for bucket, some in sorted(buckets.items()) for k in range(len(some))]
-    return [buckets[bucket][k] for _, bucket, k in sorted(placed)[:count]]
+    ids = refs.ids() if isinstance(refs, Samples) else ((ref.id, ref.bucket) for ref in refs)
+    names: dict[str, int] = {}
+    numbers, codes = np.empty(len(refs), np.int64), np.empty(len(refs), np.int32)
+    for row, (key, bucket) in enumerate(ids):
+        numbers[row], codes[row] = derive_seed(purpose, key), names.setdefault(bucket, len(names))
+    placed: list[tuple[float, str, int, int]] = []
+    for bucket, code in sorted(names.items()):
+        rows = np.flatnonzero(codes == code)
+        first = rows[np.argsort(numbers[rows], kind="stable")[:count]]
+        # the k-th of a bucket's n samples stands at (k + ½)/n: the first places of all buckets hold their shares
+        placed += [((k + 0.5) / len(rows), bucket, k, row) for k, row in enumerate(first.tolist())]
+    return [refs[row] for _, _, _, row in sorted(placed)[:count]]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+
+import pytest
 
 from dittool.data.choice import representative
-from dittool.data.shards.columns import SampleRef
+from dittool.data.shards.columns import SampleRef, Samples
+from dittool.seeding import derive_seed
 
 
 def refs(**counts: int) -> list[SampleRef]:
@@ -42,3 +45,14 @@ def test_it_is_no_run_of_neighbours():
 
 def test_a_small_set_is_taken_as_it_is():
     assert len(representative(refs(wide=3, tall=2), 64, "test")) == 5
+
+
+@pytest.mark.parametrize("count", [1, 7, 40, 99, 500])
+def test_numbers_alone_choose_what_sorting_all_samples_chose(count):
+    some = refs(wide=60, square=30, tall=9, tiny=1)[::-1]
+    buckets = defaultdict(list)
+    for ref in sorted(some, key=lambda ref: derive_seed("test", ref.id)):
+        buckets[ref.bucket].append(ref)
+    placed = [((k + 0.5) / len(b), name, k) for name, b in sorted(buckets.items()) for k in range(len(b))]
+    expected = [buckets[name][k] for _, name, k in sorted(placed)[:count]]
+    assert representative(some, count, "test") == expected == representative(Samples.of(some), count, "test")

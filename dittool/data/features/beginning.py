@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from dittool.config.architectures import ImageConfig
 from dittool.config.load import config_to_toml
 from dittool.console import Talk
 from dittool.data.embed_again import CONFIGURATION_NAME
-from dittool.data.features.parts import shared_files
+from dittool.data.features.parts import Part, shared_files, wait_for_others
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import Record
-from dittool.data.source.item import Pairing, shown
+from dittool.data.source.item import Pairing, SourceItem, shown
 from dittool.data.source.preview import pairs_to_show
 from dittool.data.source.scan import scan, summary
 from dittool.data.source.seen import Seen
@@ -22,19 +23,55 @@ from dittool.whereabouts import find
 _SHOWN_OF_A_CAPTION = 120  # characters, of the pairs that are shown first
 
 
-def scanned(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> tuple[list[Record], Seen]:
+def scanned(
+    source: Path, store: FeatureStore, config: ImageConfig, held: Path, part: Part, talk: Talk
+) -> tuple[list[Record], Seen]:
     """A record for every input, some of them shown with their captions, and what the scan saw of their files. Raises
     `BadDataError` when none can be used.
+
+    Args:
+        held: the folder whose lock the parts hold.
     """
     buckets = config.data.bucket_sizes()
     seen = Seen(store.folder / "scanned.rows", store.earlier_records(), buckets)
-    records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data), seen)
+    if part.is_everything:
+        for path in store.folder.glob("scanned-*of*.jsonl"):  # what parts told each other stands in scanned.rows
+            path.unlink()
+    share = None if part.is_everything else _ShareOfParts(store.folder, held, part, talk)
+    records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data), seen, share)
     if seen.kept:
         talk.note(f"{seen.kept} of {len(records)} inputs have the sizes and times of before and are not read again")
     require_usable(source, records, store)
     for record in pairs_to_show(records):
         talk.note(f"  {shown(record.image)}: {record.caption[:_SHOWN_OF_A_CAPTION]}")
     return records, seen
+
+
+class _ShareOfParts:
+    """Each part reads and hashes its own stretch of the listing, and takes over what others have read. Those that are
+    at work are waited for; what nobody reads, each reads itself.
+    """
+
+    def __init__(self, folder: Path, held: Path, part: Part, talk: Talk) -> None:
+        self._folder, self._held, self._part, self._talk = folder, held, part, talk
+        self._began = time.monotonic()
+        self._path(part).unlink(missing_ok=True)  # of an earlier run
+
+    def mine(self, items: list[SourceItem]) -> list[SourceItem]:
+        self._began = time.monotonic()
+        first, end = (len(items) * place // self._part.count for place in (self._part.index, self._part.index + 1))
+        return items[first:end]
+
+    def exchange(self, seen: Seen) -> None:
+        seen.publish(self._path(self._part))
+        took = time.monotonic() - self._began
+        wait_for_others(self._held, self._part, lambda other: self._path(other).exists(), took, self._talk.note)
+        for path in sorted(self._folder.glob(f"scanned-*of{self._part.count}.jsonl")):
+            if path != self._path(self._part):
+                seen.learn(path)
+
+    def _path(self, part: Part) -> Path:
+        return self._folder / f"scanned-{part.name}.jsonl"
 
 
 def remember(source: Path, store: FeatureStore, config: ImageConfig, talk: Talk) -> None:

@@ -91,7 +91,7 @@ def embed(
     with nothing_left_of_refusal(out), held_folder(out, part):
         store = FeatureStore(out, part, config.data.near_copies == "together")
         config = with_patch_storage(config, store.patch_storage)
-        records, seen = scanned(source, store, config, talk)
+        records, seen = scanned(source, store, config, out, part, talk)
         names = [bucket.name for bucket in config.data.bucket_sizes()]
         card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
         remember(source, store, config, talk)

@@ -11,7 +11,8 @@ import fcntl
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from dittool.errors import StorageError, UsageError
 from dittool.storage import LOCK_NAME, TEMPORARY_PREFIX, sweep_temporaries
 
 _FOLDER_LOCK = LOCK_NAME  # of dittool.storage.folder_lock: exclusive for a plain run, shared among parts
+_PATIENCE = 3  # times as long as its own share took, a part waits for another one's
+_LOOK_AGAIN = 0.5  # seconds
 _MOMENT_LOCK = f"{LOCK_NAME}-shared"
 
 
@@ -104,9 +107,35 @@ def shared_files(folder: Path) -> Iterator[None]:
         yield
 
 
-def others_at_work(folder: Path, part: Part) -> list[str]:
-    """Who holds the other places of this part's split."""
-    return _part_owners(folder, other_than=0, but=part)
+def wait_for_others(
+    held: Path, part: Part, is_done: Callable[[Part], bool], took: float, say: Callable[[str], None]
+) -> None:
+    """Waits for the parts beside this one that are at work and have still to do their share: a few times as long as
+    this part's share took, then it is done without them.
+
+    Args:
+        held: the folder whose lock the parts hold.
+        took: seconds.
+    """
+    others = [Part(index, part.count) for index in range(part.count) if index != part.index]
+    until, said = time.monotonic() + _PATIENCE * took + _LOOK_AGAIN, False
+    while waiting := [other for other in others if not is_done(other) and is_at_work(held, other)]:
+        if not said:
+            say(f"waiting for part {waiting[0].index}/{part.count}, which is at work")
+        if time.monotonic() > until:
+            say("not waiting any longer: what the other parts have not done yet is done here")
+            return
+        said = True
+        time.sleep(_LOOK_AGAIN)
+
+
+def is_at_work(folder: Path, part: Part) -> bool:
+    """Whether somebody holds the part's place."""
+    path = folder / f"{_FOLDER_LOCK}-{part.name}"
+    if not path.exists():
+        return False
+    with open(path, "r+", encoding="utf-8") as lock:
+        return not _taken(lock, fcntl.LOCK_SH)
 
 
 def use_own_gpu(environment: Mapping[str, str]) -> None:
@@ -136,11 +165,11 @@ def _owner(lock: TextIO) -> str:
     return lock.read().strip() or "another process"
 
 
-def _part_owners(folder: Path, other_than: int = 0, but: Part | None = None) -> list[str]:
-    """Who holds a part's place, except in the split into `other_than` parts, and except the part `but`."""
+def _part_owners(folder: Path, other_than: int = 0) -> list[str]:
+    """Who holds a part's place, except in the split into `other_than` parts."""
     owners = []
     for path in sorted(folder.glob(f"{_FOLDER_LOCK}-*of*")):
-        if path.name.endswith(f"of{other_than}") or (but and path.name.endswith(f"-{but.name}")):
+        if path.name.endswith(f"of{other_than}"):
             continue
         with open(path, "r+", encoding="utf-8") as lock:
             if not _taken(lock, fcntl.LOCK_SH):

@@ -39,7 +39,7 @@ def show_embedded(done: EmbedSummary, part: Part, config: ImageConfig, console: 
 def show_embedded_into_shards(done: IntoShardsSummary, part: Part, config: ImageConfig, console: Console) -> None:
     """What `dit embed --into-shards` made."""
     counts = summary(done.records)
-    facts = {name: getattr(done, name) for name in ("made", "kept", "cut_captions", "scanned", "complete")}
+    facts = {name: getattr(done, name) for name in ("made", "kept", "cut_captions", "complete")}
     console.json(
         {"shards": str(done.folder), "inputs": counts.total, "part": f"{part.index}/{part.count}", **facts}
         | asdict(counts)
@@ -55,8 +55,7 @@ def show_embedded_into_shards(done: IntoShardsSummary, part: Part, config: Image
     if done.complete:
         console.note(f"shards in {out}; next: dit audit {out}, then dit train --preset P --data {out}")
     else:
-        what = "shards" if done.scanned else "images to look at"
-        console.note(f"other parts have still {what}; when they have ended, the same command makes what is left")
+        console.note(f"shards in {out}; other parts have still to write theirs, and the last one makes the index")
 
 
 def show_estimate(found: Estimate, console: Console) -> None:

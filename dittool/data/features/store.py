@@ -54,6 +54,7 @@ class FeatureStore:
         self._identity_path = folder / "identity.json"
         self._source_path = folder / SOURCE_NAME
         self._part = part or Part()
+        self._latest: tuple[tuple[int, int, int], list[Record]] | None = None  # records.jsonl: stamp, content
 
     # Records
 
@@ -71,14 +72,23 @@ class FeatureStore:
         """
         with shared_files(self.folder):
             records = with_sides(with_earlier_findings(records, self._earlier(), forget), self.sides().of)
-            self.write_records(records)
+            if self._latest is None or records != self._latest[1]:
+                self.write_records(records)
+            self._latest = self._stamp(), records
         return records
 
     def earlier_records(self) -> list[Record]:
         """Those of an earlier run, as a scan of the same files would judge them."""
         return [as_judged(as_scanned(record)) for record in self._earlier()]
 
+    def _stamp(self) -> tuple[int, int, int]:
+        status = self.records_path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def _earlier(self) -> list[Record]:
+        if self._latest is not None and self.records_path.is_file() and self._stamp() == self._latest[0]:
+            return self._latest[1]  # nobody has written since this process read or wrote it
+        self._latest = None
         try:
             return self.read_records() if self.records_path.is_file() else []
         except BadDataError:  # a damaged file is made again now; what it knew will be found again

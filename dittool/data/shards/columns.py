@@ -224,6 +224,12 @@ class Samples(Sequence[SampleRef]):
         """Bucket and number of samples, shard after shard."""
         return ((shard.bucket, shard.end - shard.first) for shard in self.shards)
 
+    def ids(self) -> Iterator[tuple[str, str]]:
+        """Id and bucket of each sample, in order."""
+        for shard in self.shards:
+            for line in self.columns.texts(shard).decode("utf-8", "surrogatepass").split("\n")[:-1]:
+                yield line[: -len(shard.bucket) - 1], shard.bucket
+
     def bucket_counts(self) -> Counter[str]:
         counts: Counter[str] = Counter()
         for bucket, count in self.bucket_runs():

@@ -26,7 +26,7 @@ from dittool.console import SILENT, Talk
 from dittool.data.features.beginning import remember, require_usable, scanned
 from dittool.data.features.copies import make_thumbnails, with_near_copies
 from dittool.data.features.estimate import disk_rows
-from dittool.data.features.parts import Part, others_at_work, writer_lock
+from dittool.data.features.parts import Part, wait_for_others, writer_lock
 from dittool.data.features.passes import EmbedPass, batch_size, encode_batch, load_pass
 from dittool.data.features.pipeline import (
     Decoded,
@@ -49,11 +49,10 @@ from dittool.data.shards.write import DEFAULT_SHARD_SIZE, LEFT_OUT, write_left_o
 from dittool.data.shards.writer import FinishedShard, ShardWriter, StoredSample
 from dittool.data.source.sources import require_source
 from dittool.shell import command_line
-from dittool.storage import free_name_beside, nothing_left_of_refusal, output_folder, require_free
+from dittool.storage import free_name_beside, nothing_left_of_refusal, output_folder, require_free, write_atomic
 from dittool.untrusted.npy import npy_bytes
 
 SCAN = "scan"
-_LOOK_AGAIN = 2.0  # seconds, while other parts are scanning
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class IntoShardsSummary:
     kept: int  # shards that were there
     cut_captions: int  # among the samples encoded now
     joining: list[Record]  # left out: near copies of images on both sides of the hold-out
-    scanned: bool = True  # False: other parts have still to scan their images, and nothing was encoded
     complete: bool = True  # False: other parts have shards to write
 
 
@@ -98,7 +96,7 @@ def embed_into_shards(
         folder.mkdir(exist_ok=True)
         store = FeatureStore(folder, part, config.data.near_copies == "together")
         config = with_patch_storage(config, store.patch_storage)
-        records, seen = scanned(source, store, config, talk)
+        records, seen = scanned(source, store, config, out, part, talk)
         require_same_images(out, str(source.resolve()), records)
         passes = {stage: load_pass(stage, config, talk) for stage in STAGES}
         card = _card(config, passes)
@@ -106,11 +104,8 @@ def embed_into_shards(
         remember(source, store, config, talk)
         records = store.merge_records(records)
         seen.write()
-        records = _looked_at(store, records, part, source, talk)
+        records = _looked_at(store, records, out, part, source, talk)
         require_usable(source, records, store)
-        if (waiting := store.without_thumbnail(records)) and _wait(store, out, records, part, talk):
-            talk.note(f"{len(waiting)} images are for other parts to look at before shards are planned")
-            return IntoShardsSummary(records, out, [], 0, 0, 0, [], scanned=False, complete=False)
         if config.data.near_copies == "together":
             records = with_near_copies(store, records, part, talk)
         planned = plan_set(_candidates(store, records), config.data.holdout, shard_size, talk=talk)
@@ -157,23 +152,26 @@ def _candidates(store: FeatureStore, records: list[Record]) -> list[Record]:
     return with_sides(scanned_so, store.sides().of)
 
 
-def _looked_at(store: FeatureStore, records: list[Record], part: Part, source: Path, talk: Talk) -> list[Record]:
-    """The records, with this part's share of images decoded for their thumbnails."""
-    refused = make_thumbnails(store, [record for record in records if record.used], part, source, talk)
-    if not refused:
-        return records
-    found = {record.id: record for record in refused}
-    return store.merge_records([found.get(record.id, record) for record in records])
-
-
-def _wait(store: FeatureStore, out: Path, records: list[Record], part: Part, talk: Talk) -> bool:
-    """Waits while other parts make their thumbnails. Returns whether some are still lacking, and nobody is at work."""
-    while store.without_thumbnail(store.merge_records(records)):
-        if not (owners := others_at_work(out, part)):
-            return True
-        talk.note(f"waiting for {', '.join(owners)} to look at their images")
-        time.sleep(_LOOK_AGAIN)
-    return False
+def _looked_at(
+    store: FeatureStore, records: list[Record], out: Path, part: Part, source: Path, talk: Talk
+) -> list[Record]:
+    """The records, with all images decoded for their thumbnails: this part's share of them, and when other parts that
+    are at work have made theirs, what nobody has made.
+    """
+    for path in store.folder.glob("looked-*of*" if part.is_everything else f"looked-{part.name}"):
+        path.unlink()
+    for share in (part, Part()):
+        began = time.monotonic()
+        refused = make_thumbnails(store, [record for record in records if record.used], share, source, talk)
+        found = {record.id: record for record in refused}
+        records = store.merge_records([found.get(record.id, record) for record in records])
+        if part.is_everything:
+            break
+        write_atomic(store.folder / f"looked-{part.name}", b"")
+        took = time.monotonic() - began
+        wait_for_others(out, part, lambda other: (store.folder / f"looked-{other.name}").exists(), took, talk.note)
+        records = store.merge_records(records)
+    return records
 
 
 def _write(

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -36,6 +36,15 @@ _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation",
 DUPLICATE = "duplicate-of"  # the flag is DUPLICATE:ID
 
 
+class Share(Protocol):
+    """One part's share of a listing."""
+
+    def mine(self, items: list[SourceItem]) -> list[SourceItem]: ...
+
+    def exchange(self, seen: Seen) -> None:
+        """Gives the others what `seen` was told, and takes what they have."""
+
+
 def scan(
     source: Path,
     buckets: Sequence[Bucket],
@@ -43,11 +52,13 @@ def scan(
     flip: Literal["none", "prepared"] = "none",
     pairing: Pairing = AUTO,
     seen: Seen | None = None,
+    share: Share | None = None,
 ) -> list[Record]:
     """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names;
     ids are unique.
 
-    Inputs that `seen` knows are not read again. Used records with the same bytes as an earlier one stay used and are
+    Inputs that `seen` knows are not read again; with a `share` of the listing this process reads that first, and then
+    only what the other parts have not read. Used records with the same bytes as an earlier one stay used and are
     flagged. With `flip = "prepared"` the flipped variant of a used record stands behind it; one whose caption cannot be
     flipped is flagged with the reason instead.
     Raises as `list_source` does.
@@ -56,6 +67,10 @@ def scan(
     _tell(source, listed, talk)
     records = []
     with talk.progress("scan", len(listed.items), "image") as task:
+        if share is not None and seen is not None:
+            for _ in _in_threads(share.mine(listed.items), listed.root, buckets, seen):
+                task.advance()
+            share.exchange(seen)
         for record in _in_threads(listed.items, listed.root, buckets, seen):
             records.append(record)
             task.advance()
@@ -238,6 +253,8 @@ def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket], 
 def _known_or_judged(item: SourceItem, root: Path, buckets: Sequence[Bucket], seen: Seen | None) -> Record:
     if seen is None:
         return _judge(item, root, buckets)
+    if (judged := seen.judged(item)) is not None:
+        return judged
     files = seen.files(item, root)  # before they are read: what changes meanwhile is read again the next time
     record = seen.record(item, files) or _judge(item, root, buckets)
     seen.add(record, files)

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dittool.data.records import UNKNOWN_WORDS, Record, record_to_json
+from dittool.data.records import UNKNOWN_WORDS, Record, record_from_json, record_to_json
 from dittool.data.source.item import SourceItem
 from dittool.data.source.tar import TarMember, tar_of
+from dittool.errors import BadDataError
 from dittool.geometry import Bucket
-from dittool.storage import mapped_rows, write_atomic
+from dittool.storage import mapped_rows, read_json_lines, write_atomic
 
 ROW = np.dtype([("name", "<u8"), ("files", "<u8"), ("record", "<u8")])
 LATER_FLAGS = ("duplicate-of", "near-copy-of", "not-flipped", UNKNOWN_WORDS)  # that the look at one input does not give
@@ -44,7 +45,7 @@ class Seen:
             for record in records
             if (name := _number(record.name)) in known and not record.flipped and known[name][1] == _of_record(record)
         }
-        self._rows: dict[str, tuple[int, int, int]] = {}
+        self._judged: dict[str, tuple[int, Record]] = {}  # by this scan
         self.kept = 0  # inputs that were not read again
 
     def files(self, item: SourceItem, root: Path) -> int:
@@ -69,6 +70,10 @@ class Seen:
         except (OSError, ValueError, TypeError):
             return 0
 
+    def judged(self, item: SourceItem) -> Record | None:
+        """The record of an input that this run has read already, in its own stretch of the listing."""
+        return self._judged[item.name][1] if item.name in self._judged else None
+
     def record(self, item: SourceItem, files: int) -> Record | None:
         """The record of before; None where the input is to be read."""
         found = self._known.get(item.name)
@@ -78,12 +83,28 @@ class Seen:
         return found[1]
 
     def add(self, record: Record, files: int) -> None:
-        if files:
-            self._rows[record.name] = _number(record.name), files, _of_record(record)
+        """A record that was judged now, or is still good."""
+        self._judged[record.name] = files, record
 
     def write(self) -> None:
         """When records.jsonl is written."""
-        write_atomic(self._path, np.array(list(self._rows.values()), ROW).tobytes())
+        settled = ((name, files, record) for name, (files, record) in self._judged.items() if files)
+        rows = [(_number(name), files, _of_record(record)) for name, files, record in settled]
+        write_atomic(self._path, np.array(rows, ROW).tobytes())
+
+    def publish(self, path: Path) -> None:
+        """For other parts: what was judged so far."""
+        settled = ((files, record) for files, record in self._judged.values() if files)
+        lines = (json.dumps({"files": files} | record_to_json(record)) for files, record in settled)
+        write_atomic(path, b"".join(line.encode("utf-8", "backslashreplace") + b"\n" for line in lines))
+
+    def learn(self, path: Path) -> None:
+        """What another part has published. A damaged file teaches nothing."""
+        try:
+            found = [(line["files"], record_from_json(line, str(path))) for line in read_json_lines(path)]
+        except (BadDataError, OSError, KeyError, TypeError):
+            return
+        self._known |= {record.name: (files, record) for files, record in found}
 
 
 def as_judged(record: Record) -> Record:

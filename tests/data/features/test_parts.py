@@ -6,13 +6,15 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 
 from dittool.config.load import load_config
+from dittool.data.features import beginning
 from dittool.data.features.embed import embed
-from dittool.data.features.parts import Part
+from dittool.data.features.parts import Part, wait_for_others
 from dittool.data.features.passes import batch_size, plan_batches
 from dittool.data.features.verify import verify
 from dittool.data.records import (
@@ -21,6 +23,7 @@ from dittool.data.records import (
     USED,
     Record,
 )
+from dittool.data.source import scan, seen
 from dittool.errors import StorageError, UsageError
 from tests.data.features.derived_folder import digests, held
 
@@ -135,3 +138,35 @@ def test_torchrun_ranks_are_parts_and_nonsense_is_refused():
     for text in ("4/4", "1", "-1/4", "a/b", "1/0"):
         with pytest.raises(UsageError, match="--part"):
             Part.parse(text)
+
+
+def test_a_part_reads_its_stretch_of_the_listing_and_takes_over_what_others_read(images, tmp_path, monkeypatch):
+    read, real, later = [], scan._judge, time.time_ns() + 10**10
+    monkeypatch.setattr(scan, "_judge", lambda item, *others: read.append(item.name) or real(item, *others))
+    monkeypatch.setattr(seen.time, "time_ns", lambda: later)
+    names, config, derived = sorted(path.stem for path in images.glob("*.png")), load_config("demo"), tmp_path / "d"
+    in_order = []
+    monkeypatch.setattr(beginning._ShareOfParts, "exchange", lambda *_: in_order.append(sorted(read)))
+    embed(images, derived, config, ["t5"], part=Part(1, 2))
+    assert in_order == [names[4:]] and sorted(read) == names  # nobody else was there: it read the rest as well
+    monkeypatch.undo()
+    monkeypatch.setattr(scan, "_judge", lambda item, *others: read.append(item.name) or real(item, *others))
+    monkeypatch.setattr(seen.time, "time_ns", lambda: later)
+    read.clear()
+    embed(images, tmp_path / "other", config, ["t5"], part=Part(0, 2))
+    (tmp_path / "other" / "scanned.rows").unlink()
+    read.clear()
+    embed(images, tmp_path / "other", config, ["t5"], part=Part(1, 2))
+    assert sorted(read) == names[4:]  # part 0 has published the others
+    read.clear()
+    embed(images, tmp_path / "other", config, ["t5"])
+    assert read == [] and not list((tmp_path / "other").glob("scanned-*"))
+
+
+def test_a_part_waits_for_another_that_is_at_work_and_not_for_ever(tmp_path):
+    said = []
+    with held(f"writer_lock(Path({str(tmp_path)!r}), Part(1, 2))"):
+        wait_for_others(tmp_path, Part(0, 2), lambda _: False, 0.2, said.append)
+    assert ["waiting for part 1/2" in said[0], "not waiting any longer" in said[1]] == [True, True]
+    wait_for_others(tmp_path, Part(0, 2), lambda _: False, 1e9, said.append)  # it has ended
+    assert len(said) == 2
