@@ -4,8 +4,9 @@
 Before anything else the network runs once as it begins and once with everything that begins at zero drawn at random.
 Every value that it answers with must be finite; if one is not, nothing else is judged, and the evidence tells weights
 that are not finite, memory that was taken and never written (`torch.empty`), and half precision apart. It runs once
-more in training mode. The evidence names the blocks that were found and the share of the parameters that stands in
-them: what the rules of structure (E1, E3, E5) look at.
+more in training mode. Weights in half precision are judged cast to float32, and run once as they are: given numbers of
+their kind, else float32, else under autocast. The evidence names the blocks that were found and the share of the
+parameters that stands in them: what the rules of structure (E1, E3, E5) look at.
 
 ## Why it matters
 On NaN every comparison is silent or false. What raises in training mode, as `.cuda()` on a machine without a GPU,
@@ -21,7 +22,7 @@ The evidence names the tensor or the line.
 from __future__ import annotations
 
 from dittool.audit.rule import FAIL, Finding, chosen, passed, warned
-from dittool.audit.specimens.specimen import ForwardRun
+from dittool.audit.specimens.specimen import AsBuilt, ForwardRun
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "R1", "runs", "error", ("model", "generator"), "0.2"
@@ -35,7 +36,18 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
         many = f"{found.not_finite:,} of {found.values:,} values of the answer are NaN or infinite"
         why, fix = _why_not_finite(found)
         return [Finding(FAIL, f"{many}{why}; nothing else can be judged{note}", fix, ends=True)]
+    half = found.as_built
+    if half and half.not_finite:
+        many = f"{half.not_finite:,} of {half.values:,} values of the answer are NaN or infinite"
+        cast = f"its weights are {half.kinds}, and cast to float32 the same network answers with finite values"
+        return [Finding(FAIL, f"{many}: {cast}; nothing else can be judged", "build it in float32", ends=True)]
     findings: list[Finding] = []
+    if half and not half.way:
+        findings += warned(
+            f"its weights are {half.kinds}, and as it was built it does not run on a CPU, neither given these numbers"
+            f" nor under autocast: it {half.error}; judged cast to float32",
+            "cast what it computes with to the weights' kind of number, or build it in float32",
+        )
     if found.never_written:
         which = f"{len(found.never_written)} tensors of the weights were never written, first {found.never_written[0]}"
         fix = "initialise it where it is made"
@@ -66,7 +78,13 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     looked = f"{found.share:.1%} of the parameters stand in the blocks found ({found.where}){outside}"
     compiled = f"; compiled code was not run, but what it is made of: {found.compiled}" if found.compiled else ""
     shapes = ", ".join("×".join(map(str, shape)) for shape in found.shapes)
-    return findings or passed(f"answers {shapes}, all finite; {looked}{compiled}{note}")
+    cast = _how_half_runs(half) if half else ""
+    return findings or passed(f"answers {shapes}, all finite; {looked}{compiled}{cast}{note}")
+
+
+def _how_half_runs(half: AsBuilt) -> str:
+    fails = f" ({half.error} otherwise)" if half.error else ""
+    return f"; its weights are {half.kinds}: judged cast to float32; as it was built it runs {half.way}{fails}"
 
 
 def _why_not_finite(found: ForwardRun) -> tuple[str, str]:
@@ -76,9 +94,6 @@ def _why_not_finite(found: ForwardRun) -> tuple[str, str]:
     if found.not_finite_weights:
         first = f"{len(found.not_finite_weights)} tensors of the weights are not finite, first"
         return f": {first} {found.not_finite_weights[0]}", "look at how this tensor is initialised or loaded"
-    if found.half:
-        cast = f"its weights are {found.half}, and cast to float32 the same network answers with finite values"
-        return f": {cast}", "build it in float32"
     finite = "its weights are finite, so a computation is not"
     return (
         f": {finite}",

@@ -161,6 +161,17 @@ class Liveness:
 
 
 @dataclass(frozen=True)
+class AsBuilt:
+    """What a network whose weights are narrower than float32, and that was judged cast to it, does as it was built."""
+
+    kinds: str  # bfloat16, float16
+    way: str  # in which it runs: given bfloat16, given float32, under autocast; "" when in none
+    error: str = ""  # of the first way that was tried before; of the last where it runs in none
+    not_finite: int = 0
+    values: int = 0  # of all its answers
+
+
+@dataclass(frozen=True)
 class ForwardRun:
     """How the network runs before anything of it is judged. Changes are relative."""
 
@@ -169,7 +180,7 @@ class ForwardRun:
     values: int  # of all its answers
     never_written: list[str]  # parameters and buffers whose memory was taken and never filled
     not_finite_weights: list[str]
-    half: str  # the kind of number of its weights when they are not float32 and the answer is finite with it; else ""
+    as_built: AsBuilt | None  # of weights in half precision, which were judged in float32
     chance: float  # change when the same input is given twice, one run after the other
     unsteady: float  # … with all draws of chance fixed
     where: str  # the blocks that were found, in words

@@ -36,6 +36,7 @@ from dittool.audit.specimens.gates import (
 )
 from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (
+    AsBuilt,
     Biases,
     Checkpointing,
     ForwardRun,
@@ -280,7 +281,7 @@ class Trial(Specimen, Generic[Network]):
             sum(tensor.numel() for tensor in plain),
             self._never_written(),
             [name for name, tensor in model.state_dict().items() if _holds_non_finite(tensor)],
-            self._half_is_to_blame(inputs) if not_finite else "",
+            None if not_finite else self._as_built(inputs),
             chance,
             unsteady,
             anatomy.where or anatomy.why_not,
@@ -294,8 +295,9 @@ class Trial(Specimen, Generic[Network]):
         """Parameters and buffers that hold whatever their memory held."""
         return []
 
-    def _half_is_to_blame(self, inputs: Inputs) -> str:
-        return ""
+    def _as_built(self, inputs: Inputs) -> AsBuilt | None:
+        """What it does in half precision, where it was built so and is judged in float32."""
+        return None
 
     def _compiled(self) -> str:
         return ""

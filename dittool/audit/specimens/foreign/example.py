@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dittool.audit.specimens.foreign.attempt import Attempt
 from dittool.audit.specimens.foreign.blame import ModelRefuses
 from dittool.audit.specimens.foreign.forms import BATCH, NAMES
+from dittool.audit.specimens.foreign.half import inputs_in, is_half
 from dittool.audit.specimens.foreign.resizing import follows_the_latent
 from dittool.audit.specimens.foreign.search import Search, latent_forms
 from dittool.audit.specimens.foreign.search import largest_label as labels
@@ -48,13 +49,18 @@ class Example:
     """Makes a model's inputs, of any latent size that the model's caller may choose."""
 
     def __init__(
-        self, model: nn.Module, settings: Mapping[str, object], function: Callable[..., object] | None
+        self,
+        model: nn.Module,
+        settings: Mapping[str, object],
+        function: Callable[..., object] | None,
+        in_float32: bool = False,
     ) -> None:
+        """`in_float32`: whether the model was cast from half precision, as all that are built after it will be."""
         self._model, self._function = model if function else None, function  # a large one is not kept for nothing
         self._parameters = inspect.signature(model.forward).parameters
         self._found: Attempt | None = None  # of a guess
         self._search: Search | None = None  # … whose positions depend on the latent's size
-        self._dtype = torch.float32
+        self._dtype, self.in_float32 = torch.float32, in_float32
         base = self._called(function) if function else self._guessed(model, settings)
         listed = tuple(name for name, value in base.items() if self._is_listed_latent(name, value))
         latent = listed[0] if listed else leaf_of(self._found.latent) if self._found else named_latent(base)
@@ -63,7 +69,7 @@ class Example:
                 f"none of forward's arguments {', '.join(leaves(base))} looks like a latent of 3 to 5 dimensions", _HINT
             )
         self.latent = latent if latent in base else key_for(latent, base)
-        shaping = Shaping(self.latent, "" if latent in base else latent, listed)
+        shaping = Shaping(self.latent, "" if latent in base else latent, listed, in_float32=in_float32)
         self._shaping = replace(shaping, channels_last=has_channels_last(model, base, latent) and not listed)
         self._base = self._shaping.known(base)
 
@@ -121,6 +127,10 @@ class Example:
         """The model, which takes and gives one tensor (B, C, H, W) however its forward does."""
         return self._shaping.prepared(model)
 
+    def called(self, model: nn.Module) -> nn.Module:
+        """The same with its weights as they are."""
+        return self._shaping.called(model)
+
     def _is_listed_latent(self, name: str, value: object) -> bool:
         """Whether an argument is a latent sample by sample."""
         is_latent = self._found.latent == name if self._found else name in NAMES["latent"]
@@ -144,7 +154,7 @@ class Example:
             raise UsageError(
                 f"--example returns a {type(made).__name__} without tensors, not forward's arguments", _HINT
             )
-        return made
+        return inputs_in(made, torch.float32, is_half) if self.in_float32 else made
 
     # Guessing
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -24,14 +25,15 @@ from dittool.audit.specimens.foreign.example import Example
 from dittool.audit.specimens.foreign.factory import Factory
 from dittool.audit.specimens.foreign.feeding import Feed
 from dittool.audit.specimens.foreign.grids import has_channels_first, patch_and_grid, positions_of
+from dittool.audit.specimens.foreign.half import as_built, cast_to_float32, half_kinds
 from dittool.audit.specimens.foreign.keywords import keyword_effects
 from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
 from dittool.audit.specimens.gates import is_closed, wake
 from dittool.audit.specimens.interventions import still_chance
-from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.audit.specimens.specimen import (
+    AsBuilt,
     Checkpointing,
     Gates,
     Grid,
@@ -78,20 +80,37 @@ class ForeignModel(Trial[nn.Module]):
         """
         self.factory, self._function, self._said_trained = factory, example, trained
         with uncompiled():
-            model = self._first_built()
-            self.example = Example(model, factory.settings | _configured(model), example)
-            try:
-                answers_without_gradient(self.example.prepared(model), self.example.inputs())
-            except Exception as error:
-                if refusal := refusal_of(error):
-                    raise ModelRefuses(refusal) from error
-                raise UsageError(
-                    f"{factory.target}: forward raises {type(error).__name__} on the example: {error}",
-                    _how_to_correct(model, error),
-                ) from error
+            model, self.example = self._built_with_example()
         self.feed = Feed(model, self.example)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
         self._only = model if self.large else None
+
+    def _built_with_example(self) -> tuple[nn.Module, Example]:
+        model = self._first_built()
+        self._kinds = Counter(kind_of_number(parameter.dtype) for parameter in model.parameters())
+        if not half_kinds(model):
+            return model, self._example_for(model, False)
+        try:
+            return model, self._example_for(cast_to_float32(model), True)
+        except (UsageError, ModelRefuses):
+            model = self._first_built()
+            with suppress(UsageError, ModelRefuses):  # it may cast to half itself
+                return model, self._example_for(model, False)
+            raise
+
+    def _example_for(self, model: nn.Module, in_float32: bool) -> Example:
+        """Raises as the model's making does."""
+        example = Example(model, self.factory.settings | _configured(model), self._function, in_float32)
+        try:
+            answers_without_gradient(example.prepared(model), example.inputs())
+        except Exception as error:
+            if refusal := refusal_of(error):
+                raise ModelRefuses(refusal) from error
+            raise UsageError(
+                f"{self.factory.target}: forward raises {type(error).__name__} on the example: {error}",
+                _how_to_correct(model, error),
+            ) from error
+        return example
 
     def _first_built(self) -> nn.Module:
         factory = self.factory
@@ -167,7 +186,7 @@ class ForeignModel(Trial[nn.Module]):
         return "a model alone: guidance is what its sampler does with it"
 
     def precision(self) -> Precision:
-        return Precision("", Counter(kind_of_number(parameter.dtype) for parameter in self.fresh().parameters()))
+        return Precision("", self._kinds)
 
     def options(self) -> Options:
         return looked_at_again(self, keyword_effects(self))
@@ -242,17 +261,10 @@ class ForeignModel(Trial[nn.Module]):
         """Tensors of the weights that hold whatever their memory held, other values in each build."""
         return () if self.large else tuple(never_written(self.factory))
 
-    def _half_is_to_blame(self, inputs: Inputs) -> str:
-        model = self.fresh()
-        kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-        if not kinds & {torch.float16, torch.bfloat16}:
-            return ""
-        whole = {name: leaf.float() for name, leaf in leaves(inputs).items() if leaf.is_floating_point()}
-        given = answers_without_gradient(
-            self.example.prepared(self.factory.build()).float(), with_leaves(inputs, whole)
-        )
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in given)
-        return ", ".join(sorted(map(kind_of_number, kinds))) if finite else ""
+    def _as_built(self, inputs: Inputs) -> AsBuilt | None:
+        if not self.example.in_float32:
+            return None
+        return as_built(self.example.called(self.factory.build()), inputs)
 
     def _compiled(self) -> str:
         return ", ".join(compiled_parts(self.shared_awake))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dittool.audit.specimens.foreign.half import cast_to_float32
 from dittool.audit.specimens.leaves import leaves, put_back, taken_out, with_leaves
 from dittool.audit.specimens.watching import Inputs
 
@@ -23,6 +24,7 @@ class Shaping:
     leaf: str = ""  # where it stands inside of one of forward's arguments
     listed: tuple[str, ...] = ()  # arguments that are lists of samples
     channels_last: bool = False
+    in_float32: bool = False  # whether its weights are cast from half precision
 
     def known(self, inputs: Inputs) -> Inputs:
         """Forward's arguments as the audit knows them."""
@@ -33,7 +35,11 @@ class Shaping:
         return {**inputs, self.latent: inputs[self.latent].movedim(-1, 1)} if self.channels_last else inputs
 
     def prepared(self, model: nn.Module) -> nn.Module:
-        """The model, which takes arguments as the audit knows them."""
+        """The model, which takes arguments as the audit knows them, and whose weights are as it judges them."""
+        return self.called(cast_to_float32(model) if self.in_float32 else model)
+
+    def called(self, model: nn.Module) -> nn.Module:
+        """The model as it is, which takes arguments as the audit knows them."""
         if self.leaf or self.listed or self.channels_last:
             model.register_forward_pre_hook(self._before, with_kwargs=True)
             model.register_forward_hook(self._after)
