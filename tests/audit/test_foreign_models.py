@@ -13,7 +13,7 @@ import torch
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from dittool.audit.specimens import trial
+from dittool.audit.specimens import gradients, trial
 from dittool.audit.specimens.foreign import example, model
 from dittool.audit.specimens.foreign.factory import Factory, load_factory
 from dittool.audit.specimens.foreign.model import ForeignModel
@@ -101,22 +101,22 @@ def test_a_large_model_that_cannot_be_copied_is_built_again(everything_is_large,
 
 
 def test_every_entry_of_a_small_networks_gradients_is_compared(monkeypatch):
-    monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
+    monkeypatch.setattr(gradients, "_KEPT_ENTRIES", 50)
     foreign = open_subject(f"{STREAMS}:streams").specimen
     network = foreign.awake()
-    gradients = foreign.training_pass(network).gradients
-    assert gradients
-    assert all(gradient.shape == network.get_parameter(name).shape for name, gradient in gradients.items())
+    kept = foreign.training_pass(network).gradients
+    assert kept
+    assert all(gradient.shape == network.get_parameter(name).shape for name, gradient in kept.items())
 
 
 def test_of_a_large_networks_gradients_some_entries_and_their_size_are_compared(monkeypatch, everything_is_large):
-    monkeypatch.setattr(trial, "_KEPT_ENTRIES", 50)
+    monkeypatch.setattr(gradients, "_KEPT_ENTRIES", 50)
     foreign = open_subject(f"{STREAMS}:streams").specimen
     first, second = (foreign.training_pass(foreign.awake()) for _ in range(2))
     assert max(len(gradient.flatten()) for gradient in first.gradients.values()) < 100
-    assert trial.largest_gradient_difference(first, second)[1] == 0
+    assert gradients.largest_gradient_difference(first, second)[1] == 0
     moved = {name: gradient * 1.1 for name, gradient in second.gradients.items()}
-    assert trial.largest_gradient_difference(first, replace(second, gradients=moved))[1] > 0.05
+    assert gradients.largest_gradient_difference(first, replace(second, gradients=moved))[1] > 0.05
 
 
 RUN_TWICE = """

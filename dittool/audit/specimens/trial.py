@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -34,6 +34,7 @@ from dittool.audit.specimens.gates import (
     moved_without_modulation,
     wake,
 )
+from dittool.audit.specimens.gradients import backward, largest_gradient_difference, some_entries
 from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (
     AsBuilt,
@@ -62,7 +63,6 @@ from dittool.audit.specimens.watching import (
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is not built again and again
-_KEPT_ENTRIES = 100_000  # of a large network's gradients
 _TRIES_AT_START = 3  # inputs under which blocks are watched
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
@@ -207,7 +207,7 @@ class Trial(Specimen, Generic[Network]):
         """Forward and backward in training mode, with seeded random draws; under autocast for bf16."""
         model.train(not self.fault_in_training)
         large = sum(parameter.numel() for parameter in model.parameters()) > LARGEST_BUILT
-        compared = _some if large else torch.Tensor.detach
+        compared = some_entries if large else torch.Tensor.detach
         # ahead, lest they split the heap
         kept = {name: torch.zeros_like(compared(parameter)) for name, parameter in model.named_parameters()}
         reached: set[str] = set()
@@ -368,35 +368,10 @@ class Trial(Specimen, Generic[Network]):
         return [name for name, parameter in self.fresh().named_parameters() if not parameter.any()]
 
 
-def backward(given: Sequence[Tensor]) -> None:
-    """Gradients of the sum of squares of all answers that have any."""
-    torch.stack([tensor.float().square().sum() for tensor in given if tensor.requires_grad]).sum().backward()
-
-
 def _holds_non_finite(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-
-
-def largest_gradient_difference(a: TrainingPass, b: TrainingPass) -> tuple[str, float]:
-    """The parameter whose gradients differ most between two passes, and by how much of the largest gradient."""
-    if missing := a.gradients.keys() ^ b.gradients.keys():
-        return min(missing), float("inf")
-    filled = {name: gradient for name, gradient in a.gradients.items() if gradient.numel()}
-    largest = max(float(gradient.abs().max()) for gradient in filled.values())
-    differences = {name: float((gradient - b.gradients[name]).abs().max()) for name, gradient in filled.items()}
-    name = max(differences, key=differences.__getitem__)
-    return name, differences[name] / max(largest, 1e-30)
 
 
 def kind_of_number(dtype: torch.dtype) -> str:
     """`float32`, `bfloat16`."""
     return str(dtype).removeprefix("torch.")
-
-
-@torch.no_grad()
-def _some(gradient: Tensor) -> Tensor:
-    """A gradient, or of a large one its mean and some 100,000 entries from all its rows and columns."""
-    if gradient.numel() <= _KEPT_ENTRIES:
-        return gradient
-    step = gradient.numel() // _KEPT_ENTRIES | 1  # odd, so that widths of an even number do not hide columns
-    return torch.cat([gradient.flatten()[::step], gradient.mean()[None]])

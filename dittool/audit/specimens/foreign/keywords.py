@@ -10,9 +10,9 @@ from torch import nn
 
 from dittool.audit.specimens.anatomy import alike_blocks, modules_in_words
 from dittool.audit.specimens.gates import wake
+from dittool.audit.specimens.gradients import largest_gradient_difference
 from dittool.audit.specimens.settings import effect_of, guess_values
 from dittool.audit.specimens.specimen import NotAnswered, Options
-from dittool.audit.specimens.trial import largest_gradient_difference
 from dittool.audit.specimens.watching import answer_without_gradient
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
 from dittool.audit.specimens.gates import is_closed, wake
+from dittool.audit.specimens.gradients import backward
 from dittool.audit.specimens.interventions import still_chance
 from dittool.audit.specimens.specimen import (
     AsBuilt,
@@ -49,7 +50,6 @@ from dittool.audit.specimens.trial import (
     LARGEST_BUILT,
     CheckpointingSwitch,
     Trial,
-    backward,
     kind_of_number,
 )
 from dittool.audit.specimens.watching import (
