@@ -22,14 +22,15 @@ class Planted:
     fault: str
     plant: Callable[[Workshop], Subject]
     status: str
+    slow: bool  # others like it are planted in every run of the tests
 
 
 PLANTED: list[Planted] = []
 
 
-def plants(code: str, fault: str, status: str = "fail"):
+def plants(code: str, fault: str, status: str = "fail", slow: bool = False):
     def add(plant: Callable[[Workshop], Subject]):
-        PLANTED.append(Planted(code, fault, plant, status))
+        PLANTED.append(Planted(code, fault, plant, status, slow))
         return plant
 
     return add

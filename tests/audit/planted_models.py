@@ -167,12 +167,12 @@ def checkpointing_ignored(shop: Workshop) -> Subject:
     return shop.preset()
 
 
-@plants("C1", "a key gradient_checkpointing that nobody reads")
+@plants("C1", "a key gradient_checkpointing that nobody reads", slow=True)
 def checkpointing_without_effect(shop: Workshop) -> Subject:
     return checkpointing_ignored(shop)
 
 
-@plants("C1", "positions of the reference's patches that are always added")
+@plants("C1", "positions of the reference's patches that are always added", slow=True)
 def patch_positions_ignored(shop: Workshop) -> Subject:
     original = conditioning.Conditioning.__init__
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 
@@ -26,7 +27,13 @@ def judge(code, subject):
     return [judged.finding for judged in result.findings]
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: f"{planted.code}: {planted.fault}")
+@pytest.mark.parametrize(
+    "planted",
+    [
+        pytest.param(planted, id=f"{planted.code}: {planted.fault}", marks=pytest.mark.slow if planted.slow else ())
+        for planted in PLANTED
+    ],
+)
 def test_a_planted_fault_is_found_by_its_rule(planted, workshop):
     findings = judge(planted.code, planted.plant(workshop))
     found = [finding for finding in findings if finding.status == planted.status]
@@ -47,14 +54,19 @@ def test_no_rule_finds_a_fault_in_what_is_clean(clean, target):
     assert [judged for judged in result.findings if judged.finding.status not in ("pass", "skip")] == []
 
 
-LARGE = {"base", "large", "medium", "drift-b2", "drift-b2-paper", "drift-l2", "drift-l2-paper", "drift-mae"}
+QUICK = {"demo", "drift-toy", "drift-demo", "drift-mae-demo"}
+
+
+@cache
+def audited(preset):
+    return audit_subject(open_subject(preset), list(RULES.values()))
 
 
 @pytest.mark.parametrize(
-    "preset", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in preset_names()]
+    "preset", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in preset_names()]
 )
 def test_every_shipped_preset_is_clean(preset):
-    result = audit_subject(open_subject(preset), list(RULES.values()))
+    result = audited(preset)
     assert not result.crashes
     skipped = {judged.rule.code for judged in result.findings if judged.finding.status == "skip"}
     assert {judged.finding.status for judged in result.findings} <= {"pass", "skip"}
@@ -66,13 +78,9 @@ def test_every_shipped_preset_is_clean(preset):
 
 def test_every_rule_passes_on_something_clean(clean):
     """A rule that only ever skips proves nothing."""
-    subjects = [
-        open_subject("demo"),
-        open_subject("drift-b2"),
-        open_subject(str(clean / "shards")),
-        open_subject(str(clean / "run")),
-    ]
-    results = [audit_subject(subject, list(RULES.values())) for subject in subjects]
+    subjects = [open_subject(str(clean / "shards")), open_subject(str(clean / "run"))]
+    results = [audited("demo"), audited("drift-demo")]
+    results += [audit_subject(subject, list(RULES.values())) for subject in subjects]
     assert {
         judged.rule.code for result in results for judged in result.findings if judged.finding.status == "pass"
     } == set(BUILT_IN)

@@ -32,6 +32,7 @@ from tests.audit.foreign_matrix import (
 )
 from tests.audit.opened import open_subject
 
+QUICK = ("nested_output", "one_time_for_all", "deaf_behind_noise", "last_block_open")  # of the habits
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -48,7 +49,9 @@ def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
 @pytest.mark.parametrize(
     "style", [style if style == "fused" else pytest.param(style, marks=pytest.mark.slow) for style in STYLES]
 )
-@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize(
+    "habit", [habit if habit in QUICK else pytest.param(habit, marks=pytest.mark.slow) for habit in HABITS]
+)
 def test_a_habit_alarms_the_rules_that_it_breaks_and_no_other(habit, style):
     assert alarms_of_habit(style, habit) == HABITS[habit]
 
@@ -69,7 +72,13 @@ def everything_is_large(monkeypatch):
         monkeypatch.setattr(module, "LARGEST_BUILT", 0)
 
 
-@pytest.mark.parametrize("factory", [*CLEAN, *FAULTS])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        name if name in ("fused", "staged_open_second_stage") else pytest.param(name, marks=pytest.mark.slow)
+        for name in [*CLEAN, *FAULTS]
+    ],
+)
 def test_a_large_model_is_judged_alike_from_copies_that_share_its_weights(factory, everything_is_large):
     assert alarms.__wrapped__(factory) == FAULTS.get(factory, (set(), ""))[0]
 
