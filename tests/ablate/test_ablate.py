@@ -115,6 +115,7 @@ def test_killed_on_the_way_the_same_call_ends_with_the_same_table(plan, tiny_sha
     assert one["rows"][1]["equal_updates"] == two["rows"][1]["equal_updates"]
 
 
+@pytest.mark.slow
 def test_the_best_row_is_run_again_on_seeds_that_no_choice_has_seen(plan, tiny_shards, tmp_path, monkeypatch):
     rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "confirm_seeds = [7]\nequal_time = false"))
     monkeypatch.setattr("dittool.ablate.results.Results.best", lambda self: self.rows[1])

@@ -93,6 +93,7 @@ def test_what_no_run_could_be_judged_by_is_said_before_anything_is_made(plan, di
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_figures_are_of_the_tests_that_the_plan_names_now(plan, dit, tmp_path):
     out, path = tmp_path / "out", plan()
     assert dit("ablate", path, "--out", out).code == 0

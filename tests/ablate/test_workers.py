@@ -42,6 +42,7 @@ def table(out):
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_table_of_one(rows, tiny_shards, tmp_path):
     for count in (1, 2):
         ablate(rows, tiny_shards.folder, tmp_path / f"by{count}", processes=count)
