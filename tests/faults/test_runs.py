@@ -265,10 +265,10 @@ def test_a_worker_that_is_killed_is_named_and_the_run_goes_on_from_that_step(
             kill()
         return real(state, ready)
 
-    def update(optimizer, number, real=Optimizer.update):
+    def update(optimizer, number, made, real=Optimizer.update):
         if number == 4 and when == "while it computes":
             kill()
-        return real(optimizer, number)
+        return real(optimizer, number, made)
 
     monkeypatch.setattr(loop, "train_step", step)
     monkeypatch.setattr(Optimizer, "update", update)
