@@ -31,6 +31,33 @@ class NoConvolution(_Model):
         return self.run(x, t)
 
 
+class Places(_Model):
+    """Arguments that have no names."""
+
+    def forward(self, *inputs):
+        x, t = inputs
+        return self.run(x, t)
+
+
+class PlacesHandedOn(_Model):
+    """Arguments without names, of which the source says nothing."""
+
+    def forward(self, *inputs):
+        return self.run(*inputs)
+
+
+class NeverInside(_Model):
+    """An object with attributes, one of which is not known."""
+
+    def forward(self, batch):
+        return self.run(batch.latents, batch.timestep, batch.secret.sesame)
+
+
+def by_place(model, height, width):
+    drawn = torch.Generator().manual_seed(0)
+    return torch.randn(2, 4, height or 8, width or 8, generator=drawn), torch.tensor([100.0, 700.0])
+
+
 class OptionalMask(_Model):
     """A mask that may be left out, and that is refused in any usual shape."""
 

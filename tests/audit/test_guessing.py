@@ -7,12 +7,15 @@ import math
 import pytest
 import torch
 
+from dittool.audit.registry import built_in_rules
+from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.foreign import search
 from dittool.audit.specimens.foreign.example import Example
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import UsageError
 from tests.audit import guessed_models
 from tests.audit.diffusers_models import TINY
+from tests.audit.opened import open_subject
 
 FORMS = {  # what each model is to be fed with
     "NoConvolution": {"x": (2, 4, 16, 16), "t": (2,)},
@@ -119,6 +122,26 @@ def test_where_nothing_runs_the_furthest_attempt_is_written_down_to_be_finished(
     assert made["x"].shape[2:] == (16, 12) and made["t"].shape == (2,) and "secret" in made
     assert "it ended in forward, " in text and "guessed_models.py:" in text
     assert "# return self.run(x, t, len(secret.sesame))" in text
+
+
+def test_where_an_object_holds_the_latent_its_class_is_imported(monkeypatch):
+    monkeypatch.setattr(search, "_MOST_ATTEMPTS", 60)
+    with pytest.raises(UsageError) as caught:
+        example("NeverInside")
+    text, names = caught.value.hint[caught.value.hint.index("import torch") :], dict[str, object]()
+    exec(text, names)
+    assert "from types import SimpleNamespace" in text
+    assert names["example"](None, None, None)["batch"].latents.dim() == 4
+
+
+@pytest.mark.parametrize(("kind", "function"), [("Places", None), ("PlacesHandedOn", "by_place")])
+def test_arguments_without_names_are_given_by_their_places(kind, function):
+    made = None if function is None else f"{guessed_models.__file__}:{function}"
+    rules = [rule for rule in built_in_rules() if rule.code in ("R1", "C6", "C8")]
+    result = audit_subject(open_subject(f"{guessed_models.__file__}:{kind}", example=made), rules)
+    assert not result.crashes
+    statuses = {each.rule.code: each.finding.status for each in result.findings}
+    assert statuses["C6"] == "pass" and statuses["C8"] == "pass"
 
 
 @pytest.mark.slow

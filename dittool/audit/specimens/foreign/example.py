@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -23,10 +24,12 @@ from dittool.audit.specimens.foreign.attempt import Attempt
 from dittool.audit.specimens.foreign.blame import ModelRefuses
 from dittool.audit.specimens.foreign.forms import BATCH, NAMES
 from dittool.audit.specimens.foreign.half import inputs_in, is_half
+from dittool.audit.specimens.foreign.latents import largest_label as labels
+from dittool.audit.specimens.foreign.latents import latent_forms
 from dittool.audit.specimens.foreign.resizing import follows_the_latent
-from dittool.audit.specimens.foreign.search import Search, latent_forms
-from dittool.audit.specimens.foreign.search import largest_label as labels
-from dittool.audit.specimens.foreign.shaping import Shaping, shape_of
+from dittool.audit.specimens.foreign.search import Search
+from dittool.audit.specimens.foreign.shaping import Shaping, by_place, shape_of
+from dittool.audit.specimens.foreign.signature import parameters_of, places_of, takes_places_alone
 from dittool.audit.specimens.foreign.written import place, said, written_example
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.audit.specimens.trial import LARGEST_BUILT
@@ -57,7 +60,8 @@ class Example:
     ) -> None:
         """`in_float32`: whether the model was cast from half precision, as all that are built after it will be."""
         self._model, self._function = model if function else None, function  # a large one is not kept for nothing
-        self._parameters = inspect.signature(model.forward).parameters
+        self._parameters, self._places = parameters_of(model), places_of(model)
+        by_place(model, self._places)
         self._found: Attempt | None = None  # of a guess
         self._search: Search | None = None  # … whose positions depend on the latent's size
         self._dtype, self.in_float32 = torch.float32, in_float32
@@ -69,7 +73,9 @@ class Example:
                 f"none of forward's arguments {', '.join(leaves(base))} looks like a latent of 3 to 5 dimensions", _HINT
             )
         self.latent = latent if latent in base else key_for(latent, base)
-        shaping = Shaping(self.latent, "" if latent in base else latent, listed, in_float32=in_float32)
+        shaping = Shaping(
+            self.latent, "" if latent in base else latent, listed, places=self._places, in_float32=in_float32
+        )
         self._shaping = replace(shaping, channels_last=has_channels_last(model, base, latent) and not listed)
         self._base = self._shaping.known(base)
 
@@ -147,6 +153,10 @@ class Example:
         needed = [name for name, one in self._parameters.items() if one.default is one.empty]
         as_arguments = isinstance(made, dict) and (not made or made.keys() & self._parameters.keys())
         if isinstance(made, (tuple, list)):
+            if self._model and takes_places_alone(self._model) and len(made) > len(self._places):
+                self._places = tuple(f"input_{i}" for i in range(len(made)))
+                self._parameters = {name: Parameter(name, Parameter.KEYWORD_ONLY) for name in self._places}
+                by_place(self._model, self._places)
             made = dict(zip(self._parameters, made, strict=False))
         elif len(needed) == 1 and not as_arguments and not isinstance(made, Tensor):
             made = {needed[0]: made}  # what it returns is the one argument

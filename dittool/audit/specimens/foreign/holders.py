@@ -38,7 +38,7 @@ def holder_of_latent(
 ) -> tuple[Parts, str] | None:
     """An argument that holds the latent beside others, and the latent's path in it; None where it is no such."""
     named = _fields_of(hint) or (dict, [(key, key) for key in keys_read(source, name)])
-    for read in (_attributes_read, _places_read):
+    for read in (_attributes_read, places_read):
         named = named if named[1] else read(source, name)
     kind, parts = named
     if kind is dict and parts and not any(_is_latent(called) for _, called in parts):  # others may read it elsewhere
@@ -80,7 +80,7 @@ def _attributes_read(source: str, name: str) -> tuple[type, list[tuple[str, str]
     return SimpleNamespace, [(attribute, attribute) for attribute in own if own.keys() - {"t", "y"}]
 
 
-def _places_read(source: str, name: str) -> tuple[type, list[tuple[str, str]]]:
+def places_read(source: str, name: str) -> tuple[type, list[tuple[str, str]]]:
     """Of `x, t, y = name`, each called as the source calls it, or of `name[0]` and `name[1]`."""
     places: dict[int, str] = {}
     for node in _walked(source):

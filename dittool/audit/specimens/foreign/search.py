@@ -24,7 +24,6 @@ from dittool.audit.specimens.foreign.forms import (
     EMPTY,
     NAMES,
     NOTHING,
-    SIDE_IN_TOKENS,
     Form,
     Grid,
     Node,
@@ -34,11 +33,11 @@ from dittool.audit.specimens.foreign.forms import (
     forms_in,
     kind_of,
 )
-from dittool.audit.specimens.foreign.holders import from_annotation, holder_of_latent, keys_read, source_of, with_key
+from dittool.audit.specimens.foreign.holders import from_annotation, holder_of_latent, source_of, with_key
 from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
+from dittool.audit.specimens.foreign.signature import parameters_of
 
 _MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0
-_MOST_CHANNELS = 64  # of a latent whose channels come last
 _MOST_LEVEL = 2  # changes in a row that lead no further
 _AFTER_A_REFUSAL = 200  # attempts to come further than to where the model's own code would not run here
 _FOR_ONE_MORE = 60  # attempts to feed an argument that may be left out
@@ -74,11 +73,7 @@ class Search:
         self._samples: list[Form] = []  # the same as lists of samples
         self._dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
         self._new_width, self._source = Widths(), source_of(model)
-        self.parameters = {
-            name: parameter
-            for name, parameter in inspect.signature(model.forward).parameters.items()
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        } or _read_keywords(model, self._source)
+        self.parameters = parameters_of(model)
         try:
             self._hints = typing.get_type_hints(model.forward)
         except Exception:  # names that exist for type checkers only
@@ -357,43 +352,7 @@ class Search:
                     yield attempt.with_form(path, replace(form, sizes=(*form.sizes[:-1], width)))
 
 
-def _read_keywords(model: nn.Module, source: str) -> dict[str, inspect.Parameter]:
-    """Of `forward(self, **inputs)` the keys that the source reads of it."""
-    kinds = inspect.signature(model.forward).parameters.items()
-    taken = [name for name, parameter in kinds if parameter.kind is parameter.VAR_KEYWORD]
-    keys = keys_read(source, taken[0]) if taken else []
-    return {key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for key in keys if key.isidentifier()}
-
-
 def _depths(model: nn.Module) -> list[int]:
     """How long the model's own lists are, and the first of them together."""
     lengths = [len(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(dict.fromkeys([*lengths, *accumulate(lengths)]))
-
-
-def latent_forms(sides: Sequence[int], channels: Sequence[int], widths: Sequence[int]) -> list[Form]:
-    """A latent as an image, also with its channels last, as tokens, as a video of one frame."""
-    new = 29  # another width than that of any other tensor
-    counts = list(dict.fromkeys([*channels, new]))
-    images = [Form((BATCH, count, side, side)) for count in counts for side in sides]
-    ends = [*channels, *(width // cells for width in widths[:4] for cells in (1, 4, 16) if width % cells == 0)]
-    last = [
-        Form((BATCH, side, side, count))
-        for count in dict.fromkeys(ends)
-        if 0 < count <= _MOST_CHANNELS
-        for side in sides[:2]
-    ]
-    tokens = [Form((BATCH, SIDE_IN_TOKENS**2, width)) for width in (new, *widths)]
-    videos = [
-        Form(sizes)
-        for side in sides
-        for count in counts
-        for sizes in ((BATCH, count, 1, side, side), (BATCH, 1, count, side, side))
-    ]
-    return images[:8] + tokens[:1] + videos[:4] + last + images[8:] + tokens[1:] + videos[4:]
-
-
-def largest_label(model: nn.Module) -> int:
-    """One less than the smallest table has rows, for labels that every table takes."""
-    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
-    return max(min(tables) - 1, 2) if tables else 2

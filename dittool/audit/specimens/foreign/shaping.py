@@ -4,8 +4,9 @@ here it takes and gives one tensor (B, C, H, W).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Shaping:
     leaf: str = ""  # where it stands inside of one of forward's arguments
     listed: tuple[str, ...] = ()  # arguments that are lists of samples
     channels_last: bool = False
+    places: tuple[str, ...] = ()  # arguments that have no names, in their order
     in_float32: bool = False  # whether its weights are cast from half precision
 
     def known(self, inputs: Inputs) -> Inputs:
@@ -41,9 +43,9 @@ class Shaping:
     def called(self, model: nn.Module) -> nn.Module:
         """The model as it is, which takes arguments as the audit knows them."""
         if self.leaf or self.listed or self.channels_last:
-            model.register_forward_pre_hook(self._before, with_kwargs=True)
+            model.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
             model.register_forward_hook(self._after)
-        return model
+        return by_place(model, self.places)
 
     def _before(
         self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -59,6 +61,18 @@ class Shaping:
             moved = {name: tensor.movedim(-1, 1) for name, tensor in leaves({"": output}).items() if tensor.dim() > 3}
             output = with_leaves({"": output}, moved)[""]
         return stack_samples(_model, args, output) if self.listed else output
+
+
+def by_place(model: nn.Module, places: Sequence[str]) -> nn.Module:
+    """The model, which takes arguments by names where its forward takes them by their places alone."""
+    if places:
+        model.register_forward_pre_hook(partial(_in_places, tuple(places)), with_kwargs=True)
+    return model
+
+
+def _in_places(places: tuple[str, ...], _model: nn.Module, args: Any, kwargs: Inputs) -> tuple[Any, Inputs] | None:
+    given = [kwargs[name] for name in places if name in kwargs]
+    return ((*args, *given), {name: kwargs[name] for name in kwargs if name not in places}) if given else None
 
 
 def stack_samples(_model: nn.Module, _args: object, output: object) -> object:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from dittool.audit.specimens.foreign.attempt import Attempt, Outcome
-from dittool.audit.specimens.foreign.forms import Form, kind_of
+from dittool.audit.specimens.foreign.forms import Form, Parts, kind_of
 from dittool.audit.specimens.foreign.resizing import follows_the_latent
 
 _MOST_LINES = 3  # of the source, for each argument that is not known
@@ -34,6 +34,7 @@ def written_example(
     return "\n".join(
         [
             "import torch",
+            *_imports(attempt),
             "",
             f"def example(model{', height, width' if sized else ''}):",
             "    return {",
@@ -43,6 +44,18 @@ def written_example(
             "    }",
         ]
     )
+
+
+def _imports(attempt: Attempt) -> list[str]:
+    """Of the classes that hold tensors."""
+    waiting, kinds = [node for _, node in attempt.nodes], dict[type, None]()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Parts):
+            waiting += [part for _, part in node.items]
+            kinds[node.kind] = None
+    own = [kind for kind in kinds if kind not in (dict, tuple, list)]
+    return sorted(f"from {kind.__module__.removeprefix('audited_')} import {kind.__name__}" for kind in own)
 
 
 def said(error: str) -> str:
