@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,8 @@ def write_page(results: Results) -> None:
         summary=summary(results),
         scenes=[shown for row in results.rows for shown in scene_rows(row)],
         figures=[(row.name, row.equal_updates.figures) for row in results.rows if row.equal_updates],
-        plots=[uri for uri in (_differences(results), _curves(results), _by_timestep(results)) if uri],
+        modes=mode_rows(results),
+        plots=[uri for uri in (_differences(results), _curves(results), *_by_timestep(results)) if uri],
         sheets=_sheets(results),
         version=__version__,
     )
@@ -92,28 +94,32 @@ def _row_json(row: Row, results: Results) -> dict[str, object]:
 
 
 def _look_json(look: Look) -> dict[str, object]:
-    found = look.difference
-    return {"updates": look.updates, "difference": found.mean, "interval": [found.low, found.high]}
+    return {"updates": look.updates, **_difference_json(look.difference)}
 
 
 def _compared_json(compared: Compared | None) -> dict[str, object] | None:
     if compared is None:
         return None
     found = compared.difference
-    interval = None if np.isnan(found.low) else [found.low, found.high]
     return {
         "updates": compared.updates,
-        "difference": found.mean,
-        "interval": interval,
+        **_difference_json(found),
         "seeds": found.seeds,
         "samples": found.samples,
         "narrower_by_pairing": found.narrower if np.isfinite(found.narrower) else None,
-        "by_column": {name: part.mean for name, part in compared.parts.items()},
-        "figures": {
-            name: {"difference": part.mean, "interval": None if np.isnan(part.low) else [part.low, part.high]}
-            for name, part in compared.figures.items()
-        },
+        "by_mode": _differences_json(compared.by_mode),
+        "by_timestep": _differences_json(compared.by_timestep),
+        "by_column": _differences_json(compared.by_column),
+        "figures": _differences_json(compared.figures),
     }
+
+
+def _differences_json(parts: Mapping[str, Difference]) -> dict[str, object]:
+    return {name: _difference_json(part) for name, part in parts.items()}
+
+
+def _difference_json(found: Difference) -> dict[str, object]:
+    return {"difference": found.mean, "interval": None if np.isnan(found.low) else [found.low, found.high]}
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,12 @@ def target_text(row: Row) -> str:
 def interval_text(compared: Compared | None) -> str:
     """`−0.0123 (−0.0150 … −0.0096), 1,100 updates`"""
     return "–" if compared is None else f"{_difference_text(compared.difference)}, {compared.updates:,} updates"
+
+
+def mode_rows(results: Results) -> list[tuple[str, dict[str, str]]]:
+    """(Row, its difference at equal updates by mode of dropout), where the family has modes."""
+    compared = [(row.name, row.equal_updates.by_mode) for row in results.rows if row.equal_updates]
+    return [(row, {mode: _difference_text(part) for mode, part in parts.items()}) for row, parts in compared if parts]
 
 
 def look_text(row: Row, updates: int) -> str:
@@ -264,24 +276,22 @@ def _smooth(losses: tuple[float, ...]) -> list[float]:
     return shown
 
 
-def _by_timestep(results: Results) -> str:
-    """Differences at equal updates by timestep, one line a row, of the mode that sees both conditions."""
+def _by_timestep(results: Results) -> list[str]:
+    """Differences at equal updates by timestep: a picture for each mode of dropout, one line a row."""
+    compared = [(row.name, row.equal_updates) for row in results.rows if row.equal_updates]
 
-    def draw(axis: Axes) -> bool:
-        drawn = False
-        for row in results.rows:
-            parts = row.equal_updates.parts if row.equal_updates else {}
-            both = {name.split()[1]: part for name, part in parts.items() if name.startswith("both ")}
-            if both:
-                axis.plot(list(map(float, both)), [part.mean for part in both.values()], "o-", label=row.name)
-                drawn = True
+    def draw(mode: str, axis: Axes) -> bool:
+        for place, (name, found) in enumerate(compared):
+            parts = [found.by_column[f"{mode} {t}"] for t in found.by_timestep]
+            times = np.array([float(t) for t in found.by_timestep]) + 0.003 * place  # so that no bar hides another
+            half = [part.high - part.mean for part in parts]
+            axis.errorbar(times, [part.mean for part in parts], yerr=half, fmt="o-", capsize=2, label=name)
         axis.axhline(0, color="0.5", linewidth=1)
-        axis.set(xlabel="timestep t (1 is noise), both conditions", ylabel="difference to the base")
-        if drawn:
-            axis.legend()
-        return drawn
+        axis.set(xlabel=f"timestep t (1 is noise), {mode}", ylabel="difference to the base")
+        axis.legend()
+        return True
 
-    return _plot(draw, 3.2)
+    return [_plot(partial(draw, mode), 3.2) for mode in (compared[0][1].by_mode if compared else ())]
 
 
 def _sheets(results: Results) -> list[tuple[str, str]]:

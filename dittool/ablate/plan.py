@@ -23,17 +23,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dittool.ablate.statistics import DECIDING_SEEDS
 from dittool.config.architectures import AnyConfig
-from dittool.config.load import config_to_dict, load_config, read_toml
+from dittool.config.load import ConfigError, config_to_dict, load_config, read_section
 from dittool.config.values import Counted, Positive, Section, Share, require
 from dittool.errors import UsageError, listed
 
 BASE = "base"  # the row that the others are compared with
 _NAME = re.compile(r"[\w][\w .=+-]{0,60}")  # a folder's, too
-Keys = dict[str, object]  # dotted keys and their values
+_OWNED = {  # keys that a plan sets for each of its runs, and what to write instead
+    "train.steps": "updates = 1100",
+    "train.seed": "seeds = [0, 1, 2]; for other first weights train.init_draw",
+    "train.eval_every": "looks = 3",
+    "train.sample_every": "leave it out: each run is drawn from at its end",
+    "checkpoint.every": "leave it out: each run is saved at its quarters",
+    "validate.every": 'tests = ["text_manip"]',
+}
+_SHARED = ("data.", "encoders.", "model.arch")  # rows read the same shards, and have losses of one kind
+
+
+def _dotted(tree: object) -> object:
+    """`{"train": {"lr": 1}}`, which TOML makes of a key without quotes, as `{"train.lr": 1}`."""
+    if not isinstance(tree, dict):
+        return tree
+    found: dict[str, object] = {}
+    for key, value in tree.items():
+        below = _dotted(value) if isinstance(value, dict) and value else value
+        found |= {f"{key}.{name}": one for name, one in below.items()} if isinstance(below, dict) else {key: value}
+    return found
+
+
+Keys = Annotated[dict[str, object], BeforeValidator(_dotted)]  # dotted keys and their values
 
 
 class Plan(Section):
@@ -44,7 +66,7 @@ class Plan(Section):
     seeds: list[Counted] = Field(default=[0], min_length=1)
     set: Keys = Field(default={})
     variant: dict[str, Keys] = Field(default={})
-    grid: dict[str, list[object]] = Field(default={})
+    grid: Annotated[dict[str, list[object]], BeforeValidator(_dotted)] = Field(default={})
     samples: Positive = 64  # of the hold-out, on which all runs are measured
     equal_time: bool = True  # run each variant once more, with a schedule as short as its cost asks
     # and to its end in such shares of the updates, too
@@ -67,18 +89,13 @@ class Plan(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         shared = sorted(set(self.seeds) & set(self.confirm_seeds))
         empty = [name for name, keys in self.variant.items() if not keys]
-        values = [json.dumps(value) for several in self.grid.values() for value in several]
-        seeded = [keys for keys in (self.set, self.grid, *self.variant.values()) if "train.seed" in keys]
+        values = [_json(value) for several in self.grid.values() for value in several]
         require(
             (bool(names), "no row: give a [variant.NAME] with the keys that it changes, or a [grid]"),
             (not odd, f"{listed(odd)}: a row's name is letters, digits, spaces and . = + -, and not '{BASE}'"),
             (not twice, f"{listed(twice)}: named twice"),
             (not empty, f"{listed(empty)}: changes nothing"),
             (len(set(values)) == len(values), "grid: a value stands twice"),
-            (
-                not seeded,
-                "train.seed: seeds are the plan's: seeds = [0, 1, 2]; for other first weights train.init_draw",
-            ),
             (len(self.grid) < 2, f"grid has {len(self.grid)} keys; one is compared at a time"),
             (len(set(self.seeds)) == len(self.seeds), "seeds: one stands twice"),
             (
@@ -91,10 +108,28 @@ class Plan(Section):
         )
         return self
 
+    @model_validator(mode="after")
+    def _keys(self) -> Plan:
+        rows: list[Keys] = [*self.variant.values(), dict(self.grid)]
+        owned = sorted({key for keys in (self.set, *rows) for key in keys if key in _OWNED})
+        shared = sorted({key for keys in rows for key in keys if key.startswith(_SHARED)})
+        same: dict[str, list[str]] = {}
+        for name, keys in self.rows().items():
+            same.setdefault(_json(dict(sorted(keys.items()))), []).append(name)
+        require(
+            *((False, f"{key}: the plan's own; write {_OWNED[key]}") for key in owned),
+            *(
+                (False, f"{key}: rows read the same shards and have losses of one kind; write it into [set]")
+                for key in shared
+            ),
+            *((len(names) == 1, f"{' and '.join(names)}: change the same") for names in same.values()),
+        )
+        return self
+
     def grid_rows(self) -> dict[str, Keys]:
         """`train.lr=0.003` → the key and value, for each value of the grid."""
         return {
-            f"{key.split('.')[-1]}={json.dumps(value)}".replace('"', ""): {key: value}
+            f"{key.split('.')[-1]}={_json(value)}".replace('"', ""): {key: value}
             for key, values in self.grid.items()
             for value in values
         }
@@ -124,32 +159,43 @@ class Rows:
         return len(self.looks) + 1
 
     def config(self, row: str, seed: int, updates: int) -> AnyConfig:
-        """Of a run. A warm-up is shortened with the schedule; evaluated at each look and the end, drawn at the end,
-        judged never.
+        """Of a run. Its warm-up and cooldown are as long a share of it as of the preset's own schedule, or as of
+        `updates` where the plan sets them. Evaluated at each look and the end, drawn at the end, judged never.
         """
         keys = {**self.plan.set, **self.changes[row]}
-        full = load_config(self.plan.base, _overrides(keys))
-        warmup = min(round(full.train.warmup_steps * updates / full.train.steps), updates - 1)
         ours: Keys = {
+            **self._lengths(keys, updates),
             "train.steps": updates,
-            "train.warmup_steps": warmup,
             "train.seed": seed,
             "train.sample_every": updates,
             "train.eval_every": self.looks[0] if self.looks and updates == self.updates else updates,
             "checkpoint.every": max(updates // 4, 1),
         }
-        judged: Keys = {"validate.every": 0} if "validate" in config_to_dict(full) else {}
-        return load_config(self.plan.base, _overrides({**keys, **ours, **judged}))
+        if "validate" in config_to_dict(load_config(self.plan.base)):
+            ours["validate.every"] = 0
+        return load_config(self.plan.base, _overrides({**keys, **ours}))
+
+    def _lengths(self, keys: Keys, updates: int) -> Keys:
+        """Of the warm-up and the cooldown."""
+        names = ("train.warmup_steps", "train.cooldown_steps")
+        preset = load_config(self.plan.base, _overrides({key: keys[key] for key in keys if key not in names})).train
+        found: Keys = {}
+        left = updates - 1  # a warm-up ends before the last
+        for key, of_preset in zip(names, (preset.warmup_steps, preset.cooldown_steps), strict=True):
+            length, of = (keys[key], self.updates) if key in keys else (of_preset, preset.steps)
+            as_written = key in keys and updates == self.updates
+            if isinstance(length, int | float) and not as_written:
+                found[key] = shortened = min(round(length * updates / of), left)
+                left = updates - shortened
+        return found
 
 
 def read_plan(path: Path) -> Rows:
     """Raises `UsageError` naming every mistake of the plan, and what `load_config` raises for a row's keys."""
-    tree = read_toml(path)
     try:
-        plan = Plan.model_validate(tree)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, mistake['loc'])) or 'plan'}: {mistake['msg']}" for mistake in error.errors()]
-        raise UsageError(f"{path}: {'; '.join(problems)}", "docs/ablate.md shows a plan") from error
+        plan = read_section(path, Plan)
+    except ConfigError as error:
+        raise UsageError(error.message, "docs/ablate.md shows a plan") from error
     updates = plan.updates or load_config(plan.base, _overrides(plan.set)).train.steps
     if plan.looks >= updates:
         raise UsageError(f"{path}: looks = {plan.looks}: there are {updates} updates", "look less often")
@@ -163,4 +209,9 @@ def read_plan(path: Path) -> Rows:
 
 
 def _overrides(keys: Mapping[str, object]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+    return [f"{key}={_json(value)}" for key, value in keys.items()]
+
+
+def _json(value: object) -> str:
+    """Of numbers, texts and lists also their TOML. A date is a text: no key has one."""
+    return json.dumps(value, default=str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,9 @@ class Compared:
 
     updates: int
     difference: Difference
-    parts: dict[str, Difference]  # by column: mode and timestep
+    by_column: dict[str, Difference]  # `both 0.30`: mode and timestep; or the figure that a family goes by
+    by_mode: dict[str, Difference]  # over all timesteps; empty where a family has figures alone
+    by_timestep: dict[str, Difference]  # over all modes
     figures: dict[str, Difference] = field(default_factory=dict)  # of the plan's tests, over the seeds
 
 
@@ -81,7 +83,8 @@ class Results:
 
     def best(self) -> Row | None:
         """The row that is better by the most, at equal time where that was run; on too few seeds, by what they show."""
-        judged = [(row, found) for row in self.rows if (found := decisive(row)) and found.verdict == BETTER]
+        ran = [row for row in self.rows if not row.failed]
+        judged = [(row, found) for row in ran if (found := decisive(row)) and found.verdict == BETTER]
         return min(judged, key=lambda pair: pair[1].mean)[0] if judged else None
 
 
@@ -173,8 +176,24 @@ def _compared(work: Work, row: str, updates: int, seeds: Sequence[int]) -> Compa
         return None
     base, variant = (np.stack([pair[side].losses for pair in both]) for side in (0, 1))  # (seeds, samples, columns)
     compare = partial(at_look, looks=work.rows.looks_of_a_seed) if len(both) < len(seeds) else difference
-    columns = {name: compare(base[..., place], variant[..., place]) for place, name in enumerate(both[0][0].columns)}
-    return Compared(updates, compare(base.mean(axis=-1), variant.mean(axis=-1)), columns, _figures(work, pairs))
+
+    def over(places: Sequence[int]) -> Difference:
+        return compare(base[..., places].mean(axis=-1), variant[..., places].mean(axis=-1))
+
+    def by(parts: Iterable[str]) -> dict[str, Difference]:
+        """Over the columns that have a part in their name."""
+        return {part: over([place for place, name in enumerate(columns) if part in name.split()]) for part in parts}
+
+    columns = both[0][0].columns
+    words = [name.split() for name in columns if " " in name]
+    return Compared(
+        updates,
+        over(range(len(columns))),
+        by_column={name: over([place]) for place, name in enumerate(columns)},
+        by_mode=by(dict.fromkeys(mode for mode, _ in words)),
+        by_timestep=by(dict.fromkeys(t for _, t in words)),
+        figures=_figures(work, pairs),
+    )
 
 
 def _figures(work: Work, pairs: Sequence[tuple[Run, Run]]) -> dict[str, Difference]:

@@ -25,7 +25,7 @@ from dittool.ckpt.files import newest_valid
 from dittool.ckpt.run_log import read_log
 from dittool.config.architectures import AnyConfig
 from dittool.console import Talk, Task
-from dittool.errors import DitError, Interrupted, StorageError, UsageError, described, one_line
+from dittool.errors import DitError, Interrupted, StorageError, UsageError, described, from_os_error, one_line
 from dittool.sampling.pipeline import Pipeline
 from dittool.shell import quoted
 from dittool.storage import read_json, write_json
@@ -36,6 +36,7 @@ from dittool.validate.text_edit import CaptionChecker
 
 _SCENES, _FIGURES = "scenes.json", "figures.json"  # of a run
 _COSTS, _PLAN = "costs.json", "plan.json"
+GOES_ON = "the same dit ablate command goes on where this one stopped"
 _FREE = ("train.eval_every",)  # may change with a plan's looks: nothing that is computed depends on it
 
 
@@ -115,7 +116,7 @@ class Work:
         run = job.run
         if not self.wants(job):
             return
-        try:
+        with self._row_may_fail(run.row):
             if not job.ends:
                 if (measured := self._measured(job)) is not None:
                     self.looked[job] = measured
@@ -125,12 +126,20 @@ class Work:
                 self.scenes[run] = self._scenes(run, self.checker)
             if self.rows.plan.tests:
                 self.figures[run] = self._figures(run)
-        except (Interrupted, StorageError, OSError):
+
+    @contextmanager
+    def _row_may_fail(self, row: str) -> Iterator[None]:
+        """Remembers what is wrong with a row, in whatever way; raises what is wrong with the base, the disk or the
+        machine.
+        """
+        try:
+            yield
+        except (Interrupted, StorageError):
             raise
-        except Exception as error:  # a row may fail in any way
-            if run.row == BASE:
+        except Exception as error:
+            if row == BASE or (isinstance(error, OSError) and from_os_error(error)):
                 raise
-            self.fail(run.row, one_line(error) if isinstance(error, DitError) else described(error))
+            self.fail(row, one_line(error) if isinstance(error, DitError) else described(error))
 
     def fail(self, row: str, reason: str) -> None:
         """Leaves a row out."""
@@ -176,16 +185,8 @@ class Work:
         for row in self.rows.changes:
             if row not in known and row not in self.failed:
                 self.talk.note(f"{row}: the cost of an update, by turns with the base's")
-                try:
-                    variant = self.rows.config(row, plan.seeds[0], self.rows.updates)
-                    known[row] = cost(first, variant, self.data)
-                except (Interrupted, StorageError, OSError):
-                    raise
-                except Exception as error:  # a row may fail in any way
-                    if row == BASE:
-                        raise
-                    self.fail(row, one_line(error) if isinstance(error, DitError) else described(error))
-                    continue
+                with self._row_may_fail(row):
+                    known[row] = cost(first, self.rows.config(row, plan.seeds[0], self.rows.updates), self.data)
                 if remember:
                     write_json(path, {name: asdict(value) for name, value in known.items()})
         self.costs = {row: known[row] for row in self.rows.changes if row in known}
@@ -249,11 +250,14 @@ class Work:
         return newest.path
 
     def _train(self, config: AnyConfig, folder: Path, until: int, resume: bool) -> None:
+        quiet = _Quiet(self.talk)
         try:
-            train(config, self.data, folder, resume=resume, until=until, named_changes=_FREE, talk=_Quiet(self.talk))
+            done = train(config, self.data, folder, resume=resume, until=until, named_changes=_FREE, talk=quiet)
         except Interrupted as stop:
-            stop.hint = "the same dit ablate command goes on where this one stopped"
+            stop.hint = GOES_ON
             raise
+        if done is not None and done.signal_number is not None:  # the run is at its end, the plan is not
+            raise Interrupted("stopped, runs saved", GOES_ON, done.signal_number)
 
 
 def claim(out: Path, rows: Rows, data: Path) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from dittool.ablate.plan import BASE, Rows
-from dittool.ablate.runs import Job, Work
+from dittool.ablate.runs import GOES_ON, Job, Work
 from dittool.console import SILENT
 from dittool.devices import visible_gpus
 from dittool.errors import DitError, Interrupted, described
@@ -214,7 +214,7 @@ def _reply_of(worker: _Worker) -> _Reply | None:
 
 
 def _interrupted(number: int) -> Interrupted:
-    return Interrupted("stopped, runs saved", "the same dit ablate command goes on where this one stopped", number)
+    return Interrupted("stopped, runs saved", GOES_ON, number)
 
 
 def _end_with_parent() -> None:

@@ -26,6 +26,7 @@ else:
     import tomli as tomllib
 
 C = TypeVar("C", bound=AnyConfig)
+S = TypeVar("S", bound=Section)
 
 _LARGEST_FILE = 1 << 20  # bytes; a preset is a page of text
 _LONGEST_VALUE = 80  # characters of a wrong value that an error repeats
@@ -87,6 +88,15 @@ def config_to_toml(config: AnyConfig) -> str:
     import tomli_w
 
     return tomli_w.dumps(config_to_dict(config))
+
+
+def read_section(path: Path, schema: type[S]) -> S:
+    """What a file holds that is no configuration, but checked and explained as one is.
+
+    Raises `UsageError` for the file and `ConfigError` for its content.
+    """
+    text = _read_text(path)
+    return _checked(_parsed(text, path), _line_numbers(text, path), [], schema)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -256,9 +266,12 @@ def _override_value(text: str) -> Any:
 
 
 def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> AnyConfig:
-    schema = _schema(tree, origin)
+    return _checked(tree, origin, problems, _schema(tree, origin))
+
+
+def _checked(tree: dict[str, Any], origin: Origin, problems: list[str], schema: type[S]) -> S:
     try:
-        config = schema.model_validate(tree)
+        found = schema.model_validate(tree)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         problems = problems + [
@@ -266,7 +279,7 @@ def _validated(tree: dict[str, Any], origin: Origin, problems: list[str]) -> Any
         ]
     if problems:
         raise ConfigError(problems)
-    return config
+    return found
 
 
 def _schema(tree: dict[str, Any], origin: Origin) -> Schema:

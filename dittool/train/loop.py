@@ -61,6 +61,9 @@ class TrainSummary:
     seconds: float  # of this call
     samples_per_second: float
     steps_per_second: float
+    signal_number: int | None = (
+        None  # of a signal that came while the run was at its end; whoever goes on after it stops
+    )
 
     @property
     def line(self) -> str:
@@ -224,6 +227,7 @@ def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
         seconds,
         (state.samples_seen - seen_before) / seconds,
         (state.step - first) / seconds,
+        stop.signal_number,
     )
 
 

@@ -22,7 +22,7 @@ import torch
 
 from dittool.ablate.plan import BASE, Plan, Rows
 from dittool.ablate.results import planned, summarised
-from dittool.ablate.runs import Work
+from dittool.ablate.runs import Job, Work
 from dittool.ablate.statistics import Difference
 from dittool.config.architectures import image_config
 from dittool.config.load import load_config
@@ -53,7 +53,8 @@ def compared(number: int, keys: Mapping[str, object], shards: Path) -> Differenc
     out = Path(tempfile.mkdtemp())
     try:
         work = Work(Rows(plan, plan.rows(), UPDATES), shards, out, SILENT)
-        work.do(planned(work))
+        for run in planned(work):
+            work.do(Job(run, run.updates))
         found = next(row.equal_updates for row in summarised(work).rows if row.name != BASE)
         assert found is not None, work.failed
         return found.difference
