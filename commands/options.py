@@ -23,6 +23,7 @@ from dittool.console import Console
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; warnings stay.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Versions, and the time of each remark.")]
+PLACE = "FOLDER|ADDRESS"  # of shards: s3://, gs://, hf://, https://
 PresetOption = Annotated[
     str,
     typer.Option(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dittool import completion
+from dittool.address import place_of
 from dittool.commands.options import (
     NONE_GIVEN,
+    PLACE,
     DeviceOption,
     JsonOption,
     OverridesOption,
@@ -40,7 +42,13 @@ def main(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder of shards.", show_default="data/shards; with --resume: those of before"),
+        typer.Option(
+            "--data",
+            parser=place_of,
+            metavar=PLACE,
+            help="Shards.",
+            show_default="data/shards; with --resume: those of before",
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.address import place_of
+from dittool.commands.options import PLACE, DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
 from dittool.console import Console
 from dittool.shell import command_line
 
@@ -34,7 +35,8 @@ def main(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="D", help="Folder of shards.", show_default="those of the training")
+        Path | None,
+        typer.Option("--data", parser=place_of, metavar=PLACE, help="Shards.", show_default="those of the training"),
     ] = None,
     tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = EVERY_TEST,
     limit: Annotated[

@@ -188,6 +188,20 @@ def file_sha256(path: Path) -> str:
         )
 
 
+def cache_folder() -> Path | None:
+    """This user's folder for what can be made again; None where none can be written to."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    for folder in (home / "dittool", Path(tempfile.gettempdir()) / f"dittool-{os.getuid()}"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # in a folder that all may write to, somebody else's would decide what we read
+            if os.access(folder, os.W_OK) and folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
+                return folder
+        except OSError:
+            continue
+    return None
+
+
 def output_folder(path: Path) -> Path:
     """Makes the folder, and checks at once that it can be written to. Raises `StorageError`."""
     if path.is_symlink() and not path.exists():

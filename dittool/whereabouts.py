@@ -14,16 +14,22 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
+from dittool.address import Address, place_of
+
 _AROUND = 4  # folders above a file's own, in which the end of a path is looked for: RUN/validation/step1/ in runs/ in …
 
 
 def remembered(path: Path, folder: Path) -> str:
-    """The text for `path` in a file that stands in `folder`."""
+    """The text for `path` in a file that stands in `folder`; an address is itself, without its secrets."""
+    if isinstance(path, Address):
+        return str(path)
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def exact_place(text: str, folder: Path) -> Path:
     """Where a path that a file in `folder` remembers should be."""
+    if isinstance(address := place_of(text), Address):
+        return address
     return shortest(Path(os.path.normpath(folder.resolve() / text)))
 
 
@@ -40,10 +46,10 @@ def places_beside(text: str, folder: Path) -> Iterator[Path]:
 
 def find(text: str, folder: Path, fits: Callable[[Path], bool] = Path.exists) -> Path | None:
     """The path that a file in `folder` remembers as `text`, or None. What exists where it says is taken; elsewhere
-    only what exists and `fits`.
+    only what exists and `fits`. Whether an address is there, its opening tells.
     """
     exact = exact_place(text, folder)
-    if exact.exists():
+    if isinstance(exact, Address) or exact.exists():
         return exact
     beside = (place for place in places_beside(text, folder) if place.exists() and fits(place))
     return next(map(shortest, beside), None)

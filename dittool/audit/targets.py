@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+from dittool.address import Address, place_of
 from dittool.audit.checkpoint_view import CheckpointView
 from dittool.audit.data_view import open_derived, open_shards
 from dittool.audit.specimens.foreign.blame import ModelRefuses
@@ -68,7 +69,14 @@ def open_subject(
             "name it as file.py:Name or package.module:Name",
         )
     expected = None if preset is None else load_config(preset, overrides)
-    path = Path(target)
+    path = place_of(target)
+    if isinstance(path, Address):
+        return Data(
+            str(path),
+            open_shards(path),
+            SHARDS,
+            None if expected is None else preset_subject(PRESET, specimen_of, expected),
+        )
     if path.is_dir():
         return _open_folder(path, specimen_of, expected, talk)
     if path.suffix.lower() in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX_ENDING):

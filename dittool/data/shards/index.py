@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -155,7 +155,8 @@ def require_local(text: str) -> None:
     if _ADDRESS.match(text):
         raise UnsafeFileError(
             f"{text}: shards are read from a folder, not from an address",
-            "copy the set to this machine and name its folder",
+            "copy the set to this machine and name its folder; dit train, validate and audit also read s3://, gs://,"
+            " hf:// and https://",
         )
 
 
@@ -212,6 +213,22 @@ def read_index(folder: Path) -> ShardIndex:
     return ShardIndex.from_json(read_json(folder / INDEX_NAME), folder / INDEX_NAME)
 
 
+def samples_of_lists(index: ShardIndex, lists: Callable[[], Sequence[Path]]) -> Samples:
+    """Every sample of a set whose tars are elsewhere, by lists of members that were compared with the index. `lists`
+    are not asked for where the columns of a large set are here already.
+    """
+
+    def listed() -> Columns:
+        return Columns.build(_listed(Path(), index, lists()))
+
+    key = hashlib.sha256(json.dumps([FORMAT, "elsewhere", *(asdict(row) for row in index.shards)]).encode()).hexdigest()
+    columns = None
+    if sum(row.count for row in index.shards) >= _SHARED_FROM:
+        columns = _shared_columns(key, listed)
+    columns = columns or listed()
+    return Samples(columns, columns.shards)
+
+
 def write_index(folder: Path, index: ShardIndex) -> None:
     write_json(folder / INDEX_NAME, index.to_json())
 
@@ -231,22 +248,24 @@ def samples_of(folder: Path, index: ShardIndex) -> Samples:
         key.update(json.dumps([*asdict(row).values(), stat.st_size, stat.st_mtime_ns]).encode())
     columns = None
     if sum(row.count for row in index.shards) >= _SHARED_FROM:
-        columns = _shared_columns(folder, index, key.hexdigest())
+        columns = _shared_columns(key.hexdigest(), lambda: Columns.build(_listed(folder, index)))
     columns = columns or Columns.build(_listed(folder, index))
     return Samples(columns, columns.shards)
 
 
-def _shared_columns(folder: Path, index: ShardIndex, key: str) -> Columns | None:
+def _shared_columns(key: str, build: Callable[[], Columns]) -> Columns | None:
     """Columns that all processes of this machine map; None where no cache folder takes them."""
-    path = shared_file(f"{key}.columns", lambda file: Columns.build(_listed(folder, index)).write(file), _MOST_COLUMNS)
+    path = shared_file(f"{key}.columns", lambda file: build().write(file), _MOST_COLUMNS)
     return None if path is None else Columns.mapped(path)
 
 
-def _listed(folder: Path, index: ShardIndex) -> Iterator[tuple[str, str, str, list[tuple[str, Members]]]]:
-    """Path, bucket, split and samples of each shard, by its list of members."""
-    for row in index.shards:
+def _listed(
+    folder: Path, index: ShardIndex, lists: Sequence[Path] = ()
+) -> Iterator[tuple[str, str, str, list[tuple[str, Members]]]]:
+    """Path, bucket, split and samples of each shard, by its list of members: beside the tar, or in `lists`."""
+    for number, row in enumerate(index.shards):
         tar = folder / row.path
-        members = read_json(members_path(tar))
+        members = read_json(lists[number] if lists else members_path(tar))
         if not isinstance(members, dict) or len(members) != row.count:
             listed = (
                 f"{len(members)} samples" if isinstance(members, dict) else f"no samples but {type(members).__name__}"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from dittool.address import Address
 from dittool.data.identity import IdentityCard, features_of
 from dittool.data.patch_storage import FP16, INT8, NONE, decode_patches
 from dittool.data.records import (
@@ -28,7 +30,10 @@ from dittool.data.records import (
     Record,
     record_from_json,
 )
+from dittool.data.remote.cache import Cache
+from dittool.data.remote.requests import read_object, require_library
 from dittool.data.shards.columns import SampleRef, Samples
+from dittool.data.shards.elsewhere import RemoteShards
 from dittool.data.shards.index import (
     AGAIN,
     INDEX_NAME,
@@ -36,10 +41,11 @@ from dittool.data.shards.index import (
     read_index,
     require_local,
     samples_of,
+    samples_of_lists,
     scan_tar,
     split_by_name,
 )
-from dittool.data.shards.open_files import OpenFiles
+from dittool.data.shards.open_files import OpenFiles, Turn
 from dittool.data.shards.statistics import SetStatistics
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
@@ -76,14 +82,20 @@ class ShardSet:
     samples: Samples
     index: ShardIndex | None  # None: a set without index.json
     storage: str = FP16  # of the patches in a set without index.json
+    remote: RemoteShards | None = None  # where `folder` is an address
     _files: OpenFiles = field(default_factory=OpenFiles, repr=False, compare=False)
+    _one_at_a_time: Turn = field(default_factory=Turn, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.samples = Samples.of(self.samples)
 
     @staticmethod
     def open(folder: Path) -> ShardSet:
-        """Raises `UsageError` when there is no such folder, `BadDataError` when it is no finished set of shards."""
+        """Opens a folder or an address. Raises `UsageError` when there is no such folder, `BadDataError` when it is no
+        finished set of shards, `StorageError` when a store does not give it.
+        """
+        if isinstance(folder, Address):
+            return _opened_at(folder)
         if not folder.is_dir():
             require_local(str(folder))
             hint = "check the path (--data), or make shards with: dit embed IMAGES, then dit shard"
@@ -142,6 +154,15 @@ class ShardSet:
             ref, arrays[IMAGE_CLS], arrays.get(IMAGE_PATCHES), arrays[LATENT], arrays[TEXT], self.patch_storage
         )
 
+    def read_all(self, refs: Sequence[SampleRef], patches: bool = True) -> list[Sample]:
+        """The samples in this order; where they are elsewhere, requests for several at a time."""
+        read = partial(self.read, patches=patches)
+        return list(map(read, refs)) if self.remote is None else self.remote.each(read, refs)
+
+    def tar(self, shard: str) -> Path:
+        """A whole shard as a file of this machine; one that is elsewhere is fetched."""
+        return self.folder / shard if self.remote is None else self.remote.whole(shard)
+
     def read_array(self, ref: SampleRef, member: str) -> np.ndarray:
         """One array as stored."""
         return parse_npy(self.read_member(ref, member), self._name(ref, member))
@@ -177,7 +198,7 @@ class ShardSet:
                 run.append(places.pop(0))
             start, end = run[0][0], sum(run[-1][:2])
             data = np.empty(end - start, dtype=np.uint8).data
-            read = _read_at(self._files.descriptor(self.folder / ref.shard), data, start)
+            read = self._read_into(ref.shard, start, data)
             for offset, size, member in run:
                 if offset - start + size > read:
                     present = max(read - offset + start, 0)
@@ -187,6 +208,20 @@ class ShardSet:
                     )
                 found[member] = data[offset - start : offset - start + size]
         return found
+
+    def _read_into(self, shard: str, start: int, into: memoryview) -> int:
+        """Fills `into` from byte `start` of a shard, and says how many bytes there were."""
+        if self.remote is None:
+            return _read_at(self._files.descriptor(self.folder / shard), into, start)
+        self.remote.fetch_meanwhile()
+        with self._one_at_a_time:
+            try:
+                path = self.remote.here(shard)
+                if path is not None:
+                    return _read_at(self._files.descriptor(path), into, start)
+            except FileNotFoundError:  # it has just made way for another
+                pass
+        return self.remote.read(shard, start, into)
 
     def _place(self, ref: SampleRef) -> str:
         return f"{self.folder / ref.shard}: {ref.id}"
@@ -202,6 +237,19 @@ class ShardSet:
                 f" {quoted(self.folder)}; of another program's shards say which encoders made them, with --preset P",
             )
         return self.index
+
+
+def _opened_at(address: Address) -> ShardSet:
+    """The set at an address."""
+    require_library(address)
+    path = address / INDEX_NAME
+    try:
+        value = json.loads(read_object(address / INDEX_NAME))
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{path}: not valid JSON: {error}", "copy the set there again, the index last") from error
+    index = ShardIndex.from_json(value, path)
+    remote = RemoteShards(address, index.shards, Cache.of_environment())
+    return ShardSet(address, samples_of_lists(index, remote.lists), index, remote=remote)
 
 
 def _read_at(file: int, into: memoryview, start: int) -> int:

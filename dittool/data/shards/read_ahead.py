@@ -51,7 +51,13 @@ def items_ahead(item_bytes: int, workers: int) -> int:
 
 
 def read_ahead(
-    items: Items[T], numbers: range, workers: int, *, pin_memory: bool = False, item_bytes: int = 0
+    items: Items[T],
+    numbers: range,
+    workers: int,
+    *,
+    pin_memory: bool = False,
+    item_bytes: int = 0,
+    tries: float = 0.0,
 ) -> Iterator[T]:
     """The items of these numbers, in order.
 
@@ -59,11 +65,12 @@ def read_ahead(
         workers: processes that prepare them; 0: this one does.
         item_bytes: of the largest item. Fewer are prepared in advance where they are large, and the longest wait, else
             45 s, is longer.
+        tries: seconds that all tries of a request may take, where items come from elsewhere.
 
     Raises what `items` raises, and `StorageError` when a worker has died, has no descriptor or no shared memory left,
     or when nothing comes.
     """
-    patience = _PATIENCE + item_bytes * max(workers, 1) / _SLOWEST
+    patience = _PATIENCE + tries + item_bytes * max(workers, 1) / _SLOWEST
     others = set(multiprocessing.active_children())
     with _failures_explained(patience):
         ready = iter(

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from dittool.storage import write_atomic
+from dittool.storage import cache_folder, write_atomic
 
 _LOCK = "making.lock"
 
@@ -27,7 +26,7 @@ def shared_file(name: str, write: Callable[[BinaryIO], object], most_bytes: int)
     Args:
         most_bytes: of all files with the same suffix; those unused for the longest are removed.
     """
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is None:
         return None
     path = folder / name
@@ -42,19 +41,6 @@ def shared_file(name: str, write: Callable[[BinaryIO], object], most_bytes: int)
     except OSError:
         return path if path.exists() else None
     return path
-
-
-def _cache_folder() -> Path | None:
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    for folder in (home / "dittool", Path(tempfile.gettempdir()) / f"dittool-{os.getuid()}"):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # in a folder that all may write to, somebody else's would decide what we read
-            if os.access(folder, os.W_OK) and folder.lstat().st_uid == os.getuid() and not folder.is_symlink():
-                return folder
-        except OSError:
-            continue
-    return None
 
 
 def _make_room(new: Path, most_bytes: int) -> None:

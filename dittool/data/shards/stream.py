@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import stored_grid
 from dittool.data.records import TEXT
+from dittool.data.remote.requests import LONGEST
 from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.order import NO_SAMPLES, BatchPlan
 from dittool.data.shards.read import Sample, ShardSet
@@ -164,7 +165,7 @@ class BatchStream(Dataset):
         indices, first = self.plan.batch(number), self.plan.samples_before(number)
         share = len(indices) // self._ranks
         mine = range(self._rank * share, (self._rank + 1) * share)
-        samples = [self._shards.read(self._refs[indices[place]], self._patches) for place in mine]
+        samples = self._shards.read_all([self._refs[indices[place]] for place in mine], self._patches)
         latents, conditions = collate_stored(samples, self._patch_size)
         noise = torch.empty(latents.shape)
         uniform = torch.empty(share, 2, dtype=torch.float64)  # timestep and mode of each
@@ -197,6 +198,7 @@ class BatchStream(Dataset):
             workers,
             pin_memory=device.type == "cuda",
             item_bytes=self.largest_batch[1] if workers else 0,
+            tries=0.0 if self._shards.remote is None else LONGEST,
         )
         return (stored.to(device) for stored in ahead)
 

@@ -71,9 +71,9 @@ def _verify_shard(
     shards: ShardSet, shard: str, row: ShardRow | None, refs: list[SampleRef], statistics: ShardStatistics
 ) -> list[Fault]:
     """What is wrong with one shard; what its samples hold is added to the statistics."""
-    path = shards.folder / shard
     try:
-        if row is not None and (faults := _hash_faults(path, row)):
+        path = shards.tar(shard)  # of a set that is elsewhere compared with the index when it is fetched
+        if row is not None and shards.remote is None and (faults := _hash_faults(path, row)):
             return faults
         in_tar = {
             key: {suffix: (m.offset, m.size) for suffix, m in members.items()}
