@@ -1,4 +1,4 @@
-"""Reads and writes objects through fsspec: tried again where the connection fails, explained where it is of no use.
+"""Reads objects through fsspec: tried again where the connection fails, explained where it is of no use.
 
 A library of its own serves each kind of address: s3fs, gcsfs, huggingface_hub, aiohttp. All errors leave here as a
 `DitError` of two lines without a secret.
@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from dittool.address import Address, full_address, without_secrets
@@ -61,11 +60,6 @@ def download(address: Address, size: int, file: BinaryIO) -> None:
     """Writes an object of `size` bytes to a file, block by block."""
     for start in range(0, size, BLOCK):
         file.write(read_range(address, start, min(start + BLOCK, size)))
-
-
-def upload(path: Path, address: Address) -> None:
-    """Copies a file to an address; the store shows it when it is whole."""
-    _tried(address, lambda: _filesystem(address.scheme).put_file(str(path), full_address(address)))
 
 
 def require_library(address: Address) -> None:
@@ -126,11 +120,3 @@ def _opened(scheme: str, _process: int) -> AbstractFileSystem:
             "retries": {"max_attempts": 1},
         }
     return fsspec.filesystem(scheme, **options)
-
-
-def size_of(address: Address) -> int | None:
-    """Bytes of an object; None where there is none."""
-    try:
-        return int(_tried(address, lambda: _filesystem(address.scheme).info(full_address(address)))["size"])
-    except BadDataError:
-        return None

@@ -29,7 +29,8 @@ from dittool.data.shards.index import ShardRow, members_path
 from dittool.errors import BadDataError, DitError
 
 _AT_ONCE = 16  # requests of one process
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class RemoteShards:
@@ -99,7 +100,7 @@ class RemoteShards:
         )
 
     def _list(self, row: ShardRow) -> Path:
-        address, name = members_path(self._at(row.path)), f"{row.members_sha256}.members.json"
+        address, name = Address(members_path(self._at(row.path))), f"{row.members_sha256}.members.json"
         found = self.cache.find(name) or self.cache.fetch(
             name, row.members_sha256, None, lambda file: file.write(read_object(address)), address
         )
