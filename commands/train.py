@@ -43,11 +43,7 @@ def main(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data",
-            parser=place_of,
-            metavar=PLACE,
-            help="Shards.",
-            show_default="data/shards; with --resume: those of before",
+            "--data", parser=place_of, metavar=PLACE, help="Shards.", show_default="data/shards, or those of before"
         ),
     ] = None,
     out: Annotated[

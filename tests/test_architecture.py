@@ -37,6 +37,7 @@ ROOMS = (
         "plugins",
         "seeding",
         "storage",
+        "address",
         "whereabouts",
         "machine",
         "console",
