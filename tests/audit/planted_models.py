@@ -35,7 +35,7 @@ def dropout_in_evaluation(shop: Workshop) -> Subject:
 
 @plants("E1", "six modulation vectors, all zero, and no gates")
 def blocks_without_gates(shop: Workshop) -> Subject:
-    def forward(self, x, c, context, bias, keys_values=None, angles=None):
+    def forward(self, x, c, context, bias, keys_values=None, angles=None, unmasked=0):
         shift_a, scale_a, _, shift_x, scale_x, _, shift_m, scale_m, _ = self.modulation(c).chunk(9, dim=1)
         x = x + self.attention(layers.modulate(layers.layer_norm(x), shift_a, scale_a))
         x = x + self.cross_attention(
