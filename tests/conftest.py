@@ -34,6 +34,19 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return max(1, min(cores, memory // MEMORY_A_PROCESS))
 
 
+# Here every run of the tests tries the family with captions, and `pytest -m slow` the one with classes as well: what is
+# tried is the loop around them. tests/train/test_resume_matrix.py tries both every time.
+ONE_FAMILY = ("ablate/test_ablate.py", "faults/test_runs.py", "train/test_beginning.py", "train/test_loop.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before "not slow" chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        of_classes = getattr(item, "callspec", None) and item.callspec.params.get("family_shards") == "drift"
+        if of_classes and item.path.as_posix().endswith(ONE_FAMILY):
+            item.add_marker(pytest.mark.slow)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command line ended."""

@@ -15,6 +15,7 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from tests.audit.foreign_weights import DIFFUSERS, HEADS
 from tests.audit.opened import open_subject
+from tests.quick import others_slow
 
 EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons stand beside them
     "DiT, diffusers": {
@@ -70,7 +71,7 @@ SKIPPED = {  # what is not judged, and a part of the reason
 }
 
 
-@pytest.mark.parametrize("layout", EXPECTED)
+@pytest.mark.parametrize("layout", others_slow(EXPECTED, ("DiT, diffusers", "SD3, diffusers")))
 def test_each_rule_says_what_reading_the_source_says(layout):
     name, kwargs = DIFFUSERS[layout]
     subject = open_subject(f"diffusers:{name}", kwargs=json.dumps({**HEADS, **kwargs}))

@@ -16,24 +16,15 @@ from tests.audit import foreign_answers, foreign_inputs, foreign_kinds
 from tests.audit.foreign_inputs import Given
 from tests.audit.foreign_kinds import Net
 from tests.audit.opened import open_subject
+from tests.quick import others_slow
 
 FILE = Path(foreign_kinds.__file__)
 FAMILIES = (foreign_kinds, foreign_inputs, foreign_answers)
 KINDS = {kind: wanted for family in FAMILIES for kind, wanted in family.KINDS.items()}
 EXAMPLES = {kind: example for family in FAMILIES for kind, example in family.EXAMPLES.items()}
 RULES = built_in_rules()
-QUICK = {"Net", "ScaleWithoutOne", "TableOfVectors", "TokensJoinMidway", "UShapedWithAnOpenMiddle", "NeverOffAgain"}
-QUICK |= {
-    "ExchangedInTheLastBlock",
-    "ExchangedWhenTall",
-    "PooledOfADataclassUnread",
-    "LabelAveragedOverTheBatch",
-    "ArgumentBesideAnother",
-    "AnAnswerEachOfOneLabel",
-    "NoiseOnItsInputExchanged",
-    "PositionsOfTheCaller",
-    "TextSwitchedOn",
-}
+QUICK = ("Net", "TokensJoinMidway", "UShapedWithAnOpenMiddle", "NeverOffAgain", "ExchangedWhenTall")
+QUICK += ("PooledOfADataclassUnread", "ArgumentBesideAnother", "NoiseOnItsInputExchanged")
 
 
 def opened(kind, **options):
@@ -62,10 +53,7 @@ def alarms(result):
     return worst
 
 
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind not in QUICK]
-
-
-@pytest.mark.parametrize("kind", [*sorted(QUICK), *SLOW])
+@pytest.mark.parametrize("kind", others_slow(KINDS, QUICK))
 def test_a_variant_is_judged_as_it_deserves(kind):
     assert alarms(judged(opened(kind))) == KINDS[kind]
 

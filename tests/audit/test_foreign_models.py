@@ -31,7 +31,19 @@ from tests.audit.foreign_matrix import (
     models_of,
 )
 from tests.audit.opened import open_subject
+from tests.quick import others_slow
 
+QUICK_FAULTS = (
+    "fused_deaf_to_class",
+    "fused_transposed_positions",
+    "fused_open_modulation",
+    "parallel_checkpointing_ignored",
+    "rotary_transposed",
+    "sequence_learned_positions",
+    "single_random_tables",
+    "streams_pooled_unread",
+    "text_mask_ignored",
+)
 QUICK = ("nested_output", "one_time_for_all", "deaf_behind_noise", "last_block_open")  # of the habits
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -41,17 +53,13 @@ def test_a_clean_model_alarms_no_rule(factory):
     assert alarms(factory) == set()
 
 
-@pytest.mark.parametrize("factory", FAULTS)
+@pytest.mark.parametrize("factory", others_slow(FAULTS, QUICK_FAULTS))
 def test_a_planted_fault_is_found_by_its_rules_and_by_no_other(factory):
     assert alarms(factory) == FAULTS[factory][0]
 
 
-@pytest.mark.parametrize(
-    "style", [style if style == "fused" else pytest.param(style, marks=pytest.mark.slow) for style in STYLES]
-)
-@pytest.mark.parametrize(
-    "habit", [habit if habit in QUICK else pytest.param(habit, marks=pytest.mark.slow) for habit in HABITS]
-)
+@pytest.mark.parametrize("style", others_slow(STYLES, ("fused",)))
+@pytest.mark.parametrize("habit", others_slow(HABITS, QUICK))
 def test_a_habit_alarms_the_rules_that_it_breaks_and_no_other(habit, style):
     assert alarms_of_habit(style, habit) == HABITS[habit]
 
@@ -72,13 +80,7 @@ def everything_is_large(monkeypatch):
         monkeypatch.setattr(module, "LARGEST_BUILT", 0)
 
 
-@pytest.mark.parametrize(
-    "factory",
-    [
-        name if name in ("fused", "staged_open_second_stage") else pytest.param(name, marks=pytest.mark.slow)
-        for name in [*CLEAN, *FAULTS]
-    ],
-)
+@pytest.mark.parametrize("factory", others_slow([*CLEAN, *FAULTS], ("fused", "staged_open_second_stage")))
 def test_a_large_model_is_judged_alike_from_copies_that_share_its_weights(factory, everything_is_large):
     assert alarms.__wrapped__(factory) == FAULTS.get(factory, (set(), ""))[0]
 

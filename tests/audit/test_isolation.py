@@ -91,6 +91,7 @@ def judged(name: str, codes: str = "E5,C4", seconds: float = 60.0) -> dict[str, 
     return {each.rule.code: (each.finding.status, each.finding.evidence) for each in result.findings}
 
 
+@pytest.mark.slow
 def test_a_model_that_replaces_torch_does_so_in_its_own_process(listener):
     sum_of_ours, write_of_ours, seed = torch.Tensor.sum, os.write, torch.random.get_rng_state()
     (result,) = audit([f"{STRANGE}:Replaces"], specimen_of, select=["E1", "C4"], talk=listener, limits=Limits(60))

@@ -15,6 +15,7 @@ from dittool.demo.drawing import draw_scene, plan_scenes
 from dittool.geometry import buckets_for_area, nearest_bucket
 from tests.audit.misplaced import MISPLACED, RANDOMLY_CROPPED, builtin_eyes, clean, colour_eyes, textured
 from tests.audit.older import judge, pack
+from tests.quick import others_slow
 
 IMAGES = 64
 BUCKETS = buckets_for_area((128, 128))
@@ -73,7 +74,7 @@ def test_a_flip_of_the_latent_only_is_the_same_fault(drawings, eyes, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["photographs", "drawings"])
-@pytest.mark.parametrize("fault", RANDOMLY_CROPPED)
+@pytest.mark.parametrize("fault", others_slow(RANDOMLY_CROPPED, ("random shifts",)))
 def test_d3_names_random_crops(fault, kind, eyes, request, tmp_path):
     pictures = request.getfixturevalue(kind)
     found = judge(

@@ -377,6 +377,7 @@ def test_an_encoder_that_rejects_everything_is_at_fault_not_the_images(images, c
     assert all(record.used for record in FeatureStore(tmp_path / "derived").read_records())
 
 
+@pytest.mark.slow
 def test_processes_decode_what_threads_decode(images, config, monkeypatch, tmp_path, whole):
     monkeypatch.setattr("dittool.data.features.pipeline._WORTH_A_PROCESS", 0)
     monkeypatch.setattr("dittool.data.features.pipeline._SMALL", 0)

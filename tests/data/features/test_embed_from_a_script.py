@@ -17,6 +17,7 @@ GUARDembed(Path(r"SOURCE"), Path("derived"), load_config("demo"), ("vae",))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", ["", pytest.param('if __name__ == "__main__": ', marks=pytest.mark.slow)])
 def test_worker_processes_of_a_script(tiny_shards, tmp_path, guard):
     script = tmp_path / "mine.py"

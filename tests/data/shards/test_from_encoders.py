@@ -174,6 +174,7 @@ def test_what_an_encoder_refuses_leaves_its_place_empty_and_a_second_call_change
 # Rows 3 and 4: killed
 
 
+@pytest.mark.slow
 @pytest.mark.row(3, 4)
 def test_killed_at_a_file_event_the_next_call_gives_the_same_bytes(images, config, whole, tmp_path):
     events = (25, 45, 70)
