@@ -79,7 +79,6 @@ def test_each_process_sees_one_gpu(rows, tmp_path, monkeypatch):
 
 def notes_its_work(rows, data, out, checker, threads, pipe):
     """A worker that writes down what it was asked for, and dies with one row."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has its parent's
     while True:
         try:
             (task,) = pipe.recv()
@@ -98,7 +97,10 @@ def pretended(rows, tmp_path, monkeypatch):
     (tmp_path / "dies_with").write_text("")
     work = Work(rows, tmp_path, tmp_path, SILENT)
     monkeypatch.setattr(workers, "serve", notes_its_work)
-    monkeypatch.setattr(workers, "_SPAWN", get_context("fork"))  # it imports nothing, and computes nothing
+    fork = get_context("fork")  # it imports nothing, and computes nothing
+    monkeypatch.setattr(workers, "_SPAWN", fork)
+    # nothing to save, and a fork has its parent's way with signals until it runs
+    monkeypatch.setattr(fork.Process, "terminate", fork.Process.kill)
     monkeypatch.setattr(work, "do", lambda job: None)
     monkeypatch.setattr(work, "measure_costs", lambda: work.costs.update({BASE: Cost(1.0, 1.0, 1.0)}))
     return work
