@@ -16,6 +16,7 @@ from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
 from dittool.config.schema import Checkpoint, Train
+from dittool.errors import NonFiniteError
 from dittool.families import flow
 from dittool.train import distributed, loop, state
 from dittool.train.loop import train
@@ -156,7 +157,7 @@ def test_skip_nonfinite_leaves_an_update_out(tiny_shards, tmp_path, monkeypatch,
     monkeypatch.setattr(flow, "flow_loss", spoilt)
     overrides = [f"train.skip_nonfinite={allowed}"]
     if not allowed:
-        with pytest.raises(loop.NonFiniteError):
+        with pytest.raises(NonFiniteError):
             run_with(tiny_shards, tmp_path / "run", *overrides)
     else:
         final = load_checkpoint(

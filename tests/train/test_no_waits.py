@@ -59,7 +59,8 @@ def steps_on_meta(state: TrainState, monkeypatch) -> list[int]:
 
     monkeypatch.setattr(log, "fetched", came)
     monkeypatch.setattr(loop, "_save", lambda *_: None)
-    loop._run_steps(loop._Run(None, state, None, SILENT, log.SideWork(SILENT)), StopRequest())
+    run = loop._Run(None, state, None, SILENT, log.SideWork(SILENT))
+    loop._run_steps(run, StopRequest(), state.config.train.steps)
     assert state.step == state.config.train.steps
     return transfers
 

@@ -57,7 +57,7 @@ class Memoriser(DiT):
     def keys_values(self, context: None) -> list:
         return []
 
-    def velocity(self, z: Tensor, t: Tensor, context: None, keys_values: object = None) -> Tensor:
+    def velocity(self, z: Tensor, t: Tensor, context: None, keys_values: object = None, route: object = None) -> Tensor:
         # (M, C·H·W)
         known = torch.stack([latent for latent in self._latents if latent.shape == z.shape[1:]]).flatten(1)
         apart = (z.flatten(1)[:, None] - (1 - t)[:, None, None] * known).square().sum(dim=2)  # (B, M)

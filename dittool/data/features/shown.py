@@ -15,7 +15,7 @@ from dittool.data.features.verify import Verification
 from dittool.data.shards.from_encoders import IntoShardsSummary
 from dittool.data.shown import show_inputs, show_shards
 from dittool.data.source.scan import summary
-from dittool.shell import quoted
+from dittool.shell import command_line, quoted
 from dittool.storage import bytes_text
 
 
@@ -51,11 +51,11 @@ def show_embedded_into_shards(done: IntoShardsSummary, part: Part, config: Image
     console.result(f"{done.made} samples encoded, {done.kept} shards were there")
     for text in caption_warnings(done.records, done.cut_captions, config.encoders):
         console.warn(text)
-    out = quoted(done.folder)
     if done.complete:
-        console.note(f"shards in {out}; next: dit audit {out}, then dit train --preset P --data {out}")
+        audits, trains = command_line("dit", "audit", done.folder), f"dit train --preset P --data {quoted(done.folder)}"
+        console.note(f"shards in {done.folder}; next: {audits}, then {trains}")
     else:
-        console.note(f"shards in {out}; other parts have still to write theirs, and the last one makes the index")
+        console.note(f"shards in {done.folder}; other parts have still to write theirs, the last one makes the index")
 
 
 def show_estimate(found: Estimate, console: Console) -> None:

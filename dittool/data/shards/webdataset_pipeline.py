@@ -47,7 +47,8 @@ def as_webdataset(folder: str | Path, split: str = TRAIN, bucket: str | None = N
     """
     import webdataset as wds
 
-    require_local(str(folder))
+    if not Path(folder).is_dir():
+        require_local(str(folder))
     shards = ShardSet.open(Path(folder))
     chosen = [ref for ref in shards.split(split) if bucket in (None, ref.bucket)]
     if not chosen:
