@@ -9,7 +9,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from dittool.errors import UsageError
 
 Made = TypeVar("Made")
+V = TypeVar("V")
 
 _chosen: torch.device | None = None  # by --device; None: the best there is
 
@@ -113,6 +115,33 @@ def fetched(tensors: Sequence[Tensor]) -> list[Tensor]:
         return next(pieces).clone().view(tensor.dtype).view(tensor.shape)  # a copy begins where its dtype may
 
     return [arrived(tensor) for tensor in tensors]
+
+
+def on_host(value: V) -> V:
+    """The same with every tensor in it on the host, in one transfer. Looks into lists, dicts and dataclasses."""
+    there: list[Tensor] = []
+
+    def remembered(tensor: Tensor) -> Tensor:
+        there.append(tensor)
+        return tensor
+
+    with_tensors(value, remembered)
+    arrived = iter(fetched(there))
+    return with_tensors(value, lambda _: next(arrived))
+
+
+def with_tensors(value: Any, changed: Callable[[Tensor], Tensor]) -> Any:
+    """The same with every tensor in it changed. Looks into lists, dicts and dataclasses."""
+    if isinstance(value, Tensor):
+        return changed(value)
+    if isinstance(value, list):
+        return [with_tensors(item, changed) for item in value]
+    if isinstance(value, dict):
+        return {key: with_tensors(item, changed) for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {one.name: getattr(value, one.name) for one in fields(value)}
+        return replace(value, **{name: with_tensors(item, changed) for name, item in held.items()})
+    return value
 
 
 def wait_for(device: torch.device) -> None:

@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from dittool.ckpt.run_log import plot_losses, read_log
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_dict
 from dittool.console import Talk
-from dittool.devices import fetched
+from dittool.devices import on_host
 from dittool.errors import UsageError
 from dittool.families.family import Loss
 from dittool.storage import read_json, write_atomic, write_json
@@ -100,36 +100,6 @@ class Meter:
         figures |= self._figures(losses, self._ranks)
         self._steps, self._since = [], time.monotonic()
         return figures
-
-
-V = TypeVar("V")
-
-
-def on_host(value: V) -> V:
-    """The same with every tensor in it on the host, in one transfer. Looks into lists, dicts and dataclasses."""
-    there: list[Tensor] = []
-
-    def remembered(tensor: Tensor) -> Tensor:
-        there.append(tensor)
-        return tensor
-
-    with_tensors(value, remembered)
-    arrived = iter(fetched(there))
-    return with_tensors(value, lambda _: next(arrived))
-
-
-def with_tensors(value: Any, changed: Callable[[Tensor], Tensor]) -> Any:
-    """The same with every tensor in it changed. Looks into lists, dicts and dataclasses."""
-    if isinstance(value, Tensor):
-        return changed(value)
-    if isinstance(value, list):
-        return [with_tensors(item, changed) for item in value]
-    if isinstance(value, dict):
-        return {key: with_tensors(item, changed) for key, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        held = {one.name: getattr(value, one.name) for one in fields(value)}
-        return replace(value, **{name: with_tensors(item, changed) for name, item in held.items()})
-    return value
 
 
 class SideWork:

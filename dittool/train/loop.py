@@ -61,9 +61,7 @@ class TrainSummary:
     seconds: float  # of this call
     samples_per_second: float
     steps_per_second: float
-    signal_number: int | None = (
-        None  # of a signal that came while the run was at its end; whoever goes on after it stops
-    )
+    signal_number: int | None = None  # of a signal that came during the last step; whoever goes on after it stops
 
     @property
     def line(self) -> str:

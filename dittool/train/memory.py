@@ -23,13 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import changed
+from dittool.devices import with_tensors
 from dittool.families.family import MicroBatch, TrainingData, family_of
 from dittool.models.conditioning import Kept
 from dittool.models.positions import cached_positions
 from dittool.models.recompute import ATTENTION, Recompute
 from dittool.models.rotary import cached_angles
 from dittool.objective.schedule import update_rule
-from dittool.train.log import with_tensors
 
 _FLOAT = 4  # bytes
 CARDS = (24, 48, 80, 141)  # 10⁹ bytes
@@ -93,7 +93,7 @@ def _kept_bytes(config: AnyConfig, data: TrainingData, example: MicroBatch, time
             with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
                 return model(*(None if isinstance(one, Kept) else one for one in inputs))
 
-        count = _Kept(model, _recompute_of(config) == "selective")
+        count = _KeptBytes(model, _recompute_of(config) == "selective")
         with torch.autograd.graph.saved_tensors_hooks(count.keep, lambda tensor: tensor), count:
             loss = family.loss(data, forward, batch)
             with_tensors(batch, count.keep)
@@ -114,7 +114,7 @@ def _caches_of_its_own() -> Iterator[None]:
             cache.cache_clear()
 
 
-class _Kept(TorchDispatchMode):
+class _KeptBytes(TorchDispatchMode):
     """Counts storages, each once and those of the model's parameters not at all: those that it is given, and what
     selective recomputation keeps of attention without autograd's hooks.
     """

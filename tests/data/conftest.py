@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,24 @@ def warnings_are_errors():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what the module asks for when it is imported
         yield
+
+
+@pytest.fixture
+def full_at_sync(monkeypatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with full_at_sync(3)`: where space is allotted late, the third fsync finds the disk full."""
+
+    @contextmanager
+    def full_at(nth: int) -> Iterator[None]:
+        real, left = os.fsync, [nth]
+
+        def fsync(descriptor: int) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            yield
+
+    return full_at

@@ -322,29 +322,6 @@ def test_a_resumed_run_finds_its_preset_and_its_shards_again(dit, family_run, tm
 # Updates that are left out because something was not finite
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """`poisoned(3, 5)`: the loss of the first sample, or group, is NaN at these steps, counted from 1, of the state's
-    own count. Returns the list that its names will stand in.
-    """
-    real = loop.train_step
-
-    def poison(*steps: int) -> list[str]:
-        named = []
-
-        def step(state, batches):
-            batch = next(batches)
-            if state.step + 1 in steps:
-                (batch.latents if hasattr(batch, "latents") else batch.noise)[0] = float("nan")
-                named.append(batch.ids[0])
-            return real(state, iter([batch]))
-
-        monkeypatch.setattr(loop, "train_step", step)
-        return named
-
-    return poison
-
-
 @pytest.mark.row(62)
 def test_an_update_that_is_not_finite_is_left_out_up_to_a_cap(family_shards, tmp_path, poisoned):
     named = poisoned(3, 5)

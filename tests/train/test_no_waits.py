@@ -26,7 +26,6 @@ from dittool.train.state import TrainState
 from tests.run_states import assert_same_bits, final_state
 
 META = torch.device("meta")
-_REAL_STEP = loop.train_step
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def steps_on_meta(state: TrainState, monkeypatch) -> list[int]:
         transfers.append(len(tensors))
         return [torch.ones(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
 
-    monkeypatch.setattr(log, "fetched", came)
+    monkeypatch.setattr(devices, "fetched", came)
     monkeypatch.setattr(loop, "_save", lambda *_: None)
     run = loop._Run(None, state, None, SILENT, log.SideWork(SILENT))
     loop._run_steps(run, StopRequest(), state.config.train.steps)
@@ -117,28 +116,6 @@ def test_tensors_of_all_kinds_come_to_the_host_as_they_are():
 def as_on_gpu(monkeypatch):
     """Looks only when something is due."""
     monkeypatch.setattr(loop, "looking_is_free", lambda _device: False)
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """`poisoned(3, 5)`: the loss of the first sample, or group, is NaN at these steps, counted from 1. Returns the list
-    that its names will stand in.
-    """
-
-    def poison(*steps: int) -> list[str]:
-        named = []
-
-        def step(state, batches):
-            batch = next(batches)
-            if state.step + 1 in steps:
-                (batch.latents if hasattr(batch, "latents") else batch.noise)[0] = float("nan")
-                named.append(batch.ids[0])
-            return _REAL_STEP(state, iter([batch]))
-
-        monkeypatch.setattr(loop, "train_step", step)
-        return named
-
-    return poison
 
 
 @pytest.mark.row(62)

@@ -56,10 +56,11 @@ class Cache:
         """Raises `UsageError` for bytes that are none, `StorageError` where no folder can be written to."""
         given, bytes_given = os.environ.get(FOLDER_VARIABLE), os.environ.get(BYTES_VARIABLE)
         most = parse_bytes(bytes_given, BYTES_VARIABLE) if bytes_given else DEFAULT_BYTES
-        home = cache_folder()
-        if not given and home is None:
+        if given:
+            return Cache(output_folder(Path(given)), most)
+        if (home := cache_folder()) is None:
             raise StorageError("no folder for shards that are fetched", f"name one: {FOLDER_VARIABLE}=FOLDER")
-        return Cache(output_folder(Path(given) if given else Path(home or ".") / "fetched"), most)
+        return Cache(output_folder(home / "fetched"), most)
 
     def find(self, name: str) -> Path | None:
         """The file of this name, marked as used now."""
@@ -77,7 +78,7 @@ class Cache:
         name: str,
         sha256: str,
         size: int | None,
-        download: Callable[[BinaryIO], object],
+        download: Callable[[Callable[[bytes], object]], object],
         source: Path,
         keep: Collection[str] | None = None,
     ) -> Path | None:
@@ -85,6 +86,7 @@ class Cache:
 
         Args:
             size: in bytes; None: small.
+            download: called with what takes the bytes, piece by piece.
             keep: names that must not make way; then the call never waits: None where another process fetches it.
 
         Raises `BadDataError` when the bytes that came have another hash, `NoRoom` when cache or disk are full.
@@ -119,7 +121,7 @@ class Cache:
         file: BinaryIO,
         sha256: str,
         size: int | None,
-        download: Callable[[BinaryIO], object],
+        download: Callable[[Callable[[bytes], object]], object],
         source: Path,
         keep: Collection[str] | None,
     ) -> None:
@@ -128,9 +130,14 @@ class Cache:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 self._make_room(size, keep or ())
                 _reserve(file, size)
-        hashing = _Hashing(file)
-        download(hashing)  # type: ignore[arg-type]
-        if (found := hashing.digest.hexdigest()) != sha256:
+        digest = hashlib.sha256()
+
+        def take(data: bytes) -> None:
+            digest.update(data)
+            file.write(data)
+
+        download(take)
+        if (found := digest.hexdigest()) != sha256:
             raise BadDataError(
                 f"{source}: sha256 {found[:12]}…, the index says {sha256[:12]}…",
                 "the object was changed or damaged after its index was written: copy the set there again",
@@ -159,17 +166,6 @@ class Cache:
                 f" {bytes_text(self.most_bytes)}",
                 f"give it more: {BYTES_VARIABLE}=200GB",
             )
-
-
-class _Hashing:
-    """Hashes what is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self.digest = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self._file.write(data)
 
 
 def _reserve(file: BinaryIO, size: int) -> None:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dittool.address import Address, full_address, without_secrets
 from dittool.errors import BadDataError, DitError, StorageError, UsageError, described
@@ -56,10 +56,10 @@ def read_range(address: Address, start: int, end: int) -> bytes:
     return _tried(address, read)
 
 
-def download(address: Address, size: int, file: BinaryIO) -> None:
-    """Writes an object of `size` bytes to a file, block by block."""
+def download(address: Address, size: int, take: Callable[[bytes], object]) -> None:
+    """Hands an object of `size` bytes over, block by block."""
     for start in range(0, size, BLOCK):
-        file.write(read_range(address, start, min(start + BLOCK, size)))
+        take(read_range(address, start, min(start + BLOCK, size)))
 
 
 def require_library(address: Address) -> None:

@@ -102,7 +102,7 @@ class RemoteShards:
     def _list(self, row: ShardRow) -> Path:
         address, name = Address(members_path(self._at(row.path))), f"{row.members_sha256}.members.json"
         found = self.cache.find(name) or self.cache.fetch(
-            name, row.members_sha256, None, lambda file: file.write(read_object(address)), address
+            name, row.members_sha256, None, lambda take: take(read_object(address)), address
         )
         assert found is not None
         return found

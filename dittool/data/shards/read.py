@@ -242,13 +242,13 @@ class ShardSet:
 def _opened_at(address: Address) -> ShardSet:
     """The set at an address."""
     require_library(address)
-    path = address / INDEX_NAME
+    path, cache = address / INDEX_NAME, Cache.of_environment()
     try:
-        value = json.loads(read_object(address / INDEX_NAME))
+        value = json.loads(read_object(path))
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path}: not valid JSON: {error}", "copy the set there again, the index last") from error
     index = ShardIndex.from_json(value, path)
-    remote = RemoteShards(address, index.shards, Cache.of_environment())
+    remote = RemoteShards(address, index.shards, cache)
     return ShardSet(address, samples_of_lists(index, remote.lists), index, remote=remote)
 
 

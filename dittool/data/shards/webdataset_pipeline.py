@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dittool.data.identity import features_of
 from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
-from dittool.data.shards.index import AGAIN, TRAIN, require_local
+from dittool.data.shards.index import AGAIN, TRAIN
 from dittool.data.shards.read import ShardSet, decoded_members
 from dittool.errors import BadDataError, UsageError
 
@@ -47,8 +47,6 @@ def as_webdataset(folder: str | Path, split: str = TRAIN, bucket: str | None = N
     """
     import webdataset as wds
 
-    if not Path(folder).is_dir():
-        require_local(str(folder))
     shards = ShardSet.open(Path(folder))
     chosen = [ref for ref in shards.split(split) if bucket in (None, ref.bucket)]
     if not chosen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -227,17 +226,9 @@ def test_disk_full_at_the_nth_write(images, config, whole, tmp_path, dit, monkey
 
 @pytest.mark.row(9)
 @pytest.mark.parametrize("nth", [1, 4, 8, 16, 24])
-def test_disk_full_at_the_nth_sync(images, config, whole, tmp_path, dit, monkeypatch, nth):
-    out, real, left = tmp_path / "shards", os.fsync, [nth]
-
-    def fsync(descriptor):
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+def test_disk_full_at_the_nth_sync(images, config, whole, tmp_path, dit, full_at_sync, nth):
+    out = tmp_path / "shards"
+    with full_at_sync(nth):
         assert dit("embed", images, "--into-shards", "--out", out, *OPTIONS).code == 5
     finish(images, config, whole, out)
 

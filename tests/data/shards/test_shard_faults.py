@@ -192,18 +192,10 @@ def test_disk_full_at_the_nth_write(tiny_shards, tmp_path, whole, dit, monkeypat
 
 @pytest.mark.row(9)
 @pytest.mark.parametrize("nth", [1, 2, 3, 5, 8, 13])
-def test_disk_full_at_the_nth_sync(tiny_shards, tmp_path, whole, dit, monkeypatch, nth):
-    """Where space is allotted late, fsync is what finds the disk full; the journal's line is synced too."""
-    out, real, left = tmp_path / "shards", os.fsync, [nth]
-
-    def fsync(descriptor):
-        left[0] -= 1
-        if left[0] == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(descriptor)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+def test_disk_full_at_the_nth_sync(tiny_shards, tmp_path, whole, dit, full_at_sync, nth):
+    """The journal's line is synced too."""
+    out = tmp_path / "shards"
+    with full_at_sync(nth):
         assert dit(*arguments_for(tiny_shards, out)).code == 5
     assert_says_what_it_is(out)
     assert dit(*arguments_for(tiny_shards, out)).code == 0
