@@ -92,7 +92,8 @@ def test_what_a_file_starts_is_understood(words_of, cluster, tmp_path, tiny_shar
     words[words.index("--preset") + 1] = "demo"
     words[words.index("--data") + 1] = tiny_shards.folder
     words[words.index("--out") + 1] = tmp_path / "run"
-    assert dit(*words, "--dry-run", "--no-audit").code == 0
+    ended = dit(*words, "--dry-run")
+    assert ended.code == 0, ended.err
 
 
 def test_the_shell_understands_the_scripts():

@@ -132,6 +132,7 @@ def test_killed_on_the_way_the_same_call_ends_with_the_same_table(plan, tiny_sha
     assert one["rows"][1]["equal_updates"] == two["rows"][1]["equal_updates"]
 
 
+@pytest.mark.slow
 def test_a_signal_at_the_very_end_of_a_run_stops_the_plan(plan, tiny_shards, tmp_path, monkeypatch):
     rows, out = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "equal_time = false")), tmp_path / "out"
     genuine = loop._show
@@ -150,6 +151,7 @@ def test_a_signal_at_the_very_end_of_a_run_stops_the_plan(plan, tiny_shards, tmp
     assert ablate(rows, tiny_shards.folder, out).complete
 
 
+@pytest.mark.slow
 def test_killed_while_the_first_checkpoint_is_saved_the_run_begins_anew(plan, tiny_shards, tmp_path, monkeypatch):
     rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "equal_time = false"))
     straight, out, genuine = (
@@ -189,7 +191,7 @@ def test_killed_while_the_first_checkpoint_is_saved_the_run_begins_anew(plan, ti
         (MemoryError(), "MemoryError"),
     ],
 )
-@pytest.mark.parametrize("place", ["cost", "_measured"])
+@pytest.mark.parametrize("place", ["cost", pytest.param("_measured", marks=pytest.mark.slow)])
 def test_a_row_may_fail_in_any_way_and_is_tried_again(
     plan, tmp_path, dit, tiny_shards, monkeypatch, error, said, place
 ):

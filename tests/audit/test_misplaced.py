@@ -15,7 +15,7 @@ from dittool.demo.drawing import draw_scene, plan_scenes
 from dittool.geometry import buckets_for_area, nearest_bucket
 from tests.audit.misplaced import MISPLACED, RANDOMLY_CROPPED, builtin_eyes, clean, colour_eyes, textured
 from tests.audit.older import judge, pack
-from tests.quick import others_slow
+from tests.quick import every_third, others_slow
 
 IMAGES = 64
 BUCKETS = buckets_for_area((128, 128))
@@ -48,15 +48,17 @@ def eyes():
 
 @pytest.mark.parametrize(
     ("fault", "arrangement"),
-    [
-        ("registers stored as patches", "shifted by +4"),
-        ("CLS stored as a patch", "shifted by +1"),
-        ("centre crop for DINO", "centre crop of 0.875"),
-        ("mirrored for DINO only", "flipped left to right"),
-        ("grid written column by column", "column by column"),
-        ("stale grid of patch 14", "a grid of patch 14, cut to fit"),
-        ("shifted by a row", "shifted by +1 row"),
-    ],
+    every_third(
+        [
+            ("registers stored as patches", "shifted by +4"),
+            ("CLS stored as a patch", "shifted by +1"),
+            ("centre crop for DINO", "centre crop of 0.875"),
+            ("mirrored for DINO only", "flipped left to right"),
+            ("grid written column by column", "column by column"),
+            ("stale grid of patch 14", "a grid of patch 14, cut to fit"),
+            ("shifted by a row", "shifted by +1 row"),
+        ]
+    ),
 )
 def test_d3_names_the_arrangement_in_which_the_patches_were_stored(fault, arrangement, photographs, eyes, tmp_path):
     finding = judge(pack(tmp_path, photographs, [MISPLACED[fault](eyes, picture) for picture in photographs]), "D3")[
@@ -73,7 +75,7 @@ def test_a_flip_of_the_latent_only_is_the_same_fault(drawings, eyes, tmp_path):
     assert finding.status == "fail" and "flipped left to right explains" in finding.evidence, finding
 
 
-@pytest.mark.parametrize("kind", ["photographs", "drawings"])
+@pytest.mark.parametrize("kind", ["photographs", pytest.param("drawings", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", others_slow(RANDOMLY_CROPPED, ("random shifts",)))
 def test_d3_names_random_crops(fault, kind, eyes, request, tmp_path):
     pictures = request.getfixturevalue(kind)
@@ -147,8 +149,11 @@ def test_a_few_images_are_enough_to_know_the_cls_token(photographs, eyes, tmp_pa
 @pytest.mark.parametrize("kind", ["photographs", "drawings"])
 @pytest.mark.parametrize(
     "make",
-    [builtin_eyes, colour_eyes, lambda: colour_eyes(patch_size=14)],
-    ids=["builtin", "colours", "colours of patch 14"],
+    [
+        pytest.param(builtin_eyes, id="builtin"),
+        pytest.param(colour_eyes, id="colours", marks=pytest.mark.slow),
+        pytest.param(lambda: colour_eyes(patch_size=14), id="colours of patch 14"),
+    ],
 )
 def test_clean_sets_of_the_same_kind_pass(kind, make, request, tmp_path):
     pictures, seeing = request.getfixturevalue(kind), make()

@@ -41,7 +41,7 @@ def root(storage, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("folder", ["derived", "shards"])
+@pytest.mark.parametrize("folder", [pytest.param("derived", marks=pytest.mark.slow), "shards"])
 def test_clean_features_pass(root, storage, folder):
     found = judge(root / folder, "D1", "D2", "D3", "D4", "D6", "D7", "D8")
     expected = dict.fromkeys(found, "pass") | ({"D2": "skip"} if storage == POOLED else {})

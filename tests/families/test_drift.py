@@ -14,6 +14,7 @@ from dittool.families.family import family_of
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
 from tests.audit.opened import audit
+from tests.quick import every_third
 from tests.run_states import assert_same_bits, final_state, same_tensors, stopped_at
 
 
@@ -54,24 +55,26 @@ def test_maps_weigh_what_their_key_says(class_shards, tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "drift.generated=2",
-        "drift.positives=3",
-        "drift.unconditional=3",
-        "drift.temperatures=[0.02, 0.05]",
-        'drift.features=["raw", "patches2"]',
-        "drift.alpha_max=3.0",
-        "drift.alpha_exponent=5.0",
-        "drift.unguided=0.5",
-        "drift.class_queue=5",
-        "drift.global_queue=8",
-        "drift.pushed=10",
-        "train.weight_decay=0.0",
-        "train.betas=[0.9, 0.99]",
-        "train.min_lr=1e-2",
-        "train.warmup_steps=3",
-        "train.batch_size=16",
-    ],
+    every_third(
+        [
+            "drift.generated=2",
+            "drift.positives=3",
+            "drift.unconditional=3",
+            "drift.temperatures=[0.02, 0.05]",
+            'drift.features=["raw", "patches2"]',
+            "drift.alpha_max=3.0",
+            "drift.alpha_exponent=5.0",
+            "drift.unguided=0.5",
+            "drift.class_queue=5",
+            "drift.global_queue=8",
+            "drift.pushed=10",
+            "train.weight_decay=0.0",
+            "train.betas=[0.9, 0.99]",
+            "train.min_lr=1e-2",
+            "train.warmup_steps=3",
+            "train.batch_size=16",
+        ]
+    ),
 )
 def test_a_key_of_the_objective_and_of_its_updates_changes_what_is_learned(override, class_run, class_shards, tmp_path):
     train(class_shards.config_with(override, "train.eval_every=0"), class_shards.folder, tmp_path / "run")
