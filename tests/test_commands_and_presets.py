@@ -11,6 +11,7 @@ from dittool.config.load import load_config
 from dittool.config.presets import preset_names
 from dittool.train import bench as bench_module
 from dittool.train.loop import train
+from tests.quick import others_slow
 
 FEW_STEPS = ("-s", "train.steps=1", "-s", "train.warmup_steps=0")
 BY_PRESET = {  # each ends early: at a folder or file that is not there, or after printing
@@ -52,6 +53,7 @@ BY_RUN = {
     "warmstart": lambda run, place: ["warmstart", run, "--preset", "demo", "--out", place / "init.safetensors"],
 }
 # take neither a preset nor a run, or one with averages in it (tests/ckpt/test_chosen_average.py)
+ONE_OF_A_KIND = ("base", "demo", "drift-b2-paper", "drift-mae-demo", "drift-toy")
 WITHOUT_A_FAMILY = {"demo", "ablate", "average"}
 
 
@@ -71,7 +73,7 @@ def assert_no_bug(outcome) -> None:
         assert outcome.err.count("error:") == 1 and "next:" in outcome.err
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", others_slow(preset_names(), ONE_OF_A_KIND))
 @pytest.mark.parametrize("command", BY_PRESET)
 def test_a_command_with_a_preset_is_no_bug(command, name, dit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dittool.cli import BUILT_IN
+from tests.quick import every_third
 
 GONE, PT, TOML = "gone", "gone/checkpoint_final.pt", "gone/mine.toml"
 PLACE = "{place}"  # of a missing input in a command line
@@ -88,12 +89,12 @@ def test_every_command_is_tried():
 
 @pytest.mark.parametrize(
     "line",
-    [
+    every_third(
         f"{command} {line}".replace(PLACE, missing)
         for command, lines in LINES.items()
         for line, places in lines
         for missing in places
-    ],
+    ),
 )
 def test_a_missing_input_is_code_2_in_two_lines_and_leaves_nothing_behind(line, tmp_path, monkeypatch, dit):
     monkeypatch.chdir(tmp_path)

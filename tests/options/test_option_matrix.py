@@ -15,7 +15,7 @@ from tests.options.matrix import IDLE, WRONG, Matrix
 from tests.options.table import EXAMPLES, SITUATIONS, Situation, options_of, require_examples
 from tests.options.workshop import build
 
-ONE_IN = 150  # of the lines are in the suite
+ONE_IN = 400  # of the lines are in the suite
 LINES = [
     (situation, added)
     for situation in SITUATIONS
