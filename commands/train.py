@@ -74,9 +74,9 @@ def main(
     strict: Annotated[
         bool, typer.Option("--strict", help="With --resume: refuse when the newest checkpoint is damaged.")
     ] = False,
-    init: Annotated[
-        Path | None,
-        typer.Option("--init", metavar="W", help="Weights to start from: a file, or a run's folder."),
+    init: Annotated[Path | None, typer.Option(metavar="W", help="Weights to start from: a file or a run.")] = None,
+    copies: Annotated[
+        Path | None, typer.Option(parser=place_of, metavar="ADDRESS", help="Keep copies of checkpoints in this store.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what the run would cost, and stop.")] = False,
     device: DeviceOption = None,
@@ -87,15 +87,14 @@ def main(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Train a model. SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and a closed terminal finish the step and save; --resume goes on
-    from there. For a queue that restarts jobs: --continue.
-    """
+    """Train a model. A signal or a closed terminal ends it after its step, saved; --resume goes on from there."""
     from dittool.ckpt.files import list_checkpoints, newest_checkpoint
     from dittool.ckpt.run_data import DEFAULT_DATA, recorded_data
     from dittool.config.load import load_config
     from dittool.demo.checker import SCENE_CHECKER
     from dittool.errors import UsageError
     from dittool.train.beginning import Beginning, require_one_beginning, run_folders
+    from dittool.train.copies import bring_back, copies_place
     from dittool.train.estimate import estimate
     from dittool.train.loop import train
 
@@ -108,6 +107,8 @@ def main(
         data = recorded_data(own, again, resume_from) if resume or continue_ or resume_from else DEFAULT_DATA
     named = preset or str(own / "resolved.toml")
     config = load_config(named, overrides)
+    if (store := copies_place(copies)) and (resume or continue_) and not dry_run:
+        bring_back(out, store, console)
     if continue_ and list_checkpoints(out / "checkpoints"):
         resume, newest = True, newest_checkpoint(out / "checkpoints", strict=strict)
         if newest.step is not None and newest.step >= config.train.steps:
@@ -115,7 +116,7 @@ def main(
                 console.json({"run": str(out), "checkpoint": str(newest.path), "step": newest.step, "finished": True})
                 console.result(f"{out}: finished at step {newest.step} of {config.train.steps}")
             return
-    begins = not (resume or resume_from)
+    audits = not (no_audit or resume or resume_from)
     changes = [override.partition("=")[0].strip() for override in overrides]
     if dry_run:
         if no_audit:
@@ -133,11 +134,12 @@ def main(
         strict=strict,
         named_changes=changes,
         init=init,
-        audit=None if no_audit or not begins else partial(_require_audited, config, named, data, out, console),
+        copies=store,
+        audit=partial(_require_audited, config, named, data, out, console) if audits else None,
         checker=SCENE_CHECKER,
         talk=console,
     )
-    if done is None:  # a process of torchrun that only computes
+    if done is None:  # only computes, under torchrun
         return
     console.json(done.to_json())
     console.result(f"{done.line}\n{done.checkpoint}")
@@ -169,10 +171,8 @@ def _require_audited(config: AnyConfig, name: str, data: Path, out: Path, consol
 def _show_plan(plan: Plan, out: Path, console: Console) -> None:
     disk = plan.room_in(out)
     console.json(plan.to_json() | {"out": str(out), "disk": disk.what})
-    columns = ("bucket", "samples", "batch", "tokens", "context", "of batches", "a step")
-    console.table(columns, [one.row for one in plan.buckets])
-    for line in plan.lines:
+    console.table(*plan.table)
+    for line in (*plan.lines, f"disk    {out}: {disk.what}"):
         console.result(line)
-    console.result(f"disk    {out}: {disk.what}")
     if disk.remedy:
         console.warn(f"{disk.what}; {disk.remedy}")

@@ -74,7 +74,7 @@ def of_kubernetes(_cluster: dict[str, str], _tmp_path: Path) -> list[str]:
 
 
 def of_skypilot(cluster: dict[str, str], tmp_path: Path) -> list[str]:
-    given = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_TASK_ID": "sky-1"}
+    given = {"SKYPILOT_NODE_IPS": "10.0.0.1", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_TASK_ID": "sky-1"}
     subprocess.run(
         ["bash", "-c", sky()["run"]], env={**cluster, **given, "SKYPILOT_NUM_GPUS_PER_NODE": "8"}, check=True
     )

@@ -52,8 +52,8 @@ BY_RUN = {
     "train --resume": lambda run, place: ["train", "--resume", "--out", run],
     "warmstart": lambda run, place: ["warmstart", run, "--preset", "demo", "--out", place / "init.safetensors"],
 }
+ONE_OF_A_KIND = ("base", "demo", "drift-b2-paper", "drift-mae-demo", "drift-toy")  # of the presets
 # take neither a preset nor a run, or one with averages in it (tests/ckpt/test_chosen_average.py)
-ONE_OF_A_KIND = ("base", "demo", "drift-b2-paper", "drift-mae-demo", "drift-toy")
 WITHOUT_A_FAMILY = {"demo", "ablate", "average"}
 
 

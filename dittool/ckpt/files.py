@@ -133,11 +133,7 @@ def list_checkpoints(folder: Path) -> list[CheckpointFile]:
     """
     if not folder.is_dir():
         return []
-    paths = [
-        path
-        for path in folder.iterdir()
-        if (path.name == FINAL_NAME or _STEP_NAME.fullmatch(path.name)) and path.is_file()
-    ]
+    paths = [path for path in folder.iterdir() if is_checkpoint_name(path.name) and path.is_file()]
     return sorted(
         (_checkpoint_file(path) for path in paths), key=lambda file: (file.step is None, file.step or 0, file.final)
     )
@@ -251,6 +247,10 @@ def state_bytes(state: Mapping[str, object]) -> int:
     return sum(storages.values()) + 1024 * len(storages) + _BYTES_BESIDE_TENSORS
 
 
+def is_checkpoint_name(name: str) -> bool:
+    return name == FINAL_NAME or _STEP_NAME.fullmatch(name) is not None
+
+
 def step_name(step: int) -> str:
     """`checkpoint_step0001000.pt`."""
     return f"checkpoint_step{step:07d}.pt"
@@ -341,9 +341,13 @@ def _require_plain(value: Any, where: str) -> None:
 
 def _read_sidecar(path: Path) -> Sidecar | None:
     try:
-        value = read_json(sidecar_path(path))
+        return sidecar_of(read_json(sidecar_path(path)))
     except BadDataError:
         return None
+
+
+def sidecar_of(value: object) -> Sidecar | None:
+    """What JSON says of a checkpoint; None where it is no sidecar."""
     kinds = {"file": str, "bytes": int, "sha256": str, "step": int}
     if not isinstance(value, dict) or not all(type(value.get(key)) is kind for key, kind in kinds.items()):
         return None

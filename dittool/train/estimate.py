@@ -89,6 +89,12 @@ class Plan:
         return self.checkpoint_bytes * self.checkpoints_kept
 
     @property
+    def table(self) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+        """Columns, and a row for each bucket."""
+        columns = ("bucket", "samples", "batch", "tokens", "context", "of batches", "a step")
+        return columns, [bucket.row for bucket in self.buckets]
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """For people."""
         epochs = "" if self.epochs is None else f" = {self.epochs:.3g} epochs"

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dittool.address import Address
 from dittool.ckpt.files import list_checkpoints, rotate, save_checkpoint
 from dittool.ckpt.run_data import record_data
 from dittool.config.architectures import AnyConfig
@@ -38,6 +39,7 @@ from dittool.storage import (
     write_atomic,
 )
 from dittool.train.beginning import Beginning
+from dittool.train.copies import Copies
 from dittool.train.distributed import gathered, process_group
 from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, not_finite
 from dittool.train.log import Meter, RunLog, SideWork, StepFigures
@@ -99,6 +101,7 @@ class _Run:
     log: RunLog | None = None
     figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation
     saved: Path | None = None  # the newest checkpoint of this call
+    copies: Copies | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -116,6 +119,7 @@ def train(
     named_changes: Sequence[str] = (),
     init: Path | None = None,
     until: int | None = None,
+    copies: Address | None = None,
     audit: Callable[[], None] | None = None,
     checker: CaptionChecker | None = None,
     talk: Talk = SILENT,
@@ -135,6 +139,7 @@ def train(
         init: weights to start from, a file or a run's folder; the peak learning rate is halved. Of a run that is
             resumed it only says that the rate was.
         until: save and return after this update, as if stopped there; to go on, resume.
+        copies: where the checkpoints are copied to while training goes on (`train/copies.py`).
         audit: what the first process does before the first step, once data are opened; what it raises ends the run.
         checker: reads edited captions back from pictures, for judgements on the way.
 
@@ -170,15 +175,23 @@ def train(
         saved = beginning.bring(state, checkpoints, talk)
         run = _Run(out, state, checker, talk, SideWork(talk))
         if ranks.first:
-            tell_disk(state, out, talk)
-            write_atomic(out / "resolved.toml", config_to_toml(config).encode())
-            if opened.folder is not None:
-                record_data(out, opened.folder, opened.provenance.identity_hash)
-            run.log = held.enter_context(closing(RunLog(out, state.step, config, run.side)))
+            _open_records(run, copies, held)
         begun = {**beginning.said, **family.begin(opened, saved, talk)}
         if run.log is not None and begun:
             run.log.write(state.step, begun)
         return _run_steps(run, stop, min(until or config.train.steps, config.train.steps))
+
+
+def _open_records(run: _Run, copies: Address | None, held: ExitStack) -> None:
+    """What the run writes beside its checkpoints, closed with `held`."""
+    state, out = run.state, run.folder
+    tell_disk(state, out, run.talk)
+    write_atomic(out / "resolved.toml", config_to_toml(state.config).encode())
+    if state.data.folder is not None:
+        record_data(out, state.data.folder, state.data.provenance.identity_hash)
+    if copies is not None:  # closed behind the log, so that its last rows are copied
+        run.copies = held.enter_context(closing(Copies(out, copies, run.talk)))
+    run.log = held.enter_context(closing(RunLog(out, state.step, state.config, run.side)))
 
 
 def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
@@ -280,6 +293,8 @@ def _save(run: _Run, meter: Meter, last: bool) -> None:
             summary = {"loss": meter.loss, **run.figures}
             run.saved = save_checkpoint(run.checkpoints, content, final=last, summary=summary)
             rotate(run.checkpoints, keys.keep, keys.keep_every)
+            if run.copies is not None:
+                run.copies.renew()
 
 
 def _saved_before(run: _Run, meter: Meter, failure: ReadingError) -> Exception:

@@ -119,6 +119,7 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "--resume-from": ("--resume-from", "run/checkpoints/checkpoint_step0000002.pt"),
         "--strict": ("--strict",),
         "--init": ("--init", "start.safetensors"),
+        "--copies": ("--copies", "s3://no-such-bucket/run"),
         "--dry-run": ("--dry-run",),
         "--no-audit": ("--no-audit",),
         **CPU,

@@ -1,4 +1,4 @@
-"""Reads objects through fsspec: tried again where the connection fails, explained where it is of no use.
+"""Reads and writes objects through fsspec: tried again where the connection fails, explained where it is of no use.
 
 A library of its own serves each kind of address: s3fs, gcsfs, huggingface_hub, aiohttp. All errors leave here as a
 `DitError` of two lines without a secret.
@@ -11,7 +11,9 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from dittool.address import Address, full_address, without_secrets
@@ -62,6 +64,46 @@ def download(address: Address, size: int, take: Callable[[bytes], object]) -> No
         take(read_range(address, start, min(start + BLOCK, size)))
 
 
+def list_names(folder: Address) -> set[str]:
+    """The names of the objects right below an address; none where nothing is there."""
+
+    def names() -> set[str]:
+        try:
+            found = _filesystem(folder.scheme).ls(full_address(folder), detail=False)
+        except FileNotFoundError:
+            return set()
+        return {str(path).rpartition("/")[2] for path in found}
+
+    return _tried(folder, names)
+
+
+def write_object(address: Address, content: bytes) -> None:
+    """Puts a small object there, in place of the one that was. Raises `StorageError`."""
+    _tried(address, lambda: _filesystem(address.scheme).pipe_file(full_address(address), content))
+
+
+def upload(path: Path, address: Address) -> None:
+    """Copies a file there, in parts. Raises `StorageError`, also where other than its bytes arrived."""
+
+    def put() -> None:
+        store, name = _filesystem(address.scheme), full_address(address)
+        store.put_file(str(path), name)
+        if (arrived := store.info(name)["size"]) != (sent := path.stat().st_size):
+            raise _Short(f"{arrived:,} of {sent:,} bytes arrived")
+
+    _tried(address, put)
+
+
+def remove_object(address: Address) -> None:
+    """Where there is none, nothing is done."""
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            _filesystem(address.scheme).rm_file(full_address(address))
+
+    _tried(address, remove)
+
+
 def require_library(address: Address) -> None:
     """Raises `UsageError` naming what to install."""
     library = _LIBRARIES[address.scheme]
@@ -79,7 +121,8 @@ def _tried(address: Address, request: Callable[[], T]) -> T:
             raise
         except FileNotFoundError:
             raise BadDataError(
-                f"{address}: no such object", "check the address; a set was copied whole when it has its index.json"
+                f"{address}: no such object",
+                "check the address: a set has its index.json, a bucket is made before",
             ) from None
         except Exception as error:  # each library has its own
             reason = without_secrets(described(error))
