@@ -123,6 +123,52 @@ class ArgumentUnread(Net):
         super().__init__(depth)
 
 
+class StoredForASampler(Net):
+    def __init__(self, depth=3, sigma_min=0.002):
+        super().__init__(depth)
+        self.sigma_min = sigma_min
+
+
+class HalfOnAGpu(Net):
+    def __init__(self, depth=3, use_half=False):
+        super().__init__(depth)
+        self.use_half = use_half
+
+    def run(self, z, c):
+        half = self.use_half and z.device.type == "cuda"
+        return super().run(z.half(), c.half()).float() if half else super().run(z, c)
+
+
+class FlagOfForward(Net):
+    """A token and a factor that act where the caller turns a flag alone."""
+
+    def __init__(self, depth=3, ratio=0.3):
+        super().__init__(depth)
+        self.ratio, self.blank = ratio, nn.Parameter(torch.zeros(WIDTH))
+
+    def forward(self, x, t, y, masked=False):
+        return self.drawn(x, lambda z: self.condition(t, y) + (self.blank + self.ratio if masked else 0))
+
+
+class BlockLeftOut(Net):
+    def run(self, z, c):
+        for block in [*self.blocks[:1], *self.blocks[2:]]:
+            z = block(z, c)
+        return z
+
+
+class LogarithmOfNoise(Net):
+    """Its embedding hardly turns over [0, 1], which is not what it is given in."""
+
+    def forward(self, x, log_snr, y):
+        return super().forward(x, log_snr / 20, y)
+
+
+class TimeHardlyTurns(Net):
+    def forward(self, x, t, y):
+        return super().forward(x, t / 20, y)
+
+
 KINDS: dict[str, dict[str, str]] = {  # what must be answered; all else passes or skips
     "ConditionsInADataclass": {},
     "PooledOfADataclassUnread": {"C6": "fail"},
@@ -136,6 +182,12 @@ KINDS: dict[str, dict[str, str]] = {  # what must be answered; all else passes o
     "ArgumentBesideAnother": {},
     "ArgumentPastAThreshold": {},
     "ArgumentUnread": {"C1": "fail"},
+    "StoredForASampler": {"C1": "warn"},
+    "HalfOnAGpu": {},
+    "FlagOfForward": {},
+    "BlockLeftOut": {"C6": "fail"},
+    "LogarithmOfNoise": {},
+    "TimeHardlyTurns": {"C6": "fail"},
 }
 
 
@@ -155,7 +207,15 @@ def classes(model, height=None, width=None):
     return {"x": x, "t": torch.tensor([200.0, 700.0]), "segmentation": segmentation.expand(2, -1, -1)}
 
 
+def in_unit_time(model, height=None, width=None):
+    time = "log_snr" if isinstance(model, LogarithmOfNoise) else "t"
+    x = torch.randn(2, 4, height or 16, width or 16)
+    return {"x": x, time: torch.tensor([0.2, 0.7]), "y": torch.tensor([1, 2])}
+
+
 EXAMPLES = {
+    "LogarithmOfNoise": "in_unit_time",
+    "TimeHardlyTurns": "in_unit_time",
     "MaskOfPadding": "padded",
     "ClassesOfPlaces": "classes",
     "ConditionsInADataclass": "given",

@@ -241,6 +241,85 @@ class ControlPicture(_Model):
         return self.run(x, t, tokens.mean(1))
 
 
+class Head(nn.Module):
+    """A head of an autoregressive model: one vector of conditions for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward, self.time, self.cond = nn.Linear(9, WIDTH), nn.Linear(1, WIDTH), nn.Linear(23, WIDTH)
+        self.scale, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 9)
+
+    def forward(self, x, t, c):
+        vector = self.time(t[:, None].float() / 1000) + self.cond(c)
+        return self.out(self.inward(x) * (1 + self.scale(vector)))
+
+
+class MayBeLeftOut(_Model):
+    """Conditions that are None by default, one of them a picture, and arguments that nothing reads or that are no
+    conditions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.augment, self.classes = nn.Linear(9, WIDTH), nn.Embedding(11, WIDTH)
+        self.hinted = nn.Conv2d(3, WIDTH, 2, 2)
+
+    def forward(self, x, t, aug_cond=None, class_cond=None, hint=None, size=None, mask=None, dtype=None):
+        c = self.augment(x.new_zeros(len(x), 9) if aug_cond is None else aug_cond)
+        c = c if class_cond is None else c + self.classes(class_cond)
+        c = c if hint is None else c + self.hinted(hint).mean((2, 3))
+        return self.run(x if dtype is None else x.to(dtype), t, c)
+
+
+class StatesBroughtAlong(_Model):
+    """Tokens that, where they are given, take the place of a part of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, WIDTH)
+
+    def forward(self, x, t, states=None):
+        return self.run(x, t, self.encoder(x.mean((2, 3))) if states is None else states.mean(1))
+
+
+class Sized(_Model):
+    """The size of the original picture under names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_size, self.by_ratio = nn.Linear(2, WIDTH), nn.Linear(1, WIDTH)
+
+    def forward(self, x, t, data_info):
+        return self.run(x, t, self.by_size(data_info["img_hw"]) + self.by_ratio(data_info["aspect_ratio"]))
+
+
+class DroppedInTraining(_Model):
+    """In training mode a text must have the axis of length 1 that PixArt's has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = nn.Linear(23, WIDTH)
+        self.register_buffer("null", torch.zeros(9, 23))
+
+    def forward(self, x, t, text):
+        if self.training:
+            dropped = torch.rand(len(text)) < 0.5
+            text = torch.where(dropped[:, None, None, None], self.null[: text.shape[2]], text)
+        return self.run(x, t, self.text(text).flatten(1, -2).mean(1))
+
+
+class AcrossTheGrid(_Model):
+    """Rows and columns of each token, along the second axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_tokens = nn.Linear(12, WIDTH)
+
+    def forward(self, x, t, grid):
+        rows, columns = grid[:, 0, :, None], grid[:, 1, :, None]
+        return self.of_tokens(x) + rows.sin() + columns.cos() + self.time(t[:, None].float())[:, None]
+
+
 class Never(_Model):
     """Cannot be guessed."""
 

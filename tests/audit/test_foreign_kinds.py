@@ -12,14 +12,14 @@ from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
 from dittool.audit.specimens.leaves import leaves, with_leaves
 from dittool.errors import UsageError
-from tests.audit import foreign_answers, foreign_inputs, foreign_kinds
+from tests.audit import foreign_answers, foreign_branches, foreign_inputs, foreign_kinds
 from tests.audit.foreign_inputs import Given
 from tests.audit.foreign_kinds import Net
 from tests.audit.opened import open_subject
 from tests.quick import others_slow
 
 FILE = Path(foreign_kinds.__file__)
-FAMILIES = (foreign_kinds, foreign_inputs, foreign_answers)
+FAMILIES = (foreign_kinds, foreign_inputs, foreign_answers, foreign_branches)
 KINDS = {kind: wanted for family in FAMILIES for kind, wanted in family.KINDS.items()}
 EXAMPLES = {kind: example for family in FAMILIES for kind, example in family.EXAMPLES.items()}
 RULES = built_in_rules()

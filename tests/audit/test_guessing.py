@@ -22,6 +22,12 @@ FORMS = {  # what each model is to be fed with
     "OptionalMask": {"x": (2, 4, 16, 16), "t": (2,)},
     "NeededOption": {"x": (2, 4, 16, 16), "t": (2,), "prompt_features": (2, 7, 23)},
     "TwoWidths": {"x": (2, 4, 16, 16), "t": (2,), "text_tokens": (2, 7, 23), "pooled_text": (2, 16)},
+    "Head": {"x": (2, 16, 9), "t": (2, 1), "c": (2, 16, 23)},
+    "MayBeLeftOut": {
+        **{"x": (2, 4, 16, 16), "t": (2,), "aug_cond": (2, 9), "class_cond": (2,), "hint": (2, 3, 16, 16)},
+    },
+    "DroppedInTraining": {"x": (2, 4, 16, 16), "t": (2,), "text": (2, 1, 7, 23)},
+    "StatesBroughtAlong": {"x": (2, 4, 16, 16), "t": (2,)},
     "Frames": {"hidden_states": (2, 4, 1, 16, 16), "timestep": (2,)},
 }
 
@@ -96,6 +102,18 @@ def test_places_of_the_latents_tokens_may_be_a_tensor_of_their_own(size):
     assert inputs["hidden_states"].shape[1] == math.prod(size) and inputs["txt_ids"].shape == (7, 3)
     wanted = [[row, column] for row in range(size[0]) for column in range(size[1])]
     assert inputs["img_ids"][:, 1:].tolist() == wanted
+
+
+def test_the_size_of_the_original_picture_is_two_numbers_and_one():
+    info = example("Sized").inputs()["data_info"]
+    assert info["img_hw"].shape == (2, 2) and info["aspect_ratio"].shape == (2, 1)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (3, 5)])
+def test_places_may_lie_across(size):
+    grid = example("AcrossTheGrid").inputs(size=size)["grid"]
+    rows, columns = size
+    assert grid[1].T.tolist() == [[row, column] for row in range(rows) for column in range(columns)]
 
 
 def test_a_condition_may_be_another_picture():

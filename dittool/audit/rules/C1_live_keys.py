@@ -13,9 +13,10 @@ model is built again, a very large one with fewer blocks, and compared: names an
 weights, its answer, its answer in training, the bytes that it keeps for backward, its gradients. An argument that
 changes none of them, at any value that the factory takes, is tried beside the others, at another size, and further up
 and down; if it acts nowhere it fails. What may act where an audit does not run, in training mode that raises or in a
-pipeline that reads the model's own config, is named as not seen to act. A switch whose other value raises an error that
-is no refusal warns. An argument without another value to try, or whose other values are refused or may not be legal, is
-named as not judged.
+pipeline that reads the model's own config, is named as not seen to act; so is what the file reads beside the device
+alone. A number that the model stores under its own name, as EDM's `sigma_min` for its sampler, warns. A switch whose
+other value raises an error that is no refusal warns. An argument without another value to try, or whose other values
+are refused or may not be legal, is named as not judged.
 
 ## Why it matters
 A flag that is parsed and never read makes runs that differ in name only. Gradient checkpointing, dropout and
@@ -38,6 +39,7 @@ CODE, NAME, SEVERITY, SCOPE, SINCE = "C1", "live-keys", "error", ("model",), "0.
 
 _FIX = "let it act, or remove it"
 _MEND = "mend what its other value reaches, or refuse it with an error that says what it needs"
+_REMOVE = "remove it where nothing reads it, or say at its line who does"
 _MOST_NAMED = 24  # settings that act; a configuration has more
 
 
@@ -51,6 +53,8 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     findings = judged(dead, _FIX, act) if dead or acting else []
     broken = [f"{name}: {effect.evidence}{note}" for name, effect in effects.items() if effect.kind == "broken"]
     findings += [finding for fault in broken for finding in warned(fault, _MEND)]
+    kept = [f"{name}: {effect.evidence}{note}" for name, effect in effects.items() if effect.kind == "kept"]
+    findings += [finding for fault in kept for finding in warned(fault, _REMOVE)]
     reasons: dict[str, list[str]] = {}
     for name, effect in effects.items():
         if effect.kind == "unseen":

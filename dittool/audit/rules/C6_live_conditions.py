@@ -6,8 +6,9 @@ changes the prediction; gradient reaches every parameter when all four dropout m
 embedding varies over [0, 1]; padding and the length of a caption do not show, neither under the mask nor when the text
 is dropped. Of a foreign model each tensor of its inputs is exchanged in turn, also inside of dictionaries, lists and
 dataclasses, and it is live if any tensor of the answer moves, be it only where another input of zeros and ones, which
-may switch it off, is zero or one throughout; what dropping a condition means to it cannot be known. A time that is cut
-to whole numbers is told. Under the profile `any` parameters that no gradient reaches warn.
+may switch it off, is zero or one throughout, or where a flag of forward is turned; what dropping a condition means to
+it cannot be known. A time that is cut to whole numbers is told. A block that never runs, while others of its list do,
+fails. Under the profile `any` parameters that no gradient reaches warn.
 
 ## Why it matters
 A condition that is projected and never read trains to an unconditional model without any error. With t fed without its
@@ -57,6 +58,10 @@ def judge(found: Liveness, answer: str, fault: str = "", more: str = "") -> list
     gradient = "" if found.dead else "gradient reaches every parameter"
     parts = (f"relative change of the {answer}: {shown}", more, gradient, found.sealed)
     held = "; ".join(part for part in (*parts, found.network) if part)
+    if found.idle:
+        which = f"{', '.join(found.idle[:3])}{' …' if len(found.idle) > 3 else ''}"
+        many = f"{which} never run{'s' * (len(found.idle) == 1)}, while other blocks of the same list do"
+        faults.append(f"{many}: no gradient reaches any of their parameters")
     if faults or not found.dead:
         return judged([f"{fault}, {found.network}" for fault in faults], FIX, held) + _unreached(found)
     return ([] if found.truncated else passed(held)) + _unreached(found)

@@ -14,8 +14,8 @@ foreign model the first and the last are looked at, with all others passed by. A
 equal, as weights just drawn leave it, is made sharp first, and noise that forward draws is stilled. Positions that the
 caller brings, by an argument that was left out, are not called missing: that argument is named.
 
-Under the profile `any` learned and stored positions, and one size only, are a choice, and warn; positions that are
-exchanged, cut short, the same at two places, or not there fail.
+Under the profile `any` learned and stored positions, one size only, and a stored table that larger grids leave with an
+error are a choice, and warn; positions that are exchanged, cut short, the same at two places, or not there fail.
 
 ## Why it matters
 Training runs over seven aspect ratios. A learned table of one size, or height and width exchanged, trains without an
@@ -31,7 +31,7 @@ Make 2-D sin-cos positions on the fly from the batch's rows and columns (`models
 from __future__ import annotations
 
 from dittool.audit.rule import Finding, chosen, failed, passed, skipped
-from dittool.audit.specimens.specimen import OF_LOGITS, OnGrid, Positions
+from dittool.audit.specimens.specimen import OF_LOGITS, Grid, OnGrid, Positions
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
 CODE, NAME, SEVERITY, SCOPE, SINCE = "E2", "dynamic-positions", "error", ("model", "weights"), "0.1"
@@ -46,6 +46,7 @@ _OF_ROUNDING = 16  # times the precision's own
 _STORED = (
     "A choice: other sizes need the table cut or stretched. U-ViT learns one, DiT, SiT and SD3 keep sin-cos of one size"
 )
+_TABLE_ENDS = "A choice: the stored table of positions ends there, and larger shapes cannot be trained"
 _ONE_SIZE = "A choice: aspect buckets cannot be trained. DiT and U-ViT are made for one size"
 
 
@@ -91,7 +92,16 @@ def _of_sizes(found: Positions) -> list[Finding]:
     worst = next((problem for problem in found.problems if problem.kind == "wrong"), found.problems[0])
     if "wrong" not in kinds and (len(found.ran) < 2 or kinds == {"refused"}):
         return chosen(worst.evidence, _FIX, _ONE_SIZE)
+    if found.stored and "wrong" not in kinds and _are_larger([problem.grid for problem in found.problems], found.ran):
+        return chosen(worst.evidence, _FIX, _TABLE_ENDS)
     return failed(worst.evidence, _FIX)
+
+
+def _are_larger(grids: list[Grid], ran: list[Grid]) -> bool:
+    """Whether each of some grids has more rows or more columns than any that ran."""
+    return all(
+        any(side > max(sides) for side, sides in zip(grid, zip(*ran, strict=True), strict=True)) for grid in grids
+    )
 
 
 def _limit(on: OnGrid) -> float:

@@ -4,11 +4,12 @@ A block takes tokens and gives tokens of the same shape, and its residual stands
 it returns its input. Where a norm after the residual hides that, a block is what takes or gives the tokens of another
 member of its list. Blocks are looked for in lists of modules, then beside them. One that takes tokens in rows and
 columns, and mixes near places alone, as a convolution does, is a block where a condition feeds it; so is a member of a
-list that gives other channels or fewer places and is no linear map of its tokens. Where there are no others, those
-that no condition feeds are taken too. Those that only see a condition's tokens, as a caption's refiner, are kept apart.
-Modulation is what the condition vector feeds inside a block: layers whose input stays when the block's tokens change,
-and changes with the timestep or another condition. A parameter that a block holds itself, beside its layers, belongs to
-the modulation too.
+list that gives other channels or fewer places and is no linear map of its tokens. Where there are no others, those that
+no condition feeds are taken too, and last members of lists whose answer is added to their tokens behind them: the
+residual of attention and of MLP then stands outside of both. Those that only see a condition's tokens, as a caption's
+refiner, are kept apart. Modulation is what the condition vector feeds inside a block: layers whose input stays when the
+block's tokens change, and changes with the timestep or another condition. A parameter that a block holds itself, beside
+its layers, belongs to the modulation too.
 
 B batch · N tokens · D width
 """
@@ -17,13 +18,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.one_call import MOST_VECTORS, has_residual, is_fed, linked, mixes, moves, not_linear
+from dittool.audit.specimens.one_call import (
+    MOST_VECTORS,
+    added_before,
+    has_residual,
+    is_fed,
+    linked,
+    mixes,
+    moves,
+    not_linear,
+)
 from dittool.audit.specimens.watching import Call, Inputs, answers_without_gradient, is_vector, watch
 
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
@@ -41,6 +51,7 @@ class Anatomy:
     inner: dict[str, tuple[str, ...]]  # of each block: all linear layers that a vector feeds
     shared: tuple[str, ...]  # linear layers outside of the blocks whose output a block takes as its modulation
     of_conditions: frozenset[str] = field(default_factory=frozenset)  # blocks that the latent does not reach
+    branches: frozenset[str] = field(default_factory=frozenset)  # blocks whose residual stands outside of them
     why_not: str = ""  # why no blocks were found
 
     @property
@@ -144,8 +155,9 @@ def find_anatomy(runs: Runs) -> Anatomy:
     search.take_reshaping({name: module for name, module in members.items() if name in search.outside()})
     if not search.found:
         branches = search.take(members, fed_alone=False)
+    added = frozenset() if search.found else search.take_added(branches)
     if search.found:
-        return _with_modulation(runs, *search.in_order())
+        return replace(_with_modulation(runs, *search.in_order()), branches=added)
     why = "no list of modules takes tokens that depend on the latent and gives tokens of the same shape"
     if branches:
         why = f"{', '.join(branches[:2])} … are not called one after another: their residual stands outside of them"
@@ -203,6 +215,16 @@ class _Search:
             if not _inside(name, list(self.found)) and not_linear(call, self._modules[name]) > 0:
                 self.found[name] = True
                 self._order.setdefault(name, len(self._order))
+
+    def take_added(self, branches: list[str]) -> frozenset[str]:
+        """Adds those whose answer is added to what they take before the next of them takes the sum."""
+        modules = {name: self._modules[name] for name in branches}
+        plain, latent = (self._runs.calls(modules, given) for given in (self._runs.plain, self._runs.latent))
+        pairs = [(name, other) for name in plain for other in plain if name != other]
+        taken = [pair for pair in pairs if added_before(*map(plain.__getitem__, pair))]
+        added = {name for pair in taken for name in pair}
+        self.found |= {name: moves(plain[name], latent.get(name)) for name in plain if name in added}
+        return frozenset(added)
 
     def _fed(self, candidates: dict[str, nn.Module], plain: dict[str, Call]) -> set[str]:
         """Those that take a vector, or a few, of a condition beside their tokens."""

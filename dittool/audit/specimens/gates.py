@@ -39,7 +39,9 @@ def moved_without_modulation(model: nn.Module, anatomy: Anatomy, name: str, call
         if layer in modulation or parameter_name in held or a_gate_of_its_own:
             parameter.zero_()
         else:
+            is_positive = bool((parameter > 0).all())  # it may stand under a root
             parameter.normal_(std=_REDRAWN_STD, generator=generator)
+            parameter.abs_() if is_positive else None
     streams = {id(before) for before in call.carried}
     given = [
         value
@@ -54,17 +56,18 @@ def moved_without_modulation(model: nn.Module, anatomy: Anatomy, name: str, call
     moved = torch.inf
     for closing in ([], vectors, given):
         closed = call.again(block, {id(value): torch.zeros_like(value) for value in closing})
-        moved = min(moved, moved_by(closed, block))
+        moved = min(moved, moved_by(closed, block, name in anatomy.branches))
     return moved
 
 
-def moved_by(call: Call, block: nn.Module) -> float:
-    """max |block(x) − x| over the streams of tokens, or what is not linear in tokens that change their shape; a NaN
-    counts as a change.
+def moved_by(call: Call, block: nn.Module, is_branch: bool = False) -> float:
+    """max |block(x) − x| over the streams of tokens, of a branch max |block(x)|, or what is not linear in tokens that
+    change their shape; a NaN counts as a change.
     """
     if not call.streams:
         return not_linear(call, block)
-    return max(float((after - before).abs().max().nan_to_num(torch.inf, torch.inf)) for before, after in call.streams)
+    added = [after if is_branch else after - before for before, after in call.streams]
+    return max(float(each.abs().max().nan_to_num(torch.inf, torch.inf)) for each in added)
 
 
 def is_stuck(block: nn.Module, call: Call) -> bool:

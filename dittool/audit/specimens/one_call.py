@@ -93,6 +93,15 @@ def linked(before: Call, after: Call) -> bool:
     )
 
 
+def added_before(before: Call, after: Call) -> bool:
+    """Whether one call takes the sum of the tokens that the other took and those that it gave."""
+    return any(
+        taken.shape == given.shape and torch.allclose(tokens + given, taken, rtol=1e-4, atol=1e-5)
+        for tokens, given in before.streams
+        for taken in after.carried
+    )
+
+
 @torch.no_grad()
 def not_linear(call: Call, block: nn.Module) -> float:
     """max |block(x + y) − block(x) − block(y) + block(0)|: zero where a block that gives its tokens another shape is no

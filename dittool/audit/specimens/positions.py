@@ -9,12 +9,13 @@ B batch · C latent channels · N tokens · D width · h w grid in tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dittool.audit.specimens.anatomy import Anatomy
 from dittool.audit.specimens.interventions import SharpAttention
@@ -251,13 +252,16 @@ class OnGrids:
     def _ended(self, inputs: Inputs, mode: AbstractContextManager[object]) -> list[Call]:
         """Runs the network as far as to the end of the block that is looked at; its call."""
         looked_at = self._looked_at
-        others = [self.model.get_submodule(name) for name in self.anatomy.blocks if self.passed_by]
-        hooks = (
-            block.register_forward_hook(_as_identity, with_kwargs=True) for block in others if block is not looked_at
-        )
-        with hooked(hooks), ending_with(looked_at) as calls, mode:
+        with hooked(self._passing_by(looked_at) if self.passed_by else ()), ending_with(looked_at) as calls, mode:
             answer_without_gradient(self.model, inputs)
         return calls
+
+    def _passing_by(self, but: nn.Module | None = None) -> Iterator[RemovableHandle]:
+        """Hooks with which all blocks but one leave their tokens as they are, branches by adding nothing."""
+        for name in self.anatomy.blocks:
+            block, passed = self.model.get_submodule(name), _nothing if name in self.anatomy.branches else _as_identity
+            if block is not but:
+                yield block.register_forward_hook(passed, with_kwargs=True)
 
     def _places(self, grid: Grid, blank: Inputs, plain: _Seen) -> _Places:
         count, logits = math.prod(grid), bool(plain.logits)
@@ -339,9 +343,8 @@ class OnGrids:
         """With the blocks replaced by the identity a network answers to a token at the same place; None when it does,
         or when it does not run so.
         """
-        blocks = (self.model.get_submodule(name) for name in self.anatomy.blocks)
         try:
-            with hooked(block.register_forward_hook(_as_identity, with_kwargs=True) for block in blocks):
+            with hooked(self._passing_by()):
                 plain = self._answer(self.model, inputs)
                 for index in {grid[1] - 1, math.prod(grid) - grid[1]}:  # ends of the first row and the first column
                     other = self._answer(self.model, self._raised(inputs, grid, [index]))
@@ -356,14 +359,24 @@ class OnGrids:
 
 def _as_identity(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
     """A block's output with each stream of tokens as it came in."""
-    before = {id(after): tokens for tokens, after in Call(args, kwargs, output).streams}
+    return _with_streams(output, {id(after): tokens for tokens, after in Call(args, kwargs, output).streams})
+
+
+def _with_streams(output: object, others: Mapping[int, Tensor]) -> object:
+    """A block's output with others in the place of some tensors, by their id."""
     if isinstance(output, Mapping):
-        return {key: before.get(id(part), part) for key, part in output.items()}
+        return {key: others.get(id(part), part) for key, part in output.items()}
     if isinstance(output, tuple) and not hasattr(output, "_fields"):
-        return tuple(before.get(id(part), part) for part in output)
+        return tuple(others.get(id(part), part) for part in output)
     if isinstance(output, list):
-        return [before.get(id(part), part) for part in output]
-    return before.get(id(output), output)
+        return [others.get(id(part), part) for part in output]
+    return others.get(id(output), output)
+
+
+def _nothing(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
+    """A branch's output with zeros in the place of each stream of tokens."""
+    empty = {id(after): torch.zeros_like(after) for _, after in Call(args, kwargs, output).streams}
+    return _with_streams(output, empty)
 
 
 def _rows(tokens: Tensor, batch: int) -> Tensor:

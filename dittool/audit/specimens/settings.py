@@ -22,6 +22,7 @@ from typing import Literal
 from dittool.audit.specimens.specimen import Effect
 
 _MOST_SHOWN = 4  # of the values that were tried
+_DEVICES = ("device", "is_cuda", "cuda")
 _PLAIN: Mapping[object, list[object]] = {bool: [True, False], int: [1, 2, 4, 8], float: [0.5, 2.0]}
 
 
@@ -140,6 +141,26 @@ def compared_texts(make: Callable[..., object], name: str, beside: bool = False)
         }
         files = sorted(near - {path})
     return list(dict.fromkeys(text for file in files for text in _compared_in(file, name)))
+
+
+def read_beside_the_device(make: Callable[..., object], name: str) -> str:
+    """`model.py:31`, where the factory's file asks for an argument and for the device together; "" where it does not:
+    `self.use_fp16 and x.device.type == "cuda"`.
+    """
+    name = name.rpartition(".")[2]
+    try:
+        path = Path(inspect.getsourcefile(inspect.unwrap(make)) or "")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError, SyntaxError):
+        return ""
+    asked = [node.test if isinstance(node, (ast.If, ast.IfExp)) else node for node in ast.walk(tree)]
+    for node in asked:
+        parts = list(ast.walk(node)) if isinstance(node, (ast.BoolOp, ast.Compare, ast.Name, ast.Attribute)) else []
+        if any(_is_called(part, name) for part in parts) and any(
+            _is_called(part, on) for part in parts for on in _DEVICES
+        ):
+            return f"{path.name}:{node.lineno}"
+    return ""
 
 
 @cache

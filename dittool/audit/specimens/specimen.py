@@ -158,6 +158,7 @@ class Liveness:
     unsteady: float = 0.0  # change between two runs of the same
     spare: tuple[str, ...] = ()  # inputs that move nothing, of a list of others like them that do
     truncated: bool | None = None  # whether t is cut to whole numbers; None when it is given as such
+    idle: tuple[str, ...] = ()  # members of lists of blocks that never run, while others of their list do
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Independence:
 class Effect:
     """What became of one setting that was changed."""
 
-    kind: Literal["acts", "dead", "unseen", "broken"]
+    kind: Literal["acts", "dead", "kept", "unseen", "broken"]  # kept: dead, but stored on the model
     evidence: str  # what changed, or which values were tried, or why it cannot be judged
 
 

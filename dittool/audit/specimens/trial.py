@@ -137,12 +137,16 @@ class Trial(Specimen, Generic[Network]):
         tried = [alike[0] for alike in alike_blocks(model, blocks)] if large else blocks
         opened = self._block_calls(self.shared_awake, self.inputs())
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
-        at_start = {name: max(moved_by(run[name], model.get_submodule(name)) for run in runs) for name in blocks}
+
+        def moved(model: nn.Module, calls: dict[str, Call], name: str) -> float:
+            return moved_by(calls[name], model.get_submodule(name), name in anatomy.branches)
+
+        at_start = {name: max(moved(model, run, name) for run in runs) for name in blocks}
         return Gates(
             blocks_in_words(blocks),
             at_start,
             {name: moved_without_modulation(model, anatomy, name, runs[0][name], timed[name]) for name in tried},
-            {name: moved_by(opened[name], self.shared_awake.get_submodule(name)) for name in blocks},
+            {name: moved(self.shared_awake, opened, name) for name in blocks},
             modulation,
             ", tried on one block of each kind" if large else "",
             {name: kind_of_block(model.get_submodule(name)) for name in blocks},

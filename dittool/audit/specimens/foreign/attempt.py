@@ -112,7 +112,7 @@ def _positions_of_size(form: Form, grid: Grid, size: Grid, beside: bool) -> tupl
         patch = grid[0] // sizes[0]
         fits = patch and (sizes[0] * patch, sizes[1] * patch) == grid and not (size[0] % patch or size[1] % patch)
         return (size[0] // patch, size[1] // patch, sizes[2]) if fits else None
-    axis = len(sizes) - 1 if form.content == "index" else len(sizes) - 2
+    axis = len(sizes) - 1 if form.content in ("index", "across") else len(sizes) - 2
     now = grid_of_tokens(grid, sizes[axis])
     if now is None and not beside:
         return None
@@ -130,12 +130,15 @@ class Outcome:
     where: str = ""  # the innermost module that it was in
     refusal: Refusal | None = None  # where the model's own code would not run here
     line: str = ""  # of the model's source at which it ended, `models.py:31`
+    ran: frozenset[str] = frozenset()  # modules
+    read: frozenset[int] = frozenset()  # tensors with which something was computed, by their id
 
 
 class _Steps(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.read: set[int] = set()
 
     def __torch_function__(
         self,
@@ -146,6 +149,10 @@ class _Steps(TorchFunctionMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         self.count += 1
+        if getattr(function, "__name__", "") != "__get__":  # of its shape alone
+            given = [*args, *(kwargs or {}).values()]
+            given += [part for value in given if isinstance(value, (list, tuple)) for part in value]
+            self.read |= {id(value) for value in given if isinstance(value, torch.Tensor)}
         return result
 
 
@@ -153,10 +160,12 @@ def tried(model: nn.Module, inputs: Inputs) -> Outcome:
     """Runs the model once."""
     names = {module: name for name, module in model.named_modules()}
     inside: list[str] = []
+    ran: set[str] = set()
 
     def enter(module: nn.Module, args: object) -> None:
         if module in names:
             inside.append(names[module])
+            ran.add(names[module])
 
     def leave(module: nn.Module, args: object, output: object) -> None:
         if module in names:
@@ -167,7 +176,7 @@ def tried(model: nn.Module, inputs: Inputs) -> Outcome:
     try:
         with _Steps() as steps:
             answer_without_gradient(model, inputs)
-        return Outcome(steps.count)
+        return Outcome(steps.count, ran=frozenset(ran), read=frozenset(steps.read))
     except (Exception, SystemExit) as error:
         said = described(error) or type(error).__name__
         return Outcome(steps.count, said, inside[-1] if inside else "", refusal_of(error), own_line(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -39,15 +40,17 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
         else:
             leaks[leak], exchanged[mask] = shown[least], pairs[least][0]
     turns = _turns(foreign, inputs, feed.time) if feed.time else {}
-    unit = bool(turns) and feed.time_is_known and float(leaves(inputs)[feed.time].max()) <= 1
+    unit = bool(turns) and feed.time_is_unit
     training = foreign.awake().train(not foreign.fault_in_training)
     found = changes(model, inputs, exchanged)
     for name in (name for name, change in found.items() if change <= max(_LEAK, foreign.unsteadiness)):
         found[name] = max(found[name], _beside_switches(foreign, inputs, name))
     spare = _spare(found, leaves(inputs))
+    dead = foreign.dead_parameters(training)
+    idle = _idle_blocks(foreign, dead)
     return Liveness(
         {name: change for name, change in found.items() if name not in spare},
-        foreign.dead_parameters(training),
+        [name for name in dead if not name.startswith(tuple(f"{block}." for block in idle))],
         "with open gates" + (", in evaluation mode" if foreign.fault_in_training else ""),
         leaks,
         f"nothing shows under {len(leaks)} masks" if leaks else "",
@@ -59,7 +62,21 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
         foreign.unsteadiness,
         spare,
         _truncated(foreign, inputs),
+        idle,
     )
+
+
+def _idle_blocks(foreign: ForeignModel, dead: Collection[str]) -> tuple[str, ...]:
+    """Members of a list of blocks, of a class of these, that no run has called: all of their parameters are dead."""
+    model, blocks = foreign.shared_awake, foreign.anatomy.blocks
+    found: list[str] = []
+    for holder in dict.fromkeys(block.rpartition(".")[0] for block in blocks):
+        kinds = {type(model.get_submodule(block)) for block in blocks if block.rpartition(".")[0] == holder}
+        for name, member in model.get_submodule(holder).named_children() if holder else ():
+            own = [f"{holder}.{name}.{parameter}" for parameter, _ in member.named_parameters()]
+            if f"{holder}.{name}" not in blocks and type(member) in kinds and own and set(own) <= set(dead):
+                found.append(f"{holder}.{name}")
+    return tuple(found)
 
 
 def _spare(found: dict[str, float], values: dict[str, Tensor]) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from dittool.errors import UsageError
 
 _WIDTHS = "text|caption|context|joint|cross|pool|vec"  # parts of settings' names that say how wide an argument is
 _SIZES = ("input_size", "sample_size", "img_size", "image_size", "latent_size", "img_resolution", "resolution")
+_FRAMES = ("num_frames", "frames", "video_length", "temporal_size", "num_latent_frames")
 POSITIONS = ("img_ids", "txt_ids")  # of the Flux family: they say where a token is, not what it is
 
 _FEW = 4  # tokens along a side, for a large network
@@ -70,7 +71,7 @@ class Example:
         latent = listed[0] if listed else leaf_of(self._found.latent) if self._found else named_latent(base)
         if latent is None:
             raise UsageError(
-                f"none of forward's arguments {', '.join(leaves(base))} looks like a latent of 3 to 5 dimensions", _HINT
+                f"none of forward's arguments {', '.join(leaves(base))} looks like a latent of 2 to 5 dimensions", _HINT
             )
         self.latent = latent if latent in base else key_for(latent, base)
         shaping = Shaping(
@@ -172,9 +173,9 @@ class Example:
         fed = [module.in_features for module in model.modules() if isinstance(module, nn.Linear)]
         named = [value for name, value in settings.items() if type(value) is int and re.search(_WIDTHS, name)]
         widths = list(dict.fromkeys([*named, *fed]))
-        search = Search(
-            model, latent_forms(*_sides_and_channels(model, settings, widths), widths), widths, labels(model)
-        )
+        frames = [count for name in _FRAMES if isinstance(count := settings.get(name), int)]
+        latents = latent_forms(*_sides_and_channels(model, settings, widths), widths, frames)
+        search = Search(model, latents, widths, labels(model))
         if search.found is None and search.best and search.best[1].refusal:
             raise ModelRefuses(search.best[1].refusal)
         if search.found is None:
@@ -203,13 +204,13 @@ def key_for(leaf: str, inputs: Inputs) -> str:
 
 def named_latent(inputs: Inputs) -> str | None:
     """The tensor of 3 to 5 dimensions with a usual name, also inside of an argument; else the first that is an argument
-    itself; else the first inside of one, of 4 or 5 dimensions before others.
+    itself; else the first inside of one, of 4 or 5 dimensions before others. Where there is none the same of 2: tokens
+    of all samples in one sequence.
     """
-    fitting = {
-        name: value
-        for name, value in leaves(inputs).items()
-        if value.dim() in (3, 4, 5) and value.is_floating_point() and name not in POSITIONS
-    }
+    given = leaves(inputs)
+    fitting = {name: value for name, value in given.items() if value.dim() in (3, 4, 5) and _may_be_latent(name, value)}
+    if not fitting:
+        fitting = {name: value for name, value in given.items() if value.dim() == 2 and _may_be_latent(name, value)}
     own = [name for name in fitting if name in inputs]
     inside = [name for name in fitting if name not in inputs]
     for names in (own, inside):
@@ -217,6 +218,10 @@ def named_latent(inputs: Inputs) -> str | None:
         if usual:
             return min(usual, key=lambda name: NAMES["latent"].index(re.split(r"[.]", name)[-1]))
     return next(iter(own), max(inside, key=lambda name: fitting[name].dim() > 3, default=None))
+
+
+def _may_be_latent(name: str, value: Tensor) -> bool:
+    return value.is_floating_point() and name not in POSITIONS
 
 
 @torch.no_grad()

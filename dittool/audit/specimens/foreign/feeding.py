@@ -25,6 +25,7 @@ _TIME = re.compile(
     r"(?:^|[._])(?:t|ts|time|times|timestep|timesteps|time_steps?|t_in|tt|noise_labels?|noise_levels?|sigmas?|"
     r"(?:c_)?noise_cond|log_?snr|lambdas?|gammas?|noise_steps?|diffusion_steps?)$"
 )
+_LOGARITHM = re.compile(r"log|lambda|gamma")
 _MASK = re.compile(r"mask|valid|padding|(?:^|[._])pad|attend|keep", re.IGNORECASE)
 _POSITION = re.compile(
     r"pos|rope|rotary|freq|(?<!crop_)coord|angle|phase|theta|(?:^|[._])(?:cos|sin|grid|rot|pe$)|"
@@ -40,9 +41,11 @@ class Feed:
     def __init__(self, model: nn.Module, example: Example) -> None:
         self._example, self.latent = example, example.latent
         self._parameters = inspect.signature(model.forward).parameters
-        base = self.inputs()
-        self.batch = len(base[self.latent])
         self.time = self._found_time()
+        rows, times = self._leaves[self.latent], self._leaves.get(self.time)
+        # samples one behind the other in one sequence: as many as there are times
+        self.packed = rows.dim() == 2 and times is not None and times.dim() == 1 and len(times) not in (1, len(rows))
+        self.batch = 1 if self.packed else len(rows)
 
     @cached_property
     def _leaves(self) -> dict[str, Tensor]:
@@ -66,10 +69,25 @@ class Feed:
         return [name for name in self._others if name not in (*self.masks, *self.positions)]
 
     @property
+    def default_of_flags(self) -> dict[str, bool]:
+        return {name: self._parameters[name].default for name in self.flags}
+
+    @property
     def switches(self) -> list[str]:
         """Conditions and masks of zeros and ones, each of which may switch another input off."""
         named = (*self.conditions, *self.masks)
         return [name for name in named if bool(((self._leaves[name] == 0) | (self._leaves[name] == 1)).all())]
+
+    @cached_property
+    def flags(self) -> list[str]:
+        """Arguments of forward that are true or false by default and were left so; not what chooses its answer's
+        form.
+        """
+        return [
+            name
+            for name, parameter in self._parameters.items()
+            if isinstance(parameter.default, bool) and name not in self.inputs() and kind_of(name) != "ignored"
+        ]
 
     @property
     def texts(self) -> list[str]:
@@ -101,7 +119,17 @@ class Feed:
     @property
     def positions_not_fed(self) -> list[str]:
         """Those of `not_fed` that may say where tokens are: called so, or nothing that is known."""
-        return [name for name in self.not_fed if _POSITION.search(name) or kind_of(name) in ("", "place", "shapes")]
+        return [
+            name for name in self.not_fed if _POSITION.search(name) or kind_of(name) in ("", "place", "grid", "shapes")
+        ]
+
+    @property
+    def time_is_unit(self) -> bool:
+        """Whether the user's own function has said that time is in [0, 1]; a logarithm never is."""
+        if not self.time or not self._example.time_is_known or _LOGARITHM.search(self.time):
+            return False
+        time = self._leaves[self.time]
+        return bool(((time >= 0) & (time <= 1)).all())
 
     @property
     def time_is_known(self) -> bool:
@@ -154,7 +182,9 @@ class Feed:
         return with_leaves(inputs, {name: self.other(inputs, name) for name in names})
 
     def filled(self, inputs: Inputs, name: str, value: int) -> Inputs:
-        """The inputs with one of them the same number throughout."""
+        """The inputs with one of them the same number throughout, or a flag so."""
+        if name in self.flags:
+            return {**inputs, name: bool(value)}
         return with_leaves(inputs, {name: torch.full_like(leaves(inputs)[name], value)})
 
     def without_content(self, inputs: Inputs, tokens: int) -> Inputs:

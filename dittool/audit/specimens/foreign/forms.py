@@ -18,8 +18,9 @@ from torch import Tensor
 BATCH, TEXT_TOKENS, SIDE_IN_TOKENS = 2, 7, 4
 _LAYERS, _LARGE_TABLE = 3, 64  # of a list of a text's layers; places along a side of a table that is cut to size
 Grid = tuple[int, int]
-Content = Literal["noise", "time", "label", "mask", "place", "index", "cos", "sin", "turn", "count", "pixels"]
-POSITIONAL = ("place", "index", "cos", "sin", "turn")  # contents that say where a token is
+Content = Literal["noise", "time", "label", "mask", "place", "across", "index", "cos", "sin", "turn", "count", "pixels"]
+CONDITIONS = ("time", "label", "text", "vector", "mask")  # kinds of arguments that are fed though they may be left out
+POSITIONAL = ("place", "across", "index", "cos", "sin", "turn")  # contents that say where a token is
 
 NAMES: Mapping[str, tuple[str, ...]] = {  # of forward's arguments, by what they are
     "latent": (
@@ -45,10 +46,11 @@ _LIKE = (  # parts of other names, the first that fits
     ("shapes", r"img_shapes|image_shapes"),
     ("rotary", r"rotary|rope|freqs|(?:^|_)(?:cos|sin)$"),
     ("count", r"_lens?$|lengths?$|seqlens?"),
-    ("pixels", r"size|coords|crop|resolution"),
+    ("pixels", r"size|coords|crop|resolution|(?:^|_)hw$"),
     ("text place", r"(?:txt|text).*(?:ids|pos)"),
     ("words", r"(?:^|_)(?:input|token|word|prompt|text_token)_ids$"),
     ("sequence", r"position_ids?$|^pos_ids$"),
+    ("grid", r"(?:^|_)grid$"),
     ("place", r"ids$|pos|coord|grid"),
     ("scale", r"guidance|scale|cfg|fps|aspect|ratio|strength"),
     ("time", r"time|sigma|noise_l"),
@@ -83,6 +85,8 @@ class Form:
             return torch.randn(sizes, generator=torch.Generator().manual_seed(seed))
         if self.content == "place":
             return _places(grid, sizes)
+        if self.content == "across":  # (…, A, N)
+            return _places(grid, (*sizes[:-2], sizes[-1], sizes[-2])).transpose(-1, -2)
         if self.content in ("cos", "sin", "turn"):
             angles = _angles(grid, sizes, paired=self.content != "turn")
             turns = {"cos": torch.cos, "sin": torch.sin, "turn": lambda angle: torch.polar(torch.ones(sizes), angle)}
@@ -233,7 +237,7 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
             *(mask, replace(mask, numbers="float"), replace(mask, numbers="int")),
         ],
         "drop": [replace(mask, sizes=(BATCH,)), replace(index, below=2), mask],
-        "scale": [replace(number, sizes=(BATCH,)), vector],
+        "scale": [replace(number, sizes=(BATCH,)), replace(number, sizes=(BATCH, 1)), vector],
         "place": [
             *(Form((cells, 3), "place"), Form((BATCH, cells, 3), "place"), Form((cells, 4), "place")),
             *(Form((TEXT_TOKENS + cells, 3), "place"), Form((BATCH, TEXT_TOKENS + cells, 3), "place")),
@@ -253,6 +257,7 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
         "frames": [Plain(lambda grid: 1, "1", of_grid=False)],
         "shapes": [Plain(lambda grid: [[(1, *grid)]] * BATCH, f"[[(1, height, width)]] * {BATCH}")],
     }
+    made["grid"] = [Form((BATCH, 2, cells), "across"), *made["place"]]
     made["sequence"] = [*made["place"][-1:], *made["place"][:-1]]
     return made.get(kind, [tokens, vector, number, index, mask])
 

@@ -39,7 +39,7 @@ def positions_of(foreign: ForeignModel) -> Positions:
     if not feed.sizes_can_change:
         if found.stored:
             return found
-        why = "--example does not take a height and width, so other shapes cannot be tried"
+        why = "in how many rows and columns is not known: name with --example a function of the model, height and width"
         raise NotAnswered(f"the latent comes as tokens, and {why}")
     ran, problems = grids.grids_that_run(_usual_grids(grid, foreign.large))
     oblong = [grid for grid in ran if grid[0] != grid[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,7 +35,9 @@ _LOOKED_AT = (
 def keyword_effects(foreign: ForeignModel) -> Options:
     """Each argument is set to other values of its type; a very large model is tried with fewer blocks."""
     if not foreign.factory.settings:
-        raise NotAnswered("the factory has no keyword arguments")
+        open_ones = any(each.kind is each.VAR_KEYWORD for each in signature(foreign.factory.make).parameters.values())
+        by_class = ": name the class that it makes, whose arguments can be tried" if open_ones else ""
+        raise NotAnswered(f"the factory has no keyword arguments{' of its own' * open_ones}{by_class}")
     note = ""
     if foreign.parameters > _LARGEST:
         size, fewer = f"{foreign.parameters:,} parameters", _fewer_blocks(foreign)

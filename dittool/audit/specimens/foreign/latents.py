@@ -1,4 +1,4 @@
-"""Forms that a latent may have: an image, channels first or last, tokens, a video of one frame."""
+"""Forms that a latent may have: an image, channels first or last, tokens, a video of one frame, one token a sample."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from dittool.audit.specimens.foreign.forms import BATCH, SIDE_IN_TOKENS, Form
 _MOST_CHANNELS = 64  # of a latent whose channels come last
 
 
-def latent_forms(sides: Sequence[int], channels: Sequence[int], widths: Sequence[int]) -> list[Form]:
-    """A latent as an image, also with its channels last, as tokens, as a video of one frame."""
+def latent_forms(
+    sides: Sequence[int], channels: Sequence[int], widths: Sequence[int], frames: Sequence[int] = ()
+) -> list[Form]:
+    """A latent as an image, also with its channels last, as tokens, as a video of one frame, as one token a sample, as
+    heads of autoregressive models take it. `frames`: how many a video has where the model's settings say so.
+    """
     new = 29  # another width than that of any other tensor
     counts = list(dict.fromkeys([*channels, new]))
     images = [Form((BATCH, count, side, side)) for count in counts for side in sides]
@@ -28,9 +32,11 @@ def latent_forms(sides: Sequence[int], channels: Sequence[int], widths: Sequence
         Form(sizes)
         for side in sides
         for count in counts
-        for sizes in ((BATCH, count, 1, side, side), (BATCH, 1, count, side, side))
+        for length in (*frames, 1)
+        for sizes in ((BATCH, count, length, side, side), (BATCH, length, count, side, side))
     ]
-    return images[:8] + tokens[:1] + videos[:4] + last + images[8:] + tokens[1:] + videos[4:]
+    vectors = [Form((BATCH, width)) for width in (new, *widths)]
+    return images[:8] + tokens[:1] + videos[:4] + last + images[8:] + tokens[1:] + videos[4:] + vectors
 
 
 def largest_label(model: nn.Module) -> int:

@@ -38,6 +38,7 @@ from dittool.audit.specimens.specimen import (
     Checkpointing,
     Gates,
     Grid,
+    Independence,
     Liveness,
     NotAnswered,
     Options,
@@ -192,9 +193,11 @@ class ForeignModel(Trial[nn.Module]):
         return looked_at_again(self, keyword_effects(self))
 
     @property
-    def other_size_inputs(self) -> Inputs | None:
-        """Inputs of another size than the example's, at which it runs."""
-        return self.feed.inputs(size=self._other_size) if self._other_size else None
+    def other_inputs(self) -> list[Inputs]:
+        """The example's inputs, those of another size at which it runs, and those with forward's flags turned."""
+        inputs = self.inputs()
+        turned = [self.feed.filled(inputs, *switch) for switch in self.switches if switch[0] in self.feed.flags]
+        return [inputs, *([self.feed.inputs(size=self._other_size)] if self._other_size else []), *turned]
 
     def remembers(self, name: str) -> bool:
         """Whether the model keeps an argument in a configuration of its own, as diffusers' do."""
@@ -212,9 +215,12 @@ class ForeignModel(Trial[nn.Module]):
 
     @cached_property
     def switches(self) -> list[tuple[str, int]]:
-        """Inputs of zeros and ones, each with 0 and with 1, and finite answers where it is that throughout."""
+        """Forward's flags, each turned, and inputs of zeros and ones, each with 0 and with 1; those with which answers
+        are finite.
+        """
         inputs = self.inputs()
-        found = [(name, value) for name in self.feed.switches for value in (0, 1)]
+        found = [(name, int(not value)) for name, value in self.feed.default_of_flags.items()]
+        found += [(name, value) for name in self.feed.switches for value in (0, 1)]
         return [turned for turned in found if self._is_finite_with(self.feed.filled(inputs, *turned))]
 
     def _turned(self, inputs: Inputs, name: str) -> list[Inputs]:
@@ -280,6 +286,12 @@ class ForeignModel(Trial[nn.Module]):
 
     def liveness(self) -> Liveness:
         return liveness_of(self)
+
+    def independence(self) -> Independence:
+        if self.feed.packed:
+            whose = "which token is whose sample's is not known"
+            raise NotAnswered(f"samples stand one behind the other in {self.feed.latent}, and {whose}")
+        return super().independence()
 
     def checkpointing(self) -> Checkpointing:
         if fault := self.fault_in_training:

@@ -77,7 +77,8 @@ def follows_the_latent(form: Form) -> bool:
 
 def _may_be(form: Form, sizes: tuple[int, ...]) -> bool:
     """Whether a tensor of positions still says anything at other sizes: several places, of a few coordinates each."""
-    return form.content not in POSITIONAL or (1 not in sizes and (form.content != "place" or sizes[-1] <= _MOST_AXES))
+    axes = {"place": sizes[-1], "across": sizes[-2] if len(sizes) > 1 else 0}.get(form.content, 0)
+    return form.content not in POSITIONAL or (1 not in sizes and axes <= _MOST_AXES)
 
 
 def _other_side(side: int, tokens: int, wanted: int) -> int:

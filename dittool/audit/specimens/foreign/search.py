@@ -21,6 +21,7 @@ from torch import nn
 from dittool.audit.specimens.foreign.attempt import Attempt, Outcome, tried
 from dittool.audit.specimens.foreign.forms import (
     BATCH,
+    CONDITIONS,
     EMPTY,
     NAMES,
     NOTHING,
@@ -34,6 +35,7 @@ from dittool.audit.specimens.foreign.forms import (
     kind_of,
 )
 from dittool.audit.specimens.foreign.holders import from_annotation, holder_of_latent, source_of, with_key
+from dittool.audit.specimens.foreign.ran import Ran
 from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
 from dittool.audit.specimens.foreign.signature import parameters_of
 
@@ -41,6 +43,8 @@ _MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0
 _MOST_LEVEL = 2  # changes in a row that lead no further
 _AFTER_A_REFUSAL = 200  # attempts to come further than to where the model's own code would not run here
 _FOR_ONE_MORE = 60  # attempts to feed an argument that may be left out
+_PLAIN_HINT = re.compile(r"\b(?:bool|int|float|str|dtype|device|Generator|Callable)\b")
+_NO_CONDITION = re.compile(r"dtype|device|generator|cfg|_scale$|layers?$|blocks?$|index|^return|^output_|bias")
 _TABLES = ("cos", "sin", "turn")  # contents of an argument that is exchanged with all of its parts
 _TOO_SHORT = re.compile(
     r"(?:list|tuple) index out of range|index (\d+) is out of bounds for dimension 0 with size (\d+)"
@@ -72,6 +76,7 @@ class Search:
         self._latents: list[Form] = list(latents)
         self._samples: list[Form] = []  # the same as lists of samples
         self._dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+        self._ran = Ran(model, self._dtype)
         self._new_width, self._source = Widths(), source_of(model)
         self.parameters = parameters_of(model)
         try:
@@ -91,7 +96,7 @@ class Search:
         self.latent = next(iter([*(name for name in usual if name in needed), *usual, *needed]), "")
         if not self.latent:
             return
-        if any(kind_of(name) in ("place", "shapes", "rows") for name in self.parameters):  # of tokens
+        if any(kind_of(name) in ("place", "grid", "shapes", "rows") for name in self.parameters):  # of tokens
             self._latents = sorted(latents, key=lambda form: len(form.sizes) != 3)
         samples = [replace(form, listed=True) for form in self._latents]
         by_hint = "list" in str(self._hints.get(self.latent, "")).lower()
@@ -102,6 +107,7 @@ class Search:
                 start = start.with_argument(name, self._first(name))
         self.found = self._from(start)
         if self.found:
+            self.found = self._ran.in_training(self._not_mixed(self.found, start), self.latent)
             self._leave_out_what_is_not_needed()
             self._leave_out_layers()
             self._feed_what_may_be_left_out()
@@ -115,6 +121,19 @@ class Search:
                 node, self.latent = held
                 return Attempt(((name, node),), self.latent)
         return Attempt(((name, first),), name)
+
+    def _not_mixed(self, found: Attempt, start: Attempt) -> Attempt:
+        """What was found, where one sample's inputs leave the others' answers as they are; else, where there is such a
+        one, a latent of fewer axes: with too many a vector a sample meets tokens, and samples are taken for these.
+        """
+        if not self._ran.mixes(found):
+            return found
+        for axes in (3, 2):
+            form = next(form for form in self._latents if len(form.sizes) == axes)
+            other = self._from(start.with_form(self.latent, form), _FOR_ONE_MORE)
+            if other and not self._ran.mixes(other):
+                return other
+        return found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -155,14 +174,21 @@ class Search:
                 self.found = fewer
 
     def _feed_what_may_be_left_out(self) -> None:
-        """Time and conditions under usual names, each kept where the model runs with it."""
-        kinds = ("time", "label", "text", "vector", "mask")
-        usual = {name for kind in kinds for name in NAMES[kind]}
+        """Time and conditions under usual names, each kept where the model runs with it; what is None by default and
+        may be another condition, where the model computes with it and leaves out nothing that ran without it.
+        """
         for name in self.parameters:
-            is_known = name in usual or kind_of(name) == "rotary"
-            if self.found and is_known and name not in dict(self.found.nodes):
+            by_name = any(name in NAMES[kind] for kind in CONDITIONS[:-1]) or kind_of(name) == "rotary"
+            if self.found and name not in dict(self.found.nodes) and (by_name or self._may_be_a_condition(name)):
                 wider = self._from(self.found.with_argument(name, self._first(name)), _FOR_ONE_MORE, [name])
-                self.found = wider or self.found
+                if wider and (by_name or self._ran.uses(self.found, wider, name)):
+                    self.found = wider
+
+    def _may_be_a_condition(self, name: str) -> bool:
+        hint = str(self._hints.get(name, "Tensor"))
+        plain = _PLAIN_HINT.search(hint) and "Tensor" not in hint
+        is_one = kind_of(name) in (*CONDITIONS, "pixels", "scale", "") and not _NO_CONDITION.search(name)
+        return is_one and not plain and self.parameters[name].default is None
 
     def at_size(self, size: Grid) -> Attempt:
         """What was found, with a latent of another size; positions that do not fit it are looked for again."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from dittool.audit.specimens.foreign.blame import strangers_fault
 from dittool.audit.specimens.gates import wake
-from dittool.audit.specimens.settings import guess_values
+from dittool.audit.specimens.settings import guess_values, read_beside_the_device
 from dittool.audit.specimens.specimen import Effect, Options
 from dittool.audit.specimens.watching import Inputs, answers, answers_without_gradient, fixed_chance
 from dittool.errors import UsageError
@@ -64,7 +64,17 @@ def _elsewhere(foreign: ForeignModel, name: str, effect: Effect) -> Effect:
         return Effect("unseen", "not seen to act here: training mode does not run, and it may act there")
     if foreign.remembers(name):
         return Effect("unseen", "not seen to act here: the model's config keeps it, where a pipeline may read it")
+    if line := read_beside_the_device(foreign.factory.make, name):
+        return Effect("unseen", f"not seen to act here: {line} reads it beside the device, so it may act on a GPU")
+    if _stores(foreign, name):
+        return Effect("kept", f"{effect.evidence}; the model stores it, and nothing was seen to read it")
     return effect
+
+
+def _stores(foreign: ForeignModel, name: str) -> bool:
+    """Whether the model has a number under an argument's name, for whoever holds the model."""
+    value, stored = foreign.factory.settings[name], vars(foreign.shared_awake).get(name)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and type(stored) is type(value)
 
 
 def _acts_somewhere(foreign: ForeignModel, name: str, effects: dict[str, Effect]) -> str:
@@ -75,10 +85,11 @@ def _acts_somewhere(foreign: ForeignModel, name: str, effects: dict[str, Effect]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         further = (type(value)(value * times) for times in _BEYOND)
         values += [number for number in further if number]
-    inputs = [foreign.inputs(), *([foreign.other_size_inputs] if foreign.other_size_inputs else [])]
+    inputs = foreign.other_inputs
     for candidate in values:
         if _differs(foreign, {}, {name: candidate}, inputs):
-            return f"{value!r} → {candidate!r} changes the answer, further away or at another size"
+            where = "further away, at another size or with a flag of forward turned"
+            return f"{value!r} → {candidate!r} changes the answer, {where}"
     beside = sorted(
         (other for other in effects if other != name), key=lambda other: not isinstance(settings[other], bool)
     )
