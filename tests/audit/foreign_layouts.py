@@ -323,6 +323,29 @@ class Video(Net):
         self.embed, self.head = nn.Conv3d(CHANNELS, WIDTH, 1), nn.Conv3d(WIDTH, CHANNELS, 1)
 
 
+class LastLayer(nn.Module):
+    """Modulated, and a projection to what a token answers with: no block, in whichever list it stands."""
+
+    def __init__(self):
+        super().__init__()
+        self.adjust, self.project = nn.Linear(WIDTH, WIDTH), nn.Conv2d(WIDTH, 4 * CHANNELS, 1)
+
+    def forward(self, x, c):
+        normed = F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+        return F.pixel_shuffle(self.project(normed * (1 + self.adjust(c)[:, :, None, None])), 2)
+
+
+class LastLayers(Net):
+    """Channels first, a last layer for each patch size in a dictionary"""
+
+    def __init__(self, depth=3, opened=False):
+        super().__init__(depth, opened)
+        self.head, self.heads = nn.Identity(), nn.ModuleDict({"2": LastLayer()})
+
+    def run(self, x, c):
+        return self.heads["2"](super().run(x, c), c)
+
+
 LAYOUTS = (
     ConvolutionsFirst,
     ConvolutionsLast,
@@ -336,4 +359,5 @@ LAYOUTS = (
     Convoluted,
     MergedBetween,
     Video,
+    LastLayers,
 )

@@ -16,7 +16,7 @@ from tests.audit.opened import open_subject
 
 FILE = Path(foreign_layouts.__file__)
 ZERO_PROJECTIONS = {"WideningStages", "OnlyWidening"}  # choices: no gates, and biases
-QUICK = {"ConvolutionsLast", "OnlyWidening"}
+QUICK = {"ConvolutionsLast", "OnlyWidening", "LastLayers"}
 NAMES = [layout.__name__ for layout in LAYOUTS]
 CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 

@@ -212,7 +212,9 @@ class _Search:
         for name, call in sorted(plain.items(), key=lambda item: item[0].count(".")):
             if call.streams or not call.carried or name not in fed or not moves(call, latent.get(name)):
                 continue
-            if not _inside(name, list(self.found)) and not_linear(call, self._modules[name]) > 0:
+            if _inside(name, list(self.found)) or not_linear(call, self._modules[name]) == 0:
+                continue
+            if not self._is_last_layer(call):
                 self.found[name] = True
                 self._order.setdefault(name, len(self._order))
 
@@ -225,6 +227,12 @@ class _Search:
         added = {name for pair in taken for name in pair}
         self.found |= {name: moves(plain[name], latent.get(name)) for name in plain if name in added}
         return frozenset(added)
+
+    def _is_last_layer(self, call: Call) -> bool:
+        """Whether what it gives is the model's answer, merely laid out otherwise: no block, in whichever list."""
+        answered = answers_without_gradient(self._runs.model, self._runs.plain)
+        varied = [answer for answer in answered if answer.min() < answer.max()]
+        return any(bool(torch.isin(answer, given).all()) for answer in varied for given in call.outputs)
 
     def _fed(self, candidates: dict[str, nn.Module], plain: dict[str, Call]) -> set[str]:
         """Those that take a vector, or a few, of a condition beside their tokens."""
