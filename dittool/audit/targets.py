@@ -21,7 +21,7 @@ from dittool.audit.specimens.specimen import Specimen
 from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Checkpoint, Data, Foreign, Preset, Subject
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
 from dittool.ckpt.folders import weights_in
-from dittool.ckpt.load import CHECKPOINT_SUFFIXES, INDEX_ENDING
+from dittool.ckpt.load import CHECKPOINT_SUFFIXES, INDEX_ENDING, is_named_as_checkpoint
 from dittool.config.architectures import AnyConfig, require_whole_buckets
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
@@ -79,7 +79,7 @@ def open_subject(
         )
     if path.is_dir():
         return _open_folder(path, specimen_of, expected, talk)
-    if path.suffix.lower() in CHECKPOINT_SUFFIXES or path.name.endswith(INDEX_ENDING):
+    if is_named_as_checkpoint(path) or path.name.endswith(INDEX_ENDING):
         if not path.exists():
             raise UsageError(f"{path}: no such file", did_you_mean(path, _KINDS))
         return _open_checkpoint(path, specimen_of, expected, talk)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
-from dittool.ckpt.load import CHECKPOINT_SUFFIXES, INDEX_ENDING
+from dittool.ckpt.load import INDEX_ENDING, is_named_as_checkpoint
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UnsafeFileError, listed
 
@@ -58,11 +58,7 @@ def weights_in(folder: Path) -> FolderWeights | None:
 def _in_this(folder: Path) -> FolderWeights | None:
     files = sorted(child for child in folder.iterdir() if not child.is_dir() and not child.name.startswith("."))
     indices = [file for file in files if file.name.endswith(INDEX_ENDING)]
-    weights = [
-        file
-        for file in files
-        if file.suffix.lower() in CHECKPOINT_SUFFIXES and not _NO_WEIGHTS.search(file.name.lower())
-    ]
+    weights = [file for file in files if is_named_as_checkpoint(file) and not _NO_WEIGHTS.search(file.name.lower())]
     whole = [file for file in weights if not _PART.fullmatch(file.stem)]
     if indices or whole:
         chosen = _first([*indices, *whole], folder)

@@ -46,6 +46,7 @@ class Inspection:
     taken: str  # which of them sampling would take, in words
     beside: tuple[str, ...]  # what else of weights lies in the folder
     foreign: tuple[str, ...]  # classes and functions of other programs, never imported
+    unknown_calls: tuple[str, ...]  # of such classes, made where the file is unpickled; never made here
     parameters: int  # elements of the weights that sampling would take
     dtypes: dict[str, int]  # elements of those weights by dtype
     format_version: int | None
@@ -70,6 +71,7 @@ class Inspection:
             "taken",
             "beside",
             "foreign",
+            "unknown_calls",
             "parameters",
             "dtypes",
             "format_version",
@@ -112,6 +114,7 @@ def inspect(path: Path) -> Inspection:
         taken=part,
         beside=opened.beside,
         foreign=opened.foreign,
+        unknown_calls=opened.unknown_calls,
         parameters=sum(spec.elements for spec in model.values()),
         dtypes=_elements_by_dtype(model),
         format_version=numbers["format_version"],

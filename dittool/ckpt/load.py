@@ -37,9 +37,15 @@ from dittool.untrusted.zip_archive import Member, ends_as_archive, read_archive
 FORMAT_VERSION = 1
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+_ENDINGS = (*CHECKPOINT_SUFFIXES, ".pth.tar", ".pt.tar", ".ckpt.tar")  # an old habit: no tar is in them
 INDEX_ENDING = ".index.json"  # of what says which file holds which tensor of a model
 _RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 _BLOCK = 1 << 20
+
+
+def is_named_as_checkpoint(path: Path) -> bool:
+    """Whether a file's name ends as names of checkpoints do."""
+    return path.name.lower().endswith(_ENDINGS)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class PtReport:
     foreign: tuple[str, ...]  # names of classes and functions that torch.load would import
     legacy: bool  # from before PyTorch 1.6, which has no archive
     protocol: int  # of its pickle
+    unknown_calls: tuple[str, ...] = ()  # of other programs' classes that may be no enumerations
 
 
 def check_pt(path: Path) -> PtReport:
@@ -71,7 +78,9 @@ def check_pt(path: Path) -> PtReport:
         for key, storage in content.storages.items():
             if storage.dtype == "bool":
                 _require_bools(file, members[key].offset, members[key].size, f"storage {key!r}", path)
-    return PtReport(path, size, content.value, members, content.foreign, legacy, content.protocol)
+    return PtReport(
+        path, size, content.value, members, content.foreign, legacy, content.protocol, content.unknown_calls
+    )
 
 
 def check_own(path: Path) -> PtReport:

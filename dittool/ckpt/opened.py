@@ -33,6 +33,7 @@ class Opened:
     kind: str  # one of the three above
     metadata: Mapping[str, str]
     foreign: tuple[str, ...] = ()  # classes and functions that torch.load would import
+    unknown_calls: tuple[str, ...] = ()  # of classes that torch.load would call, and that may be no enumerations
     beside: tuple[str, ...] = ()  # other weights in the folder
 
     @property
@@ -61,7 +62,8 @@ def open_checkpoint(path: Path) -> Opened:
         size = path.stat().st_size
         return Opened(path, size, header.tensors, partial(load_safetensors, path), SAFETENSORS, header.metadata)
     report = check_pt(path)
-    return Opened(path, report.bytes, report.content, partial(load_mapped, report), PT, {}, report.foreign)
+    load = partial(load_mapped, report)
+    return Opened(path, report.bytes, report.content, load, PT, {}, report.foreign, report.unknown_calls)
 
 
 def _open_parts(path: Path, index: Mapping[str, str], parts: Iterable[Path]) -> Opened:
@@ -94,4 +96,6 @@ def _open_parts(path: Path, index: Mapping[str, str], parts: Iterable[Path]) -> 
         return {name: loaded[name] for name in wanted}
 
     foreign = sorted({name for one in opened.values() for name in one.foreign})
-    return Opened(path, sum(one.bytes for one in opened.values()), content, load, PARTS, {}, tuple(foreign))
+    unknown = sorted({call for one in opened.values() for call in one.unknown_calls})
+    size = sum(one.bytes for one in opened.values())
+    return Opened(path, size, content, load, PARTS, {}, tuple(foreign), tuple(unknown))

@@ -18,6 +18,7 @@ from dittool.ckpt.averages import is_tensor_list, pair_by_order, with_dots
 from dittool.errors import listed
 from dittool.untrusted.foreign_values import ForeignObject
 from dittool.untrusted.tensor_spec import TensorSpec
+from dittool.untrusted.torch_values import is_tensor
 
 # Where trainers keep their weights beside an average, by any name of `AVERAGED`, which comes first.
 RAW_KEYS = (
@@ -230,5 +231,6 @@ def is_state_dict(value: object) -> bool:
     if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) for name in value):
         return False
     return any(isinstance(tensor, (Tensor, TensorSpec)) for tensor in value.values()) and all(
-        isinstance(tensor, (Tensor, TensorSpec)) or name.endswith("_extra_state") for name, tensor in value.items()
+        isinstance(tensor, Tensor) or is_tensor(tensor) or name.endswith("_extra_state")
+        for name, tensor in value.items()
     )

@@ -16,6 +16,8 @@ faster; it ends with a value that describes every byte, or with `BadDataError` (
     torch_legacy         the same content as PyTorch wrote it before 1.6, without an archive
     pickle_walk          the pickle inside, followed on paper: a value with a `TensorSpec` for each tensor
     pickle_names         the policy: which names a pickle may use, and for what
+    pickle_arguments     the arguments that functions of Python, torch and numpy are given
+    foreign_calls        which classes of other programs may be called, and with what
     pickle_calls         the policy applied: what a call or a new object gives, nothing being called or made
     pickle_in_bytes      a pickle in the bytes of an object, which its class would unpickle
     pickle_bounds        how large and deep the content may be
@@ -29,7 +31,7 @@ faster; it ends with a value that describes every byte, or with `BadDataError` (
 
 A class that a pickle names is never imported, nothing is looked up by its name. Our reader would survive any pickle; it
 refuses those that would run code where somebody unpickles them, because its "nothing wrong here" is taken as leave to
-do that. What counts as running code stands in `pickle_names`, in five steps from a name to a call.
+do that. What counts as running code stands in `pickle_names`, in four steps from a name to a call.
 
 Values are not judged: a NaN is for whoever uses it. Tensors of a `.pt` are built from its storages' bytes
 (`ckpt.tensors`); a library may load a file only after one of these has read it (`ckpt.load`).

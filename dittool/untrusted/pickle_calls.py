@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dittool.untrusted import pickle_names as names
+from dittool.untrusted.foreign_calls import is_of_unknown_words, may_be_called
 from dittool.untrusted.foreign_values import ClassName, ForeignObject
 from dittool.untrusted.numpy_values import array_of, scalar, set_array
+from dittool.untrusted.pickle_arguments import RECONSTRUCTORS, UNCHANGED
 from dittool.untrusted.pickle_bounds import LARGEST_PICKLE
 from dittool.untrusted.refusal import unsafe, unsafe_global
 from dittool.untrusted.tensor_spec import is_shape
@@ -24,8 +26,8 @@ class Calls:
     def __init__(self, torch_values: TorchValues, path: Path) -> None:
         self._torch, self._path = torch_values, path
         self._decoded = 0  # bytes that were written as text
-        self._to_be_filled: list[ForeignObject] = []
         self.objects: list[ForeignObject] = []
+        self.unknown: list[ForeignObject] = []  # classes that are called with words, and may be no enumerations
 
     def made(self, kind: object, arguments: object) -> ForeignObject:
         """An object of a class, empty as yet: NEWOBJ."""
@@ -48,23 +50,15 @@ class Calls:
         if name == names.SIZE and len(arguments) == 1 and is_shape(arguments[0]):
             return tuple(arguments[0])
         if name in names.REBUILT_BY_TORCH:
-            return self._torch.rebuilt(name, arguments)
-        if name in names.RECONSTRUCTORS:
+            rebuilt = self._torch.rebuilt(name, arguments)
+            return self._counted(rebuilt) if isinstance(rebuilt, ForeignObject) else rebuilt
+        if name in RECONSTRUCTORS:
             return self._reconstructed(name, function, arguments)
-        if names.is_enumeration(function, arguments):
-            return self._object(function, arguments)
-        if names.is_empty_container(function, arguments):
-            self._to_be_filled.append(self._object(function, arguments))
-            return self.objects[-1]
+        if may_be_called(function, arguments):
+            return self._called(function, arguments)
         if name in names.PLAIN:
             raise self._refuse(f"a call of {name} with arguments that torch.save never gives it")
         raise unsafe_global(self._path, function.module, function.name, called=True)
-
-    def require_filled(self) -> None:
-        """Raises `UnsafeFileError` for a class that was called as an empty kind of dict is, and is none."""
-        for one in self._to_be_filled:
-            if not one.pairs and not one.elements:
-                raise unsafe_global(self._path, one.kind.module, one.kind.name, called=True)
 
     def set_state(self, target: ForeignObject, state: object) -> list[object]:
         """Gives an object its attributes: BUILD. Returns what was copied for it."""
@@ -93,19 +87,33 @@ class Calls:
         target.arguments, target.attributes = (function, *values), by_name
         return list(values)
 
+    def _called(self, kind: ClassName, arguments: tuple[Any, ...]) -> ForeignObject:
+        """What a call of another program's class stands for."""
+        made = self._object(kind, arguments)
+        if len(arguments) == 1 and isinstance(arguments[0], dict):
+            made.arguments, made.pairs = (), arguments[0]
+        if is_of_unknown_words(kind, arguments):
+            self.unknown.append(made)
+        return made
+
     def _object(self, kind: ClassName, arguments: tuple[object, ...] = ()) -> ForeignObject:
+        return self._counted(ForeignObject(kind, arguments))
+
+    def _counted(self, made: ForeignObject) -> ForeignObject:
         if len(self.objects) >= _MOST_OBJECTS:
             raise self._refuse(f"more than {_MOST_OBJECTS:,} objects of other programs")
-        self.objects.append(ForeignObject(kind, arguments))
-        return self.objects[-1]
+        self.objects.append(made)
+        return made
 
     def _reconstructed(self, name: str, function: ClassName, arguments: tuple[Any, ...]) -> object:
-        fits = len(arguments) <= _MOST_ARGUMENTS and names.RECONSTRUCTORS[name](*arguments)
+        fits = len(arguments) <= _MOST_ARGUMENTS and RECONSTRUCTORS[name](*arguments)
         made: object = None
         if fits and name == "_codecs.encode":
             made = self._decode(arguments[0])
-        elif fits and name in names.UNCHANGED:
+        elif fits and name in UNCHANGED:
             made = arguments[0] if arguments else b""
+        elif fits and name == names.GETATTR:
+            made = names.attribute(*arguments)
         elif fits and name == "numpy.core.multiarray.scalar":
             made = scalar(arguments)
         elif fits and name == "numpy.core.numeric._frombuffer":

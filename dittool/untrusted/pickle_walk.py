@@ -20,6 +20,7 @@ from typing import Any
 
 from dittool.untrusted import pickle_names as names
 from dittool.untrusted.foreign_values import ClassName, ForeignObject
+from dittool.untrusted.pickle_arguments import may_be_named
 from dittool.untrusted.pickle_bounds import LARGEST_PICKLE, MOST_VALUES, require_bounded
 from dittool.untrusted.pickle_calls import Calls
 from dittool.untrusted.refusal import cut_short, unsafe, unsafe_global
@@ -47,13 +48,14 @@ _INSTRUCTIONS = {opcode.code.encode("latin-1"): opcode for opcode in pickletools
 
 @dataclass(frozen=True)
 class PickleContent:
-    """The file's value with a `TensorSpec` for each tensor, the storages by key, and the names of what is neither a
-    tensor nor a plain value.
+    """The file's value with a `TensorSpec` for each tensor, the storages by key, the names of what is neither a tensor
+    nor a plain value, and calls of classes that nothing says to be enumerations, as text.
     """
 
     value: Any
     storages: dict[str, Storage]
     foreign: tuple[str, ...]
+    unknown_calls: tuple[str, ...]
     protocol: int
     end: int  # bytes of the pickle
 
@@ -95,14 +97,14 @@ class _Reader:
         value = self._pop()
         if self._stack or self._outer_stacks:
             raise self._refuse("a pickle that leaves values on its stack")
-        self._calls.require_filled()
         storages = self._torch.storages
         held = sum(storage.bytes for storage in storages.values())
         require_bounded([value, self._attributes], self._calls.objects, held, self._path)
         if unused := (self._storage_bytes or {}).keys() - storages.keys():
             raise self._refuse(f"storage {min(unused)!r} that no tensor uses")
         foreign = sorted(name for name, kind in self._names.items() if names.canonical(kind) not in names.PLAIN)
-        return PickleContent(value, dict(storages), tuple(foreign), self._protocol, self._end)
+        unknown = tuple(sorted({repr(one) for one in self._calls.unknown}))
+        return PickleContent(value, dict(storages), tuple(foreign), unknown, self._protocol, self._end)
 
     def _instructions(self) -> Iterator[tuple[str, Any]]:
         """Names and arguments from behind PROTO to before STOP; the argument of an instruction that is not allowed
@@ -270,7 +272,7 @@ class _Reader:
 
     def _global(self, module_and_name: tuple[str, str]) -> None:
         kind = ClassName(*module_and_name)
-        if not names.may_be_named(kind):
+        if not may_be_named(kind):
             raise unsafe_global(self._path, kind.module, kind.name)
         self._stack.append(self._names.setdefault(str(kind), kind))
 

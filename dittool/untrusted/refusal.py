@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from dittool.errors import BadDataError, UnsafeFileError
 
 # of Python's own modules those whose objects training programs save with their settings; others reach the system
 _HOLDS_VALUES = {
+    "UserDict",
+    "UserList",
+    "UserString",
     "argparse",
     "collections",
     "dataclasses",
@@ -19,8 +23,14 @@ _HOLDS_VALUES = {
     "pathlib",
     "types",
 }
-_OF_PYTHON_2 = {"__builtin__", "commands", "copy_reg", "popen2"}
-OF_PYTHON = sys.stdlib_module_names | _OF_PYTHON_2
+_OF_PYTHON_2 = {name.split(".")[0] for name in _compat_pickle.IMPORT_MAPPING} - {"test"}
+_OF_PYTHON_2 |= {"exceptions", "popen2", "urllib"}
+# what newer versions of Python lack, and an older one that unpickles the file may have
+_REMOVED = {
+    *("asynchat", "asyncore", "cgi", "cgitb", "crypt", "distutils", "imp", "lib2to3", "mailcap", "msilib", "nntplib"),
+    *("pipes", "smtpd", "telnetlib", "xdrlib"),
+}
+OF_PYTHON = sys.stdlib_module_names | _OF_PYTHON_2 | _REMOVED
 _OF_THE_SYSTEM = OF_PYTHON - _HOLDS_VALUES
 _TO_ITS_READER = "do not load this file; ask its maker for the weights as .safetensors"
 _TO_ITS_MAKER = (

@@ -18,6 +18,8 @@ DTYPE_BYTES = {  # torch's names; only dtypes of whole bytes
     "float8_e4m3fn": 1,
     "float8_e5m2": 1,
     "float8_e8m0fnu": 1,
+    "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
     "int64": 8,
     "int32": 4,
     "int16": 2,
@@ -28,6 +30,7 @@ DTYPE_BYTES = {  # torch's names; only dtypes of whole bytes
     "uint8": 1,
     "complex128": 16,
     "complex64": 8,
+    "complex32": 4,
     "bool": 1,
 }
 

@@ -6,20 +6,29 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
-from dittool.untrusted.foreign_values import ClassName
+from dittool.untrusted.foreign_values import ClassName, ForeignObject
 from dittool.untrusted.pickle_names import (
     DTYPES,
+    DTYPES_WITHOUT_NUMBERS_HERE,
+    FROM_A_DEVICE,
+    META,
+    NESTED,
     PARAMETER,
     PARAMETER_WITH_STATE,
+    QUANTIZED,
+    SPARSE,
     STORAGES,
     TENSOR,
     TENSOR_OF_A_KIND,
     TENSOR_OLDEST,
     TENSOR_WITH_DTYPE,
     TENSORS,
+    WITHOUT_PLAIN_VALUES,
     canonical,
     is_foreign,
+    is_object,
     may_stand_as_value,
 )
 from dittool.untrusted.refusal import unsafe
@@ -28,6 +37,15 @@ from dittool.untrusted.tensor_spec import DTYPE_BYTES, Place, TensorSpec, is_sha
 
 class OrderedDictOfFile(dict):
     """Stands for collections.OrderedDict."""
+
+
+def is_tensor(value: object) -> TypeGuard[TensorSpec | ForeignObject]:
+    """Whether it stands for a tensor, also for one without plain values."""
+    without = type(value) is ForeignObject and str(value.kind) in _WITHOUT_PLAIN_VALUES
+    return without or type(value) is TensorSpec
+
+
+_WITHOUT_PLAIN_VALUES = {f"torch.{kind}_tensor" for kind in WITHOUT_PLAIN_VALUES.values()}
 
 
 @dataclass(frozen=True)
@@ -84,8 +102,14 @@ class TorchValues:
         claimed = count * DTYPE_BYTES[dtype] if type(count) is int else -1
         return claimed if 0 <= claimed <= self._most_bytes else self._most_bytes
 
-    def rebuilt(self, name: str, arguments: tuple[object, ...]) -> TensorSpec:
-        """The tensor or parameter that a call of one of torch's rebuilding functions gives."""
+    def rebuilt(self, name: str, arguments: tuple[object, ...]) -> TensorSpec | ForeignObject:
+        """The tensor or parameter that a call of one of torch's rebuilding functions gives; an object for one whose
+        values are not plain numbers.
+        """
+        if name in WITHOUT_PLAIN_VALUES and (described := self._described(name, arguments)) is not None:
+            return ForeignObject(ClassName("torch", f"{WITHOUT_PLAIN_VALUES[name]}_tensor"), (), described)
+        if name == FROM_A_DEVICE and len(arguments) == 4 and type(arguments[0]) is TensorSpec:
+            return arguments[0]
         if name == TENSOR_OLDEST and len(arguments) == 4:
             return self._tensor((*arguments, False, OrderedDictOfFile()), None)
         if name == TENSOR and len(arguments) == 6:
@@ -95,8 +119,9 @@ class TorchValues:
             if type(dtype) is ClassName and canonical(dtype) in DTYPES:
                 return self._tensor(arguments[:6], DTYPES[canonical(dtype)])
         if name in (PARAMETER, PARAMETER_WITH_STATE) and len(arguments) == (3 if name == PARAMETER else 4):
-            tensor, _, hooks = arguments[:3]
-            if type(tensor) is TensorSpec and type(hooks) is OrderedDictOfFile and not hooks:
+            tensor, hooks = arguments[0], arguments[2]
+            without_hooks = type(hooks) is OrderedDictOfFile and not hooks
+            if without_hooks and is_tensor(tensor):
                 return tensor
         if name == TENSOR_OF_A_KIND and len(arguments) == 4:  # a tensor with attributes, or of a class of its own
             function, kind, inner, _ = arguments
@@ -104,6 +129,28 @@ class TorchValues:
             if ordinary and type(function) is ClassName and canonical(function) in TENSORS and type(inner) is tuple:
                 return self.rebuilt(canonical(function), inner)
         raise self._refuse(f"a call of {name} with arguments that torch.save never gives it")
+
+    def _described(self, name: str, arguments: tuple[object, ...]) -> dict[str, object] | None:
+        """What a tensor without plain values consists of; None for arguments that torch never gives."""
+        if name == SPARSE and len(arguments) == 2 and type(arguments[1]) is tuple:
+            layout, parts = arguments[0], [one for one in arguments[1] if type(one) is not bool]
+            *numbers, size = parts if len(parts) in (3, 4) else (None,)
+            known = is_object(layout, "torch.serialization._get_layout")
+            if known and all(type(one) is TensorSpec for one in numbers) and is_shape(size):
+                return {"values": numbers[-1], "indices": numbers[:-1], "shape": tuple(size)}
+        if name == META and len(arguments) == 4 and type(arguments[0]) is ClassName and is_shape(arguments[1]):
+            dtype = canonical(arguments[0])
+            if (dtype in DTYPES or dtype in DTYPES_WITHOUT_NUMBERS_HERE) and is_shape(arguments[2]):
+                return {"dtype": dtype, "shape": tuple(arguments[1])}
+        if name == QUANTIZED and len(arguments) == 7 and type(arguments[4]) is tuple and len(arguments[4]) in (3, 4):
+            scheme, *parameters = arguments[4]
+            integers = self._tensor((*arguments[:4], *arguments[5:]), None)
+            by_scale = type(scheme) is ClassName and canonical(scheme).startswith("torch.per_")
+            if by_scale and all(type(one) in (int, float, TensorSpec) for one in parameters):
+                return {"integers": integers, "shape": integers.shape, "scale": parameters}
+        if name == NESTED and len(arguments) == 4 and all(type(one) is TensorSpec for one in arguments):
+            return {"values": arguments[0], "shapes": arguments[1]}
+        return None
 
     def _tensor(self, arguments: tuple[object, ...], dtype: str | None) -> TensorSpec:
         storage, offset, shape, stride, requires_grad, hooks = arguments

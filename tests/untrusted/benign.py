@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.untrusted import benign_objects
+
 
 class _Node:
     """An OmegaConf node: a class with its own __setstate__, and a way back to its parent."""
@@ -158,6 +160,7 @@ _PLACES = {
     "__main__.Config": _Config,
     "trainer.ema.Slots": _Slots,
     "trainer.schedule.Schedule": _Schedule,
+    **benign_objects.PLACES,
 }
 
 
@@ -165,7 +168,8 @@ _PLACES = {
 def elsewhere() -> Iterator[None]:
     """While files are written, the classes stand under the names of their packages; afterwards nothing does."""
     kept = dict(sys.modules)
-    old = {kind: (kind.__module__, kind.__name__, kind.__qualname__) for kind in _PLACES.values()}
+    placed = {**_PLACES, **benign_objects.INSIDE}
+    old = {kind: (kind.__module__, kind.__name__, kind.__qualname__) for kind in placed.values()}
     main = {}
     for place, kind in _PLACES.items():
         module, _, name = place.rpartition(".")
@@ -176,6 +180,8 @@ def elsewhere() -> Iterator[None]:
             main[name] = kind
         setattr(sys.modules[module], name, kind)
         kind.__module__, kind.__name__, kind.__qualname__ = module, name, name
+    for place, kind in benign_objects.INSIDE.items():
+        kind.__module__, kind.__qualname__ = "acme.settings", place.removeprefix("acme.settings.")
     try:
         yield
     finally:
@@ -351,6 +357,7 @@ def contents() -> dict[str, Any]:
             "ds_config": {"train_batch_size": 8},
             "client_sd": arguments,
         },
+        **{name: {**trained, **content} for name, content in benign_objects.contents().items()},
     }
 
 

@@ -71,16 +71,13 @@ _NO_CHOICES = {
     "an assignment": text("LD_PRELOAD=x"),
     "words of another alphabet": text("ｂｆ16"),
     "a long text": text("a" * 65),
-    "no text": text(""),
     "bytes": raw(b"bf16"),
     "a list": b"]" + text("bf16") + b"a",
     "a dict": b"}" + text("a") + text("b") + b"s",
     "an object": FOREIGN,
     "a class": named("trainer.State"),
     "a function": named("trainer.run"),
-    "a tensor": tensor(storage()),
     "a large number": number(2**40),
-    "an empty tuple": b")",
     "a tuple in a tuple": text("a") + b"\x85\x85",
     "many values": b"(" + text("a") * 9 + b"t",
     "a tuple with code": text("a") + text("exit()") + b"\x86",
@@ -91,7 +88,6 @@ CHOICES = {
     for name, value in _NO_CHOICES.items()
 }
 CHOICES |= {
-    "an enumeration of two values": (called("trainer.Mode", text("a"), text("b")), "trainer.Mode, called"),
     "an enumeration's function": (called("trainer.run_mode", text("a")), "trainer.run_mode, called"),
     "a number for a function": (called("trainer.run", number(1)), "trainer.run, called"),
     "an enumeration of Python's": (called("signal.Signals", number(9)), "global signal.Signals"),
@@ -101,25 +97,23 @@ CHOICES |= {
     "an enumeration with a mark": (called("trainer.Mode!", text("a")), "global trainer.Mode!"),
     "a member that is called": (called("trainer.Mode", text("a")) + b")R", "a call of something"),
     "a member that is made": (called("trainer.Mode", text("a")) + b")\x81", "an object of something"),
-    "a member by getattr": (called("builtins.getattr", named("trainer.Mode"), text("a")), "builtins.getattr"),
     "a member by its table": (called("operator.getitem", named("trainer.Mode"), text("a")), "a call of _operator"),
 }
 
 # Kinds of dicts, lists, deques
 
 CONTAINERS = {
-    "an empty kind of dict": (called("trainer.Config"), "trainer.Config, called"),
-    "… that is given a state": (called("trainer.Config") + b"}" + text("a") + b"Nsb", "trainer.Config, called"),
-    "… of a function of a stranger": (called("trainer.Config", named("trainer.run")), "trainer.Config, called"),
+    "a kind of dict of a function of a stranger": (
+        called("trainer.Config", named("trainer.run")),
+        "trainer.Config, called",
+    ),
     "… of a function of the system": (called("trainer.Config", SYSTEM), "global os.system"),
     "… of texts": (called("trainer.Config", b")", text("id")), "trainer.Config, called"),
     "… of a list": (called("trainer.Config", b"]" + text("id") + b"a"), "trainer.Config, called"),
     "… by a function, filled": (called("trainer.config") + text("a") + b"Ns", "trainer.config, called"),
     "… of Python's, filled": (called("shelve.Shelf") + text("a") + b"Ns", "global shelve.Shelf"),
     "a set of commands": (called("trainer.Values", b"](" + text("rm") + text("x") + b"e"), "trainer.Values, called"),
-    "a dict of a dict": (called("trainer.Config", b"}"), "trainer.Config, called"),
     "a chain of maps": (called("collections.ChainMap", b"}"), "global collections.ChainMap"),
-    "a dict of a user's": (b"ccollections\nUserDict\n)\x81", "global collections.UserDict"),
     "a deque of texts": (called("collections.deque", b"]" + text("id") + b"a"), "a call of collections.deque"),
     "a deque with a length of text": (called("collections.deque", b")", text("9")), "a call of collections.deque"),
     "a factory that is kept": (
@@ -142,9 +136,8 @@ def kept(function: bytes, state: bytes | None = None) -> bytes:
 KEPT = {
     "a kept call of the system's": (kept(SYSTEM), "global os.system"),
     "a kept call of eval": (kept(named("builtins.eval")), "global builtins.eval"),
-    "a kept call of getattr": (kept(named("builtins.getattr")), "global builtins.getattr"),
+    "a kept call of getattr": (kept(named("builtins.getattr")), "a call of functools.partial"),
     "a kept call of print": (kept(named("builtins.print")), "global builtins.print"),
-    "a kept call of dict": (kept(named("builtins.dict")), "a call of functools.partial"),
     "a kept call of a stranger's function": (kept(named("trainer.run")), "a call of functools.partial"),
     "a kept call of a stranger's class": (kept(named("trainer.Popen")), "a call of functools.partial"),
     "a kept call of an object": (kept(FOREIGN), "a call of functools.partial"),
@@ -179,7 +172,7 @@ KEPT = {
         "made of a function or a class",
     ),
     "a kept method": (kept(named("functools.partialmethod")), "global functools.partialmethod"),
-    "a reduction": (called("functools.reduce", named("trainer.run"), b"]"), "global functools.reduce"),
+    "a reduction": (called("functools.reduce", named("trainer.run"), b"]"), "a call of _functools.reduce"),
 }
 
 # Bytes that are pickles themselves, for classes that unpickle their state

@@ -86,7 +86,7 @@ STORAGES = {
         called("torch._utils._rebuild_device_tensor_from_numpy", FOREIGN),
         "global torch._utils",
     ),
-    "a sparse tensor": (called("torch._utils._rebuild_sparse_tensor", FOREIGN, b")"), "global torch._utils"),
+    "a sparse tensor": (called("torch._utils._rebuild_sparse_tensor", FOREIGN, b")"), "_rebuild_sparse_tensor with"),
     "a subclass that unwraps": (called("torch._utils._rebuild_wrapper_subclass", FOREIGN), "global torch._utils"),
     "a parameter with a state that runs": (
         called("torch._utils._rebuild_parameter_with_state", tensor(storage()), b"\x88", HOOKS, SYSTEM),

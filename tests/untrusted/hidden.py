@@ -51,7 +51,7 @@ HIDDEN = {
     "a class of another program, called": (b"ctrainer\nState\n" + text("id -a") + b"\x85R", "trainer.State, called"),
     "… with two words": (b"cpexpect\nSpawn\n" + text("rm") + text("x") + b"\x86R", "pexpect.Spawn, called"),
     "… with a list": (b"ctrainer\nState\n](" + text("id") + b"e\x85R", "trainer.State, called"),
-    "… with nothing": (b"ctrainer\nState\n)R", "trainer.State, called"),
+    "… with nothing": (b"ctrainer\nShell\n)R", "trainer.Shell, called"),
     "an object that is called": (FOREIGN + text("id") + b"\x85R", "a call of something"),
     "a function in BUILD": (FOREIGN + b"cos\nsystem\nb", "global os.system"),
     "BUILD that changes the class": (
@@ -89,11 +89,7 @@ HIDDEN = {
     "a module with a colon": (b"cfile:/x\nState\n", "global file:/x.State"),
     "a name of another alphabet": (b"c\xd0\xbes\nsystem\n", "malformed pickle"),
     "a very long name": (b"c" + b"a" * 5000 + b"\nState\n", "global aaa"),
-    "getattr of an object": (b"c__builtin__\ngetattr\n" + FOREIGN + text("run") + b"\x86R", "__builtin__.getattr"),
-    "getattr for an enumeration": (
-        b"c__builtin__\ngetattr\nctrainer\nMode\n" + text("a") + b"\x86R",
-        "__builtin__.getattr",
-    ),
+    "getattr of an object": (b"c__builtin__\ngetattr\n" + FOREIGN + text("run") + b"\x86R", "builtins.getattr"),
     "bytes of another codec": (
         b"c_codecs\nencode\n" + text("id") + text("rot13") + b"\x86R",
         "a call of _codecs.encode",
@@ -120,7 +116,6 @@ HIDDEN = {
     ),
     "a path of objects": (b"cpathlib\nPosixPath\n" + FOREIGN + b"\x85R", "a call of pathlib.PosixPath"),
     "a date of objects": (b"cdatetime\ndatetime\n" + FOREIGN + b"\x85R", "a call of datetime.datetime"),
-    "objects in numpy": (b"cnumpy\ndtype\n" + text("O8") + b"\x89\x88\x87R", "a call of numpy.dtype"),
     "fields in numpy": (
         _array(number(1) + b"\x85", b"C\x041234", DTYPE.replace(b"NNN", b"N(" + text("a") + b"t}")),
         "a numpy array whose state",

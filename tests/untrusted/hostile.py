@@ -35,6 +35,7 @@ import numpy as np
 import torch
 
 from tests.untrusted.disguised import DISGUISED
+from tests.untrusted.disguised_calls import CALLED
 from tests.untrusted.disguised_files import FILES
 from tests.untrusted.disguised_tensors import STORAGES
 from tests.untrusted.handmade import (
@@ -292,7 +293,7 @@ def write_corpus(folder: Path, canary: Path) -> list[Path]:
         for protocol in PROTOCOLS:
             pt(new(), pickle.dumps({"model": {"w": call}}, protocol))
         legacy(new(), pickle.dumps({"model": {"w": call}, "args": argparse.Namespace(lr=1e-4)}, 2))
-    for body, _ in (*HOSTILE.values(), *HIDDEN.values(), *DISGUISED.values(), *STORAGES.values()):
+    for body, _ in (*HOSTILE.values(), *HIDDEN.values(), *DISGUISED.values(), *CALLED.values(), *STORAGES.values()):
         pt(new(), program(body.replace(text("id"), text(f"touch {canary}"))), FOUR_FLOATS)
     for body, _ in OVERSIZED.values():
         pt(new(), program(b"}" + text("w") + body + b"s" + text("x") + payload + b"s"), FOUR_FLOATS)

@@ -33,14 +33,14 @@ def content_of(files, name: str) -> dict:
 
 
 def test_no_benign_file_is_refused_and_each_gives_its_weights(files):
-    assert len(files) >= 75
+    assert len(files) >= 125
     for path, weights in files.items():
         loaded = load_weights(path)
         assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items()), path
 
 
 def test_no_module_that_a_file_names_is_imported(files):
-    names = {"omegaconf", "lightning", "trainer"}
+    names = {"omegaconf", "lightning", "trainer", "acme"}
     assert not any(module.split(".")[0] in names for module in sys.modules)
     for path in files:
         check_pt(path)
@@ -123,6 +123,47 @@ def test_words_belong_to_classes_of_choices_and_numbers_to_any(tmp_path, value):
         assert "save its weights alone" in refusal.value.hint
     else:
         assert check_pt(path).content.arguments == (value,)
+
+
+def test_what_is_written_as_a_call_is_a_placeholder_with_its_arguments(files):
+    content = content_of(files, "enumerations of any name")
+    assert [one.arguments for one in content["color"][:3]] == [("red",), ("dark blue",), ("",)]
+    assert str(content["by name"]) == "acme.settings.ByName.FAST"
+    inside = content_of(files, "classes in classes")
+    assert str(inside["mode"].kind) == "acme.settings.Outer.Mode" and inside["inner"].entries == {"width": 3}
+    values = content_of(files, "values written as calls")
+    assert values["point"].arguments == ("left", 0.5) and values["dict"].entries == {"a": [1]}
+    kept = content_of(files, "kept calls of a trainer's own")["schedule"]
+    assert str(kept.arguments[0]) == "acme.schedule.warm_up" and kept.entries == {"steps": 3}
+
+
+def test_tensors_without_plain_values_are_described(files):
+    content = content_of(files, "tensors without plain values")
+    assert content["sparse"].entries["shape"] == (3, 3) and content["meta"].entries["dtype"] == "torch.float32"
+    assert content["quantized"].entries["integers"] == TensorSpec("int8", (3,))
+    assert content["quantized"].entries["scale"] == [pytest.approx(0.1), 0]
+    assert content_of(files, "numpy's objects")["objects"].elements == [{"a": 1}, None, "x"]
+
+
+def test_a_network_with_quantized_layers_gives_its_other_weights(tmp_path):
+    quantized = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+    torch.save({"model": {"a": torch.ones(2), "b": quantized, "c": torch.eye(2).to_sparse()}}, tmp_path / "a.pt")
+    assert list(load_weights(tmp_path / "a.pt")) == ["a"]
+
+
+def test_a_call_with_words_is_read_and_warned_of_unless_its_class_is_named_as_a_choice(dit, files):
+    warned = next(path for path in files if path.name == "enumerations of any name, protocol 2.ckpt")
+    named = next(path for path in files if path.name == "enumerations, protocol 2.ckpt")
+    said = dit("audit", warned, "--select", "K1")
+    assert said.code == 0 and "warn" in said.out and "whoever unpickles it calls" in " ".join(said.out.split())
+    assert "warn" not in dit("audit", named, "--select", "K1", "--format", "junit").out
+    assert "acme.settings.Color('red')" in dit("inspect-ckpt", warned, "--json").out
+
+
+def test_a_file_of_the_old_habit_pth_tar_is_a_checkpoint(dit, tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(2)}}, tmp_path / "model_best.pth.tar")
+    assert dit("audit", tmp_path / "model_best.pth.tar", "--select", "K1").code == 0
+    assert dit("inspect-ckpt", tmp_path / "model_best.pth.tar").code == 0
 
 
 def test_kinds_of_containers_keep_what_is_in_them(files):

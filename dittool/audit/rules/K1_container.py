@@ -3,9 +3,11 @@
 ## What it checks
 A `.pt` is walked byte by byte and opcode by opcode: one root folder, nothing compressed, encrypted or doubled, nothing
 called but what rebuilds tensors and plain data, storages as large as their shapes. Settings of other programs, such as
-an `argparse.Namespace`, are read as names and values and never imported; the evidence lists their classes. A
-`.safetensors` header is parsed here: no name twice, no gap or overlap, no path as a name. A sidecar beside the file
-must agree with its size, hash and step.
+an `argparse.Namespace`, are read as names and values and never imported; the evidence lists their classes. It warns
+where a file calls another program's class with words and nothing says that it is an enumeration's: `Color("red")` and
+`Popen("reboot")` are the same bytes, and whoever unpickles the file makes the call. A `.safetensors` header is parsed
+here: no name twice, no gap or overlap, no path as a name. A sidecar beside the file must agree with its size, hash and
+step.
 
 ## Why it matters
 A `.pt` is a program in disguise: loading a stranger's runs what it says. A file that was cut or changed after it was
@@ -45,6 +47,13 @@ def check(subject: Checkpoint) -> list[Finding]:
     if subject.view.weights_only_file and not opened.foreign:
         return passed(f"{size}, {tensors} tensors by headers without gap, overlap or doubled name{part}")
     content = f"{size}, {tensors} tensors and plain values{others if opened.foreign else ' only'}"
+    if opened.unknown_calls:
+        calls = listed(opened.unknown_calls, _SHOWN)
+        return warned(
+            f"{content}; whoever unpickles it calls {calls}: a member of an enumeration is written so, and a call that"
+            f" acts too{part}",
+            "look at these classes before any program unpickles the file; torch.load(…, weights_only=True) calls none",
+        )
     if not subject.view.ours:
         return passed(f"{content}; another program's file, without a sidecar{part}")
     known = [file for file in list_checkpoints(path.parent) if file.path.name == path.name]
