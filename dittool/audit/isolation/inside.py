@@ -86,7 +86,7 @@ def _with_line(finding: Finding, subject: Foreign) -> Finding:
     if finding.status not in (FAIL, WARN) or not isinstance(subject.specimen, ForeignModel):
         return finding
     try:
-        model, make = subject.specimen.shared_awake, subject.specimen.factory.make
+        model, make = subject.specimen.whole, subject.specimen.factory.make
         return replace(finding, where=line_of(model, make, finding.evidence))
     except Exception:  # a stranger's classes may answer anything
         return finding

@@ -29,7 +29,7 @@ _ROUNDING = 1e-5  # relative change that is none
 
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
-    found, note = subject.specimen.independence(), subject.specimen.note
+    found, note = subject.specimen.independence(), subject.specimen.structure_note
     limit = max(_ROUNDING, 3 * found.tolerance)
     faults = []
     for name, change in found.others.items():

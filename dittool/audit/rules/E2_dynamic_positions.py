@@ -51,7 +51,7 @@ _ONE_SIZE = "A choice: aspect buckets cannot be trained. DiT and U-ViT are made 
 
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
-    found, note = subject.specimen.positions(), subject.specimen.note
+    found, note = subject.specimen.positions(), subject.specimen.structure_note
     findings = _of_sizes(found)
     if found.stored:
         name, shape = next(iter(found.stored.items()))

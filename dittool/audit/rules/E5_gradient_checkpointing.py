@@ -38,7 +38,7 @@ _FEW = 0.5  # of the blocks that are recomputed: so few others in lists of their
 
 
 def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
-    found, note = subject.specimen.checkpointing(), subject.specimen.note
+    found, note = subject.specimen.checkpointing(), subject.specimen.structure_note
     off, on, switch, blocks = found.off, found.on, found.switch, found.blocks
     if found.broken and not blocks:
         return failed(f"{found.broken}{note}", "let the switch turn it on, and off again")

@@ -17,7 +17,7 @@ B batch · N tokens · D width
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -129,6 +129,8 @@ class Runs:
     texts: Inputs
     conditions: Inputs
     batch: int
+    parameters: int  # of the model at its real size
+    stands_for: Mapping[str, str] = field(default_factory=dict)  # of blocks that hand on their tokens an equal one
 
     def calls(self, modules: dict[str, nn.Module], inputs: Inputs) -> dict[str, Call]:
         """The first call of each module."""
@@ -172,7 +174,6 @@ class _Search:
         self.found: dict[str, bool] = {}  # whether the latent reaches a block
         self._fed_of: dict[frozenset[str], set[str]] = {}  # of candidates those that a condition feeds
         self._order: dict[str, int] = {}
-        self._all = sum(parameter.numel() for parameter in runs.model.parameters())
 
     def take(
         self, candidates: dict[str, nn.Module], sure: bool = False, in_lists: bool = True, fed_alone: bool = True
@@ -280,12 +281,14 @@ class _Search:
 
     def is_large(self, name: str) -> bool:
         own = sum(parameter.numel() for parameter in self._modules[name].parameters())
-        return own > _LEAST_SHARE * self._all
+        return own > _LEAST_SHARE * self._runs.parameters
 
     def in_order(self) -> tuple[list[str], frozenset[str]]:
         """Blocks in the order of their first calls, and those that the latent does not reach."""
-        calls = self._runs.calls({name: self._modules[name] for name in self.found}, self._runs.plain)
-        return list(calls), frozenset(name for name, of_latent in self.found.items() if not of_latent)
+        stands_for = self._runs.stands_for
+        found = self.found | {name: self.found[kept] for name, kept in stands_for.items() if kept in self.found}
+        calls = self._runs.calls({name: self._modules[name] for name in found}, self._runs.plain)
+        return list(calls), frozenset(name for name, of_latent in found.items() if not of_latent)
 
 
 def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str]) -> Anatomy:
@@ -310,16 +313,20 @@ def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str
         of_each_token = given.dim() == 3 and isinstance(linear[name], nn.Linear)
         return by_conditions or (of_each_token and changes(name, timed))
 
-    inner = {}
-    for block in blocks:
+    inner: dict[str, tuple[str, ...]] = {}
+    kept = [block for block in blocks if block not in runs.stands_for]
+    for block in kept:
         module, call = model.get_submodule(block), plain[block]
         own = [name for name in linear if _inside(name, [block]) and fed(name)]
         inner[block] = _untouched_by_tokens(module, block, own, call)
     last: dict[str, tuple[str, ...]] = {}
-    for first, *others in alike_blocks(model, blocks):
+    for first, *others in alike_blocks(model, kept):
         layers = _last_of_chains(model.get_submodule(first), first, inner[first], plain[first])
         for block in (first, *others):
             last[block] = tuple(f"{block}{name.removeprefix(first)}" for name in layers)
+    for block, equal in runs.stands_for.items():
+        for found in (inner, last) if equal in inner else ():
+            found[block] = tuple(f"{block}{name.removeprefix(equal)}" for name in found[equal])
     taken = {_storage(value) for block in blocks if not inner[block] for value in plain[block].tensors}
     outside = [name for name in plain if name in linear and not _inside(name, blocks) and fed(name)]
     shared = tuple(name for name in outside if _storage(plain[name].output) in taken)

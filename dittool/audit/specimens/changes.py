@@ -68,6 +68,20 @@ def sample_shifts(model: nn.Module, inputs: Inputs, name: str, other: Tensor, ba
     return least if least.others > 2 * drift else replace(least, others=0.0)
 
 
+def neighbours_shift(model: nn.Module, inputs: Inputs, others: Mapping[str, Tensor], batch: int) -> float:
+    """Largest change of other samples' answers when everything of the first sample is exchanged at once; inputs with
+    several axes of the batch's length stay.
+    """
+    exchanged = {}
+    for name, other in others.items():
+        tensor = leaves(inputs)[name]
+        if tuple(tensor.shape).count(batch) == 1:
+            axis, exchanged[name] = tensor.shape.index(batch), tensor.clone()
+            exchanged[name].select(axis, 0).copy_(other.select(axis, 0))
+    plain, shifted = (answers_without_gradient(model, given) for given in (inputs, with_leaves(inputs, exchanged)))
+    return max([float(each[1:].max()) for each in _by_sample(plain, shifted, batch)], default=0.0)
+
+
 def _by_sample(plain: Sequence[Tensor], other: Sequence[Tensor], batch: int) -> list[Tensor]:
     """(B,) of each answer: relative changes of the samples' parts. Samples lie along an axis, or each is an answer."""
     found = [_of_samples(a, b, batch) for a, b in zip(plain, other, strict=True) if batch in a.shape]

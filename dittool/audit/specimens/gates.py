@@ -6,6 +6,8 @@ B batch · N tokens · D width
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +110,23 @@ def is_closed(parameter: Tensor) -> bool:
 def is_zero(tensor: Tensor) -> bool:
     """Whether a tensor is zero throughout; of one that is not, most often a few entries are read."""
     return not tensor.flatten()[:_ENTRIES_TRIED].any() and not tensor.any()
+
+
+@contextmanager
+def woken_for_now(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
+    """A model whose closed parameters, by their names, are drawn at random; behind the `with` they are as they were."""
+    closed = [model.get_parameter(name) for name in names]
+    first = [float(parameter.detach().flatten()[0]) for parameter in closed]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            for parameter in closed:
+                parameter.normal_(std=_WAKING_STD, generator=generator)
+        yield model
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(closed, first, strict=True):
+                parameter.fill_(value)
 
 
 def wake(model: nn.Module, seed: int) -> None:

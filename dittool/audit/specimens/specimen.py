@@ -180,7 +180,7 @@ class ForwardRun:
     not_finite: int
     values: int  # of all its answers
     never_written: list[str]  # parameters and buffers whose memory was taken and never filled
-    not_finite_weights: list[str]
+    not_finite_weights: list[str]  # looked for where an answer is not finite
     as_built: AsBuilt | None  # of weights in half precision, which were judged in float32
     chance: float  # change when the same input is given twice, one run after the other
     unsteady: float  # … with all draws of chance fixed
@@ -240,6 +240,11 @@ class Specimen(Protocol):
     def note(self) -> str:
         """What was tried instead of the network at its real size, for the evidence; "" when nothing was."""
         return ""
+
+    @property
+    def structure_note(self) -> str:
+        """The same, where structure alone is asked for."""
+        return self.note
 
     def _unanswered(self) -> str:
         """Why a question has no answer here."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -116,6 +117,15 @@ class Trial(Specimen, Generic[Network]):
         """`awake()`, built once for all questions that only run it."""
         return self.awake()
 
+    def untouched(self) -> nn.Module:
+        """`fresh()` at its real size; only to be run."""
+        return self.fresh()
+
+    @contextmanager
+    def woken(self) -> Iterator[nn.Module]:
+        """`awake()` at its real size, inside the `with`."""
+        yield self.shared_awake
+
     @property
     def blocks(self) -> tuple[str, ...]:
         """Their names. Raises `NotAnswered` when none were found."""
@@ -127,7 +137,7 @@ class Trial(Specimen, Generic[Network]):
 
     def gates(self) -> Gates:
         """Of the blocks that the latent passes, and of those of a condition's tokens that have a modulation."""
-        anatomy, model = self.anatomy, self.fresh()
+        anatomy, model = self.anatomy, self.untouched()
         blocks = [name for name in self.blocks if name not in anatomy.of_conditions or anatomy.modulation[name]]
         if not blocks:
             raise NotAnswered(f"the blocks found, {anatomy.where}, are of a condition's tokens and have no modulation")
@@ -135,18 +145,20 @@ class Trial(Specimen, Generic[Network]):
         timed = self._block_calls(model, self._at_another_time())
         large = self.parameters > LARGEST_BUILT and not self.note
         tried = [alike[0] for alike in alike_blocks(model, blocks)] if large else blocks
-        opened = self._block_calls(self.shared_awake, self.inputs())
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
 
         def moved(model: nn.Module, calls: dict[str, Call], name: str) -> float:
             return moved_by(calls[name], model.get_submodule(name), name in anatomy.branches)
 
+        with self.woken() as awake:
+            calls = self._block_calls(awake, self.inputs())
+            opened = {name: moved(awake, calls, name) for name in blocks}
         at_start = {name: max(moved(model, run, name) for run in runs) for name in blocks}
         return Gates(
             blocks_in_words(blocks),
             at_start,
             {name: moved_without_modulation(model, anatomy, name, runs[0][name], timed[name]) for name in tried},
-            {name: moved(self.shared_awake, opened, name) for name in blocks},
+            opened,
             modulation,
             ", tried on one block of each kind" if large else "",
             {name: kind_of_block(model.get_submodule(name)) for name in blocks},
@@ -272,19 +284,22 @@ class Trial(Specimen, Generic[Network]):
     @cached_property
     def _forward_run(self) -> ForwardRun:
         """On the network as it begins, and once more with everything that begins at zero drawn at random."""
-        model, awake, inputs = self.fresh(), self.shared_awake, self.inputs()
-        plain = [*answers_without_gradient(model, inputs), *answers_without_gradient(awake, inputs)]
-        not_finite = sum(int((~torch.isfinite(tensor)).sum()) for tensor in plain)
+        model, inputs = self.untouched(), self.inputs()
+        plain = answers_without_gradient(model, inputs)
+        with self.woken() as awake:
+            woken = answers_without_gradient(awake, inputs)
+            plain += woken
+            not_finite = sum(int((~torch.isfinite(tensor)).sum()) for tensor in plain)
+            chance, unsteady = (0.0, 0.0) if not_finite else self._repeated(awake, inputs, woken)
         real, anatomy = (model, Anatomy((), {}, {}, ())) if not_finite else self.at_real_size()
         sizes = sizes_of_parts(real, anatomy.blocks)
         total = sum(sizes.values()) or 1
-        chance, unsteady = (0.0, 0.0) if not_finite else self._repeated(awake, inputs)
         return ForwardRun(
             [tuple(tensor.shape) for tensor in plain[: len(plain) // 2]],
             not_finite,
             sum(tensor.numel() for tensor in plain),
             self._never_written(),
-            [name for name, tensor in model.state_dict().items() if _holds_non_finite(tensor)],
+            [name for name, tensor in model.state_dict().items() if not_finite and _holds_non_finite(tensor)],
             None if not_finite else self._as_built(inputs),
             chance,
             unsteady,
@@ -307,9 +322,12 @@ class Trial(Specimen, Generic[Network]):
         return ""
 
     @torch.no_grad()
-    def _repeated(self, model: nn.Module, inputs: Inputs) -> tuple[float, float]:
-        """How much the answer changes when the same input is given again: with other draws of chance, with the same."""
-        plain, same = (answers_without_gradient(model, inputs) for _ in range(2))
+    def _repeated(self, model: nn.Module, inputs: Inputs, plain: list[Tensor] | None = None) -> tuple[float, float]:
+        """How much the answer, `plain` where it is known, changes when the same input is given again: with other draws
+        of chance, with the same.
+        """
+        plain = plain or answers_without_gradient(model, inputs)
+        same = answers_without_gradient(model, inputs)
         with fixed_chance(seed=1):
             other = answers(model, inputs)
         return largest_change(plain, other), largest_change(plain, same)
@@ -321,7 +339,7 @@ class Trial(Specimen, Generic[Network]):
 
     # Samples
 
-    def _of_each_sample(self, inputs: Inputs) -> dict[str, Tensor]:
+    def of_each_sample(self, inputs: Inputs) -> dict[str, Tensor]:
         """The inputs that differ from sample to sample, by name, each with other values."""
         return {
             name: other_value(tensor)
@@ -331,13 +349,16 @@ class Trial(Specimen, Generic[Network]):
 
     def independence(self) -> Independence:
         """In each batch one sample's input is exchanged at a time, in evaluation mode and in training mode."""
+        return self._independence(self.shared_awake, self.awake)
+
+    def _independence(self, awake: nn.Module, in_training: Callable[[], nn.Module]) -> Independence:
         inputs = self.inputs()
         batch = self._batch(inputs)
         if batch < 2:
             raise NotAnswered("the example is a batch of one: give one of two samples or more with --example")
         shifts = {
-            name: self._shift(inputs, name, other, batch)
-            for name, other in self._of_each_sample(inputs).items()
+            name: self._shift(awake, inputs, name, other, batch)
+            for name, other in self.of_each_sample(inputs).items()
             if batch in leaves(inputs)[name].shape
         }
         found = Independence(
@@ -349,15 +370,15 @@ class Trial(Specimen, Generic[Network]):
         )
         if self.fault_in_training:
             return found
-        training, others = self.awake().train(), self._of_each_sample(inputs)
+        training, others = in_training().train(), self.of_each_sample(inputs)
         mixed = {name: sample_shifts(training, inputs, name, others[name], batch).others for name in shifts}
         return replace(found, in_training=mixed)
 
-    def _shift(self, inputs: Inputs, name: str, other: Tensor, batch: int) -> Shift:
+    def _shift(self, awake: nn.Module, inputs: Inputs, name: str, other: Tensor, batch: int) -> Shift:
         """Of an input that does not move each sample, also where what may switch it off is turned."""
-        shift = sample_shifts(self.shared_awake, inputs, name, other, batch)
+        shift = sample_shifts(awake, inputs, name, other, batch)
         for turned in self._turned(inputs, name) if min(shift.own) <= OWN else []:
-            more = sample_shifts(self.shared_awake, turned, name, other, batch)
+            more = sample_shifts(awake, turned, name, other, batch)
             shift = Shift(max(shift.others, more.others), tuple(map(max, shift.own, more.own)))
         return shift
 

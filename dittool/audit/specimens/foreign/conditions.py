@@ -43,15 +43,20 @@ def liveness_of(foreign: ForeignModel) -> Liveness:
     unit = bool(turns) and feed.time_is_unit
     training = foreign.awake().train(not foreign.fault_in_training)
     found = changes(model, inputs, exchanged)
-    for name in (name for name, change in found.items() if change <= max(_LEAK, foreign.unsteadiness)):
-        found[name] = max(found[name], _beside_switches(foreign, inputs, name))
+    for name in _silent(foreign, found):
+        found[name] = max(found[name], _beside_switches(foreign, model, inputs, name))
+    if foreign.has_fewer_blocks and (silent := _silent(foreign, found)):
+        with foreign.woken() as whole:
+            found |= changes(whole, inputs, {name: exchanged[name] for name in silent})
+            for name in _silent(foreign, found):
+                found[name] = max(found[name], _beside_switches(foreign, whole, inputs, name))
     spare = _spare(found, leaves(inputs))
     dead = foreign.dead_parameters(training)
     idle = _idle_blocks(foreign, dead)
     return Liveness(
         {name: change for name, change in found.items() if name not in spare},
         [name for name in dead if not name.startswith(tuple(f"{block}." for block in idle))],
-        "with open gates" + (", in evaluation mode" if foreign.fault_in_training else ""),
+        "with open gates" + (", in evaluation mode" if foreign.fault_in_training else "") + foreign.structure_note,
         leaks,
         f"nothing shows under {len(leaks)} masks" if leaks else "",
         feed.time,
@@ -90,7 +95,11 @@ def _spare(found: dict[str, float], values: dict[str, Tensor]) -> tuple[str, ...
     return tuple(name for name in found if name not in live and sum(alike(name, other) for other in live) >= 2)
 
 
-def _beside_switches(foreign: ForeignModel, inputs: Inputs, name: str) -> float:
+def _silent(foreign: ForeignModel, found: dict[str, float]) -> list[str]:
+    return [name for name, change in found.items() if change <= max(_LEAK, foreign.unsteadiness)]
+
+
+def _beside_switches(foreign: ForeignModel, model: nn.Module, inputs: Inputs, name: str) -> float:
     """How much an input moves the answer where another one of zeros and ones, which may switch it off, is zero or one
     throughout; of such a one itself, how much that does.
     """
@@ -98,7 +107,7 @@ def _beside_switches(foreign: ForeignModel, inputs: Inputs, name: str) -> float:
     for switch, value in foreign.switches:
         turned = foreign.feed.filled(inputs, switch, value)
         before, after = (inputs, turned) if name == switch else (turned, foreign.feed.changed(turned, name))
-        most = max(most, changes(foreign.shared_awake, before, {name: after})[name])
+        most = max(most, changes(model, before, {name: after})[name])
     return most
 
 

@@ -45,7 +45,7 @@ def keyword_effects(foreign: ForeignModel) -> Options:
         if foreign.parameters > _LARGEST:
             raise NotAnswered(f"{size}: too many to build for each argument; name a smaller model with --kwargs")
         note = f" (tried with {', '.join(f'{name}={value}' for name, value in fewer.items())}; the real one has {size})"
-    seen, factory = _Seen(foreign, foreign.fresh()), foreign.factory
+    seen, factory = _Seen(foreign, foreign.builds.at_full_size()), foreign.factory
     effects = {
         name: effect_of(value, guess_values(factory.make, name, value), partial(seen.difference, name), _LOOKED_AT)
         for name, value in factory.settings.items()
@@ -56,7 +56,7 @@ def keyword_effects(foreign: ForeignModel) -> Options:
 def _fewer_blocks(foreign: ForeignModel) -> dict[str, int]:
     """Values for the arguments that say how many blocks there are, in all or of a kind."""
     blocks, settings = foreign.anatomy.blocks, foreign.factory.settings
-    counts = {len(blocks), *map(len, alike_blocks(foreign.shared_awake, blocks))}
+    counts = {len(blocks), *map(len, alike_blocks(foreign.whole, blocks))}
     possible = [
         name for name, value in settings.items() if type(value) is int and value > _FEW_BLOCKS and value in counts
     ]
@@ -66,7 +66,7 @@ def _fewer_blocks(foreign: ForeignModel) -> dict[str, int]:
 def _has_fewer(foreign: ForeignModel, name: str) -> bool:
     """Whether blocks are missing when an argument is small."""
     try:
-        modules = dict(foreign.fresh(**{name: _FEW_BLOCKS}).named_modules())
+        modules = dict(foreign.builds.at_full_size(**{name: _FEW_BLOCKS}).named_modules())
     except Exception:  # it means something else
         return False
     return any(block not in modules for block in foreign.anatomy.blocks)
@@ -87,7 +87,7 @@ class _Seen:
         """What is not the same under another value of an argument, "" when everything is; cheap things are looked at
         first.
         """
-        model, training = self._foreign.fresh(0, **{argument: value}), self.training
+        model, training = self._foreign.builds.at_full_size(0, **{argument: value}), self.training
         weights = model.state_dict()
         if {name: tensor.shape for name, tensor in weights.items()} != {
             name: tensor.shape for name, tensor in self.weights.items()

@@ -1,15 +1,10 @@
-"""A foreign model to try out: built as often as a rule needs it, with its example inputs and its anatomy.
-
-Drawing the weights of a large model takes many seconds and gigabytes, so that one is built once, and rules get copies
-that share its weights.
-"""
+"""A foreign model to try out: built as often as a rule needs it, with its example inputs and its anatomy."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Callable, Set
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
@@ -20,6 +15,7 @@ from torch import Tensor, nn
 from dittool.audit.specimens.anatomy import Anatomy, Runs, find_anatomy
 from dittool.audit.specimens.foreign.arguments import what_is_needed
 from dittool.audit.specimens.foreign.blame import ModelRefuses, refusal_of, strangers_fault
+from dittool.audit.specimens.foreign.builds import Builds
 from dittool.audit.specimens.foreign.conditions import liveness_of
 from dittool.audit.specimens.foreign.example import Example
 from dittool.audit.specimens.foreign.factory import Factory
@@ -30,7 +26,7 @@ from dittool.audit.specimens.foreign.keywords import keyword_effects
 from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
-from dittool.audit.specimens.gates import is_closed, wake
+from dittool.audit.specimens.foreign.whole import dead_in_whole, has_deaf_sample, may_mix
 from dittool.audit.specimens.gradients import backward
 from dittool.audit.specimens.interventions import still_chance
 from dittool.audit.specimens.specimen import (
@@ -84,7 +80,8 @@ class ForeignModel(Trial[nn.Module]):
             model, self.example = self._built_with_example()
         self.feed = Feed(model, self.example)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._only = model if self.large else None
+        with uncompiled():
+            self.builds = Builds(factory, self.example.prepared, model if self.large else None, self.inputs())
 
     def _built_with_example(self) -> tuple[nn.Module, Example]:
         model = self._first_built()
@@ -147,26 +144,52 @@ class ForeignModel(Trial[nn.Module]):
         return self.parameters > LARGEST_BUILT
 
     def fresh(self, seed: int = 0, **changes: object) -> nn.Module:
-        """As the factory leaves it, in evaluation mode. A large one shares its weights with others: who changes
-        them puts them back.
-        """
-        changes = {
-            name: value for name, value in changes.items() if self.factory.settings.get(name, not value) != value
-        }
-        if self._only is None or seed or changes:
-            return self.example.prepared(self.factory.build(seed, **changes))
-        try:
-            return _sharing_weights(self._only)
-        except Exception:  # it holds something that cannot be copied
-            self._only = None
-            return self.example.prepared(self.factory.build())
+        """As the factory leaves it, in evaluation mode; see `Builds.fresh`."""
+        return self.builds.fresh(seed, **changes)
+
+    def untouched(self) -> nn.Module:
+        return self.builds.untouched()
+
+    @contextmanager
+    def woken(self) -> Iterator[nn.Module]:
+        if self.builds.fewer is None:
+            yield self.shared_awake
+            return
+        with self.builds.woken(self.builds.fewer) as model:
+            yield model
+
+    @property
+    def whole(self) -> nn.Module:
+        """The network at its real size, only to be looked at."""
+        return self.builds.whole or self.shared_awake
+
+    def at_real_size(self) -> tuple[nn.Module, Anatomy]:
+        return self.whole, self.anatomy
+
+    @property
+    def has_fewer_blocks(self) -> bool:
+        """Whether structure is judged on a copy."""
+        return self.builds.fewer is not None
+
+    @property
+    def structure_note(self) -> str:
+        return self.builds.fewer.note if self.builds.fewer else ""
 
     @cached_property
     def anatomy(self) -> Anatomy:
         inputs, feed = self.inputs(), self.feed
         latent, timed = feed.changed(inputs, feed.latent), self._at_another_time()
         texts, conditions = feed.changed(inputs, *feed.texts), feed.changed(timed, *feed.conditions)
-        return find_anatomy(Runs(self.shared_awake, inputs, latent, timed, texts, conditions, feed.batch))
+        equal = self.builds.fewer.stands_for if self.builds.fewer else {}
+        found = find_anatomy(
+            Runs(self.shared_awake, inputs, latent, timed, texts, conditions, feed.batch, self.parameters, equal)
+        )
+        within = tuple(f"{kept}." for kept in equal.values())
+        if equal and any(name.startswith(within) for name in found.blocks):  # what hands on its tokens holds blocks
+            self.builds.fewer = None
+            del self.shared_awake
+            return self.anatomy
+        return found
 
     def inputs(self, seed: int = 0) -> Inputs:
         return self.feed.inputs(seed=seed)
@@ -178,7 +201,7 @@ class ForeignModel(Trial[nn.Module]):
     def _batch(self, inputs: Inputs) -> int:
         return self.feed.batch
 
-    def _of_each_sample(self, inputs: Inputs) -> dict[str, Tensor]:
+    def of_each_sample(self, inputs: Inputs) -> dict[str, Tensor]:
         feed = self.feed
         names = [feed.latent, *([feed.time] if feed.time else []), *feed.conditions]
         return {name: feed.other(inputs, name) for name in names}
@@ -249,9 +272,13 @@ class ForeignModel(Trial[nn.Module]):
     @cached_property
     def fault_in_training(self) -> str:
         """What the model's own code raises in training mode; "" when nothing."""
-        model = self.awake().train()
+        whole = self.builds.fewer is not None and not self.builds.fewer.trains  # its own code may raise in any block
         try:
-            with fixed_chance(), gradients_to(lambda _name, _gradient: None, model):
+            with (
+                self.woken() if whole else nullcontext(self.awake()) as model,
+                fixed_chance(),
+                gradients_to(lambda _name, _gradient: None, model.train()),
+            ):
                 backward(answers(model, self.inputs()))
         except Exception as error:
             if fault := strangers_fault(error):
@@ -273,12 +300,12 @@ class ForeignModel(Trial[nn.Module]):
         return as_built(self.example.called(self.factory.build()), inputs)
 
     def _compiled(self) -> str:
-        return ", ".join(compiled_parts(self.shared_awake))
+        return ", ".join(compiled_parts(self.whole))
 
     # What the rules ask
 
     def gates(self) -> Gates:
-        trained = "--trained says so" if self._said_trained else moved_norms(self.fresh())
+        trained = "--trained says so" if self._said_trained else moved_norms(self.whole)
         if trained := trained or ("" if self.large else loaded(self.factory)):
             unseen = "whether its blocks began as the identity cannot be seen: audit the factory without its weights"
             raise NotAnswered(f"this model is trained ({trained}), so {unseen}")
@@ -287,11 +314,32 @@ class ForeignModel(Trial[nn.Module]):
     def liveness(self) -> Liveness:
         return liveness_of(self)
 
+    def dead_parameters(self, model: nn.Module) -> list[str]:
+        """Of a model with fewer blocks the dead ones of the copy, where they are that in the whole model too."""
+        dead = super().dead_parameters(model)
+        if not dead or self.builds.fewer is None:
+            return dead
+        return dead_in_whole(self, super().dead_parameters, dead, model.training)
+
+    def with_equals(self, parameters: Sequence[str]) -> set[str]:
+        """Names of parameters, with those of equal blocks."""
+        return self.builds.fewer.with_equals(parameters) if self.builds.fewer else set(parameters)
+
+    def training_pass(self, model: nn.Module, bf16: bool = False) -> TrainingPass:
+        made = super().training_pass(model, bf16)
+        return replace(made, again=self.builds.fewer.with_inner_runs(made.again)) if self.builds.fewer else made
+
     def independence(self) -> Independence:
         if self.feed.packed:
             whose = "which token is whose sample's is not known"
             raise NotAnswered(f"samples stand one behind the other in {self.feed.latent}, and {whose}")
-        return super().independence()
+        found = super().independence()
+        if self.builds.fewer is None:
+            return found
+        with self.woken() as whole:
+            if has_deaf_sample(found) or may_mix(self, whole, found):
+                return self._independence(whole.eval(), lambda: whole)
+        return found
 
     def checkpointing(self) -> Checkpointing:
         if fault := self.fault_in_training:
@@ -340,18 +388,7 @@ class ForeignModel(Trial[nn.Module]):
         return model
 
     def _of_other_weights(self) -> nn.Module:
-        if self._only is None:
-            return self.awake(seed=1)
-        inside = tuple(f"{block}." for block in self.anatomy.blocks)
-        outside = [name for name, _ in self._only.named_parameters() if not name.startswith(inside)]
-        model = _sharing_weights(self._only, own=set(outside))
-        generator = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for parameter in map(model.get_parameter, outside):
-                mean, spread = float(parameter.mean()), float(parameter.std(correction=0))
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + mean)
-        wake(model, seed=1)
-        return model
+        return self.builds.of_other_weights(self.anatomy.blocks) or self.awake(seed=1)
 
 
 def _how_to_correct(model: nn.Module, error: Exception) -> str:
@@ -359,14 +396,6 @@ def _how_to_correct(model: nn.Module, error: Exception) -> str:
     if "not implemented for" in str(error) and torch.float16 in kinds:
         return "its weights are float16, which a CPU computes in part only: build the model in float32"
     return "correct --example"
-
-
-def _sharing_weights(model: nn.Module, own: Set[str] = frozenset()) -> nn.Module:
-    """A copy whose parameters, but for its own, are those of the model; so are not the ones that are zero throughout,
-    which `wake` writes to.
-    """
-    shared = [tensor for name, tensor in model.named_parameters() if name not in own and not is_closed(tensor)]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 def _configured(model: nn.Module) -> dict[str, object]:
