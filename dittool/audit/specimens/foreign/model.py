@@ -305,7 +305,7 @@ class ForeignModel(Trial[nn.Module]):
     # What the rules ask
 
     def gates(self) -> Gates:
-        trained = "--trained says so" if self._said_trained else moved_norms(self.whole)
+        trained = "--trained says so" if self._said_trained else moved_norms(self.untouched())
         if trained := trained or ("" if self.large else loaded(self.factory)):
             unseen = "whether its blocks began as the identity cannot be seen: audit the factory without its weights"
             raise NotAnswered(f"this model is trained ({trained}), so {unseen}")
