@@ -27,14 +27,7 @@ from dittool.audit.specimens.anatomy import (
     sizes_of_parts,
 )
 from dittool.audit.specimens.changes import OWN, Shift, largest_change, sample_shifts
-from dittool.audit.specimens.gates import (
-    is_normed,
-    is_stuck,
-    is_zero,
-    moved_by,
-    moved_without_modulation,
-    wake,
-)
+from dittool.audit.specimens.gates import is_normed, is_stuck, is_zero, moved_by, moved_without_modulation, wake
 from dittool.audit.specimens.gradients import backward, largest_gradient_difference, some_entries
 from dittool.audit.specimens.leaves import leaves, other_value
 from dittool.audit.specimens.specimen import (

@@ -43,12 +43,7 @@ from dittool.audit.specimens.specimen import (
     Scope,
     TrainingPass,
 )
-from dittool.audit.specimens.trial import (
-    LARGEST_BUILT,
-    CheckpointingSwitch,
-    Trial,
-    kind_of_number,
-)
+from dittool.audit.specimens.trial import LARGEST_BUILT, CheckpointingSwitch, Trial, kind_of_number
 from dittool.audit.specimens.watching import (
     Inputs,
     answers,
@@ -317,9 +312,8 @@ class ForeignModel(Trial[nn.Module]):
     def dead_parameters(self, model: nn.Module) -> list[str]:
         """Of a model with fewer blocks the dead ones of the copy, where they are that in the whole model too."""
         dead = super().dead_parameters(model)
-        if not dead or self.builds.fewer is None:
-            return dead
-        return dead_in_whole(self, super().dead_parameters, dead, model.training)
+        asked = dead and self.builds.fewer is not None
+        return dead_in_whole(self, super().dead_parameters, dead, model.training) if asked else dead
 
     def with_equals(self, parameters: Sequence[str]) -> set[str]:
         """Names of parameters, with those of equal blocks."""
@@ -331,8 +325,7 @@ class ForeignModel(Trial[nn.Module]):
 
     def independence(self) -> Independence:
         if self.feed.packed:
-            whose = "which token is whose sample's is not known"
-            raise NotAnswered(f"samples stand one behind the other in {self.feed.latent}, and {whose}")
+            raise NotAnswered(f"samples stand one behind the other in {self.feed.latent}: whose is whose is not known")
         found = super().independence()
         if self.builds.fewer is None:
             return found
