@@ -155,7 +155,9 @@ def read_beside_the_device(make: Callable[..., object], name: str) -> str:
         return ""
     asked = [node.test if isinstance(node, (ast.If, ast.IfExp)) else node for node in ast.walk(tree)]
     for node in asked:
-        parts = list(ast.walk(node)) if isinstance(node, (ast.BoolOp, ast.Compare, ast.Name, ast.Attribute)) else []
+        if not isinstance(node, (ast.BoolOp, ast.Compare, ast.Name, ast.Attribute)):
+            continue
+        parts = list(ast.walk(node))
         if any(_is_called(part, name) for part in parts) and any(
             _is_called(part, on) for part in parts for on in _DEVICES
         ):
