@@ -299,6 +299,7 @@ def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
     assert captured.out == "" and "hello" in captured.err
 
 
-def test_branches_whose_residual_stands_outside_are_not_taken_for_blocks():
+def test_branches_whose_residual_stands_outside_are_blocks_of_their_own():
     anatomy = open_subject(f"{STREAMS}:outside").specimen.anatomy
-    assert anatomy.blocks == () and "their residual stands outside of them" in anatomy.why_not
+    assert anatomy.blocks == ("layers.0.0", "layers.0.1", "layers.1.0", "layers.1.1")
+    assert set(anatomy.branches) == set(anatomy.blocks)

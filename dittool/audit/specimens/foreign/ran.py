@@ -49,7 +49,7 @@ class Ran:
             given = [answer_without_gradient(self._awake, each) for each in (inputs, with_leaves(inputs, others))]
         except Exception:  # other values are refused
             return False
-        return len(given[0]) == BATCH and not torch.equal(given[0][1:], given[1][1:])
+        return given[0].shape[:1] == (BATCH,) and not torch.equal(given[0][1:], given[1][1:])
 
     def uses(self, attempt: Attempt, wider: Attempt, name: str) -> bool:
         """Whether a model computes with one argument more, and with nothing less beside it; with one whose name says
@@ -64,13 +64,17 @@ class Ran:
         """The attempt, or where it does not run in training mode one with a text that has the axis of length 1 that
         PixArt's has, if that runs in both.
         """
-        if self._runs(attempt, training=True):
+        texts = [
+            (path, form)
+            for path, form in attempt.forms()
+            if path != latent and form.content == "noise" and len(form.sizes) == 3 and not form.listed
+        ]
+        if not texts or self._runs(attempt, training=True):
             return attempt
-        for path, form in attempt.forms():
-            if path != latent and form.content == "noise" and len(form.sizes) == 3 and not form.listed:
-                other = attempt.with_form(path, replace(form, sizes=(BATCH, 1, *form.sizes[1:])))
-                if self._runs(other, training=False) and self._runs(other, training=True):
-                    return other
+        for path, form in texts:
+            other = attempt.with_form(path, replace(form, sizes=(BATCH, 1, *form.sizes[1:])))
+            if self._runs(other, training=False) and self._runs(other, training=True):
+                return other
         return attempt
 
     def _runs(self, attempt: Attempt, training: bool) -> bool:

@@ -178,8 +178,11 @@ class Search:
         may be another condition, where the model computes with it and leaves out nothing that ran without it.
         """
         for name in self.parameters:
-            by_name = any(name in NAMES[kind] for kind in CONDITIONS[:-1]) or kind_of(name) == "rotary"
-            if self.found and name not in dict(self.found.nodes) and (by_name or self._may_be_a_condition(name)):
+            fed = {} if self.found is None else dict(self.found.nodes)
+            # a mask by its name where there is a text: one that nothing reads is to be found
+            kinds = CONDITIONS if any(kind_of(other) == "text" for other in fed) else CONDITIONS[:-1]
+            by_name = any(name in NAMES[kind] for kind in kinds) or kind_of(name) == "rotary"
+            if self.found and name not in fed and (by_name or self._may_be_a_condition(name)):
                 wider = self._from(self.found.with_argument(name, self._first(name)), _FOR_ONE_MORE, [name])
                 if wider and (by_name or self._ran.uses(self.found, wider, name)):
                     self.found = wider
