@@ -39,7 +39,7 @@ from dittool.audit.specimens.foreign.ran import Ran
 from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
 from dittool.audit.specimens.foreign.signature import parameters_of
 
-_MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0
+_MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0  # of this thread's work: what else a machine does changes no guess
 _MOST_LEVEL = 2  # changes in a row that lead no further
 _AFTER_A_REFUSAL = 200  # attempts to come further than to where the model's own code would not run here
 _FOR_ONE_MORE = 60  # attempts to feed an argument that may be left out
@@ -88,7 +88,7 @@ class Search:
         self._depths = _depths(model)
         self._tables = sorted({each.num_embeddings for each in model.modules() if isinstance(each, nn.Embedding)})
         self._seen: set[Attempt] = set()
-        self._end = time.monotonic() + _MOST_SECONDS
+        self._end = time.thread_time() + _MOST_SECONDS
         self.best: tuple[Attempt, Outcome] | None = None
         self.found: Attempt | None = None
         needed = [name for name, parameter in self.parameters.items() if parameter.default is parameter.empty]
@@ -203,7 +203,7 @@ class Search:
         places = [path for path, form in attempt.forms() if follows_the_latent(form)]
         if not places or attempt == self.found:
             return attempt
-        self._end = time.monotonic() + _MOST_SECONDS
+        self._end = time.thread_time() + _MOST_SECONDS
         return self._from(attempt, _FOR_ONE_MORE, {re.split(r"\.", path)[0] for path in places}) or attempt
 
     def _from(self, start: Attempt, most: int = 0, only: Collection[str] = ()) -> Attempt | None:
@@ -231,7 +231,7 @@ class Search:
 
         if runs(start, -1, 0):
             return start
-        while failed and left and time.monotonic() < self._end:
+        while failed and left and time.thread_time() < self._end:
             furthest = max(failed, key=lambda each: (each.steps, -each.level))
             parent = furthest if left % 2 else min(failed, key=lambda each: (each.followed, -each.steps))
             other = next(parent.others, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from time import monotonic
+from time import thread_time
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dittool.audit.specimens.foreign.model import ForeignModel
 
 _MOST_PAIRS = 24  # of two arguments
-_SECONDS = 12.0  # for all second looks of a model
+_SECONDS = 12.0  # of this thread's work, for all second looks of a model
 _MOST_VALUES = 3
 _BEYOND = (10, 100, 0.1, 0.01, 0.001)  # times a number's value, for what acts past a threshold
 _REFUSALS = (ValueError, AssertionError, ImportError, UsageError)  # what may be said of a value that does not go
@@ -30,14 +30,16 @@ def looked_at_again(foreign: ForeignModel, options: Options) -> Options:
     """Dead arguments that act beside another one, at another size or further away act; those that may act where an
     audit does not run are not seen to act.
     """
-    effects, until = dict(options.effects), monotonic() + _SECONDS
+    effects, until = dict(options.effects), thread_time() + _SECONDS
     if foreign.large:
         return replace(options, effects={name: _elsewhere(foreign, name, effect) for name, effect in effects.items()})
     for name, effect in effects.items():
         if effect.kind == "dead":
-            looked = monotonic() < until and not foreign.remembers(name)
-            where = _acts_somewhere(foreign, name, effects) if looked else ""
-            effects[name] = Effect("acts", where) if where else _elsewhere(foreign, name, effect)
+            effects[name] = _elsewhere(foreign, name, effect)
+            if effects[name].kind != "unseen" and thread_time() >= until:
+                effects[name] = Effect("unseen", f"{effect.evidence}; beside others it was not tried, for lack of time")
+            elif not foreign.remembers(name) and (where := _acts_somewhere(foreign, name, effects)):
+                effects[name] = Effect("acts", where)
         elif effect.kind == "unseen" and isinstance(foreign.factory.settings[name], bool):
             effects[name] = _raised(foreign, name) or effect
     return replace(options, effects=effects)
