@@ -84,6 +84,14 @@ class Attempt:
     def forms(self) -> list[tuple[str, Form]]:
         return [found for name, node in self.nodes for found in forms_in(node, name)]
 
+    def texts(self, latent: str) -> list[tuple[str, Form]]:
+        """Tensors beside the latent that may be the tokens of a text."""
+
+        def may_be(path: str, form: Form) -> bool:
+            return path != latent and form.content == "noise" and len(form.sizes) == 3 and not form.listed
+
+        return [(path, form) for path, form in self.forms() if may_be(path, form)]
+
     def with_argument(self, name: str, node: Node) -> Attempt:
         return replace(self, nodes=tuple((dict(self.nodes) | {name: node}).items()))
 

@@ -64,11 +64,7 @@ class Ran:
         """The attempt, or where it does not run in training mode one with a text that has the axis of length 1 that
         PixArt's has, if that runs in both.
         """
-        texts = [
-            (path, form)
-            for path, form in attempt.forms()
-            if path != latent and form.content == "noise" and len(form.sizes) == 3 and not form.listed
-        ]
+        texts = attempt.texts(latent)
         if not texts or self._runs(attempt, training=True):
             return attempt
         for path, form in texts:

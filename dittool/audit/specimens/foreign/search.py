@@ -180,7 +180,7 @@ class Search:
         for name in self.parameters:
             fed = {} if self.found is None else dict(self.found.nodes)
             # a mask by its name where there is a text: one that nothing reads is to be found
-            kinds = CONDITIONS if any(kind_of(other) == "text" for other in fed) else CONDITIONS[:-1]
+            kinds = CONDITIONS if self.found and self.found.texts(self.latent) else CONDITIONS[:-1]
             by_name = any(name in NAMES[kind] for kind in kinds) or kind_of(name) == "rotary"
             if self.found and name not in fed and (by_name or self._may_be_a_condition(name)):
                 wider = self._from(self.found.with_argument(name, self._first(name)), _FOR_ONE_MORE, [name])
