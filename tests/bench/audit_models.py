@@ -1,65 +1,43 @@
 """docs/audit-models.md: what the transformers of diffusers keep and break, each at a configuration of seconds.
 
-    python -m tests.bench.audit_models [MODEL...] > docs/audit-models.md
+    python -m tests.bench.audit_models --answers FILE.jsonl [MODEL...] > docs/audit-models.md
 
-Each is built from `tests/audit/diffusers_models.py` and judged as `dit audit diffusers:MODEL` does; some minutes each
-ten models.
+Each is built from `tests/audit/diffusers_models.py` and judged as `dit audit diffusers:MODEL` does, in half a minute
+on a quiet core. FILE.jsonl keeps the answers, a model a line: those in it are not asked for again. What was read by
+hand stands in `audit_models_reviewed.toml`, by model, rule and status: where the status is another, the mark is gone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 
 import diffusers
 
 from dittool.audit.isolation.watched import Limits
-from dittool.audit.report import Audit
 from dittool.audit.runner import audit
 from dittool.console import Console
 from dittool.errors import DitError
 from dittool.families.family import specimen_of
 from tests.audit.diffusers_models import TINY
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 CODES = ("R1", "R2", "E1", "E2", "E3", "E5", "C1", "C6", "C8")
 SIGNS = {"pass": "✔", "warn": "!", "fail": "✘", "skip": "–"}
 WORDS = {"pass": "pass", "warn": "warn", "fail": "fail", "skip": "skipped"}
 SECONDS = 150.0
+REVIEWED = Path(__file__).with_name("audit_models_reviewed.toml")
 
-_TABLE = "beyond it the index runs on into the next row without an error; the published table has 32"
-_UNREAD = "right: forward takes pooled_projections and never reads it"
-
-# Models of which every cell was read against their source by hand: right, where REVIEWED says nothing else of one
-READ_WHOLE = (
-    *("DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel"),
-    *("BriaTransformer2DModel", "Lumina2Transformer2DModel", "LuminaNextDiT2DModel", "AuraFlowTransformer2DModel"),
-    *("PRXTransformer2DModel", "ErnieImageTransformer2DModel"),
-)
-# Cells read so, with the reason: right, false (an alarm where nothing is wrong) or missed (something wrong, not seen)
-REVIEWED = {
-    ("DiTTransformer2DModel", "E2"): "right: unpatchify takes the square root of the number of tokens for both sides",
-    ("BriaTransformer2DModel", "C6"): _UNREAD,
-    ("BriaFiboTransformer2DModel", "C6"): _UNREAD,
-    ("AuraFlowTransformer2DModel", "E2"): f"right of this configuration, whose table has 8 places a side: {_TABLE}",
-    ("ErnieImageTransformer2DModel", "E2"): (
-        "right: angles are laid out for neighbours (θ0, θ0, θ1, θ1) and turn halves, so a pair is turned by two angles"
-        " and a logit depends on the place itself: between two equal tokens a column apart it goes from 0.4 to 3.9"
-    ),
-    (
-        "Lumina2Transformer2DModel",
-        "E5",
-    ): "right: only the loop over layers asks for checkpointing, the refiners' does not",
-    ("HunyuanImageTransformer2DModel", "E5"): (
-        "right: both loops of blocks hand keyword arguments to a checkpointing function that takes none"
-    ),
-    ("LuminaNextDiT2DModel", "R1"): "right: pad_token is torch.empty, and nothing fills it",
-    ("LuminaNextDiT2DModel", "C6"): "right: no line of forward reads pad_token",
-    ("BriaTransformer2DModel", "C1"): (
-        "right: __init__ makes the guidance embedding without time_theta, which has no default, so it cannot be built"
-    ),
-}
 _NOT_FOUND = "no input was found with which it runs"
 LEFT_OUT = {
     "WanAnimateTransformer3DModel": f"{_NOT_FOUND}: a pose's latent and a face's pixels beside each other",
@@ -69,8 +47,9 @@ LEFT_OUT = {
     "JoyImageEditPlusTransformer3DModel": f"{_NOT_FOUND}: patches of several pictures in one sequence",
     "Ideogram4Transformer2DModel": "text and picture are packed into one sequence by an indicator; none was packed so",
     "SanaWMTransformer3DModel": f"{_NOT_FOUND}: cameras and chunks of frames",
-    "Kandinsky5Transformer3DModel": f"{_NOT_FOUND}: its latent has its channels last",
-    "Kandinsky6Transformer3DModel, Kandinsky6SRTransformer3DModel": f"{_NOT_FOUND}: its latent has its channels last",
+    "Kandinsky5Transformer3DModel": f"{_NOT_FOUND}: frames with their channels last, indices of rows and columns",
+    "Kandinsky6Transformer3DModel": f"{_NOT_FOUND} within 150 s: frames with their channels last",
+    "Kandinsky6SRTransformer3DModel": "not tried: tokens in multiples of 8 by 8, of a picture, another one and a mask",
     "MiniMaxH3Transformer3DModel, Cosmos3": "tokens of several media are handed over with indices into one sequence",
     "WanAnimate2Transformer3DModel, AnyFlowFARTransformer3DModel": "frames that came before are needed",
     "SanaWMLTX2RefinerTransformer3DModel": "refines a video's latents of another model",
@@ -79,9 +58,41 @@ LEFT_OUT = {
 }
 
 
-def judged(name: str, config: dict[str, object]) -> Audit | str:
+@dataclass(frozen=True)
+class Said:
+    """One finding about a model."""
+
+    code: str
+    title: str
+    status: str
+    evidence: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the audit said of a model; `refusal` where it could not be judged at all."""
+
+    model: str
+    findings: tuple[Said, ...] = ()
+    broken: tuple[str, ...] = ()  # codes of rules that ended with an error of their own
+    refusal: str = ""
+
+    @property
+    def cells(self) -> dict[str, str]:
+        """The worst status of each rule; a skip beside another is none."""
+        order = list(SIGNS)
+        found: dict[str, str] = {}
+        for each in self.findings:
+            before = found.get(each.code, "skip")
+            worse = each.status != "skip" and (before == "skip" or order.index(each.status) > order.index(before))
+            found[each.code] = each.status if worse else before
+        return found
+
+
+def judged(name: str, config: dict[str, object]) -> Answer:
     try:
-        return audit(
+        result = audit(
             [f"diffusers:{name}"],
             specimen_of,
             select=CODES,
@@ -90,80 +101,94 @@ def judged(name: str, config: dict[str, object]) -> Audit | str:
             talk=Console(quiet=True),
         )[0]
     except DitError as error:
-        return error.message
+        return Answer(name, refusal=error.message)
+    said = (
+        Said(one.rule.code, one.rule.title, one.finding.status, one.finding.evidence, one.finding.where)
+        for one in result.findings
+    )
+    return Answer(name, tuple(said), tuple(crash.rule.code for crash in result.crashes))
 
 
-def cells(result: Audit) -> dict[str, str]:
-    """The worst sign of each rule."""
-    order = list(SIGNS)
-    found: dict[str, str] = {}
-    for each in result.findings:
-        code, status = each.rule.code, each.finding.status
-        if status != "skip" and (found.get(code, "skip") == "skip" or order.index(status) > order.index(found[code])):
-            found[code] = status
-        found.setdefault(code, status)
-    return found
+def kept_answers(path: Path) -> dict[str, Answer]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {row["model"]: Answer(**{**row, "findings": tuple(Said(**one) for one in row["findings"])}) for row in rows}
 
 
-def verdict(model: str, code: str) -> str:
-    """`right`, `false` or `missed` of a cell that was read by hand; "" of one that was not."""
-    said = REVIEWED.get((model, code), "right" if model in READ_WHOLE else "")
-    return said.partition(":")[0].partition(" ")[0]
+@cache
+def reviews() -> dict[str, dict[str, dict[str, str]]]:
+    """Of each model, rule and status what was found in the source: "right", "false" (an alarm where nothing is wrong)
+    or "missed" (something wrong, not seen), a colon, and the reason.
+    """
+    return tomllib.loads(REVIEWED.read_text(encoding="utf-8"))
 
 
-def rows_of(results: dict[str, Audit | str]) -> list[list[str]]:
+def review(answer: Answer, code: str) -> str:
+    """What was read of a cell by hand, as long as the cell says what it said then; "" of one that was not read."""
+    return reviews().get(answer.model, {}).get(code, {}).get(answer.cells.get(code, ""), "")
+
+
+def rows_of(answers: list[Answer]) -> list[list[str]]:
     rows = []
-    for name, result in results.items():
-        if isinstance(result, str):
-            continue
-        signs = {code: SIGNS[status] for code, status in cells(result).items()}
-        signs |= {crash.rule.code: "broke" for crash in result.crashes}
-        marks = {code: sign + {"": "", "right": "*"}.get(verdict(name, code), "*!") for code, sign in signs.items()}
-        rows.append([name.removesuffix("Model"), *(marks.get(code, "") for code in CODES)])
+    for answer in answers:
+        signs = {code: SIGNS[status] for code, status in answer.cells.items()}
+        for code in signs:
+            verdict = review(answer, code).partition(":")[0]
+            signs[code] += {"": "", "right": "*"}.get(verdict, "*!")
+        signs |= dict.fromkeys(answer.broken, "broke")
+        rows.append([answer.model.removesuffix("Model"), *(signs.get(code, "") for code in CODES)])
     return rows
 
 
-def counted(results: dict[str, Audit | str]) -> list[str]:
+def counted(answers: list[Answer]) -> list[str]:
     """How many cells there are of each kind, how many were read, and what they were found to be."""
-    audits = {name: result for name, result in results.items() if not isinstance(result, str)}
-    statuses = Counter(status for result in audits.values() for status in cells(result).values())
-    broken = sum(len(result.crashes) for result in audits.values())
-    verdicts = Counter(verdict(name, code) for name, result in audits.items() for code in cells(result))
-    reasons = Counter(
-        re.sub(r"\(\w+\.py:.*|: enable_.*|[\d.e-]+(?=\))", "", each.finding.evidence)[:160].strip()
-        for result in audits.values()
-        for each in result.findings
-        if each.finding.status == "skip" and cells(result)[each.rule.code] == "skip"
+    statuses = Counter(status for answer in answers for status in answer.cells.values())
+    broken = sum(len(answer.broken) for answer in answers)
+    verdicts = Counter(review(answer, code).partition(":")[0] for answer in answers for code in answer.cells)
+    read = {code: sum(bool(review(answer, code)) for answer in answers) for code in CODES}
+    unread_fails = sum(
+        not review(answer, code) for answer in answers for code, status in answer.cells.items() if status == "fail"
     )
-    told = ", ".join(f"{statuses[status]} {word}" for status, word in WORDS.items())
+    reasons = Counter(
+        re.sub(r"\(\w+\.py:.*|: enable_.*|[\d.e-]+(?=\))", "", each.evidence)[:160].strip()
+        for answer in answers
+        for each in answer.findings
+        if each.status == "skip" and answer.cells[each.code] == "skip"
+    )
+    said = ", ".join(f"{statuses[status]} {word}" for status, word in WORDS.items())
     lines = [
-        f"- {len(audits)} models, {sum(statuses.values()) + broken} cells: {told}, {broken} broken.",
+        f"- {len(answers)} models, {sum(statuses.values()) + broken} cells: {said}, {broken} broken.",
         f"- Read by hand: {sum(verdicts.values()) - verdicts['']} cells: {verdicts['right']} right,"
-        f" {verdicts['false']} false, {verdicts['missed']} missed. Every cell that fails is among them.",
-        f"- Not read: {verdicts['']} cells.",
+        f" {verdicts['false']} false, {verdicts['missed']} missed. Cells that fail and were not read: {unread_fails}.",
+        f"- By rule: {', '.join(f'{code} {number}' for code, number in read.items())}. Not read: {verdicts['']} cells.",
     ]
     return lines + [f"- Not judged, {number}: {reason}" for reason, number in reasons.most_common()]
 
 
-def said_of(results: dict[str, Audit | str]) -> list[str]:
+def said_of(answers: list[Answer]) -> list[str]:
     """What fails, and what was read of other cells, with what the source says."""
     lines = []
-    for name, result in results.items():
-        if isinstance(result, str):
-            continue
-        for each in result.findings:
-            code, note = each.rule.code, REVIEWED.get((name, each.rule.code))
-            if each.finding.status == "fail" or (note and each.finding.status == cells(result)[code]):
-                said = each.finding.evidence.replace("\n", " ")[:300]
-                at = f" ({each.finding.where.rpartition('/')[2]})" if each.finding.where else ""
-                what = f"{name.removesuffix('Model')}, {each.rule.title}, {each.finding.status}"
-                lines.append(f"- {what}: {said}{at}. *{note or verdict(name, code) or 'not reviewed'}*")
+    for answer in answers:
+        for code in CODES:
+            status, note = answer.cells.get(code, ""), review(answer, code)
+            worst = [each for each in answer.findings if each.code == code and each.status == status]
+            if not worst or (status != "fail" and not note):
+                continue
+            name = f"{answer.model.removesuffix('Model')}, {worst[0].title}, {status}"
+            if status in ("pass", "skip"):
+                lines.append(f"- {name}. *{note}*")
+                continue
+            for each in worst:
+                said = each.evidence.replace("\n", " ")[:300]
+                at = f" ({each.where.rpartition('/')[2]})" if each.where else ""
+                lines.append(f"- {name}: {said}{at}. *{note or 'not reviewed'}*")
     return lines
 
 
-def page(results: dict[str, Audit | str]) -> str:
+def page(answers: dict[str, Answer]) -> str:
+    told = [answer for answer in answers.values() if not answer.refusal]
     head = ["model", *CODES]
-    rows = [head, ["---"] * len(head), *rows_of(results)]
+    rows = [head, ["---"] * len(head), *rows_of(told)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     made = f"Generated by `python -m tests.bench.audit_models` with diffusers {diffusers.__version__}; do not edit."
     says = (
@@ -173,20 +198,25 @@ def page(results: dict[str, Audit | str]) -> str:
         " what the rule says, and was not reviewed. These classes are made to load weights: how they begin matters to"
         " whoever trains one from nothing."
     )
-    unjudged = [f"- {name}: {result[:300]}" for name, result in results.items() if isinstance(result, str)]
+    unjudged = [f"- {answer.model}: {answer.refusal[:300]}" for answer in answers.values() if answer.refusal]
     unjudged += [f"- {names}: {why}." for names, why in LEFT_OUT.items()]
     parts = ["# What the transformers of diffusers keep and break", made, says, table]
-    parts += ["## The count", "\n".join(counted(results)), "## What fails, and what else was read"]
-    return "\n\n".join([*parts, "\n".join(said_of(results)), "## Left out", "\n".join(unjudged)]) + "\n"
+    parts += ["## The count", "\n".join(counted(told)), "## What fails, and what else was read"]
+    return "\n\n".join([*parts, "\n".join(said_of(told)), "## Left out", "\n".join(unjudged)]) + "\n"
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or list(TINY)
-    results: dict[str, Audit | str] = {}
-    for name in wanted:
-        results[name] = judged(name, TINY[name])
+    asked = argparse.ArgumentParser()
+    asked.add_argument("--answers", type=Path, default=Path("audit-models.jsonl"))
+    asked.add_argument("models", nargs="*")
+    options = asked.parse_args()
+    kept = kept_answers(options.answers)
+    for name in (name for name in options.models or TINY if name not in kept):
+        kept[name] = judged(name, TINY[name])
+        with options.answers.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(kept[name])) + "\n")
         print(name, "done", file=sys.stderr, flush=True)
-    print(page(results), end="")
+    print(page({name: kept[name] for name in TINY if name in kept}), end="")
 
 
 if __name__ == "__main__":
