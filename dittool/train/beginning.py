@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dittool.ckpt.files import (
     CheckpointFile,
     list_checkpoints,
@@ -84,11 +86,15 @@ class Beginning:
         if self.resume_from is not None:
             chosen = chosen_checkpoint(self.resume_from, checkpoints)
             saved = restore(chosen, state, self.named_changes, talk)
+            require_one_step(state, chosen.path)
             if state.ranks.first:
                 set_aside_newer(checkpoints, state.step, talk)
             return saved
         if self.resume:
-            return restore(newest_checkpoint(checkpoints, talk, self.strict), state, self.named_changes, talk)
+            newest = newest_checkpoint(checkpoints, talk, self.strict)
+            saved = restore(newest, state, self.named_changes, talk)
+            require_one_step(state, newest.path)
+            return saved
         if self.init is not None:
             warm_start(state, resolve_checkpoint(self.init, talk=talk) if self.init.is_dir() else self.init)
         if state.ranks.first:
@@ -158,6 +164,19 @@ def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Ta
     require_steps_left(state.step, total, newest.path)
     talk.note(f"resumed from {newest.path} at step {state.step}")
     return content
+
+
+def require_one_step(state: TrainState, checkpoint: Path) -> None:
+    """Raises `BadDataError` where the processes of a run found checkpoints of different steps, as on nodes that do not
+    share its folder.
+    """
+    steps = state.ranks.gather(torch.tensor([state.step])).tolist()
+    if len(set(steps)) > 1:
+        stand = ", ".join(f"process {rank} at {step}" for rank, step in enumerate(steps))
+        raise BadDataError(
+            f"{checkpoint}: the processes of this run would go on from different steps: {stand}",
+            "give all nodes one folder for the run (--out), or copy the newest checkpoint and its .json to each",
+        )
 
 
 def require_steps_left(step: int, total: int, checkpoint: Path) -> None:

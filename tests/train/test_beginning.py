@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, step_name
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
 from dittool.config.load import load_config
-from dittool.errors import UsageError
+from dittool.errors import BadDataError, UsageError
+from dittool.train.distributed import Ranks
 from dittool.train.loop import train
 from tests.run_states import assert_same_bits, final_state, stopped_at
 
@@ -229,3 +231,11 @@ def test_other_samples_under_a_claimed_index_are_refused(family_run, family_shar
     assert dit("shard", "--index", shards, "--preset", family_shards.preset, *words).code == 0
     resumed = dit("train", "--resume", "--out", run, "--data", shards)
     assert resumed.code in (2, 3) and resumed.err.count("error: ") == 1, resumed.err
+
+
+def test_processes_that_would_go_on_from_different_steps_are_refused(tiny_shards, tmp_path, monkeypatch):
+    """As on nodes that do not share the run's folder; with parts of a model in each, it would be two models in one."""
+    train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", until=4)
+    monkeypatch.setattr(Ranks, "gather", lambda ranks, values: torch.cat([values, values - 3]))
+    with pytest.raises(BadDataError, match="different steps: process 0 at 4, process 1 at 1"):
+        train(tiny_shards.config, tiny_shards.folder, tmp_path / "run", resume=True)
