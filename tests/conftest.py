@@ -101,6 +101,16 @@ def dit(capsys) -> Callable[..., Outcome]:
 
 
 TINY = (
+    "model.patch_fusion=attended",
+    "model.mlp=gelu",
+    "model.positions=sincos",
+    "model.qk_norm=false",
+    "flow.shift=1.0",
+    "dropout.none=0.1",
+    "dropout.text_only=0.2",
+    "dropout.reference_only=0.2",
+    "dropout.both=0.5",
+    "sample.guidance=additive",
     "model.depth=2",
     "model.width=32",
     "model.heads=2",

@@ -45,7 +45,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(dit, tiny_shards, tmp_path
     plan = json.loads(shown.out)
     assert (
         shown.code == 0
-        and plan["parameters"] == 2_588_672
+        and plan["parameters"] == 2_595_584
         and plan["disk_bytes"] == plan["checkpoint_bytes"] * plan["checkpoints_kept"]
     )
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from dittool.config.load import load_config
 from dittool.data.shards.read import ShardSet
 from tests.validate.oracle import Oracle
 
-SIMPLE = ("model.depth=2", "model.width=32", "model.heads=2", "sample.steps=2")
+SIMPLE = ("model.depth=2", "model.width=32", "model.heads=2", "sample.steps=2", "flow.shift=1.0")
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,7 @@ def test_each_test_gives_the_model_the_conditions_that_it_is_about(drawn, oracle
 
 
 def test_a_model_without_patch_tokens_is_not_given_any(drawn, oracle, tmp_path):
-    model = oracle("model.patches=false")
+    model = oracle("model.patches=false", "model.patch_fusion=attended")
     seen, draw = [], model.latents
     model.latents = lambda conditions, noise: seen.append(conditions) or draw(conditions, noise)
     judge(model, drawn[0], tmp_path, limit=4)
