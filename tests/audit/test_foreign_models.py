@@ -299,6 +299,13 @@ def test_what_a_factory_prints_does_not_spoil_a_report(tmp_path, capsys):
     assert captured.out == "" and "hello" in captured.err
 
 
+def test_what_another_size_is_run_without_is_not_filled():
+    """diffusers' OmniGen: its mask over all tokens fits one size, and at another it is left out."""
+    specimen = open_subject(f"{MODELS}:fused").specimen
+    inputs = specimen.inputs()
+    assert specimen.feed.filled(inputs, "attention_mask", 1) is inputs
+
+
 def test_branches_whose_residual_stands_outside_are_blocks_of_their_own():
     anatomy = open_subject(f"{STREAMS}:outside").specimen.anatomy
     assert anatomy.blocks == ("layers.0.0", "layers.0.1", "layers.1.0", "layers.1.1")

@@ -182,10 +182,13 @@ class Feed:
         return with_leaves(inputs, {name: self.other(inputs, name) for name in names})
 
     def filled(self, inputs: Inputs, name: str, value: int) -> Inputs:
-        """The inputs with one of them the same number throughout, or a flag so."""
+        """The inputs with one of them the same number throughout, or a flag so. As they are where they have none of that
+        name: a mask over all tokens that may be left out is, at another size.
+        """
         if name in self.flags:
             return {**inputs, name: bool(value)}
-        return with_leaves(inputs, {name: torch.full_like(leaves(inputs)[name], value)})
+        present = leaves(inputs)
+        return with_leaves(inputs, {name: torch.full_like(present[name], value)}) if name in present else inputs
 
     def without_content(self, inputs: Inputs, tokens: int) -> Inputs:
         """With a latent of zeros, and the same at every place of any other input that lies on the latent's cells or
