@@ -182,8 +182,8 @@ class Feed:
         return with_leaves(inputs, {name: self.other(inputs, name) for name in names})
 
     def filled(self, inputs: Inputs, name: str, value: int) -> Inputs:
-        """The inputs with one of them the same number throughout, or a flag so. As they are where they have none of that
-        name: a mask over all tokens that may be left out is, at another size.
+        """The inputs with one of them the same number throughout, or a flag so. As they are where they have none of it:
+        a mask over all tokens that may be left out is, at another size.
         """
         if name in self.flags:
             return {**inputs, name: bool(value)}
