@@ -85,8 +85,9 @@ def test_patches_that_a_model_does_not_read_do_not_stop_it(dit, workshop, monkey
     shards = transposed_grid(workshop).data.folder
     use_only(monkeypatch, "D3")
     few = ("-s", "train.steps=1", "-s", "train.warmup_steps=0", "-s", "model.depth=1", "-s", "train.batch_size=2")
+    without = ("-s", "model.patches=false", "-s", "model.patch_fusion=attended")
     assert train_on(dit, shards, workshop.bench / "run", *few).code == 1
-    assert train_on(dit, shards, workshop.bench / "other", *few, "-s", "model.patches=false").code == 0
+    assert train_on(dit, shards, workshop.bench / "other", *few, *without).code == 0
 
 
 def test_data_that_cannot_be_read_end_the_run_as_damaged(dit, workshop, monkeypatch):

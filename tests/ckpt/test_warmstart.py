@@ -166,8 +166,9 @@ def test_a_coarser_patch_sees_and_predicts_as_the_old_model_would_at_the_old_res
 
 
 def test_another_number_of_heads_is_no_copy():
-    old = tiny().state_dict()
-    result = warmstart(old, tiny("model.heads=4").state_dict(), Meaning(2, 2), Meaning(4, 2))
+    old = tiny("model.qk_norm=false").state_dict()
+    target = tiny("model.heads=4", "model.qk_norm=false").state_dict()
+    result = warmstart(old, target, Meaning(2, 2), Meaning(4, 2))
     resized = {row.name.rpartition(".weight")[0].rpartition(".")[2] for row in result.report if row.status == "resized"}
     assert resized == {"qkv", "q", "kv", "out"}
     assert all("2 heads become 4" in row.why for row in result.report if row.status == "resized")
@@ -185,7 +186,8 @@ def test_another_number_of_heads_is_no_copy():
 def test_columns_of_another_encoder_start_fresh(kind, layers):
     before = {name: Features("hub/old", 64) for name in ("text", "image", "vae")}
     after = before | {kind: Features("hub/new", 64)}
-    old, target = tiny().state_dict(), build_model(load_config("demo", ["model.depth=1", "model.width=16"]), 64, 64, 16)
+    size = ["model.depth=1", "model.width=16", "model.heads=2"]
+    old, target = tiny().state_dict(), build_model(load_config("demo", size), 64, 64, 16)
     result = warmstart(old, target.state_dict(), Meaning(2, 2, before), Meaning(2, 2, after))
     fresh = {row.name.replace("conditioning.", "").split(".")[0] for row in result.report if row.status != "copied"}
     assert fresh == layers
@@ -227,7 +229,7 @@ def test_modulations_of_blocks_become_their_mean_and_offsets():
 
 
 def test_numbers_that_are_read_otherwise_are_no_copies():
-    old = tiny().state_dict()
+    old = tiny("model.qk_norm=false").state_dict()
     before, after = Meaning(positions="sincos", norm="layer"), Meaning(positions="rope", norm="rms")
     rows = [row for row in warmstart(old, old, before, after).report if row.status == "resized"]
     why = {row.name.removeprefix("blocks.0."): row.why for row in rows}
@@ -237,7 +239,7 @@ def test_numbers_that_are_read_otherwise_are_no_copies():
 
 
 def test_another_kind_of_mlp_starts_fresh_and_one_of_another_width_keeps_gates_gates():
-    gelu, swiglu = tiny().state_dict(), tiny("model.mlp=swiglu").state_dict()
+    gelu, swiglu = tiny("model.mlp=gelu").state_dict(), tiny("model.mlp=swiglu").state_dict()
     result = warmstart(gelu, swiglu)
     fresh = {row.name: row.why for row in result.report if row.status != "copied"}
     reason = "an MLP of GELU in the old model, of SwiGLU in the new one"
@@ -270,7 +272,7 @@ def test_the_command_carries_a_checkpoint_over_to_a_deeper_preset(dit, tmp_path)
     ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", out, *deeper, "--json")
     answer = json.loads(ended.out)
     assert ended.code == 0 and answer["widths"] == {"text": 64, "image": 64, "latent_channels": 16}
-    assert answer["counts"] == {"copied": len(old), "resized": 0, "re-initialised": 9, "skipped": 0}
+    assert answer["counts"] == {"copied": len(old), "resized": 0, "re-initialised": 13, "skipped": 0}
     loaded = load_weights(out)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in old.items())
     ended = dit("warmstart", tmp_path / "old.pt", "--preset", "demo", "--out", again, *deeper)

@@ -46,7 +46,14 @@ def test_outputs_and_gradients_are_those_with_a_mask(common, queries):
 
 def tiny(*overrides: str):
     torch.manual_seed(0)
-    sizes = ("model.depth=2", "model.width=32", "model.heads=2", "model.qk_norm=true", *overrides)
+    sizes = (
+        "model.patch_fusion=attended",
+        "model.depth=2",
+        "model.width=32",
+        "model.heads=2",
+        "model.qk_norm=true",
+        *overrides,
+    )
     model = build_model(load_config("demo", sizes), 12, 20, 4).train()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -30,7 +30,7 @@ def passed(done):
 
 def test_a_perfect_model_is_go_at_the_floor_in_every_test(perfect):
     assert perfect.verdict == "GO"
-    assert passed(perfect) == {"gap_closed": True, "swap_closer": True, "edit_shown": True}
+    assert passed(perfect) == {"gap_closed": True, "swap_closer": True, "edit_shown": True, "edit_shown_shape": True}
     reconstruction = perfect.results["reconstruction"]
     assert reconstruction["mean"] == pytest.approx(reconstruction["floor_vae_roundtrip"], abs=1e-3)
     assert reconstruction["gap_closed"] == pytest.approx(1, abs=1e-2)
