@@ -138,7 +138,7 @@ def test_an_image_holds_all_that_an_installation_needs():
     assert all((ROOT / name).exists() for name in copied)
 
 
-def test_docker_shows_what_the_page_says():
+def test_the_page_names_every_file():
     page = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
     named = set(re.findall(r"clusters/([\w.]+)", page))
     assert {path.name for path in FILES.iterdir() if path.suffix != ".dockerignore"} <= named

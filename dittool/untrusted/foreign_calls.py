@@ -59,20 +59,8 @@ _ACTING_PACKAGES = {
     *("paramiko", "asyncssh", "docker", "kubernetes", "selenium", "playwright", "pyppeteer", "git", "dulwich"),
     *("keyring", "requests", "urllib3", "httpx", "aiohttp", "boto3", "botocore", "s3fs", "gcsfs", "fsspec"),
     *("smart_open", "IPython", "ipykernel", "jupyter_client", "celery", "rq", "execnet", "rpyc", "Pyro4", "Pyro5"),
-    *(
-        "zmq",
-        "twisted",
-        "tornado",
-        "gevent",
-        "eventlet",
-        "ansible",
-        "airflow",
-        "luigi",
-        "cffi",
-        "numexpr",
-        "sqlalchemy",
-    ),
-    *("pymysql", "psycopg2", "win32api", "win32com", "wmi", "pyautogui", "pynput", "nltk", "lxml"),
+    *("zmq", "twisted", "tornado", "gevent", "eventlet", "ansible", "airflow", "luigi", "cffi", "numexpr"),
+    *("sqlalchemy", "pymysql", "psycopg2", "win32api", "win32com", "wmi", "pyautogui", "pynput", "nltk", "lxml"),
 }
 # Functions of any package that no configuration keeps a call of
 _ACTING_FUNCTIONS = {
@@ -111,7 +99,7 @@ def may_be_called(kind: ClassName, arguments: tuple[object, ...]) -> bool:
     if all(_says_nothing(part) or _is_of_words(part) for part in parts):
         return True
     known = len(arguments) == 1 and type(arguments[0]) is ClassName and canonical(arguments[0]) in FACTORIES
-    return known or _is_bounded(*arguments)
+    return known or is_bounded(*arguments)
 
 
 def is_of_unknown_words(kind: ClassName, arguments: tuple[object, ...]) -> bool:
@@ -181,7 +169,7 @@ def _is_of_words(value: object) -> bool:
     return not programs and ".." not in value and not _OF_A_FILE.search(value)
 
 
-def _is_bounded(*values: object) -> bool:
+def is_bounded(*values: object) -> bool:
     """An empty tuple or list and the most that there may be, as a deque is given."""
     lengths = all(value is None or type(value) is int for value in values[1:])
     return 0 < len(values) < 3 and type(values[0]) in (tuple, list) and not values[0] and lengths

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from dittool.untrusted.foreign_calls import is_factory, may_be_kept
+from dittool.untrusted.foreign_calls import is_bounded, is_factory, may_be_kept
 from dittool.untrusted.foreign_values import ClassName
 from dittool.untrusted.pickle_names import (
     BIT_GENERATORS,
@@ -97,9 +97,7 @@ def _counts(*values: object) -> bool:
 
 
 def _bounded(*values: object) -> bool:
-    """Nothing, or an empty tuple or list and the most that there may be."""
-    lengths = all(value is None or type(value) is int for value in values[1:])
-    return not values or (type(values[0]) in (tuple, list) and not values[0] and len(values) < 3 and lengths)
+    return not values or is_bounded(*values)
 
 
 def _pattern(*values: object) -> bool:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from dittool.audit.specimens.watching import attention_logits
+from dittool.audit.specimens.watching import CallsOfTorch, attention_logits
 
 _SPREAD = 10.0  # of logits
 _MASKED = -1e4  # below it a logit stands for a hidden key
 
 
-class SharpAttention(TorchFunctionMode):
+class SharpAttention(CallsOfTorch):
     """Inside a `with` the logits of every attention spread: those of weights just drawn are nearly equal, and then
     little of what attention knows shows in an answer. The factors are found in the first run; each further one
     begins with `again`.
@@ -31,14 +30,7 @@ class SharpAttention(TorchFunctionMode):
     def again(self) -> None:
         self._calls = 0
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         logits = attention_logits(function, args, kwargs)
         if logits is None:
             return function(*args, **kwargs)
@@ -98,15 +90,8 @@ def still_chance(model: nn.Module) -> list[RemovableHandle]:
     return [model.register_forward_pre_hook(begin), model.register_forward_hook(end, always_call=True)]
 
 
-class _StilledChance(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+class _StilledChance(CallsOfTorch):
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         if function is F.scaled_dot_product_attention:
             kept = {"dropout_p": 0.0} if "dropout_p" in kwargs else {}
             return function(*args[:4], *([0.0] if len(args) > 4 else []), *args[5:], **(kwargs | kept))

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from dittool.audit.specimens.watching import attention_logits
+from dittool.audit.specimens.watching import CallsOfTorch, attention_logits
 
 CONTENTS = 10  # of equal tokens, drawn from two directions: with biases no more than a few dimensions of queries
 _FITS = 1e-3  # relative residual of a linear map, of queries that may be rounded
@@ -23,7 +22,7 @@ _SPANNED = 1e-4  # singular values below are rounding, relative
 _PRODUCTS = (torch.matmul, torch.bmm, torch.einsum, Tensor.matmul, Tensor.__matmul__, Tensor.bmm)
 
 
-class AttentionQueries(TorchFunctionMode):
+class AttentionQueries(CallsOfTorch):
     """Inside a `with`, after `begin`, `seen` receives (H, N, d) of the first sample in each attention, in the order of
     `AttentionLogits`; None where the product in front of a softmax was not seen.
     """
@@ -37,14 +36,7 @@ class AttentionQueries(TorchFunctionMode):
         """From here on: a hook in front of the module whose attention is wanted."""
         self._begun = True
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         logits = attention_logits(function, args, kwargs) if self._begun else None
         if logits is not None:
             given = args[0] if args else kwargs["query" if "query" in kwargs else "input"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
@@ -301,7 +302,24 @@ class SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
 
-class AttentionLogits(TorchFunctionMode):
+class CallsOfTorch(TorchFunctionMode, ABC):
+    """Inside a `with`, `called` stands in the place of each function of torch."""
+
+    @abstractmethod
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        """What the caller is given; calls of torch made here go to torch itself."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        return self.called(function, args, kwargs or {})
+
+
+class AttentionLogits(CallsOfTorch):
     """Inside a `with`, after `begin`, `seen` receives (heads, queries, keys) of the first sample before each softmax of
     attention: of `scaled_dot_product_attention`, and of a softmax over the last of three axes or more. At most `most`.
     """
@@ -315,14 +333,7 @@ class AttentionLogits(TorchFunctionMode):
         """From here on: a hook in front of the module whose attention is wanted."""
         self._begun = True
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         if len(self.seen) < self._most and self._begun:
             logits = attention_logits(function, args, kwargs)
             if logits is not None:

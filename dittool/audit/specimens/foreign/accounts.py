@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from dittool.audit.specimens.leaves import leaves
-from dittool.audit.specimens.watching import Call, Inputs, answers_without_gradient, hooked
+from dittool.audit.specimens.watching import Call, CallsOfTorch, Inputs, answers_without_gradient, hooked
 
 _DEEPEST = 5  # nesting of a block's attributes
 _LARGEST_READ = 1 << 20  # values of a buffer that are compared; a larger one is like no other
@@ -156,21 +155,14 @@ def _address(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-class _Watcher(TorchFunctionMode):
+class _Watcher(CallsOfTorch):
     def __init__(self) -> None:
         super().__init__()
         self.run = Run()
         self._inside: list[str] = []  # blocks that are running, the outermost first
         self._since: list[Account] = []  # calls of torch since the block before
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> object:
-        kwargs = kwargs or {}
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         name = getattr(function, "__name__", "")
         if name != "__get__":
             writer = _Writer()

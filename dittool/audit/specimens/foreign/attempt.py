@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from dittool.audit.specimens.foreign.blame import Refusal, own_line, refusal_of
 from dittool.audit.specimens.foreign.forms import (
@@ -23,7 +22,7 @@ from dittool.audit.specimens.foreign.forms import (
     forms_in,
     grid_of_tokens,
 )
-from dittool.audit.specimens.watching import Inputs, answer_without_gradient
+from dittool.audit.specimens.watching import CallsOfTorch, Inputs, answer_without_gradient
 from dittool.errors import described
 
 
@@ -142,23 +141,17 @@ class Outcome:
     read: frozenset[int] = frozenset()  # tensors with which something was computed, by their id
 
 
-class _Steps(TorchFunctionMode):
+class _Steps(CallsOfTorch):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
         self.read: set[int] = set()
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
+    def called(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        result = function(*args, **kwargs)
         self.count += 1
         if getattr(function, "__name__", "") != "__get__":  # of its shape alone
-            given = [*args, *(kwargs or {}).values()]
+            given = [*args, *kwargs.values()]
             given += [part for value in given if isinstance(value, (list, tuple)) for part in value]
             self.read |= {id(value) for value in given if isinstance(value, torch.Tensor)}
         return result
