@@ -271,6 +271,22 @@ class MayBeLeftOut(_Model):
         return self.run(x if dtype is None else x.to(dtype), t, c)
 
 
+class RefusesAMask(_Model):
+    """One mask fits nothing that is tried, as PixArt's over all tokens; another one beside it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(23, WIDTH)
+
+    def forward(self, x, t, context, attention_mask=None, encoder_attention_mask=None):
+        if attention_mask is not None:
+            raise ValueError("the shape of the mask is not right")
+        context = self.project(context)
+        if encoder_attention_mask is not None:
+            context = context * encoder_attention_mask[..., None]
+        return self.run(x, t, context.mean(1))
+
+
 class StatesBroughtAlong(_Model):
     """Tokens that, where they are given, take the place of a part of the model."""
 

@@ -27,6 +27,9 @@ FORMS = {  # what each model is to be fed with
         **{"x": (2, 4, 16, 16), "t": (2,), "aug_cond": (2, 9), "class_cond": (2,), "hint": (2, 3, 16, 16)},
     },
     "DroppedInTraining": {"x": (2, 4, 16, 16), "t": (2,), "text": (2, 1, 7, 23)},
+    "RefusesAMask": {
+        **{"x": (2, 4, 16, 16), "t": (2,), "context": (2, 7, 23), "encoder_attention_mask": (2, 7)},
+    },
     "StatesBroughtAlong": {"x": (2, 4, 16, 16), "t": (2,)},
     "Frames": {"hidden_states": (2, 4, 1, 16, 16), "timestep": (2,)},
 }

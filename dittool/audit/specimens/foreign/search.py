@@ -184,7 +184,8 @@ class Search:
             by_name = any(name in NAMES[kind] for kind in kinds) or kind_of(name) == "rotary"
             if self.found and name not in fed and (by_name or self._may_be_a_condition(name)):
                 wider = self._from(self.found.with_argument(name, self._first(name)), _FOR_ONE_MORE, [name])
-                if wider and (by_name or self._ran.uses(self.found, wider, name)):
+                fits = wider is not None and name in dict(wider.nodes)  # else it runs once the argument is gone again
+                if wider and fits and (by_name or self._ran.uses(self.found, wider, name)):
                     self.found = wider
 
     def _may_be_a_condition(self, name: str) -> bool:
