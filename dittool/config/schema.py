@@ -82,7 +82,7 @@ class Model(Section):
             ),
             (
                 self.patches or self.patch_fusion == "attended",
-                'patch_fusion = "added" has no effect when patches = false; remove it',
+                'patch_fusion = "added" has no effect when patches = false; write patch_fusion = "attended"',
             ),
             (
                 self.patch_fusion == "attended" or self.patch_positions,
