@@ -51,14 +51,14 @@ def asked(line: str, shell: str = "fish") -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("dit train --preset nano", ["nano", "nano-patches"]),
+        ("dit train --preset nano", ["nano", "nano-fast", "nano-patches"]),
         ("dit embed --preset m", ["medium", "mine.toml"]),
         ("dit presets dri", [name for name in preset_names() if name.startswith("drift")]),
         ("dit validate runs/", ["runs/a b", "runs/nano"]),
         ("dit sample --checkpoint runs/nano/", ["runs/nano/checkpoints/checkpoint_final.pt"]),
         ("dit train --resume --out runs/n", ["runs/nano"]),
         ("dit inspect-ckpt runs/e", []),
-        ("dit audit nano-", ["nano-patches"]),
+        ("dit audit nano-p", ["nano-patches"]),
         ("dit audit --select K", ["K1", "K2", "K3", "K4", "K5", "K6"]),
         ("dit audit --ignore K1,E5,K", ["K1,E5,K2", "K1,E5,K3", "K1,E5,K4", "K1,E5,K5", "K1,E5,K6"]),
         ("dit audit --explain a", ["all"]),
@@ -141,6 +141,7 @@ def test_in_fish(project, tmp_path):
     )
     assert [line.split("\t")[0] for line in run.stdout.splitlines()] == [
         "nano",
+        "nano-fast",
         "nano-patches",
         "runs/a b",
         "runs/nano",
@@ -150,7 +151,7 @@ def test_in_fish(project, tmp_path):
 def test_in_zsh(project, tmp_path):
     surroundings = installed_in("zsh", tmp_path / "home")
     # what zsh evaluates; it quotes the words itself
-    script = 'words=(dit train --preset nano-); CURRENT=4; _arguments() { print -r -- "$@" }; compdef() { }; '
+    script = 'words=(dit train --preset nano-p); CURRENT=4; _arguments() { print -r -- "$@" }; compdef() { }; '
     script += "source ~/.zfunc/_dit; _dit_completion"
     run = subprocess.run(["zsh", "-c", script], env=surroundings, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == '*: :(("nano-patches"))'

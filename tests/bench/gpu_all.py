@@ -46,7 +46,7 @@ from dittool.train.memory import step_memory
 from dittool.train.state import TrainState
 from dittool.validate.mode_losses import sample_losses
 
-PRESETS = ("nano", "nano-patches", "medium", "base", "large", "drift-b2", "drift-l2", "drift-mae")
+PRESETS = ("nano", "nano-fast", "nano-patches", "medium", "base", "large", "drift-b2", "drift-l2", "drift-mae")
 BUILT_IN = ("encoders.image=builtin:dinov3", "encoders.text=builtin:words", "encoders.vae=builtin:dct")
 TINY = ("model.depth=1", "model.width=32", "model.heads=2", "data.area=64x64")
 TINY_DRIFT = (
@@ -136,7 +136,11 @@ def configured(preset: str, options: argparse.Namespace, *overrides: str) -> Any
 
 
 def batch_of(preset: str, options: argparse.Namespace) -> int:
-    return 2 if options.tiny else {"nano": 64, "nano-patches": 64, "medium": 48, "base": 32, "large": 24}[preset]
+    return (
+        2
+        if options.tiny
+        else {"nano": 64, "nano-fast": 64, "nano-patches": 64, "medium": 48, "base": 32, "large": 24}[preset]
+    )
 
 
 @contextmanager

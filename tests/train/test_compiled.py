@@ -147,7 +147,10 @@ def test_a_run_is_compiled_by_its_key_and_ends_where_the_plain_one_ends(graphs, 
 def test_a_preset_is_compiled_where_there_is_a_gpu(wanted, on_cpu, on_gpu):
     config = load_config("nano", [f"train.compile={str(wanted).lower()}"])
     assert [state.compiles(config, torch.device(name)) for name in ("cpu", "cuda")] == [on_cpu, on_gpu]
-    assert all(load_config(name).train.compile == "gpu" for name in ("nano", "medium", "base", "large", "drift-l2"))
+    assert all(
+        load_config(name).train.compile == "gpu"
+        for name in ("nano", "nano-fast", "medium", "base", "large", "drift-l2")
+    )
 
 
 def test_a_run_is_not_compiled_without_the_key(graphs, tiny_shards, tmp_path):
