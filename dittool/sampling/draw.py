@@ -13,11 +13,12 @@ from PIL import Image
 from dittool.config.schema import LATER_SETTINGS, SampleSettings
 from dittool.console import SILENT, Talk, Task
 from dittool.geometry import Bucket
+from dittool.sampling.drawing import AT_ONCE, named_pixels
 from dittool.sampling.grid import labelled
 from dittool.sampling.guidance import BRANCHES
 from dittool.sampling.latents import SamplingCost, TextFeatures, guidance_rules, is_ever_guided, sampling_cost
 from dittool.sampling.picture_file import Output, seen_from, write_picture
-from dittool.sampling.pipeline import AT_ONCE, Pipeline, named_pixels
+from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.prompts import warn_of_prompt
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest

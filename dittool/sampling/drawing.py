@@ -1,11 +1,14 @@
-"""Prompt and reference → image: a checkpoint with the encoders that its data were made with."""
+"""Prompt and reference → image: a model with the encoders that its data were made with, wherever they come from.
+
+`sampling/pipeline.py` draws so from a checkpoint, `export/loaded` from a folder of diffusers, in which the source of
+this file travels: what it imports travels too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,27 +17,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.load import load_to_draw, require_fit
-from dittool.config.architectures import of_kind
-from dittool.config.load import config_from_dict, config_to_dict
-from dittool.config.schema import Config, SampleSettings
+from dittool.config.schema import SampleSettings
 from dittool.console import PythonWarnings
-from dittool.data.identity import differences
+from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import FP16, NONE, decode_patches, encode_patches, stored_grid
-from dittool.data.provenance import Provenance
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
-from dittool.devices import as_in_training, device_of_choice, in_parts
+from dittool.devices import as_in_training, in_parts
 from dittool.encoders.cards import EncoderCard
-from dittool.encoders.image import load_image_encoder
 from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
-from dittool.encoders.pretrained import place_of_weights
-from dittool.encoders.text import load_text_encoder
-from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import LARGEST_AREA, Bucket, nearest_bucket, parse_size, patch_grid
-from dittool.models.alignment import drawing_weights
-from dittool.models.build import build_model
 from dittool.models.conditioning import Conditions
 from dittool.models.dit import DiT
 from dittool.objective.flow import interpolate
@@ -48,6 +40,23 @@ _LARGEST_BATCH = 16
 
 Picture = Path | str | Image.Image | np.ndarray  # an array: (H, W, 3) uint8
 Encoder = TypeVar("Encoder", ImageEncoder, TextEncoder, LatentCodec)
+
+
+@dataclass(frozen=True)
+class DrawingFacts:
+    """What drawing has to know of a model and of its data, as plain values."""
+
+    step: int  # of the training
+    precision: str  # of the training: "fp32" or "bf16"
+    buckets: tuple[str, ...]  # "WIDTHxHEIGHT"
+    patch_size: int  # latent cells along one side of a token
+    reads_patches: bool  # of a reference, beside its CLS token
+    patch_fusion: str  # "attended" or "added"
+    image_patch_size: int  # pixels along one side of the image encoder's patch
+    patch_storage: str  # how the patches of the training were stored
+    latent_channels: int
+    stride: int  # pixels along one side of a latent cell
+    norm: LatentNorm
 
 
 @dataclass(frozen=True)
@@ -81,66 +90,37 @@ def named_pixels(image: Picture) -> np.ndarray:
         raise BadDataError(refused.message, f"crop or convert it, or name another: {kinds}") from refused
 
 
-class Pipeline:
-    """A trained model, ready to draw. Uses the EMA weights."""
+class Drawing(ABC):
+    """A trained model and its encoders, ready to draw."""
 
-    def __init__(self, model: DiT, config: Config, data: Provenance, step: int) -> None:
-        self.device = device_of_choice()
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        self.config, self.data, self.step = config, data, step
-        self.buckets = [Bucket(*parse_size(name)) for name in data.card.buckets]
-        self.image_patch_size = data.card.image.patch_size
-        self.weak: DiT | None = None  # to go away from: `with_weak`
+    weak: DiT | None = None  # to go away from by `cfg_weak`
 
-    @staticmethod
-    def load(checkpoint: Path) -> Pipeline:
-        """Raises `UnsafeFileError` or `BadDataError` for a file that is not one of our checkpoints or exports,
-        `UsageError` for a one-step generator.
-        """
-        content = load_to_draw(checkpoint)
-        config = of_kind(
-            config_from_dict(content["config"], str(checkpoint)),
-            str(checkpoint),
-            "prompts and references are drawn and judged with a rectified-flow transformer",
-            Config,
-        )
-        data = Provenance.from_json(content["data"], str(checkpoint))
-        model = build_model(config, data.widths.text, data.widths.image, data.widths.latent_channels)
-        weights = drawing_weights(content["ema"])
-        require_fit(weights, model.state_dict(), f"{checkpoint}: ema")
-        model.load_state_dict(weights)
-        return Pipeline(model, config, data, content["step"])
-
-    def with_weak(self, checkpoint: Path | str) -> Pipeline:
-        """The same, drawing away from a weak model by `cfg_weak`: an earlier checkpoint of the run, or a smaller or
-        less trained run on the same data; autoguidance, arXiv 2406.02507.
-
-        Raises `UsageError` and `BadDataError` as `load` does, and for a model of other data.
-        """
-        path = resolve_checkpoint(Path(checkpoint), optional=False)
-        other, guided = Pipeline.load(path), copy(self)
-        _require_same_latents(self, other, str(path))
-        guided.weak = other.model
-        return guided
+    def __init__(self, model: DiT, facts: DrawingFacts, device: torch.device) -> None:
+        self.model, self.facts, self.device = model, facts, device
+        self.buckets = [Bucket(*parse_size(name)) for name in facts.buckets]
+        self.image_patch_size = facts.image_patch_size
 
     @property
-    def settings(self) -> SampleSettings:
-        """The run's own sampling settings."""
-        return SampleSettings.of(self.config)
-
-    @cached_property
+    @abstractmethod
     def codec(self) -> LatentCodec:
-        return _checked(self.data.card.vae, load_codec(place_of_weights(self.data.card.vae.id)))
+        """That of the data; the two below likewise."""
 
-    @cached_property
-    def text_encoder(self) -> TextEncoder:
-        card = self.data.card.text
-        return _checked(card, load_text_encoder(place_of_weights(card.id), card.dtype, card.max_tokens))
+    @property
+    @abstractmethod
+    def text_encoder(self) -> TextEncoder: ...
 
-    @cached_property
-    def image_encoder(self) -> ImageEncoder:
-        card = self.data.card.image
-        return _checked(card, load_image_encoder(place_of_weights(card.id), card.dtype))
+    @property
+    @abstractmethod
+    def image_encoder(self) -> ImageEncoder: ...
+
+    @property
+    @abstractmethod
+    def settings(self) -> SampleSettings:
+        """The model's own sampling settings."""
+
+    @abstractmethod
+    def settings_with(self, changes: Mapping[str, object]) -> SampleSettings:
+        """The same with these changed. Raises `UsageError` for what is no setting."""
 
     def encode_reference(self, image: Picture) -> Reference:
         """The features of a reference image of any shape, bucketed as the training images were. Raises
@@ -159,11 +139,11 @@ class Pipeline:
         instead of at noise.
         """
         fitted, _ = fit_to_bucket(pixels, bucket)
-        return self.data.norm.apply(self.codec.encode(fitted[None]))[0]
+        return self.facts.norm.apply(self.codec.encode(fitted[None]))[0]
 
     def reference_from_pixels(self, pixels: np.ndarray) -> list[Reference]:
         """References from bucketed images of one size, (B, H, W, 3) uint8."""
-        features, stored_as = self.image_encoder.encode(pixels), self.data.card.patch_storage
+        features, stored_as = self.image_encoder.encode(pixels), self.facts.patch_storage
         storage = FP16 if stored_as == NONE else stored_as  # of a model that reads none
         bucket = Bucket(width=pixels.shape[2], height=pixels.shape[1])
         full_grid, grid = patch_grid(bucket.width, bucket.height, self.image_patch_size), self.reference_grid(bucket)
@@ -175,7 +155,7 @@ class Pipeline:
         """(rows, columns) of a reference's patches as the model was trained on them: pooled ones fill a smaller
         grid.
         """
-        return stored_grid(patch_grid(bucket.width, bucket.height, self.image_patch_size), self.data.card.patch_storage)
+        return stored_grid(patch_grid(bucket.width, bucket.height, self.image_patch_size), self.facts.patch_storage)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Text features (B, L, D), padded, and their mask (B, L)."""
@@ -193,14 +173,14 @@ class Pipeline:
             single = Conditions(text, mask, None, None, self.reference_grid(bucket))
         else:
             self._require_addable(reference, bucket)
-            patches = reference.patches[None] if self.config.model.patches else None
+            patches = reference.patches[None] if self.facts.reads_patches else None
             single = Conditions(text, mask, reference.cls[None], patches, reference.grid)
         return single.map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
     def _require_addable(self, reference: Reference, bucket: Bucket) -> None:
-        cell = self.data.card.vae.stride * self.config.model.patch_size
+        cell = self.facts.stride * self.facts.patch_size
         tokens = bucket.height // cell, bucket.width // cell
-        if self.config.model.patch_fusion == "added" and reference.grid != tokens:
+        if self.facts.patch_fusion == "added" and reference.grid != tokens:
             raise UsageError(
                 f"a reference of {reference.bucket.name} has {reference.grid[0]}×{reference.grid[1]} patches, and a"
                 f" picture of {bucket.name} has {tokens[0]}×{tokens[1]} tokens: this model adds one to each",
@@ -225,7 +205,7 @@ class Pipeline:
                 f"--size {size[0]}x{size[1]}: {size[0] * size[1]:,} pixels, at most {LARGEST_AREA:,}",
                 "choose a smaller size",
             )
-        multiple = self.data.card.vae.stride * self.config.model.patch_size
+        multiple = self.facts.stride * self.facts.patch_size
         if size[0] % multiple or size[1] % multiple:
             raise UsageError(
                 f"--size {size[0]}x{size[1]}: sides must be multiples of {multiple}",
@@ -235,8 +215,8 @@ class Pipeline:
 
     def noise(self, bucket: Bucket, seeds: list[int]) -> Tensor:
         """(B, C, H, W) N(0, 1), one seed a sample: a sample does not depend on its neighbours in the batch."""
-        stride = self.data.card.vae.stride
-        shape = (self.data.widths.latent_channels, bucket.height // stride, bucket.width // stride)
+        stride = self.facts.stride
+        shape = (self.facts.latent_channels, bucket.height // stride, bucket.width // stride)
         return torch.stack(
             [
                 torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed("sampling", seed)))
@@ -262,7 +242,7 @@ class Pipeline:
             part = conditions.map(lambda tensor: tensor[rows].to(self.device))
             avoided = None if negative is None else negative.rows(rows, self.device)
             begin, chosen = z[rows].to(self.device), settings or self.settings
-            with as_in_training(self.device, self.config.train.precision):
+            with as_in_training(self.device, self.facts.precision):
                 made = sample_latents(self.model, part, begin, chosen, strength, avoided, self.weak)
             return made.cpu()
 
@@ -287,14 +267,14 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Normalised latents (B, C, H, W) → pixels (B, 8·H, 8·W, 3) uint8."""
-        values = self.data.norm.invert(latents)
+        values = self.facts.norm.invert(latents)
         return np.concatenate(in_parts(lambda rows: self.codec.decode(values[rows]), len(values), _LARGEST_BATCH))
 
     def decode_drawn(self, latents: Tensor) -> np.ndarray:
         """`decode` of what the model has drawn. Raises `BadDataError` when that holds NaN or infinity."""
         if bad := int((~torch.isfinite(latents)).flatten(1).any(dim=1).sum()):
             raise BadDataError(
-                f"step {self.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity",
+                f"step {self.facts.step}: {bad} of {len(latents)} drawn latents hold NaN or infinity",
                 "audit it: dit audit CHECKPOINT",
             )
         return self.decode(latents)
@@ -328,7 +308,7 @@ class Pipeline:
         """
         prompts = require_prompts(prompt, reference is not None)
         avoiding = [] if negative is None else require_prompts(negative, True)[:1]
-        chosen, strength = self._settings_with(settings), require_strength(strength, init is not None)
+        chosen, strength = self.settings_with(settings), require_strength(strength, init is not None)
         seeds = require_seeds(count, seed)
         for words in (*prompts, *avoiding):
             warn_of_prompt(words, self.text_encoder, PythonWarnings())
@@ -346,46 +326,8 @@ class Pipeline:
                 drawn += list(self.pixels(conditions, bucket, batch, chosen, latent, strength, avoided))
         return [Image.fromarray(picture) for picture in drawn]
 
-    def _settings_with(self, changes: dict[str, object]) -> SampleSettings:
-        """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value
-        that it cannot have.
-        """
-        if not changes:
-            return self.settings
-        tree = config_to_dict(self.config)
-        tree["sample"] |= changes
-        return SampleSettings.of(of_kind(config_from_dict(tree, "the call"), "the call", "a pipeline samples", Config))
 
-
-def _require_same_latents(pipeline: Pipeline, weak: Pipeline, source: str) -> None:
-    """Raises `BadDataError` unless a weak model can be given what the model is given, and answers in its latents."""
-    ours, theirs = pipeline.data, weak.data
-    patch_sizes = weak.config.model.patch_size, pipeline.config.model.patch_size
-    same_data = ours.identity_hash == theirs.identity_hash or ours.is_same_data(theirs)
-    reasons = {
-        "it was trained on other features: "
-        + (
-            "; ".join(differences(theirs.identity.to_json(), ours.identity.to_json())) or "the identity hashes differ"
-        ): (same_data),
-        "its latents are normalised otherwise": ours.norm == theirs.norm,
-        "it reads a reference's patches and this one does not": (
-            pipeline.config.model.patches or not weak.config.model.patches
-        ),
-        f"its patch size {patch_sizes[0]} does not divide this one's {patch_sizes[1]}": (
-            patch_sizes[1] % patch_sizes[0] == 0
-        ),
-        f"it adds patches to tokens of {patch_sizes[0]} cells, and this one's have {patch_sizes[1]}": (
-            weak.config.model.patch_fusion == "attended" or patch_sizes[0] == patch_sizes[1]
-        ),
-    }
-    if wrong := [reason for reason, fits in reasons.items() if not fits]:
-        raise BadDataError(
-            f"{source} cannot be the weak model: {'; '.join(wrong)}",
-            "name an earlier checkpoint of this run, or a smaller model of the same shards",
-        )
-
-
-def _checked(trained: EncoderCard, encoder: Encoder) -> Encoder:
+def same_weights(trained: EncoderCard, encoder: Encoder) -> Encoder:
     """Refuses an encoder whose weights are not those that made the training features."""
     found = encoder.card
     if trained.weights != found.weights:

@@ -1,21 +1,16 @@
-"""One-step generation: a class, a guidance scale and a seed become an image in one evaluation of the network.
+"""`dit sample --class`: a one-step generator read from a checkpoint, and its pictures as files.
 
-Image i has seed + i and depends on nothing else, so that one of several can be drawn again alone, but for rounding.
-`--from` draws its whole batch again and gives the same bits.
+Image i has seed + i. `--from` draws its whole batch again and gives the same bits.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import load_to_draw, require_fit
@@ -24,14 +19,14 @@ from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
 from dittool.data.provenance import Provenance
-from dittool.devices import as_in_training, device_of_choice, in_parts
+from dittool.devices import device_of_choice
 from dittool.encoders.interfaces import LatentCodec
 from dittool.encoders.pretrained import place_of_weights
 from dittool.encoders.vae import load_codec
-from dittool.errors import BadDataError, UsageError, listed
+from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_generator
-from dittool.models.drift_dit import ClassConditions
-from dittool.sampling.arguments import require_seeds
+from dittool.models.drift_dit import DriftDiT
+from dittool.sampling.one_step_drawing import OneStepDrawing, OneStepFacts, batches_of_seeds
 from dittool.sampling.picture_file import (
     Output,
     file_of,
@@ -42,10 +37,8 @@ from dittool.sampling.picture_file import (
 )
 from dittool.sampling.repeat import DrawnImage, Repeat, compare, made_with, warn_of_other_files
 from dittool.sampling.request import SampleOptions
-from dittool.seeding import derive_seed
 from dittool.storage import file_sha256, output_folder
 
-_BATCH = 32
 _SHARED_OPTIONS = ("again", "checkpoint", "count", "seed")  # with drawing from prompts and references
 
 
@@ -61,12 +54,15 @@ class OneStepRequest:
     repeat: Repeat | None = None
 
 
-class OneStepPipeline:
+class OneStepPipeline(OneStepDrawing):
     """A trained generator, ready to draw. Uses the EMA weights."""
 
-    def __init__(self, model: nn.Module, config: DriftConfig, data: Provenance, classes: list[str], step: int) -> None:
-        self.device = device_of_choice()
-        self.model = model.to(self.device).eval().requires_grad_(False)
+    def __init__(self, model: DriftDiT, config: DriftConfig, data: Provenance, classes: list[str], step: int) -> None:
+        device = device_of_choice()
+        facts = OneStepFacts(
+            step, config.train.precision, tuple(classes), config.sample.alpha, config.drift.alpha_max, data.norm
+        )
+        super().__init__(model.to(device).eval().requires_grad_(False), facts, device)
         self.config, self.data, self.classes, self.step = config, data, classes, step
 
     @staticmethod
@@ -102,94 +98,6 @@ class OneStepPipeline:
                 "restore the weights of that time, or train again",
             )
         return codec
-
-    def label(self, name: str) -> int:
-        """The number of a class given by its name or number. Raises `UsageError` with the nearest name."""
-        if name in self.classes:
-            return self.classes.index(name)
-        if name.isdecimal() and int(name) < len(self.classes):
-            return int(name)
-        close = difflib.get_close_matches(name, self.classes, n=1)
-        shown = listed(self.classes, most=8)
-        guess = f"did you mean '{close[0]}'? " if close else ""
-        raise UsageError(
-            f"--class {name}: not one of the {len(self.classes)} classes ({shown})",
-            f"{guess}give a name, or a number from 0",
-        )
-
-    def guidance_scale(self, alpha: float | None) -> float:
-        """The run's own, or the wanted one. Raises `UsageError` outside of what was trained."""
-        alpha = self.config.sample.alpha if alpha is None else alpha
-        if not 1 <= alpha <= self.config.drift.alpha_max:
-            largest = self.config.drift.alpha_max
-            raise UsageError(
-                f"--alpha {alpha:g}: trained were scales from 1 to {largest:g}", "choose one between; 1 is no guidance"
-            )
-        return alpha
-
-    @torch.inference_mode()
-    def latents(self, labels: list[int], alpha: float, seeds: list[int]) -> Tensor:
-        """Normalised latents (n, C, h, w), one evaluation each."""
-
-        def drawn(rows: slice) -> Tensor:
-            noise, style = self._draws(seeds[rows])
-            conditions = ClassConditions(torch.tensor(labels[rows], device=self.device), style.to(self.device))
-            scales = torch.full((len(noise),), alpha, device=self.device)
-            with as_in_training(self.device, self.config.train.precision):
-                made = self.model(noise.to(self.device), scales, conditions)
-            return made.float().cpu()
-
-        return torch.cat(in_parts(drawn, len(seeds), _BATCH))
-
-    def decode(self, latents: Tensor) -> np.ndarray:
-        """Normalised latents → pixels (n, H, W, 3) uint8."""
-        values = self.data.norm.invert(latents)
-        return np.concatenate(in_parts(lambda rows: self.codec.decode(values[rows]), len(values), _BATCH))
-
-    def __call__(
-        self,
-        label: str | int | Sequence[str | int] | None = None,
-        alpha: float | None = None,
-        count: int = 1,
-        seed: int = 0,
-        **others: object,
-    ) -> list[Image.Image]:
-        """`count` pictures of each class (None: of every class), as `dit sample --class` draws them. Picture i of a
-        class has seed + i.
-
-        Args:
-            label: name or number of a class, or a list of them.
-            alpha: guidance scale; None: the run's own.
-
-        Raises `UsageError` for what cannot be meant.
-        """
-        if others:
-            raise UsageError(
-                f"{', '.join(others)}: no effect on a one-step generator, which knows classes and neither prompts nor"
-                " references",
-                'for example: pipe("red-circle", alpha=1.5, count=4)',
-            )
-        chosen = label if isinstance(label, (list, tuple)) else self.classes if label is None else [label]
-        seeds, scale = require_seeds(count, seed), self.guidance_scale(alpha)
-        drawn: list[Image.Image] = []
-        for number in [self.label(str(name)) for name in chosen]:
-            for batch in _batches(seeds[0], count):
-                drawn += map(Image.fromarray, self.decode(self.latents([number] * len(batch), scale, batch)))
-        return drawn
-
-    def _draws(self, seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """Noise (n, C, h, w) and style (n, S): one seed a sample."""
-        model = self.config.model
-        generators = [torch.Generator().manual_seed(derive_seed("one step", seed)) for seed in seeds]
-        noise = torch.stack(
-            [torch.randn(model.channels, *model.cells, generator=generator) for generator in generators]
-        )
-        return noise, torch.stack(
-            [
-                torch.randint(model.style_codebook, (model.style_tokens,), generator=generator)
-                for generator in generators
-            ]
-        )
 
 
 def asks_for_one_step(options: SampleOptions, classes: Sequence[str], alpha: float | None) -> bool:
@@ -268,7 +176,7 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT, force:
     warn_of_other_files(request.repeat, common, talk)
     drawn = []
     with talk.progress("sample", total, "image") as task:
-        for name, seeds in ((name, seeds) for name in names for seeds in _batches(request.seed, request.count)):
+        for name, seeds in ((name, seeds) for name in names for seeds in batches_of_seeds(request.seed, request.count)):
             images = pipeline.decode(pipeline.latents([pipeline.label(name)] * len(seeds), alpha, seeds))
             for seed, pixels in zip(seeds, images, strict=True):
                 if keep not in (None, seed):
@@ -280,11 +188,6 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT, force:
                 drawn.append(DrawnImage(path, settings, same))
                 task.advance()
     return drawn
-
-
-def _batches(first: int, count: int) -> list[list[int]]:
-    """The seeds of images that are drawn together."""
-    return [list(range(start, min(start + _BATCH, first + count))) for start in range(first, first + count, _BATCH)]
 
 
 def _stem(request: OneStepRequest, label: int, seed: int) -> str:

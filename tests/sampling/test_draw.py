@@ -93,7 +93,7 @@ def test_a_reference_that_is_no_image_is_named(checkpoint, tmp_path):
 
 def test_nan_is_not_drawn(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "dittool.sampling.pipeline.sample_latents",
+        "dittool.sampling.drawing.sample_latents",
         lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan),
     )
     with pytest.raises(BadDataError, match="NaN"):

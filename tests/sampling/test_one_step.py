@@ -86,7 +86,7 @@ def pixels(path):
 
 
 def test_every_picture_of_several_batches_is_drawn_again_to_the_same_bits(dit, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("dittool.sampling.one_step._BATCH", 3)
+    monkeypatch.setattr("dittool.sampling.one_step_drawing._BATCH", 3)
     drawn = draw_classes(OneStepRequest(checkpoint, ("green-square", "0"), 1.5, 4, 7), tmp_path)
     assert [image.settings["batch"] for image in drawn[:4]] == [[7, 3]] * 3 + [[10, 1]]
     for image in (drawn[1], drawn[3], drawn[6]):

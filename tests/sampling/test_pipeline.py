@@ -303,7 +303,7 @@ def test_what_a_call_cannot_mean_is_a_usage_error(pipeline, call, said):
 
 def test_a_model_that_draws_nan_is_an_error_and_no_picture(pipeline, monkeypatch):
     monkeypatch.setattr(
-        "dittool.sampling.pipeline.sample_latents",
+        "dittool.sampling.drawing.sample_latents",
         lambda _model, _conditions, noise, *_: torch.full_like(noise, torch.nan),
     )
     with pytest.raises(BadDataError, match="NaN"):
