@@ -22,7 +22,7 @@ from dittool.data.features.embed import embed
 from dittool.data.shards.write import shard
 from dittool.demo.checker import SCENE_CHECKER
 from dittool.demo.drawing import draw_dataset
-from dittool.errors import BadDataError
+from dittool.errors import BadDataError, Interrupted
 from dittool.families.family import specimen_of
 from dittool.sampling.draw import draw
 from dittool.sampling.repeat import DrawnImage
@@ -114,4 +114,6 @@ def _train(config: ImageConfig, shards: Path, out: Path, talk: Talk) -> Path:
         return finals[0]
     done = train(config, shards, out, resume=bool(existing), talk=talk)
     assert done is not None, "only under torchrun do processes other than the first return nothing"
+    if done.signal_number is not None:  # training is at its end, the demo is not
+        raise Interrupted("trained, and not judged yet", "the same dit demo command goes on", done.signal_number)
     return done.checkpoint
