@@ -28,7 +28,7 @@ from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.seen import Seen
 from dittool.data.source.sources import list_source, source_root
-from dittool.data.source.tar import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
+from dittool.data.source.archive import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
 from dittool.geometry import Bucket, crop_box, nearest_bucket
 
 _REPEATS = re.compile(r"\d+_.")

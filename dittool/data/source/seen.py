@@ -21,7 +21,7 @@ import numpy as np
 
 from dittool.data.records import UNKNOWN_WORDS, Record, record_from_json, record_to_json
 from dittool.data.source.item import SourceItem
-from dittool.data.source.tar import TarMember, tar_of
+from dittool.data.source.archive import TarMember, tar_of
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.storage import mapped_rows, read_json_lines, write_atomic

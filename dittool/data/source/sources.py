@@ -21,7 +21,7 @@ from dittool.data.source.columns import CAPTION_COLUMNS, PATH_COLUMNS
 from dittool.data.source.folder import FOLDER_NAMES, classes_source, walk
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
-from dittool.data.source.tar import TAR_SUFFIX, tar_source, tars_source
+from dittool.data.source.archive import TAR_SUFFIX, tar_source, tars_source
 from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean

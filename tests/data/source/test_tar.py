@@ -16,7 +16,7 @@ import pytest
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels, scan, summary
 from dittool.data.source.sources import list_source, source_root
-from dittool.data.source.tar import image_in_tar, read_image_member
+from dittool.data.source.archive import image_in_tar, read_image_member
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.geometry import Bucket
 from tests.data.source.picture_files import encoded, picture
