@@ -40,7 +40,7 @@ EVERY_STAGE = [Stage.all]
 def main(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="Folder of captioned images, a list (.jsonl .csv .parquet), tars.")
+        Path, typer.Argument(metavar="SOURCE", help="Folder of images, a list, tars, zips, tables, hf://datasets/….")
     ] = Path("data/images"),
     out: Annotated[
         Path | None,
@@ -93,6 +93,7 @@ def main(
     from dittool.config.architectures import image_config
     from dittool.config.load import load_config
     from dittool.data.records import STAGES
+    from dittool.data.source.hub import source_at
     from dittool.errors import UsageError
 
     modes = estimate + verify + rebuild + (preview is not None)
@@ -100,9 +101,7 @@ def main(
         together = "--preview, --estimate, --verify, --rebuild, --into-shards and --part do not go together"
         raise UsageError(together, "run one after the other; --into-shards and --part do")
     if shard_size is not None and not into_shards:
-        raise UsageError(
-            "--shard-size: no effect without --into-shards", "leave it out, or see: dit shard --shard-size"
-        )
+        raise UsageError("--shard-size: no effect without --into-shards", "leave it out, or see dit shard --shard-size")
     out = out or Path("data/shards" if into_shards else "data/derived")
     console = console_for(json, quiet, verbose)
     wanted = STAGES if Stage.all in stages else tuple(stage.value for stage in stages)
@@ -111,6 +110,7 @@ def main(
         _verify(out, wanted, console)
         return
     config = image_config(load_config(preset, overrides), f"--preset {preset}", "dit embed makes features of images")
+    source = source_at(source, console)
     if preview is not None:
         require_effect(context, "with --preview", "preview", "source", "preset", "overrides")
         _preview(source, preview, config, console)

@@ -57,6 +57,7 @@ class Record:
     id: str  # safe key: file and member names
     name: str  # what the source calls it
     # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
+    # (a zip likewise), "NAME.parquet/COLUMN/ROW" in a table
     image: str
     status: str  # "used" or "refused"
     reason: str = ""  # why it was refused: a short code, for counting

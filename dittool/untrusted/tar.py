@@ -70,7 +70,7 @@ def tar_members(path: Path, of_folder: bool = False) -> list[Member]:
             else:
                 name, size = extended.get("path", name), _extended_int(path, position, extended.get("size"), size)
                 if kind == _FOLDER:
-                    _require_inside(path, name)
+                    require_inside(path, name)
                 else:
                     members.append((_folder_member if of_folder else _member)(path, position, name, start, size))
                 extended = {}
@@ -162,7 +162,7 @@ def _folder_member(path: Path, position: int, name: str, start: int, size: int) 
     """A file of a tar that was made of a folder. Hidden files, which some systems add, and files without a suffix
     belong to no sample.
     """
-    name = _require_inside(path, name)
+    name = require_inside(path, name)
     folder, slash, base = name.rpartition("/")
     key, dot, suffix = base.partition(".")
     hidden = any(part.startswith(".") for part in name.split("/"))
@@ -173,16 +173,16 @@ def _folder_member(path: Path, position: int, name: str, start: int, size: int) 
     )
 
 
-def _require_inside(path: Path, name: str) -> str:
+def require_inside(path: Path, name: str) -> str:
     """The name without what means here. Raises `UnsafeFileError` when it leads elsewhere, or is no name."""
     plain = name.removeprefix("./").rstrip("/")
     parts = plain.split("/")
     if name.rstrip("/") in (".", ""):
         return ""
     if "\\" in plain or not plain.isprintable() or len(plain) > _LONGEST_PATH:
-        raise UnsafeFileError(f"{path}: member name {name!a} is not a plain path", "do not use this tar")
+        raise UnsafeFileError(f"{path}: member name {name!a} is not a plain path", "do not use this archive")
     if any(not part or part.startswith("..") or part == "." or len(part) > _LONGEST_NAME for part in parts):
-        raise UnsafeFileError(f"{path}: member name {name!a} leads elsewhere", "do not use this tar")
+        raise UnsafeFileError(f"{path}: member name {name!a} leads elsewhere", "do not use this archive")
     return plain
 
 

@@ -1,11 +1,11 @@
-"""WebDataset tars of images with captions as a source: one .tar, or a folder of them. Read by byte range, never
+"""Tars and zips of images with captions as a source: one archive, or those of a folder. Read by byte range, never
 extracted.
 
-A sample is what lies under one key, the text before a member's first dot: one image (KEY.jpg, .png …) with its caption
-in KEY.txt or KEY.caption, which is one caption however many lines it has, or else in KEY.json: text, a list of texts,
-or an object with a caption under a usual key, or the one that `data.caption_column` names. A .json beside a text is
-metadata and not looked at. An image's path is written NAME.tar/KEY.jpg; a key has the folders before it, where the tar
-was made of a folder.
+A sample is what lies under one key: one image (KEY.jpg, .png …) with its caption in KEY.txt or KEY.caption, which is
+one caption however many lines it has, or else in KEY.json: text, a list of texts, or an object with a caption under a
+usual key, or the one that `data.caption_column` names. A .json beside a text is metadata and not looked at. In a tar,
+which is WebDataset's, a key ends at the first dot; in a zip, which is a folder that was packed, at the last one. An
+image's path is written NAME.tar/KEY.jpg; a key has the folders before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from dittool.data.source.captions import LARGEST_CAPTION, LARGEST_JSON, CaptionRefused, read_caption
 from dittool.data.source.columns import read_caption_json
-from dittool.data.source.folder import Walked
 from dittool.data.source.images import LARGEST_FILE, ImageRefused
 from dittool.data.source.item import (
     AUTO,
@@ -32,65 +31,55 @@ from dittool.data.source.item import (
     suffix_of,
 )
 from dittool.errors import BadDataError, DitError
-from dittool.untrusted.tar import Member, group_samples, tar_members
+from dittool.untrusted.tar import group_samples, tar_members
+from dittool.untrusted.zip_members import ZipMember, read_zip_member, zip_members
 
-TAR_SUFFIX = ".tar"
+TAR_SUFFIX, ZIP_SUFFIX = ".tar", ".zip"
+ARCHIVE_SUFFIXES = (TAR_SUFFIX, ZIP_SUFFIX)
 _IMAGE_ENDINGS = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _TEXTS, _JSON = tuple(suffix.removeprefix(".") for suffix in CAPTION_SUFFIXES), "json"
-_TARS_IN_MEMORY = 64
+_ARCHIVES_IN_MEMORY = 64
+_OF_A_MAC = "__MACOSX/"  # where its archiver keeps what is no file of the folder
 
 
 @dataclass(frozen=True)
-class TarMember:
-    """The bytes [offset, offset + size) of a tar."""
+class ArchiveMember:
+    """A file in a tar or a zip."""
 
-    tar: Path
+    archive: Path
     name: str  # KEY.SUFFIX
-    offset: int
     size: int
+    place: int | ZipMember  # in a tar its bytes are [place, place + size)
     pairing: Pairing = AUTO  # which key of a .json holds the caption
 
     def read(self) -> bytes:
-        """Raises OSError."""
-        with self.tar.open("rb") as file:
-            file.seek(self.offset)
+        """Raises OSError, and `BadDataError` for a damaged member of a zip."""
+        if isinstance(self.place, ZipMember):
+            return read_zip_member(self.archive, self.place)
+        with self.archive.open("rb") as file:
+            file.seek(self.place)
             return file.read(self.size)
 
 
-def tar_source(path: Path, pairing: Pairing = AUTO) -> Source:
-    """The samples of one tar; an item's name is its key. Raises `BadDataError` for a damaged tar, `UnsafeFileError`
-    for an unsafe one.
+Sample = dict[str, ArchiveMember]  # suffix without its dot → member
+
+
+def archive_source(path: Path, pairing: Pairing = AUTO) -> Source:
+    """The samples of one archive; an item's name is its key. Raises `BadDataError` for a damaged one,
+    `UnsafeFileError` for an unsafe one.
     """
-    items, ignored = _samples_of(path, path.name, pairing)
-    return Source("tar", path.parent, items, dict(ignored))
+    items, ignored = samples_of(path, path.name, pairing)
+    return Source(suffix_of(path.name).removeprefix("."), path.parent, items, dict(ignored))
 
 
-def tars_source(folder: Path, tars: Sequence[str], walked: Walked, pairing: Pairing = AUTO) -> Source:
-    """The samples of a folder's tars (relative paths); an item's name is TAR/KEY, because many sets count their
-    keys anew in each tar.
-    """
-    items = list(walked.problems)
-    ignored = walked.ignored + Counter(suffix_of(path) or "no suffix" for path in walked.files if path not in tars)
-    for tar in tars:
-        found, others = _samples_of(folder / tar, tar, pairing)
-        items += [replace(item, name=f"{stem_of(tar)}/{item.name}") for item in found]
-        ignored += others
-    return Source("tar", folder, items, dict(ignored))
-
-
-def image_in_tar(path: Path) -> bool:
-    """Whether the path leads into a tar: `some.tar/KEY.jpg`, with a file called some.tar."""
-    return tar_of(path) is not None
-
-
-def read_image_member(path: Path) -> bytes:
-    """The bytes of the image at `some.tar/KEY.jpg`. Raises `ImageRefused`."""
-    tar = tar_of(path) or path.parent
+def read_image_member(archive: Path, name: str) -> bytes:
+    """The bytes of the image that the archive holds under this name. Raises `ImageRefused`."""
+    path = archive / name
     try:
-        status = tar.stat()
-        member = _members_by_name(tar, status.st_size, status.st_mtime_ns).get(path.relative_to(tar).as_posix())
+        status = archive.stat()
+        member = _members_by_name(archive, status.st_size, status.st_mtime_ns).get(name)
         if member is None:
-            raise ImageRefused("no-image", "no such member in the tar", str(path))
+            raise ImageRefused("no-image", f"no such member in the {suffix_of(archive.name)[1:]}", str(path))
         if member.size > LARGEST_FILE:
             raise ImageRefused(
                 "too-large", f"{member.size:,} bytes, an image file has at most {LARGEST_FILE:,}", str(path)
@@ -99,12 +88,12 @@ def read_image_member(path: Path) -> bytes:
     except ImageRefused:
         raise
     except OSError as error:
-        raise ImageRefused("unreadable", f"the tar cannot be read: {error.strerror}", str(path)) from error
+        raise ImageRefused("unreadable", f"the archive cannot be read: {error.strerror}", str(path)) from error
     except DitError as error:  # it was whole when it was listed
         raise ImageRefused("unreadable", error.message, str(path)) from error
 
 
-def read_caption_member(member: TarMember) -> tuple[str, int]:
+def read_caption_member(member: ArchiveMember) -> tuple[str, int]:
     """The caption in a .txt or .json member, and how many further ones there are. Raises `CaptionRefused`."""
     is_json = member.name.endswith(f".{_JSON}")
     largest = LARGEST_JSON if is_json else LARGEST_CAPTION
@@ -112,23 +101,26 @@ def read_caption_member(member: TarMember) -> tuple[str, int]:
         raise CaptionRefused(
             "caption-too-long",
             f"{member.name} has {member.size:,} bytes, at most {largest:,} are read",
-            str(member.tar),
+            str(member.archive),
         )
     try:
         raw = member.read()
     except OSError as error:
         raise CaptionRefused(
-            "caption-unreadable", f"the tar cannot be read: {error.strerror}", str(member.tar)
+            "caption-unreadable", f"the archive cannot be read: {error.strerror}", str(member.archive)
         ) from error
+    except BadDataError as error:
+        raise CaptionRefused("caption-unreadable", error.message, str(member.archive)) from error
     return read_caption_json(raw, member.pairing) if is_json else (read_caption(raw), 0)
 
 
-def _samples_of(path: Path, shown_as: str, pairing: Pairing) -> tuple[list[SourceItem], Counter[str]]:
+def samples_of(path: Path, shown_as: str, pairing: Pairing) -> tuple[list[SourceItem], Counter[str]]:
     """One item a sample, images written `shown_as`/KEY.jpg; and what other members there are, by suffix."""
     items: list[SourceItem] = []
     ignored: Counter[str] = Counter()
     endings = {pairing.captions} & set(_TEXTS) or set(_TEXTS)
     samples, strangers = _checked_samples(path)
+    ends = "a key ends at the first dot" if _is_tar(path) else "both have the same name before their suffix"
     ignored.update(strangers)
     for key, members in samples.items():
         images = _ending_in(members, _IMAGE_ENDINGS)
@@ -136,18 +128,19 @@ def _samples_of(path: Path, shown_as: str, pairing: Pairing) -> tuple[list[Sourc
         ignored.update(
             f".{suffix.rpartition('.')[2]}" for suffix in members if suffix not in images and suffix not in texts
         )
+        if not images and not texts and not _is_tar(path):  # in a folder it would be passed over, too
+            continue
         item = SourceItem(key, f"{shown_as}/{key}.{images[0]}" if images else "")
         if texts:
-            member = members[texts[0]]
-            item = replace(item, caption=TarMember(path, f"{key}.{texts[0]}", member.offset, member.size, pairing))
+            item = replace(item, caption=replace(members[texts[0]], pairing=pairing))
         which = ': data.captions = "txt" or "caption"' if set(texts) == set(_TEXTS) else ""
         problems = (
             (not images, "no-image", f"no image among its members: {_names(members)}"),
-            (len(images) > 1, "two-images", f"{_names(images)}: a key ends at the first dot, so both belong to it"),
+            (len(images) > 1, "two-images", f"{_names(images)}: {ends}, so both belong to it"),
             (
                 not texts,
                 "no-caption",
-                f"no {' or '.join(f'{shown(key)}.{ending}' for ending in (*_TEXTS, _JSON))} in the tar",
+                f"no {' or '.join(f'{shown(key)}.{ending}' for ending in (*_TEXTS, _JSON))} in it",
             ),
             (len(texts) > 1, "two-captions", f"{_names(texts)} both belong to it{which}"),
         )
@@ -156,49 +149,72 @@ def _samples_of(path: Path, shown_as: str, pairing: Pairing) -> tuple[list[Sourc
     return items, ignored
 
 
-def _ending_in(members: dict[str, Member], endings: frozenset[str] | set[str]) -> list[str]:
+def _ending_in(members: Sample, endings: frozenset[str] | set[str]) -> list[str]:
     """The suffixes that are one of `endings`; when none is, those that end in one (KEY.v1.jpg)."""
     return [suffix for suffix in members if suffix in endings] or [
         suffix for suffix in members if suffix.rpartition(".")[2] in endings
     ]
 
 
-def _names(suffixes: Sequence[str] | dict[str, Member]) -> str:
+def _names(suffixes: Sequence[str] | Sample) -> str:
     return ", ".join(f".{suffix}" for suffix in suffixes)
 
 
-def _checked_samples(path: Path) -> tuple[dict[str, dict[str, Member]], Counter[str]]:
-    """The tar's samples, and what belongs to none. Raises `BadDataError` or `UnsafeFileError` that say what to do with
-    a source.
+def _checked_samples(path: Path) -> tuple[dict[str, Sample], Counter[str]]:
+    """The archive's samples, and what belongs to none. Raises `BadDataError` or `UnsafeFileError` that say what to do
+    with a source.
     """
+    kind = suffix_of(path.name)[1:]
     if not path.is_file():  # a pipe would wait for ever
-        raise BadDataError(f"{path}: not a regular file", "give a .tar file, or a folder of them")
+        raise BadDataError(f"{path}: not a regular file", f"give a .{kind} file, or a folder of them")
     try:
-        members = tar_members(path, of_folder=True)
-        samples = group_samples(path, [member for member in members if member.suffix], adjacent=False)
+        samples, strangers = _samples_of_tar(path) if _is_tar(path) else _samples_of_zip(path)
     except OSError as error:
         raise BadDataError(f"{path}: cannot be read: {error.strerror}", "check the path and its permissions") from error
-    except DitError as error:  # its own hint is about the shards that `dit shard` makes
+    except DitError as error:  # its own hint may be about the shards that `dit shard` makes
         hint = (
-            "a source tar holds KEY.jpg and KEY.txt, also in folders, each once, and no links: copy it again, or make"
-            " it again, or take it out"
+            f"a source {kind} holds KEY.jpg and KEY.txt, also in folders, each once, and no links: copy it again, or"
+            " make it again, or take it out"
         )
         raise type(error)(error.message, hint) from error
-    if not members:
-        raise BadDataError(f"{path}: the tar is empty", "copy it again, or take it out of the source")
-    strangers = [member.key.rpartition("/")[2] for member in members if not member.suffix]
-    return samples, Counter("no suffix" if name and "." not in name else "hidden" for name in strangers)
+    if not samples and not strangers:
+        raise BadDataError(f"{path}: the {kind} is empty", "copy it again, or take it out of the source")
+    return samples, strangers
 
 
-def tar_of(path: Path) -> Path | None:
-    """The tar that a path leads into."""
-    return next((parent for parent in path.parents if parent.suffix.lower() == TAR_SUFFIX and parent.is_file()), None)
+def _is_tar(path: Path) -> bool:
+    return suffix_of(path.name) == TAR_SUFFIX
 
 
-@lru_cache(maxsize=_TARS_IN_MEMORY)
-def _members_by_name(path: Path, size: int, modified: int) -> dict[str, TarMember]:
-    """The tar's members; `size` and `modified` tell a tar that was replaced from the one that was read before."""
-    return {
-        f"{m.key}.{m.suffix}": TarMember(path, f"{m.key}.{m.suffix}", m.offset, m.size)
-        for m in tar_members(path, of_folder=True)
+def _samples_of_tar(path: Path) -> tuple[dict[str, Sample], Counter[str]]:
+    members = tar_members(path, of_folder=True)
+    groups = group_samples(path, [member for member in members if member.suffix], adjacent=False)
+    samples = {
+        key: {suffix: ArchiveMember(path, f"{key}.{suffix}", m.size, m.offset) for suffix, m in group.items()}
+        for key, group in groups.items()
     }
+    names = [member.key.rpartition("/")[2] for member in members if not member.suffix]
+    return samples, Counter("no suffix" if name and "." not in name else "hidden" for name in names)
+
+
+def _samples_of_zip(path: Path) -> tuple[dict[str, Sample], Counter[str]]:
+    samples: dict[str, Sample] = {}
+    strangers: Counter[str] = Counter()
+    for member in zip_members(path):
+        hidden = member.name.startswith(_OF_A_MAC) or any(part.startswith(".") for part in member.name.split("/"))
+        suffix = suffix_of(member.name).removeprefix(".")
+        if hidden or not suffix:
+            strangers["hidden" if hidden else "no suffix"] += 1
+            continue
+        sample = samples.setdefault(stem_of(member.name), {})
+        if suffix in sample:
+            raise BadDataError(f"{path}: '{member.name}' is there twice but for its capitals", "rename one of them")
+        sample[suffix] = ArchiveMember(path, f"{stem_of(member.name)}.{suffix}", member.size, member)
+    return samples, strangers
+
+
+@lru_cache(maxsize=_ARCHIVES_IN_MEMORY)
+def _members_by_name(path: Path, size: int, modified: int) -> dict[str, ArchiveMember]:
+    """The archive's members; `size` and `modified` tell one that was replaced from the one that was read before."""
+    samples, _ = _samples_of_tar(path) if _is_tar(path) else _samples_of_zip(path)
+    return {member.name: member for sample in samples.values() for member in sample.values()}

@@ -30,6 +30,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
 # … and of these, which are as often something else, where none of those is there.
 OTHER_CAPTION_COLUMNS = ("description", "sentence", "sentences", "alt_text", "alt", "comment")
 _ID_COLUMN, _BUCKET_COLUMN = "image_id", "aspect_bucket"
+_ADDRESS_COLUMNS = ("url", "image_url", "img_url", "image_link")  # of LAION's tables, and others like them
 _LONGEST_LISTING = 20  # columns that a message names
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -121,9 +122,20 @@ def what_is_missing(
             looked_for = f"{given}, which {key} names" if given else ", ".join(usual)
             return (
                 f"no {kind} of {what}: looked for {looked_for}; its {kind}s are {found}",
-                f"name the {kind} that holds them: -s {key}=NAME",
+                f"name the {kind} that holds them: -s {key}=NAME" + _how_to_fetch(present),
             )
     return "", ""
+
+
+def _how_to_fetch(present: Sequence[str]) -> str:
+    """What to do with a list of addresses, as LAION's tables are; "" for other lists."""
+    addresses = [shown(str(name)) for name in present if _folded(str(name)) in _ADDRESS_COLUMNS]
+    if not addresses:
+        return ""
+    return (
+        f"; or, where {addresses[0]} holds addresses, which are not followed, fetch the pictures and give their folder:"
+        f" img2dataset --url_list LIST --url_col {addresses[0]} --output_format webdataset --output_folder FOLDER"
+    )
 
 
 def row_item(where: str, row: Row | BadRow, pairing: Pairing, folder: str | None = None) -> SourceItem:

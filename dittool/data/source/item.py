@@ -49,8 +49,9 @@ class SourceItem:
 
     name: str  # what the source calls it: path without suffix, image_id, or key in a tar
     # path of the image: relative to the source's root, or absolute as a list gave it; "NAME.tar/KEY.jpg" lies in a tar
+    # (a zip likewise), "NAME.parquet/COLUMN/ROW" in a table
     image: str = ""
-    # a Path or a TarMember to read it from, or what stands in the list: text, or a list of texts; not checked yet
+    # a Path or an ArchiveMember to read it from, or what stands in the list: text, or a list of texts; not checked yet
     caption: object = ""
     bucket_hint: str = ""  # "WIDTHxHEIGHT" as a list gave it
     cls: str = ""  # class, in a folder of class folders
@@ -62,7 +63,9 @@ class SourceItem:
 class Source:
     """A listed source."""
 
-    kind: str  # "folder", "classes", "metadata", "coco", "manifest", "table" or "tar"
+    # "folder", "classes", "metadata", "coco", "manifest", "table"; of files that hold many samples "tar", "zip",
+    # "parquet", "arrow", or "containers" for several kinds of them
+    kind: str
     root: Path  # image paths are relative to it
     items: list[SourceItem]  # in the order of their names
     ignored: dict[str, int] = field(default_factory=dict)  # what else lies there: suffix or kind → how many

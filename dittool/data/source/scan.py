@@ -22,17 +22,19 @@ import numpy as np
 
 from dittool.console import SILENT, Talk
 from dittool.data.records import REFUSED, UNKNOWN_WORDS, USED, Record, safe_key
+from dittool.data.source.archive import ArchiveMember, read_caption_member
 from dittool.data.source.captions import FURTHER, CaptionRefused, choose_caption, read_caption_file
+from dittool.data.source.containers import not_read_here, read_picture
 from dittool.data.source.flip import NOT_FLIPPED, with_flips
-from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header, read_image_file
+from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.seen import Seen
 from dittool.data.source.sources import list_source, source_root
-from dittool.data.source.archive import TAR_SUFFIX, TarMember, image_in_tar, read_caption_member, read_image_member
 from dittool.geometry import Bucket, crop_box, nearest_bucket
 
 _REPEATS = re.compile(r"\d+_.")
 _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev"}
+_OF_LOOSE_IMAGES = ("folder", "metadata", "coco")  # kinds of sources
 DUPLICATE = "duplicate-of"  # the flag is DUPLICATE:ID
 
 
@@ -114,8 +116,11 @@ def _tell(source: Path, listed: Source, talk: Talk) -> None:
         talk.note(f"{source}: the paths in {shown(path)} were written for another folder: {example}")
     if linked := listed.ignored.get("linked folder"):
         talk.warn(f"{source}: {linked} linked folders are not followed; give their images a real folder, or a manifest")
-    if tars := listed.ignored.get(TAR_SUFFIX):
-        talk.warn(f"{source}: {tars} .tar files beside the images are not read; give them a folder of their own")
+    for suffix, count in not_read_here(listed.ignored):
+        if listed.kind in _OF_LOOSE_IMAGES:
+            talk.warn(
+                f"{source}: {count} {suffix} files beside the images are not read; give them a folder of their own"
+            )
 
 
 FLAGS = {  # → what they say in words
@@ -224,7 +229,7 @@ def load_upright(record: Record, source: Path) -> np.ndarray:
     found.
     """
     path = source_root(source) / record.image
-    raw = _read_image(path)
+    raw = read_picture(path)
     found = hashlib.sha256(raw).hexdigest()
     if found != record.image_sha256:
         raise ImageRefused(
@@ -234,10 +239,6 @@ def load_upright(record: Record, source: Path) -> np.ndarray:
         return decode_image(raw).pixels
     except ImageRefused as refused:
         raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
-
-
-def _read_image(path: Path) -> bytes:
-    return read_image_member(path) if image_in_tar(path) else read_image_file(path)
 
 
 def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket], seen: Seen | None) -> Iterator[Record]:
@@ -266,7 +267,7 @@ def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket]) -> Record:
     if item.reason:
         return record
     try:
-        raw = _read_image(root / item.image)
+        raw = read_picture(root / item.image)
         record = replace(record, image_sha256=hashlib.sha256(raw).hexdigest())
         header = read_header(raw)
         record = replace(record, width=header.width, height=header.height)
@@ -286,7 +287,9 @@ def _caption_of(item: SourceItem) -> tuple[str, int]:
     """The caption, and how many further ones the image has."""
     if isinstance(item.caption, Path):
         return read_caption_file(item.caption), 0
-    return read_caption_member(item.caption) if isinstance(item.caption, TarMember) else choose_caption(item.caption)
+    return (
+        read_caption_member(item.caption) if isinstance(item.caption, ArchiveMember) else choose_caption(item.caption)
+    )
 
 
 def _choose_bucket(item: SourceItem, width: int, height: int, buckets: Sequence[Bucket]) -> tuple[Bucket, list[str]]:

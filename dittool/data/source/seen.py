@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from dittool.data.records import UNKNOWN_WORDS, Record, record_from_json, record_to_json
+from dittool.data.source.archive import ArchiveMember
+from dittool.data.source.containers import container_of
 from dittool.data.source.item import SourceItem
-from dittool.data.source.archive import TarMember, tar_of
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.storage import mapped_rows, read_json_lines, write_atomic
@@ -54,14 +55,14 @@ class Seen:
         said: object = item.caption
         if isinstance(item.caption, Path):
             places.append(item.caption)
-        elif isinstance(item.caption, TarMember):
-            places.append(item.caption.tar)
-        if isinstance(item.caption, (Path, TarMember)):
+        elif isinstance(item.caption, ArchiveMember):
+            places.append(item.caption.archive)
+        if isinstance(item.caption, (Path, ArchiveMember)):
             said = repr(item.caption)
         looked = []
         try:
             for place in places:
-                status = os.stat(tar_of(place) or place)
+                status = os.stat(container_of(place) or place)
                 if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) < _UNSETTLED:
                     return 0
                 looked.append([status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino])

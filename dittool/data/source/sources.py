@@ -2,7 +2,8 @@
 and texts that two kinds of captions could make ambiguous.
 
 Kinds of source, each read in its own module: a folder of captioned images (captioned.py), one of class folders
-(folder.py), a list in JSON lines or a table (lists.py), COCO captions (coco.py), WebDataset tars (tar.py). Every
+(folder.py), a list in JSON lines or a table (lists.py), COCO captions (coco.py), files that hold many samples, alone or
+in a folder of them: tars and zips (archive.py), tables with pictures in them (embedded.py). Every
 image, every caption without an image and every row ends as one item; those that cannot be used say why.
 """
 
@@ -15,13 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from dittool.data.records import safe_key
+from dittool.data.source.archive import ARCHIVE_SUFFIXES, archive_source
 from dittool.data.source.captioned import captioned_source, file_as_source
 from dittool.data.source.coco import COCO_SUFFIX
 from dittool.data.source.columns import CAPTION_COLUMNS, PATH_COLUMNS
+from dittool.data.source.containers import containers_in, containers_source
+from dittool.data.source.embedded import ARROW_SUFFIX, PARQUET_SUFFIX, embedded_source, picture_column
 from dittool.data.source.folder import FOLDER_NAMES, classes_source, walk
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
-from dittool.data.source.archive import TAR_SUFFIX, tar_source, tars_source
 from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean
@@ -29,19 +32,23 @@ from dittool.nearest import did_you_mean
 _READERS: dict[str, Callable[[Path, Pairing], Source]] = {
     **dict.fromkeys(LIST_SUFFIXES, list_as_source),
     **dict.fromkeys((COCO_SUFFIX, *TEXT_LIST_SUFFIXES), file_as_source),
-    TAR_SUFFIX: tar_source,
+    **dict.fromkeys(ARCHIVE_SUFFIXES, archive_source),
+    PARQUET_SUFFIX: lambda path, pairing: _table_source(path, pairing),
+    ARROW_SUFFIX: lambda path, pairing: _table_source(path, pairing),
 }
 _ROW_NEEDS = (
     f"needs an image path ({', '.join(PATH_COLUMNS[:3])} …; others: -s data.image_column=NAME) and a caption"
     f" ({', '.join(CAPTION_COLUMNS)} …; others: -s data.caption_column=NAME)"
 )
+_ARCHIVE_KINDS = tuple(suffix.removeprefix(".") for suffix in ARCHIVE_SUFFIXES)
 _NEEDED = {
     "metadata": f"each line {_ROW_NEEDS}",
     "manifest": f"each line {_ROW_NEEDS}",
     "table": f"each row {_ROW_NEEDS}",
-    "tar": (
+    **dict.fromkeys(
+        _ARCHIVE_KINDS,
         "each sample needs KEY.jpg (or .png, .webp …) and KEY.txt or KEY.json; tars of features go to: dit train --data"
-        " FOLDER"
+        " FOLDER",
     ),
 }
 
@@ -85,14 +92,28 @@ def source_root(source: Path) -> Path:
 
 
 def _list_folder(folder: Path, pairing: Pairing) -> Source:
-    """Images rule, or metadata that lists them; then tars."""
+    """Images rule, or metadata that lists them; then what holds many samples."""
     walked = walk(folder)
-    tars, images = walked.having(TAR_SUFFIX), walked.having(*IMAGE_SUFFIXES)
+    images = walked.having(*IMAGE_SUFFIXES)
     if images and pairing.captions == FOLDER_NAMES:
         return classes_source(folder, walked)
-    if tars and not images and not (pairing.reads("metadata") and any(map(is_metadata, walked.files))):
-        return tars_source(folder, tars, walked, pairing)
+    if not images and (containers := containers_in(folder, walked, pairing)):
+        named = [path for path in walked.files if is_metadata(path) and path not in containers]
+        if not (named and pairing.reads("metadata")):  # else rows may name pictures in the archives
+            return containers_source(folder, containers, walked, pairing)
     return captioned_source(folder, walked, pairing)
+
+
+def _table_source(path: Path, pairing: Pairing) -> Source:
+    """Rows with pictures in them, or with paths of pictures."""
+    if picture_column(path, pairing):
+        return embedded_source(path, pairing)
+    if path.suffix.lower() == ARROW_SUFFIX:
+        raise BadDataError(
+            f"{path}: none of its columns holds pictures, as bytes or as a struct with bytes",
+            "save the data set with its pictures in it, or give a list of paths as .parquet or .csv",
+        )
+    return list_as_source(path, pairing)
 
 
 # --- names ---
@@ -138,14 +159,17 @@ def _distinct_name(item: SourceItem, owner: dict[str, str]) -> str:
 
 def _where_to_look(source: Path) -> str:
     if re.match(r"[A-Za-z][A-Za-z0-9+]+:", str(source)):
-        return "addresses and commands are not followed: fetch the data first, and give the folder or file on this disk"
+        return (
+            "addresses and commands are not followed (but hf://datasets/OWNER/NAME by dit embed): fetch the data first,"
+            " and give the folder or file on this disk"
+        )
     if any(sign in source.name for sign in "{*?["):
         return "patterns are not expanded: give the folder that holds these files"
     return did_you_mean(source, "check the path; images are looked for in data/images unless a SOURCE is given")
 
 
-_ARCHIVES = (".zip", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar")
-_CONTAINERS = (".arrow", ".lmdb", ".mdb", ".h5", ".hdf5", ".tfrecord")
+_ARCHIVES = (".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar")
+_CONTAINERS = (".lmdb", ".mdb", ".h5", ".hdf5", ".tfrecord")
 _UNREAD = {  # suffix → what to do with a file of it
     **dict.fromkeys(_ARCHIVES, "unpack it, and give that folder as SOURCE"),
     **dict.fromkeys(_CONTAINERS, "write its pictures to files, with their captions, and give their folder as SOURCE"),
@@ -156,7 +180,7 @@ def _nothing_in(source: Path, listed: Source) -> BadDataError:
     present = Counter(listed.ignored)
     present += Counter(item.reason for item in listed.items if item.reason != "no-image")
     lonely = sum(item.reason == "no-image" for item in listed.items)
-    what = "samples without an image" if listed.kind == "tar" else CAPTION_SUFFIXES[0]
+    what = "samples without an image" if listed.kind in _ARCHIVE_KINDS else CAPTION_SUFFIXES[0]
     there = [f"{lonely} {what}"] * bool(lonely) + [f"{count} {kind}" for kind, count in sorted(present.items())]
     message = f"{source}: no images in it ({', '.join(there) if there else 'it is empty'})"
     if first := next((item for item in listed.items if item.reason == "bad-line"), None):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ast
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +22,10 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _USUAL_SEPARATOR = {".csv": ",", ".tsv": "\t"}
 _LONGEST_FIELD = 1 << 17  # characters, twice what a caption may have
 _ROWS_AT_ONCE = 1024
+_KINDS_OF_ARROW = {
+    ".parquet": ("Parquet", "copy the file again, or write the table as .csv"),
+    ".arrow": ("Arrow", "copy the file again, or save the data set again"),
+}
 INSTALL_PARQUET = "pip install 'pyarrow>=23.0.1'"  # as in pyproject.toml
 
 
@@ -138,30 +143,41 @@ def _list_in_cell(text: str) -> str | list[str]:
 # --- .parquet ---
 
 
-def _parquet_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]]:
-    """(row number from 1, row). Only the columns that are used are read. Raises `BadDataError`, `UsageError`."""
+@contextmanager
+def arrow_errors_explained(path: Path) -> Iterator[None]:
+    """Turns what pyarrow says of a file into `BadDataError`, and its absence into `UsageError`."""
     try:
         import pyarrow
-        from pyarrow import parquet
     except ImportError as error:
         raise UsageError(
-            f"{path}: reading Parquet needs pyarrow, which is not installed ({error})", f"install it: {INSTALL_PARQUET}"
+            f"{path}: reading {path.suffix} needs pyarrow, which is not installed ({error})",
+            f"install it: {INSTALL_PARQUET}",
         ) from error
     try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
+        kind, remedy = _KINDS_OF_ARROW[path.suffix.lower()]
+        raise BadDataError(f"{path}: cannot be read as {kind}: {_first_line(error)}", remedy) from error
+
+
+def rows_of_batches(columns: list[str], batches: Iterable[Any]) -> Iterator[Row | BadRow]:
+    """The rows of pyarrow's record batches with these columns. Texts that are not UTF-8 spoil their row alone."""
+    for batch in batches:
+        for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
+            yield _parquet_row(columns, values)
+
+
+def _parquet_rows(path: Path, pairing: Pairing) -> Iterator[tuple[int, Row | BadRow]]:
+    """(row number from 1, row). Only the columns that are used are read. Raises `BadDataError`, `UsageError`."""
+    with arrow_errors_explained(path):
+        from pyarrow import parquet
+
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             schema = file.schema_arrow
             _require_columns(path, schema.names, pairing, "rename the columns")
             columns = _used_columns(path, schema, pairing)
-            number = 0
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-                for values in zip(*(_values(batch.column(column)) for column in columns), strict=True):
-                    number += 1
-                    yield number, _parquet_row(columns, values)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a column's name
-        raise BadDataError(
-            f"{path}: cannot be read as Parquet: {_first_line(error)}",
-            "copy the file again, or write the table as .csv",
-        ) from error
+            batches = file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns)
+            yield from enumerate(rows_of_batches(columns, batches), 1)
 
 
 def _used_columns(path: Path, schema: Any, pairing: Pairing) -> list[str]:
@@ -173,7 +189,7 @@ def _used_columns(path: Path, schema: Any, pairing: Pairing) -> list[str]:
     kind = kind.value_type if types.is_dictionary(kind) else kind
     texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer)  # numbers name files, too
     if not any(is_kind(kind) for is_kind in texts):
-        hint = "pictures inside a table are not read: write them to files, with their paths in the table"
+        hint = "pictures inside a table are read where the table is the SOURCE, or no picture lies beside it"
         raise BadDataError(f"{path}: column {columns.path} holds {kind}, not paths as text", hint)
     return columns.read
 

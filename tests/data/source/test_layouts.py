@@ -68,11 +68,20 @@ def test_imagefolder_of_pairs_asks_which_of_its_image_columns_is_meant(tmp_path)
     assert read(tmp_path / "pairs.csv", image_column="edited_file_name") == {"out": (CAPTIONS[CAT], CAT)}
 
 
-def test_parquet_with_the_pictures_inside_says_to_write_them_to_files(tmp_path):
+def test_parquet_of_the_hub_with_the_pictures_inside(tmp_path):
     rows = [{"image": {"bytes": image_bytes(DOG, "png"), "path": "a.png"}, "text": CAPTIONS[DOG]}]
     parquet(tmp_path / "data/train-00000-of-00001.parquet", rows)
-    assert str(tmp_path / "data/train-00000-of-00001.parquet") in error_of(tmp_path).hint
-    assert "write them to files" in error_of(tmp_path / "data/train-00000-of-00001.parquet").hint
+    pair = (CAPTIONS[DOG], DOG)
+    assert read(tmp_path) == {"data/train-00000-of-00001/00000000": pair}
+    assert read(tmp_path / "data/train-00000-of-00001.parquet") == {"00000000": pair}
+
+
+def test_laion_tables_say_how_to_fetch_their_pictures(tmp_path):
+    rows = [{"URL": "https://example.com/a.jpg", "TEXT": CAPTIONS[DOG], "WIDTH": 64, "similarity": 0.3}]
+    parquet(tmp_path / "part-0.parquet", rows)
+    hint = "img2dataset --url_list LIST --url_col URL"
+    assert hint in error_of(tmp_path / "part-0.parquet").hint
+    assert str(tmp_path / "part-0.parquet") in error_of(tmp_path).hint
 
 
 # --- kohya ---
@@ -226,7 +235,7 @@ def test_json_above_the_images_that_is_not_read_is_named_with_its_keys(tmp_path)
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("images.zip", "unpack it"), ("train.tar.gz", "unpack it"), ("data-00000.arrow", "write its pictures to files")],
+    [("train.7z", "unpack it"), ("train.tar.gz", "unpack it"), ("data-00000.lmdb", "write its pictures to files")],
 )
 def test_archives_and_other_containers_say_what_to_do_with_them(tmp_path, name, advice):
     put(tmp_path / "set", {name: "x"})

@@ -351,7 +351,7 @@ def test_a_folder_around_a_table_points_to_it(tmp_path):
     assert str(tmp_path / "list.csv") in error_of(tmp_path).hint
 
 
-@pytest.mark.parametrize("name", ["images.zip", "images.tar.gz", "list.md", "images"])
+@pytest.mark.parametrize("name", ["images.7z", "images.tar.gz", "list.md", "images"])
 def test_a_file_of_another_kind_is_refused(tmp_path, name):
     touch(tmp_path, name)
     message = error_of(tmp_path / name).message

@@ -221,8 +221,10 @@ def test_dictionary_encoded_paths_are_paths(tmp_path):
 
 
 def test_pictures_inside_a_parquet_table_are_not_taken_for_paths(tmp_path):
-    error = error_of(parquet_table(tmp_path / "l.parquet", image=[{"bytes": b"x", "path": "a.png"}], text=["x"]))
-    assert "column image holds struct" in error.message and "write them to files" in error.hint
+    parquet_table(tmp_path / "metadata.parquet", image=[{"bytes": b"x", "path": "a.png"}], text=["x"])
+    (tmp_path / "a.png").write_bytes(b"x")
+    error = error_of(tmp_path)
+    assert "column image holds struct" in error.message and "no picture lies beside it" in error.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"<html>", b"PAR1" + b"\0" * 100 + b"PAR1"])

@@ -13,10 +13,10 @@ import tarfile
 
 import pytest
 
+from dittool.data.source.containers import container_of, read_picture
 from dittool.data.source.images import ImageRefused
 from dittool.data.source.scan import load_pixels, scan, summary
 from dittool.data.source.sources import list_source, source_root
-from dittool.data.source.archive import image_in_tar, read_image_member
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.geometry import Bucket
 from tests.data.source.picture_files import encoded, picture
@@ -185,7 +185,7 @@ def test_a_folder_called_like_a_tar_is_a_folder(tmp_path):
     (tmp_path / "odd.tar/a.txt").write_text("x")
     (record,) = scan(tmp_path, BUCKETS)
     assert record.image == "odd.tar/a.png" and load_pixels(record, tmp_path).shape == (48, 96, 3)
-    assert not image_in_tar(tmp_path / "odd.tar/a.png")
+    assert container_of(tmp_path / "odd.tar/a.png") is None
 
 
 def test_a_manifest_may_name_images_in_tars(tmp_path):
@@ -333,7 +333,7 @@ def test_a_tar_that_changed_after_the_scan_is_noticed(tmp_path):
 
 def test_a_member_larger_than_an_image_may_be_is_not_read(tmp_path, monkeypatch):
     path = write_tar(tmp_path / "s.tar", {"a.png": PNG})
-    monkeypatch.setattr("dittool.data.source.tar.LARGEST_FILE", len(PNG) - 1)
+    monkeypatch.setattr("dittool.data.source.archive.LARGEST_FILE", len(PNG) - 1)
     with pytest.raises(ImageRefused) as caught:
-        read_image_member(path / "a.png")
+        read_picture(path / "a.png")
     assert caught.value.reason == "too-large"
