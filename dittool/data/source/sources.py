@@ -29,12 +29,24 @@ from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean
 
+
+def _table_source(path: Path, pairing: Pairing) -> Source:
+    """Rows with pictures in them, or with paths of pictures."""
+    if picture_column(path, pairing):
+        return embedded_source(path, pairing)
+    if path.suffix.lower() == ARROW_SUFFIX:
+        raise BadDataError(
+            f"{path}: none of its columns holds pictures, as bytes or as a struct with bytes",
+            "save the data set with its pictures in it, or give a list of paths as .parquet or .csv",
+        )
+    return list_as_source(path, pairing)
+
+
 _READERS: dict[str, Callable[[Path, Pairing], Source]] = {
     **dict.fromkeys(LIST_SUFFIXES, list_as_source),
     **dict.fromkeys((COCO_SUFFIX, *TEXT_LIST_SUFFIXES), file_as_source),
+    **dict.fromkeys((PARQUET_SUFFIX, ARROW_SUFFIX), _table_source),
     **dict.fromkeys(ARCHIVE_SUFFIXES, archive_source),
-    PARQUET_SUFFIX: lambda path, pairing: _table_source(path, pairing),
-    ARROW_SUFFIX: lambda path, pairing: _table_source(path, pairing),
 }
 _ROW_NEEDS = (
     f"needs an image path ({', '.join(PATH_COLUMNS[:3])} …; others: -s data.image_column=NAME) and a caption"
@@ -102,18 +114,6 @@ def _list_folder(folder: Path, pairing: Pairing) -> Source:
         if not (named and pairing.reads("metadata")):  # else rows may name pictures in the archives
             return containers_source(folder, containers, walked, pairing)
     return captioned_source(folder, walked, pairing)
-
-
-def _table_source(path: Path, pairing: Pairing) -> Source:
-    """Rows with pictures in them, or with paths of pictures."""
-    if picture_column(path, pairing):
-        return embedded_source(path, pairing)
-    if path.suffix.lower() == ARROW_SUFFIX:
-        raise BadDataError(
-            f"{path}: none of its columns holds pictures, as bytes or as a struct with bytes",
-            "save the data set with its pictures in it, or give a list of paths as .parquet or .csv",
-        )
-    return list_as_source(path, pairing)
 
 
 # --- names ---
