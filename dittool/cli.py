@@ -51,6 +51,7 @@ BUILT_IN = {
     "audit": "Check a checkpoint, preset, run, data folder or model.",
     "train": "Train a model.",
     "ablate": "Train the same run with one thing changed, pair by pair.",
+    "runs": "List runs: state, step, losses, verdict, time left.",
     "validate": "Judge a checkpoint: three tests, a verdict, a report.",
     "sample": "Draw images with a trained model (its EMA weights).",
     "inspect-ckpt": "Show what is in a checkpoint without running any of it.",

@@ -46,7 +46,7 @@ ROOMS = (
         "untrusted",
     ),
     *("models", "objective", "ckpt", "devices", "encoders", "installation", "data", "sampling", "audit", "completion"),
-    *("validate", "families", "train", "ablate", "demo", "cli", "__main__", "commands"),
+    *("validate", "runs", "families", "train", "ablate", "demo", "cli", "__main__", "commands"),
 )
 
 

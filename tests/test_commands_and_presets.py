@@ -49,6 +49,7 @@ BY_RUN = {
     ],
     "sample --class": lambda run, place: ["sample", "--checkpoint", run, "--class", 0, "--out", place / "a.png"],
     "validate": lambda run, place: ["validate", run, "--limit", 1, "--tests", "mode_losses", "--out", place],
+    "runs": lambda run, place: ["runs", run, "--page"],
     "train --resume": lambda run, place: ["train", "--resume", "--out", run],
     "warmstart": lambda run, place: ["warmstart", run, "--preset", "demo", "--out", place / "init.safetensors"],
 }

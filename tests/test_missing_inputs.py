@@ -72,6 +72,7 @@ LINES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("{place} --tree", (PT,)),
     ],
     "average": [("{place} --width 0.1", (GONE,))],
+    "runs": [(PLACE, (GONE,)), ("{place} --page", (GONE,))],
     "warmstart": [
         ("{place} --preset demo --out init.safetensors", (PT, GONE)),
         ("{place} --preset demo --out new/init.safetensors", (PT,)),

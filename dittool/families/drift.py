@@ -36,7 +36,7 @@ from dittool.families.drift_groups import (
     inputs,
     require_equal_shares,
 )
-from dittool.families.family import BatchBytes, BatchKind, Conclusion, Family, Forward
+from dittool.families.family import BatchBytes, BatchKind, Conclusion, Evaluated, Family, Forward
 from dittool.families.feature_encoder import FeatureEncoder, train_feature_encoder
 from dittool.families.latent_mae import load_encoder, restored
 from dittool.families.synthetic import write_class_noise
@@ -138,8 +138,8 @@ def state(data: DriftData) -> dict[str, object]:
     return {"queues": data.stream.state(), "classes": data.classes, **encoder, **mae}
 
 
-def evaluate(data: DriftData, model: DriftDiT, device: torch.device) -> dict[str, float]:
-    return data.evaluation.figures(model, device)
+def evaluate(data: DriftData, model: DriftDiT, device: torch.device) -> Evaluated:
+    return Evaluated(data.evaluation.figures(model, device))
 
 
 def draw(data: DriftData, model: DriftDiT, step: int, path: Path) -> None:

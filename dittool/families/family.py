@@ -112,6 +112,14 @@ class Conclusion:
     next: str = ""  # the command to run next, before the run's folder
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of the averaged weights found."""
+
+    figures: dict[str, float] = field(default_factory=dict)  # said while the run goes on, and kept beside checkpoints
+    parts: dict[str, float] = field(default_factory=dict)  # of which they are made up, only written down
+
+
 def _nothing(*_: object) -> dict[str, Any]:
     return {}
 
@@ -162,7 +170,7 @@ class Family(Generic[C, N, D, B, L]):
     begin: Callable[[D, Mapping[str, Any], Talk], dict[str, float]] = _nothing
 
     # On the way, with the averaged weights, in the first process.
-    evaluate: Callable[[D, N, torch.device], dict[str, float]] = _nothing
+    evaluate: Callable[[D, N, torch.device], Evaluated] = lambda *_: Evaluated()
     draw: Callable[[D, N, int, Path], None] = _no_effect  # (…, step, file)
     # Of a run's end, sample by sample, whatever it was trained with; None: only what `evaluate` gives.
     # (checkpoint, shards, at most so many samples) → (ids, columns, (samples, columns))

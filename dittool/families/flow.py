@@ -6,7 +6,7 @@ train/loop.py → this file → objective/flow.py → models/dit.py
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +20,17 @@ from torch import Tensor
 from dittool.audit.specimens.ours import FlowNetwork
 from dittool.config.schema import Config
 from dittool.console import Talk
-from dittool.data.choice import representative
-from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import FP32, INT8, NONE, stored_grid
 from dittool.data.provenance import Provenance
-from dittool.data.shards.columns import SampleRef, Samples
+from dittool.data.shards.columns import Samples
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
-from dittool.data.shards.stream import Batch, BatchStream, collate, sizes_within
-from dittool.devices import as_in_training, in_parts
+from dittool.data.shards.stream import Batch, BatchStream, sizes_within
 from dittool.encoders import known
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
-from dittool.families.family import BatchBytes, BatchKind, Conclusion, Family, Forward
+from dittool.families.family import BatchBytes, BatchKind, Conclusion, Evaluated, Family, Forward
+from dittool.families.flow_evaluation import FlowEvaluation
 from dittool.families.synthetic import write_noise
 from dittool.geometry import Bucket, patch_grid, require_whole_tokens
 from dittool.models.build import build_model
@@ -53,59 +51,7 @@ from dittool.validate.text_edit import CaptionChecker
 if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
 
-_LARGEST_EVALUATION, _EVALUATION_BATCH = 64, 16  # hold-out samples, and those judged at once
 _LOOKED_AT = 2000  # micro-batches, to see how often each bucket comes
-
-
-class Evaluation:
-    """The fixed evaluation loss: the same hold-out samples of all buckets, timesteps and noise every time, so that two
-    values can be compared.
-    """
-
-    def __init__(self, shards: ShardSet, refs: Sequence[SampleRef], norm: LatentNorm, config: Config) -> None:
-        patch_size = shards.card.image.patch_size
-        by_bucket = defaultdict(list)
-        for ref in representative(refs, _LARGEST_EVALUATION, "evaluation"):
-            by_bucket[ref.bucket].append(shards.read(ref, config.model.patches))
-        self._batches = []
-        for samples in by_bucket.values():
-            for start in range(0, len(samples), _EVALUATION_BATCH):
-                part = samples[start : start + _EVALUATION_BATCH]
-                latents, conditions = collate(part, norm, patch_size)
-                noise = torch.stack(
-                    [
-                        torch.randn(
-                            latents.shape[1:],
-                            generator=torch.Generator().manual_seed(derive_seed("evaluation", sample.ref.id)),
-                        )
-                        for sample in part
-                    ]
-                )
-                self._batches.append((latents, conditions, noise))
-        self._precision = config.train.precision
-        self._flow = config.flow
-
-    @torch.inference_mode()
-    def loss(self, model: DiT, device: torch.device) -> float:
-        """Mean velocity error with both conditions kept, over all samples and nine timestep quantiles."""
-        total, count = 0.0, 0
-        for latents, conditions, noise in self._batches:
-            shift = shift_at(self._flow.shift, latents)
-            for t in timesteps(torch.tensor(QUANTILES), self._flow.timestep_sampling, shift):
-                errors = partial(self._squared_errors, model, device, t, latents, noise, conditions)
-                total += sum(in_parts(errors, len(latents), len(latents)))
-                count += len(latents)
-        return total / count
-
-    def _squared_errors(
-        self, model: DiT, device: torch.device, t: Tensor, latents: Tensor, noise: Tensor, c: Conditions, rows: slice
-    ) -> float:
-        """Sum over some samples of a batch."""
-        x, epsilon, conditions = latents[rows].to(device), noise[rows].to(device), c.map(lambda v: v[rows].to(device))
-        both = torch.full((len(x),), MODES.index("both"))
-        with as_in_training(device, self._precision):
-            loss = flow_loss(model, x, epsilon, t.to(device).expand(len(x)), conditions, both)
-        return float(loss.per_sample.sum())
 
 
 @dataclass
@@ -118,7 +64,7 @@ class FlowData:
     refs: Samples  # the training samples
     stream: BatchStream
     device: torch.device
-    evaluation: Evaluation | None  # None: nothing is held out, or nobody asks
+    evaluation: FlowEvaluation | None  # None: nothing is held out, or nobody asks
     preview: Callable[[Pipeline, Path], None]
     pipeline: Pipeline | None = None  # of the pictures drawn on the way: its codec is loaded once
 
@@ -142,7 +88,7 @@ def open_data(config: Config, folder: Path, ranks: Ranks) -> FlowData:
     provenance = Provenance.of(shards, refs, config)
     stream = training_stream(config, shards, refs, provenance, ranks)
     if ranks.first and config.train.eval_every and held:
-        evaluation = Evaluation(shards, held, provenance.norm, config)
+        evaluation = FlowEvaluation(shards, held, provenance.norm, config)
     return FlowData(config, folder, provenance, refs, stream, ranks.device, evaluation, draw_preview(folder))
 
 
@@ -243,8 +189,8 @@ def figures(losses: Sequence[FlowLoss], ranks: Ranks) -> dict[str, float]:
     return {"velocity_norm": norm, **means}
 
 
-def evaluate(data: FlowData, model: DiT, device: torch.device) -> dict[str, float]:
-    return {} if data.evaluation is None else {"eval_loss": data.evaluation.loss(model, device)}
+def evaluate(data: FlowData, model: DiT, device: torch.device) -> Evaluated:
+    return Evaluated() if data.evaluation is None else data.evaluation.losses(model, device)
 
 
 def draw(data: FlowData, model: DiT, step: int, path: Path) -> None:

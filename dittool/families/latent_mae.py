@@ -33,7 +33,7 @@ from dittool.devices import as_in_training, in_parts
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError, UsageError
 from dittool.families.drift_data import ClassSamples, require_fitting
-from dittool.families.family import BatchBytes, BatchKind, Family, Forward
+from dittool.families.family import BatchBytes, BatchKind, Evaluated, Family, Forward
 from dittool.families.synthetic import write_class_noise
 from dittool.models.build import build_mae
 from dittool.models.latent_mae import LatentMAE, LatentMAEConfig
@@ -171,7 +171,7 @@ def figures(losses: Sequence[MaeLoss], ranks: Ranks) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def evaluate(data: MaeData, model: LatentMAE, device: torch.device) -> dict[str, float]:
+def evaluate(data: MaeData, model: LatentMAE, device: torch.device) -> Evaluated:
     """Share of the variance of hidden cells that is filled in, and of classes that are named."""
     keys, generator = data.config, torch.Generator().manual_seed(derive_seed("latent mae evaluation"))
     hidden = hidden_patches(data.real, keys.mae.patch_size, keys.mae.masked, generator)
@@ -185,7 +185,7 @@ def evaluate(data: MaeData, model: LatentMAE, device: torch.device) -> dict[str,
     found = torch.cat(in_parts(both, len(data.real), _EVALUATION_BATCH)).mean(dim=0)
     guessed = _errors(data.real.mean(dim=0).expand_as(data.real), data.real, hidden).mean().clamp_min(1e-12)
     named = {"eval_named": float(found[1])} if keys.mae.class_weight else {}
-    return {"eval_filled_in": 1 - float(found[0] / guessed), **named}
+    return Evaluated({"eval_filled_in": 1 - float(found[0] / guessed), **named})
 
 
 def kinds(data: MaeData) -> list[BatchKind[Masked]]:

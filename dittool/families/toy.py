@@ -31,7 +31,7 @@ from dittool.families.drift_groups import (
     inputs,
     require_equal_shares,
 )
-from dittool.families.family import Conclusion, Family, Forward
+from dittool.families.family import Conclusion, Evaluated, Family, Forward
 from dittool.models.build import build_toy
 from dittool.models.drift_dit import ClassConditions
 from dittool.models.toy_generator import ToyGenerator
@@ -103,10 +103,10 @@ def points(data: ToyData, model: ToyGenerator, device: torch.device) -> Tensor:
         return model(noise.to(device), torch.ones(_POINTS, device=device), ClassConditions(none, none[:, None])).cpu()
 
 
-def evaluate(data: ToyData, model: ToyGenerator, device: torch.device) -> dict[str, float]:
+def evaluate(data: ToyData, model: ToyGenerator, device: torch.device) -> Evaluated:
     """Energy distance, mode share, spread and stray points."""
     found = judge(data.config.toy.distribution, points(data, model, device))
-    return {f"eval_{name}": value for name, value in vars(found).items()}
+    return Evaluated({f"eval_{name}": value for name, value in vars(found).items()})
 
 
 def conclude(data: ToyData, found: Mapping[str, float]) -> Conclusion:

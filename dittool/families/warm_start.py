@@ -21,7 +21,8 @@ from dittool.data.shards.read import ShardSet
 from dittool.encoders import known
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import UsageError
-from dittool.families.flow import Evaluation, build, require_features
+from dittool.families.flow import build, require_features
+from dittool.families.flow_evaluation import FlowEvaluation
 
 _OPTIONS = {"text": "--text-dim", "image": "--image-dim", "latent_channels": "--latent-channels"}
 _ENCODER_OF = {"text": "text", "image": "image", "latent_channels": "vae"}
@@ -79,7 +80,7 @@ def carried_over(
         return Start(result, widths, None, None)
     trained = shards.split(TRAIN)
     norm = Provenance.of(shards, trained, config).norm
-    evaluation = Evaluation(shards, shards.split(HOLDOUT) or trained, norm, config)
+    evaluation = FlowEvaluation(shards, shards.split(HOLDOUT) or trained, norm, config)
     fresh_loss = evaluation.loss(model.eval(), torch.device("cpu"))
     model.load_state_dict(result.weights)
     return Start(result, widths, evaluation.loss(model, torch.device("cpu")), fresh_loss)

@@ -1,5 +1,5 @@
-"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png, and Weights & Biases where it is
-asked for.
+"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png, a page, and Weights & Biases where
+it is asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from dittool.console import Talk
 from dittool.devices import on_host
 from dittool.errors import UsageError
 from dittool.families.family import Loss
+from dittool.runs.page import LivePage
 from dittool.storage import read_json, write_atomic, write_json
 from dittool.train.distributed import Ranks
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
 _LOG, _BOARD, _WANDB = "writing log.jsonl", "writing TensorBoard's events", "logging to Weights & Biases"
+_PAGE = "writing index.html"
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class RunLog:
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._file = _GrowingFile(folder / "log.jsonl")
         self._board = TensorBoardFile(folder / "tensorboard", start_step)
+        self._page = LivePage(folder)
         side.log = self
 
     def write(self, step: int, figures: Mapping[str, object]) -> None:
@@ -155,6 +159,8 @@ class RunLog:
         if self._wandb is not None:
             with self._side.attempted(_WANDB, step, in_log=False):
                 self._wandb.log(numbers, step=step)
+        with self._side.attempted(_PAGE, step, in_log=False):
+            self._page.renew(self.rows)
 
     def plot(self) -> None:
         """Draws loss.png from the rows so far."""
@@ -163,7 +169,8 @@ class RunLog:
 
     def close(self) -> None:
         step = self.rows[-1]["step"] if self.rows else 0
-        for what, end in ((_LOG, self._file.close), (_BOARD, self._board.close), ("the plot of the loss", self.plot)):
+        ends = ((_LOG, self._file.close), (_BOARD, self._board.close), ("the plot of the loss", self.plot))
+        for what, end in (*ends, (_PAGE, partial(self._page.renew, self.rows, ended=True))):
             with self._side.attempted(what, step, in_log=False):
                 end()
         if self._wandb is not None:

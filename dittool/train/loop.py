@@ -255,11 +255,12 @@ def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | N
     evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
     averaged = state.gathered_ema() if evaluates or draws or judges else None
     if averaged is not None and evaluates:
+        distance = state.ema.distance(state.model)
         with state.ranks.first_alone(), run.side.attempted("the evaluation", step):
-            found = {} if log is None else state.family.evaluate(state.data, averaged, state.device)
-            if log is not None and found:
-                run.figures = found
-                log.write(step, found)
+            if log is not None:
+                found = state.family.evaluate(state.data, averaged, state.device)
+                run.figures = found.figures
+                log.write(step, {**found.figures, **found.parts, "ema_distance": distance})
     if due(step, keys.log_every, last):
         figures = meter.summary()
         if log is not None and figures:

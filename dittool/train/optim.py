@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dittool.config.schema import Ema, Train
 from dittool.errors import UsageError
 from dittool.objective.schedule import ema_decay, in_optimizer_order, learning_rate, update_rule
-from dittool.train.distributed import Ranks, parts_like
+from dittool.train.distributed import Ranks, gathered, parts_like
 from dittool.train.muon import Muon
 
 _MUON = "muon"  # key of its state beside AdamW's
@@ -126,6 +126,14 @@ class EmaModel:
     def update(self, model: nn.Module, updates: int, made: Tensor) -> None:
         """`updates` is the number of updates made before this one; `made` as for `move_towards`."""
         move_towards(self.model.parameters(), model.parameters(), 1 - ema_decay(updates, self._config), made)
+
+    @torch.no_grad()
+    def distance(self, model: nn.Module) -> float:
+        """‖weights − average‖ / ‖weights‖. All processes must ask together."""
+        pairs = [*zip(model.parameters(), self.model.parameters(), strict=True)]
+        apart = sum(gathered((weight - average).square().sum()) for weight, average in pairs)
+        whole = sum(gathered(weight.square().sum()) for weight, _ in pairs)
+        return float((apart / whole).sqrt())
 
 
 def move_towards(averages: Iterable[Tensor], weights: Iterable[Tensor], share: float, made: Tensor) -> None:

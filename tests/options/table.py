@@ -82,6 +82,7 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "--force": ("--force",),
         **TALK,
     },
+    "runs": {"FOLDER": ("run",), "--page": ("--page",), **TALK},
     "warmstart": {
         "OLD": ("run/checkpoints/checkpoint_step0000002.pt",),
         "--preset": ("--preset", "deeper.toml"),
@@ -218,6 +219,7 @@ SITUATIONS = (
         {"RUN": ("averaged",), "--width": ("--width", "0.1"), "--out": ("--out", "theirs.pt")},
         paired=False,
     ),
+    Situation("runs", "runs", {"FOLDER": (".",)}),
     Situation(
         "old weights",
         "warmstart",
