@@ -57,6 +57,7 @@ BUILT_IN = {
     "inspect-ckpt": "Show what is in a checkpoint without running any of it.",
     "average": "Average weights over a length chosen after training.",
     "warmstart": "Carry old weights over to another architecture.",
+    "export": "Make a folder that others load without dit.",
     "presets": "List the presets, or print one.",
     "bench": "Measure this machine on a preset.",
     "doctor": "Find what of this machine and installation will bite.",

@@ -46,7 +46,7 @@ ROOMS = (
         "untrusted",
     ),
     *("models", "objective", "ckpt", "devices", "encoders", "installation", "data", "sampling", "audit", "completion"),
-    *("validate", "runs", "families", "train", "ablate", "demo", "cli", "__main__", "commands"),
+    *("validate", "runs", "families", "export", "train", "ablate", "demo", "cli", "__main__", "commands"),
 )
 
 
@@ -127,8 +127,9 @@ def test_rules_import_no_specimen_but_the_protocol():
     assert offenders(rules, another) == []
 
 
-def test_only_encoders_import_transformers_and_diffusers():
-    others = [name for name in SOURCES if not within(name, "dittool.encoders")]
+def test_only_encoders_and_what_an_export_takes_along_import_transformers_and_diffusers():
+    rooms = ("dittool.encoders", "dittool.export.loaded")
+    others = [name for name in SOURCES if not any(within(name, room) for room in rooms)]
     assert offenders(others, any_of("transformers", "diffusers")) == []
 
 

@@ -52,6 +52,7 @@ BY_RUN = {
     "runs": lambda run, place: ["runs", run, "--page"],
     "train --resume": lambda run, place: ["train", "--resume", "--out", run],
     "warmstart": lambda run, place: ["warmstart", run, "--preset", "demo", "--out", place / "init.safetensors"],
+    "export": lambda run, place: ["export", run, "--out", place / "exported"],
 }
 ONE_OF_A_KIND = ("base", "demo", "drift-b2-paper", "drift-mae-demo", "drift-toy")  # of the presets
 # take neither a preset nor a run, or one with averages in it (tests/ckpt/test_chosen_average.py)

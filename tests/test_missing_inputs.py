@@ -78,6 +78,7 @@ LINES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
         ("{place} --preset demo --out new/init.safetensors", (PT,)),
         ("old.pt --preset {place} --out init.safetensors", (TOML,)),
     ],
+    "export": [("{place} --out exported", (PT, GONE)), ("{place} --out new/exported", (GONE,))],
     "ablate": [(PLACE, (TOML,)), ("{place} --dry-run", (TOML,))],
     "bench": [("--preset {place}", (TOML,))],
     "doctor": [("--preset {place}", (TOML,))],

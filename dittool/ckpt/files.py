@@ -25,6 +25,7 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
+from dittool.ckpt.exported import export_folder, exported_weights
 from dittool.ckpt.load import FORMAT_VERSION, check_own, named_tensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
@@ -200,11 +201,11 @@ def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
 def resolve_checkpoint(
     target: Path | None, runs: Path = Path("runs"), talk: Talk = SILENT, optional: bool = True
 ) -> Path:
-    """The checkpoint file that is meant by a file, a run's folder, its checkpoints folder, or None: the newest run in
-    `runs`.
+    """The checkpoint file that a file means, a run's folder, its checkpoints folder, an exported folder, or None: the
+    newest run in `runs`.
 
-    Within a run the newest is the highest valid step. Between runs only time can tell: the one whose log.jsonl (before
-    the first line, resolved.toml) was written last. `optional`: whether the caller's user may name none.
+    Within a run the newest is the highest valid step; between runs that whose log.jsonl (before the first line,
+    resolved.toml) was written last. `optional`: whether the caller's user may name none.
 
     Raises `UsageError` for a path that is not there and `BadDataError` when no checkpoint is found.
     """
@@ -212,17 +213,13 @@ def resolve_checkpoint(
         target = newest_run(runs)
         talk.note(f"using the newest run: {target}")
     if target.is_dir():
-        inner = target / "checkpoints"
-        return newest_checkpoint(inner if inner.is_dir() else target, talk).path
+        folder = target / "checkpoints" if (target / "checkpoints").is_dir() else target
+        found = exported_weights(target) if not list_checkpoints(folder) else None
+        return found or newest_checkpoint(folder, talk).path
     if not target.exists():
-        raise UsageError(
-            f"{target}: no such file or folder",
-            did_you_mean(
-                target,
-                "name a checkpoint file or a run's folder"
-                + (", or leave it out to use the newest run" if optional else ""),
-            ),
-        )
+        otherwise = ", or leave it out to use the newest run" if optional else ""
+        hint = did_you_mean(target, f"name a checkpoint file or a run's folder{otherwise}")
+        raise UsageError(f"{target}: no such file or folder", hint)
     return target
 
 
@@ -395,6 +392,6 @@ def newest_run(runs: Path) -> Path:
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to: two folders up within `checkpoints/`, else where it lies."""
+    """The run that a checkpoint belongs to: two folders up within `checkpoints/`, else its folder, or the export's."""
     folder = checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" else folder
+    return folder.parent if folder.name == "checkpoints" else export_folder(checkpoint) or folder

@@ -12,7 +12,6 @@ do harm is `UnsafeFileError` (4).
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
@@ -179,28 +178,6 @@ def load_checkpoint(
             f"{path}: lacks {', '.join(missing)}; it has {keys_of(state)}", "name a checkpoint written by: dit train"
         )
     return state
-
-
-def load_to_draw(path: Path) -> dict[str, Any]:
-    """What drawing needs of a checkpoint, or of a file that was exported from one: `config`, `ema` (the exported
-    weights), `step`, `data`, and `classes` of a generator.
-
-    Raises `UnsafeFileError` and `BadDataError`.
-    """
-    if path.suffix.lower() != ".safetensors":
-        return load_checkpoint(path, require=("config", "ema", "step", "data"))
-    metadata = check_safetensors(path).metadata
-    if missing := [key for key in ("config", "step", "data") if key not in metadata]:
-        raise BadDataError(
-            f"{path}: bare weights: its metadata do not hold {', '.join(missing)}",
-            "name the checkpoint itself, or export it again: dit inspect-ckpt CHECKPOINT --export F.safetensors",
-        )
-    described: dict[str, Any]
-    try:
-        described = {key: json.loads(metadata[key]) for key in ("config", "step", "data", "classes") if key in metadata}
-    except (ValueError, RecursionError) as error:
-        raise BadDataError(f"{path}: its metadata are no JSON: {error}", "export the checkpoint again") from error
-    return {**described, "ema": load_safetensors(path)}
 
 
 def non_finite_tensors(state: object) -> list[str]:

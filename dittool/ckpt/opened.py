@@ -42,6 +42,11 @@ class Opened:
         return entries_of(self.content)
 
 
+def is_weights_alone(path: Path) -> bool:
+    """Whether a file is named as tensors without a training state, or as the index of several such files."""
+    return path.name.lower().endswith((".safetensors", f".safetensors{INDEX_ENDING}"))
+
+
 def open_checkpoint(path: Path) -> Opened:
     """Checks a file, the files of an index, or the weights in a folder. Raises `UsageError` (no such file),
     `BadDataError` and `UnsafeFileError`.
@@ -98,4 +103,6 @@ def _open_parts(path: Path, index: Mapping[str, str], parts: Iterable[Path]) -> 
     foreign = sorted({name for one in opened.values() for name in one.foreign})
     unknown = sorted({call for one in opened.values() for call in one.unknown_calls})
     size = sum(one.bytes for one in opened.values())
-    return Opened(path, size, content, load, PARTS, {}, tuple(foreign), tuple(unknown))
+    said = [one.metadata for one in opened.values()]
+    metadata = said[0] if said and all(one == said[0] for one in said) else {}  # of an export each part says all
+    return Opened(path, size, content, load, PARTS, metadata, tuple(foreign), tuple(unknown))

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from dittool.ckpt.load import check_pt
+from dittool.ckpt.opened import is_weights_alone
 from dittool.errors import BadDataError, UsageError
 from dittool.storage import read_json, write_json
 from dittool.whereabouts import exact_place, find, remembered
@@ -68,7 +69,7 @@ def _of_run(run: Path) -> _Recorded | None:
 
 
 def _of_checkpoint(checkpoint: Path) -> _Recorded | None:
-    content = None if checkpoint.suffix.lower() == ".safetensors" else check_pt(checkpoint).content
+    content = None if is_weights_alone(checkpoint) else check_pt(checkpoint).content
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
         return None

@@ -34,6 +34,7 @@ from torch import Tensor
 from dittool.ckpt.files import write_safetensors
 from dittool.ckpt.inspect import config_in
 from dittool.ckpt.load import check_pt, check_safetensors, require_finite
+from dittool.ckpt.opened import is_weights_alone
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config
@@ -204,7 +205,7 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
     One of our checkpoints remembers them with its data. Else they are read off the shapes, the channels with the old
     model's `patch_size`, in latent cells.
     """
-    if path.suffix.lower() != ".safetensors":
+    if not is_weights_alone(path):
         content = check_pt(path).content
         data = content.get("data") if isinstance(content, dict) else None
         dims = data.get("dims") if isinstance(data, dict) else None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dittool.encoders.cards import ImageCard, TextCard, VaeCard
+from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
+from dittool.errors import BadDataError
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,21 @@ class LatentCodec(Protocol):
     def decode(self, latents: Tensor) -> np.ndarray:
         """(B, C, h, w) → (B, H, W, 3) uint8."""
         ...
+
+
+Encoder = TypeVar("Encoder", ImageEncoder, TextEncoder, LatentCodec)
+
+
+def same_weights(trained: EncoderCard, encoder: Encoder) -> Encoder:
+    """Refuses an encoder whose weights are not those that made the training features."""
+    found = encoder.card
+    if trained.weights != found.weights:
+        raise BadDataError(
+            f"encoder '{found.id}' has weights {found.weights[:12]}…, this checkpoint was trained with"
+            f" {trained.weights[:12]}…",
+            "restore the encoder's weights of that time, or embed and train again with these",
+        )
+    return encoder
 
 
 def to_signed(pixels: np.ndarray) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dittool.audit.specimens.generator import MaeNetwork
 from dittool.ckpt.files import newest_checkpoint
-from dittool.ckpt.load import load_to_draw, require_fit
+from dittool.ckpt.load import require_fit
+from dittool.ckpt.to_draw import load_to_draw
 from dittool.config.architectures import of_kind
 from dittool.config.drift_schema import MaeConfig
 from dittool.config.load import config_from_dict

@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 Recompute = bool | Literal["selective"]
 
-_kernels = torch.ops.aten
+_aten = torch.ops.aten
 ATTENTION = [  # of scaled_dot_product_attention, and of models/joined_attention.py
-    _kernels._scaled_dot_product_flash_attention.default,
-    _kernels._scaled_dot_product_efficient_attention.default,
-    _kernels._scaled_dot_product_cudnn_attention.default,
-    _kernels._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
 
 

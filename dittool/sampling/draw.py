@@ -78,7 +78,7 @@ class _PreparedRequest:
             "checkpoint": str(request.checkpoint),
             "checkpoint_sha256": checkpoint_sha256,
             "step": pipeline.step,
-            "weights": "ema",
+            "weights": pipeline.weights,
             "prompt": request.prompt,
             **({} if request.negative is None else {"negative": request.negative}),
             **_file("reference", request.reference),

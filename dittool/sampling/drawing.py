@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +22,6 @@ from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import FP16, NONE, decode_patches, encode_patches, stored_grid
 from dittool.data.source.images import LARGEST_ASPECT, SHORTEST_SIDE, ImageRefused, fit_to_bucket, open_image, pixels_of
 from dittool.devices import as_in_training, in_parts
-from dittool.encoders.cards import EncoderCard
 from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
 from dittool.errors import BadDataError, UsageError
 from dittool.geometry import LARGEST_AREA, Bucket, nearest_bucket, parse_size, patch_grid
@@ -39,7 +37,6 @@ AT_ONCE = 4  # pictures of one prompt that are drawn together: rounding depends 
 _LARGEST_BATCH = 16
 
 Picture = Path | str | Image.Image | np.ndarray  # an array: (H, W, 3) uint8
-Encoder = TypeVar("Encoder", ImageEncoder, TextEncoder, LatentCodec)
 
 
 @dataclass(frozen=True)
@@ -325,15 +322,3 @@ class Drawing(ABC):
                 batch = seeds[start : start + AT_ONCE]
                 drawn += list(self.pixels(conditions, bucket, batch, chosen, latent, strength, avoided))
         return [Image.fromarray(picture) for picture in drawn]
-
-
-def same_weights(trained: EncoderCard, encoder: Encoder) -> Encoder:
-    """Refuses an encoder whose weights are not those that made the training features."""
-    found = encoder.card
-    if trained.weights != found.weights:
-        raise BadDataError(
-            f"encoder '{found.id}' has weights {found.weights[:12]}…, this checkpoint was trained with"
-            f" {trained.weights[:12]}…",
-            "restore the encoder's weights of that time, or embed and train again with these",
-        )
-    return encoder

@@ -13,7 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.load import load_to_draw, require_fit
+from dittool.ckpt.load import require_fit
+from dittool.ckpt.to_draw import load_to_draw
 from dittool.config.architectures import of_kind
 from dittool.config.drift_schema import DriftConfig
 from dittool.config.load import config_from_dict
@@ -26,6 +27,7 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, UsageError
 from dittool.models.build import build_generator
 from dittool.models.drift_dit import DriftDiT
+from dittool.sampling.for_diffusers import DiffusersParts, parts
 from dittool.sampling.one_step_drawing import OneStepDrawing, OneStepFacts, batches_of_seeds
 from dittool.sampling.picture_file import (
     Output,
@@ -98,6 +100,10 @@ class OneStepPipeline(OneStepDrawing):
                 "restore the weights of that time, or train again",
             )
         return codec
+
+    def for_diffusers(self) -> DiffusersParts:
+        """What an export says of it."""
+        return parts("drift", "generator.", self.model.config, self.facts)
 
 
 def asks_for_one_step(options: SampleOptions, classes: Sequence[str], alpha: float | None) -> bool:

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 
 from dittool.ckpt.files import resolve_checkpoint
-from dittool.ckpt.load import load_to_draw, require_fit
+from dittool.ckpt.load import require_fit
+from dittool.ckpt.to_draw import load_to_draw
 from dittool.config.architectures import of_kind
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config, SampleSettings
@@ -18,7 +19,7 @@ from dittool.data.identity import differences
 from dittool.data.provenance import Provenance
 from dittool.devices import device_of_choice
 from dittool.encoders.image import load_image_encoder
-from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
+from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder, same_weights
 from dittool.encoders.pretrained import place_of_weights
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
@@ -26,11 +27,14 @@ from dittool.errors import BadDataError
 from dittool.models.alignment import drawing_weights
 from dittool.models.build import build_model
 from dittool.models.dit import DiT
-from dittool.sampling.drawing import Drawing, DrawingFacts, same_weights
+from dittool.sampling.drawing import Drawing, DrawingFacts
+from dittool.sampling.for_diffusers import DiffusersParts, parts
 
 
 class Pipeline(Drawing):
-    """A trained model, ready to draw. Uses the EMA weights."""
+    """A trained model, ready to draw. Uses the EMA weights, of an export those that it holds."""
+
+    weights = "ema"  # which they are
 
     def __init__(self, model: DiT, config: Config, data: Provenance, step: int) -> None:
         device = device_of_choice()
@@ -54,7 +58,9 @@ class Pipeline(Drawing):
         weights = drawing_weights(content["ema"])
         require_fit(weights, model.state_dict(), f"{checkpoint}: ema")
         model.load_state_dict(weights)
-        return Pipeline(model, config, data, content["step"])
+        pipeline = Pipeline(model, config, data, content["step"])
+        pipeline.weights = content.get("weights", pipeline.weights)
+        return pipeline
 
     def with_weak(self, checkpoint: Path | str) -> Pipeline:
         """The same, drawing away from a weak model by `cfg_weak`: an earlier checkpoint of the run, or a smaller or
@@ -86,6 +92,10 @@ class Pipeline(Drawing):
     def image_encoder(self) -> ImageEncoder:
         card = self.data.card.image
         return same_weights(card, load_image_encoder(place_of_weights(card.id), card.dtype))
+
+    def for_diffusers(self) -> DiffusersParts:
+        """What an export says of it."""
+        return parts("flow", "dit.", self.model.config, self.facts, self.settings.model_dump())
 
     def settings_with(self, changes: Mapping[str, object]) -> SampleSettings:
         """The run's own with these keys of `[sample]` changed. Raises `UsageError` for an unknown key and a value

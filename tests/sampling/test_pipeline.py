@@ -187,7 +187,7 @@ def test_bare_weights_say_how_to_export_them(checkpoint, tmp_path):
     save_file(load_weights(checkpoint), tmp_path / "bare.safetensors")
     with pytest.raises(BadDataError, match="bare weights") as raised:
         load(tmp_path / "bare.safetensors")
-    assert "--export" in raised.value.hint
+    assert "dit export" in raised.value.hint
 
 
 def test_three_lines_draw_what_the_command_draws(tiny_run, tiny_shards, dit, tmp_path):

@@ -1,0 +1,81 @@
+"""`dit export CHECKPOINT --out FOLDER` makes a folder that others load without `dit`.
+
+`--format diffusers`, the default, holds the weights with the sources of network and pipeline; `--format safetensors`
+the weights alone. `dit sample --checkpoint FOLDER` takes either back.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dittool import completion
+from dittool.commands.options import DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
+
+
+class Format(str, Enum):
+    diffusers = "diffusers"
+    safetensors = "safetensors"
+
+
+class Dtype(str, Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+def main(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT",
+            help="What to export.",
+            show_default="the newest run",
+            autocompletion=completion.runs_and_checkpoints,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the export goes.")] = Path("export"),
+    form: Annotated[
+        Format, typer.Option("--format", help="With sources for diffusers, or weights alone.")
+    ] = Format.diffusers,
+    weights: Annotated[
+        str, typer.Option("--weights", metavar="W", help="ema, model (raw), or an average's width: 0.05.")
+    ] = "ema",
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the weights.")] = Dtype.fp32,
+    largest: Annotated[
+        float, typer.Option("--largest-file", metavar="GB", min=0.0001, help="Above it weights are in several files.")
+    ] = 5.0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    device: DeviceOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Make a folder that others load without dit.
+
+    In `diffusers` the sources of network and pipeline lie beside the weights, so whoever loads it says
+    trust_remote_code=True; `dit` reads its weights alone and never runs them.
+    """
+    from dittool.ckpt.files import resolve_checkpoint
+    from dittool.export.export import ExportRequest, export
+    from dittool.storage import bytes_text
+
+    console = console_for(json, quiet, verbose)
+    source = resolve_checkpoint(checkpoint, talk=console)
+    request = ExportRequest(source, out, form.value, weights, dtype.value, int(largest * 1e9), force)
+    done = export(request, console)
+    console.result(f"step {done.step:,}, {done.weights} weights, {dtype.value}, {bytes_text(done.bytes)}: {out}")
+    console.json(
+        {
+            "out": str(out),
+            "format": form.value,
+            "weights": done.weights,
+            "dtype": dtype.value,
+            "step": done.step,
+            "bytes": done.bytes,
+            "files": [str(file.relative_to(out)) for file in done.files],
+        }
+    )

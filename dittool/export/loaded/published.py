@@ -1,0 +1,45 @@
+"""Encoders from the hub or a folder, by the ids and revisions in their cards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+
+from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
+from dittool.encoders.codec import PretrainedCodec
+from dittool.encoders.image import DinoEncoder
+from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
+from dittool.encoders.pretrained import DTYPES
+from dittool.encoders.text import T5Encoder
+
+
+def published_image_encoder(card: ImageCard) -> ImageEncoder:
+    model = AutoModel.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
+    return DinoEncoder(model, card.id, card.revision, card.dtype)
+
+
+def published_text_encoder(card: TextCard) -> TextEncoder:
+    kind = AutoConfig.from_pretrained(card.id, **_pinned(card)).model_type
+    model_class = UMT5EncoderModel if kind == "umt5" else T5EncoderModel
+    model = model_class.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
+    tokenizer = AutoTokenizer.from_pretrained(card.id, **_pinned(card))
+    return T5Encoder(model, tokenizer, card.id, card.revision, card.dtype, card.max_tokens)
+
+
+def published_codec(card: VaeCard) -> LatentCodec:
+    """A pipeline's autoencoder in its folder vae/, or one of its own. Raises OSError where there is neither."""
+    for place in ({"subfolder": "vae"}, {}):
+        try:
+            config = diffusers.AutoencoderKL.load_config(card.id, **place, **_pinned(card))
+        except OSError:
+            continue
+        model = getattr(diffusers, config["_class_name"]).from_pretrained(card.id, **place, **_pinned(card))
+        return PretrainedCodec(model, card.id, card.revision)
+    raise OSError(f"{card.id}: no autoencoder of diffusers, neither in vae/ nor at the top")
+
+
+def _pinned(card: EncoderCard) -> dict[str, Any]:
+    """The hub's commit of the training, where the card knows it."""
+    return {"revision": card.revision} if len(card.revision) == 40 else {}
