@@ -255,16 +255,16 @@ def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | N
     evaluates, draws = due(step, keys.eval_every, last), due(step, keys.sample_every, last)
     averaged = state.gathered_ema() if evaluates or draws or judges else None
     if averaged is not None and evaluates:
-        distance = state.ema.distance(state.model)
         with state.ranks.first_alone(), run.side.attempted("the evaluation", step):
             if log is not None:
                 found = state.family.evaluate(state.data, averaged, state.device)
                 run.figures = found.figures
-                log.write(step, {**found.figures, **found.parts, "ema_distance": distance})
+                if found.figures:
+                    log.write(step, {**found.figures, **found.parts})
     if due(step, keys.log_every, last):
-        figures = meter.summary()
+        figures, distance = meter.summary(), state.ema.distance(state.model)
         if log is not None and figures:
-            log.write(step, figures)
+            log.write(step, {**figures, "ema_distance": distance})
     return averaged
 
 
