@@ -16,7 +16,7 @@ from dittool.data.choice import representative
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import Card, IdentityCard, features_of
 from dittool.data.patch_storage import FP16, INT8, NONE, decode_patches, stored_grid
-from dittool.data.records import IMAGE_PATCHES, TEXT_MASK_MEMBER, Feature, Record
+from dittool.data.records import IMAGE_PATCHES, TEXT, TEXT_MASK_MEMBER, Feature, Record, text_features, text_members
 from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import TRAIN, ShardIndex
 from dittool.data.shards.read import ShardSet
@@ -37,7 +37,8 @@ class DataView:
     refs: Sequence[SampleRef]  # of a derived folder: all in the training split
     card: IdentityCard | None  # None: the set has none
     index: ShardIndex | None  # of shards
-    array: Callable[[SampleRef, Feature], np.ndarray]  # as stored, but patches as a model would get them
+    # as stored, but patches as a model would get them; `TEXT` is the first caption of a sample that has several
+    array: Callable[[SampleRef, Feature], np.ndarray]
     record: Callable[[SampleRef], Record]
     mask: Callable[[SampleRef], np.ndarray | None]  # of older sets: (512,), which rows of the text are text
     problem: str = ""  # why the set could not be opened; then it has no samples
@@ -100,7 +101,10 @@ def open_shards(folder: Path) -> DataView:
     card = shards.index.identity if shards.index else None
 
     def array(ref: SampleRef, feature: Feature) -> np.ndarray:
-        return _as_given(shards.read_array(ref, feature.member), feature, card)
+        member = feature.member
+        if feature is TEXT and TEXT.member not in ref.members:  # of several captions the first
+            member = next(iter(text_members(ref.members)), member)
+        return _as_given(shards.read_array(ref, member), feature, card)
 
     def mask(ref: SampleRef) -> np.ndarray | None:
         return (
@@ -124,7 +128,8 @@ def open_derived(folder: Path) -> DataView:
     refs = [SampleRef(record.id, record.bucket, TRAIN, "", {}) for record in records.values()]
 
     def array(ref: SampleRef, feature: Feature) -> np.ndarray:
-        return _as_given(store.read(feature, ref.id), feature, card)
+        stored = text_features(records[ref.id])[0] if feature is TEXT else feature
+        return _as_given(store.read(stored, ref.id), feature, card)
 
     return DataView(folder, refs, card, None, array, lambda ref: records[ref.id], lambda _: None)
 

@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from dittool.config.judging import Validate
 from dittool.config.learning import Repa, Tread
 from dittool.config.values import (
+    PLAIN_KIND,
+    Columns,
     Counted,
     Positive,
     PositiveFloat,
@@ -22,6 +24,7 @@ from dittool.config.values import (
     Shift,
     Size,
     Whole,
+    kind_named,
     require,
     whole_number,
 )
@@ -111,7 +114,12 @@ class Data(Section):
     # of them differ
     captions: CaptionPlace = "auto"
     image_column: Annotated[str, Field(min_length=1)] | None = None  # of lists, where it has no usual name
-    caption_column: Annotated[str, Field(min_length=1)] | None = None
+    # of lists, and of JSON beside an image; several: each is a kind of caption, and all are kept
+    caption_column: Columns | None = None
+    # of an image that has several captions under one name the first, or all; lines: of a text, too, each line
+    several_captions: Literal["first", "all", "lines"] = "first"
+    # how often a kind is drawn in training, against the others that an image has; 1 where it is not named
+    caption_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
     # the same picture saved again, at another size or quality: on one side of the hold-out, or not looked for
     near_copies: Literal["together", "ignored"] = "together"
@@ -121,8 +129,22 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> Data:
-        require(((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"))
+        kinds = list(map(kind_named, self.caption_column)) if isinstance(self.caption_column, list) else []
+        require(
+            ((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"),
+            (
+                len(set(kinds)) == len(kinds),
+                f"caption_column names kinds of captions that are one: {', '.join(kinds)}",
+            ),
+        )
         return self
+
+    @property
+    def caption_kinds(self) -> tuple[str, ...]:
+        """Of an image's captions, where several are kept; none where one is."""
+        if isinstance(self.caption_column, list):
+            return tuple(map(kind_named, self.caption_column))
+        return () if self.several_captions == "first" else (PLAIN_KIND,)
 
     def bucket_sizes(self) -> list[Bucket]:
         """The buckets that the section asks for. Raises `UsageError` naming every size that cannot serve."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -9,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from dittool.geometry import parse_size
 
 PER_BUCKET = "per-bucket"  # of `flow.shift`
+PLAIN_KIND = "caption"  # of captions that no column's name tells apart
+_LONGEST_KIND, _MOST_COLUMNS = 32, 32
 
 
 class Section(BaseModel):
@@ -32,6 +35,19 @@ def require(*rules: tuple[bool, str]) -> None:
         raise ValueError(broken)
 
 
+def _checked_columns(value: object) -> object:
+    names = value if isinstance(value, list) else [value]
+    if names and len(names) <= _MOST_COLUMNS and all(isinstance(name, str) and name for name in names):
+        return value
+    raise ValueError(f"must be a name, or a list of 1 to {_MOST_COLUMNS} names, not {value!r}")
+
+
+def kind_named(column: str) -> str:
+    """The kind of the captions in a column, as files are called by it: `Short caption` → `short_caption`."""
+    plain = re.sub(r"[^a-z0-9-]+", "_", column.strip().lower()).strip("_")
+    return plain[:_LONGEST_KIND] or PLAIN_KIND
+
+
 def whole_number(value: object) -> object:
     """1e3 is TOML's 1000.0, and whoever writes it for a number of steps means 1000."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
@@ -45,4 +61,5 @@ Counted = Annotated[Whole, Field(ge=0, le=_LARGEST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Shift = Annotated[float | str, AfterValidator(_checked_shift)]
+Columns = Annotated[str | list[str], BeforeValidator(_checked_columns)]
 Size = Annotated[str, AfterValidator(_checked_size)]

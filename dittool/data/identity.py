@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dittool.data.patch_storage import NONE, STORAGES
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, Feature
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, TEXT, Feature, is_kind
 from dittool.encoders.cards import (
     CARDS,
     EncoderCard,
@@ -26,11 +26,11 @@ from dittool.encoders.cards import (
 from dittool.errors import BadDataError
 from dittool.geometry import parse_size
 
-CARD_VERSION = 1
+CARD_VERSION, SEVERAL_VERSION = 1, 2  # of a set that keeps one caption of an image, or several
 CROP_RULE = "resize-to-cover, centre crop"
 CARD_OF_STAGE: dict[str, type[EncoderCard]] = {"dinov3": ImageCard, "vae": VaeCard, "t5": TextCard}
 IMAGE_STAGES = ("dinov3", "vae")
-_KNOWN = ("version", "crop", "buckets", "patch_storage", "encoders", "claimed")
+_KNOWN = ("version", "crop", "buckets", "patch_storage", "encoders", "claimed", "captions")
 _RESTORE = (
     "restore the file from a copy; without one, nothing says which encoders made these features: embed the images again"
     " into another folder (dit embed IMAGES --out FOLDER), then dit shard FOLDER"
@@ -48,6 +48,7 @@ class IdentityCard:
     encoders: tuple[EncoderCard, ...] = ()  # in the order of their first passes; a finished set has all three
     crop: str = CROP_RULE
     claimed: bool = False  # by `dit shard --index`, for features that another program made
+    captions: tuple[str, ...] = ()  # kinds of the captions, where several of an image are kept
     unknown: Mapping[str, object] = field(default_factory=dict)  # keys of later versions, as they stood
     unknown_encoders: Mapping[str, object] = field(default_factory=dict)
 
@@ -71,6 +72,7 @@ class IdentityCard:
             tuple(card_from_json(kind, item) for kind, item in encoders.items() if kind in CARDS),
             value["crop"],
             "claimed" in value,
+            tuple(value.get("captions", ())),
             {key: item for key, item in value.items() if key not in _KNOWN},
             {kind: item for kind, item in encoders.items() if kind not in CARDS},
         )
@@ -78,18 +80,19 @@ class IdentityCard:
     def to_json(self) -> dict[str, object]:
         """As identity.json, index.json and checkpoints hold it."""
         return {
-            "version": CARD_VERSION,
+            "version": SEVERAL_VERSION if self.captions else CARD_VERSION,
             "crop": self.crop,
             "buckets": list(self.buckets),
             "patch_storage": self.patch_storage,
             "encoders": {card.kind: card_to_json(card) for card in self.encoders} | dict(self.unknown_encoders),
             **({"claimed": True} if self.claimed else {}),
+            **({"captions": list(self.captions)} if self.captions else {}),
             **self.unknown,
         }
 
     @property
     def features(self) -> tuple[Feature, ...]:
-        """What each sample has."""
+        """What each sample has; `TEXT` stands for all its captions (records.features_of_record)."""
         return features_of(self.patch_storage)
 
     @property
@@ -159,6 +162,8 @@ def stages_made_stale(mine: IdentityCard, theirs: IdentityCard) -> tuple[str, ..
     stale = set(IMAGE_STAGES) if (mine.crop, mine.buckets) != (theirs.crop, theirs.buckets) else set()
     if mine.patch_storage != theirs.patch_storage:
         stale.add("dinov3")
+    if mine.captions != theirs.captions:
+        stale.add("t5")
     return tuple(stage for stage in STAGES if stage in stale)
 
 
@@ -184,11 +189,13 @@ def require_same_identity(mine: dict[str, Any], theirs: dict[str, Any], what: st
 
 
 def _wrong_settings(card: dict[str, Any]) -> list[str]:
-    wrong = (
-        [f"version {card.get('version')!r}, this program reads {CARD_VERSION}"]
-        if card.get("version") != CARD_VERSION
-        else []
-    )
+    version, kinds = card.get("version"), card.get("captions")
+    if version == SEVERAL_VERSION:
+        wrong = [] if isinstance(kinds, list) and kinds and all(map(is_kind, kinds)) else [f"captions = {kinds!r}"]
+    elif version == CARD_VERSION:
+        wrong = [] if kinds is None else [f"captions = {kinds!r} in a card of version {version}"]
+    else:
+        wrong = [f"version {version!r}, this program reads {CARD_VERSION} and {SEVERAL_VERSION}"]
     buckets, claimed = card.get("buckets"), card.get("claimed", True)
     wrong += [] if isinstance(card.get("crop"), str) else [f"crop = {card.get('crop')!r}"]
     wrong += [] if isinstance(buckets, list) and buckets and all(map(_is_size, buckets)) else [f"buckets = {buckets!r}"]

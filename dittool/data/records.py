@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dittool.data.embed_again import embed_again
 from dittool.errors import BadDataError, UsageError
@@ -22,6 +23,7 @@ from dittool.nearest import did_you_mean
 from dittool.shell import quoted
 from dittool.storage import read_json_lines, write_atomic
 
+T = TypeVar("T")
 USED, REFUSED = "used", "refused"
 UNKNOWN_WORDS = "unknown-words"  # the flag is UNKNOWN_WORDS:N, N the words that the text encoder's tokenizer lacks
 
@@ -34,6 +36,11 @@ class Feature:
     member: str  # suffix in a shard: ID.MEMBER
     stage: str  # dinov3, vae or t5
     axes: tuple[str, ...]
+
+    @property
+    def ending(self) -> str:
+        """Of its file's name in the derived store, behind the id: `.npy`, `.long.1.npy`."""
+        return f".{self.member.partition('.')[2]}"
 
 
 # C: width of the image encoder · N: patches, row-major over the grid · D: width of the text encoder · L: true number of
@@ -48,6 +55,7 @@ STAGES_OF_IMAGES = STAGES[:2]
 _COPY_AGAIN = "copy the set again, or make it again with: dit shard"
 TEXT_MASK_MEMBER = "t5m.npy"  # older sets: (512,) mask beside a padded t5h
 RECORD_MEMBER = "json"
+_OF_KIND = re.compile(r"t5h\.([a-z0-9_-]+)(?:\.([0-9]+))?\.npy")  # a caption's features, where a sample has several
 
 
 @dataclass(frozen=True)
@@ -74,10 +82,51 @@ class Record:
     flipped: bool = False
     # of near copies: sha256 of the images whose bytes decide on which side of the hold-out it is; none: its own
     sides_with: tuple[str, ...] = field(default=())
+    # (kind, text) of each caption, where a set keeps several of an image; `caption` is the first
+    captions: tuple[tuple[str, str], ...] = field(default=())
 
     @property
     def used(self) -> bool:
         return self.status == USED
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All captions that are encoded."""
+        return tuple(text for _, text in self.captions) or (self.caption,)
+
+
+def text_features(record: Record) -> tuple[Feature, ...]:
+    """Those of the record's captions, in their order: `TEXT`, or where a set keeps several one for each kind and
+    number.
+    """
+    met: Counter[str] = Counter()
+    found = []
+    for kind, _ in record.captions:
+        number = f".{met[kind]}" if met[kind] else ""
+        found.append(replace(TEXT, member=f"t5h.{kind}{number}.npy"))
+        met[kind] += 1
+    return tuple(found) or (TEXT,)
+
+
+def features_of_record(features: Iterable[Feature], record: Record) -> list[Feature]:
+    """What a set's samples have, of one of them: its own captions."""
+    return [each for feature in features for each in (text_features(record) if feature is TEXT else (feature,))]
+
+
+def text_members(members: Iterable[str]) -> dict[str, str]:
+    """Of a sample's members those of captions, in their order → kind; "" for the one of a set that keeps one."""
+    found = {}
+    for member in members:
+        if member == TEXT.member:
+            found[member] = ""
+        elif match := _OF_KIND.fullmatch(member):
+            found[member] = match[1]
+    return found
+
+
+def first_text(arrays: Mapping[Feature, T]) -> T:
+    """Of a sample's arrays that of its first caption."""
+    return next(array for feature, array in arrays.items() if feature.name == TEXT.name)
 
 
 def record_to_json(record: Record) -> dict[str, object]:
@@ -106,6 +155,8 @@ def record_from_json(value: object, source: str, hint: str = _COPY_AGAIN) -> Rec
             f"{source}: not a record: {', '.join(f'{key} = {ascii(known[key])[:60]}' for key in wrong)}", hint
         )
     fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in known.items()}
+    if "captions" in fields:
+        fields["captions"] = tuple((kind, text) for kind, text in fields["captions"])
     return Record(**fields)
 
 
@@ -143,6 +194,7 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
+_KIND = re.compile("[a-z0-9_-]{1,32}")
 _KEEP = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _LONGEST_KEY = 100
 _LONGEST_STEM = 40
@@ -180,6 +232,17 @@ def _is_texts(item: object) -> bool:
     return isinstance(item, list) and all(map(_is_text, item))
 
 
+def is_kind(item: object) -> bool:
+    """Whether a value names a kind of captions, as members of shards are called by it."""
+    return isinstance(item, str) and _KIND.fullmatch(item) is not None
+
+
+def _are_captions(item: object) -> bool:
+    return isinstance(item, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and is_kind(pair[0]) and _is_text(pair[1]) for pair in item
+    )
+
+
 def _is_size(item: object) -> bool:
     return isinstance(item, int) and not isinstance(item, bool) and item >= 0
 
@@ -200,5 +263,6 @@ _FITS: dict[str, Callable[[object], bool]] = {
     "crop": _is_box,
     "flags": _is_texts,
     "sides_with": _is_texts,
+    "captions": _are_captions,
     "flipped": lambda item: isinstance(item, bool),
 }

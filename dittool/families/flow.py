@@ -22,6 +22,7 @@ from dittool.config.schema import Config
 from dittool.console import Talk
 from dittool.data.patch_storage import FP32, INT8, NONE, stored_grid
 from dittool.data.provenance import Provenance
+from dittool.data.shards.caption_draw import require_known_kinds, shares_drawn
 from dittool.data.shards.columns import Samples
 from dittool.data.shards.index import HOLDOUT, TRAIN
 from dittool.data.shards.read import ShardSet
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
 
 _LOOKED_AT = 2000  # micro-batches, to see how often each bucket comes
+_CAPTIONS_COUNTED = 20_000  # samples, to say how often each kind of caption is drawn
 
 
 @dataclass
@@ -117,6 +119,7 @@ def training_stream(
         rank=ranks.rank,
         ranks=ranks.count,
         accumulate=train.accumulate,
+        caption_weights=config.data.caption_weights,
     )
 
 
@@ -148,7 +151,11 @@ def route_of(config: Config, batch: Batch) -> Tensor | None:
 
 
 def begin(data: FlowData, _saved: Mapping[str, object], talk: Talk) -> dict[str, float]:
-    """Says where routing is asked for with few tokens."""
+    """Says which captions are drawn, where an image has several, and where routing is asked for with few tokens."""
+    shares = shares_of_captions(data)
+    if shares:
+        drawn = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
+        talk.note(f"captions drawn in the first pass over the data: {drawn}")
     config, card = data.config, data.provenance.card
     cell = card.vae.stride * config.model.patch_size
     fewest = min(Bucket.from_name(name).area // cell**2 for name in card.buckets)
@@ -157,7 +164,18 @@ def begin(data: FlowData, _saved: Mapping[str, object], talk: Talk) -> dict[str,
             f"tread.share {config.tread.share:g}: pictures of {fewest} tokens; routing was found to help from"
             f" {FEWEST_TOKENS:,} on and to hurt at 256"
         )
-    return {}
+    return {f"captions_{kind}": share for kind, share in shares.items()}
+
+
+def shares_of_captions(data: FlowData) -> dict[str, float]:
+    """Kind → its share of the captions of the first pass; nothing where an image has one. Of a large set some samples
+    are counted, evenly spread.
+    """
+    if not data.provenance.card.captions:
+        return {}
+    counted = range(0, len(data.refs), -(-len(data.refs) // _CAPTIONS_COUNTED))
+    refs, config = [data.refs[place] for place in counted], data.config
+    return shares_drawn(refs, config.data.caption_weights or {}, config.train.seed)
 
 
 def alignment_of(config: Config, step: int) -> Alignment | None:
@@ -258,6 +276,7 @@ def require_features(config: Config, shards: ShardSet) -> None:
             " them",
             "embed with this preset into another folder; or train one that reads none, such as nano",
         )
+    require_known_kinds(config.data.caption_weights or {}, card.captions, str(shards.folder))
     buckets = [Bucket.from_name(name) for name in sorted(shards.samples.bucket_counts())]
     require_whole_tokens(buckets, card.vae.stride, config.model.patch_size, str(shards.folder))
     if config.model.patch_fusion == "added":

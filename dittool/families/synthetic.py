@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def _write(
         VaeCard(names.vae, "", "", "fp32", channels, _STRIDE, scale=1.0, shift=0.0),
     )
     card = IdentityCard((bucket.name,), FP16, encoders)
-    noise = {
+    noise: dict[str, Any] = {
         f"{name}_{key}": (value,) * size
         for name, size in (("latent", channels), ("cls", widths.image), ("patch", widths.image))
         for key, value in (("mean", 0.0), ("std", 1.0))

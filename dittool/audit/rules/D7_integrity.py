@@ -29,7 +29,7 @@ from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import DERIVED, Data
 from dittool.data.features.store import FeatureStore
 from dittool.data.features.verify import verify as verify_features
-from dittool.data.records import RECORD_MEMBER, STAGES
+from dittool.data.records import RECORD_MEMBER, STAGES, TEXT, text_members
 from dittool.data.shards.verify import verify
 from dittool.storage import bytes_text
 from dittool.untrusted.tar import group_samples, tar_members
@@ -89,11 +89,11 @@ def _check_shards(data: DataView) -> list[Finding]:
         if count > 1
     ]
     wanted = {RECORD_MEMBER, *(feature.member for feature in data.features)}
-    faults += [
-        f"sample '{ref.id}' lacks {', '.join(sorted(wanted - ref.members.keys()))}"
-        for ref in data.refs
-        if wanted - ref.members.keys()
-    ]
+    of_kinds = data.card is not None and bool(data.card.captions)
+    for ref in data.refs:
+        there = {*ref.members, *([TEXT.member] if of_kinds and text_members(ref.members) else [])}
+        if lacking := sorted(wanted - there):
+            faults.append(f"sample '{ref.id}' lacks {', '.join(lacking)}")
     if total <= _MOST_BYTES:
         faults += [f"{fault.where}: {fault.what}" for fault in verify(data.folder)]
         read = "every byte read" + (

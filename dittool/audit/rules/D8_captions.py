@@ -6,6 +6,8 @@ features; how many captions reach the
 token limit, or end at one same length as cut ones do; a mask is a row of ones and then zeros, agrees with the rows that
 hold text, and counts no more tokens than its caption has bytes; no padding is stored without a mask.
 
+Where a set keeps several captions of an image, each kind is judged by itself.
+
 ## Why it matters
 A caption cut at 77 tokens loses what it says last. Padding that counts as text, or a mask that is all ones, teaches the
 model nothing but padding. Captions that are all equal teach it to ignore text. A caption that was edited after its
@@ -26,13 +28,15 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dittool.audit.data_view import DataView
 from dittool.audit.rule import Finding, failed, passed, warned
 from dittool.audit.subject import Data
-from dittool.data.records import TEXT, UNKNOWN_WORDS
+from dittool.data.records import TEXT, UNKNOWN_WORDS, Feature, text_features
+from dittool.data.shards.columns import SampleRef
 from dittool.encoders.cards import TextCard
 from dittool.encoders.known import KNOW_EVERY_SCRIPT
 
@@ -47,22 +51,53 @@ _MOST_SHARED = 0.01  # share of captions that may have the features of another o
 _EQUAL = 0.05  # relative distance of the features of equal captions, at most: half precision, batches of other lengths
 _BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
 _SHOWN = 5  # faults
+_FEWEST = 16  # captions of a rare kind whose features are looked at
 _MOST_UNKNOWN = 0.01  # share of captions with words that the tokenizer does not know
 _READ_EVERY_SCRIPT = ("umt5", "mt5", "byt5", "builtin:")  # in the name of an encoder
 _MANY_LETTERS = 0.2  # share of letters of other scripts than Latin
 
 
+@dataclass(frozen=True)
+class _Caption:
+    """One caption of a sample, and where its features are."""
+
+    ref: SampleRef
+    text: str
+    feature: Feature
+
+
 def check(subject: Data) -> list[Finding]:
+    """Each kind by itself, where the set keeps several captions of an image."""
     data = subject.opened
-    captions = [data.record(ref).caption for ref in data.refs]
-    distinct = len(set(captions))
-    refs = data.spread(TEXT)
+    kinds = data.card.captions if data.card is not None else ()
+    of_kind: dict[str, list[_Caption]] = {kind: [] for kind in kinds or ("",)}
+    for ref in data.refs:
+        record = data.record(ref)
+        texts = record.captions or (("", record.caption),)
+        for (kind, text), feature in zip(texts, text_features(record), strict=True):
+            of_kind.setdefault(kind, []).append(_Caption(ref, text, feature))
+    findings = []
+    for kind, captions in of_kind.items():
+        if kind and not captions:
+            findings += warned(f"{kind}: no image has a caption of this kind", "take it out of data.caption_column")
+            continue
+        findings += [
+            replace(finding, evidence=f"{kind}: {finding.evidence}") if kind else finding
+            for finding in _judged(data, captions)
+        ]
+    return findings
+
+
+def _judged(data: DataView, of_kind: list[_Caption]) -> list[Finding]:
+    captions = [caption.text for caption in of_kind]
+    distinct, looked_at = len(set(captions)), {ref.id for ref in data.spread(TEXT)}
+    refs = [caption for caption in of_kind if caption.ref.id in looked_at] or of_kind[:_FEWEST]
     lengths, faults = [], []
     words_of: dict[bytes, set[tuple[str, ...]]] = {}  # features → the captions that have them, by their words
     beside: dict[str, np.ndarray] = {}  # caption → the mean of its features, as they were first seen
     other_text = []
-    for ref in refs:
-        text, caption = data.array(ref, TEXT), data.record(ref).caption
+    for one in refs:
+        ref, text, caption = one.ref, data.array(one.ref, one.feature), one.text
         length, fault = _length(text, data.mask(ref), caption)
         faults += [f"{ref.id}: {fault}"] if fault else []
         lengths.append(length)
@@ -73,7 +108,7 @@ def check(subject: Data) -> list[Finding]:
             first = beside.setdefault(caption, mean)
             if first.shape == mean.shape and np.linalg.norm(mean - first) > _EQUAL * np.linalg.norm(first):
                 other_text.append(ref.id)
-    if empty := [ref.id for ref, caption in zip(data.refs, captions, strict=True) if not caption.strip()]:
+    if empty := [caption.ref.id for caption in of_kind if not caption.text.strip()]:
         faults.append(f"{len(empty)} captions are empty, first of '{empty[0]}'")
     if distinct == 1 and len(captions) > 1:
         faults.append(f"all {len(captions)} captions are equal: '{captions[0][:60]}'")

@@ -33,7 +33,7 @@ def scanned(
         held: the folder whose lock the parts hold.
     """
     buckets = config.data.bucket_sizes()
-    seen = Seen(store.folder / "scanned.rows", store.earlier_records(), buckets)
+    seen = Seen(store.folder / "scanned.rows", store.earlier_records(), buckets, Pairing.of(config.data))
     if part.is_everything:
         for path in store.folder.glob("scanned-*of*.jsonl"):  # what parts told each other stands in scanned.rows
             path.unlink()

@@ -92,8 +92,7 @@ def embed(
         store = FeatureStore(out, part, config.data.near_copies == "together")
         config = with_patch_storage(config, store.patch_storage)
         records, seen = scanned(source, store, config, out, part, talk)
-        names = [bucket.name for bucket in config.data.bucket_sizes()]
-        card_changed = store.open_card(names, config.data.patch_storage, stages if rebuild else ())
+        card_changed = _open_card(store, config, stages if rebuild else ())
         remember(source, store, config, talk)
         records = store.merge_records(records, forget=stages if rebuild else ())
         seen.write()
@@ -126,6 +125,13 @@ def embed(
         used, others = [record for record in records if record.used], [stage for stage in STAGES if stage not in stages]
         lacking = [stage for stage in others if store.missing(stage, used, store.read_journal())]
     return EmbedSummary(records, made, kept, cut, out, left, lacking)
+
+
+def _open_card(store: FeatureStore, config: ImageConfig, rebuild: Sequence[str]) -> bool:
+    """`FeatureStore.open_card` for this configuration."""
+    data = config.data
+    names = [bucket.name for bucket in data.bucket_sizes()]
+    return store.open_card(names, data.patch_storage, rebuild, data.caption_kinds)
 
 
 def caption_warnings(records: list[Record], cut_captions: int, encoders: Encoders) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dittool.config.architectures import ImageConfig, with_patch_storage
 from dittool.console import SILENT, Talk
-from dittool.data.features.passes import EmbedPass, Input, batch_size, load_pass
+from dittool.data.features.passes import EmbedPass, Input, batch_size, captions_to_encode, load_pass
 from dittool.data.features.pipeline import Decoded, decoded, decoder_count
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import features_of
@@ -91,7 +91,8 @@ def disk_rows(
     from the captions' bytes.
     """
     if isinstance(card, TextCard):
-        sizes = [_on_disk(_tokens(record, card, bytes_a_token) * card.width * 2) for record in records]
+        texts = [text for record in records for text in record.texts]
+        sizes = [_on_disk(_tokens(text, card, bytes_a_token) * card.width * 2) for text in texts]
         return [EstimateRow(TEXT.name, "", len(sizes), sum(sizes))] if sizes else []
     counts = Counter(record.bucket for record in records)
     return [
@@ -122,8 +123,8 @@ def _image_bytes(feature: Feature, card: ImageCard | VaeCard, bucket: Bucket, pa
     return math.prod(shape) * STORED_DTYPE[patch_storage].itemsize
 
 
-def _tokens(record: Record, card: TextCard, bytes_a_token: float) -> int:
-    return min(card.max_tokens, math.ceil(len(record.caption.encode()) / bytes_a_token) + 1)
+def _tokens(text: str, card: TextCard, bytes_a_token: float) -> int:
+    return min(card.max_tokens, math.ceil(len(text.encode()) / bytes_a_token) + 1)
 
 
 def _on_disk(array_bytes: int) -> int:
@@ -148,11 +149,12 @@ def _image_time(ready: EmbedPass[Any], records: Sequence[Record], source: Path) 
 
 def _text_time(ready: EmbedPass[Any], records: Sequence[Record]) -> tuple[float, float]:
     """(seconds for all the captions, bytes of caption a token), from captions spread over all lengths."""
-    by_length = sorted(records, key=lambda record: len(record.caption))
-    sample = [record.caption for record in by_length[:: max(1, len(by_length) // _TEXT_BATCH)]][:_TEXT_BATCH]
-    seconds = _seconds(ready, sample) / len(sample) * len(records)
-    tokens = sum(len(encoded.arrays[TEXT]) for encoded in ready.encode(sample))
-    return seconds, max(sum(len(caption.encode()) for caption in sample) / tokens, 0.1)
+    by_length = sorted(records, key=lambda record: sum(map(len, record.texts)))
+    sample = [captions_to_encode(record) for record in by_length[:: max(1, len(by_length) // _TEXT_BATCH)]]
+    seconds = _seconds(ready, sample[:_TEXT_BATCH]) / len(sample[:_TEXT_BATCH]) * len(records)
+    tokens = sum(len(array) for encoded in ready.encode(sample[:_TEXT_BATCH]) for array in encoded.arrays.values())
+    size = sum(len(text.encode()) for captions in sample[:_TEXT_BATCH] for _, text in captions)
+    return seconds, max(size / tokens, 0.1)
 
 
 def _seconds(ready: EmbedPass[Input], inputs: Sequence[Input]) -> float:

@@ -17,6 +17,7 @@ bytes of each are held, the rows themselves are mapped. Call what writes with th
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,9 +62,10 @@ class Made:
 
 
 def source_of(stage: str, record: Record) -> str:
-    """What a stage's features are made from: the image's bytes, bucket, side and colours, or the caption."""
+    """What a stage's features are made from: the image's bytes, bucket, side and colours, or the captions."""
     if stage == "t5":
-        return hashlib.sha256(record.caption.encode()).hexdigest()
+        said = json.dumps(record.captions) if record.captions else record.caption
+        return hashlib.sha256(said.encode()).hexdigest()
     # Features that a version before 0.2 made of an image with a colour profile were made of its numbers as they stand.
     marks = " flipped" * record.flipped + " sRGB" * (CONVERTED in record.flags)
     return f"{record.image_sha256} {record.bucket}{marks}"
@@ -77,6 +79,11 @@ def fingerprint(source: str) -> str:
 def digest_of(content: bytes) -> str:
     """What the journal remembers of a feature's file."""
     return hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS]
+
+
+def joined_digest(digests: Sequence[str]) -> str:
+    """Of one feature that is several files, as the captions of an image may be; of a single file its own."""
+    return digests[0] if len(digests) == 1 else digest_of(" ".join(digests).encode())
 
 
 class Journal:

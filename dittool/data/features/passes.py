@@ -22,7 +22,7 @@ from dittool.data.features.pipeline import Arrays, Decoded, FeatureWriter, Refus
 from dittool.data.features.refusals import refused_while_decoding, refused_while_encoding, with_unknown_words
 from dittool.data.features.store import FeatureStore
 from dittool.data.patch_storage import INT8, NONE, decode_patches, encode_patches
-from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, Record
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, Feature, Record, text_features
 from dittool.encoders.cards import EncoderCard
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
@@ -35,7 +35,8 @@ _FEWEST, _MOST = 16, 128  # images in a batch
 # in a batch of images, where these limits allow: small images in batches of 16 would leave the encoder waiting
 _PIXELS = 4 << 20
 
-Input = TypeVar("Input")  # what an encoder takes of a record: Decoded or str
+Captions = tuple[tuple[Feature, str], ...]  # of one image
+Input = TypeVar("Input")  # what an encoder takes of a record: Decoded or Captions
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Encoded:
     """What is stored of one record."""
 
     arrays: Arrays
-    cut: bool = False  # the caption was longer than the encoder's limit
-    unknown: int = 0  # words of the caption that the tokenizer does not know
+    cut: int = 0  # captions that were longer than the encoder's limit
+    unknown: int = 0  # words of the captions that the tokenizer does not know
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def take_thumbnails(batch: Sequence[Record], loaded: Sequence[object], wanted: s
     return made
 
 
-def _caption(record: Record, source: Path) -> str:
-    return record.caption
+def captions_to_encode(record: Record, _source: Path | None = None) -> Captions:
+    """The record's captions, each with the feature that it becomes."""
+    return tuple(zip(text_features(record), record.texts, strict=True))
 
 
 def encode_batch(
@@ -268,16 +270,19 @@ def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Decoded]:
     )
 
 
-def _text_pass(config: ImageConfig, talk: Talk) -> EmbedPass[str]:
+def _text_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Captions]:
     encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens, talk)
 
-    def encode(captions: Sequence[str]) -> list[Encoded]:
-        return [
-            Encoded({TEXT: _half(feature.hidden.numpy())}, feature.cut, feature.unknown)
-            for feature in encoder.encode(captions)
-        ]
+    def encode(of_images: Sequence[Captions]) -> list[Encoded]:
+        found = iter(encoder.encode([text for captions in of_images for _, text in captions]))
+        encoded = []
+        for captions in of_images:
+            made = list(zip((feature for feature, _ in captions), found, strict=False))
+            arrays = {feature: _half(text.hidden.numpy()) for feature, text in made}
+            encoded.append(Encoded(arrays, sum(text.cut for _, text in made), sum(text.unknown for _, text in made)))
+        return encoded
 
-    return EmbedPass("t5", encoder.card, _caption, encode)
+    return EmbedPass("t5", encoder.card, captions_to_encode, encode)
 
 
 def _chunks(items: list[Record], size: int) -> list[list[Record]]:

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from dittool.data.features.journal import joined_digest
 from dittool.data.features.store import FeatureStore
 from dittool.data.records import Feature, Record
 from dittool.data.source.images import ImageRefused
@@ -171,9 +172,10 @@ class FeatureWriter:
             self._journal.shutdown(cancel_futures=True)
 
     def _enter(self, records: Sequence[Record], jobs: list[tuple[str, str, Future[str]]]) -> int:
-        digests: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, list[str]]] = {}
         for record_id, feature, job in jobs:
-            digests.setdefault(record_id, {})[feature] = job.result()
+            found.setdefault(record_id, {}).setdefault(feature, []).append(job.result())
+        digests = {key: {name: joined_digest(some) for name, some in of.items()} for key, of in found.items()}
         self._store.append_journal(self._stage, records, digests)
         return len(records)
 

@@ -75,5 +75,5 @@ def with_earlier_findings(records: list[Record], earlier: Iterable[Record], forg
     return [judged(record) for record in records]
 
 
-def _key(record: Record) -> tuple[str, str, str, bool]:
-    return record.id, record.image_sha256, record.caption, record.flipped
+def _key(record: Record) -> tuple[str, str, tuple[str, ...], bool]:
+    return record.id, record.image_sha256, record.texts, record.flipped

@@ -34,7 +34,7 @@ from dittool.data.identity import (
     require_same_identity,
     stages_made_stale,
 )
-from dittool.data.records import FEATURES, Feature, Record, read_records, write_records
+from dittool.data.records import FEATURES, Feature, Record, features_of_record, read_records, write_records
 from dittool.data.source.seen import as_judged
 from dittool.encoders.cards import EncoderCard, card_to_json
 from dittool.errors import BadDataError
@@ -158,7 +158,9 @@ class FeatureStore:
     def write_card(self, card: IdentityCard) -> None:
         write_json(self._identity_path, card.to_json())
 
-    def open_card(self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = ()) -> bool:
+    def open_card(
+        self, buckets: list[str], patch_storage: str, rebuild: Iterable[str] = (), captions: tuple[str, ...] = ()
+    ) -> bool:
         """Makes the folder's card when there is none, and holds it against this run. Returns whether an existing one
         was changed.
 
@@ -168,10 +170,12 @@ class FeatureStore:
         """
         with shared_files(self.folder):
             if not self.has_card:
-                self.write_card(IdentityCard(tuple(buckets), patch_storage))
+                self.write_card(IdentityCard(tuple(buckets), patch_storage, captions=captions))
                 return False
             card = self.card()
-            adopted = replace(card, crop=CROP_RULE, buckets=tuple(buckets), patch_storage=patch_storage)
+            adopted = replace(
+                card, crop=CROP_RULE, buckets=tuple(buckets), patch_storage=patch_storage, captions=captions
+            )
             if adopted == card:
                 return False
             stale = stages_made_stale(adopted, card)
@@ -239,7 +243,7 @@ class FeatureStore:
         return [feature for feature in kept if feature.stage == stage]
 
     def path(self, feature: Feature, record_id: str) -> Path:
-        return self.folder / feature.name / f"{record_id}.npy"
+        return self.folder / feature.name / f"{record_id}{feature.ending}"
 
     def write(self, feature: Feature, record_id: str, stored: np.ndarray) -> str:
         """Stores one array under its name, whole or not at all, and returns the digest of its file.
@@ -255,7 +259,8 @@ class FeatureStore:
 
     def bytes_present(self, stage: str, records: Iterable[Record]) -> int:
         """Disk that is taken by files of the stage which writing these records replaces."""
-        paths = (self.path(feature, record.id) for record in records for feature in FEATURES if feature.stage == stage)
+        features = [feature for feature in FEATURES if feature.stage == stage]
+        paths = (self.path(each, record.id) for record in records for each in features_of_record(features, record))
         return sum(path.stat().st_blocks * 512 for path in paths if path.is_file())
 
     def read(self, feature: Feature, record_id: str) -> np.ndarray:
@@ -292,7 +297,8 @@ class FeatureStore:
         return [
             record
             for record, is_current in zip(records, journal.current(stage, records), strict=True)
-            if not is_current or not all(self.path(feature, record.id).is_file() for feature in features)
+            if not is_current
+            or not all(self.path(each, record.id).is_file() for each in features_of_record(features, record))
         ]
 
     def _forget(self, stages: Iterable[str]) -> None:

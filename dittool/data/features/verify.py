@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from dittool.console import SILENT, Talk
-from dittool.data.features.journal import Journal, Made, digest_of, fingerprint, source_of
+from dittool.data.features.journal import Journal, Made, digest_of, fingerprint, joined_digest, source_of
 from dittool.data.features.pipeline import decoder_count
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import CARD_OF_STAGE, IdentityCard
 from dittool.data.patch_storage import FP16, STORED_DTYPE, decode_patches, stored_shape
-from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, Feature, Record
+from dittool.data.records import FEATURES, IMAGE_CLS, IMAGE_PATCHES, LATENT, STAGES, Feature, Record, features_of_record
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket, patch_grid
 from dittool.untrusted.npy import parse_npy
@@ -77,25 +77,30 @@ def _check_record(
     for feature in card.features:
         if feature.stage not in stages:
             continue
-        path, made = store.path(feature, record.id), journal.made(record.id, feature.stage)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            yield FeatureFault(str(path), f"cannot be read: {error.strerror}", feature.stage), 0
-            continue
-        what = _wrong_feature(content, made, card, feature, record)
-        yield (FeatureFault(str(path), what, feature.stage) if what else None), len(content)
+        made, contents = journal.made(record.id, feature.stage), {}
+        for each in features_of_record([feature], record):
+            path = store.path(each, record.id)
+            try:
+                contents[path] = path.read_bytes()
+            except OSError as error:
+                yield FeatureFault(str(path), f"cannot be read: {error.strerror}", feature.stage), 0
+        for path, content in contents.items():
+            beside = [digest_of(other) for other in contents.values()]
+            what = _wrong_feature(content, joined_digest(beside), made, card, feature, record)
+            yield (FeatureFault(str(path), what, feature.stage) if what else None), len(content)
 
 
-def _wrong_feature(content: bytes, made: Made | None, card: IdentityCard, feature: Feature, record: Record) -> str:
-    """What is wrong with a feature's file; "" when nothing is."""
+def _wrong_feature(
+    content: bytes, found: str, made: Made | None, card: IdentityCard, feature: Feature, record: Record
+) -> str:
+    """What is wrong with a feature's file; "" when nothing is. `found`: the digest of all files of the feature."""
     if made is None:
         return "the journal does not know it"
     if made.source != (source := fingerprint(source_of(feature.stage, record))):
         return f"made from {made.source[:12]}…, the record has {source[:12]}…"
     digest = made.digests.get(feature.name)
-    if digest and digest != digest_of(content):
-        return f"its digest is {digest_of(content)}, when it was made it was {digest}"
+    if digest and digest != found:
+        return f"its digest is {found}, when it was made it was {digest}"
     try:
         stored = parse_npy(content, "the file")
     except BadDataError as error:
@@ -127,6 +132,15 @@ def _wrong_shape(shape: tuple[int, ...], card: IdentityCard, feature: Feature, r
 
 
 def _strays(store: FeatureStore, used: Sequence[Record], stages: Sequence[str]) -> int:
-    known = {record.id for record in used}
-    folders = [store.folder / feature.name for feature in FEATURES if feature.stage in stages]
-    return sum(path.stem not in known for folder in folders if folder.is_dir() for path in folder.glob("*.npy"))
+    known = {record.id: record for record in used}
+
+    def is_stray(feature: Feature, path: Path) -> bool:
+        record = known.get(path.name.partition(".")[0])
+        return record is None or path not in [store.path(each, record.id) for each in _files(feature, record)]
+
+    features = [feature for feature in FEATURES if feature.stage in stages]
+    return sum(is_stray(feature, path) for feature in features for path in (store.folder / feature.name).glob("*.npy"))
+
+
+def _files(feature: Feature, record: Record) -> list[Feature]:
+    return features_of_record([feature], record)

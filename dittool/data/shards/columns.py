@@ -169,6 +169,11 @@ class Columns:
             int(ends[shard.first - 1]) if shard.first else 0 : int(ends[shard.end - 1])
         ].tobytes()
 
+    @property
+    def suffixes(self) -> list[str]:
+        """Of all members that samples have."""
+        return list(dict.fromkeys(suffix for layout in self._layouts for suffix in layout))
+
     def member_sizes(self, shard: ShardPlace, suffix: str) -> np.ndarray:
         """(samples of the shard,) bytes of this member; 0 where a sample has none."""
         rows = slice(shard.first, shard.end)
@@ -244,11 +249,11 @@ class Samples(Sequence[SampleRef]):
             digest.update(texts[:-1] if number == len(self.shards) else texts)
         return digest.hexdigest()
 
-    def largest(self, suffix: str) -> dict[str, SampleRef]:
-        """By bucket the first of the samples whose member of this suffix is the largest."""
+    def largest(self, *suffixes: str) -> dict[str, SampleRef]:
+        """By bucket the first of the samples whose member of one of these suffixes is the largest."""
         found: dict[str, tuple[int, int, ShardPlace]] = {}  # bytes, row
         for shard in self.shards:
-            sizes = self.columns.member_sizes(shard, suffix)
+            sizes = np.max([self.columns.member_sizes(shard, suffix) for suffix in suffixes], axis=0)
             place = int(sizes.argmax())
             if shard.bucket not in found or sizes[place] > found[shard.bucket][0]:
                 found[shard.bucket] = int(sizes[place]), shard.first + place, shard

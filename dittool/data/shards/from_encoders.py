@@ -27,7 +27,7 @@ from dittool.data.features.beginning import remember, require_usable, scanned
 from dittool.data.features.copies import make_thumbnails, with_near_copies
 from dittool.data.features.estimate import disk_rows
 from dittool.data.features.parts import Part, wait_for_others, writer_lock
-from dittool.data.features.passes import EmbedPass, batch_size, encode_batch, load_pass
+from dittool.data.features.passes import EmbedPass, batch_size, captions_to_encode, encode_batch, load_pass
 from dittool.data.features.pipeline import (
     Decoded,
     Refusal,
@@ -41,7 +41,7 @@ from dittool.data.features.sides import with_sides
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard, require_same_identity
 from dittool.data.patch_storage import decode_patches
-from dittool.data.records import IMAGE_PATCHES, STAGES, UNKNOWN_WORDS, Record
+from dittool.data.records import IMAGE_PATCHES, STAGES, UNKNOWN_WORDS, Record, features_of_record
 from dittool.data.shards.earlier import require_ours, require_same_images
 from dittool.data.shards.index import ShardRow
 from dittool.data.shards.split import SetPlan, ShardPlan, plan_set
@@ -133,7 +133,8 @@ def embed_into_shards(
 
 def _card(config: ImageConfig, passes: Mapping[str, EmbedPass[Any]]) -> IdentityCard:
     names = tuple(bucket.name for bucket in config.data.bucket_sizes())
-    return IdentityCard(names, config.data.patch_storage, tuple(passes[stage].card for stage in STAGES))
+    encoders, captions = tuple(passes[stage].card for stage in STAGES), config.data.caption_kinds
+    return IdentityCard(names, config.data.patch_storage, encoders, captions=captions)
 
 
 def _keep_card(store: FeatureStore, card: IdentityCard, out: Path) -> None:
@@ -249,7 +250,7 @@ class _EncodedSamples:
         refused: dict[str, Record] = {}
         flagged: dict[str, Record] = {}
         for stage in STAGES:
-            inputs = [record.caption for record in batch] if stage == "t5" else items
+            inputs = [captions_to_encode(record) for record in batch] if stage == "t5" else items
             pairs = [(r, item) for r, item in zip(batch, inputs, strict=True) if r.id not in refused]
             good, bad = encode_batch(self.passes[stage], pairs, anything_made=self.made > 0)
             refused |= {record.id: record for record in bad}
@@ -259,8 +260,8 @@ class _EncodedSamples:
                 if encoded.unknown:
                     flagged[record.id] = with_unknown_words(record, encoded.unknown)
         made = [
-            (flagged.get(record.id, record), {feature: arrays[record.id][feature] for feature in self.card.features})
+            (flagged.get(record.id, record), {feature: arrays[record.id][feature] for feature in features})
             for record in batch
-            if record.id not in refused
+            if record.id not in refused and (features := features_of_record(self.card.features, record))
         ]
         return made, list(refused.values())

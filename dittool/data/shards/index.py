@@ -28,7 +28,7 @@ from dittool.geometry import parse_size
 from dittool.storage import file_sha256, read_json, write_atomic, write_json
 from dittool.untrusted.tar import Member, group_samples, tar_members
 
-INDEX_VERSION = 1
+INDEX_VERSION, SEVERAL_VERSION = 1, 2  # of a set that keeps one caption of an image, or several
 INDEX_NAME = "index.json"
 TRAIN, HOLDOUT = "train", "holdout"
 STEMS = {TRAIN: "shard", HOLDOUT: "holdout"}  # of the names of tars: holdout-000000.tar
@@ -94,10 +94,10 @@ class ShardIndex:
         """The index in the value of a file that may come from anywhere. Raises `BadDataError` when it is of another
         version, unfinished or malformed.
         """
-        if not isinstance(index, dict) or index.get("version") != INDEX_VERSION:
+        if not isinstance(index, dict) or index.get("version") not in (INDEX_VERSION, SEVERAL_VERSION):
             found = index.get("version") if isinstance(index, dict) else index
             raise BadDataError(
-                f"{path}: index version {found!r}, this program reads {INDEX_VERSION}",
+                f"{path}: index version {found!r}, this program reads {INDEX_VERSION} and {SEVERAL_VERSION}",
                 "read it with the dit that wrote it, or make it again from the features with this one: dit shard",
             )
         if index.get("unfinished"):
@@ -111,6 +111,8 @@ class ShardIndex:
             raise BadDataError(f"{path}: it lists no shard", AGAIN)
         rows = tuple(ShardRow.from_json(row, str(path)) for row in index["shards"])
         card = IdentityCard.from_json(index["identity"], f"{path}: identity", complete=True)
+        if (index["version"] == SEVERAL_VERSION) != bool(card.captions):
+            raise BadDataError(f"{path}: an index of version {index['version']} with another kind of card", AGAIN)
         widths = FeatureWidths(card.text.width, card.image.width, card.vae.channels)
         # a model is built and normalised by card, widths and statistics, so they must at least fit each other
         if index["dims"] != widths.to_json():
@@ -135,7 +137,7 @@ class ShardIndex:
 
     def to_json(self) -> dict[str, object]:
         return {
-            "version": INDEX_VERSION,
+            "version": SEVERAL_VERSION if self.identity.captions else INDEX_VERSION,
             "identity_hash": self.identity_hash,
             "identity": self.identity.to_json(),
             "holdout": self.holdout,

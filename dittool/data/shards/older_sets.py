@@ -204,7 +204,7 @@ def _read_shard(shards: ShardSet, refs: list[SampleRef], card: IdentityCard) -> 
         if sample.latent.ndim == 3:
             bucket = bucket or f"{sample.latent.shape[2] * stride}x{sample.latent.shape[1] * stride}"
         _require_plausible(shards, sample, bucket, card)
-        statistics.add(sample.arrays())
+        statistics.add(shards.read_arrays(ref))
     return bucket, statistics
 
 

@@ -93,6 +93,12 @@ class BatchPlan:
         places = range(ordinal * size, (ordinal + 1) * size)
         return [members[int(self._passes(bucket, place // len(members))[place % len(members)])] for place in places]
 
+    def passes(self, number: int) -> list[int]:
+        """How often each sample of micro-batch `number` came before: the passes over its bucket that are behind it."""
+        bucket, ordinal, _ = self._place(number)
+        size = self.sizes[bucket]
+        return [place // len(self._members[bucket]) for place in range(ordinal * size, (ordinal + 1) * size)]
+
     def samples_before(self, number: int) -> int:
         """Samples in micro-batches 0 to `number` − 1: the global index of the first sample of micro-batch `number`."""
         return self._place(number)[2]

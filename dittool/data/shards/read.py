@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from dittool.data.records import (
     Feature,
     Record,
     record_from_json,
+    text_members,
 )
 from dittool.data.remote.cache import Cache
 from dittool.data.remote.requests import read_object, require_library
@@ -143,10 +143,13 @@ class ShardSet:
         """How patches are stored: one of patch_storage.STORAGES, or NONE."""
         return self.storage if self.index is None else self.index.identity.patch_storage
 
-    def read(self, ref: SampleRef, patches: bool = True) -> Sample:
-        """The features of a sample. Raises `BadDataError` naming the member that is missing or damaged."""
+    def read(self, ref: SampleRef, patches: bool = True, text: str = "") -> Sample:
+        """The features of a sample; of several captions those of the member `text`, else of the first. Raises
+        `BadDataError` naming the member that is missing or damaged.
+        """
         features = features_of(self.patch_storage if patches else NONE)
-        wanted = [feature.member for feature in features]
+        text = text or next(iter(text_members(ref.members)), TEXT.member)
+        wanted = [text if feature is TEXT else feature.member for feature in features]
         if TEXT_MASK_MEMBER in ref.members:
             wanted.append(TEXT_MASK_MEMBER)
         arrays = decoded_members(self._read_members(ref, wanted), self._place(ref), self.patch_storage)
@@ -154,10 +157,25 @@ class ShardSet:
             ref, arrays[IMAGE_CLS], arrays.get(IMAGE_PATCHES), arrays[LATENT], arrays[TEXT], self.patch_storage
         )
 
-    def read_all(self, refs: Sequence[SampleRef], patches: bool = True) -> list[Sample]:
-        """The samples in this order; where they are elsewhere, requests for several at a time."""
-        read = partial(self.read, patches=patches)
-        return list(map(read, refs)) if self.remote is None else self.remote.each(read, refs)
+    def read_all(
+        self, refs: Sequence[SampleRef], patches: bool = True, texts: Sequence[str] | None = None
+    ) -> list[Sample]:
+        """The samples in this order; where they are elsewhere, requests for several at a time. `texts`: the member of
+        each one's caption, "" for the first.
+        """
+
+        def read(place: int) -> Sample:
+            return self.read(refs[place], patches, texts[place] if texts else "")
+
+        return list(map(read, range(len(refs)))) if self.remote is None else self.remote.each(read, range(len(refs)))
+
+    def read_arrays(self, ref: SampleRef) -> dict[Feature, np.ndarray]:
+        """All features of a sample, of all its captions."""
+        arrays = self.read(ref).arrays()
+        if TEXT.member in ref.members or not (texts := text_members(ref.members)):
+            return arrays
+        del arrays[TEXT]
+        return arrays | {replace(TEXT, member=member): self.read_array(ref, member) for member in texts}
 
     def tar(self, shard: str) -> Path:
         """A whole shard as a file of this machine; one that is elsewhere is fetched."""
@@ -264,7 +282,8 @@ def _read_at(file: int, into: memoryview, start: int) -> int:
 
 
 def decoded_members(members: Mapping[str, bytes | memoryview], where: str, storage: str) -> dict[Feature, np.ndarray]:
-    """The arrays of one sample as a model gets them: text without its padding, patches decoded from int8.
+    """The arrays of one sample as a model gets them: text without its padding, of several the first; patches decoded
+    from int8.
 
     Args:
         members: suffix → bytes, of the features that are wanted and the text's mask where there is one.
@@ -272,10 +291,10 @@ def decoded_members(members: Mapping[str, bytes | memoryview], where: str, stora
 
     Raises `BadDataError` for a member that is damaged.
     """
+    text = next(iter(text_members(members)), TEXT.member)
+    names = {feature: text if feature is TEXT else feature.member for feature in FEATURES}
     arrays = {
-        feature: parse_npy(members[feature.member], f"{where}.{feature.member}")
-        for feature in FEATURES
-        if feature.member in members
+        feature: parse_npy(members[name], f"{where}.{name}") for feature, name in names.items() if name in members
     }
     if TEXT_MASK_MEMBER in members:
         mask_name = f"{where}.{TEXT_MASK_MEMBER}"

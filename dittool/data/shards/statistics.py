@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, TEXT, Feature, first_text, is_kind, text_members
 from dittool.encoders.cards import FeatureWidths
 from dittool.errors import BadDataError
 
@@ -90,16 +90,23 @@ class ShardStatistics:
     longest_text: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)  # by "latent", "cls", "patch"
     widths: FeatureWidths = field(default_factory=FeatureWidths)
+    # kind → captions, their tokens, and the longest; none of a set that keeps one of an image
+    kinds: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def add(self, arrays: dict[Feature, np.ndarray]) -> None:
-        """One sample: CLS (C,), patches (N, C) as the model sees them, latent (channels, h, w), text (L, D); widths
-        as of all others.
+        """One sample: CLS (C,), patches (N, C) as the model sees them, latent (channels, h, w), text (L, D) of each
+        caption; widths as of all others.
         """
-        latent, text = arrays[LATENT], arrays[TEXT]
+        latent = arrays[LATENT]
         self.widths = widths_of(arrays)
         self.samples += 1
-        self.text_tokens += len(text)
-        self.longest_text = max(self.longest_text, len(text))
+        lengths = {feature.member: len(array) for feature, array in arrays.items() if feature.name == TEXT.name}
+        self.text_tokens += sum(lengths.values())
+        self.longest_text = max(self.longest_text, *lengths.values())
+        for member, kind in text_members(lengths).items():
+            if kind:
+                count, tokens, longest = self.kinds.get(kind, (0, 0, 0))
+                self.kinds[kind] = count + 1, tokens + lengths[member], max(longest, lengths[member])
         found = {
             LATENT: Moments.of(latent.reshape(len(latent), -1), axis=0),
             IMAGE_CLS: Moments.of(arrays[IMAGE_CLS][None], axis=1),
@@ -118,18 +125,20 @@ class ShardStatistics:
             "longest_text": self.longest_text,
             "dims": self.widths.to_json(),
             "moments": moments,
+            **({"kinds": self.kinds} if self.kinds else {}),
         }
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> ShardStatistics:
         moments = {name: Moments.from_json(channel) for name, channel in value["moments"].items()}
         widths = FeatureWidths.from_json(value["dims"], "a line of shards.jsonl")
-        return ShardStatistics(value["samples"], value["text_tokens"], value["longest_text"], moments, widths)
+        kinds = {kind: (int(count), int(tokens), int(most)) for kind, (count, tokens, most) in _kinds_in(value).items()}
+        return ShardStatistics(value["samples"], value["text_tokens"], value["longest_text"], moments, widths, kinds)
 
 
 def widths_of(arrays: dict[Feature, np.ndarray]) -> FeatureWidths:
     """What a model must know of a sample's features."""
-    return FeatureWidths(arrays[TEXT].shape[1], arrays[IMAGE_CLS].shape[0], arrays[LATENT].shape[0])
+    return FeatureWidths(first_text(arrays).shape[1], arrays[IMAGE_CLS].shape[0], arrays[LATENT].shape[0])
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,8 @@ class SetStatistics:
     patch_std: tuple[float, ...]
     tokens_mean: float  # of a caption
     tokens_max: int
+    # kind → captions, mean and largest number of their tokens; none of a set that keeps one caption of an image
+    kinds: tuple[tuple[str, int, float, int], ...] = ()
 
     @staticmethod
     def joined(parts: Sequence[ShardStatistics]) -> SetStatistics:
@@ -157,8 +168,14 @@ class SetStatistics:
                 continue
             total = Moments.joined(part.moments[name] for part in parts)
             channels |= {f"{name}_mean": tuple(total.mean.tolist()), f"{name}_std": tuple(total.std.tolist())}
-        mean = sum(part.text_tokens for part in parts) / samples
-        return SetStatistics(samples, **channels, tokens_mean=mean, tokens_max=max(part.longest_text for part in parts))
+        kinds = []
+        for kind in sorted({kind for part in parts for kind in part.kinds}):
+            counts, tokens, longest = zip(*(part.kinds[kind] for part in parts if kind in part.kinds), strict=True)
+            kinds.append((kind, sum(counts), sum(tokens) / sum(counts), max(longest)))
+        captions = sum(count for _, count, *_ in kinds) or samples
+        mean = sum(part.text_tokens for part in parts) / captions
+        longest_text = max(part.longest_text for part in parts)
+        return SetStatistics(samples, **channels, tokens_mean=mean, tokens_max=longest_text, kinds=tuple(kinds))
 
     @staticmethod
     def from_json(value: dict[str, Any], widths: FeatureWidths, source: str) -> SetStatistics:
@@ -176,6 +193,8 @@ class SetStatistics:
         tokens = value.get("text_tokens", {})
         if not isinstance(tokens, dict) or not all(_is_finite(tokens.get(key)) for key in ("mean", "max")):
             wrong.append(f"text_tokens = {tokens!r}")
+        elif not _are_kinds(_kinds_in(tokens)):
+            wrong.append(f"text_tokens.kinds = {tokens['kinds']!r}")
         if type(value.get("samples")) is not int:
             wrong.append(f"samples = {value.get('samples')!r}")
         if wrong:
@@ -188,13 +207,17 @@ class SetStatistics:
             **{key: tuple(value[key]) for key in channels},
             tokens_mean=tokens["mean"],
             tokens_max=tokens["max"],
+            kinds=tuple((kind, *figures) for kind, figures in _kinds_in(tokens).items()),
         )
 
     def to_json(self) -> dict[str, object]:
         channels = {
             f"{name}_{of}": list(getattr(self, f"{name}_{of}")) for name in _NAMES.values() for of in ("mean", "std")
         }
-        return {"samples": self.samples, **channels, "text_tokens": {"mean": self.tokens_mean, "max": self.tokens_max}}
+        tokens: dict[str, object] = {"mean": self.tokens_mean, "max": self.tokens_max}
+        if self.kinds:
+            tokens["kinds"] = {kind: list(figures) for kind, *figures in self.kinds}
+        return {"samples": self.samples, **channels, "text_tokens": tokens}
 
     def differing_keys(self, found: SetStatistics) -> list[str]:
         """Keys of the JSON form that are further apart than sums of one set may be on two machines."""
@@ -204,8 +227,16 @@ class SetStatistics:
 
 def _are_close(mine: Any, found: Any) -> bool:
     if isinstance(found, dict):
-        return all(_are_close(mine[key], value) for key, value in found.items())
+        return mine.keys() == found.keys() and all(_are_close(mine[key], value) for key, value in found.items())
     return bool(np.allclose(np.asarray(mine, dtype=np.float64), found, rtol=1e-9, atol=1e-12))
+
+
+def _kinds_in(value: dict[str, Any]) -> dict[str, Any]:
+    return value.get("kinds", {})
+
+
+def _are_kinds(kinds: object) -> bool:
+    return isinstance(kinds, dict) and all(is_kind(kind) and _is_row(row, 3) for kind, row in kinds.items())
 
 
 def _is_row(value: object, count: int) -> bool:

@@ -6,6 +6,7 @@ the batches that its samples fill, in an order shuffled over all buckets. A rema
 it opens the bucket's next batch.
 
     order of samples and batches = f(seed, epoch)          noise, timestep, dropout = f(seed, global sample index)
+    which caption of several = f(seed, pass over the bucket, id): caption_draw.py
 
 B samples of a batch · C H W latent · L longest caption of the batch, rounded up · N patches
 """
@@ -23,8 +24,9 @@ from torch.utils.data import Dataset
 
 from dittool.data.normalisation import LatentNorm
 from dittool.data.patch_storage import stored_grid
-from dittool.data.records import TEXT
+from dittool.data.records import text_members
 from dittool.data.remote.requests import LONGEST
+from dittool.data.shards.caption_draw import Weights, drawn_caption
 from dittool.data.shards.columns import SampleRef, Samples
 from dittool.data.shards.order import NO_SAMPLES, BatchPlan
 from dittool.data.shards.read import Sample, ShardSet
@@ -138,9 +140,11 @@ class BatchStream(Dataset):
         rank: int = 0,
         ranks: int = 1,
         accumulate: int = 1,
+        caption_weights: Weights | None = None,
     ) -> None:
         """`batch_size` counts the samples of all ranks together, of every bucket or of each (`sizes_within`). Without
-        `patches` they are not read. `accumulate` micro-batches make a step.
+        `patches` they are not read. `accumulate` micro-batches make a step. `caption_weights`: of kinds of captions,
+        where samples have several.
         """
         refs = Samples.of(refs)
         self.plan = BatchPlan(refs, batch_size, seed)
@@ -155,6 +159,7 @@ class BatchStream(Dataset):
                 )
         self._shards, self._refs, self._norm, self._seed, self._patches = shards, refs, norm, seed, patches
         self._rank, self._ranks, self._accumulate = rank, ranks, accumulate
+        self._weights = caption_weights or {}
         self._patch_size = shards.card.image.patch_size
 
     def __getitem__(self, number: int) -> Batch:
@@ -165,7 +170,11 @@ class BatchStream(Dataset):
         indices, first = self.plan.batch(number), self.plan.samples_before(number)
         share = len(indices) // self._ranks
         mine = range(self._rank * share, (self._rank + 1) * share)
-        samples = self._shards.read_all([self._refs[indices[place]] for place in mine], self._patches)
+        refs, passes = [self._refs[indices[place]] for place in mine], self.plan.passes(number)
+        texts = [
+            drawn_caption(ref, self._weights, self._seed, passes[place]) for ref, place in zip(refs, mine, strict=True)
+        ]
+        samples = self._shards.read_all(refs, self._patches, texts)
         latents, conditions = collate_stored(samples, self._patch_size)
         noise = torch.empty(latents.shape)
         uniform = torch.empty(share, 2, dtype=torch.float64)  # timestep and mode of each
@@ -205,13 +214,14 @@ class BatchStream(Dataset):
     @cached_property
     def largest_batch(self) -> tuple[int, int]:
         """Bytes of this process's share of the largest micro-batch: as the model sees it, as a worker hands it over."""
-        longest = self._refs.largest(TEXT.member)  # the sample of the longest caption
+        longest = self._refs.largest(*text_members(self._refs.columns.suffixes))  # the sample of the longest caption
         sizes = {bucket: size // self._ranks for bucket, size in self.plan.sizes.items()}
         each = {bucket: self._bytes_of_a_sample(longest[bucket]) for bucket in sizes}
         return max(sizes[b] * each[b][0] for b in sizes), max(sizes[b] * each[b][1] for b in sizes)
 
     def _bytes_of_a_sample(self, ref: SampleRef) -> tuple[int, int]:
-        stored, conditions = collate_stored([self._shards.read(ref, self._patches)], self._patch_size)
+        text = max(text_members(ref.members), key=lambda member: ref.members[member][1])
+        stored, conditions = collate_stored([self._shards.read(ref, self._patches, text)], self._patch_size)
         drawn = 4 * stored.numel() + 16  # noise; timestep and mode
         given = 4 * stored.numel() + tensor_bytes(conditions.map(_as_float))
         return given + drawn, tensor_bytes(stored) + tensor_bytes(conditions) + drawn

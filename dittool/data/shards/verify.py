@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dittool.console import SILENT, Talk
+from dittool.data.records import text_features, text_members
 from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.index import INDEX_NAME, ShardRow, members_path, scan_tar
 from dittool.data.shards.read import ShardSet
@@ -106,11 +107,12 @@ def _hash_faults(path: Path, row: ShardRow) -> list[Fault]:
 def _sample_faults(shards: ShardSet, ref: SampleRef, statistics: ShardStatistics) -> list[Fault]:
     where = f"{ref.shard}: {ref.id}"
     try:
-        shards.read_record(ref)
-        sample = shards.read(ref)
+        record, arrays = shards.read_record(ref), shards.read_arrays(ref)
     except DitError as error:
         return [Fault(where, error.message)]
-    arrays = sample.arrays()
+    told = [feature.member for feature in text_features(record)]
+    if record.captions and told != list(text_members(ref.members)):
+        return [Fault(where, f"its record has captions for {', '.join(told)}, and its members are others")]
     if misshapen := [
         feature for feature, array in arrays.items() if array.ndim != len(feature.axes) or 0 in array.shape
     ]:

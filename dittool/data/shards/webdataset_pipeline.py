@@ -8,6 +8,7 @@ Keys of a sample, tensors as stored and nothing normalised:
     cls      (C,)                      latent  (channels, h, w), as the codec gave it
     patches  (N, C), row-major         text    (L, D), L the caption's true length
     bucket   "WIDTHxHEIGHT"            record  caption, image and crop as the set holds them       __key__  the id
+    texts    {KIND: [(L, D), …]} where the set keeps several captions of an image; `text` is the first of them
 
 The pipeline reads tars from front to back. Nothing in it notices a tar that was cut or a key that comes twice: that is
 what `dit shard --verify` and our own reader are for.
@@ -22,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dittool.data.identity import features_of
-from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT
+from dittool.data.records import IMAGE_CLS, IMAGE_PATCHES, LATENT, RECORD_MEMBER, TEXT, text_members
 from dittool.data.shards.index import AGAIN, TRAIN
 from dittool.data.shards.read import ShardSet, decoded_members
 from dittool.errors import BadDataError, UsageError
+from dittool.untrusted.npy import parse_npy
 
 if TYPE_CHECKING:
     from webdataset import FluidWrapper
@@ -76,9 +78,18 @@ def _decoded(sample: dict[str, Any], buckets: dict[str, str], storage: str) -> d
 
     tar, key = sample["__url__"], sample["__key__"]
     where = f"{tar}: {key}"
-    wanted = (RECORD_MEMBER, *(feature.member for feature in features_of(storage)))
+    texts = text_members(sample)
+    names = [next(iter(texts), TEXT.member) if f is TEXT else f.member for f in features_of(storage)]
+    wanted = (RECORD_MEMBER, *names)
     if absent := [name for name in wanted if name not in sample]:
         raise BadDataError(f"{where} has no {', '.join(absent)}", "the tar was cut or edited. " + AGAIN)
     arrays = decoded_members(sample, where, storage)
-    tensors = {name: torch.tensor(arrays[feature]) for name, feature in _KEYS.items() if feature in arrays}
+    tensors: dict[str, Any] = {
+        name: torch.tensor(arrays[feature]) for name, feature in _KEYS.items() if feature in arrays
+    }
+    if TEXT.member not in sample:
+        of_kinds: dict[str, list[torch.Tensor]] = {kind: [] for kind in texts.values()}
+        for member, kind in texts.items():
+            of_kinds[kind].append(torch.tensor(parse_npy(sample[member], f"{where}.{member}")))
+        tensors["texts"] = of_kinds
     return {"__key__": key, "bucket": buckets[tar], "record": json.loads(sample[RECORD_MEMBER]), **tensors}

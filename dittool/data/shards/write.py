@@ -25,7 +25,7 @@ from dittool.config.load import load_config
 from dittool.config.schema import Data
 from dittool.console import SILENT, Talk
 from dittool.data.embed_again import CONFIGURATION_NAME, embed_again
-from dittool.data.features.journal import digest_of
+from dittool.data.features.journal import digest_of, joined_digest
 from dittool.data.features.parts import Part, writer_lock
 from dittool.data.features.store import FeatureStore
 from dittool.data.identity import IdentityCard, stages_of_other_widths
@@ -35,6 +35,7 @@ from dittool.data.records import (
     STAGES,
     Feature,
     Record,
+    features_of_record,
     write_records,
 )
 from dittool.data.shards.earlier import require_ours, require_same_images
@@ -145,7 +146,7 @@ class _DerivedSamples:
     def of(self, plan: ShardPlan) -> Iterator[StoredSample]:
         """Those of a shard. Raises `BadDataError` for a feature that is damaged."""
         for record in plan.records:
-            files = {feature: self._file(feature, record) for feature in self._card.features}
+            files = {each: data for feature in self._card.features for each, data in self._files(feature, record)}
             yield StoredSample(record, files, self._checked(record, files))
 
     def made_from(self, plan: ShardPlan, planned: str) -> str:
@@ -154,23 +155,24 @@ class _DerivedSamples:
         """
         digest = hashlib.sha256(planned.encode())
         for record in plan.records:
-            for feature in self._card.features:
+            for feature in features_of_record(self._card.features, record):
                 stat = self._store.path(feature, record.id).stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
-    def _file(self, feature: Feature, record: Record) -> bytes:
-        """A feature's file, if it is still the one that was made."""
-        path = self._store.path(feature, record.id)
-        data = read_npy_bytes(path)
+    def _files(self, feature: Feature, record: Record) -> list[tuple[Feature, bytes]]:
+        """A feature's file, of captions perhaps several, if they are still those that were made."""
+        features = features_of_record([feature], record)
+        files = [(each, read_npy_bytes(self._store.path(each, record.id))) for each in features]
         made = self._made.made(record.id, feature.stage)
         digest = made.digests.get(feature.name) if made else None
-        if digest and (found := digest_of(data)) != digest:
+        if digest and (found := joined_digest([digest_of(data) for _, data in files])) != digest:
+            path = self._store.path(features[0], record.id)
             raise BadDataError(
                 f"{path}: its digest is {found}, when it was made it was {digest} ('{record.name}')",
                 self._remake(feature, path),
             )
-        return data
+        return files
 
     def _checked(self, record: Record, files: dict[Feature, bytes]) -> dict[Feature, np.ndarray]:
         arrays = {}
@@ -237,6 +239,9 @@ def write_left_out(path: Path, records: list[Record], talk: Talk) -> None:
 
 
 def _bytes_needed(store: FeatureStore, records: list[Record]) -> int:
+    features = store.card().features
     return sum(
-        store.path(feature, record.id).stat().st_size + 1024 for record in records for feature in store.card().features
+        store.path(feature, record.id).stat().st_size + 1024
+        for record in records
+        for feature in features_of_record(features, record)
     ) + 2048 * len(records)

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from dittool.data.source.captions import LARGEST_CAPTION, LARGEST_JSON, CaptionRefused, read_caption
-from dittool.data.source.columns import read_caption_json
+from dittool.data.source.captions import LARGEST_CAPTION, LARGEST_JSON, CaptionRefused, caption_text, read_caption
+from dittool.data.source.columns import caption_value_of_json, read_caption_json
 from dittool.data.source.images import LARGEST_FILE, ImageRefused
 from dittool.data.source.item import (
     AUTO,
@@ -51,6 +51,10 @@ class ArchiveMember:
     size: int
     place: int | ZipMember  # in a tar its bytes are [place, place + size)
     pairing: Pairing = AUTO  # which key of a .json holds the caption
+
+    @property
+    def is_json(self) -> bool:
+        return self.name.endswith(f".{_JSON}")
 
     def read(self) -> bytes:
         """Raises OSError, and `BadDataError` for a damaged member of a zip."""
@@ -95,8 +99,18 @@ def read_image_member(archive: Path, name: str) -> bytes:
 
 def read_caption_member(member: ArchiveMember) -> tuple[str, int]:
     """The caption in a .txt or .json member, and how many further ones there are. Raises `CaptionRefused`."""
-    is_json = member.name.endswith(f".{_JSON}")
-    largest = LARGEST_JSON if is_json else LARGEST_CAPTION
+    raw = _read_text(member)
+    return read_caption_json(raw, member.pairing) if member.is_json else (read_caption(raw), 0)
+
+
+def caption_value_in(member: ArchiveMember) -> object:
+    """What stands in a .txt or .json member, not checked yet. Raises `CaptionRefused`."""
+    raw = _read_text(member)
+    return caption_value_of_json(raw, member.pairing) if member.is_json else caption_text(raw)
+
+
+def _read_text(member: ArchiveMember) -> bytes:
+    largest = LARGEST_JSON if member.is_json else LARGEST_CAPTION
     if member.size > largest:
         raise CaptionRefused(
             "caption-too-long",
@@ -104,14 +118,13 @@ def read_caption_member(member: ArchiveMember) -> tuple[str, int]:
             str(member.archive),
         )
     try:
-        raw = member.read()
+        return member.read()
     except OSError as error:
         raise CaptionRefused(
             "caption-unreadable", f"the archive cannot be read: {error.strerror}", str(member.archive)
         ) from error
     except BadDataError as error:
         raise CaptionRefused("caption-unreadable", error.message, str(member.archive)) from error
-    return read_caption_json(raw, member.pairing) if is_json else (read_caption(raw), 0)
 
 
 def samples_of(path: Path, shown_as: str, pairing: Pairing) -> tuple[list[SourceItem], Counter[str]]:

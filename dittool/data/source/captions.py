@@ -1,8 +1,8 @@
 """Captions: from the bytes of a text file or a value in a list to one clean line of text, or a reason why not.
 
-A text file is one caption, however many lines it has; a list in JSON or Parquet is several. An image has one cached
-text, so the first of several is taken: `choose_caption` says how many others there are, and the record's flag
-`further-captions:N` keeps the number.
+A text file is one caption, however many lines it has; a list in JSON or Parquet is several. Where one is asked for,
+the first of several is taken: `choose_caption` says how many others there are, and the record's flag
+`further-captions:N` keeps the number. several.py keeps all.
 
 A caption that was damaged on its way (wrong encoding, control characters) is refused, not repaired: guessing would
 train on the guess. An empty caption is refused too: the sample would be an unconditional one, and how many of those
@@ -15,6 +15,7 @@ import re
 import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dittool.errors import BadDataError
@@ -27,6 +28,13 @@ _SPACES = "\t\n\r"  # the control characters that a text may hold
 # U+200F) are part of ordinary Arabic and Hebrew and stay.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+
+
+@dataclass(frozen=True)
+class KindedTexts:
+    """What stands in the columns or fields that are named as several captions: (kind, value), not checked yet."""
+
+    values: tuple[tuple[str, object], ...]
 
 
 class CaptionRefused(BadDataError):
@@ -44,12 +52,17 @@ def read_caption(raw: bytes) -> str:
     """The caption in the bytes of a `.txt` file: strict UTF-8, byte order mark dropped, lines joined. Raises
     `CaptionRefused`.
     """
+    return check_caption(caption_text(raw))
+
+
+def caption_text(raw: bytes) -> str:
+    """The text of a `.txt` file as it stands there. Raises `CaptionRefused`."""
     if len(raw) > LARGEST_CAPTION:
         raise CaptionRefused("caption-too-long", f"{len(raw):,} bytes, a caption has at most {LARGEST_CAPTION:,}")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CaptionRefused("caption-not-utf8", "UTF-16 text; save it as UTF-8")
     try:
-        return check_caption(raw.decode("utf-8-sig"))
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CaptionRefused(
             "caption-not-utf8", f"byte 0x{raw[error.start]:02x} at offset {error.start} is not UTF-8"
@@ -57,7 +70,12 @@ def read_caption(raw: bytes) -> str:
 
 
 def read_caption_file(path: Path) -> str:
-    """`read_caption` of a file, which is not read when it is too large or not a regular file. Raises
+    """`read_caption` of a file. Raises `CaptionRefused`."""
+    return read_caption(read_text_bytes(path))
+
+
+def read_text_bytes(path: Path) -> bytes:
+    """The bytes of a caption's file, which is not read when it is too large or not a regular file. Raises
     `CaptionRefused`.
     """
     try:
@@ -76,7 +94,7 @@ def read_caption_file(path: Path) -> str:
             f"{max(status.st_size, len(raw)):,} bytes, a caption has at most {LARGEST_CAPTION:,}",
             str(path),
         )
-    return read_caption(raw)
+    return raw
 
 
 def caption_in(row: Mapping[str, object], columns: Sequence[str] = ("caption", "text")) -> object:
@@ -117,6 +135,8 @@ def are_labels(texts: Sequence[str]) -> bool:
 
 def caption_or_none(caption: object) -> str | None:
     """The caption as it would be used; None when it could not be."""
+    if isinstance(caption, KindedTexts):
+        return next((text for _, value in caption.values if (text := caption_or_none(value)) is not None), None)
     try:
         return read_caption_file(caption) if isinstance(caption, Path) else choose_caption(caption)[0]
     except CaptionRefused:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from dittool.data.source.captions import LARGEST_JSON, CaptionRefused, caption_in, choose_caption
+from dittool.config.values import kind_named
+from dittool.data.source.captions import LARGEST_JSON, CaptionRefused, KindedTexts, caption_in, choose_caption
 from dittool.data.source.item import AUTO, Pairing, SourceItem, shown, stem_of
 from dittool.errors import listed
 
@@ -35,6 +36,7 @@ _LONGEST_LISTING = 20  # columns that a message names
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 Row = dict[str, Any]  # column → value
+_EMPTY: tuple[object, ...] = (None, "", [])  # in a column of several
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def columns_of(present: tuple[str, ...], pairing: Pairing) -> Columns:
         return [column] if column in present else by_name.get(_folded(column), [])[:1]
 
     paths = named(pairing.image_column) if pairing.image_column else all_of(PATH_COLUMNS)
-    if pairing.caption_column:
-        captions = named(pairing.caption_column)
+    if given := pairing.caption_columns or tuple(filter(None, [pairing.caption_column])):
+        captions = [column for name in given for column in named(name)]
     else:
         path = paths[:1]
         captions = [column for column in all_of(CAPTION_COLUMNS) or all_of(OTHER_CAPTION_COLUMNS) if column not in path]
@@ -81,10 +83,32 @@ def columns_of(present: tuple[str, ...], pairing: Pairing) -> Columns:
     return Columns("".join(paths[:1]), tuple(captions), "".join(ids[:1]), "".join(buckets[:1]))
 
 
+def captions_in(row: Row, captions: tuple[str, ...], pairing: Pairing) -> object:
+    """What stands in the caption columns of a row, not checked yet: where several are named, each with its kind. Raises
+    `CaptionRefused`: nothing does, or columns that are one caption by their names differ.
+    """
+    if not pairing.caption_columns:
+        return caption_in(row, captions)
+    by_name = {_folded(column): column for column in captions}
+    found = [
+        (kind_named(name), value)
+        for name in pairing.caption_columns
+        if (column := name if name in row else by_name.get(_folded(name))) and (value := row.get(column)) not in _EMPTY
+    ]
+    if not found:
+        raise CaptionRefused("no-caption", f"nothing under {' or '.join(pairing.caption_columns)} in it")
+    return KindedTexts(tuple(found))
+
+
 def read_caption_json(raw: bytes, pairing: Pairing = AUTO) -> tuple[str, int]:
     """`choose_caption` of a `.json` file's bytes: text, a list of texts, or an object with a caption under a usual key.
     Raises `CaptionRefused`.
     """
+    return choose_caption(caption_value_of_json(raw, pairing))
+
+
+def caption_value_of_json(raw: bytes, pairing: Pairing) -> object:
+    """What a `.json` file's bytes say of an image's captions, not checked yet. Raises `CaptionRefused`."""
     if len(raw) > LARGEST_JSON:
         raise CaptionRefused(
             "caption-too-long", f"{len(raw):,} bytes, a .json with a caption has at most {LARGEST_JSON:,}"
@@ -98,12 +122,12 @@ def read_caption_json(raw: bytes, pairing: Pairing = AUTO) -> tuple[str, int]:
     except (ValueError, RecursionError) as error:
         raise CaptionRefused("caption-not-json", f"not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        return choose_caption(value)
+        return value
     captions = columns_of(tuple(value), pairing).captions
     if not captions:
         keys = listed([shown(key)[:60] for key in value], _LONGEST_LISTING) or "none"
         raise CaptionRefused("no-caption", f"no caption in it; its keys are {keys}: name one with data.caption_column")
-    return choose_caption(caption_in(value, captions))
+    return captions_in(value, captions, pairing)
 
 
 def what_is_missing(
@@ -114,7 +138,8 @@ def what_is_missing(
     for there, what, key, given, usual in (
         (columns.path, "image paths", "data.image_column", pairing.image_column, PATH_COLUMNS),
         (
-            *(columns.captions, "captions", "data.caption_column", pairing.caption_column),
+            *(columns.captions, "captions", "data.caption_column"),
+            pairing.caption_column or ", ".join(pairing.caption_columns),
             (*CAPTION_COLUMNS, *OTHER_CAPTION_COLUMNS),
         ),
     ):
@@ -173,7 +198,7 @@ def row_item(where: str, row: Row | BadRow, pairing: Pairing, folder: str | None
             return SourceItem(where, reason="bad-line", detail=f"{columns.id} is missing or not text")
         item = replace(item, name=name)
     try:
-        return replace(item, caption=caption_in(row, columns.captions))
+        return replace(item, caption=captions_in(row, columns.captions, pairing))
     except CaptionRefused as refused:
         detail = refused.detail
         if not columns.captions:
@@ -205,6 +230,8 @@ def _with_further_caption(first: SourceItem, again: SourceItem) -> SourceItem:
         return first
     if first.reason:  # the first row had no caption
         return again
+    if isinstance(first.caption, KindedTexts) and isinstance(again.caption, KindedTexts):
+        return replace(first, caption=KindedTexts((*first.caption.values, *again.caption.values)))
     texts = first.caption if isinstance(first.caption, list) else [first.caption]
     return replace(first, caption=[*texts, *(again.caption if isinstance(again.caption, list) else [again.caption])])
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from dittool.data.source.captions import CaptionRefused, caption_in
-from dittool.data.source.columns import PATH_COLUMNS, columns_of, what_is_missing
+from dittool.data.source.captions import CaptionRefused
+from dittool.data.source.columns import PATH_COLUMNS, captions_in, columns_of, what_is_missing
 from dittool.data.source.images import LARGEST_FILE, ImageRefused
 from dittool.data.source.item import IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown, suffix_of
 from dittool.data.source.table import BadRow, arrow_errors_explained, rows_of_batches
@@ -77,7 +77,7 @@ def embedded_items(path: Path, shown_as: str, pairing: Pairing) -> list[SourceIt
             where = f"{shown_as}/{_escaped(picture)}/{number:08d}"
             name = row.get(key) if isinstance(row, dict) else None
             item = SourceItem(str(name) if name not in (None, "") else f"{number:08d}", where)
-            items.append(_with_caption(item, row, captions, status))
+            items.append(_with_caption(item, row, captions, status, pairing))
     return items
 
 
@@ -120,13 +120,15 @@ def data_files(folder: Path) -> list[str] | None:
     return names
 
 
-def _with_caption(item: SourceItem, row: dict[str, Any] | BadRow, captions: tuple[str, ...], status: str) -> SourceItem:
+def _with_caption(
+    item: SourceItem, row: dict[str, Any] | BadRow, captions: tuple[str, ...], status: str, pairing: Pairing
+) -> SourceItem:
     if isinstance(row, BadRow):
         return replace(item, reason="bad-line", detail=row.why)
     if status and row[status] not in ("success", None):
         return replace(item, reason="no-image", detail=f"it was not fetched: {shown(str(row[status]))[:80]}")
     try:
-        return replace(item, caption=caption_in(row, captions))
+        return replace(item, caption=captions_in(row, captions, pairing))
     except CaptionRefused as refused:
         further = ": name the one that is meant with data.caption_column" if refused.reason == "two-captions" else ""
         return replace(item, reason=refused.reason, detail=refused.detail + further)

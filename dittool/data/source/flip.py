@@ -37,15 +37,27 @@ def with_flips(records: Sequence[Record]) -> list[Record]:
     taken = {record.id.casefold() for record in records}
     both: list[Record] = []
     for record in records:
-        reason = why_not_flipped(record.caption) if record.used else ""
+        flipped, reason = _flipped_captions(record) if record.used else ((), "")
         if reason:
             record = replace(record, flags=(*record.flags, f"{NOT_FLIPPED}:{reason}"))
         both.append(record)
         if record.used and not reason:
             key = _flip_id(record.id, taken)
             taken.add(key.casefold())
-            both.append(replace(record, id=key, caption=flip_caption(record.caption), flipped=True))
+            variant = replace(record, id=key, caption=flipped[0][1], flipped=True)
+            both.append(replace(variant, captions=flipped if record.captions else ()))
     return both
+
+
+def _flipped_captions(record: Record) -> tuple[tuple[tuple[str, str], ...], str]:
+    """(kind and text of the variant's captions, ""), or why there is none. What a caption tells of the picture itself
+    (visible text, hands, turning) speaks against the variant; one that is only unclear is left out of it.
+    """
+    captions = record.captions or (("", record.caption),)
+    reasons = [why_not_flipped(text) for _, text in captions]
+    kept = [(kind, flip_caption(text)) for (kind, text), reason in zip(captions, reasons, strict=True) if not reason]
+    against = next((reason for reason in reasons if reason in (TEXT, HANDEDNESS, TURNING)), "")
+    return tuple(kept), against or ("" if kept else reasons[0])
 
 
 def why_not_flipped(caption: str) -> str:

@@ -30,10 +30,24 @@ class Pairing:
     captions: str = "auto"
     image_column: str = ""  # of lists; "": the usual names
     caption_column: str = ""
+    caption_columns: tuple[str, ...] = ()  # several: each holds a kind of caption
+    several: str = "first"  # `data.several_captions`
 
     @classmethod
     def of(cls, data: Data) -> Pairing:
-        return cls(data.captions, data.image_column or "", data.caption_column or "")
+        column = data.caption_column or ""
+        one, several = (column, ()) if isinstance(column, str) else ("", tuple(column))
+        return cls(data.captions, data.image_column or "", one, several, data.several_captions)
+
+    @property
+    def caption_key(self) -> str:
+        """What a caption is filed under that its place says and no name."""
+        return self.caption_column or "".join(self.caption_columns[:1]) or "caption"
+
+    @property
+    def keeps_several(self) -> bool:
+        """Whether an image may keep more than one caption."""
+        return bool(self.caption_columns) or self.several != "first"
 
     def reads(self, kind: str) -> bool:
         """Whether captions of this kind are looked at: "txt", "caption", "metadata", "coco"."""

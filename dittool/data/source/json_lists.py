@@ -85,7 +85,7 @@ def _named_row(name: str, said: Any, pairing: Pairing) -> Row | BadRow:
 
 
 def _under_names(path: str, captions: Any, pairing: Pairing) -> Row:
-    return {(pairing.image_column or "image_path"): path, (pairing.caption_column or "caption"): captions}
+    return {(pairing.image_column or "image_path"): path, pairing.caption_key: captions}
 
 
 def _is_worth_parsing(path: Path, pairing: Pairing) -> bool:
@@ -99,7 +99,12 @@ def _is_worth_parsing(path: Path, pairing: Pairing) -> bool:
     head = raw.decode(json.detect_encoding(raw[:4]), "replace")
     if f'"{_KARPATHY}"' in head:
         return True
-    names = (*CAPTION_COLUMNS, *OTHER_CAPTION_COLUMNS, *filter(None, [pairing.caption_column]))
+    names = (
+        *CAPTION_COLUMNS,
+        *OTHER_CAPTION_COLUMNS,
+        pairing.caption_key,
+        *pairing.caption_columns,
+    )
     said = "|".join(rf'"{re.escape(name)}"' for name in names)
     suffixes = "|".join(re.escape(suffix) for suffix in sorted(IMAGE_SUFFIXES))
     return not _OF_COCO.search(head) and re.search(rf'{said}|(?:{suffixes})"', head, re.IGNORECASE) is not None

@@ -22,13 +22,13 @@ import numpy as np
 
 from dittool.console import SILENT, Talk
 from dittool.data.records import REFUSED, UNKNOWN_WORDS, USED, Record, safe_key
-from dittool.data.source.archive import ArchiveMember, read_caption_member
-from dittool.data.source.captions import FURTHER, CaptionRefused, choose_caption, read_caption_file
+from dittool.data.source.captions import FURTHER, CaptionRefused
 from dittool.data.source.containers import not_read_here, read_picture
 from dittool.data.source.flip import NOT_FLIPPED, with_flips
 from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, Pairing, Source, SourceItem, shown
 from dittool.data.source.seen import Seen
+from dittool.data.source.several import LEFT_OUT, captions_of
 from dittool.data.source.sources import list_source, source_root
 from dittool.geometry import Bucket, crop_box, nearest_bucket
 
@@ -70,10 +70,10 @@ def scan(
     records = []
     with talk.progress("scan", len(listed.items), "image") as task:
         if share is not None and seen is not None:
-            for _ in _in_threads(share.mine(listed.items), listed.root, buckets, seen):
+            for _ in _in_threads(share.mine(listed.items), listed.root, buckets, seen, pairing):
                 task.advance()
             share.exchange(seen)
-        for record in _in_threads(listed.items, listed.root, buckets, seen):
+        for record in _in_threads(listed.items, listed.root, buckets, seen, pairing):
             records.append(record)
             task.advance()
     records = _with_duplicates_flagged(records)
@@ -136,6 +136,7 @@ FLAGS = {  # → what they say in words
     "duplicate-of": "the same file as another image",
     "near-copy-of": "another image, saved again",
     "further-captions": "that were not taken",
+    "captions-left-out": "of several, that cannot be used",
     "not-flipped": "has no mirrored variant",
     "unknown-words": "that the tokenizer lacks",
     "bucket-from-manifest": "the bucket that its list asks for, not the nearest",
@@ -241,28 +242,32 @@ def load_upright(record: Record, source: Path) -> np.ndarray:
         raise ImageRefused(refused.reason, refused.detail, str(path)) from refused
 
 
-def _in_threads(items: list[SourceItem], root: Path, buckets: Sequence[Bucket], seen: Seen | None) -> Iterator[Record]:
+def _in_threads(
+    items: list[SourceItem], root: Path, buckets: Sequence[Bucket], seen: Seen | None, pairing: Pairing
+) -> Iterator[Record]:
     # Threads are enough: reading and hashing let go of the interpreter, and a header takes microseconds.
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         try:
-            yield from pool.map(lambda item: _known_or_judged(item, root, buckets, seen), items)
+            yield from pool.map(lambda item: _known_or_judged(item, root, buckets, seen, pairing), items)
         except BaseException:  # an interrupt does not wait for the rest of the folder
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _known_or_judged(item: SourceItem, root: Path, buckets: Sequence[Bucket], seen: Seen | None) -> Record:
+def _known_or_judged(
+    item: SourceItem, root: Path, buckets: Sequence[Bucket], seen: Seen | None, pairing: Pairing
+) -> Record:
     if seen is None:
-        return _judge(item, root, buckets)
+        return _judge(item, root, buckets, pairing)
     if (judged := seen.judged(item)) is not None:
         return judged
     files = seen.files(item, root)  # before they are read: what changes meanwhile is read again the next time
-    record = seen.record(item, files) or _judge(item, root, buckets)
+    record = seen.record(item, files) or _judge(item, root, buckets, pairing)
     seen.add(record, files)
     return record
 
 
-def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket]) -> Record:
+def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket], pairing: Pairing) -> Record:
     record = Record(safe_key(item.name), item.name, item.image, REFUSED, item.reason, item.detail, cls=item.cls)
     if item.reason:
         return record
@@ -271,25 +276,17 @@ def _judge(item: SourceItem, root: Path, buckets: Sequence[Bucket]) -> Record:
         record = replace(record, image_sha256=hashlib.sha256(raw).hexdigest())
         header = read_header(raw)
         record = replace(record, width=header.width, height=header.height)
-        caption, further = _caption_of(item)
+        captions = captions_of(item.caption, pairing)
     except (ImageRefused, CaptionRefused) as refused:
         return replace(record, reason=refused.reason, detail=refused.detail)
     bucket, flags = _choose_bucket(item, header.width, header.height, buckets)
     crop = crop_box(header.width, header.height, bucket)
     if crop[2] - crop[0] < bucket.width:
         flags.append("upscaled")
-    if further:
-        flags.append(f"{FURTHER}:{further}")
-    return replace(record, status=USED, caption=caption, bucket=bucket.name, crop=crop, flags=(*header.flags, *flags))
-
-
-def _caption_of(item: SourceItem) -> tuple[str, int]:
-    """The caption, and how many further ones the image has."""
-    if isinstance(item.caption, Path):
-        return read_caption_file(item.caption), 0
-    return (
-        read_caption_member(item.caption) if isinstance(item.caption, ArchiveMember) else choose_caption(item.caption)
-    )
+    counts = ((FURTHER, captions.further), (LEFT_OUT, captions.left_out))
+    flags += [f"{flag}:{count}" for flag, count in counts if count]
+    record = replace(record, status=USED, caption=captions.first, captions=captions.kept)
+    return replace(record, bucket=bucket.name, crop=crop, flags=(*header.flags, *flags))
 
 
 def _choose_bucket(item: SourceItem, width: int, height: int, buckets: Sequence[Bucket]) -> tuple[Bucket, list[str]]:

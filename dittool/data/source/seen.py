@@ -21,8 +21,9 @@ import numpy as np
 
 from dittool.data.records import UNKNOWN_WORDS, Record, record_from_json, record_to_json
 from dittool.data.source.archive import ArchiveMember
+from dittool.data.source.captions import KindedTexts
 from dittool.data.source.containers import container_of
-from dittool.data.source.item import SourceItem
+from dittool.data.source.item import AUTO, Pairing, SourceItem
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
 from dittool.storage import mapped_rows, read_json_lines, write_atomic
@@ -36,9 +37,13 @@ _UNSETTLED = 2 * 10**9  # nanoseconds
 class Seen:
     """Records of an earlier scan, and the rows of this one."""
 
-    def __init__(self, path: Path, records: Iterable[Record], buckets: Sequence[Bucket]) -> None:
+    def __init__(
+        self, path: Path, records: Iterable[Record], buckets: Sequence[Bucket], pairing: Pairing = AUTO
+    ) -> None:
         """`path`: of scanned.rows; `records`: those that records.jsonl holds, as the scan left them."""
         self._path, self._decides = path, [_RULES, [bucket.name for bucket in buckets]]
+        if pairing.keeps_several:
+            self._decides.append([pairing.several, *pairing.caption_columns])
         rows = mapped_rows(path, ROW)
         known = {name: (files, record) for name, files, record in rows.tolist()}
         self._known = {
@@ -57,7 +62,7 @@ class Seen:
             places.append(item.caption)
         elif isinstance(item.caption, ArchiveMember):
             places.append(item.caption.archive)
-        if isinstance(item.caption, (Path, ArchiveMember)):
+        if isinstance(item.caption, (Path, ArchiveMember, KindedTexts)):
             said = repr(item.caption)
         looked = []
         try:

@@ -190,7 +190,7 @@ def test_a_full_disk_ends_with_5_and_the_next_run_completes(images, config, whol
         sys.executable,
         "-c",
         FULL_AT_BYTE,
-        2100,
+        2160,
         "embed",
         images,
         "--preset",
