@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dittool.config.schema import Data
+from dittool.config.features import Data
 from dittool.errors import UsageError
 from dittool.geometry import CANONICAL, Bucket, buckets_for_area, crop_box, nearest_bucket, require_whole_tokens
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dittool.config.schema import CaptionPlace, Checkpoint, Data, Ema, Encoders, Train
+from dittool.config.features import CaptionPlace, Data, Encoders
+from dittool.config.schema import Checkpoint, Ema, Train
 from dittool.config.values import Counted, Positive, PositiveFloat, Section, Share, Size, Whole, require
 from dittool.geometry import parse_size
 

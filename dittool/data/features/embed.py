@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dittool.config.architectures import AnyConfig, ImageConfig, image_config, require_whole_buckets, with_patch_storage
-from dittool.config.schema import Encoders
+from dittool.config.features import Encoders
 from dittool.console import SILENT, Talk
 from dittool.data.embed_again import embed_again
 from dittool.data.features.beginning import remember, require_usable, scanned

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from dittool.config.architectures import image_config
+from dittool.config.features import Data
 from dittool.config.load import load_config
-from dittool.config.schema import Data
 from dittool.console import SILENT, Talk
 from dittool.data.embed_again import CONFIGURATION_NAME, embed_again
 from dittool.data.features.journal import digest_of, joined_digest

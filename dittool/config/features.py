@@ -1,0 +1,69 @@
+"""What features are made of: the sections `[encoders]` and `[data]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dittool.config.values import PLAIN_KIND, Columns, Positive, Section, Size, kind_named, require
+from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
+
+# Where the captions of images stand: docs/sources.md
+CaptionPlace = Literal["auto", "txt", "caption", "metadata", "coco", "folder"]
+
+
+class Encoders(Section):
+    """Names are `builtin:…`, a hub id, or a local folder."""
+
+    image: str
+    text: str
+    vae: str
+    dtype: Literal["fp32", "bf16"] = "fp32"  # arithmetic of image and text encoders; the VAE always runs in fp32
+    max_text_tokens: Positive = 512
+
+
+class Data(Section):
+    area: Size | None = None  # "512x512": the seven buckets scaled to this area …
+    buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
+    # of the patch features on disk (docs/storage.md); auto: fp16 where training reads them, else none
+    patch_storage: Literal["auto", "fp16", "fp32", "int8", "pooled", "none"] = "auto"
+    # texts beside images, lists, COCO's annotations, names of folders; auto: all but the last, and an error where two
+    # of them differ
+    captions: CaptionPlace = "auto"
+    image_column: Annotated[str, Field(min_length=1)] | None = None  # of lists, where it has no usual name
+    # of lists, and of JSON beside an image; several: each is a kind of caption, and all are kept
+    caption_column: Columns | None = None
+    # of an image that has several captions under one name the first, or all; lines: of a text, too, each line
+    several_captions: Literal["first", "all", "lines"] = "first"
+    # how often a kind is drawn in training, against the others that an image has; 1 where it is not named
+    caption_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
+    # the same picture saved again, at another size or quality: on one side of the hold-out, or not looked for
+    near_copies: Literal["together", "ignored"] = "together"
+    # prepared: every image also mirrored, left and right swapped in its caption: docs/sources.md
+    flip: Literal["none", "prepared"] = "none"
+    latent_scaling: Literal["card", "measured"] = "card"  # the VAE's own scale and shift, or statistics of this data
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Data:
+        kinds = list(map(kind_named, self.caption_column)) if isinstance(self.caption_column, list) else []
+        require(
+            ((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"),
+            (
+                len(set(kinds)) == len(kinds),
+                f"caption_column names kinds of captions that are one: {', '.join(kinds)}",
+            ),
+        )
+        return self
+
+    @property
+    def caption_kinds(self) -> tuple[str, ...]:
+        """Of an image's captions, where several are kept; none where one is."""
+        if isinstance(self.caption_column, list):
+            return tuple(map(kind_named, self.caption_column))
+        return () if self.several_captions == "first" else (PLAIN_KIND,)
+
+    def bucket_sizes(self) -> list[Bucket]:
+        """The buckets that the section asks for. Raises `UsageError` naming every size that cannot serve."""
+        return buckets_from_names(self.buckets or []) if self.area is None else buckets_for_area(parse_size(self.area))
