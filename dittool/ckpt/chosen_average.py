@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dittool.ckpt.files import list_checkpoints, write_pt
+from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.opened import open_checkpoint
+from dittool.ckpt.write import write_pt
 from dittool.errors import BadDataError, DitError
 from dittool.objective.schedule import power_exponent
 from dittool.storage import output_folder

@@ -11,7 +11,6 @@ it. A file that counts is never overwritten. Times of files decide nothing withi
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -20,13 +19,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dittool.ckpt.exported import export_folder, exported_weights
 from dittool.ckpt.load import FORMAT_VERSION, check_own, named_tensors
+from dittool.ckpt.write import write_pt
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
 from dittool.nearest import did_you_mean
@@ -38,7 +38,6 @@ from dittool.storage import (
     read_json,
     require_free,
     sync_folder,
-    write_atomic,
     write_json,
 )
 
@@ -256,60 +255,6 @@ def step_name(step: int) -> str:
 def sidecar_path(path: Path) -> Path:
     """The `.json` beside a `.pt`."""
     return path.with_suffix(".json")
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """A `.safetensors` file, durable and with ordinary permissions; the library's own writer gives neither."""
-    from safetensors.torch import save
-
-    output_folder(path.parent)
-    # Shared and strided storage is spelled out: the format has no views.
-    content = save(
-        {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
-        dict(metadata),
-    )
-    require_free(path.parent, len(content), path.name)
-    write_atomic(path, content)
-
-
-def write_pt(path: Path, state: Mapping[str, object]) -> tuple[str, int]:
-    """Writes the state and returns sha256 and size of the bytes that were meant, so that a disk's fault shows later."""
-    written: list[_HashingWriter] = []
-
-    def content(file: BinaryIO) -> None:
-        writer = _HashingWriter(file)
-        written.append(writer)
-        try:
-            torch.save(state, cast("IO[bytes]", writer))  # it needs `write` and `flush` alone
-        except RuntimeError as error:
-            raise writer.failure or error from None
-
-    write_atomic(path, content)
-    return written[-1].digest.hexdigest(), written[-1].bytes
-
-
-class _HashingWriter:
-    """Hashes and counts what torch.save writes, and keeps the OSError that torch replaces by a RuntimeError about
-    positions.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.digest, self.bytes = hashlib.sha256(), 0
-        self.failure: OSError | None = None
-        self._file = file
-
-    def write(self, data: memoryview) -> int:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-        self.digest.update(data)
-        self.bytes += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
 
 
 def _require_plain(value: Any, where: str) -> None:

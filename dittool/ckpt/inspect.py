@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dittool.ckpt.files import list_checkpoints, sidecar_path, write_safetensors
-from dittool.ckpt.load import (
-    check_safetensors,
-    load_checkpoint,
-    named_tensors,
-    non_finite_tensors,
-)
+from dittool.ckpt.files import list_checkpoints, sidecar_path
+from dittool.ckpt.load import load_checkpoint, named_tensors, non_finite_tensors
 from dittool.ckpt.opened import PARTS, PT, Opened, open_checkpoint
 from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts, tensors_of
+from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.ckpt.weights import choose_part
+from dittool.ckpt.write import write_safetensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, DitError, listed
 from dittool.untrusted.foreign_values import ForeignObject, plain_values, short

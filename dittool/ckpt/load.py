@@ -13,22 +13,20 @@ do harm is `UnsafeFileError` (4).
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from dittool.errors import BadDataError, UsageError, listed
-from dittool.nearest import did_you_mean
+from dittool.ckpt.file_kind import open_regular, other_kind, require_bools
+from dittool.ckpt.safetensors_file import check_safetensors, load_safetensors
+from dittool.errors import BadDataError, listed
 from dittool.untrusted.pickle_bounds import LARGEST_PICKLE
 from dittool.untrusted.pickle_walk import OWN_PROTOCOL, PickleContent, read_pickle
 from dittool.untrusted.refusal import unsafe, unsafe_global
-from dittool.untrusted.safetensors_header import SafetensorsHeader, read_header
 from dittool.untrusted.tensor_spec import TensorSpec
 from dittool.untrusted.torch_legacy import read_legacy
 from dittool.untrusted.zip_archive import Member, ends_as_archive, read_archive
@@ -68,7 +66,7 @@ def check_pt(path: Path) -> PtReport:
 
     Raises `UnsafeFileError` naming what could do harm and `BadDataError` for what is no PyTorch checkpoint at all.
     """
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if legacy := not _is_zip(file, size, path):
             content, members = read_legacy(file, path)
@@ -76,7 +74,7 @@ def check_pt(path: Path) -> PtReport:
             content, members = _read_zip(file, size, path)
         for key, storage in content.storages.items():
             if storage.dtype == "bool":
-                _require_bools(file, members[key].offset, members[key].size, f"storage {key!r}", path)
+                require_bools(file, members[key].offset, members[key].size, f"storage {key!r}", path)
     return PtReport(
         path, size, content.value, members, content.foreign, legacy, content.protocol, content.unknown_calls
     )
@@ -125,29 +123,6 @@ def _read_zip(file: BinaryIO, size: int, path: Path) -> tuple[PickleContent, dic
 def _bytes_of(file: BinaryIO, member: Member) -> bytes:
     file.seek(member.offset)
     return file.read(member.size)
-
-
-def check_safetensors(path: Path) -> SafetensorsHeader:
-    """The header of a `.safetensors` file after every check that needs no tensor. Raises `BadDataError` and
-    `UnsafeFileError`.
-    """
-    with _open_regular(path) as file:
-        head = file.read(64)
-        if head.startswith(b"PK\x03\x04"):
-            raise BadDataError(
-                f"{path}: a zip archive, as torch.save writes, and not a safetensors file", "rename it to end in .pt"
-            )
-        if (other := _other_kind(head)) or not head:
-            raise BadDataError(
-                f"{path}: {other or 'an empty file'}, not a safetensors file",
-                "name another file, or fetch this one again",
-            )
-        file.seek(0)
-        header = read_header(file, path)
-        for name, spec in header.tensors.items():
-            if spec.dtype == "bool":
-                _require_bools(file, header.offsets[name], spec.bytes, f"tensor {name!r:.200}", path)
-    return header
 
 
 def load_checkpoint(
@@ -247,19 +222,6 @@ def _torch_load(path: Path, map_location: str | torch.device) -> Any:
         ) from error
 
 
-def load_safetensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Tensors of a file that passed `check_safetensors`: of these names, or all."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-    except OSError:
-        raise
-    except Exception as error:  # SafetensorError is not a common base of what torch raises while copying
-        raise BadDataError(
-            f"{path}: safetensors cannot read it: {error}", "the file is damaged; fetch or export it again"
-        ) from error
-
-
 def keys_of(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
@@ -268,22 +230,6 @@ def keys_of(content: object) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "scalar"
-
-
-# What kind of file it is
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """The open file. A folder, a pipe or a device is refused before it can block or never end."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file", did_you_mean(path, "check the path")) from error
-    if stat.S_ISDIR(mode):
-        raise BadDataError(f"{path}: a folder, not a checkpoint file", "name the file inside it")
-    if not stat.S_ISREG(mode):
-        raise BadDataError(f"{path}: not a regular file", "name a file on disk")
-    return open(path, "rb")
 
 
 def _is_zip(file: BinaryIO, size: int, path: Path) -> bool:
@@ -295,7 +241,7 @@ def _is_zip(file: BinaryIO, size: int, path: Path) -> bool:
         raise BadDataError(f"{path}: an empty file (0 bytes), not a PyTorch checkpoint", "copy or download it again")
     if ends_as_archive(file, size):
         raise unsafe(path, "a zip archive behind something else, two files in one")
-    if other := _other_kind(head):
+    if other := other_kind(head):
         raise BadDataError(f"{path}: {other}, not a PyTorch checkpoint", "name another file, or fetch this one again")
     if head[257:262] == b"ustar":
         raise unsafe(
@@ -313,31 +259,3 @@ def _is_zip(file: BinaryIO, size: int, path: Path) -> bool:
     raise BadDataError(
         f"{path}: not a PyTorch checkpoint: it begins with {head[:8]!r}", "name a file that torch.save wrote"
     )
-
-
-def _other_kind(head: bytes) -> str:
-    """What a file is by its first bytes, "" when it could be what was asked for."""
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer instead of the file (fetch it with: git lfs pull)"
-    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "an HTML page, probably the answer of a failed download"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "a JPEG picture"
-    if head.startswith(b"\x89PNG"):
-        return "a PNG picture"
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "a WebP picture"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "a GIF picture"
-    return ""
-
-
-def _require_bools(file: BinaryIO, offset: int, size: int, what: str, path: Path) -> None:
-    """A bool that is neither 0 nor 1 makes two tests of one value disagree."""
-    file.seek(offset)
-    while size > 0:
-        block = file.read(min(size, _BLOCK))
-        if not block or block.strip(b"\0\1"):
-            # strip only trims the ends; any other byte keeps the block from becoming empty
-            raise unsafe(path, f"{what} of bools with bytes other than 0 and 1")
-        size -= len(block)

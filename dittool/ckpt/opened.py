@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dittool.ckpt.folders import weights_in
-from dittool.ckpt.load import INDEX_ENDING, check_pt, check_safetensors, keys_of, load_safetensors, named_tensors
+from dittool.ckpt.load import INDEX_ENDING, check_pt, keys_of, named_tensors
 from dittool.ckpt.parts import entries_of, is_state_dict
+from dittool.ckpt.safetensors_file import check_safetensors, load_safetensors
 from dittool.ckpt.tensors import load_mapped
 from dittool.errors import BadDataError
 from dittool.untrusted.refusal import unsafe

@@ -31,10 +31,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dittool.ckpt.files import write_safetensors
 from dittool.ckpt.inspect import config_in
-from dittool.ckpt.load import check_pt, check_safetensors, require_finite
+from dittool.ckpt.load import check_pt, require_finite
 from dittool.ckpt.opened import is_weights_alone
+from dittool.ckpt.safetensors_file import check_safetensors
+from dittool.ckpt.write import write_safetensors
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import Config

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dittool.ckpt.load import check_safetensors
+from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.devices import device_of_choice
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, DitError, UsageError, WeightsMissingError, from_os_error

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dittool import storage
-from dittool.ckpt import files
+from dittool.ckpt import write
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_checkpoint, rotate, save_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.errors import BadDataError, StorageError, UsageError
@@ -167,8 +167,8 @@ def test_a_disk_that_fills_up_while_saving_says_so_and_costs_nothing(folder, sta
             raise self.failure
         return genuine(self, data)
 
-    genuine = files._HashingWriter.write
-    monkeypatch.setattr(files._HashingWriter, "write", full)
+    genuine = write._HashingWriter.write
+    monkeypatch.setattr(write._HashingWriter, "write", full)
     with pytest.raises(StorageError, match=re.escape(os.strerror(code)) + ".* needs .*B, the disk has .*B free"):
         save_checkpoint(folder, state(5))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -17,12 +17,12 @@ from torch import nn
 
 from dittool.ckpt.load import (
     check_pt,
-    check_safetensors,
     load_checkpoint,
     non_finite_tensors,
     require_finite,
     require_fit,
 )
+from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError, UsageError
 from dittool.untrusted.tensor_spec import TensorSpec

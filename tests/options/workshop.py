@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dittool.ckpt.files import save_checkpoint, write_safetensors
+from dittool.ckpt.files import save_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_data import record_data
+from dittool.ckpt.write import write_safetensors
 from dittool.cli import run as run_line
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import load_config

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dittool.ckpt.load import check_safetensors
+from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.untrusted.tensor_spec import TensorSpec
