@@ -32,7 +32,12 @@ def runs_and_checkpoints(incomplete: str) -> list[str]:
     """Runs, and the checkpoints of the one that is typed already, newest first."""
     folders = _runs()
     inside = [folder for folder in folders if incomplete.startswith(folder)]
-    files = [path for folder in inside for path in (Path(folder) / "checkpoints").glob("*.pt")]
+    files = [
+        path
+        for folder in inside
+        for path in (Path(folder) / "checkpoints").glob("checkpoint_*")
+        if path.suffix == ".pt" or path.is_dir()
+    ]
     newest = sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)
     return _starting(incomplete, [*folders, *map(str, newest)])
 

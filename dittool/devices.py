@@ -130,7 +130,7 @@ def on_host(value: V) -> V:
     return with_tensors(value, lambda _: next(arrived))
 
 
-def with_tensors(value: Any, changed: Callable[[Tensor], Tensor]) -> Any:
+def with_tensors(value: Any, changed: Callable[[Tensor], Any]) -> Any:
     """The same with every tensor in it changed. Looks into lists, dicts and dataclasses."""
     if isinstance(value, Tensor):
         return changed(value)

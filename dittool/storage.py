@@ -175,9 +175,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Removes what an interrupted writer left in the folder. Call it under the folder's lock."""
-    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
-        if leftover.is_file() and not leftover.is_symlink():
+    """Removes what an interrupted writer left in the folder, files and folders. Call it under the folder's lock."""
+    for leftover in list(folder.rglob(f"{TEMPORARY_PREFIX}*")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover)
+        elif leftover.is_file() and not leftover.is_symlink():
             leftover.unlink()
 
 

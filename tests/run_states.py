@@ -18,7 +18,7 @@ from dittool.train.state import TrainState
 
 
 def final_state(run: Path) -> dict[str, Any]:
-    return load_checkpoint(run / "checkpoints" / "checkpoint_final.pt")
+    return load_checkpoint(next(file.path for file in list_checkpoints(run / "checkpoints") if file.final))
 
 
 def fresh_state(config, folder: Path) -> TrainState:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dittool.audit.specimens.known_layouts import Layout, find_layout
 from dittool.audit.specimens.layouts import describe
-from dittool.ckpt.opened import PT, Opened, open_checkpoint
+from dittool.ckpt.opened import Opened, open_checkpoint
 from dittool.ckpt.parts import Part
 from dittool.ckpt.weights import choose_part, weights_of
 from dittool.config.architectures import AnyConfig
@@ -45,7 +45,7 @@ class CheckpointView:
 
     @property
     def weights_only_file(self) -> bool:
-        return self.opened.kind != PT
+        return self.opened.weights_only
 
     @cached_property
     def content(self) -> dict[str, Any]:

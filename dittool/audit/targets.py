@@ -22,6 +22,7 @@ from dittool.audit.subject import CHECKPOINT, DERIVED, PRESET, RUN, SHARDS, Chec
 from dittool.ckpt.files import list_checkpoints, newest_checkpoint
 from dittool.ckpt.folders import weights_in
 from dittool.ckpt.load import CHECKPOINT_SUFFIXES, INDEX_ENDING, is_named_as_checkpoint
+from dittool.ckpt.sharded import is_sharded
 from dittool.config.architectures import AnyConfig, require_whole_buckets
 from dittool.config.load import load_config
 from dittool.config.presets import preset_names
@@ -77,6 +78,8 @@ def open_subject(
             SHARDS,
             None if expected is None else preset_subject(PRESET, specimen_of, expected),
         )
+    if is_sharded(path):
+        return _open_checkpoint(path, specimen_of, expected, talk)
     if path.is_dir():
         return _open_folder(path, specimen_of, expected, talk)
     if is_named_as_checkpoint(path) or path.name.endswith(INDEX_ENDING):

@@ -1,6 +1,7 @@
 """The checkpoints of a run as files: saved whole, found by step number, deleted only behind a newer one that verifies.
 
     checkpoint_step0001000.pt     the state dict, tensors and plain values only
+    checkpoint_step0001000        instead of it a folder, the same in parts (`ckpt/sharded.py`)
     checkpoint_step0001000.json   its sidecar: {"file", "bytes", "sha256", "step", "summary"}
     checkpoint_final.pt, .json    the end of the run; its step stands in the sidecar
 
@@ -14,18 +15,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from dittool.ckpt.exported import export_folder, exported_weights
-from dittool.ckpt.load import FORMAT_VERSION, check_own, named_tensors
+from dittool.ckpt.load import check_own
+from dittool.ckpt.plain_state import require_plain, state_bytes
+from dittool.ckpt.sharded import checkpoint_sha256, differs_from_index, is_sharded
 from dittool.ckpt.write import write_pt
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, StorageError, UsageError, from_os_error
@@ -41,11 +40,9 @@ from dittool.storage import (
     write_json,
 )
 
-STATE_KEYS = ("format_version", "config", "model", "ema", "optimizer", "step", "samples_seen", "rng", "data")
 FINAL_NAME = "checkpoint_final.pt"
-_STEP_NAME = re.compile(r"checkpoint_step(\d{7,})\.pt")
+_STEP_NAME = re.compile(r"checkpoint_step(\d{7,})(\.pt)?")
 _TRASH_PREFIX = ".trash-"
-_BYTES_BESIDE_TENSORS = 1 << 20  # pickle, configuration, archive directory
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,9 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """One `.pt` in a checkpoints folder. `step` is None for a final one whose sidecar is missing."""
+    """One `.pt`, or folder of parts, in a checkpoints folder. `step` is None for a final one whose sidecar is
+    missing.
+    """
 
     path: Path
     step: int | None
@@ -69,14 +68,19 @@ class CheckpointFile:
 
     @property
     def final(self) -> bool:
-        return self.path.name == FINAL_NAME
+        return self.path.stem == Path(FINAL_NAME).stem
 
     def verify(self) -> str | None:
-        """None when the file is what its sidecar says, else the reason in a few words. Reads the whole file."""
+        """None when the file is what its sidecar says, else the reason in a few words. Reads all of it."""
         if self.sidecar is None:
             return "no readable sidecar beside it, so it was not saved to the end"
         if self.sidecar.step != self.step:
             return f"its sidecar belongs to step {self.sidecar.step}"
+        if self.path.is_dir():
+            if not is_sharded(self.path):
+                return "its index is not there"
+            different = checkpoint_sha256(self.path) != self.sidecar.sha256
+            return "sha256 of its index differs from its sidecar's" if different else differs_from_index(self.path)
         size = self.path.stat().st_size
         if size != self.sidecar.bytes:
             return f"{size:,} bytes, its sidecar says {self.sidecar.bytes:,}"
@@ -98,33 +102,55 @@ def save_checkpoint(
     require_plain(state)
     step = state["step"]
     path = output_folder(folder) / (FINAL_NAME if final else step_name(step))
-    if path.is_dir():
-        raise StorageError(f"{path}: a folder stands where the checkpoint should be", "move it away")
-    existing = _checkpoint_file(path) if path.exists() else None
-    if existing and existing.sidecar and existing.verify() is None:
-        if existing.step == step:
-            return path
-        _give_step_name(path, existing.sidecar)
+    if (kept := already_saved(path, step)) is not None:
+        return kept
     needed = state_bytes(state)
-    again = (
-        "older checkpoints are intact; free some space or correct the permissions, then:"
-        f" {command_line('dit', 'train', '--resume', '--out', run_folder(path))}"
-    )
-    require_free(folder, needed, f"the checkpoint of step {step}", again)
-    try:
-        digest, size = write_pt(path, state)
+    require_free(folder, needed, f"the checkpoint of step {step}", again_after_failure(path))
+    with saving_errors_explained(path, needed):
+        written = write_pt(path, state)
         check_own(path)  # what this program cannot read back must not count
-        write_json(sidecar_path(path), asdict(Sidecar(path.name, size, digest, step, summary)))
+        write_json(sidecar_path(path), asdict(Sidecar(path.name, written.bytes, written.sha256, step, summary)))
+    return path
+
+
+def already_saved(path: Path, step: int) -> Path | None:
+    """The valid checkpoint of this step under a `.pt`'s name, or under that of a folder of parts, if there is one. A
+    valid final one of an earlier step gets its step's name. Raises `StorageError` for something else in the way.
+    """
+    for place in (path.with_suffix(".pt"), path.with_suffix("")):
+        if place.is_dir() != (not place.suffix) and place.exists():
+            kind = "folder" if place.is_dir() else "file"
+            raise StorageError(f"{place}: a {kind} stands where the checkpoint should be", "move it away")
+        existing = _checkpoint_file(place) if place.exists() else None
+        if existing and existing.sidecar and existing.verify() is None:
+            if existing.step == step:
+                return place
+            _give_step_name(place, existing.sidecar)
+    return None
+
+
+@contextmanager
+def saving_errors_explained(path: Path, needed: int) -> Iterator[None]:
+    """Inside, what the disk refuses of a checkpoint is a `StorageError` with both numbers."""
+    try:
+        yield
     except OSError as error:
         if from_os_error(error) is None:
             raise
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(path.parent).free
         raise StorageError(
             f"{path}: {error.strerror}: the checkpoint needs {bytes_text(needed)}, the disk has {bytes_text(free)}"
             " free",
-            again,
+            again_after_failure(path),
         ) from error
-    return path
+
+
+def again_after_failure(path: Path) -> str:
+    """What to do when a checkpoint could not be saved."""
+    return (
+        "older checkpoints are intact; free some space or correct the permissions, then:"
+        f" {command_line('dit', 'train', '--resume', '--out', run_folder(path))}"
+    )
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointFile]:
@@ -133,7 +159,11 @@ def list_checkpoints(folder: Path) -> list[CheckpointFile]:
     """
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.iterdir() if is_checkpoint_name(path.name) and path.is_file()]
+    paths = [
+        path
+        for path in folder.iterdir()
+        if is_checkpoint_name(path.name) and (path.is_file() if path.suffix else path.is_dir())
+    ]
     return sorted(
         (_checkpoint_file(path) for path in paths), key=lambda file: (file.step is None, file.step or 0, file.final)
     )
@@ -187,14 +217,17 @@ def rotate(folder: Path, keep: int, keep_every: int = 0) -> list[Path]:
     if not files or files[-1].verify() is not None:
         return []
     for leftover in folder.glob(f"{_TRASH_PREFIX}*"):
-        os.unlink(leftover)
+        _delete(leftover)
     complete = [file for file in files if not file.final and file.sidecar is not None]
     for_good = {file.path for file in complete if keep_every and file.step is not None and file.step % keep_every == 0}
     stay = {file.path for file in complete[-keep:]} | for_good
-    removed = [file.path for file in files if not file.final and file.path not in stay]
-    for path in removed:
-        _remove(path)
-    return removed
+    removed = [file for file in files if not file.final and file.path not in stay]
+    for file in removed:
+        if file.sidecar is not None or not _twin(file.path).exists():
+            # from here on it does not count; the next rotation finishes what is left
+            sidecar_path(file.path).unlink(missing_ok=True)
+        discard(file.path)
+    return [file.path for file in removed]
 
 
 def resolve_checkpoint(
@@ -211,7 +244,7 @@ def resolve_checkpoint(
     if target is None:
         target = newest_run(runs)
         talk.note(f"using the newest run: {target}")
-    if target.is_dir():
+    if target.is_dir() and not is_sharded(target):
         folder = target / "checkpoints" if (target / "checkpoints").is_dir() else target
         found = exported_weights(target) if not list_checkpoints(folder) else None
         return found or newest_checkpoint(folder, talk).path
@@ -222,29 +255,13 @@ def resolve_checkpoint(
     return target
 
 
-def require_plain(state: Mapping[str, object]) -> None:
-    """Raises TypeError unless the state has every key of a checkpoint and holds only tensors and plain values,
-    which any reader can check.
-    """
-    if missing := [key for key in STATE_KEYS if key not in state]:
-        raise TypeError(f"a checkpoint's state lacks {', '.join(missing)}")
-    if state["format_version"] != FORMAT_VERSION or type(state["step"]) is not int or state["step"] < 0:
-        raise TypeError(
-            f"format_version {state['format_version']!r} or step {state['step']!r} is not what a checkpoint has"
-        )
-    _require_plain(state, "state")
-
-
-def state_bytes(state: Mapping[str, object]) -> int:
-    """About how many bytes the state takes on disk: each storage once, and a margin for the rest."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for _, tensor in named_tensors(state)
-    }
-    return sum(storages.values()) + 1024 * len(storages) + _BYTES_BESIDE_TENSORS
-
-
 def is_checkpoint_name(name: str) -> bool:
-    return name == FINAL_NAME or _STEP_NAME.fullmatch(name) is not None
+    return name.removesuffix(".pt") == Path(FINAL_NAME).stem or _STEP_NAME.fullmatch(name) is not None
+
+
+def is_one_file(name: str) -> bool:
+    """Whether a checkpoint of this name is a file, and not a folder of parts."""
+    return name.endswith(".pt")
 
 
 def step_name(step: int) -> str:
@@ -253,39 +270,17 @@ def step_name(step: int) -> str:
 
 
 def sidecar_path(path: Path) -> Path:
-    """The `.json` beside a `.pt`."""
+    """The `.json` beside a `.pt` or a folder of parts."""
     return path.with_suffix(".json")
-
-
-def _require_plain(value: Any, where: str) -> None:
-    # Exact types: numpy's float64 is a float, and a subclass is pickled by its class's name.
-    if type(value) in (str, int, float, bool, type(None)):
-        return
-    if type(value) in (Tensor, torch.nn.Parameter):
-        own = value.layout == torch.strided and not value.is_meta and not value.is_quantized
-        if not own or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise TypeError(
-                f"{where}: a tensor that is not simply its own values (sparse, meta, quantized or expanded)"
-            )
-    elif type(value) in (dict, OrderedDict):
-        for key, inner in value.items():
-            if type(key) not in (str, int):
-                raise TypeError(f"{where}: the key {key!r} is neither str nor int")
-            _require_plain(inner, f"{where}.{key}")
-    elif type(value) in (list, tuple):
-        for index, inner in enumerate(value):
-            _require_plain(inner, f"{where}.{index}")
-    else:
-        raise TypeError(
-            f"{where}: {type(value).__module__}.{type(value).__name__} is neither a tensor nor a plain value"
-        )
 
 
 def _read_sidecar(path: Path) -> Sidecar | None:
     try:
-        return sidecar_of(read_json(sidecar_path(path)))
+        found = sidecar_of(read_json(sidecar_path(path)))
     except BadDataError:
         return None
+    # a file and a folder of one step share its name
+    return found if found is not None and Path(found.file).suffix == path.suffix else None
 
 
 def sidecar_of(value: object) -> Sidecar | None:
@@ -305,20 +300,34 @@ def _give_step_name(final: Path, sidecar: Sidecar) -> None:
     """Renames a valid final checkpoint to its step's name; sidecar first, so that it counts under one name or the
     other at any moment.
     """
-    target = final.with_name(step_name(sidecar.step))
+    target = final.with_name(step_name(sidecar.step)).with_suffix(final.suffix)
     if not (target.exists() and _checkpoint_file(target).verify() is None):
         write_json(sidecar_path(target), asdict(replace(sidecar, file=target.name)))
+        discard(target)
         os.replace(final, target)
     os.unlink(sidecar_path(final))
     sync_folder(target.parent)
 
 
-def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(sidecar_path(path))  # from here on it does not count; the next rotation finishes what is left
-    trash = path.with_name(_TRASH_PREFIX + path.name)
-    os.replace(path, trash)
-    os.unlink(trash)
+def _twin(path: Path) -> Path:
+    """Of a file the folder, of a folder the file, that would have the same sidecar."""
+    return path.with_suffix("" if path.suffix else ".pt")
+
+
+def discard(path: Path) -> None:
+    """Deletes a checkpoint's file or folder, if it is there: first out of sight, so that no moment shows half of it."""
+    if path.exists():
+        trash = path.with_name(_TRASH_PREFIX + path.name)
+        _delete(trash)
+        os.replace(path, trash)
+        _delete(trash)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def newest_run(runs: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
 from dittool.ckpt.load import INDEX_ENDING, is_named_as_checkpoint
+from dittool.ckpt.sharded import is_sharded
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UnsafeFileError, listed
 
@@ -103,6 +104,8 @@ def checkpoint_at(target: Path, talk: Talk = SILENT) -> Path:
     and `BadDataError`.
     """
     runs = (target, target / "checkpoints")
+    if is_sharded(target):
+        return target
     if target.is_dir() and not any(map(list_checkpoints, runs)) and weights_in(target):
         return target
     return resolve_checkpoint(target, talk=talk, optional=False)

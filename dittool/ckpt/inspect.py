@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dittool.ckpt.files import list_checkpoints, sidecar_path
-from dittool.ckpt.load import load_checkpoint, named_tensors, non_finite_tensors
-from dittool.ckpt.opened import PARTS, PT, Opened, open_checkpoint
+from dittool.ckpt.load import content_of, load_checkpoint, named_tensors, non_finite_tensors
+from dittool.ckpt.opened import PARTS, Opened, open_checkpoint
 from dittool.ckpt.parts import at, entries_of, is_state_dict, state_dicts, tensors_of
 from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.ckpt.weights import choose_part
@@ -93,7 +93,7 @@ def inspect(path: Path) -> Inspection:
     """
     opened = open_checkpoint(path)
     content, named = opened.content, opened.entries
-    if opened.kind == PT:
+    if not opened.weights_only:
         ours = "format_version" in named and is_state_dict(named.get("model"))
         kind = OURS if ours else WEIGHTS if is_state_dict(content) else FOREIGN
     else:
@@ -146,8 +146,10 @@ def export_safetensors(path: Path, out: Path, weights: str = "ema", talk: Talk =
 
     Raises `BadDataError` when the file is no checkpoint of ours, or has no such weights.
     """
-    state = load_checkpoint(path, require=("format_version", "config", "step"))
-    tensors = at(state, choose_part(state, path, weights).keys)
+    needed = ("format_version", "config", "step")
+    keys = choose_part(content_of(path), path, weights).keys
+    state = load_checkpoint(path, require=needed, only=(*needed, "data", "classes", *keys[:1]), lazily=keys[:1])
+    tensors = at(state, keys)
     if broken := non_finite_tensors(tensors):
         talk.warn(f"{path}: {len(broken)} tensors under '{weights}' hold NaN or infinity: {listed(broken)}")
     metadata = {
@@ -191,7 +193,7 @@ def config_in(path: Path) -> dict[str, Any] | None:
 
 def configuration(opened: Opened) -> dict[str, Any] | None:
     """The configuration in a checkpoint: ours under `config`, others' settings by whatever name they have."""
-    if opened.kind != PT:
+    if opened.weights_only:
         try:
             return _plain(json.loads(opened.metadata.get("config", "null")), dict)
         except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ do harm is `UnsafeFileError` (4).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from dittool.ckpt.file_kind import open_regular, other_kind, require_bools
-from dittool.ckpt.safetensors_file import check_safetensors, load_safetensors
+from dittool.ckpt.lazy_tensors import specs_of
+from dittool.ckpt.sharded import is_sharded, open_sharded
 from dittool.errors import BadDataError, listed
 from dittool.untrusted.pickle_bounds import LARGEST_PICKLE
 from dittool.untrusted.pickle_walk import OWN_PROTOCOL, PickleContent, read_pickle
@@ -80,6 +81,13 @@ def check_pt(path: Path) -> PtReport:
     )
 
 
+def content_of(path: Path) -> Any:
+    """The content of a `.pt` or of a folder of parts, with a `TensorSpec` in place of every tensor. Raises as
+    `check_pt`.
+    """
+    return open_sharded(path).content if is_sharded(path) else check_pt(path).content
+
+
 def check_own(path: Path) -> PtReport:
     """`check_pt` of a file that `torch.load` is to read: tensors and plain values only. Raises as it does."""
     report = check_pt(path)
@@ -126,9 +134,18 @@ def _bytes_of(file: BinaryIO, member: Member) -> bytes:
 
 
 def load_checkpoint(
-    path: Path, map_location: str | torch.device = "cpu", require: Sequence[str] = ()
+    path: Path,
+    map_location: str | torch.device = "cpu",
+    require: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+    lazily: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The dict in a `.pt` file, after `check_pt`. `require` names the keys that must be there.
+    """The dict in a `.pt` file, after `check_pt`, or in a folder of parts.
+
+    Args:
+        require: keys that must be there.
+        only: what is read of a folder of parts, by default all keys; a `.pt` is read whole.
+        lazily: keys whose dicts of tensors may be `LazyTensors`, which a folder of parts has.
 
     Raises `UnsafeFileError`, and `BadDataError` when the file is damaged, of a newer format, or lacks a required key.
     """
@@ -136,8 +153,14 @@ def load_checkpoint(
         raise BadDataError(
             f"{path}: weights alone, not a checkpoint with its training state", "name a .pt file that dit train wrote"
         )
-    check_own(path)
-    state = _torch_load(path, map_location)
+    state: Any
+    if is_sharded(path):
+        opened = open_sharded(path)
+        wanted = {key: opened.content[key] for key in opened.content if only is None or key in only}
+        state = {key: opened.lazily(value) if key in lazily else opened.load(value) for key, value in wanted.items()}
+    else:
+        check_own(path)
+        state = _torch_load(path, map_location)
     if not isinstance(state, dict):
         raise BadDataError(
             f"{path}: holds a {type(state).__name__}, not a dict", "name a checkpoint written by: dit train"
@@ -157,19 +180,18 @@ def load_checkpoint(
 
 def non_finite_tensors(state: object) -> list[str]:
     """Dotted names of the tensors with a NaN or an infinity, anywhere in nested dicts, lists and tuples."""
-    return [name for name, tensor in named_tensors(state) if not _is_finite(tensor)]
+    return [name for name, tensor in _walked(state, "") if not _is_finite(tensor)]
 
 
 def require_fit(weights: Mapping[str, Tensor], model: Mapping[str, Tensor], source: str) -> None:
     """Raises `BadDataError` with counts and the first ten differences unless `weights` are exactly the tensors of
     the state dict `model`.
     """
-    missing = [
-        f"{name}: missing, the model has {_shape(tensor)}" for name, tensor in model.items() if name not in weights
-    ]
-    unexpected = [f"{name}: unexpected, {_shape(tensor)}" for name, tensor in weights.items() if name not in model]
-    common = [name for name in model if name in weights and weights[name].shape != model[name].shape]
-    reshaped = [f"{name}: {_shape(weights[name])}, the model has {_shape(model[name])}" for name in common]
+    given, wanted = specs_of(weights), specs_of(model)
+    missing = [f"{name}: missing, the model has {_shape(spec)}" for name, spec in wanted.items() if name not in given]
+    unexpected = [f"{name}: unexpected, {_shape(spec)}" for name, spec in given.items() if name not in wanted]
+    common = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    reshaped = [f"{name}: {_shape(given[name])}, the model has {_shape(wanted[name])}" for name in common]
     differences = reshaped + missing + unexpected
     if not differences:
         return
@@ -195,12 +217,19 @@ def named_tensors(state: object, prefix: str = "") -> list[tuple[str, Any]]:
     """All tensors (or their specs) of nested dicts, lists and tuples with their dotted names, in the order of the
     file.
     """
+    return list(_walked(state, prefix))
+
+
+def _walked(state: object, prefix: str) -> Iterator[tuple[str, Any]]:
+    """One at a time, so that of lazily read ones no second is in memory."""
     if isinstance(state, (Tensor, TensorSpec)):
-        return [(prefix, state)]
+        yield prefix, state
+        return
     items = (
         state.items() if isinstance(state, Mapping) else enumerate(state) if isinstance(state, (list, tuple)) else ()
     )
-    return [found for key, value in items for found in named_tensors(value, f"{prefix}.{key}" if prefix else str(key))]
+    for key, value in items:
+        yield from _walked(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -228,8 +257,8 @@ def keys_of(content: object) -> str:
     return listed([str(key) for key in content]) or "nothing"
 
 
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape)) or "scalar"
+def _shape(spec: TensorSpec) -> str:
+    return "×".join(map(str, spec.shape)) or "scalar"
 
 
 def _is_zip(file: BinaryIO, size: int, path: Path) -> bool:

@@ -1,5 +1,5 @@
 """A checkpoint that anybody may have made, checked before anything in it is loaded: a `.pt` or the like, a
-`.safetensors`, an index of several files, or a folder.
+`.safetensors`, an index of several files, a folder, or one of ours in parts.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dittool.ckpt.folders import weights_in
 from dittool.ckpt.load import INDEX_ENDING, check_pt, keys_of, named_tensors
 from dittool.ckpt.parts import entries_of, is_state_dict
 from dittool.ckpt.safetensors_file import check_safetensors, load_safetensors
+from dittool.ckpt.sharded import INDEX_NAME, is_sharded, open_sharded
 from dittool.ckpt.tensors import load_mapped
 from dittool.errors import BadDataError
 from dittool.untrusted.refusal import unsafe
 from dittool.untrusted.tensor_spec import TensorSpec
 from dittool.untrusted.weight_index import read_index, require_beside
 
-PT, SAFETENSORS, PARTS = "pt", "safetensors", "parts"
+PT, SAFETENSORS, PARTS, SHARDED = "pt", "safetensors", "parts", "sharded"
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,16 @@ class Opened:
     bytes: int
     content: Any
     load: Callable[[Any], Any]  # a part of the content → the same with tensors on the CPU
-    kind: str  # one of the three above
+    kind: str  # one of the four above
     metadata: Mapping[str, str]
     foreign: tuple[str, ...] = ()  # classes and functions that torch.load would import
     unknown_calls: tuple[str, ...] = ()  # of classes that torch.load would call, and that may be no enumerations
     beside: tuple[str, ...] = ()  # other weights in the folder
+
+    @property
+    def weights_only(self) -> bool:
+        """Whether it is of a kind that holds tensors alone, and what is to be said of them as metadata."""
+        return self.kind in (SAFETENSORS, PARTS)
 
     @property
     def entries(self) -> Mapping[Any, Any]:
@@ -52,6 +58,9 @@ def open_checkpoint(path: Path) -> Opened:
     """Checks a file, the files of an index, or the weights in a folder. Raises `UsageError` (no such file),
     `BadDataError` and `UnsafeFileError`.
     """
+    if is_sharded(path) or (path.name == INDEX_NAME and path.is_file()):
+        sharded = open_sharded(path.parent if path.name == INDEX_NAME else path)
+        return Opened(sharded.path, sharded.bytes, sharded.content, sharded.lazily, SHARDED, {})
     if path.is_dir():
         found = weights_in(path)
         if found is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dittool.ckpt.load import check_pt
+from dittool.ckpt.load import content_of
 from dittool.ckpt.opened import is_weights_alone
 from dittool.errors import BadDataError, UsageError
 from dittool.storage import read_json, write_json
@@ -69,7 +69,7 @@ def _of_run(run: Path) -> _Recorded | None:
 
 
 def _of_checkpoint(checkpoint: Path) -> _Recorded | None:
-    content = None if is_weights_alone(checkpoint) else check_pt(checkpoint).content
+    content = None if is_weights_alone(checkpoint) else content_of(checkpoint)
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or not isinstance(data.get("folder"), str):
         return None

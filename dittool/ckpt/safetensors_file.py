@@ -1,8 +1,9 @@
-"""A `.safetensors` file: checked by its header, read by the library, written tensor by tensor."""
+"""A `.safetensors` file: checked by its header, read by the library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import safe_open
@@ -38,9 +39,15 @@ def check_safetensors(path: Path) -> SafetensorsHeader:
 
 def load_safetensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
     """Tensors of a file that passed `check_safetensors`: of these names, or all."""
+    with safetensors_errors_explained(path), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+
+
+@contextmanager
+def safetensors_errors_explained(path: Path) -> Iterator[None]:
+    """Inside, what the library raises is a `BadDataError`."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+        yield
     except OSError:
         raise
     except Exception as error:  # SafetensorError is not a common base of what torch raises while copying

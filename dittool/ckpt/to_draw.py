@@ -20,7 +20,7 @@ def load_to_draw(path: Path) -> dict[str, Any]:
     Raises `UnsafeFileError` and `BadDataError`.
     """
     if not is_weights_alone(path):
-        return load_checkpoint(path, require=("config", "ema", "step", "data"))
+        return load_checkpoint(path, require=(*METADATA, "ema"), only=(*METADATA, "ema", "classes", "format_version"))
     opened = open_checkpoint(path)
     named = {"weights": opened.metadata["weights"]} if "weights" in opened.metadata else {}
     return {**_described(opened, path), **named, "ema": weights_of(opened)}

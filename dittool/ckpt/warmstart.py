@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.ckpt.inspect import config_in
-from dittool.ckpt.load import check_pt, require_finite
+from dittool.ckpt.load import content_of, require_finite
 from dittool.ckpt.opened import is_weights_alone
 from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.ckpt.write import write_safetensors
@@ -207,7 +207,7 @@ def old_feature_widths(path: Path, weights: Mapping[str, Tensor], patch_size: in
     model's `patch_size`, in latent cells.
     """
     if not is_weights_alone(path):
-        content = check_pt(path).content
+        content = content_of(path)
         data = content.get("data") if isinstance(content, dict) else None
         dims = data.get("dims") if isinstance(data, dict) else None
         if isinstance(dims, dict):

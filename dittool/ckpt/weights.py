@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,33 +10,37 @@ from torch import Tensor
 
 from dittool.ckpt.averages import is_tensor_list
 from dittool.ckpt.load import keys_of
-from dittool.ckpt.opened import PT, Opened, open_checkpoint
+from dittool.ckpt.opened import SHARDED, Opened, open_checkpoint
 from dittool.ckpt.parts import RAW_KEYS, Part, at, entries_of, find_part, named_by_order, state_dicts, tensors_of
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError
 from dittool.shell import command_line
 
 
-def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
+def load_weights(path: Path, weights: str | None = None, talk: Talk = SILENT) -> Mapping[str, Tensor]:
     """The model's tensors by name, on the CPU, from one of our checkpoints or of anybody's: a file, an index of several
     files, or a folder.
 
     `weights` picks a key ("ema", "model"); by default the averaged weights are taken where there are any, and `talk` is
     told which. Wrappers before the names are taken off. Tensors of a `.pt` are mapped from the file and read when they
-    are used. Raises `BadDataError` and `UnsafeFileError`.
+    are used; those of a checkpoint in parts are joined at each look and not kept (`LazyTensors`). Raises `BadDataError`
+    and `UnsafeFileError`.
     """
     return weights_of(open_checkpoint(path), weights, talk)
 
 
-def weights_of(opened: Opened, weights: str | None = None, talk: Talk = SILENT) -> dict[str, Tensor]:
+def weights_of(opened: Opened, weights: str | None = None, talk: Talk = SILENT) -> Mapping[str, Tensor]:
     """`load_weights` of a checkpoint that was opened."""
-    part = choose_part(opened.content, opened.path, weights if opened.kind == PT else None)
+    part = choose_part(opened.content, opened.path, None if opened.weights_only else weights)
     if part.keys or part.prefix:
         talk.note(f"{opened.path}: taking {part}")
     if part.unpaired:
         talk.warn(f"{opened.path}: the average is not taken: {part.unpaired}")
     elif part.keys and weights is None and not part.averaged:
         talk.warn(f"{opened.path}: holds no averaged (EMA) weights, so the raw ones are taken")
+    if opened.kind == SHARDED:
+        state = tensors_of(opened.content, part)
+        return opened.load({short: state[name] for name, short in part.bare.items()})
     loaded: dict[str, Tensor] = {}
     for one in (part.raw, part):
         if one is not None:

@@ -227,6 +227,7 @@ class Ema(Section):
 
 class Checkpoint(Section):
     every: Positive = 1000  # steps
+    background: bool | Literal["gpu"] = "gpu"  # written beside the steps, from a copy; "gpu": where there is one
     keep: Annotated[Whole, Field(ge=2)] = 3  # the newest so many stay
     keep_every: Counted = 0  # and every so many steps one for good; 0: none
 

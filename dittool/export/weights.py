@@ -13,10 +13,10 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from dittool.ckpt.exported import METADATA
-from dittool.ckpt.files import write_safetensors
 from dittool.ckpt.load import FORMAT_VERSION, INDEX_ENDING, load_checkpoint, non_finite_tensors
 from dittool.ckpt.opened import is_weights_alone
 from dittool.ckpt.to_draw import load_to_draw
+from dittool.ckpt.write import write_safetensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UsageError, listed
 from dittool.models.alignment import drawing_weights
@@ -51,7 +51,9 @@ def choose_weights(checkpoint: Path, wanted: str) -> ChosenWeights:
         content = load_to_draw(checkpoint)
         there = {"ema": content["ema"]}
     else:
-        content = load_checkpoint(checkpoint, require=(*METADATA, "ema", "model"))
+        weights = ("ema", "model", "snapshots")
+        only = (*METADATA, *weights, "classes", "format_version")
+        content = load_checkpoint(checkpoint, require=(*METADATA, *weights[:2]), only=only, lazily=weights)
         averages = content.get("snapshots", {}).get("weights", {})
         there = {"ema": content["ema"], "model": content["model"], **averages}
     if wanted not in there:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dittool.ckpt.sharded import checkpoint_sha256
 from dittool.config.schema import LATER_SETTINGS, SampleSettings
 from dittool.console import SILENT, Talk, Task
 from dittool.geometry import Bucket
@@ -22,7 +23,7 @@ from dittool.sampling.pipeline import Pipeline
 from dittool.sampling.prompts import warn_of_prompt
 from dittool.sampling.repeat import DrawnImage, compare, made_with, warn_of_other_files
 from dittool.sampling.request import DrawRequest
-from dittool.storage import file_sha256, output_folder
+from dittool.storage import output_folder
 
 
 def draw(request: DrawRequest, out: Path, talk: Talk = SILENT) -> list[DrawnImage]:
@@ -45,11 +46,11 @@ def draw_all(requests: Sequence[DrawRequest], out: Path, talk: Talk = SILENT, fo
     pipeline = Pipeline.load(requests[0].checkpoint)
     if requests[0].weak:
         pipeline = pipeline.with_weak(requests[0].weak)
-    checkpoint_sha256 = file_sha256(requests[0].checkpoint)
+    digest = checkpoint_sha256(requests[0].checkpoint)
     drawn = []
     with talk.progress("sample", count, "image") as task:
         for request in requests:
-            prepared = _PreparedRequest(pipeline, request, checkpoint_sha256, talk)
+            prepared = _PreparedRequest(pipeline, request, digest, talk)
             for seed, picture, settings in prepared.pictures(task):
                 path = output.path(_stem(request, seed))
                 same = compare(request.repeat, np.asarray(picture), made_with(pipeline.device), talk)
@@ -152,7 +153,7 @@ def _stem(request: DrawRequest, seed: int) -> str:
 
 
 def _file(name: str, path: Path | None) -> dict[str, str | None]:
-    return {name: str(path) if path else None, f"{name}_sha256": file_sha256(path) if path else None}
+    return {name: str(path) if path else None, f"{name}_sha256": checkpoint_sha256(path) if path else None}
 
 
 def _announce(

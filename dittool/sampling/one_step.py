@@ -14,6 +14,7 @@ from PIL import Image
 
 from dittool.ckpt.files import resolve_checkpoint
 from dittool.ckpt.load import require_fit
+from dittool.ckpt.sharded import checkpoint_sha256
 from dittool.ckpt.to_draw import load_to_draw
 from dittool.config.architectures import of_kind
 from dittool.config.drift_schema import DriftConfig
@@ -39,7 +40,7 @@ from dittool.sampling.picture_file import (
 )
 from dittool.sampling.repeat import DrawnImage, Repeat, compare, made_with, warn_of_other_files
 from dittool.sampling.request import SampleOptions
-from dittool.storage import file_sha256, output_folder
+from dittool.storage import output_folder
 
 _SHARED_OPTIONS = ("again", "checkpoint", "count", "seed")  # with drawing from prompts and references
 
@@ -172,7 +173,7 @@ def draw_classes(request: OneStepRequest, out: Path, talk: Talk = SILENT, force:
     drawn_with = made_with(pipeline.device)
     common: dict[str, object] = {
         "checkpoint": str(request.checkpoint),
-        "checkpoint_sha256": file_sha256(request.checkpoint),
+        "checkpoint_sha256": checkpoint_sha256(request.checkpoint),
         "step": pipeline.step,
         "weights": "ema",
         "alpha": alpha,

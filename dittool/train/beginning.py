@@ -21,6 +21,7 @@ from dittool.ckpt.files import (
 )
 from dittool.ckpt.load import load_checkpoint, require_finite, require_fit
 from dittool.ckpt.run_log import read_log
+from dittool.ckpt.sharded import is_sharded
 from dittool.ckpt.warmstart import old_configuration, other_meanings
 from dittool.ckpt.weights import load_weights
 from dittool.config.architectures import AnyConfig
@@ -154,7 +155,8 @@ def restore(newest: CheckpointFile, state: TrainState, named: set[str], talk: Ta
     """Brings the state to where a checkpoint stood, and returns the checkpoint. Raises `UsageError` and `BadDataError`
     when it is of another run, or of this run's end.
     """
-    total, content = state.config.train.steps, load_checkpoint(newest.path)
+    total = state.config.train.steps
+    content = load_checkpoint(newest.path, lazily=("model", "ema", "optimizer", "snapshots"))
     for change in require_same_run(content, state.config, state.data.provenance, named):
         talk.note(f"resuming with a change: {change}")
     for part in ("model", "ema"):
@@ -286,10 +288,10 @@ def require_one_beginning(
             f"--init starts a new run from old weights; {given[0]} goes on with a run; --continue --init W does"
             " whichever is due",
         )
-    if resume_from is not None and not resume_from.is_file():
+    if resume_from is not None and not (resume_from.is_file() or is_sharded(resume_from)):
         raise UsageError(
             f"--resume-from {resume_from}: no such file",
-            did_you_mean(resume_from, "name a file in runs/NAME/checkpoints"),
+            did_you_mean(resume_from, "name one of runs/NAME/checkpoints"),
         )
     if preset is None and not given:
         raise UsageError("no preset: what shall be trained?", "dit train --preset demo, or see them with: dit presets")

@@ -1,6 +1,6 @@
 """Copies of a run in an object store: made by a thread while training goes on, brought back where the run goes on.
 
-    s3://bucket/run/checkpoints/checkpoint_step0001000.pt      then its .json
+    s3://bucket/run/checkpoints/checkpoint_step0001000.pt      or a folder of parts; then its .json
     s3://bucket/run/log.jsonl
 
 A store has no rename and no locks. So a checkpoint's sidecar is taken away before the checkpoint is written, and put
@@ -21,12 +21,16 @@ from dittool.address import Address
 from dittool.ckpt.files import (
     CheckpointFile,
     Sidecar,
+    discard,
     is_checkpoint_name,
+    is_one_file,
     list_checkpoints,
     sidecar_of,
     sidecar_path,
     step_name,
 )
+from dittool.ckpt.save_sharded import place_of_parts, take_place
+from dittool.ckpt.sharded import INDEX_NAME, parts_of
 from dittool.console import Talk
 from dittool.data.remote.requests import (
     download,
@@ -100,9 +104,12 @@ class Copies:
         for file in files:
             if file.sidecar and self._copied.get(file.path.name) != file.sidecar.sha256:
                 self._put(file, file.sidecar.sha256)
-        for name in self._copied.keys() - {path.name for path in (self._run / "checkpoints").glob("*.pt")}:
+        for name in self._copied.keys() - {file.path.name for file in list_checkpoints(self._run / "checkpoints")}:
             remove_object(self._at(sidecar_path(Path(name))))
-            remove_object(self._at(Path(name)))
+            if is_one_file(name):
+                remove_object(self._at(Path(name)))
+            for part in () if is_one_file(name) else list_names(self._at(Path(name))):
+                remove_object(self._at(Path(name)) / part)
             del self._copied[name]
         if (log := self._run / _LOG).is_file():
             write_object(self._place / _LOG, log.read_bytes())
@@ -113,7 +120,11 @@ class Copies:
         try:
             said = beside.read_bytes()
             remove_object(self._at(beside))
-            upload(file.path, self._at(file.path))
+            if is_one_file(file.path.name):
+                upload(file.path, self._at(file.path))
+            else:
+                for name in (INDEX_NAME, *(part.file for part in parts_of(file.path))):
+                    upload(file.path / name, self._at(file.path) / name)
             write_object(self._at(beside), said)
         except (DitError, OSError):
             if not file.path.exists():
@@ -170,22 +181,48 @@ def _copied_sidecar(copies: Address, name: str) -> Sidecar | None:
 
 def _fetch(sidecar: Sidecar, copies: Address, checkpoints: Path, talk: Talk) -> None:
     """Raises `BadDataError` for a copy that is not what its sidecar says."""
-    address, digest = copies / sidecar.file, hashlib.sha256()
+    address = copies / sidecar.file
     talk.note(f"fetching {address}, {bytes_text(sidecar.bytes)}")
     require_free(checkpoints, sidecar.bytes, f"the copy of step {sidecar.step}")
     path = checkpoints / sidecar.file
     if path.exists():  # a final one of an earlier end
-        path = checkpoints / step_name(sidecar.step)
+        path = (checkpoints / step_name(sidecar.step)).with_suffix(path.suffix)
+    if is_one_file(sidecar.file):
+        _fetch_file(address, sidecar.bytes, sidecar.sha256, path)
+    else:
+        _fetch_parts(address, sidecar.sha256, path)
+    said = {"file": path.name, "bytes": sidecar.bytes, "sha256": sidecar.sha256, "step": sidecar.step}
+    write_atomic(sidecar_path(path), json.dumps(said | {"summary": sidecar.summary}).encode())
+
+
+def _fetch_parts(address: Address, sha256: str, path: Path) -> None:
+    """A folder of parts, whose index is known to have this hash."""
+    place = place_of_parts(path)
+    discard(place)
+    place.mkdir()
+    index = read_object(address / INDEX_NAME)
+    if hashlib.sha256(index).hexdigest() != sha256:
+        raise _differs(address / INDEX_NAME)
+    write_atomic(place / INDEX_NAME, index)
+    for part in parts_of(place):
+        _fetch_file(address / part.file, part.bytes, part.sha256, place / part.file)
+    take_place(place, path)
+
+
+def _fetch_file(address: Address, size: int, sha256: str, path: Path) -> None:
+    digest = hashlib.sha256()
 
     def content(file: BinaryIO) -> None:
         def take(block: bytes) -> None:
             digest.update(block)
             file.write(block)
 
-        download(address, sidecar.bytes, take)
-        if digest.hexdigest() != sidecar.sha256:
-            raise BadDataError(f"{address}: sha256 differs from its sidecar's", "look for an older copy")
+        download(address, size, take)
+        if digest.hexdigest() != sha256:
+            raise _differs(address)
 
     write_atomic(path, content)
-    said = {"file": path.name, "bytes": sidecar.bytes, "sha256": sidecar.sha256, "step": sidecar.step}
-    write_atomic(sidecar_path(path), json.dumps(said | {"summary": sidecar.summary}).encode())
+
+
+def _differs(address: Address) -> BadDataError:
+    return BadDataError(f"{address}: sha256 differs from its sidecar's", "look for an older copy")

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dittool.ckpt.load import named_tensors
 from dittool.devices import device_of_choice, device_of_rank
 from dittool.errors import Interrupted
 
@@ -147,6 +148,16 @@ class Ranks:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.host)
         return bool(votes)
 
+    def leave_word(self, key: str, word: str) -> None:
+        """For the other processes, from any thread. Only where there are several."""
+        assert self.store is not None
+        _leave_word(self.store, key, word)
+
+    def word(self, key: str) -> str | None:
+        """What another process has left, None where it has not yet. Raises DistError when the store is gone."""
+        assert self.store is not None
+        return self.store.get(key).decode() if self.store.check([key]) else None
+
     def _group_of(self, tensor: Tensor) -> dist.ProcessGroup | None:
         return self.host if tensor.device.type == "cpu" else None
 
@@ -176,15 +187,30 @@ def gathered(value: Any) -> Any:
     return [gathered(item) for item in value] if isinstance(value, list) else value
 
 
-def parts_like(saved: dict[Any, Any], present: dict[Any, Any]) -> dict[Any, Any]:
-    """Whole tensors by name, each split as the tensor of that name in `present` is."""
+def own_tensors(state: Any, first: bool) -> dict[str, Tensor]:
+    """What this process holds of the tensors in a state, by their dotted names: its rows of those that are split, and
+    in the first process all of the others.
+    """
+    own: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(state):
+        if _is_split(tensor):
+            rows = tensor.to_local()
+            if rows.numel():
+                own[name] = rows
+        elif first:
+            own[name] = tensor
+    return own
+
+
+def parts_like(saved: Mapping[Any, Any], present: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Whole tensors by name, each split as the tensor of that name in `present` is. Each process has them all, or reads
+    them one after the other.
+    """
 
     def part(tensor: Tensor, like: Any) -> Tensor:
         if not _is_split(like) or tensor.shape != like.shape:
             return tensor
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+        return own_part(tensor.to(like.device), like).clone()  # a part would keep all of its tensor
 
     return {name: part(tensor, present[name]) for name, tensor in saved.items()}
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dittool import machine
-from dittool.ckpt.files import state_bytes
+from dittool.ckpt.plain_state import state_bytes
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import changed
 from dittool.console import SILENT, Talk, duration_text
@@ -29,7 +29,7 @@ from dittool.train.distributed import Ranks
 from dittool.train.loop import train_step
 from dittool.train.memory import CARDS, StepMemory, step_memory
 from dittool.train.readiness import checkpoints_kept, require_room
-from dittool.train.state import TrainState
+from dittool.train.state import TrainState, saves_in_background
 
 _TIMED_STEPS = 3  # after one to warm up
 
@@ -232,11 +232,15 @@ def memory_of_update(state: TrainState, batch: MicroBatch) -> tuple[int, str]:
     activations = sum(kept.values()) // state.config.train.accumulate
     return (
         _bytes_beside_activations(state) + activations,
-        "weights, gradients, average, moments of the optimizer + what autograd kept in one micro-batch",
+        "weights, gradients, average, moments of the optimizer"
+        + (", their copy for the thread that saves" if saves_in_background(state.config, state.device) else "")
+        + " + what autograd kept in one micro-batch",
     )
 
 
 def _bytes_beside_activations(state: TrainState) -> int:
     weights = sum(parameter.numel() * parameter.element_size() for parameter in state.model.parameters())
-    averages = 1 + len(state.config.ema.averages)
-    return (2 + averages) * weights + state.optimizer.bytes_of_state()  # themselves, gradients, averages
+    averages, moments = (1 + len(state.config.ema.averages)) * weights, state.optimizer.bytes_of_state()
+    beside_device = state.device.type == "cpu" and saves_in_background(state.config, state.device)
+    copy = weights + averages + moments if beside_device else 0
+    return 2 * weights + averages + moments + copy  # themselves and their gradients, …

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from dittool.address import Address
-from dittool.ckpt.files import list_checkpoints, rotate, save_checkpoint
+from dittool.ckpt.files import list_checkpoints
 from dittool.ckpt.run_data import record_data
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_to_toml
@@ -44,10 +44,10 @@ from dittool.train.distributed import gathered, process_group
 from dittool.train.failures import ReadingError, compiler_errors_explained, next_batch, not_finite
 from dittool.train.log import Meter, RunLog, SideWork, StepFigures
 from dittool.train.readiness import require_room, tell_disk
+from dittool.train.saving import Saving
 from dittool.train.signals import StopRequest, launcher_warning, stop_on_signal
 from dittool.train.state import TrainState
 from dittool.validate.text_edit import CaptionChecker
-from dittool.whereabouts import remembered
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,13 @@ class _Run:
     checker: CaptionChecker | None
     talk: Talk
     side: SideWork
+    saving: Saving
     log: RunLog | None = None
     figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation
-    saved: Path | None = None  # the newest checkpoint of this call
-    copies: Copies | None = None
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.saving.checkpoints
 
 
 def train(
@@ -173,24 +172,31 @@ def train(
             )
         state = TrainState(config, opened, ranks)
         saved = beginning.bring(state, checkpoints, talk)
-        run = _Run(out, state, checker, talk, SideWork(talk))
+        run = _Run(out, state, checker, talk, SideWork(talk), _open_saving(state, out, copies, talk, held))
         if ranks.first:
-            _open_records(run, copies, held)
+            _open_records(run, held)
         begun = {**beginning.said, **family.begin(opened, saved, talk)}
         if run.log is not None and begun:
             run.log.write(state.step, begun)
         return _run_steps(run, stop, min(until or config.train.steps, config.train.steps))
 
 
-def _open_records(run: _Run, copies: Address | None, held: ExitStack) -> None:
+def _open_saving(state: TrainState, out: Path, copies: Address | None, talk: Talk, held: ExitStack) -> Saving:
+    """What saves checkpoints, closed with `held`, and what copies them."""
+    store = None
+    if state.ranks.first:
+        tell_disk(state, out, talk)
+        if copies is not None:  # closed behind the log, so that its last rows are copied
+            store = held.enter_context(closing(Copies(out, copies, talk)))
+    return held.enter_context(closing(Saving(out, state, store, talk)))
+
+
+def _open_records(run: _Run, held: ExitStack) -> None:
     """What the run writes beside its checkpoints, closed with `held`."""
     state, out = run.state, run.folder
-    tell_disk(state, out, run.talk)
     write_atomic(out / "resolved.toml", config_to_toml(state.config).encode())
     if state.data.folder is not None:
         record_data(out, state.data.folder, state.data.provenance.identity_hash)
-    if copies is not None:  # closed behind the log, so that its last rows are copied
-        run.copies = held.enter_context(closing(Copies(out, copies, run.talk)))
     run.log = held.enter_context(closing(RunLog(out, state.step, state.config, run.side)))
 
 
@@ -206,14 +212,15 @@ def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
             except ReadingError as failure:
                 raise _saved_before(run, meter, failure) from failure
             # asked once: a signal that comes later waits for the next step
-            stopping = state.ranks.any(stop.wanted)
+            if stopping := state.ranks.any(stop.wanted or run.saving.failed):
+                run.saving.finish()  # where the last checkpoint could not be saved, this raises why
             step, last = state.step, state.step == total
             judges = not stopping and due(step, state.family.judge_every(state.config), last)
             if _looks(state, stopping or step == end, last):
                 _look(run, meter)
             averaged = _measure(run, meter, last, judges)
             if stopping or due(step, state.config.checkpoint.every, step == end):
-                _save(run, meter, last)
+                _save(run, meter, last, wait=stopping or step == end)
             if averaged is not None:
                 _show(run, averaged, last, judges)
             shown = {} if meter.loss is None else {"loss": meter.loss}
@@ -225,12 +232,12 @@ def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
                     f"dit train --resume --out {quoted(run.folder)}",
                     number,
                 )
-    if run.saved is None:
+    if run.saving.saved is None:
         return None
     seconds = time.monotonic() - start
     return TrainSummary(
         run.folder,
-        run.saved,
+        run.saving.saved,
         state.step,
         math.nan if meter.loss is None else meter.loss,
         run.figures,
@@ -284,18 +291,9 @@ def _show(run: _Run, averaged: nn.Module, last: bool, judges: bool) -> None:
                 family.judge(data, averaged, step, run.folder, run.checker, run.talk)
 
 
-def _save(run: _Run, meter: Meter, last: bool) -> None:
-    """A checkpoint. All processes gather it, the first one writes."""
-    content, keys = run.state.to_checkpoint(), run.state.config.checkpoint
-    if (shards := run.state.data.folder) is not None:
-        content["data"]["folder"] = remembered(shards, run.checkpoints)
-    with run.state.ranks.first_alone() as alone:
-        if alone:
-            summary = {"loss": meter.loss, **run.figures}
-            run.saved = save_checkpoint(run.checkpoints, content, final=last, summary=summary)
-            rotate(run.checkpoints, keys.keep, keys.keep_every)
-            if run.copies is not None:
-                run.copies.renew()
+def _save(run: _Run, meter: Meter, last: bool, wait: bool) -> None:
+    """A checkpoint; `wait`: not in the background."""
+    run.saving.save({"loss": meter.loss, **run.figures}, last, wait)
 
 
 def _saved_before(run: _Run, meter: Meter, failure: ReadingError) -> Exception:
@@ -307,8 +305,8 @@ def _saved_before(run: _Run, meter: Meter, failure: ReadingError) -> Exception:
     if step == 0:
         return reason
     with run.side.attempted("saving the state", step):
-        _save(run, meter, last=False)
-    if isinstance(reason, DitError) and (run.saved is not None or not run.state.ranks.first):
+        _save(run, meter, last=False, wait=True)
+    if isinstance(reason, DitError) and (run.saving.saved is not None or not run.state.ranks.first):
         reason.hint = f"{reason.hint}; the state of step {step} is saved: dit train --resume --out {quoted(run.folder)}"
     return reason
 

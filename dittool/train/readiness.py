@@ -23,7 +23,7 @@ from dittool.families.family import BatchBytes, family_of
 from dittool.machine import NOTE, Finding
 from dittool.models.build import parameter_count
 from dittool.storage import bytes_text
-from dittool.train.state import TrainState, compiles
+from dittool.train.state import TrainState, compiles, saves_in_background
 
 _FLOAT = 4  # bytes
 _SCRATCH = 100 << 20  # bytes that libraries leave in the temporary folder
@@ -40,6 +40,7 @@ class Needs:
     checkpoint: int  # weights, averages and two moments
     checkpoints: int  # that stay on the disk
     model: int  # weights, gradients, averages and two moments, without activations
+    copy: int  # of a checkpoint in the host's memory, while it is saved beside the steps
     bf16: bool
     compiles: bool
 
@@ -57,6 +58,7 @@ def needs_of(config: AnyConfig, data: Path) -> Needs | None:
         checkpoint=(4 + len(config.ema.averages)) * weights,
         checkpoints=checkpoints_kept(config),
         model=(5 + len(config.ema.averages)) * weights,
+        copy=(4 + len(config.ema.averages)) * weights if saves_in_background(config, device_of_choice()) else 0,
         bf16=config.train.precision == "bf16",
         compiles=compiles(config, device_of_choice()),
     )
@@ -70,9 +72,7 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
     if (needs := needs_of(config, data)) is None:
         what = "the size of this preset's model is not known: its encoders are in no table of docs/encoders.md"
         found.append(Finding("needs", NOTE, what, "with data: dit train --dry-run --preset P"))
-        needs = Needs(
-            config.train.workers, 0, 0, 0, 0, 0, config.train.precision == "bf16", compiles(config, device_of_choice())
-        )
+        needs = Needs(config.train.workers, 0, 0, 0, 0, 0, 0, config.train.precision == "bf16", compiled)
     ahead = items_ahead(needs.batch, needs.workers)
     shared = machine.shared_memory_needed(needs.batch, needs.workers, ahead)
     devices = machine.device(needs.model, needs.bf16)
@@ -80,7 +80,7 @@ def examine(config: AnyConfig, data: Path, out: Path) -> list[Finding]:
     return [
         *found,
         *devices,
-        machine.memory(_REST + (0 if on_gpu else needs.model)),
+        machine.memory(_REST + needs.copy + (0 if on_gpu else needs.model)),
         machine.shared_memory(shared, needs.workers),
         machine.descriptors(machine.descriptors_needed(needs.files, needs.workers, ahead)),
         machine.processes(needs.workers),

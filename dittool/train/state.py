@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dittool.ckpt.files import FORMAT_VERSION
+from dittool.ckpt.load import FORMAT_VERSION
 from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict
 from dittool.config.schema import EXCLUSIVE, MUON_DEFAULTS
@@ -74,22 +74,26 @@ class TrainState:
         return model
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Tensors and plain values only, in one piece whatever the number of processes. All processes must ask
-        together.
+        """`content` in one piece whatever the number of processes. All processes must ask together."""
+        return gathered(self.content())
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint holds, tensors and plain values only; the tensors as they lie in this process, to be read
+        before the next step changes them.
         """
         require_readable(self.config, self.data.provenance)
         return {
             "format_version": FORMAT_VERSION,
             "config": config_to_dict(self.config),
-            "model": gathered(self.model.state_dict()),
-            "ema": gathered(self.ema.model.state_dict()),
-            "optimizer": gathered(self.optimizer.state()),
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.model.state_dict()),
+            "optimizer": self.optimizer.state(),
             "step": self.step,
             "samples_seen": self.samples_seen,
             "skipped_updates": self.skipped_updates,
             "rng": {"torch": torch.get_rng_state()},
             "data": self.data.provenance.to_json(),
-            **gathered(self.averages.state()),
+            **self.averages.state(),
             **self.family.state(self.data),
         }
 
@@ -169,6 +173,12 @@ def require_same_run(checkpoint: dict[str, Any], config: AnyConfig, data: Proven
 def compiles(config: AnyConfig, device: torch.device) -> bool:
     """Whether a run is compiled on this device."""
     wanted = config.train.compile
+    return device.type == "cuda" if wanted == "gpu" else wanted
+
+
+def saves_in_background(config: AnyConfig, device: torch.device) -> bool:
+    """Whether checkpoints are written beside the steps that follow, from copies in the host's memory."""
+    wanted = config.checkpoint.background
     return device.type == "cuda" if wanted == "gpu" else wanted
 
 

@@ -81,7 +81,7 @@ def load_lpips(path: Path) -> Metric:
     could do harm.
     """
     try:
-        return _lpips(load_weights(path), path)
+        return _lpips(dict(load_weights(path)), path)
     except (BadDataError, UsageError) as error:
         raise WeightsMissingError(f"LPIPS backbone: {error.message}", _LPIPS_HINT) from error
 

@@ -26,7 +26,7 @@ from dittool.ckpt.load import load_checkpoint
 from dittool.console import SILENT
 from dittool.data.shards.write import shard
 from dittool.errors import BadDataError, Interrupted, NonFiniteError, StorageError, UsageError
-from dittool.train import loop
+from dittool.train import loop, saving
 from tests.run_states import assert_same_bits
 
 PLAN = """
@@ -157,7 +157,7 @@ def test_killed_while_the_first_checkpoint_is_saved_the_run_begins_anew(plan, ti
     straight, out, genuine = (
         ablate(rows, tiny_shards.folder, tmp_path / "straight"),
         tmp_path / "out",
-        loop.save_checkpoint,
+        saving.save_checkpoint,
     )
 
     class Killed(BaseException):
@@ -168,11 +168,11 @@ def test_killed_while_the_first_checkpoint_is_saved_the_run_begins_anew(plan, ti
         path.write_bytes(path.read_bytes()[:1000])
         raise Killed
 
-    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    monkeypatch.setattr(saving, "save_checkpoint", killed)
     with pytest.raises(Killed):
         ablate(rows, tiny_shards.folder, out)
     assert list((folder(out, BASE) / "checkpoints").iterdir())
-    monkeypatch.setattr(loop, "save_checkpoint", genuine)
+    monkeypatch.setattr(saving, "save_checkpoint", genuine)
     again = ablate(rows, tiny_shards.folder, out)
     assert again.complete and again.rows[1].equal_updates == straight.rows[1].equal_updates
 

@@ -24,7 +24,7 @@ from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
 from dittool.errors import BadDataError, StorageError
 from dittool.storage import folder_lock
-from dittool.train import log, loop
+from dittool.train import log, loop, saving
 from dittool.train.loop import train
 from dittool.train.optim import Optimizer
 from dittool.train.signals import stop_on_signal
@@ -218,7 +218,7 @@ def test_a_second_signal_ends_the_process_at_once():
 
 @pytest.mark.row(16)
 def test_a_signal_during_a_save_saves_nothing_twice(family_run, family_shards, tmp_path, monkeypatch):
-    real, saved = loop.save_checkpoint, []
+    real, saved = saving.save_checkpoint, []
 
     def save(folder, state, **rest):
         if not saved:
@@ -226,7 +226,7 @@ def test_a_signal_during_a_save_saves_nothing_twice(family_run, family_shards, t
         saved.append(state["step"])
         return real(folder, state, **rest)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(saving, "save_checkpoint", save)
     with pytest.raises(loop.Interrupted):
         train(family_shards.config_with(), family_shards.folder, tmp_path / "run")
     assert saved == [3, 4]  # the save was finished, then one more step, which is where the run stands
@@ -323,9 +323,12 @@ def test_when_one_rank_dies_the_others_stop_and_the_run_resumes(family_shards, t
 
 
 @pytest.mark.row(20)
-def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(family_run, family_shards, tmp_path, monkeypatch):
-    """Saving is part of the step: there is no thread in which an error could get lost."""
-    real, threads = loop.save_checkpoint, set()
+@pytest.mark.parametrize(("background", "raised_after"), [("false", 6), ("true", 7)])
+def test_a_save_that_fails_is_raised_and_removes_nothing(
+    family_run, family_shards, tmp_path, monkeypatch, background, raised_after
+):
+    """At once where saving is part of the step; at the next step where a thread saves."""
+    real, threads, real_step = saving.save_checkpoint, set(), loop.train_step
 
     def save(folder, state, **rest):
         threads.add(threading.current_thread())
@@ -333,14 +336,25 @@ def test_a_save_that_fails_is_raised_at_once_and_removes_nothing(family_run, fam
             raise OSError(errno.EIO, "Input/output error")
         return real(folder, state, **rest)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    def step(state, batches):
+        steps.append(state.step + 1)
+        made = real_step(state, batches)
+        for thread in threading.enumerate():
+            if thread.name == "saving":
+                thread.join()  # so that its error is there before this step ends
+        return made
+
+    steps, config = [], family_shards.config_with(f"checkpoint.background={background}")
+    monkeypatch.setattr(saving, "save_checkpoint", save)
+    monkeypatch.setattr(loop, "train_step", step)
     with pytest.raises(OSError, match="Input/output error"):
-        train(family_shards.config_with(), family_shards.folder, tmp_path / "run")
-    assert threads == {threading.main_thread()}
-    assert [row["step"] for row in read_log(tmp_path / "run")][-1] == 6
+        train(family_shards.config_with(f"checkpoint.background={background}"), family_shards.folder, tmp_path / "run")
+    assert threads.isdisjoint({threading.main_thread()}) == (background == "true")
+    assert steps[-1] == raised_after and read_log(tmp_path / "run")[-1]["step"] == 6
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path / "run" / "checkpoints").step == 3
-    assert_resumes_to(family_run, tmp_path / "run", family_shards)
+    train(config, family_shards.folder, tmp_path / "run", resume=True)
+    assert_ends_as(family_run, tmp_path / "run")
 
 
 @pytest.mark.row(22)

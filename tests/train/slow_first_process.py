@@ -17,7 +17,7 @@ from typing import Any
 from dittool.audit import runner
 from dittool.cli import run
 from dittool.families import flow
-from dittool.train import distributed, loop
+from dittool.train import distributed, saving
 
 COLLECTIVES_WAIT, ALONE = 5, 7  # seconds
 
@@ -31,7 +31,7 @@ def slowly(work: Callable[..., Any], name: str, *arguments: Any, **options: Any)
 if __name__ == "__main__":
     distributed.COLLECTIVE_TIMEOUT = timedelta(seconds=COLLECTIVES_WAIT)
     runner.audit_before_training = partial(slowly, lambda *_: None, "audit")
-    loop.save_checkpoint = partial(slowly, loop.save_checkpoint, "save")
+    saving.save_checkpoint = partial(slowly, saving.save_checkpoint, "save")
     parts = {name: partial(slowly, getattr(flow.FAMILY, name), name) for name in ("evaluate", "draw", "judge")}
     flow.FAMILY = replace(flow.FAMILY, **parts)
     sys.exit(run(sys.argv[1:]))

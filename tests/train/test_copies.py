@@ -11,7 +11,7 @@ import pytest
 import s3fs
 
 from dittool.address import place_of
-from dittool.ckpt.files import list_checkpoints
+from dittool.ckpt.files import discard, list_checkpoints
 from dittool.ckpt.run_log import read_log
 from dittool.console import SILENT
 from dittool.data.remote import requests
@@ -20,6 +20,7 @@ from dittool.train import copies as copies_module
 from dittool.train.copies import Copies, bring_back, copies_place
 from dittool.train.loop import train
 from tests.run_states import assert_same_bits, final_state
+from tests.sharded import in_parts
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +99,45 @@ def test_an_older_copy_serves_where_the_newest_is_harmed(harm, bucket, store, ti
     (found,) = list_checkpoints(tmp_path / "run" / "checkpoints")
     assert found.step == 6 and found.verify() is None
     assert len(listener.warnings) == (harm == "truncated")
+
+
+@pytest.fixture
+def run_in_parts(tiny_run, tmp_path):
+    """A run whose newest two checkpoints are in parts."""
+    run = shutil.copytree(tiny_run, tmp_path / "parts")
+    for file in list_checkpoints(run / "checkpoints")[-2:]:
+        in_parts(file.path)
+    return run
+
+
+def test_parts_are_copied_brought_back_and_taken_away(bucket, store, run_in_parts, tmp_path, listener):
+    place = place_of(f"{bucket}/run")
+    copies = Copies(run_in_parts, place, listener)
+    copies.close()
+    bring_back(tmp_path / "back", place, listener)
+    (found,) = list_checkpoints(tmp_path / "back" / "checkpoints")
+    assert found.step == 8 and found.verify() is None
+    assert_same_bits(final_state(tmp_path / "back"), final_state(run_in_parts))
+    last = list_checkpoints(run_in_parts / "checkpoints")[-1]
+    last.path.with_suffix(".json").unlink()
+    discard(last.path)
+    copies._copy()
+    assert not [path for path in store.find(str(place)) if "final" in path] and not listener.warnings
+
+
+@pytest.mark.parametrize("harm", ["part", "index", "part gone"])
+def test_an_older_copy_serves_where_parts_are_harmed(harm, bucket, store, run_in_parts, tmp_path, listener):
+    place = place_of(f"{bucket}/run")
+    Copies(run_in_parts, place, listener).close()
+    name = "state.index.json" if harm == "index" else "part-00001-of-00002.safetensors"
+    harmed = f"{place}/checkpoints/checkpoint_final/{name}"
+    if harm == "part gone":
+        store.rm_file(harmed)
+    else:
+        store.pipe_file(harmed, store.cat_file(harmed)[:-10] + b"          ")
+    bring_back(tmp_path / "run", place, listener)
+    (found,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert found.step == 6 and found.verify() is None and len(listener.warnings) == 1
 
 
 def test_nothing_is_fetched_or_made_where_nothing_is_newer(bucket, tiny_run, tmp_path, listener):

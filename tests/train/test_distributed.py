@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dittool.ckpt.files import list_checkpoints, resolve_checkpoint
+from dittool.ckpt.files import discard, list_checkpoints, resolve_checkpoint
 from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
 from dittool.errors import Interrupted, UsageError
@@ -149,8 +149,8 @@ def test_hurt_under_torchrun_a_run_resumes_to_the_same_bits(tiny_shards, tmp_pat
 def back_to(step: int, run) -> None:
     for checkpoint in list_checkpoints(run / "checkpoints"):
         if checkpoint.step > step:
-            checkpoint.path.unlink()
             checkpoint.path.with_suffix(".json").unlink()
+            discard(checkpoint.path)
 
 
 @pytest.mark.row(23)
@@ -180,7 +180,7 @@ def test_a_signal_to_one_process_stops_all_and_saves_once(shards, request, tmp_p
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=90)
     assert process.returncode != 0 and err.count("stopped at step") >= 1
-    names = [path.name for path in (out / "checkpoints").glob("*.pt")]
+    names = [file.path.name for file in list_checkpoints(out / "checkpoints")]
     assert len(names) == 1 and load_checkpoint(out / "checkpoints" / names[0])["step"] >= 1
 
 

@@ -51,6 +51,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(dit, tiny_shards, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_copy_for_saving_is_counted(tiny_shards):
+    alone, beside = (
+        estimate(tiny_shards.config_with(f"checkpoint.background={value}"), tiny_shards.folder)
+        for value in ('"gpu"', "true")
+    )
+    assert beside.memory_bytes - alone.memory_bytes == 4 * 4 * alone.parameters and "copy" in beside.memory_from
+
+
 def test_measuring_a_plan_does_not_change_the_run(tiny_shards, tiny_run, tmp_path):
     estimate(tiny_shards.config, tiny_shards.folder)
     train(tiny_shards.config, tiny_shards.folder, tmp_path / "run")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dittool.families.family import family_of
 from dittool.train import log, loop
 from dittool.train.distributed import Ranks
 from dittool.train.loop import train
+from dittool.train.saving import Saving
 from dittool.train.signals import StopRequest
 from dittool.train.state import TrainState
 from tests.run_states import assert_same_bits, final_state
@@ -57,8 +59,9 @@ def steps_on_meta(state: TrainState, monkeypatch) -> list[int]:
         return [torch.ones(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
 
     monkeypatch.setattr(devices, "fetched", came)
-    monkeypatch.setattr(loop, "_save", lambda *_: None)
-    run = loop._Run(None, state, None, SILENT, log.SideWork(SILENT))
+    monkeypatch.setattr(loop, "_save", lambda *_, **__: None)
+    saving = Saving(Path(), state, None, SILENT)
+    run = loop._Run(None, state, None, SILENT, log.SideWork(SILENT), saving)
     loop._run_steps(run, StopRequest(), state.config.train.steps)
     assert state.step == state.config.train.steps
     return transfers

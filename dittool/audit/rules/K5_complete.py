@@ -22,8 +22,8 @@ from __future__ import annotations
 from dittool.audit.checkpoint_view import ADAMW, MUON, Moments
 from dittool.audit.rule import Finding, failed, judged, skipped
 from dittool.audit.subject import Checkpoint
-from dittool.ckpt.files import STATE_KEYS
 from dittool.ckpt.load import FORMAT_VERSION
+from dittool.ckpt.plain_state import STATE_KEYS
 from dittool.config.load import config_to_dict
 from dittool.data.identity import differences
 

@@ -72,7 +72,7 @@ def list_names(folder: Address) -> set[str]:
             found = _filesystem(folder.scheme).ls(full_address(folder), detail=False)
         except FileNotFoundError:
             return set()
-        return {str(path).rpartition("/")[2] for path in found}
+        return {str(path).rstrip("/").rpartition("/")[2] for path in found}
 
     return _tried(folder, names)
 
