@@ -5,9 +5,12 @@ docs/plugins.md shows how such a package is written.
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from importlib.metadata import Distribution, EntryPoint, distributions, entry_points
+from typing import Any
 
-from dittool.errors import described
+from dittool.errors import UsageError, described
 
 REMEDY = "update or uninstall that package"
 
@@ -35,6 +38,21 @@ def installed(group: str) -> tuple[list[EntryPoint], list[str]]:
                     f"no plugin of {package} is used: its entry points cannot be read: {described(error)}; {REMEDY}"
                 )
         return sorted(found, key=lambda plugin: plugin.name), refused
+
+
+def named_plugins(group: str) -> dict[str, EntryPoint]:
+    """The same by name; of two with one name the first. What cannot be read, the program has said."""
+    return {plugin.name: plugin for plugin in reversed(installed(group)[0])}
+
+
+def load_plugin(plugin: EntryPoint, kind: str) -> Any:
+    """What an entry point names. `kind` names it in the error: "encoder". Raises `UsageError`."""
+    try:
+        with redirect_stdout(sys.stderr):  # what it prints is no part of a result
+            return plugin.load()
+    except (Exception, SystemExit) as error:  # somebody else's module: anything can happen while it is imported
+        title = f"{kind} '{plugin.name}' of {package_of(plugin)}"
+        raise UsageError(f"{title} cannot be loaded: {described(error)}", REMEDY) from error
 
 
 def package_of(plugin: EntryPoint) -> str:

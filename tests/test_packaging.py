@@ -288,7 +288,7 @@ def test_every_package_that_the_source_imports_is_declared():
     project = PROJECT["project"]
     extras = [needed for name, extra in project["optional-dependencies"].items() if name != "test" for needed in extra]
     declared = {Requirement(text).name for text in (*project["dependencies"], *extras)}
-    assert others - declared == {"wandb"}  # imported only where train.wandb asks for it
+    assert others - declared == {"mlflow", "wandb"}  # imported only where train.trackers asks for it
 
 
 def test_the_page_of_dependencies_has_a_row_with_the_floor_of_each():

@@ -154,8 +154,9 @@ class Train(Section):
     log_every: Positive = 10
     eval_every: Counted = 0  # steps between evaluation losses on the hold-out; 0: none
     sample_every: Counted = 0  # steps between pictures drawn on the way; 0: none
-    # a project of Weights & Biases that gets the log too; needs the package wandb
-    wandb: Annotated[str, Field(min_length=1)] | None = None
+    # what gets log and pictures too, NAME or NAME:PROJECT: tensorboard, wandb, mlflow, or a plugin's
+    trackers: list[Annotated[str, Field(min_length=1)]] = Field(default=["tensorboard"])
+    wandb: Annotated[str, Field(min_length=1)] | None = None  # a project: the same as "wandb:PROJECT" in trackers
 
     @model_validator(mode="before")
     @classmethod

@@ -1,45 +1,34 @@
-"""What a run writes down while it goes: log.jsonl, TensorBoard events, loss.png, a page, and Weights & Biases where
-it is asked for.
-"""
+"""What a run writes down while it goes: log.jsonl, loss.png, a page, and what its trackers take (trackers.py)."""
 
 from __future__ import annotations
 
-import errno
-import io
 import json
-import os
 import resource
-import secrets
-import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dittool.ckpt.run_log import plot_losses, read_log
 from dittool.config.architectures import AnyConfig
-from dittool.config.load import config_to_dict
 from dittool.console import Talk
 from dittool.devices import on_host
-from dittool.errors import UsageError
 from dittool.families.family import Loss
 from dittool.runs.page import LivePage
-from dittool.storage import read_json, write_atomic, write_json
+from dittool.storage import write_atomic
 from dittool.train.distributed import Ranks
+from dittool.train.growing_file import GrowingFile
+from dittool.train.trackers import PatientTracker, trackers_of
 
-if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
-
-_LOG, _BOARD, _WANDB = "writing log.jsonl", "writing TensorBoard's events", "logging to Weights & Biases"
-_PAGE = "writing index.html"
+_LOG, _PAGE = "writing log.jsonl", "writing index.html"
 
 
 @dataclass(frozen=True)
@@ -130,21 +119,20 @@ class SideWork:
 
 
 class RunLog:
-    """Rows of figures by step. `log.jsonl` is the truth; TensorBoard and the plot show the same. Where one of them
-    cannot be written, the others are, and it gets its rows as soon as it can.
+    """Rows of figures by step. `log.jsonl` is the truth; trackers, the plot and the page show the same. Where one of
+    them cannot be written, the others are, and it gets its rows as soon as it can.
     """
 
     def __init__(self, folder: Path, start_step: int, config: AnyConfig, side: SideWork) -> None:
         """Rows of steps after `start_step`, which a resumed run will make again, are cut off.
 
-        Raises `UsageError` when `train.wandb` is given and the package is not there.
+        Raises `UsageError` when `train.trackers` or `train.wandb` names one that is not there.
         """
-        self._wandb = None if config.train.wandb is None else _wandb_run(folder, config)
+        self._trackers = trackers_of(config, folder, start_step)
         self._plot_path, self._side = folder / "loss.png", side
         self.rows: list[dict[str, Any]] = [row for row in read_log(folder) if row["step"] <= start_step]
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
-        self._file = _GrowingFile(folder / "log.jsonl")
-        self._board = TensorBoardFile(folder / "tensorboard", start_step)
+        self._file, self._unwritten = GrowingFile(folder / "log.jsonl"), b""
         self._page = LivePage(folder)
         side.log = self
 
@@ -152,15 +140,17 @@ class RunLog:
         row = {"step": step, **figures}
         self.rows.append(row)
         numbers = {name: float(value) for name, value in figures.items() if isinstance(value, (int, float))}
+        self._unwritten += (json.dumps(row) + "\n").encode()
         with self._side.attempted(_LOG, step, in_log=False):
-            self._file.append((json.dumps(row) + "\n").encode())
-        with self._side.attempted(_BOARD, step, in_log=False):
-            self._board.add(step, numbers)
-        if self._wandb is not None:
-            with self._side.attempted(_WANDB, step, in_log=False):
-                self._wandb.log(numbers, step=step)
+            self._write_down()
+        self._track(step, lambda tracker: tracker.numbers(step, numbers))
         with self._side.attempted(_PAGE, step, in_log=False):
             self._page.renew(self.rows)
+
+    def picture(self, step: int, file: Path) -> None:
+        """What was drawn after a step, for the trackers. A family that drew nothing has no such file."""
+        if file.is_file():
+            self._track(step, lambda tracker: tracker.picture(step, "samples", file))
 
     def plot(self) -> None:
         """Draws loss.png from the rows so far."""
@@ -169,100 +159,21 @@ class RunLog:
 
     def close(self) -> None:
         step = self.rows[-1]["step"] if self.rows else 0
-        ends = ((_LOG, self._file.close), (_BOARD, self._board.close), ("the plot of the loss", self.plot))
+        ends = ((_LOG, self._write_down), (_LOG, self._file.close), ("the plot of the loss", self.plot))
         for what, end in (*ends, (_PAGE, partial(self._page.renew, self.rows, ended=True))):
             with self._side.attempted(what, step, in_log=False):
                 end()
-        if self._wandb is not None:
-            with self._side.attempted(_WANDB, step, in_log=False):
-                self._wandb.finish()
+        self._track(step, lambda tracker: tracker.close())
 
+    def _write_down(self) -> None:
+        """The rows that the disk has not taken yet."""
+        self._file.append(self._unwritten)
+        self._unwritten = b""
 
-class _GrowingFile:
-    """A file that grows by whole pieces. What a full disk takes only half of is cut off again, kept, and written with
-    the next piece.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
-        self._size = self._file.seek(0, os.SEEK_END)
-        self._waiting = b""
-
-    def append(self, piece: bytes) -> None:
-        """Raises OSError when the disk does not take all that waits."""
-        self._waiting += piece
-        try:
-            written = self._file.write(self._waiting)
-            if written != len(self._waiting):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
-        except OSError:
-            with suppress(OSError):
-                os.truncate(self._file.fileno(), self._size)
-            raise
-        self._size += written
-        self._waiting = b""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TensorBoardFile:
-    """An event file of scalars, written at once and by this thread: torch's writer has a thread of its own, in which
-    errors get lost.
-    """
-
-    def __init__(self, folder: Path, start_step: int) -> None:
-        """Of a run that is resumed: events of other files after `start_step` are not shown any more."""
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-        folder.mkdir(exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = _GrowingFile(folder / name)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if start_step:
-            began = SessionLog(status=SessionLog.START)
-            self._write(Event(wall_time=time.time(), step=start_step + 1, session_log=began))
-
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        for name, value in figures.items():
-            summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-            self._write(Event(wall_time=time.time(), step=step, summary=summary))
-
-    def _write(self, event: Event) -> None:
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        record = io.BytesIO()
-        RecordWriter(record).write(event.SerializeToString())
-        self._file.append(record.getvalue())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _wandb_run(folder: Path, config: AnyConfig) -> Any:
-    """A run of Weights & Biases, or the one that this folder began before."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UsageError(
-            f'train.wandb = "{config.train.wandb}": the package wandb is not installed',
-            "pip install wandb, or take the key out of the preset",
-        ) from error
-    record = folder / "wandb.json"
-    if not record.is_file():
-        write_json(record, {"id": secrets.token_hex(8)})
-    began = read_json(record)["id"]
-    return wandb.init(
-        project=config.train.wandb,
-        name=folder.name,
-        id=began,
-        resume="allow",
-        dir=str(folder),
-        config=config_to_dict(config),
-    )
+    def _track(self, step: int, give: Callable[[PatientTracker], None]) -> None:
+        for tracker in self._trackers:
+            with self._side.attempted(tracker.title, step, in_log=False):
+                give(tracker)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

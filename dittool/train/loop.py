@@ -285,7 +285,9 @@ def _show(run: _Run, averaged: nn.Module, last: bool, judges: bool) -> None:
             with run.side.attempted("the plot of the loss", step):
                 run.log.plot()
             with run.side.attempted("drawing a picture", step):
-                family.draw(data, averaged, step, run.folder / "samples" / f"step{step:07d}_ema.png")
+                drawn = run.folder / "samples" / f"step{step:07d}_ema.png"
+                family.draw(data, averaged, step, drawn)
+                run.log.picture(step, drawn)
         if judges:
             with run.side.attempted("the judgement", step):
                 family.judge(data, averaged, step, run.folder, run.checker, run.talk)

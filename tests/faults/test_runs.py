@@ -24,7 +24,8 @@ from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.run_log import read_log
 from dittool.errors import BadDataError, StorageError
 from dittool.storage import folder_lock
-from dittool.train import log, loop, saving
+from dittool.train import loop, saving
+from dittool.train.growing_file import GrowingFile
 from dittool.train.loop import train
 from dittool.train.optim import Optimizer
 from dittool.train.signals import stop_on_signal
@@ -126,7 +127,7 @@ def test_a_disk_that_is_full_when_the_log_grows_does_not_end_the_run(
 ):
     """What could not be written is written as soon as there is room: here from step 7 on."""
     out, step = tmp_path / "run", [0]
-    real_step, real_init = loop.train_step, log._GrowingFile.__init__
+    real_step, real_init = loop.train_step, GrowingFile.__init__
 
     def init(self, path):
         real_init(self, path)
@@ -137,12 +138,12 @@ def test_a_disk_that_is_full_when_the_log_grows_does_not_end_the_run(
         step[0] = state.step
         return figures
 
-    monkeypatch.setattr(log._GrowingFile, "__init__", init)
+    monkeypatch.setattr(GrowingFile, "__init__", init)
     monkeypatch.setattr(loop, "train_step", counted)
     train(family_shards.config_with(), family_shards.folder, out, talk=listener)
     warned = [text for text in listener.warnings if "log.jsonl failed" in text]
     assert warned[0].startswith("step 4: writing log.jsonl failed (1 in this run): [Errno 28] No space left")
-    assert any("TensorBoard" in text for text in listener.warnings)
+    assert any("tracking with tensorboard failed" in text for text in listener.warnings)
     assert [row["step"] for row in read_log(out) if "loss" in row] == list(range(1, 9))
     assert_ends_as(family_run, out)
 

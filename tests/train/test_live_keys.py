@@ -65,7 +65,8 @@ SHOWN_ELSEWHERE = {  # and what each of the others changes, in a test of its own
     "skip_nonfinite",
     "compile",
     "parallel",
-    "wandb",  # tests/train/test_log.py
+    "trackers",  # tests/train/test_trackers.py
+    "wandb",  # the same
 }
 
 
