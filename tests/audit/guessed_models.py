@@ -50,7 +50,7 @@ class NeverInside(_Model):
     """An object with attributes, one of which is not known."""
 
     def forward(self, batch):
-        return self.run(batch.latents, batch.timestep, batch.secret.sesame)
+        return self.run(batch.latents, batch.timestep, batch.secret("sesame"))
 
 
 def by_place(model, height, width):
@@ -340,4 +340,4 @@ class Never(_Model):
     """Cannot be guessed."""
 
     def forward(self, x, t, secret):
-        return self.run(x, t, len(secret.sesame))
+        return self.run(x, t, len(secret("sesame")))

@@ -14,6 +14,7 @@ import pytest
 from dittool.audit import report, sarif
 from dittool.audit.report import Audit, Crash, Judged
 from dittool.audit.rule import HEADINGS, Finding, Rule
+from dittool.audit.specimens.foreign.factory import Factory
 from dittool.audit.specimens.foreign.sources import line_of
 from tests.audit import foreign_models
 
@@ -159,5 +160,5 @@ def test_the_line_is_that_of_the_class_which_makes_what_the_evidence_names(evide
     monkeypatch.chdir(HERE)
     model = foreign_models.fused_deaf_to_class()
     make = foreign_models.fused_ignored_qk_norm if evidence.startswith("qk") else foreign_models.fused_deaf_to_class
-    file, _, line = line_of(model, make, evidence).rpartition(":")
+    file, _, line = line_of(model, Factory("foreign_models.py:made", make, {}), evidence).rpartition(":")
     assert file == "foreign_models.py" and text in (HERE / file).read_text().splitlines()[int(line) - 1]

@@ -86,8 +86,8 @@ def _with_line(finding: Finding, subject: Foreign) -> Finding:
     if finding.status not in (FAIL, WARN) or not isinstance(subject.specimen, ForeignModel):
         return finding
     try:
-        model, make = subject.specimen.whole, subject.specimen.factory.make
-        return replace(finding, where=line_of(model, make, finding.evidence))
+        model, factory = subject.specimen.whole, subject.specimen.factory
+        return replace(finding, where=line_of(model, factory, finding.evidence))
     except Exception:  # a stranger's classes may answer anything
         return finding
 

@@ -7,14 +7,15 @@ learning rates, decays; buckets, stored patches, normalisation; latents drawn wi
 while a run trains, embeds or validates are named as not judged; those of training are each shown to act by short runs
 in tests/train/test_live_keys.py.
 
-Of a foreign model's factory each keyword argument, as given or by default, is set to other values of its type: a list
-with one element changed, a text to the literals that the file compares it with, None to what its annotation says. The
-model is built again, a very large one with fewer blocks, and compared: names and shapes of its tensors, its first
-weights, its answer, its answer in training, the bytes that it keeps for backward, its gradients. An argument that
-changes none of them, at any value that the factory takes, is tried beside the others, at another size, and further up
-and down; if it acts nowhere it fails. What may act where an audit does not run, in training mode that raises or in a
-pipeline that reads the model's own config, is named as not seen to act; so is what the file reads beside the device
-alone. A number that the model stores under its own name, as EDM's `sigma_min` for its sampler, warns. A switch whose
+Of a foreign model's factory each keyword argument, as given or by default, its own or handed on as `**kwargs` to what
+it makes, is set to other values of its type: a list with one element changed, a text to the literals that the file
+compares it with, None to what its annotation says. The model is built again, a very large one with fewer blocks, and
+compared: names and shapes of its tensors, its first weights, its answer, its answer in training, the bytes that it
+keeps for backward, its gradients. An argument that changes none of them, at any value that the factory takes, is tried
+beside the others, at another size, and further up and down; if it acts nowhere it fails. What may act where an audit
+does not run, in training mode that raises or in a pipeline that reads the model's own config, is named as not seen to
+act; so is what the file reads beside the device alone, and what a method reads that no pass calls, as an optimizer's
+rate. A number that the model stores under its own name, as EDM's `sigma_min` for its sampler, warns. A switch whose
 other value raises an error that is no refusal warns. An argument without another value to try, or whose other values
 are refused or may not be legal, is named as not judged.
 

@@ -7,8 +7,9 @@ embedding varies over [0, 1]; padding and the length of a caption do not show, n
 is dropped. Of a foreign model each tensor of its inputs is exchanged in turn, also inside of dictionaries, lists and
 dataclasses, and it is live if any tensor of the answer moves, be it only where another input of zeros and ones, which
 may switch it off, is zero or one throughout, or where a flag of forward is turned; what dropping a condition means to
-it cannot be known. A time that is cut to whole numbers is told. A block that never runs, while others of its list do,
-fails. Under the profile `any` parameters that no gradient reaches warn.
+it cannot be known. What a mask hides must not show in the picture; a text's own states may hold it. A video is also
+trained with several frames before parameters are called dead. A time that is cut to whole numbers is told. A block that
+never runs, while others of its list do, fails. Under the profile `any` parameters that no gradient reaches warn.
 
 ## Why it matters
 A condition that is projected and never read trains to an unconditional model without any error. With t fed without its

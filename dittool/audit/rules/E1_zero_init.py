@@ -9,9 +9,9 @@ on, and the modulation is what the condition vector feeds in them; parameters th
 PixArt's table, belong to it. Blocks of a caption's tokens are judged where they have a modulation. One that gives other
 channels or fewer places than it takes cannot be the identity: of it everything but a linear shortcut must be zero.
 
-Under the profile `any` it fails where blocks differ, some closed and some of the same kind open, or where a block can
-never learn. Gates that all begin open, none at all, and nearly closed ones are a choice, and warn. A model that is
-trained is not judged.
+Under the profile `any` it fails where blocks differ, some closed or nearly so and some of the same kind open, or where
+a block can never learn. Gates that all begin open, none at all, and nearly closed ones are a choice, and warn. A model
+that is trained is not judged.
 
 ## Why it matters
 With adaLN-Zero a deep network begins as the identity and lets its blocks in one by one; without it training from
@@ -41,6 +41,7 @@ _FIX = (
     " model is built"
 )
 _NEARLY = 1e-2  # |block(x) − x| that is nearly none
+_MUCH_LESS = 1e-2  # of what the block that moves its tokens most does: so little is another gate's doing
 _OPEN = (
     "A choice: trained from scratch, deep networks whose blocks begin open diverge or learn slower. Diffusers' own DiT,"
     " SD3 and Flux begin so, for they are made to load weights"
@@ -101,9 +102,9 @@ def _moving(found: Gates) -> list[Finding]:
     reason = behind if worst in found.normalised else no_gate if ungated > 0 else is_open
     measured = "the part that is not linear" if worst in found.reshaping else "max |block(x) − x|"
     evidence = f"{measured} is {moved:.3g} in {worst}, not 0, of {found.where}; {reason}"
-    closed = [name for name, change in found.at_start.items() if change == 0]
+    closed = [name for name, change in found.at_start.items() if change <= _MUCH_LESS * moved and change < _NEARLY]
     uneven = [name for name in closed if ungated == 0 or found.kinds.get(name) == found.kinds.get(worst)]
-    if uneven and len(closed) < len(found.at_start):
+    if uneven and (moved > _NEARLY or not found.at_start[uneven[0]]) and len(closed) < len(found.at_start):
         differ = f"; {len(closed)} of {len(found.at_start)} blocks begin closed, {closed[0]} among them"
         return failed(evidence + differ, _FIX)
     choice = _NEAR if moved < _NEARLY else _GATELESS if ungated > 0 else _OPEN

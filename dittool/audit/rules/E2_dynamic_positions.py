@@ -1,18 +1,22 @@
 """Positions follow the latent's own height and width; nothing of them is learned or stored.
 
 ## What it checks
-The network runs at several grids, wide and tall, odd and larger than its own, and answers in each shape. What
-distinguishes two tokens of equal content is the same under other weights, so it is not learned, and no tensor in the
-state dict grows with the grid. On each grid position must split into a row's and a column's part, which a transposed
-one does not, and no two places may be given the same. With closed blocks, changing one token of the input changes that
-token of the output alone. Exchanging two tokens must not merely exchange the answers. A reference's patches, on the
-tokens' grid, must carry the tokens' positions. Where queries and keys are turned, attention of the picture's queries
-over the picture's keys, found by raising patches, must depend on the distance in rows and columns alone; what turns
-queries, one linear map a place whatever the content is, must be a rotation. With `positions =
-"rope"` that is asked of our network without the sin-cos that its tokens carry as well; of each list of blocks in a
-foreign model the first and the last are looked at, with all others passed by. Attention whose logits are nearly
-equal, as weights just drawn leave it, is made sharp first, and noise that forward draws is stilled. Positions that the
-caller brings, by an argument that was left out, are not called missing: that argument is named.
+The network runs at several grids, wide and tall, odd and larger than its own, and answers in each shape, with finite
+values. What distinguishes two tokens of equal content is the same under other weights, so it is not learned, and no
+tensor in the state dict grows with the grid. On each grid position must split into a row's and a column's part, which a
+transposed one does not; so must what the tokens get of a stored table while that holds a row's and a column's part
+alone, which a table that is cut in the order of the sequence does not; what a convolution's padding does at the edges
+is no position. No two places may be given the same. With closed blocks, changing one token of the input changes that
+token of the output and none apart from it; in a block, what is done to a token must not show around another place
+alone, as where windows are put back in another order. Exchanging two tokens must not merely exchange the answers. A
+reference's patches, on the tokens' grid, must carry the tokens' positions. Where queries and keys are turned, attention
+of the picture's queries over the picture's keys, found by raising patches, must depend on the distance in rows and
+columns alone; what turns queries, one linear map a place whatever the content is, must be a rotation. With `positions =
+"rope"` that is asked of our network without the sin-cos that its tokens carry as well; every block of a foreign model
+is looked at, with all others passed by, the first and the last of each list before the others as long as there is time.
+Attention whose logits are nearly equal, as weights just drawn leave it, is made sharp first, and noise that forward
+draws is stilled. Positions that the caller brings, by an argument that was left out, are not called missing: that
+argument is named.
 
 Under the profile `any` learned and stored positions, one size only, and a stored table that larger grids leave with an
 error are a choice, and warn; positions that are exchanged, cut short, the same at two places, or not there fail.
@@ -40,11 +44,17 @@ _FIX = (
     "make positions on the fly from the batch's own rows and columns: 2-D sin-cos added to the tokens, or 2-D rotary"
     " angles"
 )
+_LIES = ("wrong", "infinite")  # of problems: what no error says
 _NO_CHANGE = 2e-6  # relative change of an answer that is rounding
 _NOISE = 1e-4  # what rounding may leave of a difference that must be zero, relative to values of about 1
+_TABLE_RESTS = 1e-2  # of a table's values, which a model may round or norm
 _OF_ROUNDING = 16  # times the precision's own
 _STORED = (
     "A choice: other sizes need the table cut or stretched. U-ViT learns one, DiT, SiT and SD3 keep sin-cos of one size"
+)
+_LEARNED = (
+    "A choice: layers make them, and begin anywhere. Swin 2 makes them from coordinates, CPVT by a convolution; the"
+    " recipe's are fixed"
 )
 _TABLE_ENDS = "A choice: the stored table of positions ends there, and larger shapes cannot be trained"
 _ONE_SIZE = "A choice: aspect buckets cannot be trained. DiT and U-ViT are made for one size"
@@ -60,12 +70,17 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     learned = [on.learned for on in found.grids if on.learned is not None and on.learned > _limit(on)]
     if learned and not found.stored:
         size = f"positions differ by {learned[0]:.2g} of their size between two sets of weights: they are learned"
-        findings += chosen(size, _FIX, _STORED)
+        findings += chosen(size, _FIX, _LEARNED)
     table = bool(found.stored or learned)
     faults: dict[str, str] = {}  # the first of each kind
     for on in found.grids:
         for kind, fault in _faults_on(on, table).items():
             faults.setdefault(kind, fault)
+    if cut := [(rest, grid) for grid, rest in found.tables.items() if rest > _TABLE_RESTS]:
+        rest, grid = cut[0]
+        laid = f"a stored table that has rows and columns gives tokens neither (rest {rest:.2g} of its values)"
+        why = "height and width are exchanged, or it is cut in the order of the sequence"
+        faults.setdefault("split", f"on {grid[0]}×{grid[1]} tokens {laid}: {why}")
     if found.reference is not None and found.reference > _NOISE:
         faults["reference"] = (
             f"positions of the reference's patches differ from the tokens' by {found.reference:.2g} at the same places"
@@ -89,10 +104,11 @@ def _of_sizes(found: Positions) -> list[Finding]:
     if not found.problems:
         return []
     kinds = {problem.kind for problem in found.problems}
-    worst = next((problem for problem in found.problems if problem.kind == "wrong"), found.problems[0])
-    if "wrong" not in kinds and (len(found.ran) < 2 or kinds == {"refused"}):
+    worst = next((problem for problem in found.problems if problem.kind in _LIES), found.problems[0])
+    lies = bool(kinds & set(_LIES))
+    if not lies and (len(found.ran) < 2 or kinds == {"refused"}):
         return chosen(worst.evidence, _FIX, _ONE_SIZE)
-    if found.stored and "wrong" not in kinds and _are_larger([problem.grid for problem in found.problems], found.ran):
+    if found.stored and not lies and _are_larger([problem.grid for problem in found.problems], found.ran):
         return chosen(worst.evidence, _FIX, _TABLE_ENDS)
     return failed(worst.evidence, _FIX)
 
@@ -136,4 +152,10 @@ def _faults_on(on: OnGrid, table: bool) -> dict[str, str]:
         changed, moved = on.strayed
         passed_by = f"changing token {changed} of the input changes token {moved} of the output"
         faults["strayed"] = f"{where}, with the blocks passed by, {passed_by}"
+    if on.astray is not None:
+        changed, moved = on.astray
+        beside = (
+            f"changing token {changed} changes what is given around token {moved}, and nothing beside its own place"
+        )
+        faults["strayed"] = f"{where} {beside}: its windows are put back in another order"
     return faults

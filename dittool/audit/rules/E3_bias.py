@@ -2,8 +2,9 @@
 
 ## What it checks
 Every bias in the network at its real size: none may stand in a block's q, k, v, attention output or MLP. The evidence
-names those that do and counts what all biases cost. In a foreign model's blocks every layer is looked at but norms and
-what the condition vector feeds. Under the profile `any` biases are a choice, and warn.
+names those that do and counts what all biases cost. A table of attention's logits by distance, `rel_bias`, is none. In
+a foreign model's blocks every layer is looked at but norms and what the condition vector feeds. Under the profile `any`
+biases are a choice, and warn.
 
 ## Why it matters
 The recipe has none there: the modulation's shifts already do what they could do, and weights with them fit no other

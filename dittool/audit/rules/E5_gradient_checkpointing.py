@@ -7,7 +7,8 @@ counted: as many in the forward pass either way, and with the key on again in th
 wrapped, a group of blocks, or a block's own inside. The bytes that autograd keeps are measured with saved-tensor hooks
 and must fall. All gradients must be equal. The preset's own setting is then observed to be the one that acts. A foreign
 model is switched by a keyword argument, method or attribute with "checkpoint" in its name; a method must not raise, and
-must be able to switch off what it switched on. Every second block, or a short list of its own left out, warns.
+must be able to switch off what it switched on. Every second block, or a short list of its own left out, warns. Where no
+blocks are found the bytes and the gradients alone are judged.
 
 ## Why it matters
 A flag that is parsed and never used shows only as a crash when memory runs out at the real size, after days of waiting
@@ -64,6 +65,9 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
     equal = f"gradients equal within {difference:.1g}{found.setting}"
     if not faults and (few or found.broken):
         return warned(f"{'; '.join(filter(None, (few, found.broken)))}; {less}, {equal}{note}", _FIX)
+    if not blocks:
+        held = f"{switch}on: no blocks were found in which it could be counted what runs again, and {less}, {equal}"
+        return judged([fault + note for fault in faults], _FIX, held + note)
     held = f"{switch}on: each of {len(blocks)} blocks runs again in backward{_parts(on, blocks)} and {less}, {equal}"
     return judged([fault + note for fault in faults], _FIX, held + note)
 

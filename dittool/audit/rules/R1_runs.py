@@ -4,9 +4,9 @@
 Before anything else the network runs once as it begins and once with everything that begins at zero drawn at random.
 Every value that it answers with must be finite; if one is not, nothing else is judged, and the evidence tells weights
 that are not finite, memory that was taken and never written (`torch.empty`), and half precision apart. It runs once
-more in training mode. Weights in half precision are judged cast to float32, and run once as they are: given numbers of
-their kind, else float32, else under autocast. The evidence names the blocks that were found and the share of the
-parameters that stands in them: what the rules of structure (E1, E3, E5) look at.
+more in training mode, and every gradient must be finite. Weights in half precision are judged cast to float32, and run
+once as they are: given numbers of their kind, else float32, else under autocast. The evidence names the blocks that
+were found and the share of the parameters that stands in them: what the rules of structure (E1, E3, E5) look at.
 
 ## Why it matters
 On NaN every comparison is silent or false. What raises in training mode, as `.cuda()` on a machine without a GPU,
@@ -21,7 +21,7 @@ The evidence names the tensor or the line.
 
 from __future__ import annotations
 
-from dittool.audit.rule import FAIL, Finding, chosen, passed, warned
+from dittool.audit.rule import FAIL, Finding, chosen, failed, passed, warned
 from dittool.audit.specimens.specimen import AsBuilt, ForwardRun
 from dittool.audit.subject import Checkpoint, Foreign, Preset
 
@@ -42,6 +42,12 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
         cast = f"its weights are {half.kinds}, and cast to float32 the same network answers with finite values"
         return [Finding(FAIL, f"{many}: {cast}; nothing else can be judged", "build it in float32", ends=True)]
     findings: list[Finding] = []
+    if found.wild:
+        many = f"{len(found.wild)} parameters, first {found.wild[0]}, are NaN or infinite"
+        findings += failed(
+            f"in training mode, at the example's size or another, gradients of {many}",
+            "look for a root, a norm or a quotient at zero, and for a softmax over nothing, also of what is cut away",
+        )
     if half and not half.way:
         findings += warned(
             f"its weights are {half.kinds}, and as it was built it does not run on a CPU, neither given these numbers"
@@ -74,8 +80,9 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
             f" that E1, E3 and E5 look at; outside: {', '.join(found.outside)}",
             "name a smaller or deeper model with --kwargs, or read what these rules say with that in mind",
         )
+    copies = f"; left out, neither trained nor run: {', '.join(found.copies)}" if found.copies else ""
     outside = f", outside of them {', '.join(found.outside)}" if found.outside else ""
-    looked = f"{found.share:.1%} of the parameters stand in the blocks found ({found.where}){outside}"
+    looked = f"{found.share:.1%} of the parameters stand in the blocks found ({found.where}){outside}{copies}"
     compiled = f"; compiled code was not run, but what it is made of: {found.compiled}" if found.compiled else ""
     shapes = ", ".join("×".join(map(str, shape)) for shape in found.shapes)
     cast = _how_half_runs(half) if half else ""

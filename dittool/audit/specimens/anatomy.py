@@ -34,6 +34,7 @@ from dittool.audit.specimens.one_call import (
     moves,
     not_linear,
 )
+from dittool.audit.specimens.parts import part_of
 from dittool.audit.specimens.watching import Call, Inputs, answers_without_gradient, is_vector, watch
 
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
@@ -74,7 +75,7 @@ def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> list[list[str]]:
     """Blocks of one class with the same parts, names and shapes, together."""
     groups: dict[object, list[str]] = {}
     for name in blocks:
-        block = model.get_submodule(name)
+        block = part_of(model, name)
         shapes = tuple((parameter, tuple(tensor.shape)) for parameter, tensor in block.named_parameters())
         groups.setdefault((modules_in_words(block), shapes), []).append(name)
     return list(groups.values())
@@ -83,21 +84,6 @@ def alike_blocks(model: nn.Module, blocks: Sequence[str]) -> list[list[str]]:
 def kind_of_block(block: nn.Module) -> tuple[str, ...]:
     """Its class and the names of its parameters."""
     return type(block).__name__, *(name for name, _ in block.named_parameters())
-
-
-def sizes_of_parts(model: nn.Module, blocks: Sequence[str]) -> Counter[str]:
-    """Parameters in the blocks, under "", and in each of the model's parts outside of them: one that holds blocks is
-    named by the parts of it that are none.
-    """
-    inside, sizes = tuple(f"{name}." for name in blocks), Counter[str]()
-    around = {name.rpartition(".")[0] for name in blocks}
-    around |= {outer.rsplit(".", count)[0] for outer in around for count in range(1, outer.count(".") + 1)}
-    for name, parameter in model.named_parameters():
-        part = name.partition(".")[0]
-        while part in around and part != name:
-            part = name[: name.find(".", len(part) + 1)] if "." in name[len(part) + 1 :] else name
-        sizes["" if name.startswith(inside) else part] += parameter.numel()
-    return sizes
 
 
 def modules_in_words(model: nn.Module) -> tuple[tuple[str, type[nn.Module], str], ...]:
@@ -294,7 +280,7 @@ class _Search:
 def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str]) -> Anatomy:
     model = runs.model
     linear = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
-    watched = {**linear, **{name: model.get_submodule(name) for name in blocks}}
+    watched = {**linear, **{name: part_of(model, name) for name in blocks}}
     plain, timed, conditioned = (runs.calls(watched, given) for given in (runs.plain, runs.time, runs.conditions))
 
     def input_of(calls: dict[str, Call], name: str) -> Tensor | None:
@@ -316,12 +302,12 @@ def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str
     inner: dict[str, tuple[str, ...]] = {}
     kept = [block for block in blocks if block not in runs.stands_for]
     for block in kept:
-        module, call = model.get_submodule(block), plain[block]
+        module, call = part_of(model, block), plain[block]
         own = [name for name in linear if _inside(name, [block]) and fed(name)]
         inner[block] = _untouched_by_tokens(module, block, own, call)
     last: dict[str, tuple[str, ...]] = {}
     for first, *others in alike_blocks(model, kept):
-        layers = _last_of_chains(model.get_submodule(first), first, inner[first], plain[first])
+        layers = _last_of_chains(part_of(model, first), first, inner[first], plain[first])
         for block in (first, *others):
             last[block] = tuple(f"{block}{name.removeprefix(first)}" for name in layers)
     for block, equal in runs.stands_for.items():
@@ -345,7 +331,7 @@ def _untouched_by_tokens(block: nn.Module, name: str, fed: list[str], call: Call
     """Those of a block's layers whose input stays when the block's tokens are others: no pooling of the tokens."""
     if not fed:
         return ()
-    layers = {layer: block.get_submodule(layer.removeprefix(f"{name}.")) for layer in fed}
+    layers = {layer: part_of(block, layer.removeprefix(f"{name}.")) for layer in fed}
     turned = {id(before): before.flip(-1) for before in call.carried}
     taken = []
     for others in ({}, turned):
@@ -362,7 +348,7 @@ def _last_of_chains(block: nn.Module, name: str, fed: tuple[str, ...], call: Cal
     """Those of a block's vector-fed layers whose output reaches no other of them: an MLP's first layer is not the
     modulation's last.
     """
-    layers = {layer: block.get_submodule(layer.removeprefix(f"{name}.")) for layer in fed}
+    layers = {layer: part_of(block, layer.removeprefix(f"{name}.")) for layer in fed}
 
     def taken() -> dict[str, Tensor]:
         with watch(layers) as seen, torch.no_grad():
@@ -380,9 +366,3 @@ def _last_of_chains(block: nn.Module, name: str, fed: tuple[str, ...], call: Cal
 
 def _storage(value: object) -> int:
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else -1
-
-
-def is_bias(name: str) -> bool:
-    """By torch's own names: bias, in_proj_bias, bias_k; and q_bias, as many write it."""
-    leaf = name.rpartition(".")[2]
-    return leaf == "bias" or leaf.endswith("_bias") or leaf.startswith("bias_")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dittool.audit.specimens.anatomy import Anatomy, modulation_tables
 from dittool.audit.specimens.one_call import not_linear
+from dittool.audit.specimens.parts import parameter_of, part_of
 from dittool.audit.specimens.watching import Call
 
 _NEARLY_CLOSED = 1e-3  # a LayerScale begins at 1e-4 to 1e-6
@@ -31,7 +32,7 @@ def moved_without_modulation(model: nn.Module, anatomy: Anatomy, name: str, call
         call, timed: of the block, the latter at another time: what it is given that differs, and is no tokens, is
         its modulation too. Vectors are closed first, then tables of a few vectors.
     """
-    block = copy.deepcopy(model.get_submodule(name))
+    block = copy.deepcopy(part_of(model, name))
     modulation = {layer.removeprefix(f"{name}.") for layer in anatomy.modulation[name]}
     held = set(modulation_tables(block))
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +116,7 @@ def is_zero(tensor: Tensor) -> bool:
 @contextmanager
 def woken_for_now(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
     """A model whose closed parameters, by their names, are drawn at random; behind the `with` they are as they were."""
-    closed = [model.get_parameter(name) for name in names]
+    closed = [parameter_of(model, name) for name in names]
     first = [float(parameter.detach().flatten()[0]) for parameter in closed]
     generator = torch.Generator().manual_seed(0)
     try:

@@ -1,27 +1,26 @@
 """What makes a network's tokens of equal content differ, measured by running it at several grids.
 
-Which token and which query and key of attention belong to which patch of the latent is found by raising patches, half
-of them at a time: after ⌈log₂(N + 1)⌉ runs each row that answers spells its patch's number.
-
 B batch · C latent channels · N tokens · D width · h w grid in tokens
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from dittool.audit.specimens.anatomy import Anatomy
 from dittool.audit.specimens.interventions import SharpAttention
+from dittool.audit.specimens.parts import part_of
+from dittool.audit.specimens.places import Places, Seen, places_of
 from dittool.audit.specimens.specimen import OF_LOGITS, Grid, OnGrid, Problem, relative_change
 from dittool.audit.specimens.spreads import logit_spreads, mixed, same_rows
-from dittool.audit.specimens.stored import loose_tensors, redrawn
+from dittool.audit.specimens.stored import loose_tensors, redrawn, split_by_rows_and_columns
+from dittool.audit.specimens.straying import around_another, elsewhere, ends, inner, passing_by
 from dittool.audit.specimens.turns import CONTENTS, AttentionQueries, stretch_of_turn
 from dittool.audit.specimens.watching import (
     AttentionLogits,
@@ -35,26 +34,6 @@ from dittool.audit.specimens.watching import (
 
 STORED_MOVES = 1e-4  # relative change of the first tokens by which a redrawn tensor holds positions
 _SHOWS = 1e-3  # relative change of an answer that is surely more than rounding
-_FEW = 64  # patches: where numbers cannot be spelled, each of so few is raised by itself
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What a network's first block was given, and the logits of attention up to its end."""
-
-    tokens: list[Tensor]  # each of the block's inputs of tokens, as (rows, D) of the first sample
-    logits: list[Tensor]  # (heads, queries, keys) of each attention
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where patches of the latent stand, in row-major order; None where that was not found."""
-
-    stream: int | None  # which of the first block's inputs of tokens
-    rows: Tensor | None  # (N,) of that input
-    attention: int | None  # which attention
-    queries: Tensor | None  # (N,) of its rows
-    keys: Tensor | None  # (N,) of its columns
 
 
 @dataclass(frozen=True)
@@ -79,13 +58,18 @@ class OnGrids:
             where = f"at {grid[0]}×{grid[1]} tokens"
             try:
                 inputs = self.at_grid(grid)
-                shape = tuple(self._answer(self.model, inputs).shape)
+                answered = self._answer(self.model, inputs)
             except Exception as error:  # whatever somebody else's model raises for a shape
                 message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 refused = isinstance(error, (AssertionError, ValueError))
                 failed = f"{where} it does not run: {message}"
                 problems.append(Problem(grid, failed, "refused" if refused else "broke"))
                 continue
+            if many := int((~torch.isfinite(answered)).sum()):
+                infinite = f"{where} {many:,} of {answered.numel():,} values of its answer are NaN or infinite"
+                problems.append(Problem(grid, infinite, "infinite"))
+                continue
+            shape = tuple(answered.shape)
             latent = inputs[self.latent]
             if shape[-2:] == tuple(latent.shape[-2:]) if latent.dim() >= 4 else set(latent.shape[1:]) & set(shape[1:]):
                 ran.append(grid)
@@ -107,6 +91,9 @@ class OnGrids:
         found = OnGrid(grid, exchanged=self._exchanged(grid, inputs), strayed=self._strayed(grid, inputs))
         if places.rows is None or places.stream is None:
             return found
+        places, within = places.inside(grid)
+        if min(within) < 2:
+            return found
         here = self._differences(plain, places)  # (N, D)
         largest = float(here.abs().max())
         found = replace(found, rounding=torch.finfo(here.dtype).eps)
@@ -118,11 +105,11 @@ class OnGrids:
                 other = replace(self, model=other_weights())._seen(blank)
                 learned = float((here - self._differences(other, places)).abs().max()) / largest
             return replace(
-                found, learned=learned, mixed=mixed(here, grid) / largest, same_place=same_rows(here, most=0.75)
+                found, learned=learned, mixed=mixed(here, within) / largest, same_place=same_rows(here, most=0.75)
             )
         return self._of_attention(found, plain, places)
 
-    def _of_attention(self, found: OnGrid, plain: _Seen, places: _Places) -> OnGrid:
+    def _of_attention(self, found: OnGrid, plain: Seen, places: Places) -> OnGrid:
         grid = found.grid
         if places.attention is None or places.queries is None or places.keys is None:
             return found
@@ -140,7 +127,7 @@ class OnGrids:
             found, by_step=by_step / span, by_distance=by_distance / span, same_place=same_rows(either), stretch=stretch
         )
 
-    def _stretch(self, grid: Grid, places: _Places) -> float | None:
+    def _stretch(self, grid: Grid, places: Places) -> float | None:
         """How much positions that turn the picture's queries change their lengths; None where they do not turn them."""
         assert places.attention is not None and places.queries is not None
         blank, drawn = self.blank(self.at_grid(grid), math.prod(grid)), torch.Generator().manual_seed(3)
@@ -176,6 +163,21 @@ class OnGrids:
                     stored[name] = tuple(tensor.shape)
         return stored
 
+    def mixed_by_table(self, grid: Grid, name: str) -> float | None:
+        """What is left of the first block's positions, relative, when a row's and a column's part are taken away while
+        a stored table holds such parts alone; None where it holds none, or they do not show.
+        """
+        table = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}[name]
+        with split_by_rows_and_columns(table) as is_split:
+            blank = self._equal(self.at_grid(grid), grid)
+            plain = self._seen(blank, logits=False)
+            places, within = self._places(grid, blank, plain).inside(grid)
+            if not is_split or places.rows is None or min(within) < 2:
+                return None
+            here = self._differences(plain, places)
+            largest = float(here.abs().max())
+            return mixed(here, within) / largest if largest > 0 else None
+
     def tokens_of_latent(self, inputs: Inputs) -> int:
         """How many rows of the first block's tokens answer to the latent; 0 when none do."""
         other = {
@@ -198,7 +200,7 @@ class OnGrids:
     def _answer(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return answer_without_gradient(model, inputs, self.latent)
 
-    def _differences(self, seen: _Seen, places: _Places) -> Tensor:
+    def _differences(self, seen: Seen, places: Places) -> Tensor:
         assert places.stream is not None and places.rows is not None
         tokens = seen.tokens[places.stream][places.rows]
         return tokens - tokens[:1]
@@ -218,7 +220,9 @@ class OnGrids:
         number a channel.
         """
         blank = self.blank(inputs, math.prod(grid))
-        if any(bool(tokens.any()) for tokens in self._seen(blank, logits=False).tokens):
+        pairs = zip(*(self._seen(each, logits=False).tokens for each in (blank, inputs)), strict=False)
+        moved = [tokens for tokens, other in pairs if tokens.shape == other.shape and not torch.equal(tokens, other)]
+        if any(bool(tokens.any()) for tokens in moved):
             return blank
         latent = blank[self.latent]
         shape = self._content_shape(latent, grid)
@@ -234,74 +238,35 @@ class OnGrids:
         """Whether tokens without content are zero everywhere: what differs between others is what padding does."""
         return not any(bool(tokens.any()) for tokens in self._seen(self.blank(inputs, math.prod(grid)), False).tokens)
 
-    def _seen(self, inputs: Inputs, logits: bool = True) -> _Seen:
+    def _seen(self, inputs: Inputs, logits: bool = True) -> Seen:
         """Of the block that is looked at."""
         attention = AttentionLogits()
         with self._looked_at.register_forward_pre_hook(attention.begin):
             calls = self._ended(inputs, attention if logits else nullcontext())
         batch = len(inputs[self.latent])
         tokens = [tensor for tensor in calls[0].tensors if is_tokens(tensor)]
-        if self.channels_first:
-            tokens = [tensor.movedim(1, -1) if tensor.dim() > 3 else tensor for tensor in tokens]
-        return _Seen([_rows(tensor, batch) for tensor in tokens], attention.seen)
+        return Seen([self._rows(tensor, batch) for tensor in tokens], attention.seen)
 
     @property
     def _looked_at(self) -> nn.Module:
-        return self.model.get_submodule(self.block or self.anatomy.of_latent[0])
+        return part_of(self.model, self.block or self.anatomy.of_latent[0])
 
     def _ended(self, inputs: Inputs, mode: AbstractContextManager[object]) -> list[Call]:
         """Runs the network as far as to the end of the block that is looked at; its call."""
         looked_at = self._looked_at
-        with hooked(self._passing_by(looked_at) if self.passed_by else ()), ending_with(looked_at) as calls, mode:
+        with (
+            hooked(passing_by(self.model, self.anatomy, looked_at) if self.passed_by else ()),
+            ending_with(looked_at) as calls,
+            mode,
+        ):
             answer_without_gradient(self.model, inputs)
         return calls
 
-    def _passing_by(self, but: nn.Module | None = None) -> Iterator[RemovableHandle]:
-        """Hooks with which all blocks but one leave their tokens as they are, branches by adding nothing."""
-        for name in self.anatomy.blocks:
-            block, passed = self.model.get_submodule(name), _nothing if name in self.anatomy.branches else _as_identity
-            if block is not but:
-                yield block.register_forward_hook(passed, with_kwargs=True)
+    def _places(self, grid: Grid, blank: Inputs, plain: Seen) -> Places:
+        def raised(patches: Sequence[int], logits: bool) -> Seen:
+            return self._seen(self._raised(blank, grid, patches), logits)
 
-    def _places(self, grid: Grid, blank: Inputs, plain: _Seen) -> _Places:
-        count, logits = math.prod(grid), bool(plain.logits)
-        bits = [[code for code in range(count) if (code + 1) >> bit & 1] for bit in range(count.bit_length())]
-        raised = [self._seen(self._raised(blank, grid, patches), logits) for patches in bits]
-
-        def first(
-            kind: Callable[[_Seen], list[Tensor]], spelled: Callable[[Tensor, Tensor], Tensor]
-        ) -> tuple[int | None, Tensor | None]:
-            """The first tensor of a kind in which every patch answers in one row, and these rows."""
-            for index, tensor in enumerate(kind(plain)):
-                others = [kind(seen)[index] for seen in raised if index < len(kind(seen))]
-                if len(others) == len(raised) and all(other.shape == tensor.shape for other in others):
-                    codes = sum(spelled(tensor, other).long() << bit for bit, other in enumerate(others))
-                    if (rows := _rows_of(codes, count)) is not None:
-                        return index, rows
-            return None, None
-
-        stream, rows = first(lambda seen: seen.tokens, lambda a, b: (a != b).any(-1))
-        if stream is None and count <= _FEW:
-            stream, rows = self._nearest_rows(grid, blank, plain)
-        attention, queries = first(lambda seen: seen.logits, lambda a, b: (a != b).any(0).all(1))
-        keys = None
-        if attention is not None:
-            others = [seen.logits[attention] for seen in raised]
-            changed = [
-                (plain.logits[attention] != other).any(0).all(0).long() << bit for bit, other in enumerate(others)
-            ]
-            keys = _rows_of(sum(changed), count)
-        return _Places(stream, rows, attention, queries, keys)
-
-    def _nearest_rows(self, grid: Grid, blank: Inputs, plain: _Seen) -> tuple[int | None, Tensor | None]:
-        """Where a patch reaches its neighbours' tokens too: of each the row that it moves most."""
-        each = [self._seen(self._raised(blank, grid, [patch]), logits=False) for patch in range(math.prod(grid))]
-        for index, tokens in enumerate(plain.tokens):
-            if all(seen.tokens[index].shape == tokens.shape for seen in each):
-                rows = torch.stack([(seen.tokens[index] - tokens).abs().amax(-1).argmax() for seen in each])
-                if len(rows.unique()) == len(rows):
-                    return index, rows
-        return None, None
+        return places_of(plain, raised, grid)
 
     def _raised(self, inputs: Inputs, grid: Grid, patches: Sequence[int]) -> Inputs:
         """The inputs with 1 added to some patches of the latent, numbered in row-major order."""
@@ -340,59 +305,59 @@ class OnGrids:
         return max(change, relative_change(self._with_ends_exchanged(plain, grid), other))
 
     def _strayed(self, grid: Grid, inputs: Inputs) -> tuple[int, int] | None:
-        """With the blocks replaced by the identity a network answers to a token at the same place; None when it does,
-        or when it does not run so.
+        """With the blocks replaced by the identity a network answers to a token at its place; None when it does, or
+        when it does not run so.
         """
         try:
-            with hooked(self._passing_by()):
+            with hooked(passing_by(self.model, self.anatomy)):
                 plain = self._answer(self.model, inputs)
-                for index in {grid[1] - 1, math.prod(grid) - grid[1]}:  # ends of the first row and the first column
-                    other = self._answer(self.model, self._raised(inputs, grid, [index]))
-                    change = (plain - other).abs()
-                    moved = [place for place in range(math.prod(grid)) if self._patch_of(change, grid, place).max() > 0]
-                    if moved and index not in moved:
-                        return index, moved[0]
+                for index in dict.fromkeys((*ends(grid), *inner(grid))):
+                    change = (plain - self._answer(self.model, self._raised(inputs, grid, [index]))).abs()
+                    moved = torch.stack([self._patch_of(change, grid, i).max() for i in range(math.prod(grid))])
+                    if (place := elsewhere(moved, index, grid)) is not None:
+                        return index, place
         except Exception:  # what stands between its blocks needs what they do
             return None
         return None
 
+    @torch.no_grad()
+    def strayed_in_block(self, grid: Grid) -> tuple[int, int] | None:
+        """A token whose change moves, in the block that is looked at, tokens around another place and none beside its
+        own, as windows do that are put back in another order.
+        """
+        blank = self._equal(inputs := self.at_grid(grid), grid)
+        places = self._places(grid, blank, self._seen(blank, logits=False))
+        call, batch = self._ended(inputs, nullcontext())[0], len(inputs[self.latent])
+        if places.stream is None or places.rows is None:
+            return None
+        tokens = list(filter(is_tokens, call.tensors))[places.stream]
+        at = next((i for i, (before, _) in enumerate(call.streams) if before is tokens), None)
+        if at is None:
+            return None
+        for index in inner(grid):
+            other = call.again(
+                self._looked_at, {id(tokens): self._with_row_moved(tokens, int(places.rows[index]), batch)}
+            )
+            before, after = (self._rows(each.streams[at][1], batch)[places.rows] for each in (call, other))
+            if (place := around_another((before - after).abs().amax(-1), index, grid)) is not None:
+                return index, place
+        return None
 
-def _as_identity(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
-    """A block's output with each stream of tokens as it came in."""
-    return _with_streams(output, {id(after): tokens for tokens, after in Call(args, kwargs, output).streams})
+    def _with_row_moved(self, tokens: Tensor, row: int, batch: int) -> Tensor:
+        """With another value for one of the first sample's tokens."""
+        moved = tokens.detach().clone()
+        first = _first_sample(moved.movedim(1, -1) if self.channels_first and tokens.dim() > 3 else moved, batch)
+        drawn = torch.randn(first.shape[-1], generator=torch.Generator().manual_seed(4))  # no one number: norms lose it
+        first[torch.unravel_index(torch.tensor(row), first.shape[:-1])] += drawn.to(first)
+        return moved
+
+    def _rows(self, tokens: Tensor, batch: int) -> Tensor:
+        """(rows, D) of the first sample."""
+        first = _first_sample(tokens.movedim(1, -1) if self.channels_first and tokens.dim() > 3 else tokens, batch)
+        return first if first.dim() == 2 else first.flatten(0, -2)
 
 
-def _with_streams(output: object, others: Mapping[int, Tensor]) -> object:
-    """A block's output with others in the place of some tensors, by their id."""
-    if isinstance(output, Mapping):
-        return {key: others.get(id(part), part) for key, part in output.items()}
-    if isinstance(output, tuple) and not hasattr(output, "_fields"):
-        return tuple(others.get(id(part), part) for part in output)
-    if isinstance(output, list):
-        return [others.get(id(part), part) for part in output]
-    return others.get(id(output), output)
-
-
-def _nothing(_module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> object:
-    """A branch's output with zeros in the place of each stream of tokens."""
-    empty = {id(after): torch.zeros_like(after) for _, after in Call(args, kwargs, output).streams}
-    return _with_streams(output, empty)
-
-
-def _rows(tokens: Tensor, batch: int) -> Tensor:
-    """(rows, D) of the first sample; tokens may come in rows and columns, or sequence first."""
+def _first_sample(tokens: Tensor, batch: int) -> Tensor:
+    """Of tokens that may come sequence first."""
     axis = 1 if tokens.dim() == 3 and tokens.shape[0] != batch and tokens.shape[1] == batch else 0
-    first = tokens.select(axis, 0)
-    return first if first.dim() == 2 else first.flatten(0, -2)
-
-
-def _rows_of(codes: Tensor | int, count: int) -> Tensor | None:
-    """(N,): the row that spells 1, 2, … N; None unless each is spelled by one row."""
-    if isinstance(codes, int):
-        return None
-    rows = ((codes > 0) & (codes <= count)).nonzero().flatten()
-    if len(rows) != count or len(codes[rows].unique()) != count:
-        return None
-    found = torch.empty(count, dtype=torch.long)
-    found[codes[rows] - 1] = rows
-    return found
+    return tokens.select(axis, 0)

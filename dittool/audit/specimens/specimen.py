@@ -65,7 +65,8 @@ class Problem:
 
     grid: Grid
     evidence: str
-    kind: Literal["refused", "broke", "wrong"]  # by an error of its own, by another one, or it answers in another shape
+    # by an error of its own, by another one; it answers in another shape, or with values that are not finite
+    kind: Literal["refused", "broke", "wrong", "infinite"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class OnGrid:
     grid: Grid
     exchanged: float | None = None  # between exchanged answers and the answers to exchanged tokens
     strayed: tuple[int, int] | None = None  # a changed token, and another place that answers when blocks are passed by
+    astray: tuple[int, int] | None = None  # … and one that a block moves, with none beside the token's own place
     rounding: float = 0.0  # of the network's precision
     learned: float | None = None  # change of what tokens of equal content differ by, under other weights
     mixed: float | None = None  # what is left of it when a row's and a column's part are taken away
@@ -92,6 +94,7 @@ class Positions:
     stored: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of a fixed size
     ran: list[Grid] = field(default_factory=list)  # grids at which the network ran and answered in kind
     problems: list[Problem] = field(default_factory=list)  # where it did not
+    tables: dict[Grid, float] = field(default_factory=dict)  # what of a table's rows and columns is neither, relative
     grids: list[OnGrid] = field(default_factory=list)
     reference: float | None = None  # between the reference's patches' positions and the tokens'
     not_fed: tuple[str, ...] = ()  # inputs that may say where tokens are, and were left out
@@ -189,6 +192,8 @@ class ForwardRun:
     outside: list[str]  # the largest parts outside of them, with their shares
     in_training: str = ""  # what the model's own code raises in training mode
     compiled: str = ""  # what of it torch.compile wraps; run uncompiled
+    copies: tuple[str, ...] = ()  # parts that are not trained and never run, which the shares leave out
+    wild: tuple[str, ...] = ()  # parameters whose gradients are not finite in training mode
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +18,31 @@ def redrawn(tensor: Tensor) -> Iterator[None]:
     tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)))
     try:
         yield
+    finally:
+        tensor.copy_(kept)
+
+
+@contextmanager
+@torch.no_grad()
+def split_by_rows_and_columns(tensor: Tensor) -> Iterator[bool]:
+    """A table of positions with a(row) + b(column) in it for a while; False where it has no rows and columns: two equal
+    axes beside each other, or one as long as a square, in the order of the sequence.
+    """
+    sizes, axes = tuple(tensor.shape), range(tensor.dim())
+    pairs = [i for i in axes[:-1] if tensor.dim() > 2 and sizes[i] == sizes[i + 1] > 1]
+    squares = [i for i in axes if sizes[i] > 3 and math.isqrt(sizes[i]) ** 2 == sizes[i]]
+    squares.sort(key=lambda i: i == tensor.dim() - 1)  # the last is its width
+    if not pairs and not squares:
+        yield False
+        return
+    axis, kept, drawn = (pairs or squares)[0], tensor.clone(), torch.Generator().manual_seed(1)
+    side = sizes[axis] if pairs else math.isqrt(sizes[axis])
+    before, after = sizes[:axis], sizes[axis + (2 if pairs else 1) :]
+    rows = torch.randn(*before, side, 1, *after, generator=drawn)
+    columns = torch.randn(*before, 1, side, *after, generator=drawn)
+    tensor.copy_((rows + columns).reshape(sizes))
+    try:
+        yield True
     finally:
         tensor.copy_(kept)
 

@@ -21,15 +21,15 @@ from dittool.audit.specimens.anatomy import (
     Anatomy,
     alike_blocks,
     blocks_in_words,
-    is_bias,
     kind_of_block,
     modulation_tables,
-    sizes_of_parts,
 )
+from dittool.audit.specimens.biases import biases_of
 from dittool.audit.specimens.changes import OWN, Shift, largest_change, sample_shifts
 from dittool.audit.specimens.gates import is_normed, is_stuck, is_zero, moved_by, moved_without_modulation, wake
 from dittool.audit.specimens.gradients import backward, largest_gradient_difference, some_entries
 from dittool.audit.specimens.leaves import leaves, other_value
+from dittool.audit.specimens.parts import never_run_and_frozen, part_of, sizes_of_parts, weights_not_finite
 from dittool.audit.specimens.specimen import (
     AsBuilt,
     Biases,
@@ -58,7 +58,6 @@ Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST_BUILT = 20_000_000  # parameters; a larger network is not built again and again
 _TRIES_AT_START = 3  # inputs under which blocks are watched
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ class Trial(Specimen, Generic[Network]):
         modulation = {name: float(tensor.detach().abs().max()) for name, tensor in self._modulation(model).items()}
 
         def moved(model: nn.Module, calls: dict[str, Call], name: str) -> float:
-            return moved_by(calls[name], model.get_submodule(name), name in anatomy.branches)
+            return moved_by(calls[name], part_of(model, name), name in anatomy.branches)
 
         with self.woken() as awake:
             calls = self._block_calls(awake, self.inputs())
@@ -154,8 +153,8 @@ class Trial(Specimen, Generic[Network]):
             opened,
             modulation,
             ", tried on one block of each kind" if large else "",
-            {name: kind_of_block(model.get_submodule(name)) for name in blocks},
-            tuple(name for name in tried if not at_start[name] and is_stuck(model.get_submodule(name), runs[0][name])),
+            {name: kind_of_block(part_of(model, name)) for name in blocks},
+            tuple(name for name in tried if not at_start[name] and is_stuck(part_of(model, name), runs[0][name])),
             frozenset(name for name in blocks if at_start[name] and is_normed(runs[0][name])),
             frozenset(name for name in blocks if not runs[0][name].streams),
         )
@@ -166,15 +165,15 @@ class Trial(Specimen, Generic[Network]):
 
     def _block_calls(self, model: nn.Module, inputs: Inputs) -> dict[str, Call]:
         """Each block's call while the model runs once."""
-        with watch({name: model.get_submodule(name) for name in self.blocks}, first_only=True) as seen:
+        with watch({name: part_of(model, name) for name in self.blocks}, first_only=True) as seen:
             answers_without_gradient(model, inputs)
         return {name: seen[name][0] for name in self.blocks}
 
     def _modulation(self, model: nn.Module) -> dict[str, Tensor]:
         anatomy = self.anatomy
         layers = [*(layer for block in anatomy.blocks for layer in anatomy.modulation[block]), *anatomy.shared]
-        own = {layer: dict(model.get_submodule(layer).named_parameters()) for layer in layers}
-        tables = {block: modulation_tables(model.get_submodule(block)) for block in anatomy.blocks}
+        own = {layer: dict(part_of(model, layer).named_parameters()) for layer in layers}
+        tables = {block: modulation_tables(part_of(model, block)) for block in anatomy.blocks}
         held = [*own.items(), *tables.items()]
         return {f"{place}.{name}": tensor for place, tensors in held for name, tensor in tensors.items()}
 
@@ -186,24 +185,12 @@ class Trial(Specimen, Generic[Network]):
 
     def biases(self) -> Biases:
         _ = self.blocks
-        model, anatomy = self.at_real_size()
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if is_bias(name)}
-        wrong, layers = [], 0
-        for block in anatomy.blocks:
-            for name, module in model.get_submodule(block).named_modules(prefix=block):
-                is_norm = not any(module.children()) and not isinstance(module, _LAYERS)  # or one of its relatives
-                if name in anatomy.inner[block] or is_norm:
-                    continue
-                layers += isinstance(module, _LAYERS)
-                own = (parameter for parameter, _ in module.named_parameters(recurse=False))
-                wrong += [f"{name}.{parameter}" for parameter in own if is_bias(parameter)]
-        elsewhere = {name: size for name, size in sizes.items() if name not in wrong}
-        return Biases({name: sizes[name] for name in wrong}, layers, elsewhere, self.parameters)
+        return biases_of(*self.at_real_size(), self.parameters)
 
     # Training
 
     def checkpointing(self) -> Checkpointing:
-        blocks, switch = self.anatomy.of_latent or self.blocks, self._checkpointing_switch()
+        blocks, switch = self.anatomy.of_latent or self.anatomy.blocks, self._checkpointing_switch()
         off, on = (self.training_pass(switch.build(wanted)) for wanted in (False, True))
         if not switch.offered and not any(on.again.values()):
             part = f"parts of the model have {switch.name.strip()}, which nothing was seen to read"
@@ -230,7 +217,7 @@ class Trial(Specimen, Generic[Network]):
             linear[kind_of_number(output.dtype)] += 1
 
         blocks, saved = self.anatomy.blocks, SavedBytes(model)
-        layers = [layer for name in blocks for layer in model.get_submodule(name).modules()]
+        layers = [layer for name in blocks for layer in part_of(model, name).modules()]
         with (
             fixed_chance(),
             counted_runs(model) as runs,
@@ -269,6 +256,11 @@ class Trial(Specimen, Generic[Network]):
         """What the network's own code raises in training mode: it is then run in evaluation mode; "" when nothing."""
         return ""
 
+    @property
+    def gradients_not_finite(self) -> tuple[str, ...]:
+        """Parameters whose gradients are NaN or infinite in training mode."""
+        return ()
+
     # Before anything is judged
 
     def forward_run(self) -> ForwardRun:
@@ -278,21 +270,23 @@ class Trial(Specimen, Generic[Network]):
     def _forward_run(self) -> ForwardRun:
         """On the network as it begins, and once more with everything that begins at zero drawn at random."""
         model, inputs = self.untouched(), self.inputs()
-        plain = answers_without_gradient(model, inputs)
+        with counted_runs(model) as runs:
+            plain = answers_without_gradient(model, inputs)
         with self.woken() as awake:
             woken = answers_without_gradient(awake, inputs)
             plain += woken
             not_finite = sum(int((~torch.isfinite(tensor)).sum()) for tensor in plain)
             chance, unsteady = (0.0, 0.0) if not_finite else self._repeated(awake, inputs, woken)
         real, anatomy = (model, Anatomy((), {}, {}, ())) if not_finite else self.at_real_size()
-        sizes = sizes_of_parts(real, anatomy.blocks)
+        copies = never_run_and_frozen(real, runs)
+        sizes = sizes_of_parts(real, anatomy.blocks, copies)
         total = sum(sizes.values()) or 1
         return ForwardRun(
             [tuple(tensor.shape) for tensor in plain[: len(plain) // 2]],
             not_finite,
             sum(tensor.numel() for tensor in plain),
             self._never_written(),
-            [name for name, tensor in model.state_dict().items() if not_finite and _holds_non_finite(tensor)],
+            weights_not_finite(model) if not_finite else [],
             None if not_finite else self._as_built(inputs),
             chance,
             unsteady,
@@ -301,6 +295,8 @@ class Trial(Specimen, Generic[Network]):
             [f"{name} {size / total:.0%}" for name, size in sizes.most_common(5) if name and size > 0.005 * total],
             self.fault_in_training,
             self._compiled(),
+            copies,
+            () if not_finite else self.gradients_not_finite,
         )
 
     def _never_written(self) -> list[str]:
@@ -384,10 +380,6 @@ class Trial(Specimen, Generic[Network]):
 
     def zero_at_start(self) -> list[str]:
         return [name for name, parameter in self.fresh().named_parameters() if not parameter.any()]
-
-
-def _holds_non_finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
 
 
 def kind_of_number(dtype: torch.dtype) -> str:

@@ -179,7 +179,9 @@ class Call:
 
 def is_tokens(tensor: Tensor) -> bool:
     """(B, N, D) with more than one token, or tokens in rows and columns, and frames, with channels first or last."""
-    spread = tensor.shape[1] > 1 if tensor.dim() in (3, 4) else tensor.dim() == 5 and max(tensor.shape[2:4]) > 1
+    if tensor.dim() not in (3, 4, 5):
+        return False
+    spread = max({3: tensor.shape[1:2], 4: tensor.shape[1:3], 5: tensor.shape[2:4]}[tensor.dim()]) > 1
     return spread and tensor.is_floating_point()
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dittool.audit.specimens.leaves import leaves
+from dittool.audit.specimens.parts import part_of
 from dittool.audit.specimens.watching import Call, CallsOfTorch, Inputs, answers_without_gradient, hooked
 
 _DEEPEST = 5  # nesting of a block's attributes
@@ -185,7 +186,7 @@ class _Watcher(CallsOfTorch):
 def run_watched_blocks(model: nn.Module, blocks: Sequence[str], inputs: Inputs) -> Run:
     """Raises whatever the model does."""
     watcher = _Watcher()
-    modules = {name: model.get_submodule(name) for name in blocks}
+    modules = {name: part_of(model, name) for name in blocks}
     before = (
         module.register_forward_pre_hook(partial(_entering, watcher, name), prepend=True)
         for name, module in modules.items()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from dittool.audit.specimens.foreign.handed_on import receivers
 from dittool.errors import UsageError, listed
 
 
@@ -35,7 +37,7 @@ def call_with(make: Callable[..., object], given: Mapping[str, object]) -> objec
             inside[part] = dict(inside.get(part) or {})
             inside = inside[part]
         inside[last] = value
-    hints, parameters = _hints(make), _parameters(make)
+    hints, parameters = hints_of(make), _parameters(make)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in folded and _is_built_alone(hints.get(name)):
             folded[name] = {}
@@ -44,7 +46,7 @@ def call_with(make: Callable[..., object], given: Mapping[str, object]) -> objec
 
 def settings_of(make: Callable[..., object], given: Mapping[str, object]) -> dict[str, object]:
     """Every argument with the value that it has: as given, else by default; of a configuration each field."""
-    hints, found = _hints(make), dict[str, object]()
+    hints, found = hints_of(make), dict[str, object]()
     for name, parameter in _parameters(make).items():
         kind = _class_in(hints.get(name))
         value = given.get(name, None if parameter.default is parameter.empty else parameter.default)
@@ -59,7 +61,7 @@ def settings_of(make: Callable[..., object], given: Mapping[str, object]) -> dic
 
 def what_is_needed(make: Callable[..., object]) -> str:
     """How --kwargs gives a factory the arguments that have no default, as JSON; where none is needed an example."""
-    hints = _hints(make)
+    hints = hints_of(make)
     needed = [name for name, parameter in _parameters(make).items() if parameter.default is parameter.empty]
     parts = []
     for name in needed:
@@ -88,7 +90,7 @@ def _as_annotated(value: object, hint: object, name: str) -> object:
     if kind is None:
         plain = hint is None or hint is Any or hint is inspect.Parameter.empty
         return Attributes({key: _as_annotated(one, None, key) for key, one in value.items()}) if plain else value
-    hints = _hints(kind)
+    hints = hints_of(kind)
     parts = {key: _as_annotated(one, hints.get(key, dict), f"{name}.{key}") for key, one in value.items()}
     if is_dataclass(kind):
         known = [field.name for field in fields(kind) if field.init]
@@ -119,6 +121,22 @@ def _is_built_alone(hint: object) -> bool:
 
 
 def _parameters(make: Callable[..., object]) -> dict[str, inspect.Parameter]:
+    """By name, with those that it hands on to another."""
+    found = _own_parameters(make)
+    for other in receivers(make):
+        more = _own_parameters(other.make)
+        found |= {name: one for name, one in more.items() if name not in found and name not in other.taken}
+    return found
+
+
+def taker_of(make: Callable[..., object], name: str) -> Callable[..., object]:
+    """Who has an argument of a factory, or `config` of `config.depth`, in its own signature."""
+    own = name.partition(".")[0]
+    takers = (other.make for other in receivers(make) if own in _own_parameters(other.make) and own not in other.taken)
+    return make if own in _own_parameters(make) else next(takers, make)
+
+
+def _own_parameters(make: Callable[..., object]) -> dict[str, inspect.Parameter]:
     try:
         found = inspect.signature(make).parameters
     except (TypeError, ValueError):
@@ -127,8 +145,10 @@ def _parameters(make: Callable[..., object]) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in found.items() if parameter.kind in kinds}
 
 
-def _hints(make: Callable[..., object]) -> dict[str, object]:
-    try:
-        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
-    except Exception:  # names that exist for type checkers only, in somebody else's module
-        return {}
+def hints_of(make: Callable[..., object]) -> dict[str, object]:
+    """What the annotations of a factory's arguments say, with those of the arguments that it hands on."""
+    found: dict[str, object] = {}
+    for each in (make, *(other.make for other in receivers(make))):
+        with suppress(Exception):  # names that exist for type checkers only, in somebody else's module
+            found = typing.get_type_hints(each.__init__ if inspect.isclass(each) else each) | found
+    return found

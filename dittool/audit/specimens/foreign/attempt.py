@@ -16,11 +16,13 @@ from dittool.audit.specimens.foreign.forms import (
     Form,
     Grid,
     Node,
+    Parts,
     Plain,
     built,
     exchanged,
     forms_in,
     grid_of_tokens,
+    holders_in,
 )
 from dittool.audit.specimens.watching import CallsOfTorch, Inputs, answer_without_gradient
 from dittool.errors import described
@@ -82,6 +84,10 @@ class Attempt:
 
     def forms(self) -> list[tuple[str, Form]]:
         return [found for name, node in self.nodes for found in forms_in(node, name)]
+
+    def holders(self) -> list[tuple[str, Parts]]:
+        """What holds other parts, also inside of an argument."""
+        return [found for name, node in self.nodes for found in holders_in(node, name)]
 
     def texts(self, latent: str) -> list[tuple[str, Form]]:
         """Tensors beside the latent that may be the tokens of a text."""

@@ -16,6 +16,7 @@ from dittool.audit.specimens.foreign.accounts import as_it_was
 from dittool.audit.specimens.foreign.factory import Factory
 from dittool.audit.specimens.foreign.fewer_blocks import FewerBlocks, with_fewer_blocks
 from dittool.audit.specimens.gates import is_closed, wake, woken_for_now
+from dittool.audit.specimens.parts import parameter_of
 from dittool.audit.specimens.watching import Inputs
 
 
@@ -87,7 +88,7 @@ class Builds:
         model = _sharing_weights(base, own=set(outside))
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
-            for parameter in map(model.get_parameter, outside):
+            for parameter in (parameter_of(model, name) for name in outside):
                 mean, spread = float(parameter.mean()), float(parameter.std(correction=0))
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + mean)
         wake(model, seed=1)

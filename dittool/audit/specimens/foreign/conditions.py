@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dittool.audit.specimens.changes import changes
+from dittool.audit.specimens.changes import changes, largest_change
 from dittool.audit.specimens.leaves import leaves, with_leaves
+from dittool.audit.specimens.parts import part_of
 from dittool.audit.specimens.specimen import Liveness, relative_change
-from dittool.audit.specimens.watching import Inputs, answers_without_gradient, ending_with, is_vector, watch
+from dittool.audit.specimens.watching import (
+    Inputs,
+    answer_without_gradient,
+    answers_without_gradient,
+    ending_with,
+    is_vector,
+    watch,
+)
 
 if TYPE_CHECKING:
     from dittool.audit.specimens.foreign.model import ForeignModel
@@ -76,8 +84,8 @@ def _idle_blocks(foreign: ForeignModel, dead: Collection[str]) -> tuple[str, ...
     model, blocks = foreign.shared_awake, foreign.anatomy.blocks
     found: list[str] = []
     for holder in dict.fromkeys(block.rpartition(".")[0] for block in blocks):
-        kinds = {type(model.get_submodule(block)) for block in blocks if block.rpartition(".")[0] == holder}
-        for name, member in model.get_submodule(holder).named_children() if holder else ():
+        kinds = {type(part_of(model, block)) for block in blocks if block.rpartition(".")[0] == holder}
+        for name, member in part_of(model, holder).named_children() if holder else ():
             own = [f"{holder}.{name}.{parameter}" for parameter, _ in member.named_parameters()]
             if f"{holder}.{name}" not in blocks and type(member) in kinds and own and set(own) <= set(dead):
                 found.append(f"{holder}.{name}")
@@ -104,7 +112,7 @@ def _beside_switches(foreign: ForeignModel, model: nn.Module, inputs: Inputs, na
     throughout; of such a one itself, how much that does.
     """
     most = 0.0
-    for switch, value in foreign.switches:
+    for switch, value in foreign.varied.switches:
         turned = foreign.feed.filled(inputs, switch, value)
         before, after = (inputs, turned) if name == switch else (turned, foreign.feed.changed(turned, name))
         most = max(most, changes(model, before, {name: after})[name])
@@ -112,9 +120,11 @@ def _beside_switches(foreign: ForeignModel, model: nn.Module, inputs: Inputs, na
 
 
 def _leak(foreign: ForeignModel, plain: Inputs, other: Inputs) -> float:
-    """How much shows of what a mask hides."""
+    """How much shows of what a mask hides, in the picture: a text's own states may hold what is hidden."""
+    latent = foreign.feed.latent
     try:
-        shown = changes(foreign.shared_awake, plain, {"hidden": other})["hidden"]
+        given = (answer_without_gradient(foreign.shared_awake, inputs, latent) for inputs in (plain, other))
+        shown = largest_change(*([tensor] for tensor in given))
     except Exception:  # everything of a sample would be hidden
         return torch.inf
     return torch.inf if math.isnan(shown) else shown
@@ -148,7 +158,7 @@ def _turns(foreign: ForeignModel, inputs: Inputs, time: str) -> dict[float, floa
     }
 
     def seen(given: Inputs) -> dict[str, Tensor]:
-        first = [model.get_submodule(name) for name in foreign.anatomy.of_latent[:1]]
+        first = [part_of(model, name) for name in foreign.anatomy.of_latent[:1]]
         with watch(linear) as calls, ending_with(first[0]) if first else nullcontext():
             answers_without_gradient(model, given)
         return {name: calls[name][0].outputs[0] for name in calls}

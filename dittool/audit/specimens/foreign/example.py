@@ -186,7 +186,8 @@ class Example:
                 f"{_HINT}. What came furthest:\n\n{written_example(model, search.best, search.parameters)}",
             )
         self._found = search.found
-        self._search = search if any(follows_the_latent(form) for _, form in search.found.forms()) else None
+        following = (follows_the_latent(form) or form.content == "mask" for _, form in search.found.forms())
+        self._search = search if any(following) else None
         self._dtype = search.dtype
         return self._found.inputs(search.dtype)
 

@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from dittool.audit.specimens.foreign.arguments import call_with, settings_of
+from dittool.audit.specimens.foreign.arguments import call_with, settings_of, taker_of
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import DitError, UsageError
 from dittool.nearest import did_you_mean
@@ -58,6 +58,10 @@ class Factory:
     def settings(self) -> dict[str, object]:
         """Every argument with the value that it has: as given, else the default; of a configuration each field."""
         return settings_of(self.make, self.kwargs)
+
+    def taker(self, name: str) -> Callable[..., object]:
+        """Who has an argument in its own signature: the factory, or what it hands it on to."""
+        return taker_of(self.make, name)
 
 
 def load_factory(target: str, kwargs: str | None = None) -> Factory:

@@ -29,8 +29,9 @@ _LOGARITHM = re.compile(r"log|lambda|gamma")
 _MASK = re.compile(r"mask|valid|padding|(?:^|[._])pad|attend|keep", re.IGNORECASE)
 _POSITION = re.compile(
     r"pos|rope|rotary|freq|(?<!crop_)coord|angle|phase|theta|(?:^|[._])(?:cos|sin|grid|rot|pe$)|"
-    r"(?:img|txt|image|text|latent)_ids?$"
+    r"(?:img|txt|image|text|latent)_ids?$|(?:frame|token|patch)_(?:ids?|index|indices)$|^ind(?:ex|ices)_"
 )
+_FRAMES = 3  # of a video, where one alone does not reach what mixes them
 _HIDDEN = 2  # tokens that are masked to see whether masks act
 _WHOLE_BATCH = 1 << 30  # samples: all that the example has
 
@@ -168,6 +169,15 @@ class Feed:
         }
         return with_leaves(base, resized)
 
+    def of_more_frames(self, inputs: Inputs) -> Inputs | None:
+        """With three frames in the place of a video's one; None where the latent has no axis of one frame."""
+        latent = inputs[self.latent]
+        axis = next((axis for axis in (2, 1) if latent.dim() == 5 and latent.shape[axis] == 1), None)
+        if axis is None:
+            return None
+        sizes = [_FRAMES if i == axis else side for i, side in enumerate(latent.shape)]
+        return {**inputs, self.latent: torch.randn(sizes, generator=torch.Generator().manual_seed(5)).to(latent)}
+
     def other(self, inputs: Inputs, name: str) -> Tensor:
         """Another tensor of the kind of one of these inputs."""
         value = leaves(inputs)[name]
@@ -213,7 +223,8 @@ class Feed:
         """
         found: dict[str, tuple[str, list[tuple[Inputs, Inputs]]]] = {}
         values = leaves(inputs)
-        of_tokens = [name for name, value in values.items() if value.is_floating_point() and value.dim() == 3]
+        floating = (name for name, value in values.items() if value.is_floating_point() and value.dim() == 3)
+        of_tokens = [name for name in floating if name not in self.masks]
         for mask in self.masks:
             for hiding in (0, 1):
                 marks = values[mask].clone()

@@ -33,6 +33,7 @@ from dittool.audit.specimens.foreign.accounts import (
 )
 from dittool.audit.specimens.gates import is_closed
 from dittool.audit.specimens.leaves import leaves
+from dittool.audit.specimens.parts import part_of
 from dittool.audit.specimens.watching import Inputs
 
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
@@ -77,7 +78,7 @@ class FewerBlocks:
     def of(self, other: nn.Module) -> nn.Module:
         """Another model that is built as the whole one is, with fewer blocks; itself where it has others."""
         try:
-            blocks = {name: other.get_submodule(name) for name in self.stands_for}
+            blocks = {name: part_of(other, name) for name in self.stands_for}
         except AttributeError:
             return other
         shells = {name: _shell(block, self.handing[name]) for name, block in blocks.items()}
@@ -92,7 +93,7 @@ def with_fewer_blocks(whole: nn.Module, inputs: Inputs) -> FewerBlocks | None:
     try:
         runs, closed = _runs(whole, names, inputs), _closed(whole)
         handing, stands_for = _taken_out(whole, names, runs, {id(parameter) for parameter in closed.values()})
-        shells = {name: _shell(whole.get_submodule(name), hands) for name, hands in handing.items()}
+        shells = {name: _shell(part_of(whole, name), hands) for name, hands in handing.items()}
         shared = [parameter for name, parameter in whole.named_parameters() if name not in closed]
         short = _with_shells(whole, shells, shared)
         again = _runs(short, names, inputs)
@@ -123,12 +124,12 @@ def _taken_out(
     """What hands on the tokens of each block that is not kept, and the equal one that is."""
     handing, stands_for = dict[str, _Handing](), dict[str, str]()
     owners = owners_of(whole)
-    parts = {name: account_of_parts(whole.get_submodule(name), owners, closed) for name in names}
+    parts = {name: account_of_parts(part_of(whole, name), owners, closed) for name in names}
     arguments = [_arguments(whole, run) for run in runs]
     for members in _classes(names, parts, runs, arguments):
         handed = _handed_on(members, runs[0], arguments[0]) if len(members) >= _LEAST_ALIKE else None
         for name in members[1:-1] if handed is not None else ():
-            handing[name] = _Handing(inspect.signature(whole.get_submodule(name).forward), handed)
+            handing[name] = _Handing(inspect.signature(part_of(whole, name).forward), handed)
             stands_for[name] = members[0]
     return handing, stands_for
 
@@ -145,7 +146,7 @@ def _members(model: nn.Module) -> list[str]:
 
 def _arguments(model: nn.Module, run: Run) -> dict[str, Inputs]:
     """What each block was given, by the names of its forward's arguments."""
-    taken = {name: inspect.signature(model.get_submodule(name).forward) for name in run.calls}
+    taken = {name: inspect.signature(part_of(model, name).forward) for name in run.calls}
     return {
         name: dict(taken[name].bind(*calls[0].args, **calls[0].kwargs).arguments) for name, calls in run.calls.items()
     }
@@ -263,5 +264,5 @@ def _shell(block: nn.Module, handing: _Handing) -> nn.Module:
 
 def _with_shells(whole: nn.Module, shells: Mapping[str, nn.Module], shared: Sequence[Tensor]) -> nn.Module:
     """A copy that shares some parameters, with shells in the place of blocks."""
-    memo: dict[int, object] = {id(whole.get_submodule(name)): shell for name, shell in shells.items()}
+    memo: dict[int, object] = {id(part_of(whole, name)): shell for name, shell in shells.items()}
     return copy.deepcopy(whole, memo | {id(tensor): tensor for tensor in shared})

@@ -103,7 +103,7 @@ class Form:
             return kept.reshape(len(rows), *(1,) * (len(sizes) - 2), -1).expand(sizes)
         values = {
             "time": torch.linspace(150, 850, len(rows)),
-            "label": (rows + 1) % self.below,
+            "label": (len(rows) - rows) % self.below,  # falling: a model that sorts them is seen
             "count": torch.full((len(rows),), TEXT_TOKENS),
             "pixels": torch.full((len(rows),), 64),
         }[self.content]
@@ -182,6 +182,14 @@ def forms_in(node: Node, path: str) -> Iterator[tuple[str, Form]]:
     elif isinstance(node, Parts):
         for name, part in node.items:
             yield from forms_in(part, f"{path}.{name}")
+
+
+def holders_in(node: Node, path: str) -> Iterator[tuple[str, Parts]]:
+    """Every part of an argument that holds others, with its name."""
+    if isinstance(node, Parts):
+        yield path, node
+        for name, part in node.items:
+            yield from holders_in(part, f"{path}.{name}")
 
 
 def exchanged(node: Node, path: str, at: str, other: Node) -> Node:

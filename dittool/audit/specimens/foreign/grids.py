@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from time import thread_time
 from typing import TYPE_CHECKING
 
+from dittool.audit.specimens.parts import part_of
 from dittool.audit.specimens.positions import OnGrids
 from dittool.audit.specimens.specimen import Grid, NotAnswered, OnGrid, Positions
 from dittool.audit.specimens.watching import Inputs, answers_without_gradient, ending_with
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from dittool.audit.specimens.foreign.model import ForeignModel
 
 _SHAPES_WANTED = 3
-_MOST_BLOCKS = 6  # of a model's lists, whose attention is looked at beside the first block's
+_SECONDS = 8.0  # of this thread's work, to look at attention of blocks beside the first
+_MOST_ASTRAY = 4  # blocks in which it is looked at where answers stand
+_TOKENS = (256, 64)
 _USUAL_TOKENS = 32  # of the grid on which that is
 _GRIDS_OF_LARGE = 1  # more, on which positions of a large model are measured
 
@@ -45,24 +49,37 @@ def positions_of(foreign: ForeignModel) -> Positions:
     oblong = [grid for grid in ran if grid[0] != grid[1]]
     if len(ran) >= _SHAPES_WANTED and oblong:
         # a window or a stage may ask for multiples of something; of the example's own grid they are that
-        problems = [each for each in problems if each.grid[0] % grid[0] == 0 == each.grid[1] % grid[1]]
+        problems = [each for each in problems if each.kind == "infinite" or _is_multiple(each.grid, grid)]
     weights = None if found.stored or problems else foreign.under_other_weights
     first = min(oblong or ran, key=math.prod)
     others = sorted(set(ran) - {first}, key=math.prod)[: _GRIDS_OF_LARGE if foreign.large else None]
-    measured = [grids.measured(first, weights), *(grids.measured(grid, None) for grid in others)]
+    measured: list[OnGrid] = []
+    for each in (first, *others):
+        learned = any(on.learned is not None for on in measured)
+        measured.append(grids.measured(each, None if learned else weights))
+    tables: dict[Grid, float] = {}
+    for grid in dict.fromkeys([first, *others[-1:]]) if len(found.stored) == 1 and not problems else ():
+        rest = grids.mixed_by_table(grid, next(iter(found.stored)))
+        tables |= {} if rest is None else {grid: rest}
     if oblong:
         measured += _in_other_blocks(foreign, grids, min(oblong, key=lambda grid: abs(math.prod(grid) - _USUAL_TOKENS)))
-    return replace(found, ran=ran, problems=problems, grids=measured)
+    measured += _astray(grids, ran)
+    return replace(found, ran=ran, problems=problems, grids=measured, tables=tables)
 
 
 def _in_other_blocks(foreign: ForeignModel, grids: OnGrids, grid: Grid) -> list[OnGrid]:
-    """What attention of other blocks knows of places: of the first and the last of each list, all others passed by."""
+    """What attention of other blocks knows of places, all others passed by: the first and the last of each list, then
+    the others, as long as there is time.
+    """
     lists: dict[str, list[str]] = {}
     for block in foreign.anatomy.of_latent:
         lists.setdefault(block.rpartition(".")[0], []).append(block)
-    others = [block for blocks in lists.values() for block in dict.fromkeys([blocks[0], *blocks[:-2:-1]])]
-    inputs, found = grids.at_grid(grid), []
-    for block in others[1 : _MOST_BLOCKS + 1]:
+    ends = [block for blocks in lists.values() for block in (blocks[0], *blocks[:-2:-1])]
+    others = list(dict.fromkeys([*ends, *foreign.anatomy.of_latent]))
+    inputs, found, until = grids.at_grid(grid), list[OnGrid](), thread_time() + _SECONDS
+    for block in others[1:]:
+        if thread_time() > until:
+            break
         at = replace(grids, block=block, passed_by=True)
         try:
             tokens = at.tokens_of_latent(inputs)
@@ -78,6 +95,22 @@ def _in_other_blocks(foreign: ForeignModel, grids: OnGrids, grid: Grid) -> list[
         except Exception:  # what stands between the blocks needs what they do
             continue
     return found
+
+
+def _astray(grids: OnGrids, ran: list[Grid]) -> list[OnGrid]:
+    """The first of the blocks in which what is done to a token shows around another place, on the largest grid on which
+    places are found by spelling, and on which they are by raising each.
+    """
+    largest = [max((grid for grid in ran if math.prod(grid) <= most), key=math.prod, default=None) for most in _TOKENS]
+    for block in grids.anatomy.of_latent[:_MOST_ASTRAY]:
+        for grid in filter(None, dict.fromkeys(largest)):
+            try:
+                astray = replace(grids, block=block, passed_by=True).strayed_in_block(grid)
+            except Exception:  # what stands between the blocks needs what they do
+                continue
+            if astray is not None:
+                return [OnGrid(grid, astray=astray, block=block)]
+    return []
 
 
 def patch_and_grid(foreign: ForeignModel) -> tuple[int, Grid]:
@@ -107,11 +140,15 @@ def patch_and_grid(foreign: ForeignModel) -> tuple[int, Grid]:
     return patch, (size[0] // patch, size[1] // patch)
 
 
+def _is_multiple(grid: Grid, of: Grid) -> bool:
+    return grid[0] % of[0] == 0 == grid[1] % of[1]
+
+
 def has_channels_first(foreign: ForeignModel) -> bool:
     """Whether the first block takes (B, D, H, W): of another width of the latent its last axis is another, and of
     another height the one before; where no other size runs, whether these two alone are the latent's by one factor.
     """
-    feed, block = foreign.feed, foreign.shared_awake.get_submodule(foreign.anatomy.of_latent[0])
+    feed, block = foreign.feed, part_of(foreign.shared_awake, foreign.anatomy.of_latent[0])
 
     def shape_of(inputs: Inputs) -> tuple[int, ...]:
         with ending_with(block) as calls:

@@ -10,6 +10,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,8 @@ from dittool.audit.specimens.foreign.forms import (
     Parts,
     Widths,
     alternatives,
+    exchanged,
+    forms_in,
     kind_of,
     layers_of,
 )
@@ -37,32 +40,42 @@ def holder_of_latent(
     hint: object, name: str, source: str, latent: Form, width: Widths, labels: int
 ) -> tuple[Parts, str] | None:
     """An argument that holds the latent beside others, and the latent's path in it; None where it is no such."""
-    named = _fields_of(hint) or (dict, [(key, key) for key in keys_read(source, name)])
+    annotated = _holder_in(hint)
+    named = (annotated[0], [(part, part) for part in annotated[1]]) if annotated else (dict, [])
+    named = named if named[1] else (dict, [(key, key) for key in keys_read(source, name)])
     for read in (_attributes_read, places_read):
         named = named if named[1] else read(source, name)
     kind, parts = named
     if kind is dict and parts and not any(_is_latent(called) for _, called in parts):  # others may read it elsewhere
         parts = [(key, key) for key in keys_read(source)]
-    usual = [place for place, called in parts if called in NAMES["latent"]]
-    usual += [place for place, called in parts if _is_latent(called)]
-    if not parts or not (usual or kind is list):
+    if not parts:
         return None
-    where = (usual or [parts[0][0]])[0]
-    forms = ((place, latent if place == where else _called(called, width, labels)) for place, called in parts)
-    return Parts(kind, tuple(forms)), f"{name}.{where}"
+    held = _parts(kind, parts, width, labels)
+    called_as = {f"{name}.{place}": called for place, called in parts}
+    paths = [path for path, _ in forms_in(held, name)]
+    last = {path: called_as.get(path, path.rpartition(".")[2]) for path in paths}
+    usual = [path for path in paths if last[path] in NAMES["latent"]]
+    usual += [path for path in paths if _is_latent(last[path])]
+    if not (usual or kind is list):
+        return None
+    where = (usual or [f"{name}.{parts[0][0]}"])[0]
+    found = exchanged(held, name, where, latent)
+    assert isinstance(found, Parts)  # the latent is inside of it
+    return found, where
 
 
 def _is_latent(name: str) -> bool:
     return name in NAMES["latent"] or bool(re.search(r"latent|noisy|noised|image|img|pixels|sample", name))
 
 
-def _fields_of(hint: object) -> tuple[type, list[tuple[str, str]]] | None:
-    """Of a dataclass or a dictionary with annotated keys."""
+def _holder_in(hint: object) -> tuple[type, list[str]] | None:
+    """The dataclass, or the dictionary with annotated keys, that an annotation names, and its parts."""
     for option in (hint, *typing.get_args(hint)):
-        if isinstance(option, type) and is_dataclass(option):
-            return option, [(field.name, field.name) for field in fields(option) if field.init]
-        if isinstance(option, type) and option is not dict and issubclass(option, dict) and option.__annotations__:
-            return dict, [(key, key) for key in option.__annotations__]
+        kind = typing.get_origin(option) or option
+        if isinstance(kind, type) and is_dataclass(kind):
+            return kind, [field.name for field in fields(kind) if field.init]
+        if isinstance(kind, type) and kind is not dict and issubclass(kind, dict) and kind.__annotations__:
+            return kind, list(kind.__annotations__)
     return None
 
 
@@ -97,8 +110,14 @@ def places_read(source: str, name: str) -> tuple[type, list[tuple[str, str]]]:
     return list, [(str(place), places[place]) for place in sorted(places)]
 
 
-def _called(name: str, width: Widths, labels: int) -> Node:
-    return alternatives(kind_of(name) or "text", width(), labels)[0]
+def _part(holder: type, name: str, width: Widths, labels: int) -> Node:
+    """A part of a holder: by its annotation, where that says that it holds others, else by its name."""
+    try:
+        hint = typing.get_type_hints(holder).get(name)
+    except Exception:  # names that exist for type checkers only
+        hint = None
+    held = from_annotation(hint, name, "", width, labels)
+    return held if isinstance(held, Parts) else alternatives(kind_of(name) or "text", width(), labels)[0]
 
 
 def _walked(source: str) -> list[ast.AST]:
@@ -112,12 +131,9 @@ def from_annotation(hint: object, name: str, source: str, width: Widths, labels:
     """A dictionary, list or dataclass, where the annotation or what the source reads of the argument says so."""
     options = [option for option in typing.get_args(hint) or (hint,) if option is not type(None)]
     for option in [hint, *options]:
+        if annotated := _holder_in(option):
+            return _parts(annotated[0], [(part, part) for part in annotated[1]], width, labels)
         origin = typing.get_origin(option) or option
-        if isinstance(origin, type) and is_dataclass(origin):
-            names = [field.name for field in fields(origin) if field.init]
-            return _parts(origin, names, width, labels)
-        if isinstance(origin, type) and origin is not dict and issubclass(origin, dict) and origin.__annotations__:
-            return _parts(dict, list(origin.__annotations__), width, labels)
         inside = typing.get_args(option)
         if origin is list and not inside:
             return layers_of(width())
@@ -127,7 +143,7 @@ def from_annotation(hint: object, name: str, source: str, width: Widths, labels:
         if origin is dict and inside and not _holds_tensors(inside):
             return EMPTY[dict]
     keys = keys_read(source, name)
-    return _parts(dict, keys, width, labels) if keys else None
+    return _parts(dict, [(key, key) for key in keys], width, labels) if keys else None
 
 
 def _holds_tensors(inside: Sequence[object]) -> bool:
@@ -135,14 +151,16 @@ def _holds_tensors(inside: Sequence[object]) -> bool:
     return any(part in (Tensor, Any) or _holds_tensors(typing.get_args(part)) for part in inside)
 
 
-def _parts(kind: type, names: list[str], width: Widths, labels: int) -> Parts:
-    return Parts(kind, tuple((name, alternatives(kind_of(name) or "text", width(), labels)[0]) for name in names))
+def _parts(kind: type, named: Sequence[tuple[str, str]], width: Widths, labels: int) -> Parts:
+    """Each part at its place, made as what it is called."""
+    made = tuple((place, _part(kind, called, width, labels)) for place, called in named)
+    return Parts(dict if issubclass(kind, dict) else kind, made)
 
 
-def with_key(node: Node | None, key: str, width: Widths, labels: int) -> Parts:
+def with_key(node: Node | None, key: str, width: Widths, labels: int, kind: type = dict) -> Parts:
     """A dictionary, or what has attributes, with one key more."""
-    held = node if isinstance(node, Parts) and node.kind in (dict, SimpleNamespace) else Parts(dict, ())
-    return replace(held, items=(*held.items, *_parts(dict, [key], width, labels).items))
+    held = node if isinstance(node, Parts) and node.kind in (dict, SimpleNamespace) else Parts(kind, ())
+    return replace(held, items=(*held.items, *_parts(dict, [(key, key)], width, labels).items))
 
 
 def keys_read(source: str, name: str = "") -> list[str]:
@@ -165,7 +183,9 @@ def keys_read(source: str, name: str = "") -> list[str]:
 
 
 def source_of(model: nn.Module) -> str:
-    try:
-        return inspect.getsource(type(model))
-    except (OSError, TypeError):
-        return ""
+    """Of the model's class and of those that it is made of, but for torch's."""
+    found = []
+    for kind in type(model).__mro__:
+        with suppress(OSError, TypeError):
+            found += [textwrap.dedent(inspect.getsource(kind))] if kind.__module__.partition(".")[0] != "torch" else []
+    return "\n".join(found)

@@ -47,7 +47,9 @@ def keyword_effects(foreign: ForeignModel) -> Options:
         note = f" (tried with {', '.join(f'{name}={value}' for name, value in fewer.items())}; the real one has {size})"
     seen, factory = _Seen(foreign, foreign.builds.at_full_size()), foreign.factory
     effects = {
-        name: effect_of(value, guess_values(factory.make, name, value), partial(seen.difference, name), _LOOKED_AT)
+        name: effect_of(
+            value, guess_values(factory.taker(name), name, value), partial(seen.difference, name), _LOOKED_AT
+        )
         for name, value in factory.settings.items()
     }
     return Options("arguments", effects, note)

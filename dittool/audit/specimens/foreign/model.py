@@ -25,6 +25,7 @@ from dittool.audit.specimens.foreign.half import as_built, cast_to_float32, half
 from dittool.audit.specimens.foreign.keywords import keyword_effects
 from dittool.audit.specimens.foreign.second_look import looked_at_again
 from dittool.audit.specimens.foreign.switch import SwitchFails, find_switch
+from dittool.audit.specimens.foreign.varied import VariedInputs
 from dittool.audit.specimens.foreign.weights import compiled_parts, loaded, moved_norms, never_written
 from dittool.audit.specimens.foreign.whole import dead_in_whole, has_deaf_sample, may_mix
 from dittool.audit.specimens.gradients import backward
@@ -210,76 +211,58 @@ class ForeignModel(Trial[nn.Module]):
     def options(self) -> Options:
         return looked_at_again(self, keyword_effects(self))
 
-    @property
-    def other_inputs(self) -> list[Inputs]:
-        """The example's inputs, those of another size at which it runs, and those with forward's flags turned."""
-        inputs = self.inputs()
-        turned = [self.feed.filled(inputs, *switch) for switch in self.switches if switch[0] in self.feed.flags]
-        return [inputs, *([self.feed.inputs(size=self._other_size)] if self._other_size else []), *turned]
-
     def remembers(self, name: str) -> bool:
         """Whether the model keeps an argument in a configuration of its own, as diffusers' do."""
         return name.partition(".")[0] in _configured(self.shared_awake)
 
-    def _training_inputs(self, seed: int) -> Inputs:
-        """After some passes of the example's size also of another, which may reach what the first does not; in every
-        second pass something of zeros and ones, which may switch inputs off, is zero or one throughout.
-        """
-        size = None if seed < self.training_passes // 2 else self._other_size
-        inputs = self.feed.inputs(seed=seed, size=size)
-        if not self.switches or seed % 2 == 0:
-            return inputs
-        return self.feed.filled(inputs, *self.switches[seed // 2 % len(self.switches)])
-
     @cached_property
-    def switches(self) -> list[tuple[str, int]]:
-        """Forward's flags, each turned, and inputs of zeros and ones, each with 0 and with 1; those with which answers
-        are finite.
-        """
-        inputs = self.inputs()
-        found = [(name, int(not value)) for name, value in self.feed.default_of_flags.items()]
-        found += [(name, value) for name in self.feed.switches for value in (0, 1)]
-        return [turned for turned in found if self._is_finite_with(self.feed.filled(inputs, *turned))]
+    def varied(self) -> VariedInputs:
+        def patch_and_grid() -> tuple[int, Grid]:
+            return self.patch_and_grid
+
+        return VariedInputs(self.feed, self.shared_awake, patch_and_grid)
+
+    def _training_inputs(self, seed: int) -> Inputs:
+        return self.varied.of_pass(seed, self.training_passes)
 
     def _turned(self, inputs: Inputs, name: str) -> list[Inputs]:
-        return [self.feed.filled(inputs, switch, value) for switch, value in self.switches if switch != name]
-
-    def _is_finite_with(self, inputs: Inputs) -> bool:
-        try:
-            given = answers_without_gradient(self.shared_awake, inputs)
-        except Exception:  # everything is hidden, or nothing left
-            return False
-        return all(bool(torch.isfinite(tensor).all()) for tensor in given)
-
-    @cached_property
-    def _other_size(self) -> tuple[int, int] | None:
-        """(H, W) in latent cells at which it runs, odd in tokens; None when there is none."""
-        try:
-            patch, (rows, columns) = self.patch_and_grid
-            size = ((rows + 1) * patch, (columns // 2 + 1) * patch)
-            answers_without_gradient(self.shared_awake, self.feed.inputs(size=size))
-        except Exception:  # its tokens were not found, or it refuses the size
-            return None
-        return size if self.feed.sizes_can_change else None
+        return self.varied.turned(inputs, but=name)
 
     # Before anything is judged
 
-    @cached_property
+    @property
     def fault_in_training(self) -> str:
-        """What the model's own code raises in training mode; "" when nothing."""
+        return self._trained_once[0]
+
+    @property
+    def gradients_not_finite(self) -> tuple[str, ...]:
+        return self._trained_once[1]
+
+    @cached_property
+    def _trained_once(self) -> tuple[str, tuple[str, ...]]:
+        """What the model's own code raises in training mode, "" when nothing, and the parameters whose gradients are
+        NaN or infinite, at the example's size and at another.
+        """
+        wild: dict[str, None] = {}
+
+        def take(name: str, gradient: Tensor) -> None:
+            wild.update({} if bool(torch.isfinite(gradient).all()) else {name: None})
+
         whole = self.builds.fewer is not None and not self.builds.fewer.trains  # its own code may raise in any block
         try:
             with (
                 self.woken() if whole else nullcontext(self.awake()) as model,
                 fixed_chance(),
-                gradients_to(lambda _name, _gradient: None, model.train()),
+                gradients_to(take, model.train()),
             ):
                 backward(answers(model, self.inputs()))
+                if self.varied.other_size and not wild:
+                    backward(answers(model, self.feed.inputs(size=self.varied.other_size)))
         except Exception as error:
             if fault := strangers_fault(error):
-                return fault
+                return fault, ()
             raise
-        return ""
+        return "", tuple(wild)
 
     def _never_written(self) -> list[str]:
         return list(self.unwritten)
@@ -337,7 +320,6 @@ class ForeignModel(Trial[nn.Module]):
     def checkpointing(self) -> Checkpointing:
         if fault := self.fault_in_training:
             raise NotAnswered(f"checkpointing acts in training mode, and there the model's own code {fault}")
-        _ = self.blocks
         try:
             return super().checkpointing()
         except NotAnswered:

@@ -14,6 +14,7 @@ from dittool.audit.specimens.anatomy import modules_in_words
 from dittool.audit.specimens.foreign.blame import Refusal
 from dittool.audit.specimens.foreign.factory import Factory
 from dittool.audit.specimens.gates import is_zero
+from dittool.audit.specimens.parts import part_of
 from dittool.audit.specimens.settings import effect_of, guess_values
 from dittool.audit.specimens.specimen import Biases, NotAnswered, Options, Precision, Scope, Specimen
 from dittool.audit.specimens.trial import LARGEST_BUILT, kind_of_number
@@ -41,7 +42,7 @@ class RefusedModel(Specimen):
         wrong: dict[str, int] = {}
         layers = 0
         for block in self._blocks():
-            for name, module in self._model.get_submodule(block).named_modules(prefix=block):
+            for name, module in part_of(self._model, block).named_modules(prefix=block):
                 if isinstance(module, nn.Linear) and not _may_be_modulation(module):
                     layers += 1
                     if module.bias is not None:
@@ -58,9 +59,9 @@ class RefusedModel(Specimen):
         """What an argument changes before anything runs; what changes nothing there may act in a run."""
         if sum(parameter.numel() for parameter in self._model.parameters()) > LARGEST_BUILT:
             raise NotAnswered("too many parameters to build for each argument; name a smaller model with --kwargs")
-        make, settings = self._factory.make, self._factory.settings
+        taker, settings = self._factory.taker, self._factory.settings
         effects = {
-            name: effect_of(value, guess_values(make, name, value), partial(self._difference, name), _LOOKED_AT)
+            name: effect_of(value, guess_values(taker(name), name, value), partial(self._difference, name), _LOOKED_AT)
             for name, value in settings.items()
         }
         unseen = "changes nothing that is built, and nothing was run"

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ from dittool.audit.specimens.foreign.holders import from_annotation, holder_of_l
 from dittool.audit.specimens.foreign.ran import Ran
 from dittool.audit.specimens.foreign.resizing import follows_the_latent, resized
 from dittool.audit.specimens.foreign.signature import parameters_of
+from dittool.audit.specimens.parts import part_of
 
 _MOST_ATTEMPTS, _MOST_SECONDS = 3000, 60.0  # of this thread's work: what else a machine does changes no guess
 _MOST_LEVEL = 2  # changes in a row that lead no further
@@ -55,6 +57,7 @@ _MUST_BE_GIVEN = re.compile(
 )
 _MISSING_ARGUMENTS = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 _WANTS_A_LIST = re.compile(r"list|tuple|sequence|iterable|'Tensor' object", re.IGNORECASE)
+_NO_ATTRIBUTE = re.compile(r"^AttributeError: 'Tensor' object has no attribute '(\w+)'$")
 _MISSING_KEY = re.compile(r"^(?:KeyError: |AttributeError: 'types.SimpleNamespace' object has no attribute )'(\w+)'$")
 
 
@@ -195,13 +198,13 @@ class Search:
         return is_one and not plain and self.parameters[name].default is None
 
     def at_size(self, size: Grid) -> Attempt:
-        """What was found, with a latent of another size; positions that do not fit it are looked for again."""
+        """What was found, with a latent of another size; what does not fit it is looked for again."""
         return self._at_size(size)
 
     def _found_at_size(self, size: Grid) -> Attempt:
         assert self.found is not None
         attempt = self.found.of_size(size)
-        places = [path for path, form in attempt.forms() if follows_the_latent(form)]
+        places = [path for path, form in attempt.forms() if form.content == "mask" or follows_the_latent(form)]
         if not places or attempt == self.found:
             return attempt
         self._end = time.thread_time() + _MOST_SECONDS
@@ -271,6 +274,14 @@ class Search:
                 if holds or (kind_of(name) in ("text", "ignored", "vector", "") and name != self.latent):
                     held = dict(attempt.nodes).get(name)
                     yield attempt.with_argument(name, with_key(held, key[1], self._new_width, self._labels))
+            for path, held in attempt.holders():
+                if "." in path and (held.kind is SimpleNamespace) == ("Attribute" in outcome.error):
+                    yield attempt.with_form(path, with_key(held, key[1], self._new_width, self._labels))
+        if attribute := _NO_ATTRIBUTE.match(outcome.error):
+            for path, form in attempt.forms():
+                if path != attempt.latent:
+                    held = with_key(form, attribute[1], self._new_width, self._labels, SimpleNamespace)
+                    yield attempt.with_form(path, held)
         if "None" in outcome.error or "unsupported operand" in outcome.error:
             yield from self._with_one_more(attempt)
         yield from self._with_one_less(attempt)
@@ -305,7 +316,7 @@ class Search:
 
     def _conditions_of(self, where: str) -> list[str]:
         """Arguments of a part of the model by whose names they are conditions of its own, as a picture's resolution."""
-        taken = inspect.signature(self._model.get_submodule(where).forward).parameters
+        taken = inspect.signature(part_of(self._model, where).forward).parameters
         of_condition = [name for name in taken if kind_of(name) in ("pixels", "scale", "vector", "label", "text")]
         return [name for name in of_condition if name not in self.parameters and not name.startswith("batch")]
 

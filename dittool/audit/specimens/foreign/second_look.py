@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dittool.audit.specimens.foreign.blame import strangers_fault
+from dittool.audit.specimens.foreign.readers import read_by_what_never_ran
 from dittool.audit.specimens.gates import wake
 from dittool.audit.specimens.settings import guess_values, read_beside_the_device
 from dittool.audit.specimens.specimen import Effect, Options
@@ -34,7 +35,9 @@ def looked_at_again(foreign: ForeignModel, options: Options) -> Options:
     if foreign.large:
         return replace(options, effects={name: _elsewhere(foreign, name, effect) for name, effect in effects.items()})
     for name, effect in effects.items():
-        if effect.kind == "dead":
+        if effect.kind == "dead" and (reader := read_by_what_never_ran(foreign.shared_awake, name, foreign.inputs())):
+            effects[name] = Effect("unseen", f"not seen to act here: {reader} reads it, which no pass calls")
+        elif effect.kind == "dead":
             effects[name] = _elsewhere(foreign, name, effect)
             if effects[name].kind != "unseen" and thread_time() >= until:
                 effects[name] = Effect("unseen", f"{effect.evidence}; beside others it was not tried, for lack of time")
@@ -66,7 +69,7 @@ def _elsewhere(foreign: ForeignModel, name: str, effect: Effect) -> Effect:
         return Effect("unseen", "not seen to act here: training mode does not run, and it may act there")
     if foreign.remembers(name):
         return Effect("unseen", "not seen to act here: the model's config keeps it, where a pipeline may read it")
-    if line := read_beside_the_device(foreign.factory.make, name):
+    if line := read_beside_the_device(foreign.factory.taker(name), name):
         return Effect("unseen", f"not seen to act here: {line} reads it beside the device, so it may act on a GPU")
     if _stores(foreign, name):
         return Effect("kept", f"{effect.evidence}; the model stores it, and nothing was seen to read it")
@@ -81,13 +84,13 @@ def _stores(foreign: ForeignModel, name: str) -> bool:
 
 def _acts_somewhere(foreign: ForeignModel, name: str, effects: dict[str, Effect]) -> str:
     """Beside which other argument, or where, an argument acts; "" when nowhere that was tried."""
-    settings, make = foreign.factory.settings, foreign.factory.make
+    settings, taker = foreign.factory.settings, foreign.factory.taker
     value = settings[name]
-    values: list[object] = list(guess_values(make, name, value).values)[:_MOST_VALUES]
+    values: list[object] = list(guess_values(taker(name), name, value).values)[:_MOST_VALUES]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         further = (type(value)(value * times) for times in _BEYOND)
         values += [number for number in further if number]
-    inputs = foreign.other_inputs
+    inputs = foreign.varied.all
     for candidate in values:
         if _differs(foreign, {}, {name: candidate}, inputs):
             where = "further away, at another size or with a flag of forward turned"
@@ -98,7 +101,7 @@ def _acts_somewhere(foreign: ForeignModel, name: str, effects: dict[str, Effect]
     pairs = [
         (other, changed)
         for other in beside
-        for changed in list(guess_values(make, other, settings[other]).values)[
+        for changed in list(guess_values(taker(other), other, settings[other]).values)[
             : 1 if isinstance(settings[other], bool) else 2
         ]
     ]

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from torch import nn
 
+from dittool.audit.specimens.foreign.factory import Factory
+
 _NAMES = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*")
 
 
-def line_of(model: nn.Module, make: Callable[..., object], evidence: str) -> str:
+def line_of(model: nn.Module, factory: Factory, evidence: str) -> str:
     """`models.py:31`, for the first module or tensor in the evidence that a class outside of torch makes; else of the
     first argument of the factory that it names; else of the model's class. "" where there is no source.
     """
@@ -25,9 +27,9 @@ def line_of(model: nn.Module, make: Callable[..., object], evidence: str) -> str
         owner, _, attribute = name.rpartition(".")
         if owner in modules and ("." in name or attribute in modules) and (line := _where_made(modules, name)):
             return line
-    arguments = inspect.signature(make).parameters if callable(make) else {}
-    for name in names:
-        if name.rpartition(".")[2] in arguments and (line := _line(make, rf"\b{name.rpartition('.')[2]}\b\s*[:=]")):
+    for name in (name.partition(".")[0] for name in names):
+        taker = factory.taker(name)
+        if name in inspect.signature(taker).parameters and (line := _line(taker, rf"\b{name}\b\s*[:=]")):
             return line
     return _line(type(model), "")
 

@@ -1,0 +1,46 @@
+"""Models in the manner of others, each asked what its habit, or its planted fault, is about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dittool.audit.registry import built_in_rules
+from dittool.audit.runner import audit_subject
+from tests.audit import foreign_strangers
+from tests.audit.foreign_strangers import JUDGED
+from tests.audit.opened import open_subject
+
+FILE = Path(foreign_strangers.__file__)
+WORST = ("skip", "pass", "warn", "fail")
+
+
+def judged(kind, codes):
+    rules = [rule for rule in built_in_rules() if rule.code in codes]
+    result = audit_subject(open_subject(f"{FILE}:{kind}"), rules, profile="any")
+    assert not result.crashes, result.crashes
+    return result.findings
+
+
+def worst(findings):
+    found: dict[str, str] = {}
+    for each in findings:
+        code, status = each.rule.code, each.finding.status
+        found[code] = max(status, found.get(code, "skip"), key=WORST.index)
+    return found
+
+
+@pytest.mark.parametrize("kind", JUDGED)
+def test_a_strangers_model_is_judged_as_it_deserves(kind):
+    assert worst(judged(kind, JUDGED[kind])) == JUDGED[kind]
+
+
+def test_an_argument_that_only_a_trainer_reads_is_not_called_dead():
+    skipped = next(each.finding.evidence for each in judged("HandsOn", ["C1"]) if each.finding.status == "skip")
+    assert "configure_optimizers (foreign_strangers.py:" in skipped and "on_batch_end" in skipped
+
+
+def test_a_copy_that_is_neither_trained_nor_run_is_left_out_and_named():
+    (only,) = judged("HandsOn", ["R1"])
+    assert "left out, neither trained nor run: average" in only.finding.evidence
