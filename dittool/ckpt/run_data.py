@@ -1,6 +1,7 @@
 """Which shards a run was trained on, and where they are now.
 
-    RUN/run.json                     {"data": "../../data/shards", "identity_hash": …}, the path seen from the run
+    RUN/run.json                     {"data": "../../data/shards", "identity_hash": …, "order_hash": …}, the path seen
+                                     from the run
     a checkpoint's data.folder       the same, seen from the checkpoint's folder, for one that left its run
 
 Both tell where the data were, not that they must be there: what is not found is looked for beside the run by its
@@ -33,9 +34,10 @@ class _Recorded:
     identity_hash: object
 
 
-def record_data(run: Path, shards: Path, identity_hash: str) -> None:
-    """Writes down which shards a run is trained on."""
-    write_json(run / _RECORD, {"data": remembered(shards, run), "identity_hash": identity_hash})
+def record_data(run: Path, shards: Path, identity_hash: str, order_hash: str) -> None:
+    """Writes down which shards a run is trained on. The hashes are those of its `Provenance`."""
+    record = {"data": remembered(shards, run), "identity_hash": identity_hash, "order_hash": order_hash}
+    write_json(run / _RECORD, record)
 
 
 def recorded_data(run: Path, again: str, checkpoint: Path | None = None) -> Path:

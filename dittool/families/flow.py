@@ -132,7 +132,7 @@ def loss(data: FlowData, model: Forward, batch: Batch) -> FlowLoss:
     """E ‖v(z_t, t, conditions) − (ε − x0)‖², with conditions dropped in the shares of `[dropout]`."""
     config = data.config
     shift = shift_at(config.flow.shift, batch.latents)
-    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, shift)
+    t = timesteps(batch.timestep_draw, config.flow.timestep_sampling, shift).to(batch.latents.device, non_blocking=True)
     d = config.dropout
     modes = dropout_modes(batch.mode_draw, d.shares)
     aligned = alignment_of(config, batch.number // config.train.accumulate)
@@ -188,7 +188,7 @@ def alignment_of(config: Config, step: int) -> Alignment | None:
 
 def inputs(batch: Batch) -> tuple[Tensor, Tensor, Conditions]:
     """What the network is called with, nothing dropped: latents, timesteps, conditions."""
-    return batch.latents, batch.timestep_draw.float(), batch.conditions
+    return batch.latents, batch.timestep_draw.float().to(batch.latents.device), batch.conditions
 
 
 def figures(losses: Sequence[FlowLoss], ranks: Ranks) -> dict[str, float]:

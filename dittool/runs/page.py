@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dittool import __version__
+from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict, config_to_dict, config_to_toml, load_config, read_toml
 from dittool.config.presets import preset_names
 from dittool.runs.chart import FRAME, Chart, chart
+from dittool.runs.normal import Curves, curves_of
 from dittool.runs.state import state_of
 from dittool.storage import write_atomic
 from dittool.validate.report import environment
@@ -55,6 +57,7 @@ class Settings:
     toml: str
     preset: str | None
     changes: list[Change]
+    curves: Curves | None = None  # of runs of this preset, where this one can be held against them
 
 
 class LivePage:
@@ -88,7 +91,7 @@ def write_page(folder: Path, rows: list[dict[str, Any]], settings: Settings, end
         .render(
             run=run,
             frame=FRAME,
-            charts=_charts(rows),
+            charts=_charts(rows, settings.curves),
             pictures=_pictures(folder),
             warnings=_warnings(rows),
             settings=settings,
@@ -106,14 +109,22 @@ def settings_of(folder: Path) -> Settings:
     """Of a run's `resolved.toml`. Raises `UsageError` where it cannot be read."""
     config = config_from_dict(read_toml(folder / "resolved.toml"), str(folder / "resolved.toml"))
     text, own = config_to_toml(config), _flat(config_to_dict(config))
-    preset = next((name for name in preset_names() if load_config(name).description == config.description), None)
+    preset = preset_of(config)
     shipped = _flat(config_to_dict(load_config(preset))) if preset else own
     changed = [key for key in dict.fromkeys([*shipped, *own]) if shipped.get(key) != own.get(key)]
-    return Settings(text, preset, [Change(key, _text(shipped.get(key)), _text(own.get(key))) for key in changed])
+    changes = [Change(key, _text(shipped.get(key)), _text(own.get(key))) for key in changed]
+    curves = curves_of(folder, preset, config.train.steps, config.train.batch_size)
+    return Settings(text, preset, changes, curves)
 
 
-def _charts(rows: Sequence[dict[str, Any]]) -> list[Chart]:
-    drawn = (chart(title, rows, figures) for title, figures in _CHARTS)
+def preset_of(config: AnyConfig) -> str | None:
+    """The shipped preset that a configuration began as: that of its description."""
+    return next((name for name in preset_names() if load_config(name).description == config.description), None)
+
+
+def _charts(rows: Sequence[dict[str, Any]], curves: Curves | None) -> list[Chart]:
+    bands = curves.bands if curves else {}
+    drawn = (chart(title, rows, figures, bands.get(next(iter(figures)))) for title, figures in _CHARTS)
     return [one for one in drawn if one is not None]
 
 

@@ -22,13 +22,15 @@ from dittool.config.architectures import AnyConfig
 from dittool.console import Talk
 from dittool.devices import on_host
 from dittool.families.family import Loss
-from dittool.runs.page import LivePage
+from dittool.runs.normal import Curves, curves_of, newly_outside
+from dittool.runs.page import LivePage, preset_of
 from dittool.storage import write_atomic
 from dittool.train.distributed import Ranks
 from dittool.train.growing_file import GrowingFile
 from dittool.train.trackers import PatientTracker, trackers_of
 
 _LOG, _PAGE = "writing log.jsonl", "writing index.html"
+_NORMAL = "looking whether the run is normal"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Meter:
     def __init__(self, ranks: Ranks, figures: Callable[[Sequence[Loss], Ranks], dict[str, float]]) -> None:
         """`figures`: the family's own, of the losses of an interval."""
         self.loss: float | None = None  # mean of the last interval; None before the first ends
+        self.ema_distance: Tensor | None = None  # () of the averaged weights, where it is to be written down
         self._ranks, self._figures = ranks, figures
         self._unseen: list[StepFigures] = []
         self._steps: list[StepFigures] = []
@@ -64,7 +67,8 @@ class Meter:
         """Brings the figures of the steps since the last look onto the host, in one transfer. Returns those of steps
         without an update.
         """
-        seen, self._unseen = on_host(self._unseen), []
+        seen, self.ema_distance = on_host([self._unseen, self.ema_distance])
+        self._unseen = []
         self._steps += [step for step in seen if step.made]
         return [step for step in seen if not step.made]
 
@@ -89,6 +93,8 @@ class Meter:
             "data_wait_share": sum(step.waited for step in steps) / elapsed,
             "peak_memory_gb": peak_memory_bytes(self._ranks.device) / 1e9,
         }
+        if self.ema_distance is not None:
+            figures["ema_distance"] = float(self.ema_distance)
         figures |= self._figures(losses, self._ranks)
         self._steps, self._since = [], time.monotonic()
         return figures
@@ -103,6 +109,9 @@ class SideWork:
         self._talk = talk
         self._failed: Counter[str] = Counter()  # by what failed
         self.log: RunLog | None = None
+
+    def warn(self, step: int, text: str) -> None:
+        self._talk.warn(f"step {step}: {text}")
 
     @contextmanager
     def attempted(self, what: str, step: int, in_log: bool = True) -> Iterator[None]:
@@ -134,6 +143,9 @@ class RunLog:
         write_atomic(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows).encode())
         self._file, self._unwritten = GrowingFile(folder / "log.jsonl"), b""
         self._page = LivePage(folder)
+        self._curves: Curves | None = None
+        with side.attempted(_NORMAL, start_step, in_log=False):
+            self._curves = curves_of(folder, preset_of(config), config.train.steps, config.train.batch_size)
         side.log = self
 
     def write(self, step: int, figures: Mapping[str, object]) -> None:
@@ -144,6 +156,10 @@ class RunLog:
         with self._side.attempted(_LOG, step, in_log=False):
             self._write_down()
         self._track(step, lambda tracker: tracker.numbers(step, numbers))
+        with self._side.attempted(_NORMAL, step, in_log=False):
+            for figure, said in newly_outside(self.rows, self._curves).items() if self._curves else ():
+                self.write(step, {"outside_figure": figure, "outside": said})
+                self._side.warn(step, said)
         with self._side.attempted(_PAGE, step, in_log=False):
             self._page.renew(self.rows)
 

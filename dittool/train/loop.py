@@ -196,7 +196,8 @@ def _open_records(run: _Run, held: ExitStack) -> None:
     state, out = run.state, run.folder
     write_atomic(out / "resolved.toml", config_to_toml(state.config).encode())
     if state.data.folder is not None:
-        record_data(out, state.data.folder, state.data.provenance.identity_hash)
+        provenance = state.data.provenance
+        record_data(out, state.data.folder, provenance.identity_hash, provenance.order_hash)
     run.log = held.enter_context(closing(RunLog(out, state.step, state.config, run.side)))
 
 
@@ -216,6 +217,8 @@ def _run_steps(run: _Run, stop: StopRequest, end: int) -> TrainSummary | None:
                 run.saving.finish()  # where the last checkpoint could not be saved, this raises why
             step, last = state.step, state.step == total
             judges = not stopping and due(step, state.family.judge_every(state.config), last)
+            if due(step, train_config.log_every, last):
+                meter.ema_distance = state.ema.distance(state.model)
             if _looks(state, stopping or step == end, last):
                 _look(run, meter)
             averaged = _measure(run, meter, last, judges)
@@ -269,9 +272,9 @@ def _measure(run: _Run, meter: Meter, last: bool, judges: bool) -> nn.Module | N
                 if found.figures:
                     log.write(step, {**found.figures, **found.parts})
     if due(step, keys.log_every, last):
-        figures, distance = meter.summary(), state.ema.distance(state.model)
+        figures = meter.summary()
         if log is not None and figures:
-            log.write(step, {**figures, "ema_distance": distance})
+            log.write(step, figures)
     return averaged
 
 

@@ -128,12 +128,12 @@ class EmaModel:
         move_towards(self.model.parameters(), model.parameters(), 1 - ema_decay(updates, self._config), made)
 
     @torch.no_grad()
-    def distance(self, model: nn.Module) -> float:
-        """‖weights − average‖ / ‖weights‖. All processes must ask together."""
+    def distance(self, model: nn.Module) -> Tensor:
+        """‖weights − average‖ / ‖weights‖, (), on the device. All processes must ask together."""
         pairs = [*zip(model.parameters(), self.model.parameters(), strict=True)]
-        apart = sum(gathered((weight - average).square().sum()) for weight, average in pairs)
-        whole = sum(gathered(weight.square().sum()) for weight, _ in pairs)
-        return float((apart / whole).sqrt())
+        apart = torch.stack([gathered((weight - average).square().sum()) for weight, average in pairs])
+        whole = torch.stack([gathered(weight.square().sum()) for weight, _ in pairs])
+        return (apart.sum() / whole.sum()).sqrt()
 
 
 def move_towards(averages: Iterable[Tensor], weights: Iterable[Tensor], share: float, made: Tensor) -> None:

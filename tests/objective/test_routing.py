@@ -9,6 +9,7 @@ from dittool.config.load import load_config
 from dittool.console import Talk
 from dittool.errors import UsageError
 from dittool.families import flow as family
+from dittool.families import flow_evaluation
 from dittool.models.dit import DiT
 from dittool.objective.alignment import Alignment
 from dittool.objective.flow import flow_loss
@@ -91,6 +92,7 @@ def test_nothing_is_routed_but_in_training_and_few_tokens_are_warned_of(tiny_sha
         return real(model, x0, noise, t, conditions, modes, alignment, route)
 
     monkeypatch.setattr(family, "flow_loss", watched)
+    monkeypatch.setattr(flow_evaluation, "flow_loss", watched)
     keys = ("model.depth=3", "tread.share=0.5", "train.steps=3", "train.eval_every=3")
     train(tiny_shards.config_with(*keys), tiny_shards.folder, tmp_path / "run", talk=talk)
     assert len(trained) == 3 and all(route is not None for route in trained)

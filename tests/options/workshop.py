@@ -123,7 +123,7 @@ def _cheap_copy(run: Path, copy: Path, shards: Path, step: int | None) -> None:
     state["step"], state["ema"] = 2, state["model"]
     state["model"] = {name: tensor * 1.1 for name, tensor in state["model"].items()}
     save_checkpoint(copy / "checkpoints", state)
-    record_data(copy, shards, state["data"]["identity_hash"])
+    record_data(copy, shards, state["data"]["identity_hash"], state["data"]["order_hash"])
     validate(copy / "checkpoints" / "checkpoint_final.pt", shards)
 
 

@@ -81,7 +81,7 @@ def test_a_page_that_cannot_be_written_ends_no_run(tiny_shards, tmp_path, monkey
 
 def test_the_old_page_stays_until_the_new_one_is_there(run, monkeypatch):
     before = text_of(write_page(run, read_log(run), settings_of(run)))
-    monkeypatch.setattr(page, "_charts", lambda _: 1 / 0)
+    monkeypatch.setattr(page, "_charts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_page(run, read_log(run), settings_of(run))
     assert text_of(run / "index.html") == before and not list(run.glob("*.tmp*"))

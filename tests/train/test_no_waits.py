@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dittool import devices
 from dittool.ckpt.files import resolve_checkpoint
@@ -90,6 +92,50 @@ def test_a_wait_in_a_step_would_be_found(tiny_shards, monkeypatch, fused_on_meta
 
     state.family = replace(state.family, loss=asked)
     with pytest.raises(RuntimeError, match="meta"):
+        steps_on_meta(state, monkeypatch)
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """A device as Apple's, which has no float64: here it is `meta`."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        found = function(*arguments, **(keywords or {}))
+        for made in tree_leaves(found):
+            if isinstance(made, Tensor) and made.device == META and made.dtype == torch.float64:
+                raise TypeError(f"{function}: this device has no float64")
+        return found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("train.optimizer=muon", "model.positions=rope", "model.qk_norm=true", "ema.averages=[0.1]"),
+        ("model.patch_fusion=added", "repa.weight=0.5", "flow.shift=per-bucket", "train.schedule=wsd"),
+    ],
+)
+def test_the_flow_computes_nothing_on_the_device_in_float64(tiny_shards, monkeypatch, fused_on_meta, overrides):
+    state = state_on_meta(tiny_shards, "train.steps=4", "train.log_every=2", *overrides)
+    with WithoutFloat64():
+        steps_on_meta(state, monkeypatch)
+
+
+def test_drifting_computes_nothing_on_the_device_in_float64(class_shards, monkeypatch, fused_on_meta):
+    state = state_on_meta(class_shards, "train.steps=2", "train.log_every=2", "train.eval_every=0")
+    with WithoutFloat64():
+        steps_on_meta(state, monkeypatch)
+
+
+def test_float64_in_a_step_would_be_found(tiny_shards, monkeypatch, fused_on_meta):
+    state = state_on_meta(tiny_shards)
+    loss = state.family.loss
+
+    def wider(*arguments):
+        found = loss(*arguments)
+        found.mean.double()
+        return found
+
+    state.family = replace(state.family, loss=wider)
+    with WithoutFloat64(), pytest.raises(TypeError, match="no float64"):
         steps_on_meta(state, monkeypatch)
 
 

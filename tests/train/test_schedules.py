@@ -66,7 +66,7 @@ def test_the_average_is_the_recursion_of_its_decay():
     torch.testing.assert_close(ema.model.weight, expected)
     apart = (model.weight - expected).square().sum() + (model.bias - ema.model.bias).square().sum()
     whole = model.weight.square().sum() + model.bias.square().sum()
-    assert ema.distance(model) == pytest.approx(float((apart / whole).sqrt().detach()))
+    assert float(ema.distance(model)) == pytest.approx(float((apart / whole).sqrt().detach()))
 
 
 def test_gains_biases_and_nulls_are_not_decayed():

@@ -72,10 +72,10 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> Batch:
-        """All but `mode_draw`: the host decides with it whether the batch needs a mask."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise", "timestep_draw")
-        }
+        """All but the draws: the host decides by `mode_draw` whether the batch needs a mask, and makes timesteps in
+        float64, which Apple's GPUs do not have.
+        """
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "noise")}
         return replace(
             self, conditions=self.conditions.map(lambda tensor: tensor.to(device, non_blocking=True)), **moved
         )
@@ -84,7 +84,7 @@ class Batch:
         """The DataLoader asks for it where there is a GPU: only from pinned memory is a copy to the device
         asynchronous.
         """
-        pinned = {name: getattr(self, name).pin_memory() for name in ("latents", "noise", "timestep_draw")}
+        pinned = {name: getattr(self, name).pin_memory() for name in ("latents", "noise")}
         return replace(self, conditions=self.conditions.map(Tensor.pin_memory), **pinned)
 
 

@@ -194,7 +194,7 @@ def test_a_batch_is_pinned_whole_where_there_is_a_gpu(tiny_shards, monkeypatch):
         torch.Tensor, "pin_memory", lambda tensor: tensor + 1 if tensor.is_floating_point() else ~tensor
     )
     pinned = batch.pin_memory()
-    for name in ("latents", "noise", "timestep_draw"):
+    for name in ("latents", "noise"):
         assert torch.equal(getattr(pinned, name), getattr(batch, name) + 1)
     assert torch.equal(pinned.conditions.patches, batch.conditions.patches + 1) and pinned.ids == batch.ids
 
