@@ -1,11 +1,12 @@
 """`dit export CHECKPOINT --out FOLDER` makes a folder that others load without `dit`.
 
 `--format diffusers`, the default, holds the weights with the sources of network and pipeline; `--format safetensors`
-the weights alone. `dit sample --checkpoint FOLDER` takes either back.
+the weights alone. `dit sample --checkpoint FOLDER` takes either back. `--push me/my-model` uploads it, after asking.
 """
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dittool import completion
-from dittool.commands.options import DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import NONE_GIVEN, DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
 
 
 class Format(str, Enum):
@@ -48,6 +49,17 @@ def main(
     largest: Annotated[
         float, typer.Option("--largest-file", metavar="GB", min=0.0001, help="Above it weights are in several files.")
     ] = 5.0,
+    prompts: Annotated[
+        list[str], typer.Option("--prompt", metavar="T", help="A picture for the card. Repeatable.", show_default=False)
+    ] = NONE_GIVEN,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="Of the weights: apache-2.0.", show_default=False)
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="REPO", help="Upload to the hub: me/my-model.", show_default=False)
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Of a repository that --push makes.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     device: DeviceOption = None,
     json: JsonOption = False,
@@ -60,14 +72,43 @@ def main(
     trust_remote_code=True; `dit` reads its weights alone and never runs them.
     """
     from dittool.ckpt.files import resolve_checkpoint
+    from dittool.errors import UsageError
     from dittool.export.export import ExportRequest, export
+    from dittool.export.hub import push as upload
+    from dittool.export.hub import require_pushable
     from dittool.storage import bytes_text
 
     console = console_for(json, quiet, verbose)
+    if push is not None:
+        require_pushable(push)
+        if not (yes or sys.stdin.isatty()):
+            raise UsageError(f"--push {push}: nobody is there to be asked", "say it in advance: --yes")
+    elif private or yes:
+        raise UsageError("--private and --yes: no effect without --push", "name the repository: --push me/my-model")
     source = resolve_checkpoint(checkpoint, talk=console)
-    request = ExportRequest(source, out, form.value, weights, dtype.value, int(largest * 1e9), force)
+    request = ExportRequest(
+        source,
+        out,
+        form=form.value,
+        weights=weights,
+        dtype=dtype.value,
+        largest_file=int(largest * 1e9),
+        prompts=prompts,
+        licence=licence,
+        repository=push,
+        force=force,
+    )
     done = export(request, console)
     console.result(f"step {done.step:,}, {done.weights} weights, {dtype.value}, {bytes_text(done.bytes)}: {out}")
+    address = None
+    if push is not None:
+
+        def agreed(question: str) -> bool:
+            return yes or typer.confirm(question, err=True)
+
+        message = f"Step {done.step:,}, {done.weights} weights, {dtype.value}"
+        address = upload(out, push, private, agreed, message, bars=not quiet)
+        console.result(f"pushed to {address}" if address else f"not pushed; it stands in {out}")
     console.json(
         {
             "out": str(out),
@@ -77,5 +118,6 @@ def main(
             "step": done.step,
             "bytes": done.bytes,
             "files": [str(file.relative_to(out)) for file in done.files],
+            "pushed": address,
         }
     )

@@ -1,10 +1,12 @@
-"""Widths of well-known encoders, for telling a model's size before any features exist.
+"""Widths of well-known encoders, for telling a model's size before any features exist, and their licences.
 
 Training never reads this table: there the widths come from the data's identity card. Sources: the encoders' own configs
 on the hub.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from dittool.encoders.cards import FeatureWidths
 
@@ -46,3 +48,31 @@ def known_widths(image: str, text: str, vae: str) -> FeatureWidths | None:
     if text_width is None or image_width is None or channels is None:
         return None
     return FeatureWidths(text_width, image_width, channels)
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What an encoder's page on the hub says of its use."""
+
+    name: str
+    gated: bool = False  # an account must have accepted the terms
+
+
+# By how ids begin, from the pages of the hub as known to us in 2025; a model card asks its reader to look.
+_LICENCES = {
+    "builtin:": Licence("Apache-2.0, code of dit; nothing is trained in it"),
+    "facebook/dinov3-": Licence("DINOv3 License", gated=True),
+    "facebook/dinov2-": Licence("Apache-2.0"),
+    "google/t5-v1_1-": Licence("Apache-2.0"),
+    "google/umt5-": Licence("Apache-2.0"),
+    "google/mt5-": Licence("Apache-2.0"),
+    "google/byt5-": Licence("Apache-2.0"),
+    "black-forest-labs/FLUX.1-dev": Licence("FLUX.1 [dev] Non-Commercial License", gated=True),
+    "black-forest-labs/FLUX.1-schnell": Licence("Apache-2.0", gated=True),
+    "madebyollin/taef1": Licence("MIT"),
+}
+
+
+def licence_of(encoder: str) -> Licence | None:
+    """Of an encoder by its id; None: not known here."""
+    return next((licence for start, licence in _LICENCES.items() if encoder.startswith(start)), None)

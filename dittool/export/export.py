@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dittool.ckpt.exported import DIFFUSERS, PLAIN, exported_weights
+from dittool.ckpt.files import run_folder
+from dittool.config.architectures import AnyConfig
 from dittool.config.load import config_from_dict
 from dittool.console import SILENT, Talk
+from dittool.data.provenance import Provenance
 from dittool.errors import UsageError, listed
+from dittool.export.card import About, Picture, cell, write_card
 from dittool.export.diffusers_folder import write_folder
 from dittool.export.weights import LARGEST_FILE, choose_weights, in_precision, write_weights
 from dittool.families.family import family_of
+from dittool.sampling.one_step import OneStepPipeline
+from dittool.sampling.picture_file import write_picture
 from dittool.storage import TEMPORARY_PREFIX, output_folder, sync_folder
 
 SAFETENSORS, IN_DIFFUSERS = "safetensors", "diffusers"
 FORMATS = (IN_DIFFUSERS, SAFETENSORS)
+_MOST_PICTURES = 6
 _OURS = ("README.md", "model_index.json", "scheduler", "transformer", "samples")  # what an export may hold, at the top
 
 
@@ -34,6 +41,9 @@ class ExportRequest:
     weights: str = "ema"  # or "model", or the relative width of an average
     dtype: str = "fp32"
     largest_file: int = LARGEST_FILE  # bytes of a file of weights; above it there are several
+    prompts: Sequence[str] = ()  # to draw pictures for the card from
+    licence: str | None = None  # of the weights, as the hub names it
+    repository: str | None = None  # on the hub, that the card names
     force: bool = False  # replace an export that stands there
 
 
@@ -58,18 +68,60 @@ def export(request: ExportRequest, talk: Talk = SILENT) -> Exported:
     require_place(request.out, request.checkpoint, request.force)
     chosen = choose_weights(request.checkpoint, request.weights)
     tensors = in_precision(chosen, request.dtype, talk)
+    config = config_from_dict(chosen.described["config"], str(request.checkpoint))
     with _whole_folder(request.out) as folder:
-        if request.form == IN_DIFFUSERS:
-            config = config_from_dict(chosen.described["config"], str(request.checkpoint))
-            pipeline = family_of(config).pipeline(request.checkpoint)
-            parts = pipeline.for_diffusers()
-            named = {f"{parts.prefix}{name}": tensor for name, tensor in tensors.items()}
-            write_weights(folder / DIFFUSERS, named, chosen.metadata, request.largest_file, talk)
+        pipeline = family_of(config).pipeline(request.checkpoint)
+        parts = pipeline.for_diffusers() if request.form == IN_DIFFUSERS else None
+        prefix, place = (parts.prefix, DIFFUSERS) if parts else ("", PLAIN)
+        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+        write_weights(folder / place, named, chosen.metadata, request.largest_file, talk)
+        if parts:
             write_folder(folder, parts, {card.kind: card for card in pipeline.data.card.encoders})
-        else:
-            write_weights(folder / PLAIN, tensors, chosen.metadata, request.largest_file, talk)
+        about = About(
+            name=(request.repository or request.out.name).rpartition("/")[2],
+            config=config,
+            data=pipeline.data,
+            classes=chosen.described.get("classes", ()),
+            step=chosen.described["step"],
+            weights=chosen.name,
+            dtype=request.dtype,
+            parameters=sum(tensor.numel() for tensor in tensors.values()),
+            kind=parts.kind if parts else None,
+            run=run_folder(request.checkpoint),
+            pictures=_pictures(folder, config, request.prompts, talk),
+            licence=request.licence,
+            repository=request.repository,
+        )
+        write_card(folder, about)
+        _warn_of_local_encoders(pipeline.data, talk)
     files = tuple(sorted(path for path in request.out.rglob("*") if path.is_file()))
     return Exported(request.out, files, chosen.name, chosen.described["step"])
+
+
+def _pictures(folder: Path, config: AnyConfig, prompts: Sequence[str], talk: Talk) -> list[Picture]:
+    """Drawn with the exported weights: of each prompt, or of a generator's first classes."""
+    weights = exported_weights(folder)
+    assert weights is not None, "they were written"
+    pipeline = family_of(config).pipeline(weights)
+    words = list(pipeline.classes[:_MOST_PICTURES]) if isinstance(pipeline, OneStepPipeline) else list(prompts)
+    drawn = []
+    with talk.progress("pictures", len(words), "image") as task:
+        for number, text in enumerate(words):
+            (image,) = pipeline(text, seed=0)
+            path = output_folder(folder / "samples") / f"picture_{number}.png"
+            write_picture(path, image)
+            drawn.append(Picture(path.relative_to(folder).as_posix(), cell(text)))
+            task.advance()
+    return drawn
+
+
+def _warn_of_local_encoders(data: Provenance, talk: Talk) -> None:
+    for card in data.card.encoders:
+        if card.revision == "local":
+            talk.warn(
+                f"the {card.kind} encoder is '{card.id}', a folder or file of this disk: who loads the export needs it"
+                " at the same place; its path stands in the card and in model_index.json"
+            )
 
 
 def require_place(out: Path, checkpoint: Path, force: bool) -> None:
