@@ -20,7 +20,7 @@ from dittool.ckpt.write import write_safetensors
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UsageError, listed
 from dittool.models.alignment import drawing_weights
-from dittool.storage import file_sha256, write_json
+from dittool.storage import write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LARGEST_FILE = 5_000_000_000  # bytes of a file of weights, as diffusers writes them
@@ -49,7 +49,8 @@ def choose_weights(checkpoint: Path, wanted: str) -> ChosenWeights:
     """
     if is_weights_alone(checkpoint):
         content = load_to_draw(checkpoint)
-        there = {"ema": content["ema"]}
+        held = content.get("weights", "ema")
+        there, wanted = {held: content["ema"]}, held if wanted == "ema" else wanted
     else:
         weights = ("ema", "model", "snapshots")
         only = (*METADATA, *weights, "classes", "format_version")
@@ -60,7 +61,7 @@ def choose_weights(checkpoint: Path, wanted: str) -> ChosenWeights:
         hint = f"this checkpoint has {listed(list(there))}"
         raise UsageError(f"--weights {wanted}: not in {checkpoint}", f"{hint}; for another length: dit average RUN")
     described = {key: content[key] for key in (*METADATA, "classes") if key in content}
-    name = wanted if wanted in ("ema", "model") else f"average {wanted}"
+    name = f"average {wanted}" if wanted.replace(".", "").isdecimal() else wanted
     return ChosenWeights(drawing_weights(there[wanted]), name, described)
 
 
@@ -82,7 +83,7 @@ def in_precision(chosen: ChosenWeights, dtype: str, talk: Talk = SILENT) -> dict
 
 def write_weights(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], largest: int, talk: Talk = SILENT
-) -> list[Path]:
+) -> None:
     """The tensors as `path`, or, above `largest` bytes, as parts beside it with an index, which is written last.
 
     Raises OSError and `StorageError` with no file half-written.
@@ -90,15 +91,13 @@ def write_weights(
     split = split_torch_state_dict_into_shards(
         dict(tensors), filename_pattern=f"{path.stem}{{suffix}}{path.suffix}", max_shard_size=largest
     )
-    files = []
+    written: dict[str, str] = {}  # file → its SHA-256
     with talk.progress("weights", len(split.filename_to_tensors), "file") as task:
         for name, held in split.filename_to_tensors.items():
-            write_safetensors(path.with_name(name), {one: tensors[one] for one in held}, metadata)
-            files.append(path.with_name(name))
+            part = {one: tensors[one] for one in held}
+            written[name] = write_safetensors(path.with_name(name), part, metadata).sha256
             task.advance()
     if split.is_sharded:
         index = path.with_name(path.name + INDEX_ENDING)
-        told = {"total_size": split.metadata["total_size"], "sha256": {file.name: file_sha256(file) for file in files}}
+        told = {"total_size": split.metadata["total_size"], "sha256": written}
         write_json(index, {"metadata": told, "weight_map": split.tensor_to_filename})
-        files.append(index)
-    return files

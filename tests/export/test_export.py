@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dittool import load
 from dittool.ckpt.files import save_checkpoint
-from dittool.ckpt.load import check_safetensors
+from dittool.ckpt.safetensors_file import check_safetensors
 from dittool.ckpt.weights import load_weights
 from dittool.errors import BadDataError, UsageError
 from dittool.export.export import ExportRequest, export
