@@ -7,6 +7,12 @@ import shutil
 
 import pytest
 
+from dittool.config.load import load_config
+from dittool.config.presets import preset_folder
+from dittool.data.provenance import Provenance
+from dittool.data.shards.index import TRAIN
+from dittool.data.shards.read import ShardSet
+from dittool.demo.run import IMAGES, drawn_shards
 from dittool.runs import normal
 from dittool.runs.chart import Band
 from dittool.runs.normal import Curves, curves_of, newly_outside
@@ -52,6 +58,30 @@ def test_values_that_are_no_numbers_do_not_break_it():
     log = rows([1.0] * 10)
     log[4]["loss"], log[5]["loss"] = float("nan"), 0.0
     assert isinstance(said(log), list)
+
+
+CURVE_FILES = sorted(preset_folder().glob("*.curves.json"))
+
+
+@pytest.mark.parametrize("path", CURVE_FILES, ids=lambda path: path.stem)
+def test_curves_that_ship_fit_their_preset(path):
+    found = json.loads(path.read_text())
+    config = load_config(found["preset"])
+    assert path.name == f"{found['preset']}.curves.json" and len(set(found["seeds"])) >= 3
+    assert (found["steps"], found["batch_size"]) == (config.train.steps, config.train.batch_size)
+    for name, band in found["figures"].items():
+        assert name in normal._NAMES and band["steps"] == sorted(set(band["steps"]))
+        assert len(band["steps"]) == len(band["low"]) == len(band["high"])
+        assert all(0 < low < high for low, high in zip(band["low"], band["high"], strict=True))
+
+
+@pytest.mark.slow
+def test_the_demos_curves_are_of_its_data(tmp_path):
+    shards = drawn_shards(tmp_path, load_config("demo"), IMAGES)
+    opened = ShardSet.open(shards)
+    found = json.loads((preset_folder() / "demo.curves.json").read_text())
+    assert found["identity_hash"] == opened.identity_hash
+    assert found["order_hash"] == Provenance.of(opened, opened.split(TRAIN), load_config("demo")).order_hash
 
 
 @pytest.fixture
