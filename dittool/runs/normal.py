@@ -26,12 +26,12 @@ from dittool.storage import read_json
 SMOOTHED, IN_A_ROW = 5, 3  # rows of the log
 _NAMES = {"loss": "the loss", "grad_norm": "the norm of the gradient", "ema_distance": "the distance of the average"}
 _MEANT = {
-    ("loss", "above"): "a learning rate too high (train.lr, train.muon_lr), latents that are not scaled",
-    ("loss", "below"): "easier samples: other shares of dropout, latents that are not scaled, a hold-out that leaks",
-    ("grad_norm", "above"): "a learning rate too high, latents that are not scaled",
-    ("grad_norm", "below"): "easier samples: other shares of dropout; weights that do not move",
+    ("loss", "above"): "a learning rate too high or too low (train.lr, train.muon_lr), latents that are not scaled",
+    ("loss", "below"): "easier samples (other shares of dropout), a higher learning rate, latents that are not scaled",
+    ("grad_norm", "above"): "a learning rate too high, other shares of dropout, latents that are not scaled",
+    ("grad_norm", "below"): "easier samples (other shares of dropout), weights that do not move",
     ("ema_distance", "above"): "an average that does not follow (ema.target, ema.warmup), a learning rate too high",
-    ("ema_distance", "below"): "a learning rate too low, or an average that follows at once",
+    ("ema_distance", "below"): "a learning rate too low, an average that follows at once",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Literal, cast, get_args, get_origin
 
 import numpy as np
@@ -36,7 +37,8 @@ from dittool.sampling.latents import sample_latents
 if TYPE_CHECKING:
     from dittool.audit.specimens.ours import FlowNetwork
 
-Observers = Mapping[str, Callable[[Config, "FlowNetwork"], object]]  # by what they see, the cheap things first
+Observer = Callable[[Config, "FlowNetwork"], object]
+Observers = Mapping[str, Observer]  # by what they see, the cheap things first
 Section = dict[str, object]
 _UNIFORM = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 _IN_THE_LOOP = (
@@ -62,15 +64,23 @@ _USUAL: dict[str, list[object]] = {  # values of keys that are neither numbers n
 def key_effects(config: Config, network: FlowNetwork) -> dict[str, Effect]:
     """The effect of each key of a configuration but the description, by dotted name."""
     sections = {name: values for name, values in config_to_dict(config).items() if isinstance(values, dict)}
+    seen_unchanged = cache(lambda observe: observe(config, network))
     return {
-        f"{section}.{key}": key_effect(section, key, config, network)
+        f"{section}.{key}": key_effect(section, key, config, network, seen_unchanged)
         for section, values in sections.items()
         for key in values
     }
 
 
-def key_effect(section: str, key: str, config: Config, network: FlowNetwork) -> Effect:
-    """The effect of one key."""
+def key_effect(
+    section: str,
+    key: str,
+    config: Config,
+    network: FlowNetwork,
+    seen_unchanged: Callable[[Observer], object] | None = None,
+) -> Effect:
+    """The effect of one key. `seen_unchanged`: what an observer sees of the configuration as it is."""
+    seen_unchanged = seen_unchanged or cache(lambda observe: observe(config, network))
     tree = config_to_dict(config)
     values: Section = tree[section]
     if (section, values.get("schedule")) == ("train", "constant") and key in ("steps", "min_lr"):
@@ -85,7 +95,7 @@ def key_effect(section: str, key: str, config: Config, network: FlowNetwork) -> 
         changed = {**values, **_moved_along(section, key, value, values), key: value}
         set_keys = {name: other for name, other in changed.items() if other is not None}
         other = cast(Config, config_from_dict({**tree, section: set_keys}, "C1"))  # the architecture stays
-        seen = (what for what, observe in observers.items() if observe(config, network) != observe(other, network))
+        seen = (what for what, observe in observers.items() if seen_unchanged(observe) != observe(other, network))
         return next(seen, "")
 
     guess = Guess(_other_values(section, key, values[key]), why_none="has no other valid value here")
