@@ -38,17 +38,20 @@ def main(
 ) -> None:
     """Find what of this machine and installation will bite.
 
-    Versions that do not fit, device, memory, /dev/shm, limits of the shell, disk, terminal: each with what is needed,
-    what is there, and what to do. Exit code 1 when something will bite.
+    Versions that do not fit, device, memory, /dev/shm, limits of the shell, disk, terminal, and the weights of the
+    encoders: each with what is needed, what is there, and what to do. Exit code 1 when something will bite.
     """
+    from dittool.config.architectures import encoders_of
     from dittool.config.load import load_config
+    from dittool.encoders.availability import weights
     from dittool.errors import ANSWER_IS_NO
     from dittool.machine import BITES, NOTE, OK
     from dittool.train.readiness import examine
 
     console = console_for(json, quiet, verbose)
     name = preset or _ASSUMED
-    findings = examine(load_config(name, overrides), data, out)
+    config = load_config(name, overrides)
+    findings = [*examine(config, data, out), *weights(encoders_of(config), (data / "index.json").is_file())]
     counts = {status: sum(one.status == status for one in findings) for status in (OK, NOTE, BITES)}
     console.json(
         {

@@ -68,13 +68,14 @@ CANONICAL = tuple(
 )
 
 
-def buckets_for_area(area: tuple[int, int]) -> list[Bucket]:
+def buckets_for_area(area: tuple[int, int], multiple: int | None = None) -> list[Bucket]:
     """The seven canonical buckets scaled to about `area` = (width, height) pixels; 1024x1024 gives exactly the seven.
 
-    Sides are multiples of 64 from 512x512 upward and of 16 below. Of the landscape sizes whose area is within 10% of
-    the one asked for, each canonical aspect takes the one nearest in log aspect; portrait sizes mirror them. Aspects
-    that meet in one size give one bucket, so small areas have fewer. Order: square first, then landscape and portrait
-    in turn, ever longer. Raises `UsageError` when no square fits the area, naming those that do.
+    Sides are multiples of `multiple`; without it of 64 from 512x512 upward and of 16 below. Of the landscape sizes
+    whose area is within 10% of the one asked for, each canonical aspect takes the one nearest in log aspect; portrait
+    sizes mirror them. Aspects that meet in one size give one bucket, so small areas have fewer. Order: square first,
+    then landscape and portrait in turn, ever longer. Raises `UsageError` when no square fits the area, naming those
+    that do.
     """
     pixels = area[0] * area[1]
     asked = f"data.area = {area[0]}x{area[1]}"
@@ -83,7 +84,7 @@ def buckets_for_area(area: tuple[int, int]) -> list[Bucket]:
             f"{asked}: {pixels:,} pixels, the largest area is {LARGEST_AREA:,}",
             "choose a smaller area, for example 1024x1024",
         )
-    step = COARSE_MULTIPLE if pixels >= COARSE_FROM else SIDE_MULTIPLE
+    step = multiple or (COARSE_MULTIPLE if pixels >= COARSE_FROM else SIDE_MULTIPLE)
     sizes = _landscape_sizes(pixels, step)
     if not any(size.width == size.height for size in sizes):
         below = max(math.isqrt(pixels) // step, 1) * step
@@ -136,7 +137,8 @@ def require_whole_tokens(buckets: Iterable[Bucket], stride: int, patch_size: int
         raise UsageError(
             f"model.patch_size = {patch_size}: {source} has the bucket {' and '.join(odd)}; sides must be multiples of"
             f" {multiple} = {patch_size} cells × {stride} pixels",
-            f"choose another patch size, or embed with data.buckets of multiples of {multiple}",
+            f"choose another patch size, or embed with data.buckets of multiples of {multiple} (with data.area: -s"
+            f" data.multiple={multiple})",
         )
 
 

@@ -51,7 +51,7 @@ def asked(line: str, shell: str = "fish") -> list[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("dit train --preset nano", ["nano", "nano-fast", "nano-patches"]),
+        ("dit train --preset nano", ["nano", "nano-fast", "nano-open", "nano-patches"]),
         ("dit embed --preset m", ["medium", "mine.toml"]),
         ("dit presets dri", [name for name in preset_names() if name.startswith("drift")]),
         ("dit validate runs/", ["runs/a b", "runs/nano"]),
@@ -142,6 +142,7 @@ def test_in_fish(project, tmp_path):
     assert [line.split("\t")[0] for line in run.stdout.splitlines()] == [
         "nano",
         "nano-fast",
+        "nano-open",
         "nano-patches",
         "runs/a b",
         "runs/nano",

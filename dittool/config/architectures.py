@@ -103,6 +103,14 @@ def _of_another_kind(config: AnyConfig, source: str, what: str, instead: str = "
     return UsageError(f"{source}: {what}, and this is {row.title}", instead or row.served_by)
 
 
+def encoders_of(config: AnyConfig) -> dict[str, str]:
+    """Kind → name of each encoder that its features need; none for what has no images."""
+    if not isinstance(config, (Config, DriftConfig, MaeConfig)):
+        return {}
+    names = config.encoders
+    return {"image": names.image, "text": names.text, "vae": names.vae}
+
+
 def reads_patches(config: AnyConfig) -> bool:
     """Whether training reads the reference's patches, so that data must hold them."""
     return isinstance(config, Config) and config.reads_patches

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dittool.config.values import PLAIN_KIND, Columns, Positive, Section, Size, kind_named, require
-from dittool.geometry import Bucket, buckets_for_area, buckets_from_names, parse_size
+from dittool.config.values import PLAIN_KIND, Columns, Positive, Section, Size, Whole, kind_named, require
+from dittool.geometry import SIDE_MULTIPLE, Bucket, buckets_for_area, buckets_from_names, parse_size
 
 # Where the captions of images stand: docs/sources.md
 CaptionPlace = Literal["auto", "txt", "caption", "metadata", "coco", "folder"]
@@ -21,11 +21,15 @@ class Encoders(Section):
     vae: str
     dtype: Literal["fp32", "bf16"] = "fp32"  # arithmetic of image and text encoders; the VAE always runs in fp32
     max_text_tokens: Positive = 512
+    # of the text encoder, whose hidden states are the features: 0 the embeddings, -1 the last; its own output without
+    text_layer: Whole | None = None
 
 
 class Data(Section):
     area: Size | None = None  # "512x512": the seven buckets scaled to this area …
     buckets: Annotated[list[Size], Field(min_length=1)] | None = None  # … or the buckets themselves, "WIDTHxHEIGHT"
+    # pixels: sides of the area's buckets are multiples of it; 64 from 512x512 on and 16 below, if it is not given
+    multiple: Positive | None = None
     # of the patch features on disk (docs/storage.md); auto: fp16 where training reads them, else none
     patch_storage: Literal["auto", "fp16", "fp32", "int8", "pooled", "none"] = "auto"
     # texts beside images, lists, COCO's annotations, names of folders; auto: all but the last, and an error where two
@@ -50,6 +54,11 @@ class Data(Section):
         kinds = list(map(kind_named, self.caption_column)) if isinstance(self.caption_column, list) else []
         require(
             ((self.area is None) != (self.buckets is None), "exactly one of area and buckets must be given"),
+            (self.multiple is None or self.area is not None, "multiple has no effect without area"),
+            (
+                (self.multiple or SIDE_MULTIPLE) % SIDE_MULTIPLE == 0,
+                f"multiple {self.multiple} is not a multiple of {SIDE_MULTIPLE}",
+            ),
             (
                 len(set(kinds)) == len(kinds),
                 f"caption_column names kinds of captions that are one: {', '.join(kinds)}",
@@ -66,4 +75,6 @@ class Data(Section):
 
     def bucket_sizes(self) -> list[Bucket]:
         """The buckets that the section asks for. Raises `UsageError` naming every size that cannot serve."""
-        return buckets_from_names(self.buckets or []) if self.area is None else buckets_for_area(parse_size(self.area))
+        if self.area is None:
+            return buckets_from_names(self.buckets or [])
+        return buckets_for_area(parse_size(self.area), self.multiple)

@@ -42,6 +42,7 @@ class TextCard(_Card):
     kind: ClassVar[str] = "text"
     width: int  # channels of a token
     max_tokens: int  # longer captions were cut
+    layer: int | None = None  # whose hidden states are the features; None: the model's own output
     unknown: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -88,18 +89,23 @@ CARDS: dict[str, type[EncoderCard]] = {card.kind: card for card in (ImageCard, T
 
 def card_to_json(card: EncoderCard) -> dict[str, object]:
     """The card as identity.json holds it."""
-    return {name: getattr(card, name) for name in _names(type(card))} | dict(card.unknown)
+    known = {name: getattr(card, name) for name in _names(type(card))}
+    return {name: value for name, value in known.items() if value is not None} | dict(card.unknown)
 
 
 def card_from_json(kind: str, value: Mapping[str, Any]) -> EncoderCard:
     """The card behind a JSON object in which `wrong_keys` finds nothing wrong."""
-    known = {name: value[name] for name in _names(CARDS[kind])}
+    known = {name: value[name] for name in _names(CARDS[kind]) if name in value}
     return CARDS[kind](**known, unknown={key: item for key, item in value.items() if key not in known})
 
 
 def wrong_keys(kind: str, value: Mapping[str, Any]) -> list[str]:
     """Keys of a JSON object from anywhere that are missing or cannot be, for a card of this kind."""
-    return [name for name in _names(CARDS[kind]) if not _FITS.get(name, _is_text)(value.get(name))]
+    names = [name for name in _names(CARDS[kind]) if name in value or name not in _LATER]
+    return [name for name in names if not _FITS.get(name, _is_text)(value.get(name))]
+
+
+_LATER = ("layer",)  # what cards of before do not have
 
 
 def _names(card: type[EncoderCard]) -> list[str]:
@@ -121,6 +127,7 @@ def _is_number(value: object) -> bool:
 _FITS: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("width", "patch_size", "max_tokens", "channels", "stride"), _is_count),
     "registers": lambda value: _is_count(value, least=0),
+    "layer": lambda value: type(value) is int and abs(value) < 1 << 15,
     "scale": _is_number,
     "shift": _is_number,
 }

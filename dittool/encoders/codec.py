@@ -1,7 +1,7 @@
 """diffusers' autoencoders as codecs: images ↔ latents. What is stored is the posterior's mode, unscaled.
 
 Channels, stride, scale and shift are the autoencoder's own, read from its config: 16 channels at stride 8 for Flux, 32
-at stride 32 for DC-AE.
+at stride 32 for DC-AE. FLUX.2 packs 2×2 cells of 32 channels and norms them by statistics of its own: 128 at stride 16.
 
 B batch · H W pixels · C latent channels · h w = H/stride, W/stride
 """
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.encoders.cards import VaeCard
@@ -33,11 +34,13 @@ class _Kind(NamedTuple):
 
     latents: Callable[[Any], Tensor]  # of what `encode` gives back; nothing random in any of them
     stages: str  # the config's key with one entry a resolution: the sides halve between each two
+    packed: bool = False  # latents go to the model with patch_size² cells as channels of one, normed by its `bn`
 
 
 AUTOENCODERS = {
     "AutoencoderKL": _Kind(lambda output: output.latent_dist.mode(), "block_out_channels"),
     "AutoencoderTiny": _Kind(lambda output: output.latents, "encoder_block_out_channels"),
+    "AutoencoderKLFlux2": _Kind(lambda output: output.latent_dist.mode(), "block_out_channels", packed=True),
     "AutoencoderDC": _Kind(lambda output: output.latent, "encoder_block_out_channels"),
 }
 
@@ -47,11 +50,14 @@ class PretrainedCodec:
 
     def __init__(self, model: Any, name: str, revision: str) -> None:
         config, self._kind = model.config, AUTOENCODERS[type(model).__name__]
-        self.channels = int(config.latent_channels)
-        self.stride = 2 ** (len(config[self._kind.stages]) - 1)
+        self._pack = _cells_packed(config, name) if self._kind.packed else 1
+        self.channels = int(config.latent_channels) * self._pack**2
+        self.stride = 2 ** (len(config[self._kind.stages]) - 1) * self._pack
         network = frozen(model, "fp32")
         self._model, self._device = network.model, network.device
-        scale, shift = float(config.scaling_factor), float(config.get("shift_factor") or 0.0)
+        # packed latents are normed as they are stored: the statistics are the autoencoder's own, one a channel
+        scale = 1.0 if self._kind.packed else float(config.scaling_factor)
+        shift = 0.0 if self._kind.packed else float(config.get("shift_factor") or 0.0)
         self.card = VaeCard(name, revision, network.weights, "fp32", self.channels, self.stride, scale, shift)
 
     @torch.inference_mode()
@@ -83,10 +89,23 @@ class PretrainedCodec:
 
     def _encode(self, pixels: np.ndarray) -> Tensor:
         x = signed(to_device(torch.from_numpy(np.ascontiguousarray(pixels)), self._device))
-        return to_cpu(self._kind.latents(self._model.encode(x)))
+        latents = self._kind.latents(self._model.encode(x))
+        if self._kind.packed:
+            mean, deviation = self._norm()
+            latents = (F.pixel_unshuffle(latents, self._pack) - mean) / deviation
+        return to_cpu(latents)
 
     def _decode(self, latents: Tensor) -> np.ndarray:
-        return to_pixels(self._finite(self._model.decode(to_device(latents.float(), self._device)).sample, "pixels"))
+        latents = to_device(latents.float(), self._device)
+        if self._kind.packed:
+            mean, deviation = self._norm()
+            latents = F.pixel_shuffle(latents * deviation + mean, self._pack)
+        return to_pixels(self._finite(self._model.decode(latents).sample, "pixels"))
+
+    def _norm(self) -> tuple[Tensor, Tensor]:
+        """(mean, deviation) of each channel of packed latents, (C, 1, 1), from the autoencoder's batch norm."""
+        norm = self._model.bn
+        return norm.running_mean[:, None, None], (norm.running_var + norm.eps).sqrt()[:, None, None]
 
     def _finite(self, values: Tensor, what: str) -> Tensor:
         if broken := int((~torch.isfinite(values)).flatten(1).any(dim=1).sum()):
@@ -110,6 +129,14 @@ def autoencoder_class(config: dict[str, Any], where: str) -> Any:
             "name an autoencoder for images, for example -s encoders.vae=madebyollin/taef1",
         )
     return getattr(diffusers, wanted)
+
+
+def _cells_packed(config: Any, name: str) -> int:
+    """How many cells along one side become channels of one. Raises `BadDataError` for cells that are not square."""
+    rows, columns = config.patch_size
+    if rows != columns:
+        raise BadDataError(f"{name}: patch_size {config.patch_size} in its config is not square", "name another")
+    return int(rows)
 
 
 def _images_at_once(height: int, width: int) -> int:

@@ -1,9 +1,9 @@
-"""Reference images → DINO features: one CLS token and a grid of patch tokens.
+"""Reference images → features: one CLS token and a grid of patch tokens.
 
 The encoder's own config says how large a patch is and how many register tokens stand between CLS and the patches.
 Tokens come as [CLS, registers, patches in row-major order]; taking the wrong slice would shift the grid without any
-error. So only architectures whose tokens are known to stand so are taken, and what their config says is held against
-their weights.
+error. So only architectures whose tokens are known to stand so are taken (image_kinds.py), and what their config says
+is held against their weights.
 
 B batch · H W pixels · C width · N patches
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 from dittool.console import SILENT, Talk
 from dittool.encoders.builtin import built_in, builtin_image_model
 from dittool.encoders.cards import ImageCard
+from dittool.encoders.image_kinds import IMAGE_KINDS
 from dittool.encoders.interfaces import ImageFeatures
 from dittool.encoders.pretrained import (
     frozen,
@@ -36,22 +37,19 @@ from dittool.geometry import SIDE_MULTIPLE, encoder_input_size
 BUILT_IN = {  # name → a DINO with weights that nobody trained
     "builtin:dinov3": builtin_image_model,
 }
-# Tokens of these stand as [CLS, registers, patches], behind the final norm. Others average, crop or pool them.
-DINO_TYPES = {"dinov3_vit": "a DINOv3 ViT", "dinov2": "a DINOv2", "dinov2_with_registers": "a DINOv2"}
-
-_MEAN = (0.485, 0.456, 0.406)  # ImageNet, as in every DINO release
-_STD = (0.229, 0.224, 0.225)
 _PIXELS_AT_ONCE = 16 << 20  # sixteen images of 1024²
 
 
 class DinoEncoder:
-    """A frozen DINO vision transformer. Sees the whole bucketed image, never a crop of it."""
+    """A frozen image encoder: a DINO, or one of the others in `IMAGE_KINDS`. Sees the whole bucketed image, never a
+    crop of it.
+    """
 
     def __init__(self, model: Any, name: str, revision: str, dtype: str, talk: Talk = SILENT) -> None:
-        self._talk = talk
-        self.patch_size = _patch_size(model.config, name)
+        self._talk, self._kind = talk, IMAGE_KINDS[model.config.model_type]
+        self.patch_size = _patch_size(self._kind.patch_size(model.config), name)
         self.registers = _register_tokens(model, name)
-        self.width = int(model.config.hidden_size)
+        self.width = self._kind.width(model.config)
         network = frozen(model, dtype)  # training mode would jitter positions
         self._model, self._device, self._dtype = network.model, network.device, network.dtype
         self.card = ImageCard(name, revision, network.weights, dtype, self.width, self.patch_size, self.registers)
@@ -102,10 +100,10 @@ class DinoEncoder:
         if target != (width, height):
             # bicubic overshoots at edges
             x = F.interpolate(x, size=target[::-1], mode="bicubic", antialias=True).clamp(0, 1)
-        return (x - x.new_tensor(_MEAN)[:, None, None]) / x.new_tensor(_STD)[:, None, None]
+        return (x - x.new_tensor(self._kind.mean)[:, None, None]) / x.new_tensor(self._kind.std)[:, None, None]
 
     def _forward(self, x: Tensor) -> Tensor:
-        tokens = self._model(pixel_values=x.to(self._model.dtype)).last_hidden_state
+        tokens = self._kind.tokens(self._model, x.to(self._model.dtype), self.patch_size)
         rows, columns = x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
         if tokens.shape[1] != 1 + self.registers + rows * columns:
             raise BadDataError(
@@ -116,8 +114,7 @@ class DinoEncoder:
         return tokens
 
 
-def _patch_size(config: Any, name: str) -> int:
-    size = config.patch_size
+def _patch_size(size: Any, name: str) -> int:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1 or min(sides) < 1:
         raise BadDataError(
@@ -130,7 +127,7 @@ def _register_tokens(model: Any, name: str) -> int:
     """How many register tokens the model puts between CLS and the patches: what its weights have, which its config
     must confirm.
     """
-    weights = getattr(model.embeddings, "register_tokens", None)
+    weights = getattr(getattr(model, "embeddings", None), "register_tokens", None)
     found = 0 if weights is None else int(weights.shape[1])
     stated = int(getattr(model.config, "num_register_tokens", 0) or 0)
     if stated != found:
@@ -143,7 +140,7 @@ def _register_tokens(model: Any, name: str) -> int:
 
 
 def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> DinoEncoder:
-    """A built-in encoder, a hub id or a local folder of a DINOv3 ViT or a DINOv2, with or without registers.
+    """A built-in encoder, or a hub id or a local folder of one in `IMAGE_KINDS`.
 
     `talk` is told when images had to be computed again in fp32.
 
@@ -151,8 +148,8 @@ def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> DinoEncode
     """
     if name.startswith("builtin:"):
         return DinoEncoder(built_in("image", name, BUILT_IN)(name), name, "1", dtype, talk)
-    require_model_type("image", name, DINO_TYPES)
-    from transformers import AutoModel
+    model_type = require_model_type("image", name, {kind: IMAGE_KINDS[kind].called for kind in IMAGE_KINDS})
+    import transformers
 
-    model = load_transformer("image", name, dtype, AutoModel)
+    model = load_transformer("image", name, dtype, getattr(transformers, IMAGE_KINDS[model_type].model_class))
     return DinoEncoder(model, name, revision_of(name), dtype, talk)

@@ -29,6 +29,12 @@ TEXT_WIDTHS = {
     "google/t5-v1_1-xl": 2048,
     "google/t5-v1_1-xxl": 4096,
 }
+_GATED = (
+    "facebook/dinov3-",
+    "black-forest-labs/FLUX.1-",
+    "black-forest-labs/FLUX.2-dev",
+    "stabilityai/stable-diffusion-3",
+)
 KNOW_EVERY_SCRIPT = (
     "umT5, mT5 and byT5 know every script: -s encoders.text=google/umt5-xxl, google/mt5-xxl or google/byt5-xl"
 )
@@ -36,8 +42,17 @@ LATENT_CHANNELS = {
     "builtin:dct": 16,
     "black-forest-labs/FLUX.1-dev": 16,
     "black-forest-labs/FLUX.1-schnell": 16,
+    "black-forest-labs/FLUX.2-klein-4B": 128,  # packed: 32 of each of four cells
+    "Alpha-VLLM/Lumina-Image-2.0": 16,
+    "ostris/vae-kl-f8-d16": 16,
+    "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers": 32,
     "madebyollin/taef1": 16,
 }
+
+
+def is_gated(name: str) -> bool:
+    """Whether the hub gives these weights only to accounts that accepted their terms, as far as it is known."""
+    return name.startswith(_GATED)
 
 
 def known_widths(image: str, text: str, vae: str) -> FeatureWidths | None:

@@ -28,13 +28,13 @@ from dittool.encoders.pretrained import (
     to_cpu,
     to_device,
 )
+from dittool.encoders.text_kinds import TEXT_KINDS, most_tokens, text_width
 from dittool.encoders.torchvision_remedy import ensure_torchvision
-from dittool.errors import BadDataError, WeightsMissingError
+from dittool.errors import BadDataError, UsageError, WeightsMissingError
 
 BUILT_IN: dict[str, Callable[[str, int], TextEncoder]] = {  # name → (name, max_tokens) → encoder
     "builtin:words": WordVectors,
 }
-T5_TYPES = {"t5": "a T5", "mt5": "an mT5", "umt5": "a umT5"}
 
 # Padding included. Few on a CPU: its time goes with the tokens, and narrow groups of captions of like length have next
 # to no padding (measured: half the time of batches of 16 in the order of the data). Many on a GPU, which small batches
@@ -44,17 +44,33 @@ _PROBE = "a photo of a red bird"  # words that every tokenizer of the family kno
 
 
 class T5Encoder:
-    """The encoder half of a T5 model. fp16 overflows in it, so it runs in bf16 or fp32."""
+    """The encoder half of a T5 model, or another one of `TEXT_KINDS`. fp16 overflows in T5, so it runs in bf16 or fp32.
+
+    Args:
+        layer: whose hidden states are the features: 0 the embeddings, −1 the last; None the model's own output.
+    """
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, revision: str, dtype: str, max_tokens: int, talk: Talk = SILENT
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        revision: str,
+        dtype: str,
+        max_tokens: int,
+        talk: Talk = SILENT,
+        layer: int | None = None,
     ) -> None:
-        self._tokenizer, self._max_tokens, self._talk = tokenizer, max_tokens, talk
-        self.width = int(model.config.d_model)
+        max_tokens = most_tokens(model.config, max_tokens)
+        self._tokenizer, self._max_tokens, self._talk, self._layer = tokenizer, max_tokens, talk, layer
+        self.width = text_width(model.config)
+        _require_layer(model.config, layer, name)
         _require_words(tokenizer, int(model.config.vocab_size), name)
+        # of CLIP the mark at the end, which every caption has
+        self._unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
         network = frozen(model, dtype)
         self._model, self._device, self._dtype = network.model, network.device, network.dtype
-        self.card = TextCard(name, revision, network.weights, dtype, self.width, max_tokens)
+        self.card = TextCard(name, revision, network.weights, dtype, self.width, max_tokens, layer)
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str]) -> list[TextFeatures]:
@@ -71,18 +87,24 @@ class T5Encoder:
                 strict=True,
             ):
                 hidden[index] = row
-        unknown = self._tokenizer.unk_token_id
-        return [TextFeatures(row, cut, ids.count(unknown)) for row, (ids, cut) in zip(hidden, tokens, strict=True)]
+        return [
+            TextFeatures(row, cut, 0 if self._unknown is None else ids.count(self._unknown))
+            for row, (ids, cut) in zip(hidden, tokens, strict=True)
+        ]
 
     def count_tokens(self, caption: str) -> int:
         return len(self._tokenizer(caption, verbose=False).input_ids)
 
     def _token_ids(self, caption: str) -> tuple[list[int], bool]:
-        """The caption's tokens and whether they were cut. A cut caption keeps its last token, the end mark."""
+        """The caption's tokens and whether they were cut. A cut caption keeps its last token where that is an end
+        mark.
+        """
         ids = self._tokenizer(caption, verbose=False).input_ids
         if len(ids) <= self._max_tokens:
             return ids, False
-        return [*ids[: self._max_tokens - 1], ids[-1]], True
+        if ids[-1] in self._tokenizer.all_special_ids:
+            return [*ids[: self._max_tokens - 1], ids[-1]], True
+        return ids[: self._max_tokens], True
 
     def _finite(self, tokens: list[list[int]], captions: list[str]) -> list[Tensor]:
         rows = self._forward(tokens)
@@ -112,9 +134,12 @@ class T5Encoder:
         for row, caption in enumerate(tokens):
             ids[row, : len(caption)] = torch.tensor(caption)
             mask[row, : len(caption)] = 1
-        hidden = self._model(
-            input_ids=to_device(ids, self._device), attention_mask=to_device(mask, self._device)
-        ).last_hidden_state
+        output = self._model(
+            input_ids=to_device(ids, self._device),
+            attention_mask=to_device(mask, self._device),
+            output_hidden_states=self._layer is not None,
+        )
+        hidden = output.last_hidden_state if self._layer is None else output.hidden_states[self._layer]
         return [row[: len(caption)].clone() for row, caption in zip(to_cpu(hidden), tokens, strict=True)]
 
 
@@ -148,15 +173,21 @@ def token_counter(name: str) -> Callable[[str], int] | None:
     return lambda caption: len(tokenizer(caption, verbose=False).input_ids)
 
 
+def _require_layer(config: Any, layer: int | None, name: str) -> None:
+    layers = int(config.num_hidden_layers)
+    if layer is not None and not -layers - 1 <= layer <= layers:
+        raise UsageError(
+            f"encoders.text_layer = {layer}: '{name}' has {layers} layers",
+            f"give a layer from 0, the embeddings, to {layers}, the last; or counted from behind, from -1",
+        )
+
+
 def _require_words(tokenizer: Any, vocabulary: int, name: str) -> None:
     """Without its own files the library makes up a tokenizer to which every word is unknown."""
     ids = tokenizer(_PROBE).input_ids
-    if tokenizer.unk_token_id in ids or max(ids) >= vocabulary:
-        fault = (
-            "does not know plain words"
-            if tokenizer.unk_token_id in ids
-            else f"gives token {max(ids)}, the model knows {vocabulary}"
-        )
+    unknown = tokenizer.unk_token_id in ids and tokenizer.unk_token_id != tokenizer.eos_token_id
+    if unknown or max(ids) >= vocabulary:
+        fault = "does not know plain words" if unknown else f"gives token {max(ids)}, the model knows {vocabulary}"
         raise WeightsMissingError(
             f"encoders.text: '{name}': its tokenizer {fault}: its files are missing or belong to another model",
             "put tokenizer.json (or spiece.model) and tokenizer_config.json of the same model beside config.json",
@@ -178,16 +209,21 @@ def _about_sentencepiece(name: str, error: WeightsMissingError) -> WeightsMissin
     )
 
 
-def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILENT) -> TextEncoder:
-    """A built-in encoder, a hub id or a local folder of a T5. `talk` is told when captions had to be computed again in
-    fp32.
+def load_text_encoder(
+    name: str, dtype: str, max_tokens: int, talk: Talk = SILENT, layer: int | None = None
+) -> TextEncoder:
+    """A built-in encoder, or a hub id or a local folder of one in `TEXT_KINDS`. `talk` is told when captions had to be
+    computed again in fp32. `layer`: as `T5Encoder` takes it.
 
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
     if name.startswith("builtin:"):
+        if layer is not None:
+            raise UsageError(f"encoders.text_layer = {layer}: '{name}' has no layers", "take text_layer out")
         return built_in("text", name, BUILT_IN)(name, max_tokens)
-    model_type = require_model_type("text", name, T5_TYPES)
-    from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+    model_type = require_model_type("text", name, {kind: TEXT_KINDS[kind].called for kind in TEXT_KINDS})
+    import transformers
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = load_pretrained(
@@ -195,5 +231,5 @@ def load_text_encoder(name: str, dtype: str, max_tokens: int, talk: Talk = SILEN
         )
     except WeightsMissingError as error:
         raise _about_sentencepiece(name, error) from error
-    model = load_transformer("text", name, dtype, UMT5EncoderModel if model_type == "umt5" else T5EncoderModel)
-    return T5Encoder(model, tokenizer, name, revision_of(name), dtype, max_tokens, talk)
+    model = load_transformer("text", name, dtype, getattr(transformers, TEXT_KINDS[model_type].model_class))
+    return T5Encoder(model, tokenizer, name, revision_of(name), dtype, max_tokens, talk, layer)

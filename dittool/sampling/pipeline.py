@@ -86,7 +86,9 @@ class Pipeline(Drawing):
     @cached_property
     def text_encoder(self) -> TextEncoder:
         card = self.data.card.text
-        return same_weights(card, load_text_encoder(place_of_weights(card.id), card.dtype, card.max_tokens))
+        return same_weights(
+            card, load_text_encoder(place_of_weights(card.id), card.dtype, card.max_tokens, layer=card.layer)
+        )
 
     @cached_property
     def image_encoder(self) -> ImageEncoder:

@@ -227,7 +227,7 @@ def test_features_that_are_not_finite_in_fp32_either_are_refused(folders):
 # What is no DINO
 
 
-@pytest.mark.parametrize("model_type", ["vit", "clip_vision_model", "dinov3_convnext", "siglip_vision_model", "swin"])
+@pytest.mark.parametrize("model_type", ["vit", "clip_vision_model", "convnext", "swin"])
 def test_another_architecture_is_refused_before_its_weights_are_looked_for(tmp_path, model_type):
     """Mistake 15 of the recipe: a fallback extractor whose tokens were averaged into a wrong CLS."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))

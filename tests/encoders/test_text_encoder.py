@@ -227,7 +227,7 @@ def test_a_sentencepiece_tokenizer_is_read_or_its_package_asked_for(googles):
     assert "pip install sentencepiece" in missing.value.hint
 
 
-@pytest.mark.parametrize("model_type", ["bert", "clip_text_model", "pix2struct"])
+@pytest.mark.parametrize("model_type", ["bert", "llama", "pix2struct"])
 def test_another_architecture_is_refused_before_its_weights_are_looked_for(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(UsageError, match=model_type):

@@ -271,7 +271,8 @@ def _vae_pass(config: ImageConfig, _: Talk) -> EmbedPass[Decoded]:
 
 
 def _text_pass(config: ImageConfig, talk: Talk) -> EmbedPass[Captions]:
-    encoder = load_text_encoder(config.encoders.text, config.encoders.dtype, config.encoders.max_text_tokens, talk)
+    names = config.encoders
+    encoder = load_text_encoder(names.text, names.dtype, names.max_text_tokens, talk, names.text_layer)
 
     def encode(of_images: Sequence[Captions]) -> list[Encoded]:
         found = iter(encoder.encode([text for captions in of_images for _, text in captions]))

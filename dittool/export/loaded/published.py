@@ -5,27 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
 from dittool.encoders.cards import EncoderCard, ImageCard, TextCard, VaeCard
 from dittool.encoders.codec import PretrainedCodec
 from dittool.encoders.image import DinoEncoder
+from dittool.encoders.image_kinds import IMAGE_KINDS
 from dittool.encoders.interfaces import ImageEncoder, LatentCodec, TextEncoder
 from dittool.encoders.pretrained import DTYPES
 from dittool.encoders.text import T5Encoder
+from dittool.encoders.text_kinds import TEXT_KINDS
 
 
 def published_image_encoder(card: ImageCard) -> ImageEncoder:
-    model = AutoModel.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
+    kind = IMAGE_KINDS[AutoConfig.from_pretrained(card.id, **_pinned(card)).model_type]
+    model_class = getattr(transformers, kind.model_class)
+    model = model_class.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
     return DinoEncoder(model, card.id, card.revision, card.dtype)
 
 
 def published_text_encoder(card: TextCard) -> TextEncoder:
-    kind = AutoConfig.from_pretrained(card.id, **_pinned(card)).model_type
-    model_class = UMT5EncoderModel if kind == "umt5" else T5EncoderModel
+    kind = TEXT_KINDS[AutoConfig.from_pretrained(card.id, **_pinned(card)).model_type]
+    model_class = getattr(transformers, kind.model_class)
     model = model_class.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
     tokenizer = AutoTokenizer.from_pretrained(card.id, **_pinned(card))
-    return T5Encoder(model, tokenizer, card.id, card.revision, card.dtype, card.max_tokens)
+    return T5Encoder(model, tokenizer, card.id, card.revision, card.dtype, card.max_tokens, layer=card.layer)
 
 
 def published_codec(card: VaeCard) -> LatentCodec:
