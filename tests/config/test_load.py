@@ -218,7 +218,7 @@ def test_a_mistake_inside_a_list_has_the_line_of_its_key(preset):
 
 
 def test_a_missing_preset_is_told_with_the_nearest_name():
-    with pytest.raises(UsageError, match="preset 'nanoo' does not exist; shipped are base, demo") as caught:
+    with pytest.raises(UsageError, match="preset 'nanoo' does not exist; shipped are base, base-open, demo") as caught:
         load_config("nanoo")
     assert caught.value.hint.startswith("did you mean 'nano'?")
 

@@ -108,7 +108,7 @@ def test_pixels_that_are_not_finite_are_not_shown_as_black(folders):
 def test_a_model_that_is_no_autoencoder_for_images_is_refused_by_its_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLCogVideoX"}))
     with pytest.raises(
-        UsageError, match="AutoencoderKLCogVideoX, not one of AutoencoderKL, AutoencoderTiny, AutoencoderDC"
+        UsageError, match="AutoencoderKLCogVideoX, not one of AutoencoderKL, AutoencoderTiny, AutoencoderKLFlux2"
     ):
         load_codec(str(tmp_path))
 

@@ -178,6 +178,9 @@ class FeatureStore:
             )
             if adopted == card:
                 return False
+            if not card.encoders and self._part.is_everything:  # refused before any pass: nothing was made
+                self.write_card(adopted)
+                return False
             stale = stages_made_stale(adopted, card)
             if not set(stale) <= set(rebuild):
                 require_same_identity(
