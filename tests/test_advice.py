@@ -23,7 +23,10 @@ OTHERS = {
     "--sort",  # tar
     "--force-download",
     "--local-dir",
-    "--include",  # hf download
+    "--include",
+    "--repo-type",  # hf download
+    "--url",  # of img2dataset --url_list and --url_col, as far as they are read here
+    "--output",  # and its --output_format and --output_folder
     "--signals-to-handle",
     "--shutdown-timeout",
     "--nproc-per-node",
