@@ -47,9 +47,7 @@ def test_what_was_fetched_is_in_the_hubs_cache(folders, hub_cache, online):
     assert finding("vae", "org/pipeline").status == OK and finding("text", "org/pipeline").status == NOTE
 
 
-def test_an_open_one_bites_only_where_fetching_is_forbidden(
-    online, hub_cache, monkeypatch
-):
+def test_an_open_one_bites_only_where_fetching_is_forbidden(online, hub_cache, monkeypatch):
     online()
     found = finding("image", OPEN)
     assert found.status == NOTE and "gated" not in found.what and f"hf download {OPEN}" in found.remedy
