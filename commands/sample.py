@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING
 
-import typer
-from typer.models import OptionInfo
-
-from dittool import completion
 from dittool.commands.options import (
     NONE_GIVEN,
     DeviceOption,
@@ -21,94 +18,41 @@ from dittool.commands.options import (
     VerboseOption,
     console_for,
 )
-from dittool.config.schema import DEFAULT_STRENGTH, Sample
+from dittool.commands.options_of_sample import (
+    AlphaOption,
+    CfgDinoOption,
+    CfgTextOption,
+    CfgWeakOption,
+    CheckpointOption,
+    ClassOption,
+    CountOption,
+    FromOption,
+    GridOption,
+    GuidanceOption,
+    InitOption,
+    IntervalOption,
+    MomentumOption,
+    NegativeOption,
+    NormOption,
+    OutOption,
+    ParallelOption,
+    PartOption,
+    PromptOption,
+    PromptsOption,
+    RefOption,
+    SeedOption,
+    SizeOption,
+    SolverOption,
+    StepsOption,
+    StrengthOption,
+    WeakOption,
+    WeakRoutedOption,
+)
+from dittool.config.schema import Sample
+from dittool.console import Console
 
-_OWN = "the run's own"
-
-
-def _setting(name: str, metavar: str | None = None) -> OptionInfo:
-    """The option of a field of `[sample]`, which says its words and its choices."""
-    field = Sample.model_fields[name]
-    return typer.Option(
-        f"--{name.replace('_', '-')}",
-        metavar=metavar or "|".join(get_args(field.annotation)),
-        help=field.description,
-        show_default=_OWN,
-    )
-
-
-PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="T", help="What to draw.")]
-NegativeOption = Annotated[str | None, typer.Option("--negative", metavar="T", help="What to draw away from.")]
-RefOption = Annotated[Path | None, typer.Option("--ref", metavar="IMG", help="Reference image, of any shape.")]
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--prompts", metavar="FILE", help="A prompt a line, or .jsonl with prompt, ref, seed, size, negative."
-    ),
-]
-FromOption = Annotated[
-    Path | None, typer.Option("--from", metavar="IMG", help="Draw a picture again; other options change it.")
-]
-CheckpointOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--checkpoint",
-        metavar="C",
-        help="Checkpoint or run.",
-        show_default="the newest run",
-        autocompletion=completion.runs_and_checkpoints,
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option("--size", metavar="WxH", help="In pixels.", show_default="the bucket of --init or --ref, else square"),
-]
-CountOption = Annotated[int | None, typer.Option("-n", min=1, metavar="N", help="How many images.", show_default="1")]
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, metavar="S", help="Image i has seed S + i.", show_default="0")
-]
-StepsOption = Annotated[int | None, _setting("steps", "N")]
-SolverOption = Annotated[str | None, _setting("solver")]
-CfgTextOption = Annotated[float | None, _setting("cfg_text", "X")]
-CfgDinoOption = Annotated[float | None, _setting("cfg_dino", "Y")]
-GuidanceOption = Annotated[str | None, _setting("guidance")]
-IntervalOption = Annotated[tuple[float, float] | None, _setting("guidance_interval", "LO HI")]
-ParallelOption = Annotated[float | None, _setting("guidance_parallel", "H")]
-NormOption = Annotated[float | None, _setting("guidance_norm", "R")]
-MomentumOption = Annotated[float | None, _setting("guidance_momentum", "B")]
-WeakOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--weak",
-        metavar="C",
-        help="Also draw away from a weaker model: an earlier checkpoint, or a smaller run on the same data.",
-        autocompletion=completion.runs_and_checkpoints,
-    ),
-]
-CfgWeakOption = Annotated[float | None, _setting("cfg_weak", "Z")]
-WeakRoutedOption = Annotated[float | None, _setting("weak_routed", "S")]
-GridOption = Annotated[
-    tuple[str, str] | None,
-    typer.Option(
-        "--grid",
-        metavar="ACROSS DOWN",
-        help="One picture over two scales: cfg-text=1,2,3 cfg-dino=0,1,2",
-        show_default=False,
-    ),
-]
-InitOption = Annotated[Path | None, typer.Option("--init", metavar="IMG", help="Begin with an image instead of noise.")]
-StrengthOption = Annotated[
-    float | None,
-    typer.Option(
-        "--strength", metavar="T", help="How much of --init is drawn anew, 0 to 1.", show_default=f"{DEFAULT_STRENGTH}"
-    ),
-]
-ClassOption = Annotated[
-    list[str], typer.Option("--class", metavar="C", help="One step: a class by name or number.", show_default=False)
-]
-AlphaOption = Annotated[
-    float | None, typer.Option("--alpha", metavar="A", help="One step: guidance scale, 1 is none.", show_default=_OWN)
-]
+if TYPE_CHECKING:
+    from dittool.sampling.request import SampleOptions
 
 
 def main(
@@ -138,9 +82,8 @@ def main(
     strength: StrengthOption = None,
     classes: ClassOption = NONE_GIVEN,
     alpha: AlphaOption = None,
-    out: Annotated[Path, typer.Option("--out", metavar="F", help="A .png, .jpg or .webp file, or a folder.")] = Path(
-        "samples"
-    ),
+    out: OutOption = Path("samples"),
+    part: PartOption = None,
     force: ForceOption = False,
     device: DeviceOption = None,
     json: JsonOption = False,
@@ -150,6 +93,7 @@ def main(
     """Draw images with a trained model (its EMA weights). Each picture carries the settings that made it."""
     options_given = locals()  # each field of `[sample]` is a parameter of its name
     settings = {name: options_given[name] for name in Sample.model_fields if options_given[name] is not None}
+    from dittool.errors import UsageError
     from dittool.sampling.draw import draw_all
     from dittool.sampling.one_step import asks_for_one_step, draw_classes, one_step_request
     from dittool.sampling.request import SampleOptions, plan
@@ -171,6 +115,11 @@ def main(
         negative=negative,
         weak=weak,
     )
+    if out.suffix.lower() == ".npz":
+        _draw_set(options, classes, alpha, out, part, force, console)
+        return
+    if part is not None:
+        raise UsageError("--part: no effect without --out F.npz", "leave it out")
     if asks_for_one_step(options, classes, alpha):
         drawn = draw_classes(one_step_request(options, tuple(classes), alpha, console), out, console, force)
     else:
@@ -178,3 +127,29 @@ def main(
     console.json({"images": [image.to_json() for image in drawn]})
     for image in drawn:
         console.result(str(image.path))
+
+
+def _draw_set(
+    options: SampleOptions,
+    classes: list[str],
+    alpha: float | None,
+    out: Path,
+    part: str | None,
+    force: bool,
+    console: Console,
+) -> None:
+    from dittool.data.features.parts import Part, use_own_gpu
+    from dittool.sampling.one_step import asks_for_one_step, one_step_request
+    from dittool.sampling.sample_set import draw_set
+    from dittool.sampling.sets_of_prompts import set_of_classes, set_of_prompts
+
+    use_own_gpu(os.environ)
+    share = Part.parse(part) if part else Part.from_environment(os.environ)
+    if asks_for_one_step(options, classes, alpha):
+        asked = set_of_classes(one_step_request(options, tuple(classes), alpha, console))
+    else:
+        asked = set_of_prompts(options, console)
+    written = draw_set(asked, out, share, console, force)
+    console.json({"samples": str(out), "images": asked.count, "complete": written is not None})
+    if written is not None:
+        console.result(str(written))

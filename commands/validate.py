@@ -1,79 +1,56 @@
 """`dit validate` judges a checkpoint by three tests and answers GO (exit 0) or NO-GO (exit 1), with a report to
 look at.
+
+`dit validate SAMPLES.npz --reference F.npz --tests fid` measures a set of images, whoever drew them, and answers
+nothing (exit 0).
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from dittool import completion
-from dittool.address import place_of
-from dittool.commands.options import PLACE, DeviceOption, JsonOption, QuietOption, VerboseOption, console_for
+from dittool.commands.options import DeviceOption, JsonOption, QuietOption, VerboseOption, console_for, require_effect
+from dittool.commands.options_of_validate import (
+    EVERY_TEST,
+    CompareOption,
+    DataOption,
+    FeaturesOutOption,
+    ImagesOption,
+    LimitOption,
+    LpipsBackboneOption,
+    OutOption,
+    ReferenceOption,
+    RepeatOption,
+    SplitOption,
+    TargetArgument,
+    TestsOption,
+)
 from dittool.console import Console
 from dittool.shell import command_line
 
-EVERY_TEST = "reconstruction,dino_swap,text_manip,mode_losses"
-
-
-class Split(str, Enum):
-    holdout = "holdout"
-    train = "train"
+if TYPE_CHECKING:
+    from dittool.validate.figures.drawn import FigureOptions
+    from dittool.validate.run import ValidateOptions, Validation
 
 
 def main(
-    target: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="RUN|CHECKPOINT",
-            help="What to judge.",
-            show_default="the newest run",
-            autocompletion=completion.runs_and_checkpoints,
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", parser=place_of, metavar=PLACE, help="Shards.", show_default="those of the training"),
-    ] = None,
-    tests: Annotated[str, typer.Option("--tests", metavar="A,B", help="Which tests.")] = EVERY_TEST,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            "--limit",
-            min=0,
-            metavar="N",
-            help="At most so many images, pairs, edits; 0: all.",
-            show_default="the run's own",
-        ),
-    ] = None,
-    split: Annotated[
-        Split | None,
-        typer.Option("--split", help="Which images.", show_default="holdout, or train when nothing is held out"),
-    ] = None,
-    lpips_backbone: Annotated[
-        Path | None,
-        typer.Option(
-            "--lpips-backbone", metavar="F", help="AlexNet weights for LPIPS; without any, SSIM.", show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="F", help="Folder of the report.", show_default="RUN/validation/stepNNNNNNN[_train]"
-        ),
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(
-            "--compare",
-            metavar="A B",
-            help="Two runs validated before, side by side. Judges nothing.",
-            autocompletion=completion.runs,
-        ),
-    ] = None,
+    context: typer.Context,
+    target: TargetArgument = None,
+    data: DataOption = None,
+    tests: TestsOption = EVERY_TEST,
+    limit: LimitOption = None,
+    split: SplitOption = None,
+    lpips_backbone: LpipsBackboneOption = None,
+    images: ImagesOption = None,
+    reference: ReferenceOption = None,
+    features_out: FeaturesOutOption = None,
+    out: OutOption = None,
+    compare: CompareOption = None,
+    repeat: RepeatOption = None,
     device: DeviceOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -85,42 +62,94 @@ def main(
     swapped between images, words exchanged in captions. Exit code 0 is GO, 1 is NO-GO; the thresholds stand in the
     preset.
     """
-    from dittool.ckpt.files import resolve_checkpoint, run_folder
-    from dittool.ckpt.run_data import recorded_data
     from dittool.demo.checker import SCENE_CHECKER
-    from dittool.errors import ANSWER_IS_NO, UsageError
-    from dittool.validate.run import ValidateOptions, validate
-    from dittool.validate.verdict import criteria_rows
+    from dittool.errors import ANSWER_IS_NO
+    from dittool.validate.figures.drawn import FigureOptions
+    from dittool.validate.run import ValidateOptions
 
     console = console_for(json, quiet, verbose)
+    figures = FigureOptions(reference, images, features_out)
     if compare is not None:
-        others: dict[str, object] = {"--data": data, "--limit": limit, "--split": split, "--device": device}
-        others |= {"--lpips-backbone": lpips_backbone, "--tests": None if tests == EVERY_TEST else tests}
-        if given := [name for name, value in others.items() if value is not None]:
-            raise UsageError(f"{', '.join(given)}: no effect with --compare, which judges nothing", "leave it out")
+        require_effect(context, "with --compare, which judges nothing", "compare", "out", "target")
         _show_comparison(compare, target, out, console)
         return
-    checkpoint = resolve_checkpoint(target, talk=console)
+    if repeat is not None:
+        acting = ("repeat", "target", "data", "out", "device")
+        require_effect(context, "with --repeat, which asks for what the results were asked for", *acting)
+        _repeat(repeat, target, data, out, console)
+        return
     wanted = [name.strip() for name in tests.split(",") if name.strip()]
-    options = ValidateOptions(wanted, limit, split.value if split else None, lpips_backbone, SCENE_CHECKER)
+    if target is not None and target.suffix.lower() == ".npz":
+        of_sets = ("target", "tests", "reference", "features_out", "out", "device")
+        require_effect(context, "on a set of images", *of_sets)
+        _measure(target, figures, wanted, out, console)
+        return
+    half = split.value if split else None
+    options = ValidateOptions(wanted, limit, half, lpips_backbone, SCENE_CHECKER, figures)
+    done = _validate(target, data, out, options, console)
+    _show(done, console)
+    if done.answer_is_no:
+        raise typer.Exit(ANSWER_IS_NO)
+
+
+def _validate(
+    target: Path | None, data: Path | None, out: Path | None, options: ValidateOptions, console: Console
+) -> Validation:
+    from dittool.ckpt.files import resolve_checkpoint, run_folder
+    from dittool.ckpt.run_data import recorded_data
+    from dittool.validate.run import validate
+
+    checkpoint = resolve_checkpoint(target, talk=console)
     again = command_line("dit", "validate", target or checkpoint)
-    data = data or recorded_data(run_folder(checkpoint), again, checkpoint)
-    done = validate(checkpoint, data, out, options, console)
+    return validate(checkpoint, data or recorded_data(run_folder(checkpoint), again, checkpoint), out, options, console)
+
+
+def _show(done: Validation, console: Console) -> None:
+    from dittool.validate.figures.figure import FIGURE_COLUMNS, figure_rows
+    from dittool.validate.verdict import criteria_rows
 
     console.json({**done.results, "report": str(done.report)})
-    console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))
+    if done.criteria:
+        console.table(("", "criterion", "value", "needed"), criteria_rows(done.criteria))
     for criterion in done.criteria:
         if criterion.passed is False:
             console.result(f"✘ {criterion.title}: {criterion.advice}")
         elif criterion.reason:
             console.note(f"{criterion.title} does not decide: {criterion.reason}")
+    if done.figures:
+        console.table(FIGURE_COLUMNS, figure_rows(done.figures))
     if done.results["diagnosis"]:
         console.result(done.results["diagnosis"])
     images, left_out = done.results["data"], done.results["left_out"]
     judged = f"{images['images']} {images['described']}" + (f"; not judged: {', '.join(left_out)}" if left_out else "")
     console.result(f"{done.verdict}  step {done.results['step']}, EMA weights, {judged}")
     console.result(f"look at {done.report}")
-    if not done.go:
+
+
+def _measure(samples: Path, figures: FigureOptions, tests: Sequence[str], out: Path | None, console: Console) -> None:
+    from dittool.validate.figures.figure import FIGURE_COLUMNS, figure_rows
+    from dittool.validate.figures.given import measure_given
+
+    done = measure_given(samples, figures.reference, tests, out, figures.features_out, console)
+    console.json({**done.results, "report": str(done.report)})
+    console.table(FIGURE_COLUMNS, figure_rows(done.figures.figures))
+    console.result(f"look at {done.report}")
+
+
+def _repeat(path: Path, target: Path | None, data: Path | None, out: Path | None, console: Console) -> None:
+    from dittool.demo.checker import SCENE_CHECKER
+    from dittool.errors import ANSWER_IS_NO
+    from dittool.validate.repetition import repeat
+
+    found = repeat(path, target, data, out, SCENE_CHECKER, console)
+    console.json(found.to_json())
+    for line in found.made_otherwise:
+        console.note(f"made otherwise: {line}")
+    if found.differences:
+        console.table(("what", "then", "now", "apart", ""), found.rows)
+    console.result(found.line)
+    console.result(f"all of it: {found.file}")
+    if not found.same:
         raise typer.Exit(ANSWER_IS_NO)
 
 

@@ -128,6 +128,11 @@ def location_of(name: str) -> str:
     return str(local) if local.exists() else name
 
 
+def torch_cached(name: str) -> Path:
+    """Where torch keeps a published file of weights, be it there or not."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
 def revision_of(name: str) -> str:
     """The hub's commit of the weights that were loaded, "local" for a folder."""
     if Path(name).expanduser().exists():

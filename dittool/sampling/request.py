@@ -81,11 +81,15 @@ def plan(options: SampleOptions, talk: Talk = SILENT) -> list[DrawRequest]:
     if options.prompts is not None and (options.prompt is not None or options.again is not None):
         other = "--prompt" if options.prompt is not None else "--from"
         raise UsageError(f"--prompts and {other} exclude each other", "give the prompts in the file alone")
-    changes, size, grid = _changes(options), _size(options), parse_grid(options.grid) if options.grid else None
+    changes, size, grid = (
+        setting_changes(options),
+        wanted_size(options),
+        parse_grid(options.grid) if options.grid else None,
+    )
     if options.again is not None:
         return [_again(options.again, options, changes, size, grid, talk)]
     strength = require_strength(options.strength, options.init is not None, "--")
-    _require_weak(options.weak, changes, 0.0)
+    require_weak(options.weak, changes, 0.0)
     name = "grid" if grid else "sample"
     if options.prompts is None:
         if options.prompt is None and options.ref is None:
@@ -138,7 +142,7 @@ def _again(
     reference = file_of(path, inside.reference, options.ref, "--ref")
     init = file_of(path, inside.init, options.init, "--init")
     weak = file_of(path, inside.weak, options.weak, "--weak")
-    _require_weak(weak, changes, inside.weak_routed)
+    require_weak(weak, changes, inside.weak_routed)
     prompt = inside.prompt if options.prompt is None else options.prompt
     grid = grid or (parse_grid(inside.grid) if inside.grid else None)
     _require_effect(grid, prompt, reference)
@@ -166,7 +170,8 @@ def _again(
     )
 
 
-def _changes(options: SampleOptions) -> dict[str, object]:
+def setting_changes(options: SampleOptions) -> dict[str, object]:
+    """The fields of `[sample]` that options give. Raises `UsageError`."""
     for name, value in options.settings.items():
         choices = get_args(Sample.model_fields[name].annotation)
         if isinstance(value, str) and value not in choices:
@@ -188,8 +193,11 @@ def _changes(options: SampleOptions) -> dict[str, object]:
         raise UsageError(message, "see dit sample --help") from error
 
 
-def _require_weak(weak: Path | None, changes: Mapping[str, object], routed: float) -> None:
-    """`routed`: the share that holds where `changes` says nothing of it."""
+def require_weak(weak: Path | None, changes: Mapping[str, object], routed: float) -> None:
+    """Raises `UsageError` for a scale without a weak model, and for two weak models.
+
+    `routed`: the share that holds where `changes` says nothing of it.
+    """
     routes = bool(changes.get("weak_routed", routed))
     if weak is None and "cfg_weak" in changes and not routes:
         raise UsageError(
@@ -202,7 +210,8 @@ def _require_weak(weak: Path | None, changes: Mapping[str, object], routed: floa
         )
 
 
-def _size(options: SampleOptions) -> tuple[int, int] | None:
+def wanted_size(options: SampleOptions) -> tuple[int, int] | None:
+    """(width, height) of `--size`. Raises `UsageError`."""
     try:
         return parse_size(options.size) if options.size else None
     except ValueError as error:

@@ -26,6 +26,7 @@ faster; it ends with a value that describes every byte, or with `BadDataError` (
     foreign_values       objects of other programs: their class's name, and what the file says is in them
     safetensors_header   the header, and that the tensors it names tile the rest of the file
     npy                  a plain array of numbers whose header fits the file to the byte
+    npz                  several of them in a zip, each read when it is asked for
     tar                  where the members of a shard lie: plainly named regular files, closed by two zero blocks
     tensor_spec          what a `.pt` and safetensors_header say of a tensor
 

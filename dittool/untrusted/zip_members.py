@@ -7,6 +7,8 @@ member gives as many bytes as its directory says, which are those of its checksu
 
 from __future__ import annotations
 
+import mmap
+import os
 import stat
 import struct
 import zipfile
@@ -69,16 +71,38 @@ def read_zip_member(path: Path, member: ZipMember) -> bytes:
     `BadDataError` where it is not what the zip's directory promises.
     """
     with path.open("rb") as file:
-        file.seek(member.header)
-        header = file.read(_LOCAL.size)
-        if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
-            raise _broken(path, member, "no member begins where the directory says")
-        name_length, extra_length = _LOCAL.unpack(header)[-2:]
-        file.seek(name_length + extra_length, 1)
+        file.seek(_content_of(file, path, member))
         data = _inflated(file, path, member) if member.deflated else file.read(member.packed)
     if len(data) != member.size or zlib.crc32(data) != member.checksum:
         raise _broken(path, member, f"{len(data):,} bytes of another checksum than the directory says")
     return data
+
+
+def map_zip_member(path: Path, member: ZipMember) -> memoryview:
+    """The content of a member of any size that is stored and not deflated: mapped, and read once for its checksum.
+    Raises as `read_zip_member` does.
+    """
+    with path.open("rb") as file:
+        start = _content_of(file, path, member)
+        if start + member.size > os.fstat(file.fileno()).st_size:
+            raise _broken(path, member, "the zip ends before it does")
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[start : start + member.size]
+    checksum = 0
+    for at in range(0, len(mapped), _CHUNK):
+        checksum = zlib.crc32(mapped[at : at + _CHUNK], checksum)
+    if checksum != member.checksum:
+        raise _broken(path, member, f"{member.size:,} bytes of another checksum than the directory says")
+    return mapped
+
+
+def _content_of(file: BinaryIO, path: Path, member: ZipMember) -> int:
+    """Where a member's bytes begin."""
+    file.seek(member.header)
+    header = file.read(_LOCAL.size)
+    if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
+        raise _broken(path, member, "no member begins where the directory says")
+    name_length, extra_length = _LOCAL.unpack(header)[-2:]
+    return member.header + _LOCAL.size + int(name_length) + int(extra_length)
 
 
 def _inflated(file: BinaryIO, path: Path, member: ZipMember) -> bytes:

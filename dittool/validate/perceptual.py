@@ -24,6 +24,7 @@ from dittool.ckpt.weights import load_weights
 from dittool.console import SILENT, Talk
 from dittool.devices import device_of_choice
 from dittool.encoders.interfaces import to_signed
+from dittool.encoders.pretrained import torch_cached
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import BadDataError, UsageError, WeightsMissingError
 from dittool.storage import file_sha256
@@ -62,7 +63,7 @@ def find_lpips(named: str | Path | None, smallest_side: int, talk: Talk = SILENT
         return None
     if named:
         return load_lpips(Path(named).expanduser())
-    cached = cached_file(ALEXNET)
+    cached = torch_cached(ALEXNET)
     if not cached.is_file():
         talk.note(
             "no AlexNet weights here, so SSIM is measured instead of LPIPS; name a file with --lpips-backbone or"
@@ -71,6 +72,13 @@ def find_lpips(named: str | Path | None, smallest_side: int, talk: Talk = SILENT
         return None
     weights = cached_weights(ALEXNET, "SSIM is measured instead of LPIPS", talk)
     return None if weights is None else _lpips(weights, cached)
+
+
+def lpips_file(named: str | Path | None) -> Path | None:
+    """The file that `find_lpips` would take; None where there is none."""
+    named = named or os.environ.get(BACKBONE_VARIABLE)
+    found = Path(named).expanduser() if named else torch_cached(ALEXNET)
+    return found if found.is_file() else None
 
 
 def load_lpips(path: Path) -> Metric:
@@ -171,15 +179,11 @@ def find_inception(talk: Talk = SILENT) -> PooledFeatures | None:
     return features
 
 
-def cached_file(name: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
-
-
 def cached_weights(name: str, otherwise: str, talk: Talk = SILENT) -> dict[str, Tensor] | None:
     """The tensors of a published file in the cache. None when it is not there, or not the published one;
     `otherwise` says what happens then.
     """
-    path = cached_file(name)
+    path = torch_cached(name)
     if not path.is_file():
         return None
     digest, published = file_sha256(path), name.split("-")[-1].removesuffix(".pth")

@@ -172,7 +172,7 @@ def _reconstruct_batch(
     # (B, C, h, w), unscaled
     latents = torch.from_numpy(np.stack([sample.latent for sample in samples]).astype(np.float32))
     round_trips = pipeline.codec.decode(latents)
-    truths, kinds = _truths(shards.source, records, round_trips)
+    truths, kinds = originals_of(shards.source, records, round_trips)
     as_results = pixel_rms(pipeline.decode(pipeline.data.norm.apply(latents)), round_trips)
     latent_errors = _relative_error(latents, pipeline.codec.encode(truths))
     results = _drawn_from(pipeline, samples, noise)
@@ -214,7 +214,7 @@ def _relative_error(stored: torch.Tensor, expected: torch.Tensor) -> list[float]
     return ((stored - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1).clamp_min(1e-12)).tolist()
 
 
-def _truths(source: Path, records: list[Record], round_trips: np.ndarray) -> tuple[np.ndarray, list[str]]:
+def originals_of(source: Path, records: list[Record], round_trips: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """What each result is compared with, and what that is: the bucketed original where it still has the bytes that
     were embedded.
     """

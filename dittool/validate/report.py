@@ -18,6 +18,7 @@ from dittool.config.schema import Config
 from dittool.console import duration_text, escaped
 from dittool.storage import write_atomic
 from dittool.validate.captions import Captions
+from dittool.validate.figures.figure import FIGURE_COLUMNS, SetFigures, figure_rows
 from dittool.validate.metrics import Metric
 from dittool.validate.mode_losses import ModeLosses
 from dittool.validate.pictures import data_uri, png_uri
@@ -41,8 +42,11 @@ class Tested:
     captions: Captions | None = None
     modes: ModeLosses | None = None
     sets: SetMetrics | None = None
+    figures: SetFigures | None = None
 
-    def parts(self) -> dict[str, Reconstruction | Swap | TextEdits | Captions | ModeLosses | SetMetrics | None]:
+    def parts(
+        self,
+    ) -> dict[str, Reconstruction | Swap | TextEdits | Captions | ModeLosses | SetMetrics | SetFigures | None]:
         """By the name in `results.json`."""
         return {
             "reconstruction": self.reconstruction,
@@ -51,6 +55,7 @@ class Tested:
             "captions": self.captions,
             "mode_losses": self.modes,
             "set_metrics": self.sets,
+            "figures": self.figures,
         }
 
 
@@ -92,7 +97,8 @@ def environment(*folders: Path) -> Environment:
         "percent": percent_text,
         "duration": duration_text,
     }
-    surroundings.filters |= {"value": value_text, "ratio": ratio_text}
+    surroundings.filters |= {"value": value_text, "ratio": ratio_text, "figure_rows": figure_rows}
+    surroundings.globals["figure_columns"] = FIGURE_COLUMNS
     return surroundings
 
 

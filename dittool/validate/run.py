@@ -10,13 +10,9 @@ ends it before leaves the earlier one as it was.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -33,33 +29,33 @@ from dittool.errors import BadDataError, DitError, UsageError, from_os_error
 from dittool.geometry import parse_size
 from dittool.sampling.pipeline import Pipeline
 from dittool.storage import (
-    TEMPORARY_PREFIX,
     folder_lock,
     nothing_left_of_refusal,
     output_folder,
-    sync_folder,
     write_atomic,
     write_json,
 )
 from dittool.validate.captions import ALONE, draw_captions
 from dittool.validate.diagnosis import diagnose, training_figures
+from dittool.validate.figures.drawn import FigureOptions, FigurePlan, measure_drawn, plan_figures
+from dittool.validate.figures.figure import FIGURE_TESTS, Figure
+from dittool.validate.making import made_of, made_with
 from dittool.validate.mode_losses import measure_modes
-from dittool.validate.perceptual import find_inception, find_lpips
+from dittool.validate.perceptual import find_inception, find_lpips, lpips_file
 from dittool.validate.pictures import contact_sheet
+from dittool.validate.place import RESULTS, place_to_judge, take_the_place
 from dittool.validate.reconstruction import reconstruct
 from dittool.validate.report import Tested, write_report
 from dittool.validate.samples import Trial, choose
 from dittool.validate.set_metrics import measure_set
 from dittool.validate.swap import swap_references
 from dittool.validate.text_edit import CaptionChecker, edit_captions, find_edits
-from dittool.validate.verdict import GO, Criterion, Results, judge, verdict
+from dittool.validate.verdict import GO, MEASURED, NO_GO, Criterion, Results, judge, verdict
 from dittool.whereabouts import find, remembered
 
 TESTS = ("reconstruction", "dino_swap", "text_manip", "mode_losses")
-OPTIONAL = ("set_metrics",)  # by name only: they draw many more images
-_WITH_PICTURES = TESTS[:3]
+OPTIONAL = ("set_metrics", *FIGURE_TESTS)  # by name only: they draw many more images
 _WITH_LPIPS = {"reconstruction", "text_manip"}
-RESULTS = "results.json"
 _SCENES = 36  # that are asked for, of each kind
 _MODE_SAMPLES = 64  # of each split at most: the mean of their losses is settled long before
 
@@ -76,6 +72,7 @@ class ValidateOptions:
     # AlexNet weights; None: `validate.lpips_backbone`, then DIT_LPIPS_BACKBONE, then torchvision's cache
     lpips_backbone: Path | None = None
     checker: CaptionChecker | None = None  # reads the pictures of edited captions back
+    figures: FigureOptions = field(default_factory=FigureOptions)  # of `FIGURE_TESTS`
 
     def __post_init__(self) -> None:
         known = (*TESTS, *OPTIONAL)
@@ -97,6 +94,23 @@ class ValidateOptions:
         if self.split not in (None, HOLDOUT, TRAIN):
             raise UsageError(f"no split is called '{self.split}'", f"there are {HOLDOUT} and {TRAIN}")
 
+    def seen_from(self, folder: Path) -> dict[str, object]:
+        """What a repetition is asked for, with paths as a file in `folder` remembers them."""
+        files = {"lpips_backbone": self.lpips_backbone, "reference": self.figures.reference}
+        return {
+            "tests": list(self.tests),
+            "limit": self.limit,
+            "split": self.split,
+            "images": self.figures.images,
+            "checker": self.checker is not None,
+            **{name: path and remembered(path, folder) for name, path in files.items()},
+        }
+
+    @property
+    def only_measures(self) -> bool:
+        """Whether nothing is asked for that a verdict could come from."""
+        return set(self.tests) <= set(FIGURE_TESTS)
+
     @property
     def left_out(self) -> list[str]:
         """The tests of a complete judgement that are not asked for."""
@@ -113,15 +127,21 @@ class ValidateOptions:
 class Validation:
     """The outcome."""
 
-    verdict: str  # "GO" or "NO-GO"
+    verdict: str  # "GO", "NO-GO"; "MEASURED" where only figures were asked for
     criteria: list[Criterion]
     results: Results
     folder: Path
     report: Path
+    figures: Sequence[Figure] = ()
 
     @property
     def go(self) -> bool:
         return self.verdict == GO
+
+    @property
+    def answer_is_no(self) -> bool:
+        """Figures alone are no answer."""
+        return self.verdict == NO_GO
 
 
 def validate(
@@ -166,14 +186,16 @@ def validate_pipeline(
     start = time.monotonic()
     config = pipeline.config.validate_
     _require_same_data(pipeline, shards)
-    perceptual = find_lpips(options.lpips_backbone or _backbone(config.lpips_backbone), _smallest_side(shards), talk)
+    backbone = options.lpips_backbone or _backbone(config.lpips_backbone)
+    perceptual = find_lpips(backbone, _smallest_side(shards), talk)
+    plan = plan_figures(options.tests, options.figures, talk)
     limit = config.limit if options.limit is None else options.limit
     split, subjects = choose(shards, limit, options.split)
-    with nothing_left_of_refusal(folder), folder_lock(output_folder(folder)), _place_to_judge(folder) as place:
+    with nothing_left_of_refusal(folder), folder_lock(output_folder(folder)), place_to_judge(folder) as place:
         trial = Trial(pipeline, shards, split, subjects, limit, place, perceptual, talk)
         data = _about_data(trial, folder)
         talk.note(f"judging the EMA weights of step {pipeline.step} on {len(subjects)} {data['described']}")
-        tested = _run_tests(trial, options)
+        tested = _run_tests(trial, options, plan)
         results: dict[str, object] = {
             "step": pipeline.step,
             "weights": "ema",
@@ -185,20 +207,32 @@ def validate_pipeline(
                 training_figures(read_log(run), pipeline.step, pipeline.config.train.warmup_steps) if run else None
             ),
             **{name: part.to_json() for name, part in tested.parts().items() if part is not None},
+            "asked": options.seen_from(folder),
+            "made_of": made_of(
+                pipeline,
+                checkpoint,
+                shards.identity_hash,
+                lpips_backbone=lpips_file(backbone),
+                reference=options.figures.reference,
+            ),
+            "made_with": made_with(pipeline.device),
         }
-        criteria = judge(results, config.thresholds)
-        outcome = verdict(criteria)
+        criteria = [] if options.only_measures else judge(results, config.thresholds)
+        outcome = MEASURED if options.only_measures else verdict(criteria)
         results |= {
             "criteria": [criterion.to_json() for criterion in criteria],
             "verdict": outcome,
-            "diagnosis": diagnose(results, {criterion.name: criterion.passed for criterion in criteria}, outcome == GO),
+            "diagnosis": diagnose(results, {criterion.name: criterion.passed for criterion in criteria}, outcome == GO)
+            if criteria
+            else "",
             "seconds": round(time.monotonic() - start, 1),
         }
         write_atomic(place / "contact_sheet.png", _contact_sheet(tested))
         report = write_report(place, results, criteria, tested, pipeline.config, run)
         write_json(place / RESULTS, results)
-        _take_the_place(place, folder)
-    return Validation(outcome, criteria, results, folder, folder / report.name)
+        take_the_place(place, folder)
+    figures = tested.figures.figures if tested.figures else ()
+    return Validation(outcome, criteria, results, folder, folder / report.name, figures)
 
 
 def judge_during_training(
@@ -273,7 +307,7 @@ def _about_data(trial: Trial, folder: Path) -> dict[str, object]:
     }
 
 
-def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
+def _run_tests(trial: Trial, options: ValidateOptions, plan: FigurePlan | None) -> Tested:
     reconstruction = swap = text = captions = modes = sets = None
     tests, config = options.tests, trial.pipeline.config.validate_
     if "reconstruction" in tests:
@@ -291,7 +325,8 @@ def _run_tests(trial: Trial, options: ValidateOptions) -> Tested:
         judged = [subject.ref for subject in choose(trial.shards, config.set_images, trial.split)[1]]
         others = [ref for refs in _of_other_split(trial, len(judged)).values() for ref in refs]
         sets = measure_set(trial, judged, others, find_inception(trial.talk))
-    return Tested(reconstruction, swap, text, captions, modes, sets)
+    figures = measure_drawn(trial, plan) if plan else None
+    return Tested(reconstruction, swap, text, captions, modes, sets, figures)
 
 
 def _of_other_split(trial: Trial, count: int) -> dict[str, list[SampleRef]]:
@@ -308,40 +343,6 @@ def _backbone(configured: str | None) -> str | Path | None:
 
 def _smallest_side(shards: ShardSet) -> int:
     return min(min(parse_size(name)) for name in shards.samples.bucket_counts())
-
-
-@contextmanager
-def _place_to_judge(folder: Path) -> Iterator[Path]:
-    """An empty folder inside, gone at the end; what a killed judgement has left goes first. Call it under the lock."""
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
-    place = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))
-    try:
-        yield place
-    except OSError as error:
-        if isinstance(error.filename, str) and Path(error.filename).is_relative_to(place):
-            error.filename = str(folder / Path(error.filename).relative_to(place))  # where the reader would look
-        raise
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
-
-
-def _take_the_place(place: Path, folder: Path) -> None:
-    """Puts a complete judgement where an earlier one was, of which no picture stays. results.json goes first and comes
-    last: where it stands, the rest does too.
-    """
-    (folder / RESULTS).unlink(missing_ok=True)
-    for name in _WITH_PICTURES:
-        if not (folder / name).is_symlink():
-            for picture in (folder / name).glob("*.png"):
-                picture.unlink()
-    (folder / "loss.png").unlink(missing_ok=True)
-    made = sorted((path for path in place.rglob("*") if path.is_file()), key=lambda path: path == place / RESULTS)
-    for path in made:
-        target = folder / path.relative_to(place)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(path, target)
-    sync_folder(folder)
 
 
 def _contact_sheet(tested: Tested) -> bytes:

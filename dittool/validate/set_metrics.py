@@ -42,6 +42,7 @@ from dittool.geometry import Bucket
 from dittool.models.conditioning import Conditions
 from dittool.sampling.pipeline import Pipeline
 from dittool.seeding import derive_seed
+from dittool.validate.figures.distances import frechet, gaussian_kernel, squared_mmd
 from dittool.validate.perceptual import PooledFeatures
 from dittool.validate.samples import Trial, bucket_batches, draw, noise_of
 
@@ -132,8 +133,7 @@ def mmd(first: Tensor, second: Tensor, variance: float) -> float:
     """1000 × the unbiased squared MMD between rows of (B, F) and (B', F), each scaled to length 1, with a Gaussian
     kernel of σ² = `variance`.
     """
-    within = [_mean_off_diagonal(_kernel(part, part, variance)) for part in (first, second)]
-    return float(1000 * (sum(within) - 2 * _kernel(first, second, variance).mean()))
+    return 1000 * squared_mmd(first, second, gaussian_kernel(variance))
 
 
 def mmd_error(first: Tensor, second: Tensor, variance: float) -> float:
@@ -141,10 +141,10 @@ def mmd_error(first: Tensor, second: Tensor, variance: float) -> float:
     count = len(first)
     left = torch.zeros(count, dtype=torch.float64)  # of the estimate without pair i
     for part in (first, second):
-        kernel = _kernel(part, part, variance)
+        kernel = gaussian_kernel(variance)(part, part)
         rows = kernel.sum(dim=1) - kernel.diagonal()
         left += (rows.sum() - 2 * rows) / ((count - 1) * (count - 2))
-    kernel = _kernel(first, second, variance)
+    kernel = gaussian_kernel(variance)(first, second)
     left -= 2 * (kernel.sum() - kernel.sum(dim=0) - kernel.sum(dim=1) + kernel.diagonal()) / (count - 1) ** 2
     return float(1000 * (left.var(correction=0) * (count - 1)).sqrt())
 
@@ -158,7 +158,7 @@ def mmd_by_chance(features: Tensor, size: int, variance: float) -> tuple[float, 
     half = min(size, len(features) // 2)
     shuffled = np.random.Generator(np.random.PCG64(derive_seed("splits", len(features))))
     orders = torch.from_numpy(np.stack([shuffled.permutation(len(features)) for _ in range(_SPLITS)]))
-    kernel = _kernel(features, features, variance)
+    kernel = gaussian_kernel(variance)(features, features)
     in_x, in_y = (
         torch.zeros(len(orders), len(features), dtype=torch.float64).scatter_(1, part, 1.0)
         for part in orders.split(half, dim=1)[:2]
@@ -169,31 +169,6 @@ def mmd_by_chance(features: Tensor, size: int, variance: float) -> tuple[float, 
     values = 1000 * (within - 2 * ((in_x @ kernel) * in_y).sum(dim=1) / half**2) * half / size
     low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
-
-
-def frechet(first: Tensor, second: Tensor) -> float:
-    """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½) of rows (B, F) and (B', F)."""
-    x, y = first.double(), second.double()
-    root, other = _root(torch.cov(x.T)), torch.cov(y.T)
-    # The eigenvalues of Σ₁Σ₂ are those of the symmetric Σ₁^½ Σ₂ Σ₁^½.
-    between = torch.linalg.eigvalsh(root @ other @ root).clamp_min(0).sqrt().sum()
-    between_means = (x.mean(dim=0) - y.mean(dim=0)).square().sum()
-    return float(between_means + torch.cov(x.T).trace() + other.trace() - 2 * between)
-
-
-def _kernel(first: Tensor, second: Tensor, variance: float) -> Tensor:
-    x, y = (torch.nn.functional.normalize(part.double(), dim=1) for part in (first, second))
-    return torch.exp(-torch.cdist(x, y).square() / (2 * variance))  # (B, B')
-
-
-def _mean_off_diagonal(kernel: Tensor) -> Tensor:
-    count = len(kernel)
-    return (kernel.sum() - kernel.diagonal().sum()) / (count * (count - 1))
-
-
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def _draw_captions(pipeline: Pipeline, shards: ShardSet, bucket: Bucket, refs: Sequence[SampleRef]) -> np.ndarray:

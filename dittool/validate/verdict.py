@@ -17,6 +17,7 @@ from dittool.data.shards.index import TRAIN
 Results = Mapping[str, Any]  # what stands in results.json (docs/validation.md), or a part of it
 
 GO, NO_GO = "GO", "NO-GO"
+MEASURED = "MEASURED"  # figures alone, which nothing says yes or no to
 # name → (title, largest error, what to look for); rounding to 8 and 16 bits gives less than a tenth of these
 CHECKS = {
     "truth_as_result": (

@@ -22,14 +22,18 @@ SMALLER: dict[str, Words] = {"--set": ("-s", "model.depth=3")}
 # command → option → how it is given; an argument is called by its metavar
 EXAMPLES: dict[str, dict[str, Words]] = {
     "validate": {
-        "RUN|CHECKPOINT": ("run/checkpoints/checkpoint_step0000002.pt",),
+        "RUN|CHECKPOINT|SAMPLES.npz": ("run/checkpoints/checkpoint_step0000002.pt",),
         "--data": ("--data", "few"),
         "--tests": ("--tests", "dino_swap"),
         "--limit": ("--limit", "2"),
         "--split": ("--split", "train"),
         "--lpips-backbone": ("--lpips-backbone", "alexnet.safetensors"),
+        "--images": ("--images", "20"),
+        "--reference": ("--reference", "no-such.npz"),
+        "--features-out": ("--features-out", "features.npz"),
         "--out": ("--out", "judged"),
         "--compare": ("--compare", "run", "other"),
+        "--repeat": ("--repeat", "no-such.json"),
         **CPU,
         **TALK,
     },
@@ -61,6 +65,7 @@ EXAMPLES: dict[str, dict[str, Words]] = {
         "--class": ("--class", "blue-square"),
         "--alpha": ("--alpha", "1.5"),
         "--out": ("--out", "new.png"),
+        "--part": ("--part", "0/1"),
         "--force": ("--force",),
         **CPU,
         **TALK,
@@ -161,7 +166,7 @@ TINY = ("--preset", "tiny.toml")
 ARE_DEFAULTS = {"--preset": "the same encoders"}
 
 SITUATIONS = (
-    Situation("a judgement", "validate", {"RUN|CHECKPOINT": ("run",)}, HERE),
+    Situation("a judgement", "validate", {"RUN|CHECKPOINT|SAMPLES.npz": ("run",)}, HERE),
     Situation("two runs", "validate", {"--compare": ("--compare", "run", "other")}, NO_REMARK),
     Situation(
         "prompt and reference",
@@ -176,6 +181,13 @@ SITUATIONS = (
         "sample",
         {"--prompts": ("--prompts", "prompts.txt"), "--checkpoint": C},
         HERE | NOTHING_THERE,
+        paired=False,
+    ),
+    Situation(
+        "a set of images",
+        "sample",
+        {"--prompts": ("--prompts", "prompts.txt"), "--checkpoint": C, "--out": ("--out", "new.npz")},
+        HERE | NOTHING_THERE | {"--part": "there is no other part"},
         paired=False,
     ),
     Situation(

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from dittool.config.judging import Validate
+from dittool.encoders.pretrained import torch_cached
 from dittool.validate import perceptual
-from dittool.validate.perceptual import INCEPTION, cached_file, find_inception
-from dittool.validate.set_metrics import bandwidth, frechet, measure_set, mmd, mmd_by_chance, mmd_error
+from dittool.validate.figures.distances import frechet
+from dittool.validate.perceptual import INCEPTION, find_inception
+from dittool.validate.set_metrics import bandwidth, measure_set, mmd, mmd_by_chance, mmd_error
 from tests.validate.oracle import judge, trial_of
 
 
@@ -135,7 +137,7 @@ def test_the_figure_is_said_with_its_spread(drawn, oracle, monkeypatch, listener
 def test_there_is_no_fid_without_inceptions_published_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert find_inception() is None
-    cached = cached_file(INCEPTION)
+    cached = torch_cached(INCEPTION)
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"of another network")
     assert find_inception() is None
@@ -148,7 +150,7 @@ def test_inception_from_the_cache_gives_its_pooled_features(tmp_path, monkeypatc
     from torchvision.models import inception_v3
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    cached = cached_file(INCEPTION)
+    cached = torch_cached(INCEPTION)
     cached.parent.mkdir(parents=True)
     torch.save(inception_v3(weights=None, init_weights=False).state_dict(), cached)
     monkeypatch.setattr(perceptual, "file_sha256", lambda path: "0cc3c7bd" + "0" * 56)

@@ -78,7 +78,7 @@ def test_an_output_folder_that_cannot_be_is_exit_code_5_before_the_checkpoint_is
     assert dit("validate", checkpoint, "--data", tmp_path).code == 5
 
 
-@pytest.mark.parametrize(("tests", "message"), [(["fid"], "'fid'"), ([], "no test")])
+@pytest.mark.parametrize(("tests", "message"), [(["fyd"], "'fyd'"), ([], "no test")])
 def test_an_unknown_test_is_a_usage_error_that_lists_those_there_are(tests, message):
     with pytest.raises(UsageError, match=message) as caught:
         ValidateOptions(tests)
