@@ -1,4 +1,4 @@
-"""`dit presets` lists the shipped presets; `dit presets nano > mine.toml` prints one, complete with defaults.
+"""`dit presets` lists the presets; `dit presets nano > mine.toml` prints one, complete with defaults.
 
 What is printed is a preset itself: `dit train --preset mine.toml` takes it.
 """
@@ -42,7 +42,6 @@ def main(
     Printed is the whole configuration as TOML, so `dit presets nano > mine.toml` begins a preset of your own.
     """
     from dittool.config.load import config_to_dict, config_to_toml, load_config
-    from dittool.config.presets import preset_names, preset_summary
     from dittool.errors import UsageError
 
     console = console_for(json, quiet, verbose)
@@ -64,13 +63,31 @@ def main(
             "--set changes one preset, and no preset is named", "for example: dit presets nano -s train.steps=1000"
         )
 
-    rows = [preset_summary(name, load_config(name)) for name in preset_names()]
+    rows = _listed(console)
     console.json({"presets": rows})
     shown = ("name", "depth/width/heads", "conditions", "area", "precision", "steps", "batch")
     console.table(shown, [[_cell(row, column) for column in shown] for row in rows])
     for row in rows:
         console.result(f"  {row['name']:<16}{row['description']}")
     console.note("\nprint one with: dit presets NAME")
+
+
+def _listed(console: Console) -> list[dict[str, Any]]:
+    """A row for each preset. What another package brings and nobody can read becomes a warning."""
+    from dittool.config.load import load_config
+    from dittool.config.presets import plugin_presets, preset_names, preset_summary
+    from dittool.errors import UsageError
+
+    rows = [preset_summary(name, load_config(name)) for name in preset_names()]
+    others, refused = plugin_presets()
+    for name, path in others.items():
+        try:
+            rows.append(preset_summary(name, load_config(name)))
+        except UsageError as error:
+            refused.append(f"preset {name} cannot be used ({path}): {' '.join(error.message.split())}")
+    for line in refused:
+        console.warn(line)
+    return rows
 
 
 def _show_params(console: Console, name: str, config: AnyConfig) -> None:

@@ -16,11 +16,11 @@ _RUNS = Path("runs")
 
 
 def presets(incomplete: str) -> list[str]:
-    """Names of shipped presets, and `.toml` files of the working folder."""
-    from dittool.config.presets import preset_names
+    """Names of presets, and `.toml` files of the working folder."""
+    from dittool.config.presets import named_presets
 
     own = sorted(str(path) for path in Path().glob("*.toml") if path.name != "pyproject.toml")
-    return _starting(incomplete, [*preset_names(), *own])
+    return _starting(incomplete, [*named_presets(), *own])
 
 
 def runs(incomplete: str) -> list[str]:

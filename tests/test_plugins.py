@@ -1,22 +1,30 @@
-"""Commands of third parties: found by metadata, loaded when called, and harmless when broken."""
+"""What other packages add: found by metadata, loaded when called for, and harmless when broken."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from dittool.audit.registry import BUILT_IN
 from dittool.audit.registry import PLUGIN_GROUP as RULES
+from dittool.completion import presets
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -238,26 +246,165 @@ def test_what_a_rule_of_another_package_prints_is_no_part_of_the_answer(dit, ins
     assert done.code == 0 and json.loads(done.out)["ok"] and "hello" in done.err
 
 
-# The page
+# Presets, families, encoders, sources
 
 
-def blocks(page: str, kind: str) -> dict[str, str]:
-    """The files that a page shows, by their names."""
-    return dict(re.findall(rf"^```{kind} (\S+)\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+@pytest.mark.parametrize(
+    ("group", "named", "reason"),
+    [
+        ("dit.presets", "a_package_that_is_not_there", "a_package_that_is_not_there is no package that can be found"),
+        ("dit.presets", "dit_broken", "dit_broken is no package that can be found"),  # a module
+        ("dit.presets", "dit_broken.inside", "RuntimeError: imported"),
+    ],
+)
+def test_presets_that_cannot_be_found_are_a_warning_of_the_list_and_harm_no_other(dit, installed, group, named, reason):
+    installed("dit-broken", {"mine": named}, "raise RuntimeError('imported')", group=group)
+    listed = dit("presets", "--json")
+    assert listed.code == 0 and "nano" in [row["name"] for row in json.loads(listed.out)["presets"]]
+    (line,) = [line for line in listed.err.splitlines() if line.startswith("warning: ")]
+    assert line.startswith("warning: presets 'mine' of dit-broken 1.2 cannot be found: ") and reason in line
+    assert dit("presets", "nano").code == 0
+    unknown = dit("presets", "mine")
+    assert unknown.code == 2 and "dit-broken 1.2" in unknown.err
 
 
-def test_the_package_of_the_page_works_as_it_is_shown(dit, installed, tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "plugins.md").read_text(encoding="utf-8")
-    project = tomllib.loads(blocks(page, "toml")["pyproject.toml"])
-    assert {f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]} == set(blocks(page, "python"))
-    about = project["project"]
-    for number, (group, named) in enumerate(about["entry-points"].items()):
-        installed(f"{about['name']}{'-' * number}", named, "", about["version"], group)
-    for name, source in blocks(page, "python").items():
-        (tmp_path / name).write_text(source)
-    (console,) = re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    for line in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
-        command, *shown = line.splitlines()
-        done = dit(*shlex.split(command)[1:])
-        assert done.code == 0, done.err
-        assert all(text in done.out for text in shown), (command, done.out)
+def test_a_preset_of_a_plugin_with_a_mistake_is_a_warning_of_the_list(dit, installed, tmp_path):
+    installed("dit-more", {"more": "dit_more_presets"}, group="dit.presets")
+    folder = tmp_path / "dit_more_presets"
+    folder.mkdir()
+    (folder / "torn.toml").write_text("base = ")
+    (folder / "nano.toml").write_text("base = ")  # a shipped name stays ours
+    (folder / "good.toml").write_text('base = "nano"\ndescription = "good"\n')
+    listed = dit("presets", "--json")
+    names = [row["name"] for row in json.loads(listed.out)["presets"]]
+    assert "good" in names and "torn" not in names and names.count("nano") == 1
+    assert listed.err.count("warning: ") == 1 and "preset torn cannot be used" in listed.err
+    assert 'description = "good"' in dit("presets", "good").out
+    assert dit("audit", "good", "--select", "C5").code == 0
+    assert "good" in presets("go")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import a_module_that_nobody_has", "family 'mine' of dit-broken 1.2 cannot be loaded: ModuleNotFoundError"),
+        ("row = 5", "family 'mine' of dit-broken 1.2: dit_broken:row is no dittool.config.architectures.Architecture"),
+    ],
+)
+def test_a_family_that_cannot_be_used_is_named_with_its_package(dit, installed, tmp_path, source, said):
+    installed("dit-broken", {"mine": "dit_broken:row"}, source, group="dit.families")
+    (tmp_path / "mine.toml").write_text('base = "demo"\n[model]\narch = "mine"\n')
+    (tmp_path / "other.toml").write_text('base = "demo"\n[model]\narch = "other"\n')
+    outcome = dit("train", "--preset", tmp_path / "mine.toml")
+    assert outcome.code == 2 and said in outcome.err
+    unknown = dit("train", "--preset", tmp_path / "other.toml")
+    assert unknown.code == 2 and "'mine', not 'other'" in unknown.err
+    assert dit("presets", "demo").code == 0
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "vae"])
+def test_an_encoder_that_no_package_brings_is_named(dit, installed, tmp_path, kind):
+    installed("dit-more", {"shapes": "dit_more:Shapes"}, group={"vae": "dit.codecs"}.get(kind, f"dit.{kind}_encoders"))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (128, 128)).save(tmp_path / "images" / "one.png")
+    (tmp_path / "images" / "one.txt").write_text("black")
+    words = ("embed", tmp_path / "images", "--preset", "demo", "--out", tmp_path / "derived")
+    outcome = dit(*words, "-s", f"encoders.{kind}=plugin:shape")
+    assert outcome.code == 2 and f"encoders.{kind}: 'plugin:shape' is in no installed package" in outcome.err
+    assert "plugin:shapes" in outcome.err
+    broken = dit(*words, "-s", f"encoders.{kind}=plugin:shapes")
+    assert (
+        broken.code == 2 and f"{kind} encoder 'shapes' of dit-more 1.2 cannot be loaded: AttributeError" in broken.err
+    )
+
+
+def test_a_source_that_gives_something_else_is_named(dit, installed, tmp_path):
+    installed("dit-more", {"lst": "dit_more:read"}, "def read(path, pairing): return [1]", group="dit.sources")
+    (tmp_path / "list.lst").write_text("one.png")
+    (tmp_path / "list.xyz").write_text("one.png")
+    outcome = dit("embed", tmp_path / "list.lst", "--preset", "demo", "--out", tmp_path / "derived")
+    assert outcome.code == 2 and "source 'lst' of dit-more 1.2 gave a list, no Source" in outcome.err
+    assert "or .lst file" in dit("embed", tmp_path / "list.xyz", "--preset", "demo").err
+
+
+# The template
+
+TEMPLATE = ROOT / "docs" / "plugin-template"
+PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def with_template(tmp_path_factory):
+    """Runs `dit` in a folder with three captioned pictures, where docs/plugin-template is installed."""
+    root = tmp_path_factory.mktemp("template")
+    shutil.copytree(TEMPLATE, root / "source", ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index")
+    subprocess.run([*pip, "--target", root / "site", root / "source"], check=True, capture_output=True)
+    (root / "images").mkdir()
+    rows = []
+    for colour in ("red", "blue", "green"):
+        Image.new("RGB", (128, 128), colour).save(root / "images" / f"{colour}.png")
+        rows.append(f"{colour}.png\ta {colour} square\n")
+    (root / "images" / "list.lst").write_text("".join(rows))
+
+    def run(line: str) -> str:
+        command = [sys.executable, "-m", "dittool", *shlex.split(line)[1:]]
+        surroundings = os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "site"), str(ROOT)])}
+        done = subprocess.run(command, cwd=root, env=surroundings, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run.root = root
+    return run
+
+
+def test_the_page_names_every_group_that_there_is():
+    groups = set(
+        re.findall(r'"(dit\.[a-z_]+)"', "".join(path.read_text() for path in (ROOT / "dittool").rglob("*.py")))
+    )
+    groups -= {"dit.plain"}  # a name for codecs
+    assert groups == set(re.findall(r"^\| `(dit\.\w+)` \|", PAGE, re.MULTILINE))
+    template = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]["entry-points"]
+    assert groups - set(template) == {"dit.image_encoders", "dit.codecs"}  # of the three kinds of encoders one is shown
+
+
+def sessions(page: str) -> list[tuple[str, list[str]]]:
+    """(command line, the lines that it must print) of each `$ dit …` of a page."""
+    consoles = re.findall(r"^```console run\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = [part for text in consoles for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]]
+    return [(command, shown) for command, *shown in map(str.splitlines, lines)]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("template")
+def test_the_template_works_as_the_page_shows_it(with_template):
+    for command, shown in sessions(PAGE):
+        printed = with_template(command)
+        assert all(text in printed for text in shown), (command, printed)
+    table = (with_template.root / "runs" / "letters" / "numbers.csv").read_text()
+    assert "1,loss," in table and "2,loss," in table and "2,samples," in table
+
+
+@pytest.mark.xdist_group("template")
+def test_the_template_brings_a_command_and_a_preset(with_template):
+    assert "letters-demo 7.7%" in with_template("dit warmups letters-demo")
+
+
+def test_the_templates_loss_is_the_weighted_one(tiny_shards, monkeypatch):
+    """w(t) of power 1 is 2·t."""
+    monkeypatch.syspath_prepend(TEMPLATE)
+    for name in [name for name in sys.modules if name.startswith("dit_plugin_template")]:
+        monkeypatch.delitem(sys.modules, name)
+    from dit_plugin_template import weighted, weighted_config
+
+    from dittool.config.load import config_to_dict
+    from dittool.families import flow
+    from dittool.train.distributed import Ranks
+
+    tree = config_to_dict(tiny_shards.config)
+    tree["model"]["arch"] = "dit-weighted"
+    config = weighted_config.WeightedConfig.model_validate({**tree, "weighting": {"power": 1.0}})
+    data = flow.open_data(config, tiny_shards.folder, Ranks(0, 1, torch.device("cpu")))
+    model, batch = flow.build(config, data.provenance.widths), next(flow.batches(data, 0, 1))
+    plain, found = flow.loss(data, model, batch), weighted.loss(data, model, batch)
+    assert torch.allclose(found.per_sample, 2 * plain.t * plain.per_sample)

@@ -25,7 +25,7 @@ from dittool.ckpt.load import CHECKPOINT_SUFFIXES, INDEX_ENDING, is_named_as_che
 from dittool.ckpt.sharded import is_sharded
 from dittool.config.architectures import AnyConfig, require_whole_buckets
 from dittool.config.load import load_config
-from dittool.config.presets import preset_names
+from dittool.config.presets import named_presets
 from dittool.console import SILENT, Talk
 from dittool.errors import BadDataError, UsageError, listed
 from dittool.nearest import did_you_mean
@@ -137,7 +137,7 @@ def checkpoint_subject(
 
 
 def _names_a_preset(target: str) -> bool:
-    return target.lower().endswith(".toml") or (target in preset_names() and not Path(target).is_dir())
+    return target.lower().endswith(".toml") or (target in named_presets() and not Path(target).is_dir())
 
 
 def _open_preset(

@@ -1,7 +1,8 @@
 """What `model.arch` may be: the schema of its configuration, and where the family behind it is defined.
 
-A new family is one module in dittool/families, one schema here, and one line in the table. Light: the family's module,
-which needs torch, is imported when it is first used (`families/family.py`).
+A new family is one module in dittool/families, one schema here, and one line in the table; or a row of another
+package, through the entry-point group `dit.families` (docs/plugins.md). Light: the family's module, which needs torch,
+is imported when it is first used (`families/family.py`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dittool.config.drift_schema import DriftConfig, MaeConfig, ToyConfig
 from dittool.config.schema import Config
 from dittool.errors import UsageError
 from dittool.geometry import require_whole_tokens
+from dittool.plugins import REMEDY, load_plugin, named_plugins, package_of
 
 AnyConfig = Config | DriftConfig | MaeConfig | ToyConfig
 ImageConfig = Config | DriftConfig | MaeConfig  # with [encoders] and [data]: what is embedded and sharded
-Schema = type[AnyConfig]
+Schema = type[AnyConfig]  # a plugin's is another class of the same base
+PLUGIN_GROUP = "dit.families"
 C = TypeVar("C")
 _STRIDE = 8  # pixels a latent cell, of a usual codec
 
@@ -26,7 +29,7 @@ class Architecture:
     """One name in `model.arch`."""
 
     schema: Schema
-    family: str  # module of dittool/families
+    family: str  # module of dittool/families; with a dot in it, of another package
     title: str  # for messages: "… is a one-step generator, which …"
     conditions: tuple[str, ...]  # what it is given beside noise
     served_by: str  # the command to run instead of one that cannot serve it
@@ -65,9 +68,34 @@ ARCHITECTURES = {
 }
 
 
+def architecture_names() -> list[str]:
+    """All that `model.arch` may be, ours first."""
+    return [*ARCHITECTURES, *(name for name in named_plugins(PLUGIN_GROUP) if name not in ARCHITECTURES)]
+
+
+def architecture_named(name: str) -> Architecture | None:
+    """The row of a name, ours or another package's; None for a name that is none. Raises `UsageError` for a plugin that
+    is no row.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    plugin = named_plugins(PLUGIN_GROUP).get(name)
+    if plugin is None:
+        return None
+    row = load_plugin(plugin, "family")
+    if not isinstance(row, Architecture):
+        raise UsageError(
+            f"family '{name}' of {package_of(plugin)}: {plugin.value} is no dittool.config.architectures.Architecture",
+            REMEDY,
+        )
+    return row
+
+
 def architecture(config: AnyConfig) -> Architecture:
     """The row of a configuration."""
-    return ARCHITECTURES[config.model.arch]
+    row = architecture_named(config.model.arch)
+    assert row is not None  # it was read with its schema
+    return row
 
 
 def of_kind(config: AnyConfig, source: str, what: str, *kinds: type[C], instead: str = "") -> C:

@@ -13,7 +13,13 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dittool.config.architectures import ARCHITECTURES, AnyConfig, Schema
+from dittool.config.architectures import (
+    ARCHITECTURES,
+    AnyConfig,
+    Schema,
+    architecture_named,
+    architecture_names,
+)
 from dittool.config.presets import preset_path
 from dittool.config.schema import EXCLUSIVE
 from dittool.config.values import Section
@@ -288,12 +294,12 @@ def _schema(tree: dict[str, Any], origin: Origin) -> Schema:
     """
     model = tree.get("model")
     arch = model.get("arch", "dit") if isinstance(model, dict) else "dit"
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
-        known = ", ".join(f"'{name}'" for name in ARCHITECTURES)
+    if not isinstance(arch, str) or (row := architecture_named(arch)) is None:
+        known = ", ".join(f"'{name}'" for name in architecture_names())
         raise ConfigError(
             [f"model.arch: must be one of {known}, not {_shown(arch)} ({_origin_of(('model', 'arch'), origin)})"]
         )
-    return ARCHITECTURES[arch].schema
+    return row.schema
 
 
 def _hidden_mistakes(tree: dict[str, Any], mistakes: list[ErrorDetails], schema: type[Section]) -> list[ErrorDetails]:

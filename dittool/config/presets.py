@@ -1,17 +1,21 @@
-"""The presets that are shipped: where they are and what they are called."""
+"""The presets that there are, by name: the shipped ones, and those of other packages (entry points `dit.presets`)."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dittool.errors import UsageError
+from dittool.errors import UsageError, described
 from dittool.nearest import did_you_mean
+from dittool.plugins import REMEDY, named_plugins, package_of
 
 if TYPE_CHECKING:
     from dittool.config.architectures import AnyConfig
+
+PLUGIN_GROUP = "dit.presets"
 
 
 def preset_folder() -> Path:
@@ -24,6 +28,32 @@ def preset_folder() -> Path:
 def preset_names() -> list[str]:
     """Names of the shipped presets, in alphabetical order."""
     return sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def plugin_presets() -> tuple[dict[str, Path], list[str]]:
+    """Name → file of the presets of other packages, whose entry points name a package with `.toml` files in it; and a
+    line for each that cannot be looked into. A shipped name stays ours.
+    """
+    files: dict[str, Path] = {}
+    refused = []
+    for plugin in named_plugins(PLUGIN_GROUP).values():
+        try:
+            spec = importlib.util.find_spec(plugin.module)  # imports nothing but the packages that it stands in
+            if spec is None or not spec.submodule_search_locations:
+                raise ModuleNotFoundError(f"{plugin.module} is no package that can be found")
+            found = [path for folder in spec.submodule_search_locations for path in Path(folder).glob("*.toml")]
+        except (Exception, SystemExit) as error:  # somebody else's module
+            title = f"presets '{plugin.name}' of {package_of(plugin)}"
+            refused.append(f"{title} cannot be found: {described(error)}; {REMEDY}")
+            continue
+        files = {path.stem: path for path in found} | files
+    shipped = set(preset_names())
+    return {name: files[name] for name in sorted(files) if name not in shipped}, refused
+
+
+def named_presets() -> list[str]:
+    """All names that `preset_path` knows, the shipped ones first."""
+    return [*preset_names(), *plugin_presets()[0]]
 
 
 def preset_path(name: str) -> Path:
@@ -39,10 +69,15 @@ def preset_path(name: str) -> Path:
         return Path(name)
     if name in preset_names():
         return preset_folder() / f"{name}.toml"
-    close = difflib.get_close_matches(name, preset_names(), n=1)
+    others, refused = plugin_presets()
+    if name in others:
+        return others[name]
+    known = [*preset_names(), *others]
+    close = difflib.get_close_matches(name, known, n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
     raise UsageError(
-        f"preset '{name}' does not exist; shipped are {', '.join(preset_names())}", f"{guess}see them with: dit presets"
+        "; ".join([f"preset '{name}' does not exist; there are {', '.join(known)}", *refused]),
+        f"{guess}see them with: dit presets",
     )
 
 

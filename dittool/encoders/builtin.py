@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,29 @@ from dittool.encoders.cards import TextCard, VaeCard
 from dittool.encoders.interfaces import TextFeatures, to_pixels, to_signed
 from dittool.encoders.torchvision_remedy import ensure_torchvision
 from dittool.errors import UsageError
+from dittool.plugins import load_plugin, named_plugins
 from dittool.seeding import derive_seed
 
 Maker = TypeVar("Maker")
+
+
+OURS, THEIRS = "builtin:", "plugin:"  # how the names begin that are neither a hub's nor a folder's
+_PLUGIN_GROUPS = {"image": "dit.image_encoders", "text": "dit.text_encoders", "vae": "dit.codecs"}
+
+
+def plugin_encoder(kind: str, name: str) -> Any:
+    """What makes the encoder `plugin:NAME` of another package: the entry point NAME in the group of its kind. Raises
+    `UsageError` for a name that is none.
+    """
+    plugins = named_plugins(_PLUGIN_GROUPS[kind])
+    plugin = plugins.get(name.removeprefix(THEIRS))
+    if plugin is None:
+        known = ", ".join(f"{THEIRS}{other}" for other in sorted(plugins)) or "none"
+        raise UsageError(
+            f"encoders.{kind}: '{name}' is in no installed package; there is {known}",
+            f"install the package that brings it, as an entry point in {_PLUGIN_GROUPS[kind]} (docs/plugins.md)",
+        )
+    return load_plugin(plugin, f"{kind} encoder")
 
 
 def built_in(kind: str, name: str, makers: Mapping[str, Maker]) -> Maker:

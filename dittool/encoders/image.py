@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.encoders.builtin import built_in, builtin_image_model
+from dittool.encoders.builtin import OURS, THEIRS, built_in, builtin_image_model, plugin_encoder
 from dittool.encoders.cards import ImageCard
 from dittool.encoders.image_kinds import IMAGE_KINDS
-from dittool.encoders.interfaces import ImageFeatures
+from dittool.encoders.interfaces import ImageEncoder, ImageFeatures
 from dittool.encoders.pretrained import (
     frozen,
     in_fp32,
@@ -139,14 +139,17 @@ def _register_tokens(model: Any, name: str) -> int:
     return found
 
 
-def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> DinoEncoder:
-    """A built-in encoder, or a hub id or a local folder of one in `IMAGE_KINDS`.
+def load_image_encoder(name: str, dtype: str, talk: Talk = SILENT) -> ImageEncoder:
+    """A built-in encoder, a plugin's (made from name and dtype), or a hub id or a local folder of one in `IMAGE_KINDS`.
 
     `talk` is told when images had to be computed again in fp32.
 
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
-    if name.startswith("builtin:"):
+    if name.startswith(THEIRS):
+        theirs: ImageEncoder = plugin_encoder("image", name)(name, dtype)
+        return theirs
+    if name.startswith(OURS):
         return DinoEncoder(built_in("image", name, BUILT_IN)(name), name, "1", dtype, talk)
     model_type = require_model_type("image", name, {kind: IMAGE_KINDS[kind].called for kind in IMAGE_KINDS})
     import transformers

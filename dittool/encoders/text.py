@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dittool.console import SILENT, Talk
-from dittool.encoders.builtin import WordVectors, built_in
+from dittool.encoders.builtin import OURS, THEIRS, WordVectors, built_in, plugin_encoder
 from dittool.encoders.cards import TextCard
 from dittool.encoders.interfaces import TextEncoder, TextFeatures
 from dittool.encoders.pretrained import (
@@ -161,7 +161,7 @@ def token_counter(name: str) -> Callable[[str], int] | None:
     """Counts the tokens of a caption as the encoder would, without its weights. None when its tokenizer is not on this
     disk.
     """
-    if name.startswith("builtin:"):
+    if name.startswith((OURS, THEIRS)):
         return lambda caption: len(re.findall(r"\w+", caption))
     ensure_torchvision()
     from transformers import AutoTokenizer
@@ -212,15 +212,18 @@ def _about_sentencepiece(name: str, error: WeightsMissingError) -> WeightsMissin
 def load_text_encoder(
     name: str, dtype: str, max_tokens: int, talk: Talk = SILENT, layer: int | None = None
 ) -> TextEncoder:
-    """A built-in encoder, or a hub id or a local folder of one in `TEXT_KINDS`. `talk` is told when captions had to be
-    computed again in fp32. `layer`: as `T5Encoder` takes it.
+    """A built-in encoder, a plugin's (made from name and max_tokens), or a hub id or a local folder of one in
+    `TEXT_KINDS`. `talk` is told when captions had to be computed again in fp32. `layer`: as `T5Encoder` takes it.
 
     Raises `WeightsMissingError`, `UsageError` for any other architecture, `BadDataError` for damaged weights.
     """
-    if name.startswith("builtin:"):
-        if layer is not None:
-            raise UsageError(f"encoders.text_layer = {layer}: '{name}' has no layers", "take text_layer out")
+    if name.startswith((OURS, THEIRS)) and layer is not None:
+        raise UsageError(f"encoders.text_layer = {layer}: '{name}' has no layers", "take text_layer out")
+    if name.startswith(OURS):
         return built_in("text", name, BUILT_IN)(name, max_tokens)
+    if name.startswith(THEIRS):
+        theirs: TextEncoder = plugin_encoder("text", name)(name, max_tokens)
+        return theirs
     model_type = require_model_type("text", name, {kind: TEXT_KINDS[kind].called for kind in TEXT_KINDS})
     import transformers
     from transformers import AutoTokenizer

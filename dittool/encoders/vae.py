@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dittool.encoders.builtin import BlockDCT, built_in
+from dittool.encoders.builtin import OURS, THEIRS, BlockDCT, built_in, plugin_encoder
 from dittool.encoders.codec import PretrainedCodec, autoencoder_class
 from dittool.encoders.interfaces import LatentCodec
 from dittool.encoders.pretrained import load_pretrained, location_of, quiet, require_all_loaded
@@ -19,14 +19,17 @@ BUILT_IN: dict[str, Callable[[str], LatentCodec]] = {
 
 
 def load_codec(name: str) -> LatentCodec:
-    """A built-in codec, a hub id or a local folder (its `vae` subfolder where it has one), or a single `.safetensors`
-    file.
+    """A built-in codec, a plugin's (made from name), a hub id or a local folder (its `vae` subfolder where it has one),
+    or a single `.safetensors` file.
 
     Raises `WeightsMissingError`, `UsageError` for a class that is none of `AUTOENCODERS`, `BadDataError` and
     `UnsafeFileError` for damaged files.
     """
-    if name.startswith("builtin:"):
+    if name.startswith(OURS):
         return built_in("vae", name, BUILT_IN)(name)
+    if name.startswith(THEIRS):
+        theirs: LatentCodec = plugin_encoder("vae", name)(name)
+        return theirs
     ensure_torchvision()
     import diffusers
 

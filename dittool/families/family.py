@@ -23,7 +23,8 @@ from dittool.config.architectures import AnyConfig, architecture
 from dittool.console import Talk
 from dittool.data.provenance import Provenance
 from dittool.encoders.cards import FeatureWidths
-from dittool.errors import UsageError
+from dittool.errors import UsageError, described
+from dittool.plugins import REMEDY
 from dittool.validate.text_edit import CaptionChecker
 
 if TYPE_CHECKING:
@@ -203,8 +204,15 @@ def family_of(config: AnyConfig) -> AnyFamily:
     """The family of a configuration, imported at its first use. What its functions take and give fits together, and
     callers hand it on without looking inside.
     """
-    family: AnyFamily = import_module(f"dittool.families.{architecture(config).family}").FAMILY
-    return family
+    module = architecture(config).family
+    if "." not in module:
+        family: AnyFamily = import_module(f"dittool.families.{module}").FAMILY
+        return family
+    try:
+        theirs: AnyFamily = import_module(module).FAMILY
+    except (Exception, SystemExit) as error:  # another package's module
+        raise UsageError(f"family '{config.model.arch}': {module}: {described(error)}", REMEDY) from error
+    return theirs
 
 
 def specimen_of(config: AnyConfig, view: CheckpointView | None = None) -> Specimen:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from dittool.data.records import safe_key
@@ -28,6 +29,9 @@ from dittool.data.source.lists import LIST_SUFFIXES, is_metadata, list_as_source
 from dittool.data.source.text_lists import TEXT_LIST_SUFFIXES
 from dittool.errors import BadDataError, UsageError
 from dittool.nearest import did_you_mean
+from dittool.plugins import REMEDY, load_plugin, named_plugins, package_of
+
+PLUGIN_GROUP = "dit.sources"  # an entry point's name is the suffix, without its dot
 
 
 def _table_source(path: Path, pairing: Pairing) -> Source:
@@ -74,12 +78,15 @@ def list_source(source: Path, pairing: Pairing = AUTO) -> Source:
     each other, `UnsafeFileError` for a tar with links or paths in it.
     """
     require_source(source)
+    suffix = source.suffix.lower()
     if source.is_dir():
         listed = _list_folder(source, pairing)
-    elif source.is_file() and source.suffix.lower() in _READERS:
-        listed = _READERS[source.suffix.lower()](source, pairing)
+    elif source.is_file() and suffix in _READERS:
+        listed = _READERS[suffix](source, pairing)
+    elif source.is_file() and (plugin := named_plugins(PLUGIN_GROUP).get(suffix.removeprefix("."))):
+        listed = _read_by(plugin, source, pairing)
     else:
-        *known, last = _READERS
+        *known, last = [*_READERS, *(f".{name}" for name in named_plugins(PLUGIN_GROUP))]
         raise BadDataError(
             f"{source}: neither a folder nor a {', '.join(known)} or {last} file",
             _UNREAD.get(
@@ -90,6 +97,15 @@ def list_source(source: Path, pairing: Pairing = AUTO) -> Source:
     if not any(item.image for item in listed.items):
         raise _nothing_in(source, listed)
     return replace(listed, items=_with_unique_names(sorted(listed.items, key=lambda item: item.name)))
+
+
+def _read_by(plugin: EntryPoint, source: Path, pairing: Pairing) -> Source:
+    """What another package's reader, (path, pairing) → `Source`, makes of a file."""
+    listed = load_plugin(plugin, "source")(source, pairing)
+    if not isinstance(listed, Source):
+        name = type(listed).__name__
+        raise UsageError(f"source '{plugin.name}' of {package_of(plugin)} gave a {name}, no Source", REMEDY)
+    return listed
 
 
 def require_source(source: Path) -> None:

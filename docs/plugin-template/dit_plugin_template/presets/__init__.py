@@ -1,0 +1,1 @@
+"""Presets: each `.toml` file here is one, by its name."""
