@@ -27,7 +27,7 @@ __all__ = [
     "load_config",
 ]
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0.dev0"  # the one place: the wheel, `dit --version` and the checks of a release read it
 
 # In a checkout `commands/` and `presets/` stand beside this folder; an installed wheel carries them inside it.
 _CHECKOUT = Path(__file__).resolve().parent.parent

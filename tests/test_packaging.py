@@ -5,6 +5,7 @@ level but dittool.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -19,7 +20,8 @@ import yaml
 from packaging.requirements import Requirement
 
 import dittool
-from dittool.config.load import read_toml
+from dittool.config.load import config_to_toml, load_config, read_toml
+from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = read_toml(ROOT / "pyproject.toml")
@@ -269,6 +271,60 @@ def test_the_citation_and_the_changelog_follow_the_version():
     assert (cited["version"], cited["license"]) == (dittool.__version__, PROJECT["project"]["license"])
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == "Unreleased" and "0.1.0" in headings
+
+
+# Releases
+
+
+@pytest.fixture(scope="module")
+def release_notes():
+    spec = importlib.util.spec_from_file_location("release_notes", ROOT / ".ci" / "release_notes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(release_notes, capsys):
+    changelog = "# Changelog\n\n## Unreleased\n\n- new\n\n## 0.2.0 (2026-12-01)\n\n- a\n- b\n\n## 0.1.0\n\n- first\n"
+    assert release_notes.notes(changelog, "0.2.0") == "- a\n- b"
+    assert release_notes.notes(changelog, "0.3.0") == ""
+    assert release_notes.version() == dittool.__version__
+    assert release_notes.main("v9.9.9") == 1 and dittool.__version__ in capsys.readouterr().err
+    assert release_notes.main("Unreleased") == 0 and capsys.readouterr().out.startswith("- ")
+
+
+def test_a_release_is_built_checked_and_published_without_a_secret_and_without_the_name_of_a_registry():
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    assert "://" not in text and "secrets." not in text and "pypi.org" not in text
+    jobs = yaml.safe_load(text)["jobs"]
+    commands = " ".join(step.get("run", "") for step in jobs["build"]["steps"])
+    assert all(part in commands for part in ("release_notes.py", "python -m build", "twine check --strict"))
+    assert jobs["publish"]["needs"] == "build" and jobs["publish"]["permissions"]["id-token"] == "write"
+
+
+def test_ci_builds_the_site_and_the_files_of_a_release():
+    text = (ROOT / ".ci" / "run").read_text()
+    assert all(part in text for part in ("properdocs build --strict", "python -m build", "twine check --strict"))
+
+
+@pytest.mark.slow
+@built
+def test_the_demo_runs_from_the_wheel_without_a_checkout(wheel, tmp_path):
+    """Four hundred pictures as they are; the preset of that installation is one of eight steps."""
+    python = clean_python(tmp_path / "environment")
+    install(python, wheel)
+    (demo,) = (tmp_path / "environment").glob("lib/python*/site-packages/dittool/presets/demo.toml")
+    demo.write_text(config_to_toml(load_config("demo", TINY)))
+    done = subprocess.run(
+        [python.parent / "dit", "demo"],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "GO, after" in done.stdout and list((tmp_path / "runs" / "demo" / "validation").glob("*/report.html"))
 
 
 # docs/dependencies.md

@@ -72,11 +72,11 @@ def preset_path(name: str) -> Path:
     others, refused = plugin_presets()
     if name in others:
         return others[name]
-    known = [*preset_names(), *others]
-    close = difflib.get_close_matches(name, known, n=1)
+    theirs = [f"other packages have {', '.join(others)}"] if others else []
+    close = difflib.get_close_matches(name, [*preset_names(), *others], n=1)
     guess = f"did you mean '{close[0]}'? " if close else ""
     raise UsageError(
-        "; ".join([f"preset '{name}' does not exist; there are {', '.join(known)}", *refused]),
+        "; ".join([f"preset '{name}' does not exist; shipped are {', '.join(preset_names())}", *theirs, *refused]),
         f"{guess}see them with: dit presets",
     )
 

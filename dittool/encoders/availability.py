@@ -25,6 +25,8 @@ def _of_one(kind: str, name: str, have_shards: bool) -> Finding:
     check = f"weights: {kind}"
     if name.startswith("builtin:"):
         return Finding(check, OK, f"{name}: built in, nothing to fetch")
+    if name.startswith("plugin:"):
+        return Finding(check, OK, f"{name}: of another package, which knows what it needs")
     if Path(name).expanduser().exists() or name.startswith((".", "/", "~")):
         there = Path(name).expanduser().exists()
         what = f"{name}: a {'path' if there else 'path that is not there'}"

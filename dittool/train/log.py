@@ -67,7 +67,8 @@ class Meter:
         """Brings the figures of the steps since the last look onto the host, in one transfer. Returns those of steps
         without an update.
         """
-        seen, self.ema_distance = on_host([self._unseen, self.ema_distance])
+        looked_at: list[Any] = [self._unseen, self.ema_distance]
+        seen, self.ema_distance = on_host(looked_at)
         self._unseen = []
         self._steps += [step for step in seen if step.made]
         return [step for step in seen if not step.made]
