@@ -109,6 +109,7 @@ def test_a_plan_ends_in_a_table_and_a_page(family_shards, tmp_path, listener):
     assert "muon" in page and "data:image/png" in page and not re.search(r'(src|href)="(?!data:)', page)
 
 
+@pytest.mark.slow
 def test_killed_on_the_way_the_same_call_ends_with_the_same_table(plan, tiny_shards, tmp_path, monkeypatch):
     rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "seeds = [0]\nequal_time = false"))
     ablate(rows, tiny_shards.folder, tmp_path / "straight")
@@ -326,6 +327,7 @@ def test_without_held_out_samples_nothing_is_begun(plan, tiny_shards, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_best_row_of_one_seed_is_said_to_decide_nothing(plan, tiny_shards, tmp_path, monkeypatch):
     rows = read_plan(plan("[variant.muon]\n'train.optimizer' = 'muon'", "equal_time = false"))
     results = ablate(rows, tiny_shards.folder, tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -169,7 +170,8 @@ def test_rules_are_chosen_by_prefixes_of_their_codes():
 
 
 def test_a_rule_of_another_scope_is_left_out_unless_it_was_named(preset):
-    assert {judged.rule.code[0] for judged in audit_subject(preset, RULES, named=False).findings} == {"R", "E", "C"}
+    cheap = [replace(rule, check=lambda _: [Finding("pass", "1")]) for rule in RULES]
+    assert {judged.rule.code[0] for judged in audit_subject(preset, cheap, named=False).findings} == {"R", "E", "C"}
     (judged,) = audit_subject(preset, [rule for rule in RULES if rule.code == "K1"], named=True).findings
     assert judged.finding.status == "skip" and "judges a checkpoint" in judged.finding.evidence
 

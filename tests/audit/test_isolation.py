@@ -101,6 +101,7 @@ def test_a_model_that_replaces_torch_does_so_in_its_own_process(listener):
     assert not result.crashes and {each.rule.code for each in result.findings} == {"E1", "C4"}
 
 
+@pytest.mark.slow
 def test_a_rule_at_which_the_process_ends_fails_and_the_others_still_judge():
     found = judged("Leaves")
     status, evidence = found["E5"]
