@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dittool.config.values import PLAIN_KIND, Columns, Positive, Section, Size, Whole, kind_named, require
+from dittool.config.values import PLAIN_KIND, Columns, Pattern, Positive, Section, Size, Whole, kind_named, require
 from dittool.geometry import SIDE_MULTIPLE, Bucket, buckets_for_area, buckets_from_names, parse_size
 
 # Where the captions of images stand: docs/sources.md
@@ -23,6 +23,22 @@ class Encoders(Section):
     max_text_tokens: Positive = 512
     # of the text encoder, whose hidden states are the features: 0 the embeddings, -1 the last; its own output without
     text_layer: Whole | None = None
+
+
+class Keep(Section):
+    """Which inputs are embedded; what does not pass is refused and counted. Scripts are the first words of letters'
+    Unicode names: "LATIN", "CJK".
+    """
+
+    min_side: Positive | None = None  # pixels, of the shorter side
+    max_aspect: Annotated[float, Field(ge=1)] | None = None  # longer side over shorter
+    caption: Pattern | None = None  # a regular expression that is found in the caption
+    not_caption: Pattern | None = None  # one that is not
+    scripts: Annotated[list[str], Field(min_length=1)] | None = None  # of nearly all letters of the caption
+    # columns of a list → least and most
+    scores: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
+    names: str | None = None  # a text with names, ids or image paths, one a line: only these …
+    not_names: str | None = None  # … and all but these
 
 
 class Data(Section):
@@ -42,6 +58,7 @@ class Data(Section):
     several_captions: Literal["first", "all", "lines"] = "first"
     # how often a kind is drawn in training, against the others that an image has; 1 where it is not named
     caption_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    keep: Keep | None = None  # which inputs are embedded, of all that can be
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of images kept out of training
     # the same picture saved again, at another size or quality: on one side of the hold-out, or not looked for
     near_copies: Literal["together", "ignored"] = "together"

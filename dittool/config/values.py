@@ -42,6 +42,14 @@ def _checked_columns(value: object) -> object:
     raise ValueError(f"must be a name, or a list of 1 to {_MOST_COLUMNS} names, not {value!r}")
 
 
+def _checked_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from error
+    return text
+
+
 def kind_named(column: str) -> str:
     """The kind of the captions in a column, as files are called by it: `Short caption` → `short_caption`."""
     plain = re.sub(r"[^a-z0-9-]+", "_", column.strip().lower()).strip("_")
@@ -62,4 +70,5 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Shift = Annotated[float | str, AfterValidator(_checked_shift)]
 Columns = Annotated[str | list[str], BeforeValidator(_checked_columns)]
+Pattern = Annotated[str, AfterValidator(_checked_pattern)]
 Size = Annotated[str, AfterValidator(_checked_size)]

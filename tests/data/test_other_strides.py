@@ -21,7 +21,11 @@ from tests.conftest import TINY
 from tests.encoders.more_models import dc_ae, flux2, image_models
 
 #             folder, stride, channels, image encoder, its patch
-CHAINS = [("dc", 32, 8, "builtin:dinov3", 16), ("flux2", 16, 16, "siglip", 16), ("dc", 32, 8, "convnext", 32)]
+CHAINS = [
+    ("dc", 32, 8, "builtin:dinov3", 16),
+    ("flux2", 16, 16, "siglip", 16),
+    pytest.param("dc", 32, 8, "convnext", 32, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")

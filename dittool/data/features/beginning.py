@@ -38,7 +38,7 @@ def scanned(
         for path in store.folder.glob("scanned-*of*.jsonl"):  # what parts told each other stands in scanned.rows
             path.unlink()
     share = None if part.is_everything else _ShareOfParts(store.folder, held, part, talk)
-    records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data), seen, share)
+    records = scan(source, buckets, talk, config.data.flip, Pairing.of(config.data), seen, share, config.data.keep)
     if seen.kept:
         talk.note(f"{seen.kept} of {len(records)} inputs have the sizes and times of before and are not read again")
     require_usable(source, records, store)

@@ -63,7 +63,9 @@ def estimate(
     """
     store = FeatureStore(out)
     config = with_patch_storage(config, store.patch_storage)
-    records = scan(source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data))
+    records = scan(
+        source, config.data.bucket_sizes(), talk, config.data.flip, Pairing.of(config.data), keep=config.data.keep
+    )
     used = [record for record in records if record.used]
     journal = store.read_journal()
     rows, seconds = [], {}

@@ -8,6 +8,7 @@ a line of JSON.
 from __future__ import annotations
 
 import json
+import math
 import os
 import posixpath
 import re
@@ -32,6 +33,7 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
 OTHER_CAPTION_COLUMNS = ("description", "sentence", "sentences", "alt_text", "alt", "comment")
 _ID_COLUMN, _BUCKET_COLUMN = "image_id", "aspect_bucket"
 _ADDRESS_COLUMNS = ("url", "image_url", "img_url", "image_link")  # of LAION's tables, and others like them
+SCORE = "filtered:scores"  # as filters.py calls its reasons
 _LONGEST_LISTING = 20  # columns that a message names
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -54,10 +56,12 @@ class Columns:
     captions: tuple[str, ...]
     id: str
     bucket: str
+    scores: tuple[str, ...] = ()
 
     @property
     def read(self) -> list[str]:
-        return list(dict.fromkeys(column for column in (self.path, *self.captions, self.id, self.bucket) if column))
+        columns = (self.path, *self.captions, self.id, self.bucket, *self.scores)
+        return list(dict.fromkeys(column for column in columns if column))
 
 
 @lru_cache(maxsize=1024)
@@ -80,7 +84,8 @@ def columns_of(present: tuple[str, ...], pairing: Pairing) -> Columns:
         path = paths[:1]
         captions = [column for column in all_of(CAPTION_COLUMNS) or all_of(OTHER_CAPTION_COLUMNS) if column not in path]
     ids, buckets = all_of([_ID_COLUMN]), all_of([_BUCKET_COLUMN])
-    return Columns("".join(paths[:1]), tuple(captions), "".join(ids[:1]), "".join(buckets[:1]))
+    scores = tuple(column for name, _, _ in pairing.scores for column in named(name))
+    return Columns("".join(paths[:1]), tuple(captions), "".join(ids[:1]), "".join(buckets[:1]), scores)
 
 
 def captions_in(row: Row, captions: tuple[str, ...], pairing: Pairing) -> object:
@@ -197,6 +202,9 @@ def row_item(where: str, row: Row | BadRow, pairing: Pairing, folder: str | None
         if not isinstance(name, str) or not name:
             return SourceItem(where, reason="bad-line", detail=f"{columns.id} is missing or not text")
         item = replace(item, name=name)
+    reason, detail = score_refusal(row, pairing)
+    if reason:
+        return replace(item, reason=reason, detail=detail)
     try:
         return replace(item, caption=captions_in(row, columns.captions, pairing))
     except CaptionRefused as refused:
@@ -206,6 +214,22 @@ def row_item(where: str, row: Row | BadRow, pairing: Pairing, folder: str | None
         elif refused.reason == "two-captions":
             detail += ": name the one that is meant with data.caption_column"
         return replace(item, reason=refused.reason, detail=detail)
+
+
+def score_refusal(row: Row, pairing: Pairing) -> tuple[str, str]:
+    """(reason, detail) of a row whose scores are not those that are kept; ("", "") of one that passes."""
+    for name, least, most in pairing.scores:
+        column = next((column for column in row if column == name or _folded(column) == _folded(name)), name)
+        said = row.get(column)
+        try:
+            value = float(said) if isinstance(said, (int, float, str)) else math.nan
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            return SCORE, f"{name} is no number: {str(said)[:40]!r}"
+        if not least <= value <= most:
+            return SCORE, f"{name} is {value:g}, kept are {least:g} to {most:g}"
+    return "", ""
 
 
 def merged_rows(items: Sequence[tuple[SourceItem, bool]]) -> list[SourceItem]:

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from dittool.data.source.captions import CaptionRefused
-from dittool.data.source.columns import PATH_COLUMNS, captions_in, columns_of, what_is_missing
+from dittool.data.source.columns import PATH_COLUMNS, captions_in, columns_of, score_refusal, what_is_missing
 from dittool.data.source.images import LARGEST_FILE, ImageRefused
 from dittool.data.source.item import IMAGE_SUFFIXES, Pairing, Source, SourceItem, shown, suffix_of
 from dittool.data.source.table import BadRow, arrow_errors_explained, rows_of_batches
@@ -65,13 +65,14 @@ def embedded_items(path: Path, shown_as: str, pairing: Pairing) -> list[SourceIt
     with arrow_errors_explained(path):
         table = _opened(path)
         present = tuple(name for name in table.schema.names if name != picture)
-        captions = columns_of(present, pairing).captions
+        found = columns_of(present, pairing)
+        captions = found.captions
         if not captions:
-            missing, hint = what_is_missing(replace(columns_of(present, pairing), path=picture), present, pairing)
+            missing, hint = what_is_missing(replace(found, path=picture), present, pairing)
             raise BadDataError(f"{path}: {missing}", hint)
         key = next((name for name in _KEYS if name in present), "")
         status = "status" if "status" in present and "error_message" in present else ""  # img2dataset's
-        read = list(dict.fromkeys(name for name in (*captions, key, status) if name))
+        read = list(dict.fromkeys(name for name in (*captions, key, status, *found.scores) if name))
         items = []
         for number, row in enumerate(rows_of_batches(read, table.batches(read, _LISTED_AT_ONCE))):
             where = f"{shown_as}/{_escaped(picture)}/{number:08d}"
@@ -127,6 +128,9 @@ def _with_caption(
         return replace(item, reason="bad-line", detail=row.why)
     if status and row[status] not in ("success", None):
         return replace(item, reason="no-image", detail=f"it was not fetched: {shown(str(row[status]))[:80]}")
+    reason, detail = score_refusal(row, pairing)
+    if reason:
+        return replace(item, reason=reason, detail=detail)
     try:
         return replace(item, caption=captions_in(row, captions, pairing))
     except CaptionRefused as refused:

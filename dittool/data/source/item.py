@@ -32,12 +32,15 @@ class Pairing:
     caption_column: str = ""
     caption_columns: tuple[str, ...] = ()  # several: each holds a kind of caption
     several: str = "first"  # `data.several_captions`
+    scores: tuple[tuple[str, float, float], ...] = ()  # of lists: column, least and most of `data.keep.scores`
 
     @classmethod
     def of(cls, data: Data) -> Pairing:
         column = data.caption_column or ""
         one, several = (column, ()) if isinstance(column, str) else ("", tuple(column))
-        return cls(data.captions, data.image_column or "", one, several, data.several_captions)
+        wanted = (data.keep.scores if data.keep is not None else None) or {}
+        scores = tuple((name, least, most) for name, (least, most) in wanted.items())
+        return cls(data.captions, data.image_column or "", one, several, data.several_captions, scores)
 
     @property
     def caption_key(self) -> str:

@@ -80,7 +80,8 @@ class Sheet:
 
 def preview(source: Path, config: ImageConfig, talk: Talk = SILENT) -> Sheet:
     """The contact sheet of a source. Raises as `scan` does, and `BadDataError` when no image can be used."""
-    records = scan(source, config.data.bucket_sizes(), talk, pairing=Pairing.of(config.data))
+    data = config.data
+    records = scan(source, data.bucket_sizes(), talk, pairing=Pairing.of(data), keep=data.keep)
     used = [record for record in records if record.used]
     if not used:
         first = next((record for record in records if record.detail), None)

@@ -20,10 +20,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from dittool.config.features import Keep
 from dittool.console import SILENT, Talk
 from dittool.data.records import REFUSED, UNKNOWN_WORDS, USED, Record, safe_key
 from dittool.data.source.captions import FURTHER, CaptionRefused
 from dittool.data.source.containers import not_read_here, read_picture
+from dittool.data.source.filters import filtered
 from dittool.data.source.flip import NOT_FLIPPED, with_flips
 from dittool.data.source.images import ImageRefused, decode_image, fit_to_bucket, read_header
 from dittool.data.source.item import AUTO, CAPTION_SUFFIXES, Pairing, Source, SourceItem, shown
@@ -55,6 +57,7 @@ def scan(
     pairing: Pairing = AUTO,
     seen: Seen | None = None,
     share: Share | None = None,
+    keep: Keep | None = None,
 ) -> list[Record]:
     """A record for every input of `source` (what `list_source` takes), used or refused, in the order of their names;
     ids are unique.
@@ -63,7 +66,7 @@ def scan(
     only what the other parts have not read. Used records with the same bytes as an earlier one stay used and are
     flagged. With `flip = "prepared"` the flipped variant of a used record stands behind it; one whose caption cannot be
     flipped is flagged with the reason instead.
-    Raises as `list_source` does.
+    `keep` refuses what does not pass its filters. Raises as `list_source` does.
     """
     listed = list_source(source, pairing)
     _tell(source, listed, talk)
@@ -76,7 +79,7 @@ def scan(
         for record in _in_threads(listed.items, listed.root, buckets, seen, pairing):
             records.append(record)
             task.advance()
-    records = _with_duplicates_flagged(records)
+    records = filtered(_with_duplicates_flagged(records), keep)
     return with_flips(records) if flip == "prepared" else records
 
 

@@ -23,6 +23,7 @@ from dittool.data.records import UNKNOWN_WORDS, Record, record_from_json, record
 from dittool.data.source.archive import ArchiveMember
 from dittool.data.source.captions import KindedTexts
 from dittool.data.source.containers import container_of
+from dittool.data.source.filters import as_unfiltered
 from dittool.data.source.item import AUTO, Pairing, SourceItem
 from dittool.errors import BadDataError
 from dittool.geometry import Bucket
@@ -116,7 +117,7 @@ class Seen:
 def as_judged(record: Record) -> Record:
     """A record without what is found out later than by a look at the input alone."""
     flags = tuple(flag for flag in record.flags if flag.partition(":")[0] not in LATER_FLAGS)
-    return replace(record, flags=flags, sides_with=())
+    return replace(as_unfiltered(record), flags=flags, sides_with=())
 
 
 def _of_record(record: Record) -> int:
