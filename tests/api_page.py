@@ -14,7 +14,7 @@ BEGINNING = """# Python: what the package promises
 Made by `python -m tests.api_page > docs/api.md` from the docstrings. What is not on this page may change without a line
 in the changelog. `import dittool` imports no torch: a name's module is imported when the name is first used.
 
-```python
+```python run
 from dittool import load
 
 pipe = load("runs/demo")

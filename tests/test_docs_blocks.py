@@ -1,7 +1,7 @@
 """Each block of commands in README and docs says how far it is true: run (a test types it in a scratch folder), dry-run
 (it needs a GPU, several machines or gated weights: parsed, and its configuration read) or shown.
 
-    ```sh run        ```console run        ```sh dry-run        ```sh shown
+    ```sh run    ```console run    ```python run        ```sh dry-run        ```sh shown
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def blocks(page: Path) -> list[Block]:
 
 
 COMMANDS = [block for page in PAGES for block in blocks(page) if block.language in ("sh", "console")]
-RUN_PAGES = sorted({block.page for block in COMMANDS if block.rest == "run" and not block.run_elsewhere})
+RUN_PAGES = sorted(
+    {block.page for page in PAGES for block in blocks(page) if block.rest == "run" and not block.run_elsewhere}
+)
 
 
 def marked(*marks: str) -> list:
@@ -160,9 +162,11 @@ def test_the_blocks_of_a_page_run_as_they_are_typed(page, scratch, dit):
         for words in NEEDS_A_RUN[page.name]:
             assert dit(*words.split()).code in (0, 1)
     for block in blocks(page):
-        if block.language == "python" and block.rest:
+        if block.language == "python" and block.rest == "run":
+            exec(compile(block.text, block.where, "exec"), {})
+        elif block.language == "python" and block.rest:  # a file that the page shows
             (scratch / block.rest).write_text(block.text)
-        if block.rest != "run" or block.run_elsewhere:
+        if block not in COMMANDS or block.rest != "run" or block.run_elsewhere:
             continue
         for words, printed in block.lines():
             assert words[0] == "dit", f"{block.where}: only dit is run: {words}"
@@ -175,6 +179,7 @@ def test_the_blocks_of_a_page_run_as_they_are_typed(page, scratch, dit):
 
 MADE = ("embed path/to/images --preset demo", "shard", "train --preset demo")
 NEEDS_A_RUN = {  # page → what a reader of it has done before
+    "api.md": MADE,
     "verdict.md": MADE,
     "export.md": (*MADE[:2], "train --preset demo --out runs/nano"),
     "sampling.md": MADE,

@@ -115,12 +115,13 @@ def test_an_installed_wheel_runs_far_from_the_checkout(python_with_wheel, tmp_pa
     assert_it_works(tmp_path, dit)
     assert "batch_size" in run(dit, "presets", "large", cwd=tmp_path)
     look = (
-        "import dittool, importlib.util as util; print(dittool.__file__, *(util.find_spec(name) for name in"
-        " ('commands', 'presets', 'tests')))"
+        "import dittool, importlib.util as util; found = map(util.find_spec, ('commands', 'presets', 'tests'));"
+        " print(dittool.__file__, *(spec.origin for spec in found if spec))"
     )
     where, *at_top_level = run(python_with_wheel, "-c", look, cwd=tmp_path).split()
-    assert where.startswith(str(python_with_wheel.parents[1])), "the wheel's own code runs"
-    assert at_top_level == ["None", "None", "None"]
+    environment = str(python_with_wheel.parents[1])
+    assert where.startswith(environment), "the wheel's own code runs"
+    assert not [origin for origin in at_top_level if origin.startswith(environment)]  # a dependency may bring `tests`
 
 
 @built
