@@ -53,7 +53,7 @@ _BESIDE_TEXT = 4  # tokens that stand for no byte of the caption: begin and end
 _SHOWN = 5  # faults
 _FEWEST = 16  # captions of a rare kind whose features are looked at
 _MOST_UNKNOWN = 0.01  # share of captions with words that the tokenizer does not know
-_READ_EVERY_SCRIPT = ("umt5", "mt5", "byt5", "builtin:")  # in the name of an encoder
+_READ_EVERY_SCRIPT = ("umt5", "mt5", "byt5", "gemma", "qwen", "builtin:")  # in the name of an encoder
 _MANY_LETTERS = 0.2  # share of letters of other scripts than Latin
 
 
