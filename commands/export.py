@@ -1,7 +1,8 @@
 """`dit export CHECKPOINT --out FOLDER` makes a folder that others load without `dit`.
 
-`--format diffusers`, the default, holds the weights with the sources of network and pipeline; `--format safetensors`
-the weights alone. `dit sample --checkpoint FOLDER` takes either back. `--push me/my-model` uploads it, after asking.
+`--format diffusers`, the default, holds the weights with the sources of network and pipeline, `--format safetensors` the
+weights alone: `dit sample --checkpoint FOLDER` takes either back. `--format torch-export` holds programs of
+torch.export. `--push me/my-model` uploads the folder, after asking.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dittool.commands.options import NONE_GIVEN, DeviceOption, JsonOption, Quiet
 class Format(str, Enum):
     diffusers = "diffusers"
     safetensors = "safetensors"
+    torch_export = "torch-export"
 
 
 class Dtype(str, Enum):
@@ -40,7 +42,7 @@ def main(
     ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where the export goes.")] = Path("export"),
     form: Annotated[
-        Format, typer.Option("--format", help="With sources for diffusers, or weights alone.")
+        Format, typer.Option("--format", help="With sources for diffusers, weights alone, or programs.")
     ] = Format.diffusers,
     weights: Annotated[
         str, typer.Option("--weights", metavar="W", help="ema, model (raw), or an average's width: 0.05.")

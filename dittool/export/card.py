@@ -48,6 +48,7 @@ class About:
     parameters: int
     kind: str | None  # of the sources beside the weights; None: there are none
     run: Path  # where results may lie
+    programs: bool = False  # of torch.export, and nothing else
     pictures: Sequence[Picture] = ()
     licence: str | None = None  # as the hub names it
     repository: str | None = None  # on the hub, where it is pushed to
@@ -80,6 +81,7 @@ def _said(about: About, captioned: bool) -> dict[str, Any]:
         "pictures": _sheet(about.pictures),
         "captioned": captioned,
         "code": about.kind is not None,
+        "programs": about.programs,
         "place": about.repository or "FOLDER",
         "call": f'{call}.images[0].save("drawn.png")',
         "pipeline": f"pipeline_{about.kind}",

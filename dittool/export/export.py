@@ -19,16 +19,17 @@ from dittool.data.provenance import Provenance
 from dittool.errors import UsageError, listed
 from dittool.export.card import About, Picture, cell, write_card
 from dittool.export.diffusers_folder import write_folder
+from dittool.export.torch_programs import PROGRAMS, write_programs
 from dittool.export.weights import LARGEST_FILE, choose_weights, in_precision, write_weights
 from dittool.families.family import family_of
 from dittool.sampling.one_step import OneStepPipeline
 from dittool.sampling.picture_file import write_picture
 from dittool.storage import TEMPORARY_PREFIX, output_folder, sync_folder
 
-SAFETENSORS, IN_DIFFUSERS = "safetensors", "diffusers"
-FORMATS = (IN_DIFFUSERS, SAFETENSORS)
+SAFETENSORS, IN_DIFFUSERS, PROGRAMS_ALONE = "safetensors", "diffusers", "torch-export"
 _MOST_PICTURES = 6
-_OURS = ("README.md", "model_index.json", "scheduler", "transformer", "samples")  # what an export may hold, at the top
+# what an export may hold, at the top
+_OURS = (*PROGRAMS, "nulls.safetensors", "README.md", "model_index.json", "scheduler", "transformer", "samples")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ExportRequest:
 
     checkpoint: Path
     out: Path  # a folder
-    form: str = IN_DIFFUSERS  # one of FORMATS
+    form: str = IN_DIFFUSERS  # or SAFETENSORS or PROGRAMS_ALONE
     weights: str = "ema"  # or "model", or the relative width of an average
     dtype: str = "fp32"
     largest_file: int = LARGEST_FILE  # bytes of a file of weights; above it there are several
@@ -66,15 +67,23 @@ def export(request: ExportRequest, talk: Talk = SILENT) -> Exported:
     behind.
     """
     require_place(request.out, request.checkpoint, request.force)
+    if request.form == PROGRAMS_ALONE and (request.dtype != "fp32" or request.prompts):
+        raise UsageError(
+            "--format torch-export: programs compute in fp32 and draw no pictures", "leave --dtype and --prompt out"
+        )
     chosen = choose_weights(request.checkpoint, request.weights)
     tensors = in_precision(chosen, request.dtype, talk)
     config = config_from_dict(chosen.described["config"], str(request.checkpoint))
     with _whole_folder(request.out) as folder:
         pipeline = family_of(config).pipeline(request.checkpoint)
         parts = pipeline.for_diffusers() if request.form == IN_DIFFUSERS else None
-        prefix, place = (parts.prefix, DIFFUSERS) if parts else ("", PLAIN)
-        named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
-        write_weights(folder / place, named, chosen.metadata, request.largest_file, talk)
+        if request.form == PROGRAMS_ALONE:
+            pipeline.model.load_state_dict(tensors)
+            write_programs(folder, pipeline, talk)
+        else:
+            prefix, place = (parts.prefix, DIFFUSERS) if parts else ("", PLAIN)
+            named = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+            write_weights(folder / place, named, chosen.metadata, request.largest_file, talk)
         if parts:
             write_folder(folder, parts, {card.kind: card for card in pipeline.data.card.encoders})
         about = About(
@@ -88,6 +97,7 @@ def export(request: ExportRequest, talk: Talk = SILENT) -> Exported:
             parameters=sum(tensor.numel() for tensor in tensors.values()),
             kind=parts.kind if parts else None,
             run=run_folder(request.checkpoint),
+            programs=request.form == PROGRAMS_ALONE,
             pictures=_pictures(folder, config, request.prompts, talk),
             licence=request.licence,
             repository=request.repository,
@@ -101,7 +111,8 @@ def export(request: ExportRequest, talk: Talk = SILENT) -> Exported:
 def _pictures(folder: Path, config: AnyConfig, prompts: Sequence[str], talk: Talk) -> list[Picture]:
     """Drawn with the exported weights: of each prompt, or of a generator's first classes."""
     weights = exported_weights(folder)
-    assert weights is not None, "they were written"
+    if weights is None:  # programs alone
+        return []
     pipeline = family_of(config).pipeline(weights)
     words = list(pipeline.classes[:_MOST_PICTURES]) if isinstance(pipeline, OneStepPipeline) else list(prompts)
     drawn = []
@@ -135,7 +146,8 @@ def require_place(out: Path, checkpoint: Path, force: bool) -> None:
     if out.resolve() in checkpoint.resolve().parents:
         raise UsageError(f"--out {out}: the checkpoint {checkpoint} lies in it", "name another folder")
     strangers = [path.name for path in sorted(out.iterdir()) if not _is_ours(path)]
-    if exported_weights(out) is None or strangers:
+    known = exported_weights(out) is not None or any((out / name).is_file() for name in PROGRAMS)
+    if not known or strangers:
         found = f"it holds {listed(strangers or os.listdir(out), 3)}"
         raise UsageError(f"--out {out}: a folder that dit export did not write: {found}", "name a new folder")
     if not force:

@@ -18,6 +18,9 @@ from dittool.config.load import config_from_dict
 from dittool.data.provenance import Provenance
 from dittool.export.export import ExportRequest, export
 from dittool.families.family import family_of
+from tests.encoders.conftest import folders
+
+__all__ = ["folders"]  # tiny encoders of the published classes
 
 READER = Path(__file__).with_name("reader_without_dit.py")
 Jobs = list[tuple[Path, list[dict[str, object]]]]

@@ -9,11 +9,16 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 
 from dittool import load
 from dittool.ckpt.exported import exported_weights
+from dittool.ckpt.files import save_checkpoint
 from dittool.config.schema import SampleSettings
-from dittool.encoders.cards import ImageCard, TextCard, VaeCard
+from dittool.encoders.cards import ImageCard, TextCard, VaeCard, card_to_json
+from dittool.encoders.image import load_image_encoder
+from dittool.encoders.text import load_text_encoder
+from dittool.encoders.vae import load_codec
 from dittool.export.diffusers_folder import pipeline_source, transformer_source
 from dittool.export.export import ExportRequest, export
 from dittool.export.loaded import settings
@@ -94,6 +99,28 @@ def test_every_kind_of_network_draws_the_same_there(checkpoint, generator, tiny_
         require_same(pictures, number, [load(path)(**in_our_words(call)) for call in asked])
     for number, path in enumerate(drifts, start=len(flows)):
         require_same(pictures, number, [load(path, OneStepPipeline)("1", count=2)])
+
+
+@pytest.mark.slow
+def test_encoders_of_published_classes_are_loaded_by_their_ids(
+    checkpoint, folders, tiny_shards, read_without_dit, tmp_path
+):
+    image, text = (
+        load_image_encoder(str(folders / "dinov2"), "fp32"),
+        load_text_encoder(str(folders / "t5"), "bf16", 64),
+    )
+    codec = load_codec(str(folders / "flux"))
+    state = torch.load(checkpoint, weights_only=True)
+    cards = {card.kind: card_to_json(card) for card in (image.card, text.card, codec.card)}
+    state["data"]["identity"]["encoders"] = cards
+    state["data"]["dims"] |= {"text": 32, "image": 32}
+    statistics = state["data"]["statistics"]
+    statistics |= {name: [0.0] * 32 for name in statistics if name.startswith(("cls_", "patch_"))}
+    path = changed(save_checkpoint(tmp_path / "published", state, final=True), tmp_path / "random")
+    picture = str(min(tiny_shards.images.glob("*.png")))
+    calls = [{"prompt": "a red bird", "reference": picture}, {"prompt": "a dog", "image": picture, "strength": 0.7}]
+    pictures = read_without_dit([(export(ExportRequest(path, tmp_path / "exported")).folder, calls)])
+    require_same(pictures, 0, [load(path)(**in_our_words(call)) for call in calls])
 
 
 @pytest.mark.parametrize("cards", [BUILT_IN, PUBLISHED], ids=["built in", "published"])
