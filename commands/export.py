@@ -1,7 +1,7 @@
 """`dit export CHECKPOINT --out FOLDER` makes a folder that others load without `dit`.
 
-`--format diffusers`, the default, holds the weights with the sources of network and pipeline, `--format safetensors` the
-weights alone: `dit sample --checkpoint FOLDER` takes either back. `--format torch-export` holds programs of
+`--format diffusers`, the default, holds the weights with the sources of network and pipeline, `--format safetensors`
+the weights alone: `dit sample --checkpoint FOLDER` takes either back. `--format torch-export` holds programs of
 torch.export. `--push me/my-model` uploads the folder, after asking.
 """
 

@@ -6,8 +6,6 @@ on the hub.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from dittool.encoders.cards import FeatureWidths
 
 IMAGE_WIDTHS = {
@@ -65,29 +63,21 @@ def known_widths(image: str, text: str, vae: str) -> FeatureWidths | None:
     return FeatureWidths(text_width, image_width, channels)
 
 
-@dataclass(frozen=True)
-class Licence:
-    """What an encoder's page on the hub says of its use."""
-
-    name: str
-    gated: bool = False  # an account must have accepted the terms
-
-
-# By how ids begin, from the pages of the hub as known to us in 2025; a model card asks its reader to look.
+# By how ids begin, as read on their pages (docs/encoders.md says when); a model card asks its reader to look.
 _LICENCES = {
-    "builtin:": Licence("Apache-2.0, code of dit; nothing is trained in it"),
-    "facebook/dinov3-": Licence("DINOv3 License", gated=True),
-    "facebook/dinov2-": Licence("Apache-2.0"),
-    "google/t5-v1_1-": Licence("Apache-2.0"),
-    "google/umt5-": Licence("Apache-2.0"),
-    "google/mt5-": Licence("Apache-2.0"),
-    "google/byt5-": Licence("Apache-2.0"),
-    "black-forest-labs/FLUX.1-dev": Licence("FLUX.1 [dev] Non-Commercial License", gated=True),
-    "black-forest-labs/FLUX.1-schnell": Licence("Apache-2.0", gated=True),
-    "madebyollin/taef1": Licence("MIT"),
+    "builtin:": "Apache-2.0, code of dit; nothing is trained in it",
+    "facebook/dinov3-": "DINOv3 License",
+    "facebook/dinov2-large": "Apache-2.0",
+    "facebook/dinov2-with-registers-base": "Apache-2.0",
+    "google/t5-v1_1-base": "Apache-2.0",
+    "google/t5-v1_1-xxl": "Apache-2.0",
+    "ostris/vae-kl-f8-d16": "MIT",
+    "madebyollin/taef1": "MIT",
+    "Alpha-VLLM/Lumina-Image-2.0": "Apache-2.0, of the repository; the autoencoder's files name FLUX.1-dev as origin",
+    "black-forest-labs/FLUX.2-klein-4B": "Apache-2.0, of the model",
 }
 
 
-def licence_of(encoder: str) -> Licence | None:
+def licence_of(encoder: str) -> str | None:
     """Of an encoder by its id; None: not known here."""
     return next((licence for start, licence in _LICENCES.items() if encoder.startswith(start)), None)

@@ -14,7 +14,7 @@ from dittool.config.architectures import AnyConfig, architecture
 from dittool.config.load import config_to_dict, config_to_toml
 from dittool.data.provenance import Provenance
 from dittool.encoders.cards import EncoderCard
-from dittool.encoders.known import licence_of
+from dittool.encoders.known import is_gated, licence_of
 from dittool.errors import BadDataError, listed, one_line
 from dittool.storage import read_json, write_atomic
 from dittool.validate.compare import RESULTS
@@ -115,8 +115,7 @@ def _sheet(pictures: Sequence[Picture]) -> str:
 
 
 def _encoder(card: EncoderCard) -> dict[str, str]:
-    licence = licence_of(card.id)
-    known = "not known" if licence is None else licence.name + (", gated" if licence.gated else "")
+    known = (licence_of(card.id) or "not known") + (", gated" if is_gated(card.id) else "")
     at_hub = len(card.revision) == _HASH
     shown = f"[{card.id}](https://huggingface.co/{card.id})" if at_hub else f"`{card.id}`"
     revision = f"`{card.revision[:12]}`" if at_hub else card.revision

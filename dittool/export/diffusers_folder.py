@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from dittool import __version__
+from dittool.encoders.builtin import OURS, THEIRS
 from dittool.encoders.cards import EncoderCard
+from dittool.errors import UsageError
 from dittool.export.joining import Symbol, joined
 from dittool.sampling.for_diffusers import DiffusersParts
 from dittool.storage import output_folder, write_atomic, write_json
@@ -73,7 +75,12 @@ def pipeline_source(kind: str, cards: Mapping[str, EncoderCard]) -> str:
     """The file with the pipeline of a kind of model, and the code of its encoders."""
     instead = dict(_STAND_INS)
     for card_kind, name in (("image", "image_encoder"), ("text", "text_encoder"), ("vae", "codec")):
-        if cards[card_kind].id.startswith("builtin:"):
+        if cards[card_kind].id.startswith(THEIRS):
+            raise UsageError(
+                f"the {card_kind} encoder '{cards[card_kind].id}' is of another package: its code cannot travel",
+                "export the weights alone: --format safetensors",
+            )
+        if cards[card_kind].id.startswith(OURS):
             instead[f"{_LOADED}.published", f"published_{name}"] = (f"{_LOADED}.built_in", f"built_in_{name}")
     return joined(
         [(f"{_LOADED}.pipeline_{kind}", f"{kind.title()}Pipeline")],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from dittool.encoders.cards import ImageCard, TextCard, VaeCard, card_to_json
 from dittool.encoders.image import load_image_encoder
 from dittool.encoders.text import load_text_encoder
 from dittool.encoders.vae import load_codec
+from dittool.errors import UsageError
 from dittool.export.diffusers_folder import pipeline_source, transformer_source
 from dittool.export.export import ExportRequest, export
 from dittool.export.loaded import settings
@@ -151,3 +152,10 @@ def test_the_index_says_what_hub_and_pipeline_read(exported):
     assert parts == {"transformer", "scheduler"}  # the hub's client takes every list for a part
     assert index["encoders"]["text"]["id"] == "builtin:words" and len(index["encoders"]["text"]["weights"]) == 64
     assert exported_weights(exported) == exported / "transformer/diffusion_pytorch_model.safetensors"
+
+
+def test_an_encoder_of_another_package_is_refused_with_what_serves_instead():
+    cards = {**BUILT_IN, "text": replace(PUBLISHED["text"], id="plugin:words")}
+    with pytest.raises(UsageError, match="its code cannot travel") as raised:
+        pipeline_source("flow", cards)
+    assert "--format safetensors" in raised.value.hint

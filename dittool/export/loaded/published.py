@@ -20,15 +20,13 @@ from dittool.encoders.text_kinds import TEXT_KINDS
 
 def published_image_encoder(card: ImageCard) -> ImageEncoder:
     kind = IMAGE_KINDS[AutoConfig.from_pretrained(card.id, **_pinned(card)).model_type]
-    model_class = getattr(transformers, kind.model_class)
-    model = model_class.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
+    model = _class(kind.model_class).from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
     return DinoEncoder(model, card.id, card.revision, card.dtype)
 
 
 def published_text_encoder(card: TextCard) -> TextEncoder:
     kind = TEXT_KINDS[AutoConfig.from_pretrained(card.id, **_pinned(card)).model_type]
-    model_class = getattr(transformers, kind.model_class)
-    model = model_class.from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
+    model = _class(kind.model_class).from_pretrained(card.id, dtype=DTYPES[card.dtype], **_pinned(card))
     tokenizer = AutoTokenizer.from_pretrained(card.id, **_pinned(card))
     return T5Encoder(model, tokenizer, card.id, card.revision, card.dtype, card.max_tokens, layer=card.layer)
 
@@ -43,6 +41,10 @@ def published_codec(card: VaeCard) -> LatentCodec:
         model = getattr(diffusers, config["_class_name"]).from_pretrained(card.id, **place, **_pinned(card))
         return PretrainedCodec(model, card.id, card.revision)
     raise OSError(f"{card.id}: no autoencoder of diffusers, neither in vae/ nor at the top")
+
+
+def _class(name: str) -> Any:
+    return getattr(transformers, name)
 
 
 def _pinned(card: EncoderCard) -> dict[str, Any]:
