@@ -80,7 +80,7 @@ def open_data(config: DriftConfig, folder: Path, ranks: Ranks) -> DriftData:
     real = config.drift.positives + config.drift.unconditional
     require_few_passes(batch_size(config) // config.drift.generated * real, "real samples", len(refs))
     provenance = Provenance.of(shards, refs, config)
-    stream = LatentStream(config, shards, refs, provenance.norm)
+    stream = LatentStream(config, shards, refs, provenance.norm, ranks.device)
     judged = ClassSamples(shards, held, provenance.norm, config.train.seed, partial=True) if held else stream.samples
     evaluation = LatentEvaluation(config, judged)
     return DriftData(config, folder, provenance, shards.classes, stream, ranks, evaluation)
@@ -187,6 +187,7 @@ def _cheap_begin(config: DriftConfig) -> DriftConfig:
 
 FAMILY = Family(
     build=build,
+    device_bytes=lambda data: data.stream.queues.nbytes,
     known_widths=lambda _config: FeatureWidths(),
     open_data=open_data,
     begin=begin,

@@ -25,10 +25,10 @@ from dittool.data.shards.read import ShardSet
 from dittool.data.shards.read_ahead import read_ahead
 from dittool.devices import as_in_training, in_parts
 from dittool.errors import BadDataError
-from dittool.families.drift_groups import Groups, group_generator, group_numbers
+from dittool.families.drift_groups import Groups, group_generator, group_numbers, noise_generator
 from dittool.models.drift_dit import ClassConditions
 from dittool.objective.drift import alpha_from_uniform, energy_distance
-from dittool.objective.queues import SampleQueues
+from dittool.objective.queues import SampleQueues, sent
 from dittool.seeding import derive_seed
 from dittool.shell import command_line
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dittool.train.distributed import Ranks
 
 
+_CPU = torch.device("cpu")
 _LARGEST_EVALUATION, _EVALUATION_BATCH = 256, 64  # real samples, and those drawn at once
 
 
@@ -44,12 +45,21 @@ class LatentStream:
     step.
     """
 
-    def __init__(self, config: DriftConfig, shards: ShardSet, refs: Sequence[SampleRef], norm: LatentNorm) -> None:
+    def __init__(
+        self,
+        config: DriftConfig,
+        shards: ShardSet,
+        refs: Sequence[SampleRef],
+        norm: LatentNorm,
+        device: torch.device = _CPU,
+    ) -> None:
+        """`device`: where groups are made."""
+        self._device = device
         self._config, self.samples = config, ClassSamples(shards, refs, norm, config.train.seed)
         self.classes = shards.classes
         drift, model = config.drift, config.model
         self.queues = SampleQueues(
-            len(shards.classes), drift.class_queue, drift.global_queue, (model.channels, *model.cells)
+            len(shards.classes), drift.class_queue, drift.global_queue, (model.channels, *model.cells), device
         )
         self._position = 0  # samples of the endless stream that have entered
 
@@ -57,8 +67,7 @@ class LatentStream:
         """Before the first step: until every queue can give what a group needs."""
         drift = self._config.drift
         while self.queues.held_by_all < drift.unconditional or int(self.queues.pushed.min()) < drift.positives:
-            self._push(self.samples[self._position])
-            self._position += 1
+            self._push([self.samples[self._position]])
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The queues of a checkpoint, their samples read again from the shards."""
@@ -75,42 +84,45 @@ class LatentStream:
         """
         pushed = self._config.drift.pushed
         arriving = range(self._position, self._position + (end - first) * pushed)
-        arrivals = read_ahead(self.samples, arriving, self._config.train.workers)
+        pinned = self._device.type == "cuda"
+        arrivals = read_ahead(self.samples, arriving, self._config.train.workers, pin_memory=pinned)
         for step in range(first, end):
             # all of them before any enters: where one cannot be read, the queues are still those of the step before
-            for sample in [next(arrivals) for _ in range(pushed)]:
-                self._push(sample)
-                self._position += 1
+            self._push([next(arrivals) for _ in range(pushed)])
             for micro in range(self._config.train.accumulate):
                 yield self._groups(group_numbers(self._config, step, micro, ranks))
 
     def _groups(self, numbers: range) -> Groups:
-        """The groups of these numbers."""
+        """The groups of these numbers. Noise and real samples are made on the device; what is drawn on the host is some
+        numbers for each group.
+        """
         train, drift, model = self._config.train, self._config.drift, self._config.model
-        names, made = [], []
-        for number in numbers:
+        noise = torch.empty(len(numbers), drift.generated, model.channels, *model.cells, device=self._device)
+        names, drawn = [], []
+        for row, number in enumerate(numbers):
             generator, label = group_generator(train.seed, number), self._label(number)
             uniform = torch.rand(1, generator=generator, dtype=torch.float64)
+            noise[row].normal_(generator=noise_generator(generator, train.seed, number, self._device))
             group = (
                 torch.tensor(label),
                 alpha_from_uniform(uniform, drift.alpha_max, drift.alpha_exponent, drift.unguided)[0].float(),
-                torch.randn(drift.generated, model.channels, *model.cells, generator=generator),
                 torch.randint(model.style_codebook, (drift.generated, model.style_tokens), generator=generator),
-                self.queues.of_class(label, drift.positives, generator),
-                self.queues.of_all(drift.unconditional, generator),
+                self.queues.places_of_class(label, drift.positives, generator),
+                self.queues.places_of_all(drift.unconditional, generator),
             )
-            finite = all(bool(torch.isfinite(real).all()) for real in group[-2:])
-            names.append(f"group {number} of class '{self.classes[label]}'" if finite else self._not_finite())
-            made.append(group)
-        return Groups(names, 1 / train.accumulate, *(torch.stack(parts) for parts in zip(*made, strict=True)))
+            broken = [self.samples.id(number) for number in self.queues.not_finite(label, *group[-2:])]
+            names.append(", ".join(broken) or f"group {number} of class '{self.classes[label]}'")
+            drawn.append(group)
+        labels, alpha, style, places, places_in_all = (torch.stack(parts) for parts in zip(*drawn, strict=True))
+        positives, unconditional = self.queues.of_classes(labels, places), self.queues.of_all(places_in_all)
+        labels, alpha, style = (sent(part, self._device) for part in (labels, alpha, style))
+        return Groups(names, 1 / train.accumulate, labels, alpha, noise, style, positives, unconditional)
 
-    def _not_finite(self) -> str:
-        """The ids of samples in the queues that hold NaN or infinity."""
-        return ", ".join(self.samples.id(number) for number in self.queues.not_finite())
-
-    def _push(self, sample: tuple[int, int, Tensor]) -> None:
-        number, label, latent = sample
-        self.queues.push(torch.tensor([number]), torch.tensor([label]), latent[None])
+    def _push(self, samples: Sequence[tuple[int, int, Tensor]]) -> None:
+        """Of each its number, its class and its latent."""
+        numbers, labels, latents = zip(*samples, strict=True)
+        self.queues.push(torch.tensor(numbers), torch.tensor(labels), latents)
+        self._position += len(samples)
 
     def _label(self, group: int) -> int:
         """Classes come in shuffled passes over all of them."""

@@ -89,6 +89,15 @@ def group_generator(seed: int, number: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, "group", number))
 
 
+def noise_generator(of_group: torch.Generator, seed: int, number: int, device: torch.device) -> torch.Generator | None:
+    """The source of a group's noise, which is made where it is used: on a CPU the group's own; on another device one
+    of that device, whose numbers are others. None: of a device without values.
+    """
+    if device.type in ("cpu", "meta"):
+        return of_group if device.type == "cpu" else None
+    return torch.Generator(device).manual_seed(derive_seed(seed, "noise of a group", number))
+
+
 def drift_loss(config: DriftConfig | ToyConfig, model: Forward, groups: Groups, features: Features) -> DriftLoss:
     """mean ‖f(ε) − stopgrad(f(ε) + V)‖² of each field, summed over kinds of feature."""
     drift, (count, generated) = config.drift, groups.noise.shape[:2]

@@ -194,6 +194,7 @@ class Family(Generic[C, N, D, B, L]):
     fewest: Callable[[C], int] = lambda _: 1  # samples that a micro-batch can have
     # Of the largest batch as a reading process hands it over; a usual codec, image encoder and caption are assumed.
     batch_bytes: Callable[[C, FeatureWidths], int] = lambda _config, _widths: 0
+    device_bytes: Callable[[D], int] = lambda _: 0  # of data that lie on the device throughout
     codec: Callable[[C], str | None] = lambda _: None  # the codec that its drawings are decoded with
 
 

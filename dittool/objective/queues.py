@@ -1,13 +1,14 @@
 """The newest real samples, by class and over all classes: where positives and unconditional negatives are drawn from.
 
-A queue holds sample numbers and, beside them, the samples themselves; a checkpoint keeps the numbers alone.
+A queue holds sample numbers and, on the device that computes with them, the samples themselves; a checkpoint keeps the
+numbers alone. Which places are drawn is decided on the host, so that nobody waits for the device.
 
-K classes · Q capacity of a class's queue · A capacity of the queue over all
+K classes · Q capacity of a class's queue · A capacity of the queue over all · G groups · n places drawn for each
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,28 +16,42 @@ from torch import Tensor
 SampleReader = Callable[[Tensor], Tensor]
 
 _EMPTY = -1
+_CPU = torch.device("cpu")
 
 
 class SampleQueues:
     """Ring buffers: a new sample takes the place of the oldest one."""
 
-    def __init__(self, classes: int, class_capacity: int, capacity: int, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, classes: int, class_capacity: int, capacity: int, shape: tuple[int, ...], device: torch.device = _CPU
+    ) -> None:
         self.numbers = torch.full((classes, class_capacity), _EMPTY)  # (K, Q)
         self.all_numbers = torch.full((capacity,), _EMPTY)  # (A,)
         self.pushed = torch.zeros(classes, dtype=torch.int64)  # (K,) samples that ever entered
-        self._values = torch.zeros(classes, class_capacity, *shape)
-        self._all_values = torch.zeros(capacity, *shape)
+        self._entered = 0  # the same of all classes
+        self._values = torch.zeros(classes, class_capacity, *shape, device=device)
+        self._all_values = torch.zeros(capacity, *shape, device=device)
+        self._broken: set[int] = set()  # numbers of the samples that have a value of NaN or infinity
 
-    def push(self, numbers: Tensor, labels: Tensor, values: Tensor) -> None:
-        """Samples (n,) of classes (n,) with their values (n, *shape), the newest last."""
+    @property
+    def nbytes(self) -> int:
+        """Of the samples, on the device."""
+        return self._values.nbytes + self._all_values.nbytes
+
+    def push(self, numbers: Tensor, labels: Tensor, values: Iterable[Tensor]) -> None:
+        """Samples (n,) of classes (n,) with their n values, the newest last. All lie on the host; pinned values are
+        copied while it goes on.
+        """
         for number, label, value in zip(numbers.tolist(), labels.tolist(), values, strict=True):
-            place, place_in_all = (
-                int(self.pushed[label]) % self.numbers.shape[1],
-                int(self.pushed.sum()) % len(self.all_numbers),
-            )
-            self.numbers[label, place], self._values[label, place] = number, value
-            self.all_numbers[place_in_all], self._all_values[place_in_all] = number, value
+            if not bool(torch.isfinite(value).all()):
+                self._broken.add(number)
+            place = int(self.pushed[label]) % self.numbers.shape[1]
+            place_in_all = self._entered % len(self.all_numbers)
+            self.numbers[label, place], self.all_numbers[place_in_all] = number, number
+            self._values[label, place].copy_(value, non_blocking=True)
+            self._all_values[place_in_all].copy_(value, non_blocking=True)
             self.pushed[label] += 1
+            self._entered += 1
 
     def held(self, label: int) -> int:
         """How many samples the queue of a class holds."""
@@ -44,25 +59,31 @@ class SampleQueues:
 
     @property
     def held_by_all(self) -> int:
-        return min(int(self.pushed.sum()), len(self.all_numbers))
+        return min(self._entered, len(self.all_numbers))
 
-    def of_class(self, label: int, count: int, generator: torch.Generator) -> Tensor:
-        """`count` different places of a class's queue, (count, *shape). Raises ValueError when it holds fewer."""
-        return self._values[label][_places(self.held(label), count, generator)]
+    def places_of_class(self, label: int, count: int, generator: torch.Generator) -> Tensor:
+        """`count` different places of a class's queue. Raises ValueError when it holds fewer."""
+        return _places(self.held(label), count, generator)
 
-    def of_all(self, count: int, generator: torch.Generator) -> Tensor:
-        """`count` different places of the queue over all classes, (count, *shape). Raises ValueError when it holds
-        fewer.
-        """
-        return self._all_values[_places(self.held_by_all, count, generator)]
+    def places_of_all(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` different places of the queue over all classes. Raises ValueError when it holds fewer."""
+        return _places(self.held_by_all, count, generator)
 
-    def not_finite(self) -> list[int]:
-        """Numbers of the held samples that have a value of NaN or infinity."""
-        found: set[int] = set()
-        for numbers, values in ((self.numbers, self._values), (self.all_numbers, self._all_values)):
-            finite = torch.isfinite(values).flatten(numbers.dim()).all(dim=-1)
-            found |= set(numbers[~finite].tolist())
-        return sorted(found)
+    def of_classes(self, labels: Tensor, places: Tensor) -> Tensor:
+        """The samples (G, n, *shape) at places (G, n) of the queues of classes (G,)."""
+        at = sent(torch.stack([labels[:, None].expand_as(places), places]), self._values.device)
+        return self._values[at[0], at[1]]
+
+    def of_all(self, places: Tensor) -> Tensor:
+        """The samples (G, n, *shape) at places (G, n) of the queue over all classes."""
+        return self._all_values[sent(places, self._all_values.device)]
+
+    def not_finite(self, label: int, places: Tensor, places_in_all: Tensor) -> list[int]:
+        """Numbers of the samples at places of a class's queue, and of the queue over all, that are not finite."""
+        if not self._broken:
+            return []
+        drawn = {*self.numbers[label, places].tolist(), *self.all_numbers[places_in_all].tolist()}
+        return sorted(drawn & self._broken)
 
     def to_dict(self) -> dict[str, Tensor]:
         """Which samples stand where; `restore` with their values gives the same queues."""
@@ -76,8 +97,16 @@ class SampleQueues:
         ):
             numbers.copy_(saved)
             held = numbers != _EMPTY
-            values[held] = read(numbers[held])
+            given = read(numbers[held])
+            self._broken |= set(numbers[held][~torch.isfinite(given).flatten(1).all(dim=1)].tolist())
+            values[held.nonzero(as_tuple=True)] = given.to(values.device)
         self.pushed.copy_(state["pushed"])
+        self._entered = int(self.pushed.sum())
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without a wait for it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _places(held: int, count: int, generator: torch.Generator) -> Tensor:

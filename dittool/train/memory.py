@@ -40,7 +40,7 @@ _USABLE = 0.92  # of a card: the rest is context, workspaces and gaps
 class StepMemory:
     """Bytes of a step, in one process that holds all of the model."""
 
-    fixed: int  # weights, gradients, averages, moments
+    fixed: int  # weights, gradients, averages, moments; queues of real samples
     unscaled: int  # of the rest, what does not depend on the number of samples: weights in half precision
     per_sample: int
 
@@ -71,7 +71,7 @@ def counted_bytes(config: AnyConfig, data: TrainingData, example: MicroBatch, ti
 
 
 def fixed_bytes(config: AnyConfig, data: TrainingData) -> int:
-    """Of weights, gradients, averages and the optimizer's moments, in fp32."""
+    """Of weights, gradients, averages and the optimizer's moments, in fp32, and of data that lie on the device."""
     with FakeTensorMode():
         parameters = dict(family_of(config).build(config, data.provenance.widths).named_parameters())
     of_rule = {"muon": 1, "decayed": 2, "plain": 2}  # moments
@@ -79,7 +79,8 @@ def fixed_bytes(config: AnyConfig, data: TrainingData) -> int:
         of_rule[update_rule(name, one.dim(), config.train.optimizer)] * one.numel() for name, one in parameters.items()
     )
     averages = 1 + len(config.ema.averages)
-    return _FLOAT * (moments + (2 + averages) * sum(one.numel() for one in parameters.values()))
+    in_floats = moments + (2 + averages) * sum(one.numel() for one in parameters.values())
+    return _FLOAT * in_floats + family_of(config).device_bytes(data)
 
 
 def _kept_bytes(config: AnyConfig, data: TrainingData, example: MicroBatch, times: int) -> int:

@@ -20,8 +20,9 @@ from dittool.ckpt.files import list_checkpoints, newest_checkpoint, resolve_chec
 from dittool.ckpt.folders import checkpoint_at
 from dittool.ckpt.inspect import export_safetensors, inspect, is_export
 from dittool.ckpt.lazy_tensors import LazyTensors
-from dittool.ckpt.load import load_checkpoint, load_to_draw
+from dittool.ckpt.load import load_checkpoint
 from dittool.ckpt.sharded import INDEX_NAME, Sharded, checkpoint_sha256, is_sharded
+from dittool.ckpt.to_draw import load_to_draw
 from dittool.ckpt.weights import load_weights
 from dittool.ckpt.write import write_safetensors
 from dittool.errors import BadDataError, DitError, StorageError, UnsafeFileError

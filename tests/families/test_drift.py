@@ -169,3 +169,19 @@ def test_groups_that_do_not_divide_among_processes_are_refused(class_shards):
         family_of(class_shards.config_with()).open_data(
             class_shards.config_with(), class_shards.folder, Ranks(0, 3, torch.device("cpu"))
         )
+
+
+def test_on_a_device_groups_are_made_there_and_real_samples_copied_once(class_shards, monkeypatch):
+    """The meta device, on which a look at a value raises: normals and real samples are on it, and the host decides the
+    rest as it does for a CPU.
+    """
+    config = class_shards.config_with()
+    made = []
+    for device in ("cpu", "meta"):
+        data = family_of(config).open_data(config, class_shards.folder, Ranks(0, 1, torch.device(device)))
+        data.stream.fill()
+        made.append(next(data.stream.batches(0, 1, data.ranks)))
+    here, there = made
+    assert here.ids == there.ids
+    for name in ("labels", "alpha", "noise", "style", "positives", "unconditional"):
+        assert getattr(there, name).device.type == "meta" and getattr(there, name).shape == getattr(here, name).shape

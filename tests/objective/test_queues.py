@@ -22,7 +22,13 @@ def filled(count: int, classes: int = 2) -> SampleQueues:
 
 
 def drawn(queues: SampleQueues, label: int, count: int, seed: int = 0) -> list[int]:
-    return sorted(int(row[0]) for row in queues.of_class(label, count, torch.Generator().manual_seed(seed)))
+    places = queues.places_of_class(label, count, torch.Generator().manual_seed(seed))
+    return sorted(int(row[0]) for row in queues.of_classes(torch.tensor([label]), places[None])[0])
+
+
+def drawn_of_all(queues: SampleQueues, count: int, seed: int = 0) -> list[int]:
+    places = queues.places_of_all(count, torch.Generator().manual_seed(seed))
+    return [int(row[0]) for row in queues.of_all(places[None])[0]]
 
 
 def test_the_newest_samples_of_a_class_stay():
@@ -30,7 +36,7 @@ def test_the_newest_samples_of_a_class_stay():
 
 
 def test_the_queue_over_all_holds_the_newest_of_every_class():
-    assert sorted(int(row[0]) for row in filled(20).of_all(6, torch.Generator())) == [14, 15, 16, 17, 18, 19]
+    assert sorted(drawn_of_all(filled(20), 6)) == [14, 15, 16, 17, 18, 19]
 
 
 def test_a_draw_repeats_no_place_and_follows_its_generator():
@@ -56,6 +62,23 @@ def test_queues_come_back_from_sample_numbers_and_go_on_alike(count):
         one.push(more, more % 2, value_of(more))
     for label in (0, 1):
         assert drawn(queues, label, 2) == drawn(again, label, 2)
-    assert torch.equal(
-        queues.of_all(4, torch.Generator().manual_seed(1)), again.of_all(4, torch.Generator().manual_seed(1))
-    )
+    assert drawn_of_all(queues, 4, 1) == drawn_of_all(again, 4, 1)
+
+
+def test_several_groups_are_drawn_at_once():
+    queues, labels = filled(20), torch.tensor([1, 0, 1])
+    places = torch.tensor([[0, 3], [1, 2], [2, 2]])
+    drawn_at_once = queues.of_classes(labels, places)
+    assert drawn_at_once.shape == (3, 2, 2)
+    assert drawn_at_once[..., 0].tolist() == queues.numbers[labels[:, None], places].tolist()
+
+
+def test_a_sample_that_is_not_finite_is_known_without_looking_at_the_values_again():
+    queues = SampleQueues(2, 4, 6, (2,), torch.device("meta"))
+    values = value_of(torch.arange(6))
+    values[3, 1] = torch.nan
+    queues.push(torch.arange(6), torch.arange(6) % 2, values)
+    everywhere, some = torch.arange(3), torch.tensor([0, 1])
+    assert queues.not_finite(1, everywhere, some) == [3] and queues.not_finite(0, everywhere, some) == []
+    assert queues.not_finite(0, everywhere, torch.tensor([3])) == [3]
+    assert queues.of_classes(torch.tensor([0]), some[None]).device.type == "meta"
