@@ -7,6 +7,7 @@ processes give the same groups.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,8 @@ class ClassSamples(Dataset):
             )
         self._shards, self._refs, self._norm, self._seed = shards, refs, norm, seed
         self._numbers = {name: number for number, name in enumerate(shards.classes)}
-        present = set(self._numbers.values()) if partial else {self.label(number) for number in range(len(refs))}
+        self._labels = array("i", () if partial else map(self._read_label, range(len(refs))))
+        present = set(self._numbers.values()) if partial else set(self._labels)
         if missing := [name for name, number in self._numbers.items() if number not in present]:
             raise BadDataError(
                 f"{shards.folder}: {len(missing)} classes have no training sample, the first is '{missing[0]}'",
@@ -171,6 +173,9 @@ class ClassSamples(Dataset):
 
     def label(self, number: int) -> int:
         """The class of a sample. Raises `BadDataError` when its record names none of the set's."""
+        return self._labels[number] if self._labels else self._read_label(number)
+
+    def _read_label(self, number: int) -> int:
         record = self._shards.read_record(self._refs[number])
         if record.cls not in self._numbers:
             raise BadDataError(
