@@ -21,6 +21,7 @@ from torch import Tensor
 from dittool.audit.specimens.generator import MaeNetwork
 from dittool.ckpt.files import newest_checkpoint
 from dittool.ckpt.load import require_fit
+from dittool.ckpt.sharded import is_sharded
 from dittool.ckpt.to_draw import load_to_draw
 from dittool.config.architectures import of_kind
 from dittool.config.drift_schema import MaeConfig
@@ -217,7 +218,8 @@ def load_encoder(place: Path, data: Provenance, channels: int) -> dict[str, Any]
             f"drift.encoder_run: {place}: no such run or checkpoint",
             "train one with: dit train --preset drift-mae, or name yours with -s drift.encoder_run=FOLDER",
         )
-    path = newest_checkpoint(place / "checkpoints").path if place.is_dir() else place
+    is_run = place.is_dir() and not is_sharded(place)
+    path = newest_checkpoint(place / "checkpoints").path if is_run else place
     content = load_to_draw(path)
     what = "drift.encoder_run names a trained feature encoder"
     config = of_kind(
