@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from dittool.audit.registry import RuleSet, built_in_rules
 from dittool.audit.rule import FAIL, PASS, SKIP, WARN, Finding, Profile, Rule
@@ -170,11 +171,11 @@ def as_markdown(audit: Audit) -> str:
     paragraphs = [f"# Audit of `{audit.target}`", f"**{_capital(verdict(audit))}.** {summary_line(audit)}. {ends}"]
     if judged[FAIL] or judged[WARN]:
         paragraphs.append("## To change")
-    for each in (*judged[FAIL], *judged[WARN]):
-        at = f" At `{each.finding.where}`." if each.finding.where else ""
-        paragraphs += [f"### {each.rule.title}: {each.finding.status}", f"{_sentence(each.finding.evidence)}{at}"]
-        paragraphs += [f"**Fix:** {_sentence(each.finding.fix)}"] if each.finding.fix else []
-        paragraphs.append(f"*Must hold: {each.rule.promise}*")
+    for status in (FAIL, WARN):
+        for title, group in groupby(judged[status], key=lambda each: each.rule.title):
+            findings = list(group)
+            paragraphs += [f"### {title}: {status}", *_to_change([each.finding for each in findings])]
+            paragraphs.append(f"*Must hold: {findings[0].rule.promise}*")
     if judged[PASS]:
         rows = [f"| {_cell(each.rule.title)} | {_cell(each.finding.evidence)} |" for each in judged[PASS]]
         paragraphs += ["## Right", "\n".join(["| rule | evidence |", "| --- | --- |", *rows])]
@@ -183,6 +184,14 @@ def as_markdown(audit: Audit) -> str:
         lines += [f"- {_titles(rules)}: {reason}" for reason, rules in _unjudged(audit).items()]
         paragraphs += ["## Not judged", "\n".join(lines)]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _to_change(findings: Sequence[Finding]) -> list[str]:
+    """What a rule found, several in a list, and each way to mend it once."""
+    found = [f"{_sentence(each.evidence)}" + (f" At `{each.where}`." if each.where else "") for each in findings]
+    fixes = dict.fromkeys(each.fix for each in findings if each.fix)
+    listed = found if len(found) == 1 else ["\n".join(f"- {each}" for each in found)]
+    return [*listed, *(f"**Fix:** {_sentence(fix)}" for fix in fixes)]
 
 
 def _capital(text: str) -> str:

@@ -35,6 +35,19 @@ _HUNYUAN = {
     "rope_axes_dim": (4, 6, 6),
 }
 
+_KANDINSKY: dict[str, Any] = {
+    "in_visual_dim": 4,
+    "out_visual_dim": 4,
+    "in_text_dim": 24,
+    "in_text_dim2": 20,
+    "time_dim": 32,
+    "model_dim": 32,
+    "ff_dim": 64,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (4, 6, 6),
+}
+
 FRAMES: dict[str, dict[str, Any]] = {
     "WanTransformer3DModel": _WAN | {"rope_max_seq_len": 32},
     "AnyFlowTransformer3DModel": _WAN | {"rope_max_seq_len": 32},
@@ -137,4 +150,6 @@ FRAMES: dict[str, dict[str, Any]] = {
         "num_embeds_ada_norm": 1000,
         "norm_elementwise_affine": False,
     },
+    "Kandinsky5Transformer3DModel": _KANDINSKY,
+    "Kandinsky6Transformer3DModel": _KANDINSKY | {"visual_cond": False, "in_audio_dim": 5, "out_audio_dim": 5},
 }

@@ -336,6 +336,24 @@ class AcrossTheGrid(_Model):
         return self.of_tokens(x) + rows.sin() + columns.cos() + self.time(t[:, None].float())[:, None]
 
 
+class FramesLast(nn.Module):
+    """(B, T, H, W, C), with the places of frames, rows and columns each by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.time, self.out = nn.Linear(16, WIDTH), nn.Linear(1, WIDTH), nn.Linear(WIDTH, 16)
+
+    def forward(self, hidden_states, timestep, visual_rope_pos: tuple):
+        batch, frames, height, width, channels = hidden_states.shape
+        grid = frames, height // 2, width // 2
+        x = hidden_states.view(batch, frames, grid[1], 2, grid[2], 2, channels).transpose(3, 4).flatten(4)
+        places = zip(grid, visual_rope_pos, strict=True)
+        turns = (place.sin().view(*(-1 if j == i else 1 for j in range(3)), 1) for i, (_, place) in enumerate(places))
+        z = self.into(x) + sum(turns) + self.time(timestep[:, None].float())[:, None, None, None]
+        z = self.out(z).unflatten(-1, (2, 2, channels)).transpose(3, 4)
+        return z.reshape(batch, frames, height, width, channels)
+
+
 class Never(_Model):
     """Cannot be guessed."""
 

@@ -149,12 +149,19 @@ def test_a_review_names_the_line_and_sarif_shows_it_there(validate):
     assert location["physicalLocation"]["region"]["startLine"] == 31
 
 
+def test_a_review_names_a_rule_and_a_way_to_mend_it_once():
+    findings = [Judged(rule("X1"), Finding("fail", f"{name} is dead", "feed it")) for name in ("y", "text")]
+    review = report.as_markdown(Audit("m.py:F", "foreign model", findings, []))
+    assert review.count("### X1") == review.count("**Fix:** feed it.") == review.count("*Must hold:") == 1
+    assert "- y is dead.\n- text is dead." in review
+
+
 @pytest.mark.parametrize(
     ("evidence", "text"),
     [
         ("max |block(x) − x| is 2 in blocks.1, first blocks.1.mlp.0.weight (up to 1)", "self.mlp ="),
         ("qk_norm: False → True changes none of 7 things", "qk_norm"),
-        ("y: the prediction does not change", "class FusedDeafToClass"),
+        ("y: the prediction does not change", "zeros_like(y)"),
     ],
 )
 def test_the_line_is_that_of_the_class_which_makes_what_the_evidence_names(evidence, text, monkeypatch):

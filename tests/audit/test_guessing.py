@@ -107,6 +107,13 @@ def test_places_of_the_latents_tokens_may_be_a_tensor_of_their_own(size):
     assert inputs["img_ids"][:, 1:].tolist() == wanted
 
 
+@pytest.mark.parametrize("size", [(4, 4), (6, 10)])
+def test_a_videos_channels_may_come_last_and_places_by_axes(size):
+    inputs = example("FramesLast").inputs(size=size)
+    assert inputs["hidden_states"].shape == (2, 4, 1, *size)
+    assert [place.tolist() for place in inputs["visual_rope_pos"]] == [[0], *(list(range(side // 2)) for side in size)]
+
+
 def test_the_size_of_the_original_picture_is_two_numbers_and_one():
     info = example("Sized").inputs()["data_info"]
     assert info["img_hw"].shape == (2, 2) and info["aspect_ratio"].shape == (2, 1)

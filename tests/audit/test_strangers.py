@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from tests.audit import foreign_strangers
+from tests.audit import foreign_habits, foreign_strangers
 from tests.audit.foreign_strangers import JUDGED
 from tests.audit.opened import open_subject
 
@@ -44,3 +45,10 @@ def test_an_argument_that_only_a_trainer_reads_is_not_called_dead():
 def test_a_copy_that_is_neither_trained_nor_run_is_left_out_and_named():
     (only,) = judged("HandsOn", ["R1"])
     assert "left out, neither trained nor run: average" in only.finding.evidence
+
+
+@pytest.mark.parametrize("habit", ["one_time_for_all", "averaged_time"])
+def test_a_model_that_mixes_its_samples_is_still_given_a_time_for_each(habit):
+    kwargs = json.dumps({"style": "fused", "habit": habit})
+    subject = open_subject(f"{Path(foreign_habits.__file__)}:with_habit", kwargs=kwargs)
+    assert subject.specimen.inputs()["t"].shape == (2,)

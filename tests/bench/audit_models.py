@@ -47,8 +47,6 @@ LEFT_OUT = {
     "JoyImageEditPlusTransformer3DModel": f"{_NOT_FOUND}: patches of several pictures in one sequence",
     "Ideogram4Transformer2DModel": "text and picture are packed into one sequence by an indicator; none was packed so",
     "SanaWMTransformer3DModel": f"{_NOT_FOUND}: cameras and chunks of frames",
-    "Kandinsky5Transformer3DModel": f"{_NOT_FOUND}: frames with their channels last, indices of rows and columns",
-    "Kandinsky6Transformer3DModel": f"{_NOT_FOUND} within 150 s: frames with their channels last",
     "Kandinsky6SRTransformer3DModel": "not tried: tokens in multiples of 8 by 8, of a picture, another one and a mask",
     "MiniMaxH3Transformer3DModel, Cosmos3": "tokens of several media are handed over with indices into one sequence",
     "WanAnimate2Transformer3DModel, AnyFlowFARTransformer3DModel": "frames that came before are needed",

@@ -102,11 +102,13 @@ def _moving(found: Gates) -> list[Finding]:
     reason = behind if worst in found.normalised else no_gate if ungated > 0 else is_open
     measured = "the part that is not linear" if worst in found.reshaping else "max |block(x) − x|"
     evidence = f"{measured} is {moved:.3g} in {worst}, not 0, of {found.where}; {reason}"
-    closed = [name for name, change in found.at_start.items() if change <= _MUCH_LESS * moved and change < _NEARLY]
+    near = 0.0 if worst in found.normalised else min(_MUCH_LESS * moved, _NEARLY)  # tokens are normed once
+    closed = [name for name, change in found.at_start.items() if change <= near]
     uneven = [name for name in closed if ungated == 0 or found.kinds.get(name) == found.kinds.get(worst)]
-    if uneven and (moved > _NEARLY or not found.at_start[uneven[0]]) and len(closed) < len(found.at_start):
+    told_apart = moved > _NEARLY or any(found.at_start[name] == 0 for name in uneven)
+    if uneven and told_apart and len(closed) < len(found.at_start):
         differ = f"; {len(closed)} of {len(found.at_start)} blocks begin closed, {closed[0]} among them"
-        return failed(evidence + differ, _FIX)
+        return failed(evidence + differ, f"let {worst} begin as {closed[0]} does")
     choice = _NEAR if moved < _NEARLY else _GATELESS if ungated > 0 else _OPEN
     return [Finding(FAIL, evidence, _FIX, choice)]
 

@@ -78,9 +78,9 @@ def check(subject: Preset | Checkpoint | Foreign) -> list[Finding]:
             faults.setdefault(kind, fault)
     if cut := [(rest, grid) for grid, rest in found.tables.items() if rest > _TABLE_RESTS]:
         rest, grid = cut[0]
-        laid = f"a stored table that has rows and columns gives tokens neither (rest {rest:.2g} of its values)"
+        laid = f"positions of {next(iter(found.stored))} do not split into row and column, though what it holds does"
         why = "height and width are exchanged, or it is cut in the order of the sequence"
-        faults.setdefault("split", f"on {grid[0]}×{grid[1]} tokens {laid}: {why}")
+        faults.setdefault("split", f"on {grid[0]}×{grid[1]} tokens {laid} (rest {rest:.2g} of its values): {why}")
     if found.reference is not None and found.reference > _NOISE:
         faults["reference"] = (
             f"positions of the reference's patches differ from the tokens' by {found.reference:.2g} at the same places"

@@ -12,6 +12,7 @@ from torch import nn
 
 from dittool.audit.specimens.foreign.blame import Refusal, own_line, refusal_of
 from dittool.audit.specimens.foreign.forms import (
+    BATCH,
     POSITIONAL,
     Form,
     Grid,
@@ -35,6 +36,7 @@ class Attempt:
     nodes: tuple[tuple[str, Node], ...]
     latent: str  # its path, `batch.latents` where an argument holds it
     size: Grid | None = None  # of the latent, where it was chosen
+    channels_last: bool = False  # of a latent of rows and columns
 
     def inputs(self, dtype: torch.dtype) -> Inputs:
         """One batch."""
@@ -49,7 +51,9 @@ class Attempt:
         if not isinstance(latent, Form) or size == self.grid:
             return self
         as_tokens = len(latent.sizes) == 3
-        sizes = (latent.sizes[0], math.prod(size), latent.sizes[2]) if as_tokens else (*latent.sizes[:-2], *size)
+        behind = latent.sizes[-1:] if self.channels_last else ()
+        before = latent.sizes[: -2 - len(behind)]
+        sizes = (latent.sizes[0], math.prod(size), latent.sizes[2]) if as_tokens else (*before, *size, *behind)
         moved = replace(self.with_form(self.latent, replace(latent, sizes=sizes)), size=size)
         for path, form in self.forms():
             if form.content in POSITIONAL and (other := _positions_of_size(form, self.grid, size, as_tokens)):
@@ -63,7 +67,7 @@ class Attempt:
             return self.size
         sizes = next(form.sizes for _, form in forms_in(self[self.latent], self.latent))
         if len(sizes) > 3:
-            return sizes[-2], sizes[-1]
+            return (sizes[-3], sizes[-2]) if self.channels_last else (sizes[-2], sizes[-1])
         rows = math.isqrt(sizes[1])
         return rows, max(sizes[1] // rows, 1)
 
@@ -84,6 +88,11 @@ class Attempt:
 
     def forms(self) -> list[tuple[str, Form]]:
         return [found for name, node in self.nodes for found in forms_in(node, name)]
+
+    @property
+    def batched(self) -> set[str]:
+        """Tensors with a row for each sample."""
+        return {path for path, form in self.forms() if form.sizes[:1] == (BATCH,)}
 
     def holders(self) -> list[tuple[str, Parts]]:
         """What holds other parts, also inside of an argument."""
@@ -121,6 +130,10 @@ def _positions_of_size(form: Form, grid: Grid, size: Grid, beside: bool) -> tupl
     they do not follow it.
     """
     sizes = form.sizes
+    if form.content in ("row", "column"):
+        along = form.content == "column"
+        patch = grid[along] // sizes[-1]
+        return (*sizes[:-1], size[along] // patch) if patch and patch * sizes[-1] == grid[along] else None
     if len(sizes) == 3 and form.content in ("cos", "sin", "turn"):  # (rows, columns, D)
         patch = grid[0] // sizes[0]
         fits = patch and (sizes[0] * patch, sizes[1] * patch) == grid and not (size[0] % patch or size[1] % patch)

@@ -78,6 +78,8 @@ class Example:
             self.latent, "" if latent in base else latent, listed, places=self._places, in_float32=in_float32
         )
         self._shaping = replace(shaping, channels_last=has_channels_last(model, base, latent) and not listed)
+        if self._found and self._search and self._shaping.channels_last:
+            self._found = self._search.found = replace(self._found, channels_last=True)
         self._base = self._shaping.known(base)
 
     @property
@@ -113,7 +115,7 @@ class Example:
         function = self._function if size and self._function_takes_a_size else None
         if self._found is not None:
             found = self._found
-            if size and not self._shaping.channels_last:
+            if size and (self._search or not self._shaping.channels_last):
                 found = self._search.at_size(size) if self._search else found.of_size(size)
             base = self._shaping.known(found.inputs(self._dtype))
         else:
@@ -250,7 +252,7 @@ def has_channels_last(model: nn.Module, inputs: Inputs, latent: str) -> bool:
 
     if runs(-1):
         return False
-    return runs(-2) or tensor.shape[1] == tensor.shape[2] != tensor.shape[-1]
+    return runs(-2) or tensor.shape[-3] == tensor.shape[-2] != tensor.shape[-1]
 
 
 def _sides_and_channels(

@@ -18,9 +18,25 @@ from torch import Tensor
 BATCH, TEXT_TOKENS, SIDE_IN_TOKENS = 2, 7, 4
 _LAYERS, _LARGE_TABLE = 3, 64  # of a list of a text's layers; places along a side of a table that is cut to size
 Grid = tuple[int, int]
-Content = Literal["noise", "time", "label", "mask", "place", "across", "index", "cos", "sin", "turn", "count", "pixels"]
+Content = Literal[
+    "noise",
+    "time",
+    "label",
+    "mask",
+    "count",
+    "pixels",
+    "place",
+    "across",
+    "index",
+    "row",
+    "column",
+    "cos",
+    "sin",
+    "turn",
+]
+_COUNTED = ("index", "row", "column")
 CONDITIONS = ("time", "label", "text", "vector", "mask")  # kinds of arguments that are fed though they may be left out
-POSITIONAL = ("place", "across", "index", "cos", "sin", "turn")  # contents that say where a token is
+POSITIONAL = ("place", "across", "index", "row", "column", "cos", "sin", "turn")  # contents that say where a token is
 
 NAMES: Mapping[str, tuple[str, ...]] = {  # of forward's arguments, by what they are
     "latent": (
@@ -91,7 +107,7 @@ class Form:
             angles = _angles(grid, sizes, paired=self.content != "turn")
             turns = {"cos": torch.cos, "sin": torch.sin, "turn": lambda angle: torch.polar(torch.ones(sizes), angle)}
             return turns[self.content](angles)
-        if self.content == "index":
+        if self.content in _COUNTED:
             return torch.arange(sizes[-1]).expand(sizes).clone()
         along = sizes[1:] or (1,)
         if self.content == "mask":
@@ -123,7 +139,7 @@ class Form:
             return f"torch.full(({shape},), 500{'.0' if self.numbers == 'float' else ''})"
         if self.content == "label":
             return f"torch.randint({self.below}, ({shape},))"
-        if self.content == "index":
+        if self.content in _COUNTED:
             return f"torch.arange({self.sizes[-1]}).expand({shape})"
         if self.content in ("cos", "turn"):  # of the angle 0
             return f"torch.ones({shape}{', dtype=torch.complex64' if self.numbers == 'complex' else ''})"
@@ -256,6 +272,8 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
             Parts(tuple, (("0", Form((cells, width), "cos")), ("1", Form((cells, width), "sin")))),
             *(Form((side, side, width), "turn", "complex") for side in (SIDE_IN_TOKENS, _LARGE_TABLE)),
             Form((cells, width), "turn", "complex"),
+            *(_axes_of(side) for side in (SIDE_IN_TOKENS, 2 * SIDE_IN_TOKENS)),
+            Form((TEXT_TOKENS,), "index", "int"),
         ],
         "text place": [Form((TEXT_TOKENS, 3), "place"), Form((BATCH, TEXT_TOKENS, 3), "place")],
         "count": [Form((BATCH,), "count", "int")],
@@ -268,6 +286,12 @@ def alternatives(kind: str, width: int, labels: int) -> list[Node]:
     made["grid"] = [Form((BATCH, 2, cells), "across"), *made["place"]]
     made["sequence"] = [*made["place"][-1:], *made["place"][:-1]]
     return made.get(kind, [tokens, vector, number, index, mask])
+
+
+def _axes_of(side: int) -> Parts:
+    """Places along each axis of a video of one frame."""
+    axes = Form((1,), "label", "int", below=1), Form((side,), "row", "int"), Form((side,), "column", "int")
+    return Parts(tuple, tuple((str(i), axis) for i, axis in enumerate(axes)))
 
 
 def grid_of_tokens(grid: Grid, tokens: int) -> Grid | None:

@@ -1,4 +1,4 @@
-"""Forms that a latent may have: an image, channels first or last, tokens, a video of one frame, one token a sample."""
+"""Forms that a latent may have: an image or a video of one frame, with channels first or last, tokens, one token."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def latent_forms(
         for length in (*frames, 1)
         for sizes in ((BATCH, count, length, side, side), (BATCH, length, count, side, side))
     ]
+    videos_last = [Form((BATCH, 1, side, side, count)) for side in sides[:2] for count in dict.fromkeys(ends[:8])]
     vectors = [Form((BATCH, width)) for width in (new, *widths)]
-    return images[:8] + tokens[:1] + videos[:4] + last + images[8:] + tokens[1:] + videos[4:] + vectors
+    return images[:8] + tokens[:1] + videos[:4] + last + images[8:] + tokens[1:] + videos[4:] + videos_last + vectors
 
 
 def largest_label(model: nn.Module) -> int:

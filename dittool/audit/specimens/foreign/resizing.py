@@ -45,8 +45,10 @@ def _with_size(attempt: Attempt, there: int, wanted: int) -> Iterator[Attempt]:
     forms = sorted(attempt.forms(), key=lambda named: named[1].content != "mask" and named[1].content not in POSITIONAL)
     for path, form in forms:
         sizes = form.sizes
-        kept = 2 if path == attempt.latent and len(sizes) > 3 else 0
-        for axis in range(0 if sizes[:1] != (BATCH,) else 1, len(sizes) - kept):
+        kept = _rows_and_columns(sizes) if path == attempt.latent else ()
+        for axis in range(0 if sizes[:1] != (BATCH,) else 1, len(sizes)):
+            if axis in kept:
+                continue
             shares, left = divmod(there, max(sizes[axis], 1))
             fits = not left and shares and wanted % shares == 0 and 0 < wanted // shares <= _LARGEST_SIZE
             is_token = path == attempt.latent and len(sizes) == 3 and axis == 1
@@ -56,6 +58,14 @@ def _with_size(attempt: Attempt, there: int, wanted: int) -> Iterator[Attempt]:
                     yield attempt.with_sizes(path, other)
         if path == attempt.latent and len(sizes) > 3 and (side := _other_side(sizes[-1], there, wanted)):
             yield attempt.with_sizes(path, (*sizes[:-2], side, side))
+
+
+def _rows_and_columns(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a latent's rows and columns: the last two, or those before its channels."""
+    end = len(sizes)
+    if end <= 3:
+        return ()
+    return (end - 3, end - 2) if sizes[-3] == sizes[-2] != sizes[-1] else (end - 2, end - 1)
 
 
 def _divisible(attempt: Attempt, values: int, wanted: int) -> Iterator[Attempt]:
@@ -78,7 +88,7 @@ def follows_the_latent(form: Form) -> bool:
 def _may_be(form: Form, sizes: tuple[int, ...]) -> bool:
     """Whether a tensor of positions still says anything at other sizes: several places, of a few coordinates each."""
     axes = {"place": sizes[-1], "across": sizes[-2] if len(sizes) > 1 else 0}.get(form.content, 0)
-    return form.content not in POSITIONAL or (1 not in sizes and axes <= _MOST_AXES)
+    return 0 not in sizes and (form.content not in POSITIONAL or (1 not in sizes and axes <= _MOST_AXES))
 
 
 def _other_side(side: int, tokens: int, wanted: int) -> int:
