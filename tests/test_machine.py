@@ -281,6 +281,7 @@ def test_a_preset_with_encoders_of_unknown_width_is_examined_without_its_size(di
     assert "the size of this preset's model is not known" in shown.out and "Traceback" not in shown.err
 
 
+@pytest.mark.slow
 def test_the_limit_of_a_real_shell_is_seen(tmp_path):
     script = f"ulimit -n 100; {sys.executable} -m dittool doctor --preset nano --json"
     run = subprocess.run(

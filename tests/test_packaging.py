@@ -183,6 +183,7 @@ def test_documentation_promises_what_the_package_exports(checkout):
 
 
 @built
+@pytest.mark.slow
 def test_a_users_script_is_type_checked_against_the_installed_wheel(python_with_wheel, tmp_path):
     look = "import dittool, sys; from dittool import load; print(dittool.__file__, 'torch' in sys.modules)"
     where, torch_loaded = run(python_with_wheel, "-c", look, cwd=tmp_path).split()

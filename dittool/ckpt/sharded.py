@@ -229,7 +229,8 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], int]:
         raise BadDataError(f"{path}: no index of a checkpoint", "name a checkpoint that dit train wrote")
     if index["version"] != _VERSION:
         raise BadDataError(
-            f"{path}: version {index['version']!r:.20}, this dit reads version {_VERSION}", "use the dit that wrote it"
+            f"{path}: version {index['version']!r:.20}, read here is version {_VERSION}",
+            "use the version of dit that wrote it",
         )
     return index, len(raw)
 
