@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import stat
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -24,6 +25,7 @@ from dittool.data.source.scan import load_pixels, scan
 from dittool.data.source.sources import list_source
 from dittool.errors import BadDataError, UnsafeFileError
 from dittool.geometry import Bucket
+from dittool.untrusted.zip_members import read_zip_member, zip_members
 from tests.data.source.layouts import BUCKETS, CAPTIONS, CAT, DOG, error_of, image_bytes, pairs, put, read, tar
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -361,6 +363,18 @@ def test_a_bomb_in_a_zip_is_not_unfolded(tmp_path):
     assert read(source) == {"a": (CAPTIONS[DOG], DOG), "b": "too-large"}
     source = zip_of(tmp_path / "b.zip", [("c.png", PAIR[0][1]), ("c.txt", bytes(1 << 20))])
     assert read(source) == {"c": "caption-too-long"}
+
+
+@pytest.mark.row(53)
+def test_a_member_is_never_unfolded_further_than_it_says(tmp_path):
+    source = zip_of(tmp_path / "a.zip", [("b.png", bytes(40 << 20))])
+    source.write_bytes(with_directory_entry(source.read_bytes(), "b.png", at(24, 1000)))
+    (member,) = zip_members(source)
+    tracemalloc.start()
+    with pytest.raises(BadDataError, match="unfolds to more than the 1,000 bytes"):
+        read_zip_member(source, member)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.row(50)
