@@ -102,7 +102,7 @@ def _said(about: About, captioned: bool) -> dict[str, Any]:
         "crop": data.card.crop,
         "identity": data.identity_hash[:16],
         "encoders": [_encoder(card) for card in data.card.encoders],
-        "results": _results(about.run, about.step),
+        "results": _results(about.run, about.step) if about.weights == "ema" else None,  # it judges those
         "audit": _audit(about.run),
         "toml": config_to_toml(about.config).strip().replace("```", "'''"),
     }
@@ -133,13 +133,21 @@ def _results(run: Path, step: int) -> dict[str, Any] | None:
             "mark": marks.get(row.get("passed"), "–"),
             "title": cell(row.get("title", row.get("name"))),
             "value": value_text(row.get("value")),
-            "bound": f"{'at most' if row.get('lower_is_better') else 'at least'} {row.get('threshold')}",
+            "bound": _bound(row.get("threshold"), bool(row.get("lower_is_better"))),
         }
         for row in found["criteria"]
     ]
     images = found.get("data", {})
     of = f"{images.get('images', '?')} {cell(images.get('described', 'images'))}"
     return {"verdict": cell(found.get("verdict")), "images": of, "rows": rows}
+
+
+def _bound(threshold: object, lower_is_better: bool) -> str:
+    if threshold is None:
+        return "does not decide"
+    if isinstance(threshold, list):
+        return " to ".join(map(str, threshold))
+    return f"{'at most' if lower_is_better else 'at least'} {threshold}"
 
 
 def _audit(run: Path) -> dict[str, Any] | None:

@@ -59,9 +59,10 @@ def test_a_generator_shows_its_first_classes(class_run, tmp_path):
 
 def test_verdict_and_audit_stand_there_when_the_run_has_them(run, tmp_path):
     before = card_of(run, tmp_path / "before").text
-    assert "Nobody has judged this step" in before
+    assert "Nobody has judged these weights" in before
     criterion = {"name": "x", "title": "copies|of it", "value": 0.25, "threshold": 0.5, "passed": False}
-    results = {"step": 8, "criteria": [criterion], "verdict": "NO-GO"}
+    others = [{**criterion, "title": title, "threshold": bound} for title, bound in (("a", None), ("b", [0.1, 2]))]
+    results = {"step": 8, "criteria": [criterion, *others], "verdict": "NO-GO"}
     results["data"] = {"images": 4, "described": "held-out images"}
     place = run / "validation/step0000008"
     place.mkdir(parents=True)
@@ -71,6 +72,9 @@ def test_verdict_and_audit_stand_there_when_the_run_has_them(run, tmp_path):
     text = card_of(run, tmp_path / "after").text
     assert "`dit validate` on 4 held-out images: **NO-GO**" in text
     assert "| ✘ copies\\|of it | 0.250 | at least 0.5 |" in text
+    assert "| ✘ a | 0.250 | does not decide |" in text and "| ✘ b | 0.250 | 0.1 to 2 |" in text
+    raw = card_of(run, tmp_path / "raw", weights="model").text
+    assert "Nobody has judged these weights" in raw
     assert "20 pass, 1 warn" in text and "- warn: E9 new: one line" in text
 
 
@@ -80,7 +84,7 @@ def test_results_that_are_none_are_left_out(run, tmp_path, spoiled):
     place.mkdir(parents=True)
     (place / "results.json").write_text(spoiled)
     (run / "audit.json").write_text(spoiled)
-    assert "Nobody has judged this step" in card_of(run, tmp_path / "out", form="safetensors").text
+    assert "Nobody has judged these weights" in card_of(run, tmp_path / "out", form="safetensors").text
 
 
 def test_an_encoder_from_a_local_folder_is_warned_of(run, tmp_path, listener):
