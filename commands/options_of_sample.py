@@ -35,7 +35,7 @@ PromptsOption = Annotated[
     ),
 ]
 FromOption = Annotated[
-    Path | None, typer.Option("--from", metavar="IMG", help="Draw a picture again; other options change it.")
+    Path | None, typer.Option("--from", metavar="IMG", help="A picture to draw again; a .txt or .jsonl is --prompts.")
 ]
 CheckpointOption = Annotated[
     Path | None,

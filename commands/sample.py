@@ -99,6 +99,8 @@ def main(
     from dittool.sampling.request import SampleOptions, plan
 
     console = console_for(json, quiet, verbose)
+    if prompts is None and again is not None and again.suffix.lower() in (".txt", ".jsonl"):
+        prompts, again = again, None
     options = SampleOptions(
         prompt=prompt,
         prompts=prompts,

@@ -53,6 +53,7 @@ def made_of(pipeline: Pipeline, checkpoint: Path | None, identity_hash: str, **f
         "data": identity_hash,
         "data_order": pipeline.data.order_hash,
         "encoders": encoders,
+        "seeds": 'noise of an image: derive_seed("validate", purpose, its id) of dittool.seeding',
         **{name: _hash(path) for name, path in files.items()},
     }
 

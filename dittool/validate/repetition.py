@@ -25,7 +25,7 @@ from dittool.validate.text_edit import CaptionChecker
 from dittool.validate.verdict import Results
 from dittool.whereabouts import exact_place, find
 
-ROUNDING = 2e-3  # relative …
+ROUNDING = 1e-3  # relative …
 LEAST = 1e-5  # … or absolute, of what is near 0
 _NOT_COMPARED = ("seconds", "checkpoint", "asked", "made_with", "made_of", "settings", "data", "training")
 _SHOWN = 20
@@ -73,10 +73,17 @@ class Repetition:
         return all(difference.is_rounding for difference in self.differences)
 
     @property
-    def rows(self) -> list[tuple[str, Any, Any, float | None, str]]:
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
         """For a table: the largest differences."""
-        shown = self.differences[:_SHOWN]
-        return [(one.where, one.then, one.now, one.apart, "rounding" if one.is_rounding else "✘ more") for one in shown]
+        return [
+            (
+                one.where,
+                *(f"{value:.6g}" if _is_number(value) else str(value) for value in (one.then, one.now)),
+                "–" if one.apart is None else f"{one.apart:.1g}",
+                "rounding" if one.is_rounding else "✘ more",
+            )
+            for one in self.differences[:_SHOWN]
+        ]
 
     @property
     def line(self) -> str:

@@ -96,6 +96,8 @@ def test_a_file_of_prompts_becomes_a_file_of_samples_with_seeds_by_index(checkpo
     ended = dit(*line, "--out", tmp_path / "s.npz", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out) == {"samples": str(tmp_path / "s.npz"), "images": 4, "complete": True}
+    as_from = ("--from" if word == "--prompts" else word for word in line)
+    assert dit(*as_from, "--out", tmp_path / "s.npz", "--json").out == ended.out, "a list is no picture to draw again"
     record = json.loads((tmp_path / "s.json").read_text())
     assert record["seeds"] == [5, 6, 7, 8] and record["prompts"][1:3] == ["a red circle", "a blue square on the left"]
     assert record["sampling"]["steps"] == 2 and record["checkpoint_sha256"] and record["made_with"]["threads"]

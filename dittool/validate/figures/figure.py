@@ -109,6 +109,7 @@ class Figure:
             "error": self.error,
             "interval": list(self.interval),
             "at_infinity": self.at_infinity,
+            "lower_is_better": self.lower_is_better,
             "images": self.images,
             "reference": self.reference,
             "sampling": self.sampling,
