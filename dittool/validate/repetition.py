@@ -73,7 +73,7 @@ class Repetition:
         return all(difference.is_rounding for difference in self.differences)
 
     @property
-    def rows(self) -> list[tuple[str, str, str, str, str]]:
+    def rows(self) -> list[tuple[str, ...]]:
         """For a table: the largest differences."""
         return [
             (
