@@ -88,7 +88,7 @@ def weights(run) -> torch.Tensor:
 
 def test_no_key_is_left_out():
     assert {*WEIGHTS, *SHOWN_ELSEWHERE} == set(Train.model_fields)
-    assert set(Checkpoint.model_fields) == {"every", "keep", "keep_every"}
+    assert set(Checkpoint.model_fields) == {"every", "background", "keep", "keep_every"}  # background: test_saving.py
 
 
 @pytest.mark.parametrize("key", WEIGHTS)
