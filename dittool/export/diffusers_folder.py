@@ -91,8 +91,9 @@ def pipeline_source(kind: str, cards: Mapping[str, EncoderCard]) -> str:
 
 def _origin() -> str:
     return (
-        f"Made by dit {__version__} (`dit export`) from its own sources, which trained the model: each definition as\n"
-        f"it stands there, under a line that names its file. Needs diffusers, transformers and torch, not dit.\n{_LICENCE}"
+        f"Made by dit {__version__} (`dit export`) from its own sources, which trained the model: each definition\n"
+        f"as it stands there, under a line that names its file. Needs diffusers, transformers and torch, not dit.\n"
+        f"{_LICENCE}"
     )
 
 
