@@ -111,6 +111,33 @@ class StatesBesideThePicture(OneArgument):
         return {"text": states, "picture": self.drawn(x, lambda z: c)}
 
 
+class TextThatKnowsTheTime(Net):
+    """Each block looks at a text to which time was added: its keys are no modulation."""
+
+    class block(Block):
+        def __init__(self):
+            super().__init__()
+            self.keys = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+
+        def forward(self, x, c, text):
+            k, v = self.keys(text).chunk(2, -1)
+            gate = self.vectors(c)[2]
+            return super().forward(x + gate * F.scaled_dot_product_attention(norm(x), k, v), c)
+
+    def __init__(self, depth=3):
+        super().__init__(depth)
+        del self.labels
+        self.tokens = nn.Linear(12, WIDTH)
+
+    def forward(self, x, t, text):
+        c = self.times(t)
+        text = self.tokens(text) + c[:, None]
+        z = self.patches(x).flatten(2).transpose(1, 2) + self.positions(x.shape[-2] // 2, x.shape[-1] // 2)
+        for block in self.blocks:
+            z = block(z, c, text)
+        return F.fold(self.head(z).transpose(1, 2), x.shape[-2:], 2, stride=2)
+
+
 class LabelsSorted(Net):
     def condition(self, t, y):
         return super().condition(t, y.sort().values)
@@ -389,6 +416,7 @@ JUDGED: dict[str, dict[str, str]] = {
     "OneArgumentPooledUnread": {"C6": "fail"},
     "WithoutAnnotations": {"C6": "pass"},
     "StatesBesideThePicture": {"C6": "pass"},
+    "TextThatKnowsTheTime": {"E1": "pass"},
     "LabelsSorted": {"C8": "fail"},
     "PartsNamedAsMethods": {"E1": "pass", "E2": "pass", "E3": "pass"},
     "Frames": {"R1": "pass", "E1": "pass", "C6": "pass"},

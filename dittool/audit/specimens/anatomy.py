@@ -17,7 +17,7 @@ B batch · N tokens · D width
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -299,11 +299,17 @@ def _with_modulation(runs: Runs, blocks: list[str], of_conditions: frozenset[str
         of_each_token = given.dim() == 3 and isinstance(linear[name], nn.Linear)
         return by_conditions or (of_each_token and changes(name, timed))
 
+    def of_tokens(name: str, rows: Set[int]) -> bool:
+        """Whether what is no vector has a row for each of a block's tokens: a text that time has modulated has not."""
+        given = input_of(plain, name)
+        return given is not None and (is_vector(given, runs.batch) or given.dim() != 3 or given.shape[1] in rows)
+
     inner: dict[str, tuple[str, ...]] = {}
     kept = [block for block in blocks if block not in runs.stands_for]
     for block in kept:
         module, call = part_of(model, block), plain[block]
-        own = [name for name in linear if _inside(name, [block]) and fed(name)]
+        rows = {tokens.shape[1] for tokens in call.carried}
+        own = [name for name in linear if _inside(name, [block]) and fed(name) and of_tokens(name, rows)]
         inner[block] = _untouched_by_tokens(module, block, own, call)
     last: dict[str, tuple[str, ...]] = {}
     for first, *others in alike_blocks(model, kept):

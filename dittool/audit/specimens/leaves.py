@@ -95,7 +95,8 @@ def _copied(mapping: Mapping[Any, Any], changed: dict[Any, Any]) -> Mapping[Any,
     other = copy.copy(mapping)
     if not isinstance(other, MutableMapping):
         return changed
-    other.update(changed)
+    for key, value in changed.items():  # outputs of diffusers and transformers have no update()
+        other[key] = value
     return other
 
 

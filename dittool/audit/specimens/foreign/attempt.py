@@ -12,7 +12,6 @@ from torch import nn
 
 from dittool.audit.specimens.foreign.blame import Refusal, own_line, refusal_of
 from dittool.audit.specimens.foreign.forms import (
-    BATCH,
     POSITIONAL,
     Form,
     Grid,
@@ -88,11 +87,6 @@ class Attempt:
 
     def forms(self) -> list[tuple[str, Form]]:
         return [found for name, node in self.nodes for found in forms_in(node, name)]
-
-    @property
-    def batched(self) -> set[str]:
-        """Tensors with a row for each sample."""
-        return {path for path, form in self.forms() if form.sizes[:1] == (BATCH,)}
 
     def holders(self) -> list[tuple[str, Parts]]:
         """What holds other parts, also inside of an argument."""

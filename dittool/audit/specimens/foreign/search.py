@@ -134,7 +134,8 @@ class Search:
         for axes in (3, 2):
             form = next(form for form in self._latents if len(form.sizes) == axes)
             other = self._from(start.with_form(self.latent, form), _FOR_ONE_MORE)
-            if other and other.batched == found.batched and not self._ran.mixes(other):
+            latent = other[self.latent] if other else None
+            if other and isinstance(latent, Form) and len(latent.sizes) == axes and not self._ran.mixes(other):
                 return other
         return found
 
