@@ -164,10 +164,11 @@ def kinds(data: DriftData) -> list[BatchKind[Groups]]:
 
 
 def largest_batch(data: DriftData) -> BatchBytes:
-    """Of the groups with their real samples; a reading process hands over one latent at a time."""
+    """Of the groups with their real samples; a reading process hands over the new ones of a step."""
     drift, latent = data.config.drift, _latent_bytes(data.config)
     groups = batch_size(data.config) // drift.generated // data.ranks.count
-    return BatchBytes(groups * (drift.generated + drift.positives + drift.unconditional) * latent, latent)
+    used = groups * (drift.generated + drift.positives + drift.unconditional) * latent
+    return BatchBytes(used, drift.pushed * latent)
 
 
 def _latent_bytes(config: DriftConfig) -> int:
@@ -206,6 +207,6 @@ FAMILY = Family(
     noise=write_class_noise,
     cheap_begin=_cheap_begin,
     specimen=GeneratorNetwork,
-    batch_bytes=lambda config, _widths: _latent_bytes(config),
+    batch_bytes=lambda config, _widths: config.drift.pushed * _latent_bytes(config),
     codec=lambda config: config.encoders.vae,
 )

@@ -68,7 +68,7 @@ class LatentStream:
         """Before the first step: until every queue can give what a group needs."""
         drift = self._config.drift
         while self.queues.held_by_all < drift.unconditional or int(self.queues.pushed.min()) < drift.positives:
-            self._push([self.samples[self._position]])
+            self._push(*_Arrivals(self.samples, self._position, 1)[0])
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The queues of a checkpoint, their samples read again from the shards."""
@@ -84,12 +84,13 @@ class LatentStream:
         first one.
         """
         pushed = self._config.drift.pushed
-        arriving = range(self._position, self._position + (end - first) * pushed)
-        pinned = self._device.type == "cuda"
-        arrivals = read_ahead(self.samples, arriving, self._config.train.workers, pin_memory=pinned)
+        arriving = _Arrivals(self.samples, self._position, pushed)
+        each, pinned = pushed * self.queues.sample_bytes, self._device.type == "cuda"
+        workers = self._config.train.workers
+        arrivals = read_ahead(arriving, range(end - first), workers, pin_memory=pinned, item_bytes=each)
         for step in range(first, end):
-            # all of them before any enters: where one cannot be read, the queues are still those of the step before
-            self._push([next(arrivals) for _ in range(pushed)])
+            # all of a step at once: where one cannot be read, the queues are still those of the step before
+            self._push(*next(arrivals))
             for micro in range(self._config.train.accumulate):
                 yield self._groups(group_numbers(self._config, step, micro, ranks))
 
@@ -119,16 +120,28 @@ class LatentStream:
         labels, alpha, style = (sent(part, self._device) for part in (labels, alpha, style))
         return Groups(names, 1 / train.accumulate, labels, alpha, noise, style, positives, unconditional)
 
-    def _push(self, samples: Sequence[tuple[int, int, Tensor]]) -> None:
-        """Of each its number, its class and its latent."""
-        numbers, labels, latents = zip(*samples, strict=True)
-        self.queues.push(torch.tensor(numbers), torch.tensor(labels), latents)
-        self._position += len(samples)
+    def _push(self, numbers: Tensor, labels: Tensor, latents: Tensor) -> None:
+        self.queues.push(numbers, labels, latents)
+        self._position += len(numbers)
 
     def _label(self, group: int) -> int:
         """Classes come in shuffled passes over all of them."""
         count = len(self.queues.pushed)
         return _order(self._config.train.seed, "classes", group // count, count)[group % count]
+
+
+class _Arrivals(Dataset):
+    """What enters the queues with each step from a position of the endless stream on, handed over at once: numbers
+    (n,), classes (n,), latents (n, C, h, w).
+    """
+
+    def __init__(self, samples: ClassSamples, position: int, pushed: int) -> None:
+        self._samples, self._position, self._pushed = samples, position, pushed
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        first = self._position + step * self._pushed
+        numbers, labels, latents = zip(*(self._samples[first + one] for one in range(self._pushed)), strict=True)
+        return torch.tensor(numbers), torch.tensor(labels), torch.stack(latents)
 
 
 class ClassSamples(Dataset):

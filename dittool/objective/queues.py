@@ -38,6 +38,10 @@ class SampleQueues:
         """Of the samples, on the device."""
         return self._values.nbytes + self._all_values.nbytes
 
+    @property
+    def sample_bytes(self) -> int:
+        return self._all_values[0].nbytes
+
     def push(self, numbers: Tensor, labels: Tensor, values: Iterable[Tensor]) -> None:
         """Samples (n,) of classes (n,) with their n values, the newest last. All lie on the host; pinned values are
         copied while it goes on.
