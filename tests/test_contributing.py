@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.quick import others_slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 SECTIONS = {  # title → text
@@ -109,7 +111,7 @@ def test_what_the_page_adds_is_a_new_file_and_an_entry_in_a_table(title):
 
 
 @pytest.mark.xdist_group("contributing")
-@pytest.mark.parametrize("title", SECTIONS)
+@pytest.mark.parametrize("title", others_slow(SECTIONS, ("A command",)))
 def test_what_the_page_adds_runs(title, ended):
     assert sessions(SECTIONS[title])
     for line, expected in sessions(SECTIONS[title]):

@@ -84,6 +84,7 @@ def test_every_shipped_preset_is_clean(preset):
     )
 
 
+@pytest.mark.slow
 def test_every_rule_passes_on_something_clean(clean):
     """A rule that only ever skips proves nothing."""
     subjects = [open_subject(str(clean / "shards")), open_subject(str(clean / "run"))]

@@ -123,6 +123,7 @@ def test_an_option_that_belongs_to_a_model_is_refused_elsewhere(dit):
     assert outcome.code == 2 and "--trained belong to a model factory" in outcome.err
 
 
+@pytest.mark.slow
 def test_the_command_says_its_profile(dit):
     answer = json.loads(dit("audit", f"{FILE}:OpenTableOfVectors", "--select", "E1,R1", "--json").out)
     assert answer["profile"] == "any" and answer["ok"]

@@ -76,6 +76,7 @@ def test_killed_at_a_file_event_a_run_resumes_to_the_same_bits(tiny_run, tiny_sh
         assert_resumes_to(tiny_run, tmp_path / f"killed{event}", tiny_shards)
 
 
+@pytest.mark.slow
 @pytest.mark.row(8)
 def test_a_picture_is_never_torn(tiny_run, tmp_path):
     events = (1, 2, 3, 4, 5)

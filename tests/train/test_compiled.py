@@ -100,7 +100,11 @@ def every_shape(sizes: tuple[int, ...]):
 
 @pytest.mark.parametrize(
     ("checkpointing", "precision", "joins"),
-    [(False, torch.float32, False), (True, torch.bfloat16, True), ("selective", torch.float32, True)],
+    [
+        (False, torch.float32, False),
+        pytest.param(True, torch.bfloat16, True, marks=pytest.mark.slow),
+        pytest.param("selective", torch.float32, True, marks=pytest.mark.slow),
+    ],
 )
 def test_two_graphs_serve_all_blocks_buckets_and_caption_lengths(graphs, monkeypatch, checkpointing, precision, joins):
     monkeypatch.setattr(layers, "joining_pays", lambda _q: joins)
@@ -117,6 +121,7 @@ def test_two_graphs_serve_all_blocks_buckets_and_caption_lengths(graphs, monkeyp
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_of_one_sample_have_two_graphs_of_their_own(graphs):
     model = build()
     compile_blocks(model)

@@ -19,6 +19,7 @@ from dittool.errors import StorageError, UsageError
 from dittool.train import copies as copies_module
 from dittool.train.copies import Copies, bring_back, copies_place
 from dittool.train.loop import train
+from tests.quick import every_third
 from tests.run_states import assert_same_bits, final_state
 from tests.sharded import in_parts
 
@@ -84,7 +85,7 @@ def test_a_sidecar_goes_first_and_comes_last(bucket, store, tiny_run, tmp_path, 
     ]
 
 
-@pytest.mark.parametrize("harm", ["truncated", "no sidecar", "no checkpoint", "strange sidecar"])
+@pytest.mark.parametrize("harm", every_third(["truncated", "no sidecar", "no checkpoint", "strange sidecar"]))
 def test_an_older_copy_serves_where_the_newest_is_harmed(harm, bucket, store, tiny_run, tmp_path, listener):
     place = place_of(f"{bucket}/run")
     Copies(tiny_run, place, listener).close()
@@ -125,7 +126,7 @@ def test_parts_are_copied_brought_back_and_taken_away(bucket, store, run_in_part
     assert not [path for path in store.find(str(place)) if "final" in path] and not listener.warnings
 
 
-@pytest.mark.parametrize("harm", ["part", "index", "part gone"])
+@pytest.mark.parametrize("harm", every_third(["part", "index", "part gone"]))
 def test_an_older_copy_serves_where_parts_are_harmed(harm, bucket, store, run_in_parts, tmp_path, listener):
     place = place_of(f"{bucket}/run")
     Copies(run_in_parts, place, listener).close()

@@ -167,8 +167,9 @@ def test_one_then_two_then_one_processes_see_the_same_samples(family_run, family
     assert largest_difference(*(load_checkpoint(resolve_checkpoint(run)) for run in (out, family_run))) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.row(15)
-@pytest.mark.parametrize("shards", ["tiny_shards", pytest.param("class_shards", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shards", ["tiny_shards", "class_shards"])
 def test_a_signal_to_one_process_stops_all_and_saves_once(shards, request, tmp_path):
     family_shards = request.getfixturevalue(shards)
     out = tmp_path / "run"

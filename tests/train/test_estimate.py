@@ -29,6 +29,7 @@ def test_the_plan_adds_up_and_the_checkpoint_has_the_size_it_says(tiny_shards, t
     assert plan.memory_bytes > 5 * 4 * plan.parameters and "autograd" in plan.memory_from
 
 
+@pytest.mark.slow
 def test_checkpointing_lowers_the_measured_memory(tiny_shards):
     deep = ("model.depth=6", "train.batch_size=16")
     plain, recomputing = (

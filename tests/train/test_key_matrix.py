@@ -17,6 +17,7 @@ from dittool.ckpt.load import load_checkpoint
 from dittool.config.load import config_from_dict, config_to_toml
 from dittool.train import state
 from dittool.train.loop import train
+from tests.quick import others_slow
 from tests.run_states import assert_same_bits, final_state, stopped_at
 from tests.train.test_distributed import finished, largest_difference, torchrun
 
@@ -61,7 +62,9 @@ SETTINGS = ("train.accumulate=2", "train.steps=6", "checkpoint.every=3")
 ON_MODELS = ("E1", "E2", "E3", "E5", "C1", "C3", "C5", "C6", "C8")
 ON_CHECKPOINTS = ("C5", "K1", "K2", "K3", "K4", "K5", "K6")
 
-rows = pytest.mark.parametrize("row", KEYS)
+QUICK = ("block", "added_patches", "tread_repa", "averages")  # of all that every run tries
+
+rows = pytest.mark.parametrize("row", others_slow(KEYS, QUICK))
 
 
 @pytest.fixture(scope="module")

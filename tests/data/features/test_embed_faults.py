@@ -81,6 +81,7 @@ def assert_the_next_run_completes(images, derived, config, whole):
 # Rows 1 and 2: killed
 
 
+@pytest.mark.slow
 @pytest.mark.row(1)
 def test_killed_at_a_file_event_the_next_run_completes_with_the_same_bytes(images, config, whole, tmp_path):
     events = (37,)
