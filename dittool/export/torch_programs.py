@@ -121,6 +121,6 @@ def _program(network: nn.Module, first: Inputs, second: Inputs) -> torch.export.
         raise BadDataError(
             f"torch.export's program differs from the network by {difference:.1e} of its output, at most"
             f" {_MOST_DIFFERENCE:.0e} may be",
-            "export it as safetensors or for diffusers; torch and dit may not fit each other: dit doctor",
+            "export it as safetensors or for diffusers; torch may not fit this version: dit doctor",
         )
     return program

@@ -64,7 +64,7 @@ EXPECTED = {  # layout → rule → (status, part of the evidence); the reasons 
 }
 SKIPPED = {  # what is not judged, and a part of the reason
     # taken, kept in the configuration, and read nowhere in the class
-    "DiT, diffusers": ("C1", "norm_num_groups, upcast_attention (not seen to act here: the model's config keeps it"),
+    "DiT, diffusers": ("C1", "norm_num_groups (not seen to act here: the model's config keeps it"),
     "PixArt, diffusers": ("C1", "num_embeds_ada_norm"),  # only compared with None
     # the last block computes queries of the text whose answers nobody takes
     "SD3, diffusers": ("C6", "add_q_proj"),

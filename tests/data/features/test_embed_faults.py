@@ -28,7 +28,7 @@ from dittool.encoders.vae import load_codec
 from dittool.errors import BadDataError, StorageError
 from tests.killed import killed_at
 
-CONFIG = ("data.area=None", 'data.buckets=["64x64"]')
+CONFIG = ("data.area=None", 'data.buckets=["96x64"]')
 EMBED = ("--preset", "demo", "--quiet", *(word for override in CONFIG for word in ("-s", override)))
 FULL_AT_BYTE = """
 import resource, signal, sys
@@ -191,7 +191,7 @@ def test_a_full_disk_ends_with_5_and_the_next_run_completes(images, config, whol
         sys.executable,
         "-c",
         FULL_AT_BYTE,
-        2160,
+        3000,
         "embed",
         images,
         "--preset",
