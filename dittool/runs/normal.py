@@ -63,15 +63,15 @@ def curves_of(folder: Path, preset: str | None, steps: int, batch_size: int | No
 
 def newly_outside(rows: Sequence[Mapping[str, Any]], curves: Curves) -> dict[str, str]:
     """Figures that the last row finds outside of their band, for the first time in this log, and what is to be said."""
-    known = {row["outside_figure"] for row in rows if "outside_figure" in row}
-    said = {}
+    said: dict[str, str] = {}
     for name, band in curves.bands.items():
         recent = [row for row in rows[-4 * SMOOTHED :] if isinstance(row.get(name), (int, float))]
-        if name in known or len(recent) < SMOOTHED + IN_A_ROW - 1 or not rows or recent[-1] is not rows[-1]:
+        if len(recent) < SMOOTHED + IN_A_ROW - 1 or recent[-1] is not rows[-1]:
             continue
         values = smoothed([row[name] for row in recent])[-IN_A_ROW:]
         sides = {_side(value, band, row["step"]) for value, row in zip(values, recent[-IN_A_ROW:], strict=True)}
-        if len(sides) == 1 and (side := sides.pop()) is not None:
+        side = sides.pop() if len(sides) == 1 else None
+        if side is not None and not any(row.get("outside_figure") == name for row in rows):
             low, high = _at(band, recent[-1]["step"]) or (math.nan, math.nan)
             said[name] = (
                 f"{_NAMES[name]} is {values[-1]:.3g}, {side} what runs of {curves.preset} have at this step"
