@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +57,18 @@ class Outcome:
     err: str
 
 
+def empty_plot(_rows: object, path: Path) -> None:
+    """In place of `plot_losses`, which tests/ckpt/test_run_log.py tries."""
+    from PIL import Image
+
+    Image.new("L", (8, 4)).save(path)
+
+
 @pytest.fixture(autouse=True)
 def _plain_surroundings(monkeypatch):
+    for name in ("dittool.train.log", "dittool.validate.report"):  # a plot takes a third of a run of eight steps
+        if name in sys.modules:
+            monkeypatch.setattr(sys.modules[name], "plot_losses", empty_plot)
     for name in ("DIT_DEBUG", "DIT_LPIPS_BACKBONE", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 

@@ -199,6 +199,7 @@ def test_a_users_script_is_type_checked_against_the_installed_wheel(python_with_
     assert lines == expected, found.stdout + found.stderr
 
 
+@pytest.mark.slow
 @built
 def test_every_public_name_is_there_in_the_installed_wheel(python_with_wheel, tmp_path):
     look = "import dittool; from dittool import *; print(*(eval(name) is not None for name in dittool.__all__))"

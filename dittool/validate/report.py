@@ -7,6 +7,7 @@ page's own policy forbids it to load anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -81,8 +82,11 @@ def write_report(
     return path
 
 
+@cache
 def environment(*folders: Path) -> Environment:
-    """The surroundings of templates, here and in `folders`: escaping on, unknown names an error."""
+    """The surroundings of templates, here and in `folders`: escaping on, unknown names an error. A template is compiled
+    once.
+    """
     surroundings = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,

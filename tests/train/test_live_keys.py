@@ -20,6 +20,7 @@ from dittool.errors import NonFiniteError
 from dittool.families import flow
 from dittool.train import distributed, loop, state
 from dittool.train.loop import train
+from tests.quick import every_third
 
 BASE = (
     "train.steps=4",
@@ -91,7 +92,7 @@ def test_no_key_is_left_out():
     assert set(Checkpoint.model_fields) == {"every", "background", "keep", "keep_every"}  # background: test_saving.py
 
 
-@pytest.mark.parametrize("key", WEIGHTS)
+@pytest.mark.parametrize("key", every_third(WEIGHTS))
 def test_a_key_changes_the_weights(plain, tiny_shards, tmp_path, key):
     *before, change = WEIGHTS[key]
     reference = run_with(tiny_shards, tmp_path / "before", *before) if before else plain
