@@ -31,6 +31,7 @@ from dittool.ckpt.safetensors_file import check_safetensors, safetensors_errors_
 from dittool.ckpt.write import Written, write_safetensors
 from dittool.errors import BadDataError
 from dittool.storage import file_sha256, write_atomic
+from dittool.untrusted.bounded_json import read_bounded_json
 from dittool.untrusted.refusal import unsafe
 from dittool.untrusted.tensor_spec import DTYPE_BYTES, Place, TensorSpec, is_shape
 from dittool.untrusted.weight_index import require_beside
@@ -209,22 +210,7 @@ def _is_tiled(spec: TensorSpec, pieces: list[TensorSpec]) -> bool:
 def _read_index(folder: Path) -> tuple[dict[str, Any], int]:
     """The index and its size in bytes."""
     path = folder / INDEX_NAME
-    with require_beside(path, folder).open("rb") as file:
-        raw = file.read(_LARGEST_INDEX + 1)
-    if len(raw) > _LARGEST_INDEX:
-        raise unsafe(path, f"an index of more than {_LARGEST_INDEX:,} bytes")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(named := dict(pairs)) < len(pairs):
-            raise unsafe(path, "a name twice in one index")
-        return named
-
-    try:
-        index = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
-    except RecursionError as error:
-        raise unsafe(path, "an index that is not JSON of a sane depth") from error
-    except ValueError as error:
-        raise BadDataError(f"{path}: not JSON: {error}", "copy the folder again") from error
+    index, size = read_bounded_json(require_beside(path, folder), _LARGEST_INDEX, "copy the folder again")
     if not isinstance(index, dict) or not {"version", "parts", "content"} <= index.keys():
         raise BadDataError(f"{path}: no index of a checkpoint", "name a checkpoint that dit train wrote")
     if index["version"] != _VERSION:
@@ -232,7 +218,7 @@ def _read_index(folder: Path) -> tuple[dict[str, Any], int]:
             f"{path}: version {index['version']!r:.20}, read here is version {_VERSION}",
             "use the version of dit that wrote it",
         )
-    return index, len(raw)
+    return index, size
 
 
 def _parts(index: Mapping[str, Any], path: Path) -> list[Part]:

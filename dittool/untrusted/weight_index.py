@@ -6,12 +6,11 @@ only lead to where a cache of the Hugging Face hub keeps its files (`snapshots/R
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from dittool.errors import BadDataError
+from dittool.untrusted.bounded_json import read_bounded_json
 from dittool.untrusted.refusal import unsafe
 
 _LARGEST = 4 << 20  # bytes; ten thousand tensors take about one megabyte
@@ -23,22 +22,7 @@ def read_index(path: Path) -> dict[str, str]:
 
     Raises `BadDataError` for what is no such index, `UnsafeFileError` for one that no writer makes.
     """
-    with path.open("rb") as file:
-        raw = file.read(_LARGEST + 1)
-    if len(raw) > _LARGEST:
-        raise unsafe(path, f"an index of more than {_LARGEST:,} bytes")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(named := dict(pairs)) < len(pairs):
-            raise unsafe(path, "a name twice in one index")
-        return named
-
-    try:
-        index = json.loads(raw.decode("utf-8"), object_pairs_hook=once)
-    except RecursionError as error:
-        raise unsafe(path, "an index that is not JSON of a sane depth") from error
-    except ValueError as error:
-        raise BadDataError(f"{path}: not JSON: {error}", "copy or download it again") from error
+    index, _ = read_bounded_json(path, _LARGEST, "copy or download it again")
     files = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(files, dict):
         raise BadDataError(f"{path}: no index of weights: it has no weight_map", "name a file that ends in .index.json")
