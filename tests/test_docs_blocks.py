@@ -35,7 +35,7 @@ RUN_ELSEWHERE = {  # first line of a block, or the page of all its consoles → 
     "pip install -c constraints.txt -e . && dit demo": ".ci/run installs so, tests/demo runs the demo",
     "pip install -c constraints.txt -e '.[test]' && pytest": ".ci/run types it",
     "CONTRIBUTING.md": "tests/test_contributing.py",
-    "docs/plugins.md": "tests/test_plugins.py",
+    "docs/plugins.md": "tests/test_plugin_template.py",
 }
 
 

@@ -9,18 +9,19 @@ import pytest
 
 from dittool.audit.registry import built_in_rules
 from dittool.audit.runner import audit_subject
-from tests.audit import foreign_habits, foreign_strangers
-from tests.audit.foreign_strangers import JUDGED
+from tests.audit import foreign_habits, foreign_strangers, foreign_strangers_tokens
 from tests.audit.opened import open_subject
 from tests.quick import every_third
 
-FILE = Path(foreign_strangers.__file__)
+FAMILIES = (foreign_strangers, foreign_strangers_tokens)
+JUDGED = {kind: answers for family in FAMILIES for kind, answers in family.JUDGED.items()}
 WORST = ("skip", "pass", "warn", "fail")
 
 
 def judged(kind, codes):
     rules = [rule for rule in built_in_rules() if rule.code in codes]
-    result = audit_subject(open_subject(f"{FILE}:{kind}"), rules, profile="any")
+    file = next(family.__file__ for family in FAMILIES if kind in family.JUDGED)
+    result = audit_subject(open_subject(f"{file}:{kind}"), rules, profile="any")
     assert not result.crashes, result.crashes
     return result.findings
 

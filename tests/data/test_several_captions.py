@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from dittool.data.shards.columns import SampleRef
 from dittool.data.shards.from_encoders import embed_into_shards
 from dittool.data.shards.older_sets import index_again
 from dittool.data.shards.read import ShardSet
+from dittool.data.shards.stream import BatchStream
 from dittool.data.shards.verify import verify
 from dittool.data.shards.webdataset_pipeline import as_webdataset
 from dittool.data.shards.write import shard
@@ -213,8 +215,9 @@ def test_batches_hold_the_drawn_captions_and_two_processes_draw_the_same(made):
             seen[text_members(refs[key].members)[member]] += 1
     assert seen["long"] > seen["short"] > seen["tags"] > 0
     assert max(data.stream.plan.passes(23)) > 2
-    halves = [opened(made).stream.__class__(shards, data.refs, data.provenance.norm, 4, 0, rank=rank, ranks=2,
-              caption_weights={"long": 3.0, "tags": 0.5})[5] for rank in range(2)]  # fmt: skip
+    weights = {"long": 3.0, "tags": 0.5}
+    half_of = partial(BatchStream, shards, data.refs, data.provenance.norm, 4, 0, ranks=2, caption_weights=weights)
+    halves = [half_of(rank=rank)[5] for rank in range(2)]
     ids = [key for half in halves for key in half.ids]
     assert ids == data.stream[5].ids
     rows = [row for half in halves for row in half.conditions.text]

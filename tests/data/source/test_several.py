@@ -60,9 +60,8 @@ def test_a_list_in_a_named_column_gives_its_first_text_or_all(tmp_path):
     (record,) = scan(tmp_path / "list.jsonl", BUCKETS, pairing=TWO)
     assert record.captions == SHORT_AND_LONG and record.flags == ("further-captions:1",)
     all_of_them = Pairing(caption_columns=TWO.caption_columns, several="all")
-    assert kept(tmp_path / "list.jsonl", all_of_them)["a"] == (
-        SHORT_AND_LONG[0], ("short", "one dog"), SHORT_AND_LONG[1]
-    )  # fmt: skip
+    short, long = SHORT_AND_LONG
+    assert kept(tmp_path / "list.jsonl", all_of_them)["a"] == (short, ("short", "one dog"), long)
 
 
 def test_a_caption_that_cannot_be_used_is_left_out_and_counted(tmp_path):
