@@ -287,7 +287,7 @@ def _usage_error(error: typer.TyperException, command: Loaded | None = None) -> 
     for parameter in command.params if command else ():
         if option in parameter.opts and parameter.metavar:  # it stands without its value
             see = f"write {option} {parameter.metavar}; {see}"
-    return UsageError(one_line(error.format_message()), see)
+    return UsageError(one_line(error.format_message()).replace(": Value error, ", ": ", 1), see)
 
 
 def _options_near(written: str, command: Loaded) -> list[str]:

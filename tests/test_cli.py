@@ -395,3 +395,9 @@ def test_an_option_given_twice_is_said_with_the_value_that_holds(arguments, said
     monkeypatch.chdir(tmp_path)
     warnings = [line for line in dit(*arguments).err.splitlines() if "given" in line and line.startswith("warning: ")]
     assert len(warnings) == bool(said) and all(said in line for line in warnings)
+
+
+def test_a_choice_that_is_none_is_named_beside_those_that_are(dit):
+    assert dit("validate", "--split", "both").err.splitlines()[0] == (
+        "error: Invalid value for '--split': 'both' is not one of 'holdout', 'train'."
+    )

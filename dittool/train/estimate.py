@@ -30,6 +30,7 @@ from dittool.train.loop import train_step
 from dittool.train.memory import CARDS, StepMemory, step_memory
 from dittool.train.readiness import checkpoints_kept, require_room
 from dittool.train.state import TrainState, saves_in_background
+from dittool.train.trackers import trackers_of
 
 _TIMED_STEPS = 3  # after one to warm up
 
@@ -127,6 +128,7 @@ def estimate(config: AnyConfig, data: Path, talk: Talk = SILENT, begun: int = 0)
     """Measures a plan on this machine, of a run that goes on from step `begun`. Raises what training would raise for
     the same data and configuration.
     """
+    trackers_of(config, data, begun)  # a run begins them; a name that is none is said here
     family, ranks = family_of(config), Ranks(0, 1, device_of_choice())
     config = family.cheap_begin(config)
     opened = family.open_data(config, data, ranks)

@@ -15,6 +15,7 @@ from PIL import Image
 from dittool.ckpt.run_log import read_log
 from dittool.errors import UsageError
 from dittool.train import trackers
+from dittool.train.estimate import estimate
 from dittool.train.loop import train
 from dittool.train.trackers import PatientTracker, TrackedRun
 
@@ -185,6 +186,11 @@ def test_a_missing_package_is_named_before_the_first_step(tiny_shards, tmp_path,
     with pytest.raises(UsageError, match=r"train\.wandb = \"p\": the package wandb is not installed") as message:
         train(tiny_shards.config_with("train.wandb=p"), tiny_shards.folder, tmp_path / "run")
     assert "pip install wandb" in message.value.hint and not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_plan_names_a_tracker_that_is_none(tiny_shards):
+    with pytest.raises(UsageError, match="names no tracker"):
+        estimate(tiny_shards.config_with('train.trackers=["tensorbord"]'), tiny_shards.folder)
 
 
 def test_a_tracker_that_is_none_is_named_before_the_first_step(tiny_shards, tmp_path):
